@@ -1,0 +1,78 @@
+"""tercet decides which images meet: P×K batches, triplets, pairs and hard negatives for metric learning.
+
+The public names load on first use (PEP 562), so `import tercet` is quick and leaves torch unloaded.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tercet.catalog import Catalog as Catalog
+    from tercet.catalog import read_catalog as read_catalog
+    from tercet.catalog import scan_folder as scan_folder
+    from tercet.datasets import ImageDataset as ImageDataset
+    from tercet.datasets import TripletBatch as TripletBatch
+    from tercet.datasets import TripletDataset as TripletDataset
+    from tercet.loader import MinedBatch as MinedBatch
+    from tercet.loader import MiningLoader as MiningLoader
+    from tercet.losses.pair import Contrastive as Contrastive
+    from tercet.losses.triplet import TripletMargin as TripletMargin
+    from tercet.manifest import Manifest as Manifest
+    from tercet.manifest import read_manifest as read_manifest
+    from tercet.manifest import write_manifest as write_manifest
+    from tercet.metrics import map_at_r as map_at_r
+    from tercet.metrics import recall_at_k as recall_at_k
+    from tercet.miners import BatchAll as BatchAll
+    from tercet.miners import BatchHard as BatchHard
+    from tercet.miners import SemiHard as SemiHard
+    from tercet.samplers import PKSampler as PKSampler
+    from tercet.samplers import ShuffledSampler as ShuffledSampler
+    from tercet.stats import describe as describe
+    from tercet.triplets.random import RandomTriplets as RandomTriplets
+    from tercet.tuples import Pairs as Pairs
+    from tercet.tuples import References as References
+    from tercet.tuples import Triplets as Triplets
+
+_HOME = {
+    "Catalog": "catalog",
+    "read_catalog": "catalog",
+    "scan_folder": "catalog",
+    "ImageDataset": "datasets",
+    "TripletBatch": "datasets",
+    "TripletDataset": "datasets",
+    "MinedBatch": "loader",
+    "MiningLoader": "loader",
+    "Contrastive": "losses.pair",
+    "TripletMargin": "losses.triplet",
+    "Manifest": "manifest",
+    "read_manifest": "manifest",
+    "write_manifest": "manifest",
+    "map_at_r": "metrics",
+    "recall_at_k": "metrics",
+    "BatchAll": "miners",
+    "BatchHard": "miners",
+    "SemiHard": "miners",
+    "PKSampler": "samplers",
+    "ShuffledSampler": "samplers",
+    "describe": "stats",
+    "RandomTriplets": "triplets.random",
+    "Pairs": "tuples",
+    "References": "tuples",
+    "Triplets": "tuples",
+}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tercet' has no attribute {name!r}")
+    value = getattr(import_module(f"tercet.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

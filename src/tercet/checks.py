@@ -1,0 +1,144 @@
+"""The sentences of refusal: argument, what was expected, what came, and the way out."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+__all__ = ["choice", "label_codes", "real", "refusal", "whole"]
+
+
+def refusal(owner: str, argument: str, got: object, expected: str, way_out: str = "") -> ValueError:
+    """One sentence that says what was wrong with an argument, ready to raise.
+
+    Args:
+        owner: the class or function that was called, `"PKSampler"`.
+        argument: the name of the argument, `"p"`.
+        got: what came; shown by `repr`, shortened to 80 characters.
+        expected: what would have been right, `"a whole number of at least 1"`.
+        way_out: what to do instead; left away when `expected` says it.
+
+    Returns:
+        The error. It is returned, not raised, so that the caller's `raise` shows in the traceback.
+
+    Example:
+        >>> print(refusal("PKSampler", "p", 0, "a whole number of at least 1"))
+        PKSampler(p=0): expected a whole number of at least 1
+    """
+    shown = repr(got)
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    tail = f"; {way_out}" if way_out else ""
+    return ValueError(f"{owner}({argument}={shown}): expected {expected}{tail}")
+
+
+def whole(owner: str, argument: str, value: Any, minimum: int = 0, maximum: int | None = None) -> int:
+    """`value` as an int, refused unless it is a whole number in [minimum, maximum].
+
+    Raises:
+        ValueError: not a whole number (booleans, floats and strings are not), or out of range.
+
+    Example:
+        >>> whole("PKSampler", "p", np.int32(16), minimum=1)
+        16
+    """
+    expected = f"a whole number of at least {minimum}"
+    if maximum is not None:
+        expected = f"a whole number from {minimum} to {maximum}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise refusal(owner, argument, value, expected) from None
+    if isinstance(value, (bool, np.bool_)) or number < minimum or (maximum is not None and number > maximum):
+        raise refusal(owner, argument, value, expected)
+    return number
+
+
+def real(
+    owner: str, argument: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf
+) -> float:
+    """`value` as a float, refused unless it is finite and in [minimum, maximum].
+
+    Raises:
+        ValueError: not a finite number, or out of range.
+
+    Example:
+        >>> real("TripletMargin", "margin", 1, minimum=0)
+        1.0
+    """
+    expected = "a finite number"
+    if minimum > -math.inf or maximum < math.inf:
+        low = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
+        expected += f" {low}" if minimum > -math.inf else f" of at most {maximum:g}"
+    if isinstance(value, (str, bytes, bool, np.bool_)):
+        raise refusal(owner, argument, value, expected)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise refusal(owner, argument, value, expected) from None
+    if not math.isfinite(number) or not minimum <= number <= maximum:
+        raise refusal(owner, argument, value, expected)
+    return number
+
+
+def choice(owner: str, argument: str, value: Any, options: Iterable[str]) -> Any:
+    """`value`, refused unless it is one of `options`; a near miss is named in the sentence.
+
+    Raises:
+        ValueError: not one of the options.
+
+    Example:
+        >>> choice("PKSampler", "short_classes", "repeat", ("repeat", "skip", "error"))
+        'repeat'
+    """
+    known = list(options)
+    if isinstance(value, str) and value in known:
+        return value
+    near = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else []
+    expected = "one of " + ", ".join(repr(option) for option in known)
+    raise refusal(owner, argument, value, expected, f"did you mean {near[0]!r}?" if near else "")
+
+
+def label_codes(owner: str, labels: Any, argument: str = "labels") -> tuple[np.ndarray, np.ndarray]:
+    """Labels of any kind as class numbers: sorted, so the same labels give the same codes everywhere.
+
+    Args:
+        owner: the class or function that was called, for the sentence.
+        labels: [n] whole numbers, booleans or strings: a list, a numpy array or a CPU tensor.
+        argument: the name of the argument, for the sentence.
+
+    Returns:
+        `codes` int64 [n] into `classes` [c], the sorted distinct labels.
+
+    Raises:
+        ValueError: empty, not one-dimensional, or neither whole numbers nor strings.
+
+    Example:
+        >>> codes, classes = label_codes("PKSampler", ["cat", "ant", "cat"])
+        >>> codes.tolist(), classes.tolist()
+        ([1, 0, 1], ['ant', 'cat'])
+    """
+    # No copy of a large int array; a list of str becomes a numpy str array.
+    array = np.asarray(labels)
+    if array.ndim != 1 or not array.size:
+        raise refusal(
+            owner, argument, f"array of shape {array.shape}", "one label for each of 1 or more images"
+        )
+    if array.dtype == object:
+        kinds = {type(label) for label in array.tolist()}
+        if kinds <= {str}:
+            array = array.astype(np.str_)
+        elif kinds <= {int}:
+            array = array.astype(np.int64)
+        else:
+            names = " and ".join(sorted(kind.__name__ for kind in kinds))
+            raise refusal(owner, argument, names, "all whole numbers or all strings")
+    if array.dtype.kind not in "iubUT":
+        raise refusal(owner, argument, str(array.dtype), "whole numbers or strings", "convert with .astype(int)")
+    classes, codes = np.unique(array, return_inverse=True)
+    return codes.astype(np.int64, copy=False), classes

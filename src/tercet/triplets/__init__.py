@@ -1,0 +1,1 @@
+"""Which triplets, from labels and relevance."""

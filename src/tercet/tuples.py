@@ -1,0 +1,107 @@
+"""Triplets, Pairs and References: the integers that cross every border."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+__all__ = ["Pairs", "References", "TripletSequence", "Triplets"]
+
+
+class Triplets(NamedTuple):
+    """Row numbers of anchors, positives and negatives, one triplet a position.
+
+    A miner's rows are rows of the batch (and, for `positive` and `negative`, of the references where
+    there are any); a manifest's rows are rows of the catalog. It unpacks as the 3-tuple that
+    pytorch-metric-learning calls `indices_tuple`, so each of its losses takes it.
+
+    Args:
+        anchor: int64 [t], numpy or torch.
+        positive: int64 [t], the same kind.
+        negative: int64 [t], the same kind.
+
+    Example:
+        >>> triplets = Triplets(np.array([0, 1]), np.array([1, 0]), np.array([2, 2]))
+        >>> triplets.count
+        2
+    """
+
+    anchor: Any
+    positive: Any
+    negative: Any
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        """The number of triplets t. (It hides `tuple.count`, which nobody needs here.)"""
+        return int(self.anchor.shape[0])
+
+    @classmethod
+    def interleaved(cls, count: int) -> Triplets:
+        """The triplets of a batch laid out q p n q p n …, `count` of them in 3 × `count` rows.
+
+        Args:
+            count: the number of triplets, B.
+
+        Returns:
+            Triplets of int64 [B], numpy.
+
+        Example:
+            >>> Triplets.interleaved(2)
+            Triplets(anchor=array([0, 3]), positive=array([1, 4]), negative=array([2, 5]))
+        """
+        anchor = np.arange(count, dtype=np.int64) * 3
+        return cls(anchor, anchor + 1, anchor + 2)
+
+
+class Pairs(NamedTuple):
+    """Row numbers of positive pairs and of negative pairs: pytorch-metric-learning's 4-tuple.
+
+    Args:
+        pos_anchor: int64 [u], numpy or torch.
+        positive: int64 [u].
+        neg_anchor: int64 [v].
+        negative: int64 [v].
+
+    Example:
+        >>> Pairs(np.array([0]), np.array([1]), np.array([0, 1]), np.array([2, 2])).count
+        3
+    """
+
+    pos_anchor: Any
+    positive: Any
+    neg_anchor: Any
+    negative: Any
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        """The number of pairs, positive and negative together."""
+        return int(self.pos_anchor.shape[0]) + int(self.neg_anchor.shape[0])
+
+
+class References(NamedTuple):
+    """Columns that are not the batch: a memory, other ranks' embeddings, a collection.
+
+    Args:
+        embeddings: float [r, d].
+        labels: int [r].
+        ids: int64 [r], who each column is, so that an image is never mined against itself;
+            None where no column can be a row of the batch.
+    """
+
+    embeddings: Any
+    labels: Any
+    ids: Any = None
+
+
+@runtime_checkable
+class TripletSequence(Protocol):
+    """What `write_manifest` and `TripletDataset` take: triplets by their number, computed or stored."""
+
+    def __len__(self) -> int:
+        """The number of triplets."""
+        ...
+
+    def __getitem__(self, index: Any) -> Triplets:
+        """The triplets at an int, a slice or an int array [t]; always `Triplets` of int64."""
+        ...
