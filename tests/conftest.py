@@ -5,4 +5,5 @@ import os
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-install_import_hook("tercet", "beartype.beartype")
+# By PEP 484 an int passes for a float: `margin=1` is no mistake.
+install_import_hook("tercet", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -37,6 +37,11 @@ def refusal(owner: str, argument: str, got: object, expected: str, way_out: str 
     return ValueError(f"{owner}({argument}={shown}): expected {expected}{tail}")
 
 
+def _boolean(value: Any) -> bool:
+    """Whether `value` is true or false, in Python's, numpy's or torch's own type."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
 def whole(owner: str, argument: str, value: Any, minimum: int = 0, maximum: int | None = None) -> int:
     """`value` as an int, refused unless it is a whole number in [minimum, maximum].
 
@@ -54,13 +59,13 @@ def whole(owner: str, argument: str, value: Any, minimum: int = 0, maximum: int 
         number = operator.index(value)
     except TypeError:
         raise refusal(owner, argument, value, expected) from None
-    if isinstance(value, (bool, np.bool_)) or number < minimum or (maximum is not None and number > maximum):
+    if _boolean(value) or number < minimum or (maximum is not None and number > maximum):
         raise refusal(owner, argument, value, expected)
     return number
 
 
 def real(
-    owner: str, argument: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf
+    owner: str, argument: str, value: Any, minimum: int | float = -math.inf, maximum: int | float = math.inf
 ) -> float:
     """`value` as a float, refused unless it is finite and in [minimum, maximum].
 
@@ -75,11 +80,11 @@ def real(
     if minimum > -math.inf or maximum < math.inf:
         low = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
         expected += f" {low}" if minimum > -math.inf else f" of at most {maximum:g}"
-    if isinstance(value, (str, bytes, bool, np.bool_)):
+    if isinstance(value, (str, bytes, complex)) or _boolean(value):
         raise refusal(owner, argument, value, expected)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise refusal(owner, argument, value, expected) from None
     if not math.isfinite(number) or not minimum <= number <= maximum:
         raise refusal(owner, argument, value, expected)
@@ -123,22 +128,30 @@ def label_codes(owner: str, labels: Any, argument: str = "labels") -> tuple[np.n
         >>> codes.tolist(), classes.tolist()
         ([1, 0, 1], ['ant', 'cat'])
     """
-    # No copy of a large int array; a list of str becomes a numpy str array.
-    array = np.asarray(labels)
+    try:
+        array = np.asarray(labels)  # no copy of a large int array
+    except ValueError:  # lists of unequal length, refused below by their type
+        array = np.asarray(labels, dtype=object)
+    if array.dtype.kind == "U" and not isinstance(labels, np.ndarray):
+        array = np.asarray(labels, dtype=object)  # of ["a", 1] numpy has made two strings
     if array.ndim != 1 or not array.size:
         raise refusal(
             owner, argument, f"array of shape {array.shape}", "one label for each of 1 or more images"
         )
     if array.dtype == object:
-        kinds = {type(label) for label in array.tolist()}
-        if kinds <= {str}:
-            array = array.astype(np.str_)
-        elif kinds <= {int}:
-            array = array.astype(np.int64)
-        else:
+        items = array.tolist()
+        kinds = {type(item) for item in items}
+        if not any(all(issubclass(kind, one) for kind in kinds) for one in (str, (int, np.integer))):
             names = " and ".join(sorted(kind.__name__ for kind in kinds))
             raise refusal(owner, argument, names, "all whole numbers or all strings")
+        array = np.asarray(items)
     if array.dtype.kind not in "iubUT":
-        raise refusal(owner, argument, str(array.dtype), "whole numbers or strings", "convert with .astype(int)")
+        raise refusal(
+            owner,
+            argument,
+            str(array.dtype),
+            "whole numbers or strings",
+            "convert with .astype(int) or .astype(str)",
+        )
     classes, codes = np.unique(array, return_inverse=True)
     return codes.astype(np.int64, copy=False), classes

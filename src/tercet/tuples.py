@@ -6,7 +6,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Pairs", "References", "TripletSequence", "Triplets"]
+from tercet.checks import whole
+
+__all__ = ["Pairs", "References", "TripletSequence", "Triplets", "rows_at"]
 
 
 class Triplets(NamedTuple):
@@ -46,11 +48,14 @@ class Triplets(NamedTuple):
         Returns:
             Triplets of int64 [B], numpy.
 
+        Raises:
+            ValueError: `count` is not a whole number of at least 0.
+
         Example:
             >>> Triplets.interleaved(2)
             Triplets(anchor=array([0, 3]), positive=array([1, 4]), negative=array([2, 5]))
         """
-        anchor = np.arange(count, dtype=np.int64) * 3
+        anchor = np.arange(whole("Triplets.interleaved", "count", count), dtype=np.int64) * 3
         return cls(anchor, anchor + 1, anchor + 2)
 
 
@@ -87,6 +92,10 @@ class References(NamedTuple):
         labels: int [r].
         ids: int64 [r], who each column is, so that an image is never mined against itself;
             None where no column can be a row of the batch.
+
+    Example:
+        >>> References(np.eye(2), labels=np.array([0, 1])).ids is None
+        True
     """
 
     embeddings: Any
@@ -105,3 +114,27 @@ class TripletSequence(Protocol):
     def __getitem__(self, index: Any) -> Triplets:
         """The triplets at an int, a slice or an int array [t]; always `Triplets` of int64."""
         ...
+
+
+def rows_at(index: Any, length: int) -> np.ndarray:
+    """What an int, a slice or an int array means for a sequence of `length`: row numbers int64 [t].
+
+    Raises:
+        IndexError: a number outside [−length, length), or no whole numbers at all.
+
+    Example:
+        >>> rows_at(slice(-2, None), 5).tolist(), rows_at([-1, 0], 5).tolist()
+        ([3, 4], [4, 0])
+    """
+    if isinstance(index, slice):
+        return np.arange(*index.indices(length), dtype=np.int64)
+    rows = np.atleast_1d(np.asarray(index))
+    if not rows.size:
+        return np.empty(0, dtype=np.int64)
+    if rows.dtype.kind not in "iu" or rows.ndim != 1:
+        raise IndexError(f"expected a whole number, a slice or whole numbers [t], got {index!r}")
+    rows = rows.astype(np.int64)
+    if rows.min() < -length or rows.max() >= length:
+        worst = rows.max() if rows.max() >= length else rows.min()
+        raise IndexError(f"expected numbers from {-length} to {length - 1}, got {worst}")
+    return np.where(rows < 0, rows + length, rows)

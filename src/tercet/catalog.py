@@ -1,0 +1,312 @@
+"""What images there are: a folder of class folders, or a table, as one sorted list of rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tercet.checks import refusal, whole
+from tercet.folders import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
+from tercet.tables import fresh_target, read_columns, write_columns
+
+__all__ = ["Catalog", "read_catalog", "scan_folder"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Catalog:
+    """The images, their classes and their groups: row n of each array speaks of image n.
+
+    Args:
+        paths: str object array [n], relative to `root`, with forward slashes.
+        labels: int64 [n], the class of each image, a position in `classes`.
+        classes: the class names.
+        groups: further columns by name, each [n], whole numbers or strings: "parent" (the folder above
+            the class folder, for use as a super-label), or a camera, a session, … from a table. The names
+            "path" and "label" are taken.
+        root: the folder that `paths` start from.
+        left_out: what was found and is not in the catalog.
+
+    Example:
+        >>> catalog = Catalog(["ant/1.png", "bee/1.png"], [0, 1], ["ant", "bee"])
+        >>> catalog
+        Catalog(2 images, 2 classes)
+        >>> catalog.select([1]).paths.tolist()
+        ['bee/1.png']
+    """
+
+    paths: Any
+    labels: Any
+    classes: Any
+    groups: Mapping[str, Any] = field(default_factory=dict)
+    root: Path = Path()
+    left_out: Sequence[LeftOut] = ()
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("paths", np.array(self.paths, dtype=object))
+        put("labels", np.asarray(self.labels))
+        put("classes", list(map(str, self.classes)))
+        put("groups", {name: np.asarray(values) for name, values in self.groups.items()})
+        put("root", Path(self.root))
+        put("left_out", tuple(self.left_out))
+        for name, column in {"labels": self.labels, **self.groups}.items():
+            if column.shape != self.paths.shape:
+                raise refusal(
+                    "Catalog", name, f"shape {column.shape}", f"one value for each of {len(self)} paths"
+                )
+        expected = f"positions in {len(self.classes)} classes"
+        if self.labels.size and self.labels.dtype.kind not in "iu":
+            raise refusal("Catalog", "labels", f"array of {self.labels.dtype}", expected)
+        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            worst = self.labels.min() if self.labels.min() < 0 else self.labels.max()
+            raise refusal("Catalog", "labels", int(worst), expected)
+        put("labels", self.labels.astype(np.int64))
+        for name in {"path", "label"} & self.groups.keys():
+            raise refusal("Catalog", "groups", name, "another name: a table has that column already")
+
+    def __len__(self) -> int:
+        return self.paths.shape[0]
+
+    def __repr__(self) -> str:
+        tail = f", {len(self.left_out)} left out" if self.left_out else ""
+        return f"Catalog({len(self)} images, {len(self.classes)} classes{tail})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Catalog):
+            return NotImplemented
+        return self.fingerprint == other.fingerprint
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of paths, labels, classes and groups, in hexadecimal; the root does not enter."""
+        groups = {name: list(map(str, values.tolist())) for name, values in self.groups.items()}
+        columns = [self.paths.tolist(), self.labels.tolist(), self.classes, groups]
+        return hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
+
+    def file(self, row: int) -> Path:
+        """The path of image `row`, root included."""
+        return self.root / self.paths[row]
+
+    def left_out_counts(self) -> dict[str, int]:
+        """How many files or folders were left out, by reason, most frequent first."""
+        return dict(Counter(item.reason for item in self.left_out).most_common())
+
+    def select(self, rows: Any) -> Catalog:
+        """The catalog of some rows, in the order given; classes keep their numbers.
+
+        Args:
+            rows: int [m] row numbers, or bool [n].
+
+        Returns:
+            A catalog of m images with the same `classes` and `root`, and nothing left out.
+
+        Raises:
+            ValueError: a row number outside [0, n), or a mask of another length.
+        """
+        index = np.asarray(rows)
+        if index.dtype == bool:
+            if index.shape != self.paths.shape:
+                raise refusal(
+                    "Catalog.select", "rows", f"mask of shape {index.shape}", f"shape ({len(self)},)"
+                )
+            index = np.flatnonzero(index)
+        index = index.astype(np.int64) if not index.size else index
+        if index.dtype.kind not in "iu" or index.ndim != 1:
+            raise refusal("Catalog.select", "rows", rows, "row numbers [m] or a mask [n]")
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            worst = index.max() if index.max() >= len(self) else index.min()
+            raise refusal("Catalog.select", "rows", int(worst), f"row numbers from 0 to {len(self) - 1}")
+        groups = {name: values[index] for name, values in self.groups.items()}
+        return Catalog(self.paths[index], self.labels[index], self.classes, groups, self.root)
+
+    def write(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the table path, label, groups… that `read_catalog` and pandas read.
+
+        Paths are written relative to the folder of the table, so that images and table can move together.
+
+        Args:
+            path: where to, ending in .csv or .parquet.
+            overwrite: replace an existing file.
+
+        Raises:
+            ValueError: another suffix, an existing file, or a folder that cannot be written.
+        """
+        target = fresh_target("Catalog.write", path, overwrite, (".csv", ".parquet"))
+        base = os.path.relpath(self.root, target.parent)
+        if base.startswith(".."):  # after a link, ".." is the folder above what the link leads to
+            base = os.path.relpath(os.path.realpath(self.root), os.path.realpath(target.parent))
+        prefix = "" if base == "." else f"{Path(base).as_posix()}/"
+        names = np.array(self.classes, dtype=object)[self.labels]
+        located = [name if os.path.isabs(name) else prefix + name for name in self.paths]
+        paths = np.array(located, dtype=object)
+        write_columns({"path": paths, "label": names, **self.groups}, target)
+
+
+def scan_folder(
+    root: str | Path,
+    *,
+    class_depth: int | None = None,
+    suffixes: Iterable[str] = IMAGE_SUFFIXES,
+    verify: bool = False,
+    progress: bool = False,
+) -> Catalog:
+    """The catalog of a folder of class folders: every image below a folder, sorted by path.
+
+    A folder that holds images is a class, named by its whole path below `root`; where classes lie deeper
+    than the first level, `groups["parent"]` names the folder above each, for use as a super-label.
+    Links are followed, loops are not. The order is that of the path's parts, as plain strings, so class
+    numbers are those of torchvision's ImageFolder on a flat tree.
+
+    Args:
+        root: the folder.
+        class_depth: a class is named by its first `class_depth` folders, and everything below belongs to
+            it; None names it by its whole path.
+        suffixes: what counts as an image, in lower case; compared in any case.
+        verify: decode every image, in parallel, and leave out those that do not decode.
+        progress: show a progress bar while verifying.
+
+    Returns:
+        The catalog; `left_out` names each file or folder that is not in it, with the reason.
+
+    Raises:
+        ValueError: no such folder, or no image in any class folder.
+
+    Example:
+        >>> import pathlib
+        >>> for name in ("ant/1.JPG", "ant/2.jpg", "bee/x y.png", "bee/notes.txt"):
+        ...     file = pathlib.Path("photos", name)
+        ...     file.parent.mkdir(parents=True, exist_ok=True)
+        ...     _ = file.write_bytes(b"")
+        >>> catalog = scan_folder("photos")
+        >>> catalog, catalog.labels.tolist(), catalog.left_out_counts()
+        (Catalog(3 images, 2 classes, 1 left out), [0, 0, 1], {'not an image': 1})
+    """
+    top = Path(root)
+    if not top.is_dir():
+        raise refusal("scan_folder", "root", str(root), "an existing folder")
+    if class_depth is not None:
+        class_depth = whole("scan_folder", "class_depth", class_depth, minimum=1)
+    left_out: list[LeftOut] = []
+    found = list(walk_images(top, frozenset(suffixes), left_out))
+    if verify:
+        found = decodable(top, found, left_out, progress)
+    if not found:
+        reasons = Counter(item.reason for item in left_out)
+        seen = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common()) or "it is empty"
+        expected = "one folder per class with images in it"
+        raise refusal("scan_folder", "root", str(root), expected, f"found none: {seen}")
+    found.sort()
+    folders = [parts[:-1][:class_depth] for parts in found]
+    classes = sorted(set(folders))
+    number = {folder: code for code, folder in enumerate(classes)}
+    groups = {}
+    if any(len(folder) > 1 for folder in classes):
+        groups["parent"] = np.array(["/".join(folder[:-1]) for folder in folders], dtype=object)
+    return Catalog(
+        paths=["/".join(parts) for parts in found],
+        labels=np.array([number[folder] for folder in folders], dtype=np.int64),
+        classes=["/".join(folder) for folder in classes],
+        groups=groups,
+        root=top,
+        left_out=sorted(left_out),
+    )
+
+
+def read_catalog(
+    path: str | Path,
+    *,
+    root: str | Path | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    groups: Iterable[str] | None = None,
+    verify: bool = False,
+    progress: bool = False,
+) -> Catalog:
+    """The catalog of a table, CSV or Parquet, in the order of its rows.
+
+    Args:
+        path: the table, ending in .csv or .parquet.
+        root: the folder that the paths start from; by default the folder of the table.
+        path_column: the column of image paths.
+        label_column: the column of classes, whole numbers or strings. Classes are sorted, as numbers
+            where every one of them is a whole number.
+        groups: columns to keep as groups, whole numbers or strings; by default all others.
+        verify: decode every image, in parallel, and leave out those that do not decode.
+        progress: show a progress bar while verifying.
+
+    Returns:
+        The catalog; a path that the table repeats with the same label is kept once.
+
+    Raises:
+        ValueError: no such file, another suffix, a missing column, an empty value, no rows, a path that has
+            two labels, or no image that decodes.
+
+    Example:
+        >>> import pathlib
+        >>> _ = pathlib.Path("faces.csv").write_text("path,label,camera\\na.jpg,Ann,1\\nb.jpg,Bob,2\\n")
+        >>> catalog = read_catalog("faces.csv")
+        >>> catalog.classes, catalog.groups["camera"].tolist()
+        (['Ann', 'Bob'], [1, 2])
+    """
+    text = (path_column, label_column)
+    wanted = None if groups is None else list(groups)
+    columns = read_columns("read_catalog", path, text, wanted)
+    names, labels = (columns[name] for name in text)
+    if wanted is None:
+        wanted = [name for name in columns if name not in text]
+    if not names.size:
+        raise refusal("read_catalog", "path", str(path), "at least one row")
+    first, left_out = _without_repeats(path, names, labels)
+    classes = sorted(set(labels), key=int if all(map(_is_number, set(labels))) else None)
+    number = {label: code for code, label in enumerate(classes)}
+    catalog = Catalog(
+        paths=names,
+        labels=np.array([number[label] for label in labels], dtype=np.int64),
+        classes=classes,
+        groups={name: columns[name] for name in wanted},
+        root=Path(path).parent if root is None else Path(root),
+    ).select(first)
+    if verify:
+        rows: dict[tuple[str, ...], int] = {(name,): row for row, name in enumerate(catalog.paths)}
+        kept = decodable(catalog.root, list(rows), left_out, progress)
+        if not kept:
+            expected = "at least one image that decodes"
+            raise refusal("read_catalog", "path", str(path), expected, f"of the first: {left_out[-1].reason}")
+        catalog = catalog.select([rows[parts] for parts in kept])
+    return replace(catalog, left_out=left_out)
+
+
+def _is_number(label: str) -> bool:
+    """Whether a label is a whole number, written as Python writes it."""
+    return label.removeprefix("-").isdecimal() and str(int(label)) == label
+
+
+def _without_repeats(
+    path: str | Path, names: np.ndarray, labels: np.ndarray
+) -> tuple[list[int], list[LeftOut]]:
+    """The row of each path's first mention; further mentions are left out, contradictions refused."""
+    first: dict[str, int] = {}
+    left_out = []
+    for row, name in enumerate(names):
+        earlier = first.setdefault(name, row)
+        if labels[earlier] != labels[row]:
+            both = (
+                f"{name!r} is {labels[earlier]!r} in row {earlier + 1} and {labels[row]!r} in row {row + 1}"
+            )
+            raise refusal("read_catalog", "path", str(path), "one label for each path", both)
+        if earlier != row:
+            left_out.append(LeftOut(name, "path repeated in the table"))
+    return list(first.values()), left_out

@@ -1,0 +1,1 @@
+"""The console script `tercet`, one file a command."""

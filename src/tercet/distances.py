@@ -1,0 +1,252 @@
+"""Distances between embeddings: smaller is always nearer, and equal rows are 0 apart.
+
+A distance is three functions. `prepare` turns embeddings into features, once a call; `tile` compares
+every row with every column; `paired` compares row with row. Features are float32, or float64 where the
+embeddings are: half precision and autocast never reach a distance.
+
+Differences are taken before they are squared, never ‖x‖² + ‖y‖² − 2x·y: that form loses half the digits
+of near duplicates (in float32, unit vectors 10⁻⁴ apart come out anywhere from 0 to 10⁻³ apart), and depends
+on how a matrix product is cut into blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from tercet.checks import choice, refusal
+
+__all__ = [
+    "Distance",
+    "Mahalanobis",
+    "as_distance",
+    "cosine",
+    "dot",
+    "euclidean",
+    "hamming",
+    "squared_euclidean",
+]
+
+
+@runtime_checkable
+class Distance(Protocol):
+    """What `distance=` takes beside a name: three functions, and whether a loss can train on them."""
+
+    @property
+    def differentiable(self) -> bool:
+        """False where the gradient is 0 everywhere."""
+        ...
+
+    def prepare(self, embeddings: Shaped[Tensor, "n d"], /) -> Float[Tensor, "n k"]:
+        """The features that `tile` and `paired` compare, with the graph of `embeddings`."""
+        ...
+
+    def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], /) -> Float[Tensor, "a r"]:
+        """D(x_i, y_j) for every row i and column j; its gradient is finite everywhere."""
+        ...
+
+    def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"], /) -> Float[Tensor, " t"]:
+        """D(x_i, y_i) for every i; its gradient is finite everywhere."""
+        ...
+
+
+@dataclass(frozen=True, repr=False)
+class _Named:
+    name: str
+    prepare: Callable[[Tensor], Tensor]
+    tile: Callable[[Tensor, Tensor], Tensor]
+    paired: Callable[[Tensor, Tensor], Tensor]
+    differentiable: bool = True
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _floats(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The embeddings as they are, in float32 or float64."""
+    if not embeddings.is_floating_point():
+        raise refusal(
+            "distance",
+            "embeddings",
+            str(embeddings.dtype),
+            "floating-point embeddings",
+            'convert with .float(), or take distance="hamming" for integer codes',
+        )
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+def _directions(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows divided by their length; a zero row stays zero and gets no gradient."""
+    x = _floats(embeddings)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # [n, 1]
+    return x / length.masked_fill(length == 0, math.inf)
+
+
+def _codes(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Floats by sign, integers by value: float64 holds each integer up to 2⁵³."""
+    if embeddings.is_floating_point():
+        return (embeddings > 0).float()
+    return embeddings.double()
+
+
+def _root(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _root_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+    return torch.linalg.vector_norm(x - y, dim=1)
+
+
+def _square(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+    return _root(x, y).square()
+
+
+def _square_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+    return (x - y).square().sum(1)
+
+
+def _angle(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+    one_is_zero = x.any(1)[:, None] ^ y.any(1)[None, :]  # [a, r]
+    return (_square(x, y) / 2).masked_fill(one_is_zero, 1.0)
+
+
+def _angle_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+    return (_square_paired(x, y) / 2).masked_fill(x.any(1) ^ y.any(1), 1.0)
+
+
+def _product(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+    with torch.autocast(x.device.type, enabled=False):
+        return -(x @ y.T)
+
+
+def _product_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+    return -(x * y).sum(1)
+
+
+def _differing(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+    return torch.cdist(x, y, p=0.0)
+
+
+def _differing_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+    return (x != y).sum(1).to(x.dtype)
+
+
+euclidean: Distance = _Named("euclidean", _floats, _root, _root_paired)
+"""D = ‖x − y‖. At x = y the gradient is 0: the root has none there, and 0 is its smallest subgradient."""
+
+squared_euclidean: Distance = _Named("squared_euclidean", _floats, _square, _square_paired)
+"""D = ‖x − y‖²."""
+
+cosine: Distance = _Named("cosine", _directions, _angle, _angle_paired)
+"""D = 1 − cos(x, y), in [0, 2].
+
+Computed as ½‖x/‖x‖ − y/‖y‖‖², which is the same number, but exactly 0 for equal rows, never negative, and
+accurate for near duplicates. A zero vector has no direction: it counts as orthogonal, D = 1, to all others.
+"""
+
+dot: Distance = _Named("dot", _floats, _product, _product_paired)
+"""D = −x·y: negative for similar rows, and not 0 for equal ones.
+
+The one distance by a matrix product, so its last bit may depend on how tiles are cut.
+"""
+
+hamming: Distance = _Named("hamming", _codes, _differing, _differing_paired, differentiable=False)
+"""D = the number of differing positions of two codes: integers by value, floats by sign (x > 0).
+
+It has no gradient, so miners and metrics take it and losses refuse it.
+"""
+
+_NAMES = {d.name: d for d in (euclidean, squared_euclidean, cosine, dot, hamming) if isinstance(d, _Named)}
+
+
+class Mahalanobis(nn.Module):
+    """The Euclidean distance after the linear map xᵀL.
+
+    D(x, y) = √((x − y)ᵀ M (x − y)), M = LLᵀ
+
+    M is positive semi-definite whatever L is. A linear layer W after a backbone learns the same M = WWᵀ.
+
+    Args:
+        L: [d, k] floats. A `nn.Parameter` is learned with the head that holds the distance; a plain
+            tensor is a buffer.
+
+    Raises:
+        ValueError: L is not a matrix of floats.
+
+    Example:
+        >>> distance = Mahalanobis(torch.diag(torch.tensor([3.0, 4.0])))
+        >>> x = distance.prepare(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        >>> distance.tile(x, x)
+        tensor([[0., 5.],
+                [5., 0.]])
+
+    Reference:
+        Weinberger & Saul, "Distance metric learning for large margin nearest neighbor classification",
+        JMLR 2009.
+    """
+
+    differentiable = True
+
+    def __init__(self, L: Tensor) -> None:
+        super().__init__()
+        if not isinstance(L, Tensor) or L.ndim != 2 or not L.is_floating_point():
+            shown = f"{L.dtype} {tuple(L.shape)}" if isinstance(L, Tensor) else L
+            raise refusal("Mahalanobis", "L", shown, "a float tensor [d, k]")
+        if isinstance(L, nn.Parameter):
+            self.L = L
+        else:
+            self.register_buffer("L", L)
+
+    def prepare(self, embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """xᵀL for every row x."""
+        x = _floats(embeddings)
+        if x.shape[1] != self.L.shape[0]:
+            raise refusal(
+                "Mahalanobis", "L", tuple(self.L.shape), f"one row for each of {x.shape[1]} dimensions"
+            )
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ self.L.to(x.dtype)
+
+    def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+        """‖x_i − y_j‖ of prepared rows."""
+        return _root(x, y)
+
+    def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+        """‖x_i − y_i‖ of prepared rows."""
+        return _root_paired(x, y)
+
+    def extra_repr(self) -> str:
+        """The shape of L, for `print`."""
+        return "×".join(map(str, self.L.shape))
+
+
+def as_distance(owner: str, distance: Any, *, gradient: bool = False) -> Distance:
+    """The distance that an object or a name stands for.
+
+    Args:
+        owner: the class or function that was called, for the sentence.
+        distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"dot"`, `"hamming"`, or a `Distance`.
+        gradient: refuse a distance that a loss cannot train on.
+
+    Returns:
+        The `Distance`.
+
+    Raises:
+        ValueError: an unknown name, an object without the three functions, or one without a gradient.
+
+    Example:
+        >>> as_distance("BatchHard", "cosine")
+        cosine
+    """
+    if isinstance(distance, str) or not isinstance(distance, Distance):
+        distance = _NAMES[choice(owner, "distance", distance, _NAMES)]
+    if gradient and not distance.differentiable:
+        way_out = "train on another one and search with it"
+        raise refusal(owner, "distance", distance, "a distance with a gradient", way_out)
+    return distance

@@ -1,0 +1,126 @@
+"""Epochs that follow each other, and a position in them to save and restore: what every sampler shares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from tercet.checks import refusal, whole
+
+__all__ = ["EpochIterator", "EpochSampler"]
+
+
+class EpochIterator:
+    """One epoch of a sampler, and the position in it.
+
+    Which epoch is settled at the first `next`, not at `iter`: a DataLoader with workers calls `iter` twice
+    and draws from the second only, which must not cost an epoch.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self._sampler = sampler
+        self._position: tuple[int, int] | None = None
+        self._ready: list[Any] = []  # items computed ahead, the next one last
+
+    def __iter__(self) -> EpochIterator:
+        return self
+
+    def __next__(self) -> Any:
+        sampler = self._sampler
+        epoch, step = self._position or self._begin(*sampler._start)
+        if step >= len(sampler):
+            if sampler._running is self:
+                sampler._running = None
+            raise StopIteration
+        if not self._ready:
+            self._ready = sampler._items(epoch, step, min(step + sampler._block, len(sampler)))[::-1]
+        self._position = epoch, step + 1
+        return self._ready.pop()
+
+    def _begin(self, epoch: int, step: int) -> tuple[int, int]:
+        self._position, self._ready = (epoch, step), []
+        self._sampler._start, self._sampler._running = (epoch + 1, 0), self
+        return epoch, step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next item comes from, and the settings it depends on."""
+        return self._sampler._state(self._position or self._sampler._start)
+
+    def load_state_dict(self, state: Any) -> None:
+        """Goes on where `state` was saved; the iteration after this one is the epoch after that."""
+        self._begin(*self._sampler._restored(state))
+
+
+class EpochSampler(ABC):
+    """What both samplers share: ranks, epochs that follow each other, a position to save and restore."""
+
+    _length: int  # items an epoch
+    _block: int  # items computed at a time
+    _settings: dict[str, int | str]  # all that the items depend on, save the rank
+
+    def __init__(self, seed: int, rank: int, world_size: int) -> None:
+        owner = type(self).__name__
+        self.seed = whole(owner, "seed", seed)
+        self.world_size = whole(owner, "world_size", world_size, 1)
+        self.rank = whole(owner, "rank", rank, 0, self.world_size - 1)
+        self._start = (0, 0)  # (epoch, step) from which the next iteration begins
+        self._running: EpochIterator | None = None
+
+    @abstractmethod
+    def _items(self, epoch: int, start: int, stop: int) -> list[Any]:
+        """Items start … stop − 1 of an epoch, as a pure function."""
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        return EpochIterator(self)
+
+    def set_epoch(self, epoch: int, step: int = 0) -> None:
+        """Lets the next iteration be epoch `epoch` from `step` on; without it epochs follow each other.
+
+        Args:
+            epoch: the epoch, from 0.
+            step: the number of its items to pass over: those the training loop has seen, to resume there.
+
+        Raises:
+            ValueError: not whole numbers, or a step beyond the end.
+        """
+        owner = f"{type(self).__name__}.set_epoch"
+        self._start = whole(owner, "epoch", epoch), whole(owner, "step", step, 0, len(self))
+        self._running = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the running iteration, or where the next one begins: a few ints and strings.
+
+        A DataLoader with workers draws ahead of the training loop, and moves this position with it.
+        torchdata's StatefulDataLoader asks at the right moment; with a plain one, count the batches and
+        resume by `set_epoch(epoch, step)`.
+        """
+        return self._running.state_dict() if self._running else self._state(self._start)
+
+    def load_state_dict(self, state: Any) -> None:
+        """Lets the next iteration go on where `state` was saved, on this rank or another.
+
+        Raises:
+            ValueError: not a state, or one saved under other settings, which give other batches.
+        """
+        self._start, self._running = self._restored(state), None
+
+    def _state(self, position: tuple[int, int]) -> dict[str, Any]:
+        return {"epoch": position[0], "step": position[1], "settings": dict(self._settings)}
+
+    def _restored(self, state: Any) -> tuple[int, int]:
+        """The position in `state`, refused unless it was saved under the same settings."""
+        owner = f"{type(self).__name__}.load_state_dict"
+        if not isinstance(state, dict) or not {"epoch", "step", "settings"} <= state.keys():
+            raise refusal(owner, "state", state, "what a sampler's state_dict() returned")
+        for name in sorted({*self._settings, *state["settings"]}):
+            saved, here = state["settings"].get(name), self._settings.get(name)
+            if saved != here:
+                raise ValueError(
+                    f"{owner}: the state was saved with {name}={saved!r}, but this sampler has "
+                    f"{name}={here!r}; build the sampler as it was, or start anew with set_epoch"
+                )
+        return whole(owner, "epoch", state["epoch"]), whole(owner, "step", state["step"], 0, len(self))

@@ -1,0 +1,174 @@
+"""From the bytes of a file to an upright RGB image, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import re
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+__all__ = ["decode_image", "read_image", "why_unreadable"]
+
+_WAY_OUT = "restore the file, or leave it out with tercet.scan_folder(root, verify=True)"
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither a stuffed byte, nor fill, nor a restart
+_JPEG_END = b"\xff\xd9"
+# The entry of the EXIF directory: tag 0x0112, of type short, one value; in either byte order.
+_ORIENTATION = re.compile(
+    rb"\x12\x01\x03\x00\x01\x00\x00\x00([\x01-\x08])\x00"
+    rb"|\x01\x12\x00\x03\x00\x00\x00\x01\x00([\x01-\x08])"
+)
+
+
+def read_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in a file, upright, as RGB.
+
+    The format is told by the content, not by the suffix: JPEG, PNG, WebP, TIFF, BMP, GIF and whatever else
+    the installed OpenCV decodes. The orientation in the EXIF data is applied. Grey, 1-bit, palette and CMYK
+    images become RGB, 16 bits are scaled to 8, and transparent parts of a PNG or WebP lie on white; other
+    formats show their colours without regard to alpha. Of several frames or pages the first is taken.
+
+    Args:
+        path: the file.
+
+    Returns:
+        uint8 [h, w, 3].
+
+    Raises:
+        ValueError: the file cannot be read, is empty, cut short or damaged, or is no image.
+
+    Example:
+        >>> import pathlib
+        >>> _ = pathlib.Path("grey.pgm").write_bytes(b"P5 2 1 255 " + bytes([0, 255]))
+        >>> read_image("grey.pgm").tolist()
+        [[[0, 0, 0], [255, 255, 255]]]
+    """
+    try:
+        return _decoded(_content(path))
+    except ValueError as error:
+        way_out = _WAY_OUT if Path(path).exists() else "is the root of the catalog the right folder?"
+        raise ValueError(f"read_image: {Path(path)}: {error}; {way_out}") from None
+
+
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in the content of a file, as `read_image` gives it.
+
+    Args:
+        data: the whole content.
+        name: where it comes from, for the error.
+
+    Returns:
+        uint8 [h, w, 3].
+
+    Raises:
+        ValueError: the content is empty, cut short, damaged, or no image.
+
+    Example:
+        >>> decode_image(b"P5 2 1 255 " + bytes([0, 255]), "shard-0.tar/grey.pgm").shape
+        (1, 2, 3)
+    """
+    try:
+        return _decoded(data)
+    except ValueError as error:
+        raise ValueError(f"decode_image: {name}: {error}") from None
+
+
+def why_unreadable(path: str | PathLike[str]) -> str | None:
+    """Why `read_image` refuses a file, in a phrase; None where it does not.
+
+    Example:
+        >>> import pathlib
+        >>> _ = pathlib.Path("hollow.jpg").write_bytes(b"")
+        >>> why_unreadable("hollow.jpg")
+        'the file is empty'
+    """
+    try:
+        _decoded(_content(path))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _content(path: str | PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"the file cannot be read: {error.strerror}") from None
+
+
+def _decoded(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """The image; what stands in its way is the text of the ValueError."""
+    import cv2
+
+    if not data:
+        raise ValueError("the file is empty")
+    if data.startswith(_JPEG) and not _jpeg_has_end(data):
+        # Older OpenCV fills the missing part with grey and says nothing.
+        raise ValueError("the JPEG is cut short")
+    if data[4:8] == b"ftyp" and re.search(b"irot|imir", data.partition(b"mdat")[0]):
+        raise ValueError("the AVIF image is turned or mirrored by a property that OpenCV ignores")
+    transparent = _may_be_transparent(data)
+    try:
+        flags = cv2.IMREAD_UNCHANGED if transparent else cv2.IMREAD_COLOR
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError("OpenCV does not decode it: cut short, damaged, or no image of 8 or 16 bits")
+    if transparent:  # read unchanged, so OpenCV has not turned it
+        image = _upright(_on_white(image), _orientation(data))
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _jpeg_has_end(data: bytes) -> bool:
+    """Whether the image ends, by walking its markers; that of an embedded thumbnail does not count."""
+    if data.endswith(_JPEG_END):
+        return True
+    at = len(_JPEG)
+    while found := _JPEG_MARKER.search(data, at):
+        if found[0] == _JPEG_END:
+            return True
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return False
+
+
+def _may_be_transparent(data: bytes) -> bool:
+    """Whether the header of a PNG or WebP announces transparency."""
+    if len(data) < 26:
+        return False
+    if data.startswith(_PNG):
+        return data[25] in (4, 6) or b"tRNS" in data.partition(b"IDAT")[0]
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        extended, lossless = data[12:16] == b"VP8X", data[12:16] == b"VP8L"
+        return (extended and bool(data[20] & 0x10)) or (lossless and bool(data[24] & 0x10))
+    return False
+
+
+def _on_white(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    """α · image + (1 − α) · white, of an image of 1, 3 or 4 channels of 8 or 16 bits."""
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.ndim == 2:  # a grey PNG's one transparent value, which OpenCV ignores
+        image = image[..., None].repeat(3, axis=2)
+    colour, alpha = image[..., :3], image[..., 3:].astype(np.uint16)  # [h, w, 3], [h, w, 0 or 1]
+    if not alpha.size:
+        return colour
+    return ((alpha * colour + (255 - alpha) * 255 + 127) // 255).astype(np.uint8)
+
+
+def _orientation(data: bytes) -> int:
+    """The orientation, 1 to 8, in the EXIF data of a PNG or WebP; 1 where it says nothing."""
+    start = data.find(b"eXIf" if data.startswith(_PNG) else b"EXIF")
+    entry = _ORIENTATION.search(data, start, start + 65536) if start > 0 else None
+    return (entry[1] or entry[2])[0] if entry else 1
+
+
+def _upright(image: UInt8[np.ndarray, "_ _ 3"], orientation: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The image turned and mirrored as an EXIF orientation says."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    return np.ascontiguousarray(image[::rows, ::columns])

@@ -1,0 +1,148 @@
+"""A DataLoader wrapped with a model and a miner: batches of images in, mined batches out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tercet.checks import refusal
+from tercet.stats import describe as describe_mined
+
+__all__ = ["MinedBatch", "MiningLoader"]
+
+
+class MinedBatch(NamedTuple):
+    """A batch that was embedded and mined.
+
+    Args:
+        embeddings: float [n, d], with the model's graph.
+        labels: int [n], on the embeddings' device.
+        mined: `Triplets` or `Pairs` of rows of the batch.
+        stats: what `describe` says of them; empty where it was not asked.
+
+    Example:
+        >>> loader = [(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([0, 0, 1]))]
+        >>> from tercet.miners import BatchHard
+        >>> batch = next(iter(MiningLoader(loader, torch.nn.Identity(), BatchHard(), describe=False)))
+        >>> batch.embeddings.shape, batch.mined.count
+        (torch.Size([3, 1]), 2)
+    """
+
+    embeddings: Any
+    labels: Any
+    mined: Any
+    stats: dict[str, float]
+
+
+class MiningLoader:
+    """Batches of a DataLoader, embedded by the model and mined: each is a `MinedBatch`.
+
+    The model is called as it is, in whatever mode and under whatever autocast the loop has set.
+
+    Args:
+        loader: an iterable of (images, labels) or (images, labels, rows); `rows` become the miner's `ids`.
+        model: gives embeddings [n, d] for images.
+        miner: a miner, or any callable like one.
+        device: where images and labels are moved to; None to leave them where the loader put them.
+        describe: fill `stats`, with the miner's own margin and distance where it has them.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from tercet.losses.triplet import TripletMargin
+        >>> from tercet.miners import BatchHard
+        >>> data = TensorDataset(torch.arange(8.0)[:, None], torch.tensor([0, 1] * 4))
+        >>> model, head = torch.nn.Linear(1, 2), TripletMargin(margin=0.2)
+        >>> for embeddings, labels, mined, stats in MiningLoader(DataLoader(data, 4), model, BatchHard()):
+        ...     head(embeddings, labels, mined).backward()
+        ...     print(mined.count, stats["anchors"])
+        4 1.0
+        4 1.0
+    """
+
+    def __init__(
+        self, loader: Any, model: Any, miner: Any, *, device: Any = None, describe: bool = True
+    ) -> None:
+        self.loader = loader
+        self.model = model
+        self.miner = miner
+        self.device = None if device is None else torch.device(device)
+        self.describe = describe
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[MinedBatch]:
+        for batch in self.loader:
+            yield self._mined(batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch to the loader, or else to its batch sampler, its sampler or its dataset.
+
+        Raises:
+            ValueError: none of them has `set_epoch`.
+        """
+        parts = [
+            self.loader,
+            *(getattr(self.loader, p, None) for p in ("batch_sampler", "sampler", "dataset")),
+        ]
+        for part in parts:
+            if callable(getattr(part, "set_epoch", None)):
+                part.set_epoch(epoch)
+                return
+        kind = type(self.loader).__name__
+        way_out = "make the DataLoader with batch_sampler=PKSampler(...)"
+        raise refusal("MiningLoader", "loader", kind, "something with set_epoch", way_out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's own state: mining adds none.
+
+        Raises:
+            ValueError: the loader has no `state_dict`. Its sampler's will not do: workers run ahead of it.
+        """
+        return self._stateful("state_dict")()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give a state back to the loader.
+
+        Raises:
+            ValueError: the loader has no `load_state_dict`.
+        """
+        self._stateful("load_state_dict")(state)
+
+    def _stateful(self, method: str) -> Any:
+        if not callable(getattr(self.loader, method, None)):
+            kind = type(self.loader).__name__
+            raise refusal(
+                "MiningLoader",
+                "loader",
+                kind,
+                f"a loader with {method}",
+                "use torchdata's StatefulDataLoader",
+            )
+        return getattr(self.loader, method)
+
+    def _mined(self, batch: Any) -> MinedBatch:
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            shown = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else batch
+            raise refusal("MiningLoader", "batch", shown, "(images, labels) or (images, labels, rows)")
+        images, labels, *rows = (self._moved(part) for part in batch)
+        embeddings = self.model(images)
+        labels = labels.to(embeddings.device)
+        mined = self.miner(embeddings, labels, ids=rows[0] if rows else None)
+        stats = {}
+        if self.describe:
+            options = {
+                name: getattr(self.miner, name)
+                for name in ("margin", "distance")
+                if getattr(self.miner, name, None) is not None
+            }
+            stats = describe_mined(embeddings, labels, mined, **options)
+        return MinedBatch(embeddings, labels, mined, stats)
+
+    def _moved(self, part: Any) -> Any:
+        if self.device is not None and isinstance(part, Tensor):
+            return part.to(self.device, non_blocking=True)
+        return part

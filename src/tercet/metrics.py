@@ -1,0 +1,207 @@
+"""Retrieval metrics: does each image find its class? Exact, over tiles, with ties to the lower row.
+
+Each image is a query against every other one, or, with `ref`, against the references. A query that has no
+other image of its class cannot be answered: it is left out of the mean and counted in the `Score`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from tercet.checks import label_codes, refusal, whole
+from tercet.distances import Distance, as_distance
+from tercet.pairwise import Pairwise, Tile
+from tercet.tuples import References
+
+__all__ = ["Score", "map_at_r", "recall_at_k"]
+
+
+class Score(float):
+    """A mean over queries that knows how many there were. It is a float wherever a float is wanted.
+
+    Args:
+        value: the mean; NaN where no query was left.
+        queries: how many queries the mean is over.
+        left_out: how many were left out, having no other image of their class to find.
+
+    Example:
+        >>> score = Score(0.5, queries=8, left_out=1)
+        >>> score, score + 1, score.left_out
+        (0.5, 1.5, 1)
+    """
+
+    queries: int
+    left_out: int
+
+    def __new__(cls, value: float, queries: int, left_out: int) -> Score:
+        self = super().__new__(cls, value)
+        self.queries = queries
+        self.left_out = left_out
+        return self
+
+    def __getnewargs__(self) -> tuple[float, int, int]:
+        return float(self), self.queries, self.left_out
+
+
+@torch.no_grad()
+def recall_at_k(
+    embeddings: Shaped[Tensor, "n d"] | Shaped[np.ndarray, "n d"],
+    labels: Any,
+    k: int | Iterable[int] = 1,
+    *,
+    ids: Any = None,
+    ref: References | None = None,
+    distance: Distance | str = "euclidean",
+    tile_rows: int | None = None,
+) -> Score | dict[int, Score]:
+    """The share of queries that have an image of their class among their k nearest.
+
+    Recall@k = mean over queries of 1[the nearest positive has rank ≤ k]
+
+    Args:
+        embeddings: [n, d], torch or numpy.
+        labels: [n] integers, bools or strings: a tensor, an array or a list.
+        k: how many are retrieved; several numbers cost no more than one.
+        ids: [n] integers, which image each row is; an image never retrieves itself.
+        ref: the gallery, torch or numpy; None for the batch itself.
+        distance: a `Distance` or its name.
+        tile_rows: queries compared at once; None for as many as fit the memory of a tile.
+
+    Returns:
+        A `Score`, or with several k a dict of them by k.
+
+    Raises:
+        ValueError: k below 1, or what `Pairwise` refuses.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [1.4], [9.0], [20.0]])
+        >>> recall_at_k(x, ["a", "a", "b", "b", "c"], k=(1, 2, 3))
+        {1: 0.5, 2: 0.75, 3: 1.0}
+        >>> recall_at_k(x, ["a", "a", "b", "b", "c"]).left_out
+        1
+
+    Reference:
+        Jégou, Douze & Schmid, "Product quantization for nearest neighbor search", 2011; for classes,
+        Song, Xiang, Jegelka & Savarese, "Deep metric learning via lifted structured feature embedding", 2016.
+    """
+    several = isinstance(k, Iterable)
+    ks = [whole("recall_at_k", "k", each, minimum=1) for each in (k if several else [k])]
+    pairwise = _pairwise("recall_at_k", embeddings, labels, ids, ref, distance, tile_rows)
+    ranks = [torch.empty(0, dtype=torch.int64)]
+    for tile in pairwise.tiles():
+        ranks.append(_first_rank(tile)[tile.positive.any(1)].cpu())
+    rank = torch.cat(ranks)
+    scores = {each: _score((rank <= each).double(), len(pairwise.inputs[0])) for each in ks}
+    return scores if several else scores[ks[0]]
+
+
+@torch.no_grad()
+def map_at_r(
+    embeddings: Shaped[Tensor, "n d"] | Shaped[np.ndarray, "n d"],
+    labels: Any,
+    *,
+    ids: Any = None,
+    ref: References | None = None,
+    distance: Distance | str = "euclidean",
+    tile_rows: int | None = None,
+) -> Score:
+    """How much of their class queries retrieve first, and how early.
+
+    MAP@R = mean over queries of (1/R) Σ_{i=1..R} P(i), where R is the number of images of the query's class
+    to find, and P(i) the precision among the first i if the i-th is one of them, else 0
+
+    Args:
+        embeddings: [n, d], torch or numpy.
+        labels: [n] integers, bools or strings: a tensor, an array or a list.
+        ids: [n] integers, which image each row is; an image never retrieves itself.
+        ref: the gallery, torch or numpy; None for the batch itself.
+        distance: a `Distance` or its name.
+        tile_rows: queries compared at once; None for as many as fit the memory of a tile.
+
+    Returns:
+        A `Score`.
+
+    Raises:
+        ValueError: what `Pairwise` refuses.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [1.4], [2.0]])
+        >>> round(map_at_r(x, [0, 0, 1, 0]), 3)
+        0.333
+
+    Reference:
+        Musgrave, Belongie & Lim, "A metric learning reality check", 2020.
+    """
+    pairwise = _pairwise("map_at_r", embeddings, labels, ids, ref, distance, tile_rows)
+    values = [torch.empty(0, dtype=torch.float64)]
+    for tile in pairwise.tiles():
+        values.append(_average_precision(tile)[tile.positive.any(1)].cpu())
+    return _score(torch.cat(values), len(pairwise.inputs[0]))
+
+
+def _first_rank(tile: Tile) -> Int[Tensor, " a"]:
+    """The rank of each query's nearest positive: 1 and the negatives that come before it."""
+    nearest, column = tile.distance.masked_fill(~tile.positive, math.inf).min(1, keepdim=True)  # [a, 1]
+    lower = torch.arange(tile.distance.shape[1], device=column.device)[None, :] < column  # [a, r]
+    ahead = (tile.distance < nearest) | ((tile.distance == nearest) & lower)
+    return 1 + (ahead & tile.negative).sum(1)
+
+
+def _average_precision(tile: Tile) -> Float[Tensor, " a"]:
+    """Σ P(i) / R for each query; NaN where R = 0."""
+    found = tile.positive.sum(1)  # [a], R
+    seen = tile.positive | tile.negative
+    depth = max(1, int(found.max()))
+    order = tile.distance.masked_fill(~seen, math.inf).sort(dim=1, stable=True).indices[:, :depth]
+    hit = tile.positive.gather(1, order)  # [a, depth]
+    place = torch.arange(1, depth + 1, device=hit.device)
+    precision = hit.cumsum(1) / place.double()
+    return (precision * (hit & (place <= found[:, None]))).sum(1) / found
+
+
+def _score(values: Float[Tensor, " q"], rows: int) -> Score:
+    mean = float(values.mean()) if len(values) else math.nan
+    return Score(mean, len(values), rows - len(values))
+
+
+def _pairwise(
+    owner: str, embeddings: Any, labels: Any, ids: Any, ref: Any, distance: Any, tile_rows: Any
+) -> Pairwise:
+    """`Pairwise` of torch or numpy inputs, with labels of any kind as class numbers."""
+    x, ids = _tensor(embeddings), _tensor(ids)
+    if ref is not None and not isinstance(ref, References):
+        raise refusal(owner, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
+    if ref is not None:
+        labels, gallery = _codes(owner, labels, ref.labels)
+        ref = References(_tensor(ref.embeddings), gallery, _tensor(ref.ids))
+    else:
+        (labels,) = _codes(owner, labels)
+    metric = as_distance(owner, distance)
+    return Pairwise(owner, x, labels, ids=ids, ref=ref, distance=metric, tile_rows=tile_rows)
+
+
+def _codes(owner: str, *labels: Any) -> tuple[Any, ...]:
+    """Labels that can be compared with each other: tensors as they are, anything else by its class number."""
+    if all(isinstance(each, Tensor) for each in labels):
+        return labels
+    arrays = [np.asarray(each.cpu() if isinstance(each, Tensor) else each) for each in labels]
+    if any(array.dtype.kind in "UTO" for array in arrays):
+        arrays = [array.astype(object) for array in arrays]  # else "1" and 1 would become one class
+    if not sum(len(array) for array in arrays):
+        return tuple(torch.empty(0, dtype=torch.int64) for _ in arrays)
+    codes, _ = label_codes(owner, np.concatenate(arrays))
+    return tuple(torch.from_numpy(part) for part in np.split(codes, np.cumsum([len(a) for a in arrays])[:-1]))
+
+
+def _tensor(values: Any) -> Any:
+    """A numpy array as a tensor, in its own memory where torch may write to it."""
+    return (
+        torch.from_numpy(np.require(values, requirements="W")) if isinstance(values, np.ndarray) else values
+    )

@@ -1,0 +1,378 @@
+"""Rows against columns, a tile at a time: what every miner, loss head and metric is made of.
+
+Rows are the anchors of the batch. Columns are the batch itself, or `References`. Two views walk over
+them in bounded memory: `tiles` (anchors × columns) and `positive_pairs` (anchor-positive pairs × columns,
+so that each entry is one triplet). `tiled_sum` adds up a loss over either, with its gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from tercet.checks import refusal, whole
+from tercet.distances import Distance
+from tercet.tuples import References
+
+__all__ = [
+    "REDUCTIONS",
+    "TILE_BYTES",
+    "PairTile",
+    "Pairwise",
+    "Tile",
+    "features",
+    "mined_rows",
+    "summed",
+    "tile_height",
+    "tiled_mean",
+    "tiled_sum",
+    "whole_numbers",
+]
+
+REDUCTIONS = ("mean_active", "mean", "sum", "none")
+"""How a head makes one number of its losses: over those above 0, over all, no division, or not at all."""
+
+TILE_BYTES = 8 * 2**20
+"""The distances of one tile take this much; what is computed from them, up to fifteen times as much."""
+
+
+class Tile(NamedTuple):
+    """Some anchors against all columns.
+
+    Args:
+        start: the row number of the first anchor.
+        distance: float [a, r].
+        positive: bool [a, r], same label and not the same image.
+        negative: bool [a, r], another label and not the same image.
+    """
+
+    start: int
+    distance: Float[Tensor, "a r"]
+    positive: Bool[Tensor, "a r"]
+    negative: Bool[Tensor, "a r"]
+
+
+class PairTile(NamedTuple):
+    """Some positive pairs against all columns: entry (c, j) with `negative` is the triplet (a_c, p_c, j).
+
+    Args:
+        anchor: int64 [c], rows, in rising order.
+        positive: int64 [c], columns, rising for each anchor.
+        d_ap: float [c], D(a, p).
+        d_an: float [c, r], D(a, j) for every column j.
+        negative: bool [c, r], whether column j is a negative of the anchor.
+    """
+
+    anchor: Int[Tensor, " c"]
+    positive: Int[Tensor, " c"]
+    d_ap: Float[Tensor, " c"]
+    d_an: Float[Tensor, "c r"]
+    negative: Bool[Tensor, "c r"]
+
+
+class Pairwise:
+    """The batch's rows against its columns: who is positive, who is negative, and how far.
+
+    A column is *the same image* as a row, and neither its positive nor its negative, whatever the labels
+    say, when
+    - the columns are the batch and it is the same row, or another row with an equal id;
+    - the columns are references that carry ids, and its id equals the row's.
+
+    Embeddings are taken as they are, never normalised silently (`cosine` normalises by definition).
+
+    Args:
+        owner: the class or function that was called, for the sentences.
+        embeddings: [n, d] floats of any precision (integer codes for `hamming`).
+        labels: [n] integers or bools, compared as int64.
+        ids: [n] integers, which image each row is; None when every row is another image. References without
+            ids hold, by their definition, no image of the batch.
+        ref: the columns; None for the batch itself. Its precision may differ, its dimension may not.
+        distance: a `Distance`.
+        tile_rows: anchors in a tile; None for as many as `TILE_BYTES` hold. It changes no result.
+
+    Raises:
+        ValueError: shapes, kinds or devices that do not fit together, or embeddings that are NaN, infinite
+            or so large that their squares overflow. Looking for those waits for the device once.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> from tercet.distances import euclidean
+        >>> pairwise = Pairwise("doc", x, torch.tensor([0, 0, 1]), distance=euclidean)
+        >>> for tile in pairwise.tiles():
+        ...     print(tile.distance, tile.positive.nonzero().tolist())
+        tensor([[0., 1., 3.],
+                [1., 0., 2.],
+                [3., 2., 0.]]) [[0, 1], [1, 0]]
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        embeddings: Shaped[Tensor, "n d"],
+        labels: Shaped[Tensor, " n"],
+        *,
+        distance: Distance,
+        ids: Shaped[Tensor, " n"] | None = None,
+        ref: References | None = None,
+        tile_rows: int | None = None,
+    ) -> None:
+        self.distance = distance
+        self.inputs = features(owner, embeddings, distance, ref)
+        x, y = self.inputs[0], self.inputs[-1]
+        n, r, device = x.shape[0], y.shape[0], x.device
+        self._labels = self._column_labels = whole_numbers(owner, "labels", labels, n, device)
+        self._ids = None if ids is None else whole_numbers(owner, "ids", ids, n, device)
+        self._column_ids = self._ids
+        self._same_rows = ref is None
+        if ref is not None:
+            self._column_labels = whole_numbers(owner, "ref.labels", ref.labels, r, device)
+            self._column_ids = None
+            if ref.ids is not None:
+                if ids is None:
+                    raise refusal(
+                        owner,
+                        "ids",
+                        None,
+                        "the batch's ids, since ref has ids",
+                        "pass ids=, or make References without ids where no column can be a row of the batch",
+                    )
+                self._column_ids = whole_numbers(owner, "ref.ids", ref.ids, r, device)
+        self.tile_rows = tile_height(owner, r, x.dtype, tile_rows)
+
+    def _relation(self, rows: slice) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
+        """Which columns are positive and which negative for each of `rows`."""
+        same = self._labels[rows, None] == self._column_labels[None, :]  # [a, r]
+        other = ~same
+        if self._same_rows:
+            here = torch.arange(rows.start, rows.stop, device=same.device)
+            same[here - rows.start, here] = False
+        if self._ids is not None and self._column_ids is not None:
+            image = self._ids[rows, None] != self._column_ids[None, :]  # [a, r]
+            same &= image
+            other &= image
+        return same, other
+
+    def _spans(self) -> Iterator[slice]:
+        """The rows in blocks of `tile_rows`; none where there are no columns to stand against."""
+        n = len(self.inputs[0]) if len(self.inputs[-1]) else 0
+        for start in range(0, n, self.tile_rows):
+            yield slice(start, min(start + self.tile_rows, n))
+
+    def tiles(self, *inputs: Float[Tensor, "_ k"]) -> Iterator[Tile]:
+        """Anchors × columns, in row order.
+
+        Args:
+            inputs: features to measure instead of `self.inputs`: the leaves of `tiled_sum`.
+        """
+        x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
+        for rows in self._spans():
+            positive, negative = self._relation(rows)
+            yield Tile(rows.start, self.distance.tile(x[rows], y), positive, negative)
+
+    def positive_pairs(self, *inputs: Float[Tensor, "_ k"]) -> Iterator[PairTile]:
+        """Positive pairs × columns, by anchor and then by positive.
+
+        Args:
+            inputs: features to measure instead of `self.inputs`: the leaves of `tiled_sum`.
+        """
+        x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
+        for rows in self._spans():
+            is_positive, negative = self._relation(rows)
+            anchors, columns = is_positive.nonzero(as_tuple=True)
+            for anchor, positive in zip(anchors.split(self.tile_rows), columns.split(self.tile_rows)):
+                if not len(anchor):  # split gives one empty chunk of nothing
+                    continue
+                once, again = torch.unique_consecutive(anchor, return_inverse=True)
+                d_an = self.distance.tile(x[rows.start + once], y)[again]  # [c, r]
+                d_ap = d_an.gather(1, positive[:, None])[:, 0]
+                yield PairTile(anchor + rows.start, positive, d_ap, d_an, negative[anchor])
+
+
+def features(
+    owner: str, embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
+) -> tuple[Float[Tensor, "_ k"], ...]:
+    """Checked and prepared rows and columns: two tensors, or one where the columns are the batch.
+
+    Either way `[0]` are the rows and `[-1]` the columns. Args and Raises are those of `Pairwise`.
+    """
+    x = _prepared(owner, "embeddings", embeddings, distance)
+    if ref is None:
+        return (x,)
+    if not isinstance(ref, References):
+        raise refusal(owner, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
+    y = _prepared(owner, "ref.embeddings", ref.embeddings, distance)
+    if ref.embeddings.shape[1] != embeddings.shape[1]:
+        expected = f"{embeddings.shape[1]} dimensions, as the batch has"
+        raise refusal(owner, "ref.embeddings", f"{ref.embeddings.shape[1]} dimensions", expected)
+    if y.device != x.device:
+        raise refusal(owner, "ref.embeddings", str(y.device), f"the batch's device {x.device}")
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return x.to(dtype), y.to(dtype)
+
+
+def _prepared(owner: str, argument: str, embeddings: Any, distance: Distance) -> Float[Tensor, "n k"]:
+    if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
+        shape = getattr(embeddings, "shape", None)
+        shown = type(embeddings).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise refusal(owner, argument, shown, "a tensor [n, d], one embedding a row")
+    x = distance.prepare(embeddings)
+    if embeddings.is_floating_point() and x.numel():
+        # ‖x − y‖² ≤ 4·d·limit², so no distance between accepted rows overflows; NaN passes no comparison.
+        limit = math.sqrt(torch.finfo(x.dtype).max / (4 * max(x.shape[1], embeddings.shape[1])))
+        sizes = torch.stack([v.detach().abs().amax().to(x.dtype) for v in (embeddings, x)])
+        if not bool(sizes.amax() <= limit):
+            bad = ~((embeddings.abs() <= limit).all(1) & (x.abs() <= limit).all(1))
+            rows = bad.nonzero()[:, 0].tolist()
+            raise refusal(
+                owner,
+                argument,
+                f"{len(rows)} of {len(bad)} rows, the first is row {rows[0]}",
+                f"finite embeddings, none larger than {limit:.1g}",
+                "look for NaN or infinite values in what the model gives",
+            )
+    return x
+
+
+def whole_numbers(owner: str, argument: str, values: Any, count: int, device: Any) -> Int[Tensor, " n"]:
+    """Labels or ids as int64 on the embeddings' device: exact for any integer or bool kind."""
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
+        shown = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
+        raise refusal(owner, argument, shown, "a tensor of whole numbers or bools", "convert with .long()")
+    if values.shape != (count,):
+        raise refusal(
+            owner, argument, f"shape {tuple(values.shape)}", f"shape ({count},), one for each embedding"
+        )
+    return values.to(device, torch.int64)
+
+
+def tile_height(owner: str, width: int, dtype: torch.dtype, tile_rows: int | None) -> int:
+    """How many rows of `width` numbers a tile has: `tile_rows`, or what `TILE_BYTES` hold."""
+    if tile_rows is not None:
+        return whole(owner, "tile_rows", tile_rows, minimum=1)
+    return max(1, TILE_BYTES // (max(1, width) * dtype.itemsize))
+
+
+def mined_rows(
+    owner: str, mined: Any, rows: int, columns: int, device: torch.device, kinds: tuple[int, ...] = (3, 4)
+) -> tuple[Int[Tensor, " _"], ...]:
+    """The index tensors of triplets or pairs as int64 on `device`, checked to name rows that exist.
+
+    Args:
+        owner: the class or function that was called, for the sentence.
+        mined: `Triplets` or `Pairs`, or any three or four index tensors or arrays like them.
+        rows: how many rows anchors are of.
+        columns: how many columns positives and negatives are of.
+        device: where the embeddings are.
+        kinds: 3 where triplets are taken, 4 where pairs are.
+
+    Returns:
+        The same three or four tensors.
+
+    Raises:
+        ValueError: another form, unequal lengths, or rows that do not exist. Looking for those waits for the
+            device once.
+    """
+    if not isinstance(mined, (tuple, list)) or len(mined) not in kinds:
+        shown = f"{type(mined).__name__} of {len(mined)}" if hasattr(mined, "__len__") else mined
+        names = {3: "Triplets (three index tensors)", 4: "Pairs (four index tensors)"}
+        raise refusal(owner, "mined", shown, " or ".join(names[kind] for kind in kinds))
+    out = [torch.as_tensor(index) for index in mined]
+    for index in out:
+        if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool or index.ndim != 1:
+            shown = f"{index.dtype} of shape {tuple(index.shape)}"
+            raise refusal(owner, "mined", shown, "one-dimensional tensors of row numbers")
+    lengths = [len(index) for index in out]
+    if lengths[0] != lengths[1] or lengths[-2] != lengths[-1]:
+        shown = f"index tensors of {', '.join(map(str, lengths))}"
+        raise refusal(owner, "mined", shown, "as many positives, and as many negatives, as anchors")
+    out = [index.to(device, torch.int64) for index in out]
+    sizes = (rows, columns, columns) if len(out) == 3 else (rows, columns, rows, columns)
+    outside = [(index < 0) | (index >= size) for index, size in zip(out, sizes)]
+    if bool(torch.stack([beyond.any() for beyond in outside]).any()):
+        index, size, beyond = next(each for each in zip(out, sizes, outside) if each[2].any())
+        way_out = "pass the embeddings, and the ref, that were mined"
+        raise refusal(owner, "mined", f"row {int(index[beyond][0])}", f"rows below {size}", way_out)
+    return tuple(out)
+
+
+def tiled_sum(
+    terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """The sum of a loss over tiles and of a count, with the loss's gradient, in the memory of one tile.
+
+    Each term is differentiated when it is made and then forgotten: what stays is a gradient of the size of
+    each input. So the result can be differentiated once; `create_graph=True` is refused.
+
+    Args:
+        terms: from tensors like `inputs`, makes (a scalar with its graph, a count) one after the other.
+        inputs: what the gradient flows to.
+
+    Returns:
+        The sum, added up in float64 and given in the inputs' precision, and the int64 sum of the counts.
+        Without terms it is 0, with a graph whose gradient is 0.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> total, count = tiled_sum(lambda x: ((v.square(), torch.tensor(1)) for v in x), x)
+        >>> total.backward()
+        >>> total.item(), count.item(), x.grad.tolist()
+        (5.0, 2, [2.0, 4.0])
+    """
+    return _TiledSum.apply(terms, torch.is_grad_enabled(), *inputs)
+
+
+def summed(losses: Float[Tensor, " t"], reduction: str) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """One term of `tiled_mean`: the sum of some losses, and how many of them the mean is over."""
+    counted = losses.detach() > 0 if reduction == "mean_active" else torch.ones_like(losses)
+    return losses.sum(dtype=torch.float64), counted.sum(dtype=torch.int64)
+
+
+def tiled_mean(
+    reduction: str, terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
+) -> Float[Tensor, ""]:
+    """What `tiled_sum` gives, divided by its count unless `reduction` is `"sum"`; 0 over nothing.
+
+    Args are those of `tiled_sum`; the terms count what the mean is over, as `summed` does.
+    """
+    total, count = tiled_sum(terms, *inputs)
+    return total if reduction == "sum" else total / count.clamp(min=1)
+
+
+class _TiledSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, terms: Any, with_graph: bool, *inputs: Any) -> Any:
+        wanted = [with_graph and needed for needed in ctx.needs_input_grad[2:]]
+        leaves = [v.detach().requires_grad_(w) for v, w in zip(inputs, wanted)]
+        sought = [v for v in leaves if v.requires_grad]
+        grads = [torch.zeros_like(v) for v in sought]
+        total = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
+        count = torch.zeros((), dtype=torch.int64, device=inputs[0].device)
+        # Outside autocast, or the gradients of float32 products would be taken in 16 bits.
+        with torch.autocast(total.device.type, enabled=False), torch.set_grad_enabled(bool(sought)):
+            for value, number in terms(*leaves):
+                total += value.detach()
+                count += number
+                if value.requires_grad:
+                    parts = torch.autograd.grad(value, sought, allow_unused=True)
+                    for grad, part in zip(grads, parts):
+                        if part is not None:
+                            grad += part
+        ctx.wanted = wanted
+        ctx.save_for_backward(*grads)
+        ctx.mark_non_differentiable(count)
+        return total.to(inputs[0].dtype), count
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any, _: Any) -> Any:
+        if torch.is_grad_enabled():  # else a gradient penalty would silently be a constant
+            way_out = 'differentiate per-triplet losses of reduction="none" twice instead'
+            raise refusal(
+                "backward", "create_graph", True, "False: a tiled loss has no second derivative", way_out
+            )
+        grads = iter(ctx.saved_tensors)
+        return None, None, *(grad * next(grads) if w else None for w in ctx.wanted)

@@ -1,0 +1,98 @@
+"""Pictures: what an embedding does to positive and negative pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from tercet.checks import refusal, whole
+from tercet.tables import fresh_target
+
+__all__ = ["plot_similarities", "similarity_histograms"]
+
+
+def similarity_histograms(
+    embeddings: Any, labels: Any, bins: int = 100
+) -> tuple[Float64[np.ndarray, " b"], Float64[np.ndarray, " b"]]:
+    """The histograms of cosine similarity over all positive and all negative pairs, each pair once.
+
+    Args:
+        embeddings: float [n, d], n ≥ 2, of any length; torch or numpy.
+        labels: int [n].
+        bins: b, the number of bins of equal width from −1 to 1.
+
+    Returns:
+        Two float64 [b] that each sum to 1, or to 0 where there is no such pair. Memory is O(n), not O(n²).
+
+    Raises:
+        ValueError: shapes that do not match.
+
+    Example:
+        >>> points = [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]
+        >>> positive, negative = similarity_histograms(points, [0, 0, 1], bins=4)
+        >>> positive.tolist(), negative.tolist()
+        ([0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0])
+    """
+    bins = whole("similarity_histograms", "bins", bins, minimum=1)
+    rows = torch.as_tensor(embeddings).detach().double()
+    classes = torch.as_tensor(labels, device=rows.device)
+    if rows.ndim != 2 or classes.shape != rows.shape[:1]:
+        shapes = f"embeddings {tuple(rows.shape)}, labels {tuple(classes.shape)}"
+        raise refusal("similarity_histograms", "embeddings, labels", shapes, "shapes [n, d] and [n]")
+    rows = torch.nn.functional.normalize(rows)
+    counts = torch.zeros(2, bins, dtype=torch.float64)
+    height = max(1, (1 << 22) // len(rows))
+    for start in range(0, len(rows), height):
+        tile = rows[start : start + height] @ rows[start:].T  # [a, n − start]
+        later = torch.ones_like(tile, dtype=torch.bool).triu(1)
+        same = classes[start : start + height, None] == classes[start:]
+        for i, chosen in enumerate((later & same, later & ~same)):
+            counts[i] += torch.histc(tile[chosen].clamp(-1, 1).cpu(), bins, -1, 1)
+    positive, negative = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
+    return positive, negative
+
+
+def plot_similarities(
+    path: str | Path, embeddings: Mapping[str, Any], labels: Any, *, bins: int = 100, overwrite: bool = False
+) -> None:
+    """Draw the histograms of positive and negative similarities, one panel an embedding, into a picture.
+
+    The less the two overlap, the better the embedding separates classes; the overlap is written above.
+
+    Args:
+        path: where to, ending in .png, .pdf or .svg.
+        embeddings: float [n, d] by title, for instance {"before": …, "after": …}.
+        labels: int [n], the same for all.
+        bins: the number of bins.
+        overwrite: replace an existing picture.
+
+    Raises:
+        ValueError: another suffix, an existing file, or shapes that do not match.
+
+    Example:
+        >>> points = torch.eye(4)[[0, 0, 1, 1]]
+        >>> plot_similarities("similarities.png", {"perfect": points}, [0, 0, 1, 1])
+    """
+    target = fresh_target("plot_similarities", path, overwrite, (".png", ".pdf", ".svg"))
+    # The object interface: no window, no global state of pyplot.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(embeddings), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(embeddings), sharex=True, squeeze=False)[0]
+    edges = np.linspace(-1, 1, bins + 1)
+    for panel, (title, points) in zip(panels, embeddings.items()):
+        positive, negative = similarity_histograms(points, labels, bins)
+        overlap = np.minimum(positive, negative).sum()
+        panel.stairs(negative, edges, fill=True, alpha=0.6, color="tab:orange", label="different class")
+        panel.stairs(positive, edges, fill=True, alpha=0.6, color="tab:blue", label="same class")
+        panel.set_title(f"{title}: overlap {overlap:.2f}")
+        panel.set_xlabel("cosine similarity")
+        panel.set_yticks([])
+    panels[0].set_ylabel("share of pairs")
+    panels[0].legend(loc="upper left", frameon=False)
+    figure.savefig(target, dpi=120)

@@ -1,0 +1,116 @@
+"""What mining did, as floats for any logger."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from tercet.checks import real
+from tercet.distances import Distance, as_distance
+from tercet.pairwise import features, mined_rows, tile_height, whole_numbers
+from tercet.tuples import References
+
+__all__ = ["describe"]
+
+
+@torch.no_grad()
+def describe(
+    embeddings: Shaped[Tensor, "n d"],
+    labels: Shaped[Tensor, " n"],
+    mined: Any,
+    *,
+    margin: float = 0.2,
+    distance: Distance | str = "euclidean",
+    ref: References | None = None,
+) -> dict[str, float]:
+    """The same eight numbers for any mined tuples, so that every step logs the same columns.
+
+    - `rows`, `classes`: how many the batch has.
+    - `mined`: how many triplets, or pairs, positive and negative together.
+    - `anchors`: the share of the rows that are an anchor of any of them.
+    - `d_ap`, `d_an`: the mean distance to the positives and to the negatives.
+    - `active`: the share of triplets with D(a,p) − D(a,n) + m > 0, which still teach a hinge loss. A negative
+      pair has no positive of its own: the share of negative pairs with D(a,n) < mean D(a,p) + m.
+    - `collapse`: ‖x̄‖² / mean ‖x‖², the share of the embeddings' energy that all of them have in common. For
+      unit vectors it is the mean cosine over all pairs: near 0 when they spread over the sphere, 1 when
+      they have become one point. Embeddings far from the origin are near 1 without having collapsed.
+
+    A mean over nothing is NaN. Reading them waits for the device.
+
+    Args:
+        embeddings: [n, d] floats.
+        labels: [n] integers or bools.
+        mined: `Triplets` or `Pairs`, or any three or four index tensors like them.
+        margin: m, in units of the distance.
+        distance: a `Distance` or its name: the miner's.
+        ref: the columns that positives and negatives are rows of; None for the batch itself.
+
+    Returns:
+        A dict of eight floats.
+
+    Raises:
+        ValueError: what `Pairwise` refuses, or rows that do not exist.
+
+    Example:
+        >>> from tercet.tuples import Triplets
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> a, p, n = torch.tensor([0]), torch.tensor([1]), torch.tensor([2])
+        >>> for name, value in describe(x, torch.tensor([0, 0, 1]), Triplets(a, p, n)).items():
+        ...     print(name, round(value, 3))
+        rows 3.0
+        classes 2.0
+        mined 1.0
+        anchors 0.333
+        d_ap 1.414
+        d_an 2.0
+        active 0.0
+        collapse 0.111
+    """
+    margin, metric = real("describe", "margin", margin), as_distance("describe", distance)
+    inputs = features("describe", embeddings, metric, ref)
+    x, y = inputs[0], inputs[-1]
+    classes = whole_numbers("describe", "labels", labels, len(x), x.device).unique()
+    rows = mined_rows("describe", mined, len(x), len(y), x.device)
+    if len(rows) == 3:
+        a, p, q = rows
+        anchors, count = a, len(a)
+        d_ap, d_an = _distances(metric, x, y, a, p), _distances(metric, x, y, a, q)
+        bound = d_ap + margin
+    else:
+        a, p, b, q = rows
+        anchors, count = torch.cat([a, b]), len(a) + len(b)
+        d_ap, d_an = _distances(metric, x, y, a, p), _distances(metric, x, y, b, q)
+        bound = d_ap.mean() + margin
+    points = embeddings.double()
+    common, energy = points.mean(0).square().sum(), points.square().sum(1).mean()
+    means = torch.stack(
+        [
+            d_ap.double().mean(),
+            d_an.double().mean(),
+            (d_an < bound).double().masked_fill(bound.isnan(), math.nan).mean(),
+            torch.where(energy == 0, 1.0, common / energy),
+        ]
+    )
+    return {
+        "rows": float(len(x)),
+        "classes": float(len(classes)),
+        "mined": float(count),
+        "anchors": len(anchors.unique()) / max(1, len(x)),
+        **dict(zip(("d_ap", "d_an", "active", "collapse"), means.tolist())),
+    }
+
+
+def _distances(
+    distance: Distance,
+    x: Float[Tensor, "n k"],
+    y: Float[Tensor, "r k"],
+    i: Int[Tensor, " t"],
+    j: Int[Tensor, " t"],
+) -> Float[Tensor, " t"]:
+    """D(x_i, y_j) for each pair of row numbers, a chunk of them at a time."""
+    height = tile_height("describe", x.shape[1], x.dtype, None)
+    return torch.cat([distance.paired(x[a], y[b]) for a, b in zip(i.split(height), j.split(height))])

@@ -1,0 +1,148 @@
+"""Columns on disk: CSV and Parquet tables, and the writing of a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tercet.checks import refusal
+
+__all__ = ["atomically", "fresh_target", "read_columns", "write_columns"]
+
+
+def fresh_target(owner: str, path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
+    """`path`, refused before any work is done for it if nothing could be written there.
+
+    Args:
+        owner: who asks, for the sentence.
+        path: the file to be written.
+        overwrite: whether an existing file may be replaced.
+        suffixes: the suffixes that are known, with their dots.
+
+    Raises:
+        ValueError: another suffix, an existing file, or no such folder.
+    """
+    target = Path(path)
+    if target.suffix not in suffixes:
+        raise refusal(owner, "path", str(path), "a name ending in " + ", ".join(suffixes))
+    if target.is_dir():
+        raise refusal(owner, "path", str(path), "a file, not a folder")
+    if target.exists() and not overwrite:
+        way_out = "it exists; overwrite=True or --overwrite replaces it"
+        raise refusal(owner, "path", str(path), "a new file", way_out)
+    if not target.parent.is_dir():
+        raise refusal(
+            owner, "path", str(path), "an existing folder to write in", f"make {target.parent} first"
+        )
+    if not os.access(target.parent, os.W_OK):
+        raise refusal(owner, "path", str(path), "a folder that may be written")
+    return target
+
+
+@contextmanager
+def atomically(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target` that becomes `target` when the block ends well, and vanishes when not.
+
+    Args:
+        target: the final name.
+
+    Yields:
+        The name to write to, in the same folder, so that the renaming is one step of the file system.
+    """
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_columns(columns: Mapping[str, Any], target: Path) -> None:
+    """Write columns of equal length as a table, CSV or Parquet by the suffix of `target`.
+
+    Args:
+        columns: by name, each [n], whole numbers or strings.
+        target: a name that `fresh_target` has passed.
+    """
+    import pyarrow as pa
+
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    with atomically(target) as unfinished:
+        if target.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            pq.write_table(table, unfinished, compression="zstd")
+        else:
+            from pyarrow import csv
+
+            csv.write_csv(table, unfinished)
+
+
+def read_columns(
+    owner: str, path: str | Path, text: Sequence[str] = (), others: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Columns of a table, CSV or Parquet by suffix.
+
+    Args:
+        owner: who asks, for the sentences.
+        path: the table.
+        text: columns that are read as strings, whatever they look like, and have a value in every row.
+        others: further columns; None for all there are.
+
+    Returns:
+        By name: str object array [n] or int64 [n].
+
+    Raises:
+        ValueError: no such file, another suffix, not a table, a column missing, an empty value.
+    """
+    import pyarrow as pa
+
+    source = Path(path)
+    if source.suffix not in (".csv", ".parquet"):
+        raise refusal(owner, "path", str(path), "a table ending in .csv or .parquet")
+    if not source.is_file():
+        raise refusal(owner, "path", str(path), "an existing file")
+    try:
+        if source.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            table = pq.ParquetFile(source).read()
+        else:
+            from pyarrow import csv
+
+            table = csv.read_csv(
+                source,
+                parse_options=csv.ParseOptions(newlines_in_values=True),
+                convert_options=csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),
+            )
+    except (pa.ArrowException, OSError) as error:
+        raise refusal(owner, "path", str(path), "a readable table", str(error).splitlines()[0]) from error
+    for name in (*text, *(table.column_names if others is None else others)):
+        if table.column_names.count(name) != 1:
+            shown = ", ".join(table.column_names)
+            raise refusal(owner, "path", str(path), f"one column {name!r}", f"its columns are: {shown}")
+    wanted = table.column_names if others is None else dict.fromkeys((*text, *others))
+    return {name: _values(owner, path, name, table[name], name in text) for name in wanted}
+
+
+def _values(owner: str, path: str | Path, name: str, column: Any, as_text: bool) -> np.ndarray:
+    """One Arrow column as numpy: int64 where it holds whole numbers, else strings."""
+    import pyarrow as pa
+
+    try:
+        strings = column.cast(pa.string())
+    except pa.ArrowException:
+        expected = f"whole numbers or strings in column {name!r}"
+        raise refusal(owner, "path", str(path), expected, f"it holds {column.type}") from None
+    values = strings.to_numpy().astype(object)
+    empty = np.flatnonzero(values == "" if as_text and not strings.null_count else strings.is_null())
+    if empty.size:
+        expected = f"a value in every row of column {name!r}"
+        raise refusal(owner, "path", str(path), expected, f"row {empty[0] + 1} of {len(column)} has none")
+    whole_numbers = pa.types.is_integer(column.type) and not as_text
+    return column.to_numpy().astype(np.int64) if whole_numbers else values

@@ -1,0 +1,146 @@
+"""Slow loops straight from the papers, in float64 and without tercet: what the fast forms must equal."""
+
+import math
+from contextlib import contextmanager
+
+import jaxtyping
+import numpy as np
+
+
+@contextmanager
+def unchecked():
+    """tercet as a user runs it, without the type checks of the test run: its own sentences come through."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def rows_of(values):
+    """A tensor of any precision, an array or a list as an array of float64."""
+    return np.asarray(
+        values.detach().double().cpu() if hasattr(values, "detach") else values, dtype=np.float64
+    )
+
+
+def distance(name, x, y):
+    """D(x, y) of two vectors."""
+    if name == "euclidean":
+        return math.sqrt(sum((u - v) ** 2 for u, v in zip(x, y)))
+    if name == "squared_euclidean":
+        return sum((u - v) ** 2 for u, v in zip(x, y))
+    if name == "cosine":
+        lengths = math.sqrt(sum(u * u for u in x)) * math.sqrt(sum(v * v for v in y))
+        return 1 - sum(u * v for u, v in zip(x, y)) / lengths if lengths else 1.0
+    if name == "dot":
+        return -sum(u * v for u, v in zip(x, y))
+    if name == "hamming":
+        return float(sum(u != v for u, v in zip(x, y)))
+    raise ValueError(name)
+
+
+def distances(name, x, y=None):
+    """D of every row with every column, as lists of lists."""
+    x = rows_of(x)
+    y = x if y is None else rows_of(y)
+    return [[distance(name, u, v) for v in y.tolist()] for u in x.tolist()]
+
+
+def relation(labels, column_labels=None, ids=None, column_ids=None):
+    """(positive, negative): sets of (row, column); the same image is in neither."""
+    own = column_labels is None
+    columns = labels if own else column_labels
+    column_ids = ids if own else column_ids
+    positive, negative = set(), set()
+    for i in range(len(labels)):
+        for j in range(len(columns)):
+            same_row = own and i == j
+            same_id = ids is not None and column_ids is not None and int(ids[i]) == int(column_ids[j])
+            if not same_row and not same_id:
+                (positive if int(labels[i]) == int(columns[j]) else negative).add((i, j))
+    return positive, negative
+
+
+def all_triplets(positive, negative):
+    """Every (a, p, n), sorted."""
+    return sorted((a, p, n) for a, p in positive for b, n in negative if a == b)
+
+
+def batch_all(d, positive, negative, margin=None):
+    """Hermans et al. 2017: every triplet, or every one that violates the margin."""
+    triplets = all_triplets(positive, negative)
+    return {(a, p, n) for a, p, n in triplets if margin is None or d[a][p] - d[a][n] + margin > 0}
+
+
+def batch_hard(d, positive, negative):
+    """Hermans et al. 2017: the farthest positive and the nearest negative; ties to the lower column."""
+    found = set()
+    for a in range(len(d)):
+        p = [j for i, j in sorted(positive) if i == a]
+        n = [j for i, j in sorted(negative) if i == a]
+        if p and n:
+            found.add((a, max(p, key=lambda j: (d[a][j], -j)), min(n, key=lambda j: (d[a][j], j))))
+    return found
+
+
+def semi_hard(d, positive, negative, margin=0.2, fallback=None):
+    """Schroff et al. 2015: for each (a, p) the nearest negative beyond it; ties to the lower column."""
+    found = set()
+    for a, p in sorted(positive):
+        all_n = [j for i, j in sorted(negative) if i == a]
+        window = [j for j in all_n if d[a][j] > d[a][p] and (margin is None or d[a][j] < d[a][p] + margin)]
+        if window:
+            found.add((a, p, min(window, key=lambda j: (d[a][j], j))))
+        elif fallback == "easiest" and all_n:
+            found.add((a, p, max(all_n, key=lambda j: (d[a][j], -j))))
+    return found
+
+
+def reduced(losses, reduction):
+    """mean_active, mean or sum of a list of numbers; the mean of nothing is 0."""
+    if reduction == "sum":
+        return sum(losses)
+    counted = [v for v in losses if v > 0] if reduction == "mean_active" else losses
+    return sum(losses) / len(counted) if counted else 0.0
+
+
+def triplet_losses(d, triplets, margin=0.2, power=1, soft=False, between=None):
+    """ℓ of each triplet; `between` holds the columns' distances to each other and asks for the swap."""
+    losses = []
+    for a, p, n in triplets:
+        d_an = d[a][n] if between is None else min(d[a][n], between[p][n])
+        z = d[a][p] - d_an
+        losses.append(math.log1p(math.exp(z)) if soft else max(0.0, z + margin) ** power)
+    return losses
+
+
+def contrastive_losses(d, positive, negative, margin=1.0, pos_margin=0.0):
+    """Hadsell et al. 2006: ℓ of each positive and then of each negative pair, in the order given."""
+    apart = [max(0.0, d[i][j] - pos_margin) ** 2 for i, j in positive]
+    return apart + [max(0.0, margin - d[i][j]) ** 2 for i, j in negative]
+
+
+def ranked(d, positive, negative, a):
+    """The columns that query a retrieves, nearest first, ties to the lower column."""
+    return sorted((j for i, j in positive | negative if i == a), key=lambda j: (d[a][j], j))
+
+
+def recall(d, positive, negative, k):
+    """Recall@k of each query that has something to find."""
+    queries = sorted({i for i, _ in positive})
+    return [float(any((a, j) in positive for j in ranked(d, positive, negative, a)[:k])) for a in queries]
+
+
+def map_at_r(d, positive, negative):
+    """MAP@R (Musgrave et al. 2020) of each query that has something to find."""
+    values = []
+    for a in sorted({i for i, _ in positive}):
+        r = sum(i == a for i, _ in positive)
+        hits, total = 0, 0.0
+        for i, j in enumerate(ranked(d, positive, negative, a)[:r], start=1):
+            if (a, j) in positive:
+                hits += 1
+                total += hits / i
+        values.append(total / r)
+    return values

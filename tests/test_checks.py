@@ -1,0 +1,260 @@
+"""The sentences of refusal are part of the interface: every one is tested word for word."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tercet.checks import choice, label_codes, real, refusal, whole
+
+
+def sentence(call, *args, **options):
+    """What `call` says when it refuses."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        call(*args, **options)
+    return str(caught.value)
+
+
+# refusal
+
+
+def test_refusal_is_returned_and_says_owner_argument_got_expected_and_way_out():
+    error = refusal("PKSampler", "p", 16, "at most 9 classes", 'lower p or pass short_classes="repeat"')
+    assert type(error) is ValueError
+    assert str(error) == (
+        'PKSampler(p=16): expected at most 9 classes; lower p or pass short_classes="repeat"'
+    )
+    assert str(refusal("f", "x", "a", "a number")) == "f(x='a'): expected a number"
+
+
+def test_refusal_shortens_what_came_to_80_characters():
+    assert str(refusal("f", "x", "a" * 78, "b")) == f"f(x='{'a' * 78}'): expected b"
+    assert str(refusal("f", "x", "a" * 79, "b")) == f"f(x='{'a' * 76}...): expected b"
+
+
+# whole
+
+
+@pytest.mark.parametrize(
+    "value",
+    [3, np.int8(3), np.uint64(3), np.array(3), torch.tensor(3), torch.tensor(3, dtype=torch.uint8)],
+    ids=repr,
+)
+def test_whole_takes_any_whole_number_and_gives_an_int(value):
+    number = whole("f", "k", value, minimum=3, maximum=3)
+    assert type(number) is int
+    assert number == 3
+
+
+def test_whole_has_no_largest_number():
+    assert whole("f", "seed", 2**70) == 2**70
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *[True, np.True_, np.array(True), torch.tensor(True)],
+        *[3.0, np.float64(3), torch.tensor(3.0), math.nan, math.inf, Fraction(3)],
+        *["3", b"3", None, [3], np.array([3])],
+    ],
+    ids=repr,
+)
+def test_whole_refuses_what_is_no_whole_number(value):
+    assert sentence(whole, "f", "k", value) == f"f(k={value!r}): expected a whole number of at least 0"
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "expected"),
+    [
+        (-1, {}, "a whole number of at least 0"),
+        (0, {"minimum": 1}, "a whole number of at least 1"),
+        (-6, {"minimum": -5}, "a whole number of at least -5"),
+        (11, {"minimum": 1, "maximum": 10}, "a whole number from 1 to 10"),
+        (0, {"minimum": 1, "maximum": 10}, "a whole number from 1 to 10"),
+        (1.5, {"maximum": 10}, "a whole number from 0 to 10"),
+    ],
+)
+def test_whole_refuses_what_is_out_of_range(value, bounds, expected):
+    assert sentence(whole, "PKSampler", "p", value, **bounds) == f"PKSampler(p={value}): expected {expected}"
+
+
+# real
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2, 2.0, np.float16(2), np.int64(2), np.array(2.0), torch.tensor(2), torch.tensor(2.0), Decimal(2)],
+    ids=repr,
+)
+def test_real_takes_any_number_and_gives_a_float(value):
+    number = real("f", "margin", value, minimum=2, maximum=2)
+    assert type(number) is float
+    assert number == 2.0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *[math.nan, math.inf, -math.inf, np.float32("nan"), torch.tensor(math.inf), 10**400],
+        *[True, np.False_, np.array(True), torch.tensor(True)],
+        *["1", b"1", None, [1.0], np.array([1.0, 2.0]), torch.ones(2), 1 + 0j, np.complex128(1)],
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_real_refuses_what_is_no_finite_number(value):
+    assert sentence(real, "f", "margin", value) == str(refusal("f", "margin", value, "a finite number"))
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "expected"),
+    [
+        (-0.1, {"minimum": 0}, "a finite number of at least 0"),
+        (1.5, {"maximum": 1}, "a finite number of at most 1"),
+        (1.5, {"minimum": 0.05, "maximum": 1}, "a finite number from 0.05 to 1"),
+        (0.0, {"minimum": 1e-12}, "a finite number of at least 1e-12"),
+        (math.inf, {"minimum": 0}, "a finite number of at least 0"),
+    ],
+)
+def test_real_refuses_what_is_out_of_range(value, bounds, expected):
+    assert (
+        sentence(real, "Circle", "margin", value, **bounds) == f"Circle(margin={value}): expected {expected}"
+    )
+
+
+# choice
+
+
+def test_choice_gives_the_option_back():
+    assert choice("f", "swap", "mean", ("mean", "sum")) == "mean"
+    assert choice("f", "swap", "sum", iter(["mean", "sum"])) == "sum"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("maen", "f(reduction='maen'): expected one of 'mean', 'sum'; did you mean 'mean'?"),
+        ("Mean", "f(reduction='Mean'): expected one of 'mean', 'sum'; did you mean 'mean'?"),
+        ("all", "f(reduction='all'): expected one of 'mean', 'sum'"),
+        ("", "f(reduction=''): expected one of 'mean', 'sum'"),
+        (None, "f(reduction=None): expected one of 'mean', 'sum'"),
+        (1, "f(reduction=1): expected one of 'mean', 'sum'"),
+        (["mean"], "f(reduction=['mean']): expected one of 'mean', 'sum'"),
+    ],
+)
+def test_choice_refuses_a_misspelt_option_and_names_the_nearest(value, said):
+    assert sentence(choice, "f", "reduction", value, ("mean", "sum")) == said
+
+
+# label_codes
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["b", "a", "b", "é"],
+        ("b", "a", "b", "é"),
+        np.array(["b", "a", "b", "é"]),
+        np.array(["b", "a", "b", "é"], dtype=object),
+        np.array([np.str_("b"), "a", "b", "é"], dtype=object),
+        np.array(["b", "a", "b", "é"], dtype=np.dtypes.StringDType()),
+        [7, 3, 7, 9],
+        [np.int64(7), 3, np.uint8(7), 9],
+        np.array([7, np.int32(3), 7, 9], dtype=object),
+        *[np.array([7, 3, 7, 9], dtype=kind) for kind in ("u1", "i1", "i4", "u4", "i8", "u8", ">i8")],
+        *[torch.tensor([7, 3, 7, 9], dtype=kind) for kind in (torch.uint8, torch.int32, torch.int64)],
+        np.array([2**40 + 1, 2**24, 2**40 + 1, 2**60]),
+        [2**24 + 1, 2**24, 2**24 + 1, 2**24 + 2],  # alike as float32
+        np.array([2**64 - 2, 5, 2**64 - 2, 2**64 - 1], dtype=np.uint64),
+        np.array([-1, -5, -1, 0]),
+        np.array([7, 0, 3, 0, 7, 0, 9, 0])[::2],
+    ],
+    ids=lambda labels: f"{type(labels).__name__}-{getattr(labels, 'dtype', '')}",
+)
+def test_labels_of_any_kind_give_the_same_codes(labels):
+    codes, classes = label_codes("PKSampler", labels)
+    assert codes.dtype == np.int64
+    assert codes.tolist() == [1, 0, 1, 2]
+    assert [classes[code] for code in codes] == list(labels)
+    assert sorted(classes.tolist()) == classes.tolist()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[True, False, True], np.array([True, False, True]), torch.tensor([True, False, True])],
+    ids=["list", "numpy", "torch"],
+)
+def test_boolean_labels_are_two_classes(labels):
+    codes, classes = label_codes("f", labels)
+    assert codes.tolist() == [1, 0, 1]
+    assert classes.tolist() == [False, True]
+
+
+def test_one_image_and_one_class_are_labels_enough():
+    assert label_codes("f", ["a"])[0].tolist() == [0]
+    assert label_codes("f", [5, 5, 5])[0].tolist() == [0, 0, 0]
+
+
+@given(
+    labels=st.one_of(
+        st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=4), min_size=1),
+        st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1),
+    ),
+    order=st.randoms(use_true_random=False),
+)
+@settings(deadline=None)
+def test_codes_do_not_depend_on_the_order_of_the_labels(labels, order):
+    codes, classes = label_codes("f", labels)
+    rows = list(range(len(labels)))
+    order.shuffle(rows)
+    shuffled, same = label_codes("f", [labels[row] for row in rows])
+    assert shuffled.tolist() == codes[rows].tolist()
+    assert same.tolist() == classes.tolist() == sorted(set(labels))
+    assert classes[codes].tolist() == labels
+
+
+NUMBERS = "whole numbers or strings; convert with .astype(int) or .astype(str)"
+ONE_KIND = "all whole numbers or all strings"
+ONE_EACH = "one label for each of 1 or more images"
+
+
+@pytest.mark.parametrize(
+    ("labels", "got", "expected"),
+    [
+        (np.array([1.0, 2.0]), "float64", NUMBERS),
+        (torch.tensor([1.0, 2.0]), "float32", NUMBERS),
+        ([1, 2.5], "float64", NUMBERS),
+        ([math.nan, 1.0], "float64", NUMBERS),
+        (np.array([b"a", b"b"]), "|S1", NUMBERS),
+        (np.array(["2024-01-01"], dtype="M8[D]"), "datetime64[D]", NUMBERS),
+        ([2**64, 1], "object", NUMBERS),
+        ([1, "a"], "int and str", ONE_KIND),
+        (("a", 1.5), "float and str", ONE_KIND),
+        ([True, "a"], "bool and str", ONE_KIND),
+        (["a", None], "NoneType and str", ONE_KIND),
+        (np.array(["a", math.nan], dtype=object), "float and str", ONE_KIND),
+        (np.array([1, 2.0], dtype=object), "float and int", ONE_KIND),
+        ([["a"], ["a", "b"]], "list", ONE_KIND),
+        ([], "array of shape (0,)", ONE_EACH),
+        (np.empty(0, dtype=np.int64), "array of shape (0,)", ONE_EACH),
+        ([["a", "b"], ["c", "d"]], "array of shape (2, 2)", ONE_EACH),
+        (torch.zeros(3, 1, dtype=torch.int64), "array of shape (3, 1)", ONE_EACH),
+        (np.array(3), "array of shape ()", ONE_EACH),
+        ("abc", "array of shape ()", ONE_EACH),
+        ({"a", "b"}, "array of shape ()", ONE_EACH),
+        (None, "array of shape ()", ONE_EACH),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels, got, expected):
+    said = sentence(label_codes, "PKSampler", labels)
+    assert said == f"PKSampler(labels={got!r}): expected {expected}"
+
+
+def test_the_sentence_names_the_argument():
+    assert sentence(label_codes, "f", [], argument="groups").startswith("f(groups=")

@@ -1,0 +1,59 @@
+"""The examples, run as a user runs them, from another folder."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, *arguments, folder):
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def figures(printed):
+    """(Recall@1, MAP@R) before and after."""
+    found = re.findall(r"Recall@1 ([\d.]+)\s+MAP@R ([\d.]+)", printed)
+    return [tuple(map(float, pair)) for pair in found]
+
+
+def test_quickstart_learns_classes_that_it_never_saw(tmp_path):
+    printed = run("quickstart.py", folder=tmp_path)
+    before, after = figures(printed)
+    assert after[0] > before[0] + 0.1
+    assert after[1] > before[1] + 0.1
+    picture = cv2.imread(str(tmp_path / "out/quickstart/similarities.png"))
+    assert picture.shape[0] > 300
+    assert picture.std() > 20  # not blank
+    assert "44,925 triplets" in printed
+    run("quickstart.py", folder=tmp_path)  # a second run replaces its own output
+
+
+def test_train_folder_on_a_nested_tree(tmp_path):
+    rng = np.random.default_rng(0)
+    for parent in ("left", "right"):
+        for name in range(6):
+            colour = rng.integers(0, 255, 3)
+            for number in range(5):
+                file = tmp_path / "tree" / parent / str(name) / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                noise = rng.integers(-20, 20, (20, 24, 3))
+                cv2.imwrite(str(file), np.clip(colour + noise, 0, 255).astype(np.uint8))
+    options = ("--steps", 5, "--p", 3, "--k", 3, "--size", 16, "--unseen", 0.3)
+    printed = run("train_folder.py", "tree", *options, folder=tmp_path)
+    assert "Catalog(60 images, 12 classes)" in printed
+    assert len(figures(printed)) == 2
+
+
+def test_train_folder_without_such_a_folder_says_so(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "train_folder.py"), "nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "expected an existing folder" in done.stderr

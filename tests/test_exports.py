@@ -1,0 +1,119 @@
+"""The public names: a list in the test, so that adding or losing one is a decision."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import tercet
+
+NAMES = [
+    "BatchAll",
+    "BatchHard",
+    "Catalog",
+    "Contrastive",
+    "ImageDataset",
+    "Manifest",
+    "MinedBatch",
+    "MiningLoader",
+    "PKSampler",
+    "Pairs",
+    "RandomTriplets",
+    "References",
+    "SemiHard",
+    "ShuffledSampler",
+    "TripletBatch",
+    "TripletDataset",
+    "TripletMargin",
+    "Triplets",
+    "describe",
+    "map_at_r",
+    "read_catalog",
+    "read_manifest",
+    "recall_at_k",
+    "scan_folder",
+    "write_manifest",
+]
+
+
+def typed_names(source: str) -> dict[str, str]:
+    """{name: module} of the imports under `if TYPE_CHECKING`, as a type checker sees them."""
+    (block,) = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+    found = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.asname == alias.name, f"write `{alias.name} as {alias.name}`: only so is it exported"
+            found[alias.name] = node.module
+    return found
+
+
+def lacks(value: object) -> str:
+    """What the documentation of a class or function lacks; empty where it lacks nothing."""
+    text = value.__doc__ or ""
+    if not text.strip():
+        return "a docstring"
+    return "" if ">>>" in text or "Example:" in text else "an example"
+
+
+def test_the_public_names_are_these():
+    assert sorted(tercet.__all__) == sorted(NAMES)
+    assert set(NAMES) <= set(dir(tercet))
+
+
+def test_a_type_checker_sees_what_is_loaded_on_first_use():
+    lazy = {name: f"tercet.{module}" for name, module in tercet._HOME.items()}
+    assert typed_names(Path(tercet.__file__).read_text("utf-8")) == lazy
+
+
+def test_the_reader_of_typed_names_sees_a_difference():
+    source = "if TYPE_CHECKING:\n    from tercet.catalog import Catalog as Catalog\n"
+    assert typed_names(source) == {"Catalog": "tercet.catalog"}
+    with pytest.raises(AssertionError, match="only so is it exported"):
+        typed_names("if TYPE_CHECKING:\n    from tercet.catalog import Catalog\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_loads_and_is_documented_with_an_example(name):
+    value = getattr(tercet, name)
+    assert value is getattr(tercet, name)
+    assert value.__name__ == name
+    assert value.__module__ == f"tercet.{tercet._HOME[name]}"
+    assert inspect.isclass(value) or inspect.isfunction(value)
+    assert not lacks(value), f"{name} lacks {lacks(value)}"
+
+
+def test_a_missing_docstring_or_example_is_seen():
+    def bare(): ...
+
+    def told():
+        """The sum."""
+
+    def shown():
+        """The sum.
+
+        >>> 1 + 1
+        2
+        """
+
+    assert [lacks(value) for value in (bare, told, shown)] == ["a docstring", "an example", ""]
+
+
+@pytest.mark.parametrize("name", ["triplets_of_everything", "PKSamplers", "_private"])
+def test_an_unknown_name_is_an_attribute_error(name):
+    assert not hasattr(tercet, name)
+    with pytest.raises(AttributeError, match=f"^module 'tercet' has no attribute '{name}'$"):
+        getattr(tercet, name)
+
+
+def test_no_public_name_is_also_a_module():
+    # After `import tercet.x` the module would hide the class or function of that name.
+    modules = {path.stem for path in Path(tercet.__file__).parent.iterdir()}
+    assert not modules & set(NAMES)
+
+
+def test_the_package_names_its_version():
+    assert tercet.__version__.count(".") == 2

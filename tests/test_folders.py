@@ -1,0 +1,255 @@
+"""The walk, on real folders: every file is either found or left out with a reason."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tercet.folders import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
+
+
+def tree(top, *names):
+    for name in names:
+        file = top / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    return top
+
+
+def walk(top, suffixes=IMAGE_SUFFIXES):
+    left_out: list[LeftOut] = []
+    found = sorted("/".join(parts) for parts in walk_images(top, suffixes, left_out))
+    return found, {item.path: item.reason for item in left_out}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "IMG_1.JPG",
+            "a-b.jpg",
+            "x y.jpg",
+            "v1.2.jpg",
+            "é.png",
+            "e\u0301.png",
+            "日本.png",
+            "a,b.jpg",
+            "p.webp",
+        ),
+        *("it's.jpg", 'say "hi".jpg', "line\nbreak.jpg", "cr\r.jpg", " lead.jpg", "back\\slash.jpg", "-.jpg"),
+        *("#1.png", "100%.jpeg", "[v1].Tiff", "a..jpg", "😀.gif", "x" * 251 + ".jpg"),
+    ],
+)
+def test_an_image_is_found_whatever_its_name(tmp_path, name):
+    assert walk(tree(tmp_path, f"ant/{name}")) == ([f"ant/{name}"], {})
+
+
+@pytest.mark.parametrize("folder", ["a b", "é", "v1.2", "x.jpg", "a,b", "line\nbreak", "#", "-r", "~"])
+def test_a_class_is_found_whatever_its_name(tmp_path, folder):
+    assert walk(tree(tmp_path, f"{folder}/1.jpg")) == ([f"{folder}/1.jpg"], {})
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_every_suffix_counts_in_any_case(tmp_path, suffix):
+    names = {f"ant/low{suffix}", f"ant/up{suffix.upper()}", f"ant/title{suffix.title()}"}
+    assert walk(tree(tmp_path, *names)) == (sorted(names), {})
+
+
+def test_other_suffixes_when_asked(tmp_path):
+    tree(tmp_path, "ant/1.npy", "ant/2.NPY", "ant/3.jpg")
+    assert walk(tmp_path, frozenset({".npy"})) == (["ant/1.npy", "ant/2.NPY"], {"ant/3.jpg": "not an image"})
+
+
+@pytest.mark.parametrize(
+    "name", ["ok.jpg.txt", "jpg", "ajpg", "a.jpg~", "a.jpg ", "a.", "Makefile", "a.jpg\n"]
+)
+def test_ok_jpg_txt_is_not_an_image(tmp_path, name):
+    found, left_out = walk(tree(tmp_path, f"ant/{name}", "ant/1.jpg"))
+    assert (found, left_out) == (["ant/1.jpg"], {f"ant/{name}": "not an image"})
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    tree(tmp_path, "ant/1.jpg", "ant/.jpg", "ant/._1.jpg", ".cache/1.jpg", "ant/.thumbs/1.jpg")
+    assert walk(tmp_path) == (
+        ["ant/1.jpg"],
+        {
+            "ant/.jpg": "hidden file",
+            "ant/._1.jpg": "hidden file",
+            ".cache": "hidden folder",
+            "ant/.thumbs": "hidden folder",
+        },
+    )
+
+
+def test_an_image_outside_any_class_is_left_out(tmp_path):
+    assert walk(tree(tmp_path, "1.jpg", "a.txt", "ant/2.jpg")) == (
+        ["ant/2.jpg"],
+        {"1.jpg": "image outside any class folder", "a.txt": "not an image"},
+    )
+
+
+def test_an_empty_class_is_reported(tmp_path):
+    tree(tmp_path, "ant/1.jpg", "bee/notes.txt")
+    (tmp_path / "cow").mkdir()
+    (tmp_path / "dog" / "deep").mkdir(parents=True)
+    assert walk(tmp_path) == (
+        ["ant/1.jpg"],
+        {
+            "bee": "folder without an image",
+            "bee/notes.txt": "not an image",
+            "cow": "folder without an image",
+            "dog/deep": "folder without an image",
+        },
+    )
+
+
+def test_an_empty_folder_holds_nothing(tmp_path):
+    assert walk(tmp_path) == ([], {})
+
+
+def test_images_lie_at_any_depth(tmp_path):
+    names = ["a/1.jpg", "a/b/2.jpg", "a/b/c/d/e/f/3.jpg"]
+    assert walk(tree(tmp_path, *names)) == (sorted(names), {})
+
+
+def test_links_to_files_and_folders_are_followed(tmp_path):
+    tree(tmp_path / "store", "one/1.jpg")
+    top = tree(tmp_path / "top", "ant/2.jpg")
+    (top / "ant" / "linked.jpg").symlink_to(tmp_path / "store" / "one" / "1.jpg")
+    (top / "bee").symlink_to(tmp_path / "store" / "one")
+    assert walk(top) == (["ant/2.jpg", "ant/linked.jpg", "bee/1.jpg"], {})
+
+
+def test_a_symlink_loop_ends(tmp_path):
+    top = tree(tmp_path / "top", "ant/1.jpg", "bee/2.jpg")
+    (top / "ant" / "up").symlink_to("..")
+    (top / "ant" / "here").symlink_to(".")
+    (top / "bee" / "ant").symlink_to(top / "ant")
+    (top / "itself").symlink_to("itself")
+    (top / "bee" / "me.jpg").symlink_to("me.jpg")
+    found, left_out = walk(top)
+    assert found == ["ant/1.jpg", "bee/2.jpg", "bee/ant/1.jpg"]  # a link that is no loop is followed
+    above = "link back to a folder above it"
+    assert {path: reason for path, reason in left_out.items() if reason == above} == {
+        "ant/up": above,
+        "ant/here": above,
+        "bee/ant/up": above,
+        "bee/ant/here": above,
+    }
+    assert left_out.keys() == {"ant/up", "ant/here", "bee/ant/up", "bee/ant/here", "itself", "bee/me.jpg"}
+    assert all(left_out[path].startswith("link cannot be followed") for path in ("itself", "bee/me.jpg"))
+
+
+def test_two_folders_that_link_to_each_other_end(tmp_path):
+    tree(tmp_path, "ant/1.jpg", "bee/2.jpg")
+    (tmp_path / "ant" / "bee").symlink_to(tmp_path / "bee")
+    (tmp_path / "bee" / "ant").symlink_to(tmp_path / "ant")
+    found, left_out = walk(tmp_path)
+    assert found == ["ant/1.jpg", "ant/bee/2.jpg", "bee/2.jpg", "bee/ant/1.jpg"]
+    assert set(left_out) == {"ant/bee/ant", "bee/ant/bee"}
+
+
+def test_the_root_may_be_a_link(tmp_path):
+    tree(tmp_path / "real", "ant/1.jpg")
+    (tmp_path / "link").symlink_to("real")
+    assert walk(tmp_path / "link") == (["ant/1.jpg"], {})
+
+
+def test_a_link_to_nothing_and_a_pipe_are_left_out(tmp_path):
+    tree(tmp_path, "ant/1.jpg")
+    (tmp_path / "ant" / "gone.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "ant" / "pipe.jpg")
+    assert walk(tmp_path) == (
+        ["ant/1.jpg"],
+        {"ant/gone.jpg": "link to nothing", "ant/pipe.jpg": "not a regular file"},
+    )
+
+
+def test_a_name_that_is_not_utf8_is_left_out(tmp_path):
+    tree(tmp_path, "ant/1.jpg")
+    (tmp_path / "ant" / os.fsdecode(b"\xff.jpg")).write_bytes(b"x")
+    (tmp_path / os.fsdecode(b"b\xe9e")).mkdir()
+    found, left_out = walk(tmp_path)
+    assert found == ["ant/1.jpg"]
+    assert left_out == dict.fromkeys((r"ant/\udcff.jpg", r"b\udce9e"), "name is not valid UTF-8")
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
+    tree(tmp_path, "ant/1.jpg", "bee/2.jpg")
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "bee":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert walk(tmp_path) == (["ant/1.jpg"], {"bee": "folder cannot be read: Permission denied"})
+
+
+parts = st.text(st.sampled_from("aB.é ,~"), min_size=1, max_size=4).filter(lambda name: set(name) != {"."})
+files = st.builds(
+    lambda folders, stem, suffix: "/".join([*folders, stem + suffix]),
+    st.lists(parts, max_size=3),
+    parts,
+    st.sampled_from(["", ".jpg", ".PNG", ".txt", ".jpg.txt"]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(names=st.sets(files, max_size=12))
+def test_no_file_is_dropped_silently(names):
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder)
+        for name in names:
+            try:
+                tree(top, name)
+            except (IsADirectoryError, NotADirectoryError, FileExistsError):
+                continue  # a file where another name has a folder
+        found, left_out = walk(top)
+        for base, _, below in os.walk(top):
+            for name in below:
+                path = Path(base, name).relative_to(top)
+                told = [str(path) in found, str(path) in left_out]
+                hidden = [parent.name.startswith(".") for parent in list(path.parents)[:-1]]
+                assert sum(told) == (0 if any(hidden) else 1), path
+                image = path.suffix.lower() in (".jpg", ".png") and not path.name.startswith(".")
+                assert (str(path) in found) == (image and len(path.parts) > 1 and not any(hidden))
+
+
+def picture(path, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+def test_only_what_decodes_is_kept(tmp_path, capfd):
+    names = [f"ant/{i}.{kind}" for i, kind in enumerate(["jpg", "png", "webp", "bmp", "tif", "ppm", "jpg"])]
+    for name in names:
+        picture(tmp_path / name)
+    for name, size in [("ant/cut.jpg", 600), ("ant/cut.png", 600), ("ant/hollow.jpg", 0)]:
+        whole = picture(tmp_path / name)
+        whole.write_bytes(whole.read_bytes()[:size])
+    (tmp_path / "ant" / "words.png").write_text("no image at all")
+    bad = ["ant/cut.jpg", "ant/cut.png", "ant/hollow.jpg", "ant/words.png", "ant/gone.jpg"]
+    asked = [tuple(name.split("/")) for pair in zip(names, bad) for name in pair]
+    left_out: list[LeftOut] = []
+    kept = decodable(tmp_path, asked, left_out, progress=True)
+    assert kept == [parts for parts in asked if "/".join(parts) in names]  # in their order
+    assert [item.path for item in left_out] == bad
+    assert all(item.reason and str(tmp_path) not in item.reason for item in left_out)  # the same anywhere
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "verifying images" in shown.err
+
+
+def test_nothing_to_decode(tmp_path):
+    assert decodable(tmp_path, [], [], progress=False) == []

@@ -1,0 +1,328 @@
+"""Decoding against Pillow: orientation, depth, transparency, odd names, and files that are no images."""
+
+import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, features
+
+from tercet.images import decode_image, read_image, why_unreadable
+
+H, W = 40, 56
+Y, X = np.mgrid[:H, :W]
+RGB = np.stack([X * 4, Y * 6, (X + Y) * 2], axis=-1).astype(np.uint8)  # smooth, and no two turns alike
+ALPHA = (X * 255 // (W - 1)).astype(np.uint8)
+
+
+def encoded(image, suffix, **options):
+    out = io.BytesIO()
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    picture.save(out, suffix, **options)
+    return out.getvalue()
+
+
+def on_white(rgb, alpha):
+    """The composite, pixel by pixel."""
+    out = np.empty_like(rgb)
+    for y in range(rgb.shape[0]):
+        for x in range(rgb.shape[1]):
+            a = int(alpha[y, x])
+            for c in range(3):
+                out[y, x, c] = int((a * int(rgb[y, x, c]) + (255 - a) * 255) / 255 + 0.5)
+    return out
+
+
+def near(a, b, tolerance):
+    return a.shape == b.shape and np.abs(a.astype(int) - b.astype(int)).max() <= tolerance
+
+
+# ── orientation ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "options", "tolerance"),
+    [("JPEG", {"quality": 95}, 8), ("PNG", {}, 0), ("WEBP", {"lossless": True}, 0), ("TIFF", {}, 0)],
+)
+def test_exif_orientation_is_applied(suffix, options, tolerance, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    extra = {"tiffinfo": {0x0112: orientation}} if suffix == "TIFF" else {"exif": exif}
+    data = encoded(RGB, suffix, **options, **extra)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert expected.shape[0] == (W if orientation > 4 else H)
+    assert near(decode_image(data, suffix), expected, tolerance)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("suffix", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})])
+def test_exif_orientation_is_applied_to_transparent_images(suffix, options, orientation, order):
+    exif = Image.Exif()
+    exif.endian = order
+    exif[0x0112] = orientation
+    data = encoded(np.dstack([RGB, ALPHA]), suffix, exif=exif, **options)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert upright.shape[2] == 4
+    assert near(decode_image(data, suffix), on_white(upright[..., :3], upright[..., 3]), 0)
+
+
+def test_an_orientation_out_of_range_counts_for_nothing():
+    for value in (0, 9, 77):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        assert np.array_equal(decode_image(encoded(RGB, "PNG", exif=exif), "png"), RGB)
+        data = encoded(np.dstack([RGB, np.full_like(ALPHA, 255)]), "PNG", exif=exif)
+        assert np.array_equal(decode_image(data, "png"), RGB)
+
+
+# ── channels and depth ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_rgb_is_exact_in_lossless_formats(suffix):
+    options = {"lossless": True} if suffix == "WEBP" else {}
+    assert np.array_equal(decode_image(encoded(RGB, suffix, **options), suffix), RGB)
+
+
+MODES = {
+    "PNG": ["1", "L", "P"],
+    "TIFF": ["1", "L", "P", "CMYK"],
+    "JPEG": ["L", "CMYK"],
+    "GIF": ["1", "L", "P"],
+}
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [(suffix, mode) for suffix in MODES for mode in MODES[suffix]])
+def test_every_mode_becomes_rgb(suffix, mode):
+    data = encoded(Image.fromarray(RGB).convert(mode), suffix)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert near(decode_image(data, suffix), expected, 2 if suffix == "JPEG" else 0)
+
+
+def test_saturated_cmyk_jpegs_are_not_inverted():
+    cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    assert near(
+        decode_image(encoded(cyan, "JPEG", quality=95), "cyan.jpg"), np.full((16, 16, 3), [0, 255, 255]), 3
+    )
+
+
+def test_sixteen_bits_are_scaled_to_eight():
+    deep = (X * 1000).astype(np.uint16)
+    for suffix in ("PNG", "TIFF"):
+        image = decode_image(encoded(deep, suffix), suffix)
+        assert image.dtype == np.uint8
+        assert near(image, np.repeat((deep / 257)[..., None], 3, axis=2).round(), 1)
+        assert image.max() > 200
+
+
+def test_sixteen_bits_with_alpha():
+    import cv2
+
+    deep = np.dstack([RGB[..., ::-1], ALPHA]).astype(np.uint16) * 257
+    data = cv2.imencode(".png", deep)[1].tobytes()
+    assert near(decode_image(data, "deep.png"), on_white(RGB, ALPHA), 0)
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})])
+def test_transparent_parts_lie_on_white(suffix, options):
+    data = encoded(np.dstack([RGB, ALPHA]), suffix, **options)
+    image = decode_image(data, suffix)
+    assert near(image, on_white(RGB, ALPHA), 0)
+    assert image[:, 0].min() == 255  # wholly transparent
+    assert np.array_equal(image[:, -1], RGB[:, -1])  # wholly opaque
+
+
+def test_lossy_webp_with_alpha_lies_on_white():
+    image = decode_image(encoded(np.dstack([RGB, ALPHA]), "WEBP", quality=90), "alpha.webp")
+    assert image[:, 0].min() == 255
+    assert near(image[:, -1], RGB[:, -1], 40)
+
+
+def test_grey_with_alpha_lies_on_white():
+    grey = np.asarray(Image.fromarray(RGB).convert("L"))
+    data = encoded(Image.merge("LA", [Image.fromarray(grey), Image.fromarray(ALPHA)]), "PNG")
+    assert near(decode_image(data, "la.png"), on_white(np.dstack([grey] * 3), ALPHA), 0)
+
+
+def test_a_transparent_palette_entry_lies_on_white():
+    palette = Image.fromarray(RGB).convert("P")
+    entry = int(np.asarray(palette)[H // 2, W // 2])
+    image = decode_image(encoded(palette, "PNG", transparency=entry), "p.png")
+    expected = np.asarray(palette.convert("RGB")).copy()
+    expected[np.asarray(palette) == entry] = 255
+    assert np.array_equal(image, expected)
+
+
+def test_the_transparent_value_of_a_grey_png_is_shown():
+    grey = Image.fromarray(RGB).convert("L")
+    data = encoded(grey, "PNG", transparency=3)
+    assert np.array_equal(decode_image(data, "l.png"), np.dstack([np.asarray(grey)] * 3))
+
+
+def test_the_first_frame_is_taken():
+    for suffix in ("GIF", "TIFF", "PNG", "WEBP"):
+        options = {"lossless": True} if suffix == "WEBP" else {}
+        frames = {"save_all": True, "append_images": [Image.fromarray(255 - RGB)]}
+        image = decode_image(encoded(RGB, suffix, **frames, **options), suffix)
+        assert near(image, RGB, 30)
+
+
+def test_the_content_tells_the_format_not_the_suffix(tmp_path):
+    (tmp_path / "really.jpg").write_bytes(encoded(RGB, "PNG"))
+    assert np.array_equal(read_image(tmp_path / "really.jpg"), RGB)
+
+
+def test_the_result_is_contiguous_and_writable():
+    for data in (encoded(RGB, "JPEG"), encoded(np.dstack([RGB, ALPHA]), "PNG"), encoded(RGB[..., 0], "PNG")):
+        image = decode_image(data, "any")
+        assert image.flags.c_contiguous
+        assert image.flags.writeable
+        assert image.dtype == np.uint8
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────────────
+
+NAMES = [
+    "IMG_1.JPG",
+    "a-b.jpg",
+    "x y.jpg",
+    "v1.2.jpg",
+    "é.png",
+    "a,b,c.png",
+    "日本.webp",
+    "100%.bmp",
+    "no_suffix",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_names_are_read(tmp_path, name):
+    folder = tmp_path / "ünï code, 1.0"
+    folder.mkdir()
+    suffix = {".jpg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}.get(name[-4:].lower(), "PNG")
+    (folder / name).write_bytes(encoded(RGB, suffix))
+    assert read_image(folder / name).shape == (H, W, 3)
+    assert np.array_equal(read_image(str(folder / name)), read_image(folder / name))
+    assert why_unreadable(folder / name) is None
+
+
+# ── what is refused ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def refused(path, why):
+    assert why_unreadable(path) == why
+    with pytest.raises(ValueError, match="read_image") as caught:
+        read_image(path)
+    way_out = "restore the file, or leave it out with tercet.scan_folder(root, verify=True)"
+    if not path.exists():
+        way_out = "is the root of the catalog the right folder?"
+    assert str(caught.value) == f"read_image: {path}: {why}; {way_out}"
+
+
+UNDECODABLE = "OpenCV does not decode it: cut short, damaged, or no image of 8 or 16 bits"
+
+
+def test_missing_empty_folder_and_text(tmp_path):
+    refused(tmp_path / "gone.jpg", "the file cannot be read: No such file or directory")
+    refused(tmp_path, "the file cannot be read: Is a directory")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    refused(tmp_path / "empty.jpg", "the file is empty")
+    (tmp_path / "ok.jpg.txt").write_text("not an image")
+    refused(tmp_path / "ok.jpg.txt", UNDECODABLE)
+    for head in (
+        b"\xff\xd8",
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\0\0\0\0WEBP",
+        b"RIFF\0\0\0\0WEBPVP8X",
+        b"GIF89a",
+        b"II*\0",
+    ):
+        (tmp_path / "head").write_bytes(head)
+        assert why_unreadable(tmp_path / "head") is not None
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_jpeg_is_refused_wherever_it_ends(tmp_path, progressive):
+    data = encoded(NOISE, "JPEG", progressive=progressive)
+    for end in [*range(3, len(data), 97), len(data) - 1]:
+        (tmp_path / "cut.jpg").write_bytes(data[:end])
+        refused(tmp_path / "cut.jpg", "the JPEG is cut short")
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))
+    refused(tmp_path / "cut.jpg", "the JPEG is cut short")
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_jpeg():
+    data, small = encoded(NOISE, "JPEG"), encoded(NOISE[::8, ::8], "JPEG")
+    segment = b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small
+    whole = data[:2] + segment + data[2:]
+    expected = decode_image(data, "plain")
+    assert np.array_equal(decode_image(whole, "with a thumbnail"), expected)
+    assert np.array_equal(decode_image(whole + b"appended", "with a tail"), expected)
+    assert np.array_equal(decode_image(whole + bytes(4096), "padded"), expected)
+    with pytest.raises(ValueError, match=r"decode_image: cut: the JPEG is cut short$"):
+        decode_image(whole[: len(whole) // 2], "cut")
+
+
+def test_jpegs_with_restart_markers_are_whole():
+    import cv2
+
+    data = cv2.imencode(".jpg", NOISE, [cv2.IMWRITE_JPEG_RST_INTERVAL, 2])[1].tobytes()
+    assert b"\xff\xd0" in data
+    assert decode_image(data + b"\0", "restarts").shape == NOISE.shape
+    with pytest.raises(ValueError, match="cut short"):
+        decode_image(data[: len(data) // 2] + b"\0", "restarts")
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM"])
+def test_truncated_files_of_other_formats_are_refused(tmp_path, suffix):
+    data = encoded(NOISE, suffix)
+    for share in (0.02, 0.3, 0.6, 0.9, 0.99):
+        (tmp_path / "cut").write_bytes(data[: int(len(data) * share)])
+        refused(tmp_path / "cut", UNDECODABLE)
+
+
+def test_a_damaged_png_is_refused(tmp_path):
+    data = bytearray(encoded(np.dstack([NOISE, NOISE[..., :1]]), "PNG"))
+    data[len(data) // 2] ^= 0x55
+    (tmp_path / "damaged.png").write_bytes(bytes(data))
+    refused(tmp_path / "damaged.png", UNDECODABLE)
+
+
+def test_floating_point_images_are_refused(tmp_path):
+    (tmp_path / "depth.tiff").write_bytes(encoded(Image.fromarray(X.astype(np.float32)), "TIFF"))
+    refused(tmp_path / "depth.tiff", UNDECODABLE)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+def test_a_turned_avif_is_refused_and_an_upright_one_read(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "turned.avif").write_bytes(encoded(RGB, "AVIF", exif=exif))
+    refused(
+        tmp_path / "turned.avif", "the AVIF image is turned or mirrored by a property that OpenCV ignores"
+    )
+    (tmp_path / "upright.avif").write_bytes(encoded(RGB, "AVIF", quality=95))
+    assert near(read_image(tmp_path / "upright.avif"), RGB, 12)
+
+
+# ── the same everywhere ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_threads_decode_alike():
+    data = [encoded(np.roll(NOISE, shift, axis=0), "JPEG") for shift in range(16)]
+    alone = [decode_image(item, "x") for item in data]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda item: decode_image(item, "x"), data))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together))
+
+
+def test_importing_loads_neither_opencv_nor_torch():
+    code = "import sys, tercet.images; sys.exit('cv2' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

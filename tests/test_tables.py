@@ -1,0 +1,246 @@
+"""Tables and files: read as written, refused with a sentence, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tercet.tables import atomically, fresh_target, read_columns, write_columns
+
+TABLES = (".csv", ".parquet")
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
+NASTY = [
+    "a,b",
+    'q"q',
+    '"',
+    "l\nf",
+    "c\rr",
+    "cr\r\nlf",
+    " lead",
+    "trail ",
+    "NA",
+    "null",
+    "nan",
+    "#",
+    "'",
+    "\\",
+]
+NASTY += ["1", "01", "1.50", "true", "é", "e\u0301", "日本", "😀", "\ufeffmark", "\x1c", "\u2028", "x" * 5000]
+
+
+# fresh_target
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("t.txt", "f(path='t.txt'): expected a name ending in .csv, .parquet"),
+        ("t", "f(path='t'): expected a name ending in .csv, .parquet"),
+        (".csv", "f(path='.csv'): expected a name ending in .csv, .parquet"),
+        ("t.CSV", "f(path='t.CSV'): expected a name ending in .csv, .parquet"),
+        ("d.csv", "f(path='d.csv'): expected a file, not a folder"),
+        (
+            "old.csv",
+            "f(path='old.csv'): expected a new file; it exists; overwrite=True or --overwrite replaces it",
+        ),
+        ("no/t.csv", "f(path='no/t.csv'): expected an existing folder to write in; make no first"),
+        (
+            "old.csv/t.csv",
+            "f(path='old.csv/t.csv'): expected an existing folder to write in; make old.csv first",
+        ),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused(tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.csv").write_text("")
+    (tmp_path / "d.csv").mkdir()
+    with pytest.raises(ValueError, match=r".") as raised:
+        fresh_target("f", name, False, TABLES)
+    assert str(raised.value) == said
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(ValueError, match=r"expected a folder that may be written$"):
+        fresh_target("f", tmp_path / "t.csv", False, TABLES)
+
+
+def test_a_good_target_is_returned_and_not_touched(tmp_path):
+    (tmp_path / "old.csv").write_text("old")
+    assert fresh_target("f", tmp_path / "new.csv", False, TABLES) == tmp_path / "new.csv"
+    assert fresh_target("f", str(tmp_path / "old.csv"), True, TABLES) == tmp_path / "old.csv"
+    assert [file.name for file in tmp_path.iterdir()] == ["old.csv"]
+    assert (tmp_path / "old.csv").read_text() == "old"
+
+
+# atomically
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    target = tmp_path / "t.csv"
+    with atomically(target) as unfinished:
+        unfinished.write_text("all of it")
+        assert unfinished.parent == tmp_path
+        assert not target.exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
+    assert target.read_text() == "all of it"
+
+
+def write_half(target, error):
+    with atomically(target) as unfinished:
+        unfinished.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_an_interruption_leaves_what_was_there(tmp_path, error, old):
+    target = tmp_path / "t.csv"
+    if old:
+        target.write_text(old)
+    with pytest.raises(error):
+        write_half(target, error)
+    assert [file.read_text() for file in tmp_path.iterdir()] == [old] * bool(old)
+
+
+def test_nothing_is_left_when_nothing_was_written(tmp_path):
+    with pytest.raises(FileNotFoundError), atomically(tmp_path / "t.csv"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from tercet.tables import write_columns
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_columns({"path": [f"{i * i}.jpg" for i in range(20_000)]}, Path(sys.argv[1]))
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_a_full_disk_leaves_nothing(tmp_path, suffix):
+    command = [sys.executable, "-c", FULL, str(tmp_path / f"t{suffix}")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "OSError\n"
+    assert not list(tmp_path.iterdir())
+
+
+# write_columns, read_columns
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@settings(deadline=None, max_examples=40)
+@given(rows=st.lists(st.tuples(texts | st.sampled_from(NASTY), st.integers(-(2**63), 2**63 - 1)), min_size=1))
+@example(rows=[(name, number) for number, name in enumerate(NASTY)])
+@example(rows=[("NA", 0)])
+def test_text_and_numbers_are_read_as_written(tmp_path_factory, suffix, rows):
+    target = tmp_path_factory.mktemp("table") / f"t{suffix}"
+    names, numbers = zip(*rows)
+    write_columns(
+        {"name": np.array(names, dtype=object), "number": np.array(numbers, dtype=np.int64)}, target
+    )
+    columns = read_columns("f", target, ["name"])
+    assert list(columns) == ["name", "number"]
+    assert columns["name"].tolist() == list(names)
+    assert columns["number"].dtype == np.int64
+    assert columns["number"].tolist() == list(numbers)
+
+
+def test_other_programs_read_what_is_written(tmp_path):
+    write_columns({"name": NASTY, "number": np.arange(len(NASTY))}, tmp_path / "t.csv")
+    write_columns({"name": NASTY, "number": np.arange(len(NASTY))}, tmp_path / "t.parquet")
+    with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["name", "number"]
+    assert [row[0] for row in rows] == NASTY
+    assert pd.read_parquet(tmp_path / "t.parquet")["name"].tolist() == NASTY
+
+
+def test_text_columns_stay_text_and_others_are_told_by_their_looks(tmp_path):
+    (tmp_path / "t.csv").write_text("path,label,camera,day\n1,01,7,2020-01-02\n2,1,08,2021-01-02\n")
+    columns = read_columns("f", tmp_path / "t.csv", ["path", "label"])
+    assert columns["path"].tolist() == ["1", "2"]
+    assert columns["label"].tolist() == ["01", "1"]
+    assert columns["camera"].tolist() == [7, 8]
+    assert columns["day"].tolist() == ["2020-01-02", "2021-01-02"]
+
+
+@pytest.mark.parametrize("kind", ["category", "string", "Int16", "UInt8", "bool"])
+def test_columns_of_other_types(tmp_path, kind):
+    values = {"category": ["a", "b"], "string": ["a", "b"], "bool": [True, False]}.get(kind, [3, 4])
+    frame = pd.DataFrame(
+        {"path": pd.Series(["x", "y"], dtype="category"), "g": pd.Series(values, dtype=kind)}
+    )
+    frame.to_parquet(tmp_path / "t.parquet")
+    columns = read_columns("f", tmp_path / "t.parquet", ["path"])
+    assert columns["path"].tolist() == ["x", "y"]
+    assert columns["g"].tolist() == (["true", "false"] if kind == "bool" else values)
+
+
+def test_a_byte_order_mark_and_windows_lines(tmp_path):
+    (tmp_path / "t.csv").write_bytes("\ufeffpath,label\r\né.jpg,1\r\n".encode())
+    assert read_columns("f", tmp_path / "t.csv", ["path"])["path"].tolist() == ["é.jpg"]
+
+
+def test_columns_that_nobody_asked_for_do_not_matter(tmp_path):
+    columns = {"path": ["x", "y"], "note": [None, "z"], "pixels": [[1], [2, 3]]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    assert read_columns("f", tmp_path / "t.parquet", ["path"], []).keys() == {"path"}
+    (tmp_path / "t.csv").write_text("path,x,x,n\na,1,2,\nb,1,2,3\n")
+    assert read_columns("f", tmp_path / "t.csv", ["path"], []).keys() == {"path"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("path\n\x00\xff", "expected a readable table; "),
+        ("", "expected a readable table; Empty CSV file"),
+        ("path,label\na,1\nb\n", "expected a readable table; CSV parse error: Expected 2 columns, got 1"),
+        ("file,label\na,1\n", "expected one column 'path'; its columns are: file, label"),
+        ("path,path\na,1\n", "expected one column 'path'; its columns are: path, path"),
+        ("path,g,g\na,1,2\n", "expected one column 'g'; its columns are: path, g, g"),
+        ('path,g\na,1\n"",2\n', "expected a value in every row of column 'path'; row 2 of 2 has none"),
+        ("path,g\na,1\n,2\n", "expected a value in every row of column 'path'; row 2 of 2 has none"),
+        ("path,g\na,1\nb,\n", "expected a value in every row of column 'g'; row 2 of 2 has none"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path, content, said):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r".") as raised:
+        read_columns("f", path, ["path"])
+    assert str(raised.value).startswith(f"f(path={str(path)!r}"[:70])
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("column", ["path", "g"])
+@pytest.mark.parametrize("values", [[[1]], [{"a": 1}], [b"\xff"]])
+def test_columns_that_are_neither_numbers_nor_text_are_refused(tmp_path, column, values):
+    pq.write_table(pa.table({"path": ["x"], column: values}), tmp_path / "t.parquet")
+    with pytest.raises(
+        ValueError, match=f"expected whole numbers or strings in column '{column}'; it holds "
+    ):
+        read_columns("f", tmp_path / "t.parquet", ["path"])
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(ValueError, match="expected a readable table; "):
+        read_columns("f", tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"expected a table ending in .csv or .parquet$"):
+        read_columns("f", tmp_path / "t.xlsx")
+    with pytest.raises(ValueError, match=r"expected an existing file$"):
+        read_columns("f", tmp_path / "gone.csv")
