@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 
@@ -379,13 +380,10 @@ def test_a_file_without_provenance(tmp_path, monkeypatch, suffix):
 @pytest.mark.usefixtures("small_blocks")
 def test_an_arrow_file_in_batches_of_any_size_is_read_right(tmp_path):
     write_manifest(tmp_path / "t.arrow", DRAWN, CATALOG)
-    with pa.OSFile(str(tmp_path / "t.arrow")) as source:
-        table = pa.ipc.open_file(source).read_all()
-    pieces = [table.slice(0, 3), table.slice(3, 0), table.slice(3, 9), table.slice(12)]
-    with pa.OSFile(str(tmp_path / "u.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        for piece in pieces:
-            for batch in piece.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]:
-                writer.write_batch(batch)
+    metadata = formats.read_paths(tmp_path / "t.arrow", ".arrow")[2]
+    rows = np.array(ROWS, dtype=np.int32).T
+    blocks = [rows[:, :3], rows[:, 3:3], rows[:, 3:12], rows[:, 12:]]
+    formats.write_paths(tmp_path / "u.arrow", ".arrow", blocks, CATALOG.paths.tolist(), metadata)
     found = read_manifest(tmp_path / "u.arrow")
     assert listed(found[:]) == ROWS
     assert [listed(found[number])[0] for number in range(len(ROWS))] == ROWS
@@ -462,15 +460,26 @@ def test_a_table_without_rows_is_refused(tmp_path):
 
 def test_columns_that_are_no_paths_are_refused(tmp_path):
     pd.DataFrame({name: [1, 2] for name in COLUMNS}).to_parquet(tmp_path / "t.parquet")
+    said = "expected columns anchor, positive, negative of paths; Unsupported cast from int64"
+    assert said in sentence(read_manifest, tmp_path / "t.parquet")
     pd.DataFrame({"a": ["x"]}).to_parquet(tmp_path / "u.parquet")
-    assert "expected columns anchor, positive, negative of paths; " in sentence(
-        read_manifest, tmp_path / "t.parquet"
-    )
-    assert '"anchor"' in sentence(read_manifest, tmp_path / "u.parquet")
+    said = "expected columns anchor, positive, negative of paths; it has others"
+    assert sentence(read_manifest, tmp_path / "u.parquet").endswith(said)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"{}", b'"x"', b"3", b"\xff\xfe", b'{"tercet.catalog": 1}', b"null"]
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'"x"',
+        b"3",
+        b"\xff\xfe",
+        b'{"tercet.catalog": 1}',
+        b'{"tercet.catalog": "xx"}',
+    ],
 )
 def test_something_else_beside_a_text_manifest_is_refused(tmp_path, content):
     (tmp_path / "t.txt").write_text("a/1,a/2,b/1\n")
@@ -518,9 +527,8 @@ def test_rows_that_the_catalog_does_not_have_are_refused(tmp_path, suffix, rows,
 
 def test_columns_longer_than_the_anchors_are_refused(tmp_path):
     rows = Triplets(np.array([0]), np.array([1, 2]), np.array([3, 3]))
-    assert "as many anchors as positives and negatives" in sentence(
-        write_manifest, tmp_path / "t.csv", rows, CATALOG
-    )
+    said = sentence(write_manifest, tmp_path / "t.csv", rows, CATALOG)
+    assert said.startswith("write_manifest(triplets='array of int64, shape (2,)'): expected catalog rows")
 
 
 def test_a_sequence_shorter_than_it_says_is_refused(tmp_path):
@@ -605,7 +613,7 @@ def test_interrupted_half_way_leaves_nothing(tmp_path, monkeypatch, suffix, erro
     monkeypatch.setattr(manifest, "BLOCK", block)
 
     def interrupt():
-        assert len(list(tmp_path.iterdir())) == (block == 10)  # it is being written, under another name
+        assert len(list(tmp_path.iterdir())) == 1  # it is being written, under another name
         assert not (tmp_path / f"t{suffix}").exists()
         raise error
 
@@ -670,7 +678,8 @@ import resource, sys
 from tercet.catalog import Catalog
 from tercet.manifest import write_manifest
 from tercet.triplets.random import RandomTriplets
-catalog = Catalog([f"{n % 7}/{n * n}.png" for n in range(5000)], [n % 7 for n in range(5000)], list("0123456"))
+labels = [n % 7 for n in range(5000)]
+catalog = Catalog([f"{n % 7}/{n * n}.png" for n in range(5000)], labels, list("0123456"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     write_manifest(sys.argv[1], RandomTriplets(catalog.labels, 4, 4), catalog)
@@ -695,8 +704,6 @@ def test_memory_does_not_grow_with_the_count(tmp_path):
 
     def watched(blocks):
         nonlocal most
-        import weakref
-
         for block in blocks:
             alive.append(weakref.ref(block))
             most = max(most, sum(reference() is not None for reference in alive))

@@ -194,6 +194,9 @@ def _blocks(triplets: Any, rows: int, chunk_size: int, progress: bool) -> Iterat
 
     given = isinstance(triplets, Triplets)
     count = triplets.count if given else len(triplets)
+    if given:
+        for column in triplets:  # below, a slice would cut a longer one
+            _checked(np.asarray(column), count, rows)
     console = Console(stderr=True)
     starts = track(range(0, count, BLOCK), "writing triplets", console=console, disable=not progress)
     for start in starts:
@@ -210,10 +213,10 @@ def _blocks(triplets: Any, rows: int, chunk_size: int, progress: bool) -> Iterat
 def _checked(values: np.ndarray, count: int, rows: int) -> np.ndarray:
     """`values`, refused unless they are `count` row numbers below `rows`."""
     expected = f"catalog rows from 0 to {rows - 1}, as many anchors as positives and negatives"
-    if values.shape != (count,) or values.dtype.kind not in "iu":
+    if values.shape != (count,) or (count and values.dtype.kind not in "iu"):
         got = f"array of {values.dtype}, shape {values.shape}"
         raise refusal("write_manifest", "triplets", got, expected)
-    if not 0 <= values.min() <= values.max() < rows:
+    if count and not 0 <= values.min() <= values.max() < rows:
         worst = values.max() if values.max() >= rows else values.min()
         raise refusal("write_manifest", "triplets", int(worst), expected)
     return values
@@ -274,7 +277,7 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
     try:
         return _read(source, None if root is None else str(root))
     except (pa.ArrowException, KeyError, OSError) as error:
-        way_out = str(error).strip("'\"").partition("\n")[0]
+        way_out = "it has others" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         expected = "columns anchor, positive, negative of paths"
         raise refusal("read_manifest", "path", str(path), expected, way_out) from error
 
@@ -292,19 +295,16 @@ def _read(source: Path, root: str | None) -> Manifest:
         return manifest
 
     paths, rows, metadata = read_paths(source, source.suffix)
-    if source.suffix in TEXT_FORMATS:
-        metadata = _read_beside(source)
-    if _KEY in metadata:
-        provenance = json.loads(metadata[_KEY])
-        catalog = _unpack(metadata[_CATALOG_KEY], place)
-        _refuse_other_count(source, rows.shape[1], provenance)
-    elif not paths.size:
-        raise refusal("read_manifest", "path", str(source), "at least one triplet", "the file is empty")
+    beside = source.with_name(source.name + ".json")
+    if source.suffix in TEXT_FORMATS and beside.is_file():
+        provenance, catalog = _read_beside(source, beside, place)
+    elif _KEY in metadata:
+        provenance, catalog = json.loads(metadata[_KEY]), _unpack(metadata[_CATALOG_KEY], place)
+    elif paths.size:
+        provenance, catalog = {}, _catalog_of(paths, Path(root or ""))
     else:
-        classes, labels = np.unique([os.path.dirname(name) for name in paths], return_inverse=True)
-        order = np.argsort(paths)
-        provenance = {}
-        catalog = Catalog(paths[order], labels[order], classes.tolist(), root=Path(root or ""))
+        raise refusal("read_manifest", "path", str(source), "at least one triplet", "the file is empty")
+    _refuse_other_count(source, rows.shape[1], provenance)
     prefix = provenance.get("path_prefix", "")
     row_of = {prefix + name: row for row, name in enumerate(catalog.paths)}
     unknown = [name for name in paths if name not in row_of]
@@ -315,22 +315,28 @@ def _read(source: Path, root: str | None) -> Manifest:
     return Manifest([list(translate[rows])], catalog, provenance)
 
 
-def _read_beside(source: Path) -> dict[str, str]:
-    """The metadata in the JSON file beside a text manifest; none where there is no such file."""
-    beside = source.with_name(source.name + ".json")
-    if not beside.is_file():
-        return {}
+def _read_beside(source: Path, beside: Path, place: Path) -> tuple[dict[str, Any], Catalog]:
+    """Provenance and catalog from the JSON file beside a text manifest."""
     try:
         record = json.loads(beside.read_text("utf-8"))
-        return {_CATALOG_KEY: record.pop(_CATALOG_KEY), _KEY: json.dumps(record)}
+        catalog = _unpack(record.pop(_CATALOG_KEY), place)
+        whole("read_manifest", "counts", record["counts"]["triplets"])
+        return record, catalog
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         expected = f"its provenance in {beside.name} beside it"
         way_out = f"that file holds something else ({type(error).__name__}); move it away to do without"
         raise refusal("read_manifest", "path", str(source), expected, way_out) from error
 
 
+def _catalog_of(paths: np.ndarray, root: Path) -> Catalog:
+    """The catalog of the paths that another program's file names, each of the class that its folder is."""
+    paths = np.sort(paths)
+    classes, labels = np.unique([os.path.dirname(name) for name in paths], return_inverse=True)
+    return Catalog(paths, labels, classes.tolist(), root=root)
+
+
 def _refuse_other_count(source: Path, got: int, provenance: dict[str, Any]) -> None:
-    expected = provenance["counts"]["triplets"]
+    expected = provenance["counts"]["triplets"] if provenance else got
     if expected != got:
         way_out = f"it holds {got}: it was cut short or changed; write it again"
         raise refusal(

@@ -31,9 +31,10 @@ class PKSampler(EpochSampler):
 
         S = max(max_c m_c, ⌈Σ_c m_c / (p · world_size)⌉),
 
-    and the appearances that are left over are spread evenly over the classes. No image is drawn more than
-    once more than another of its class. A small class beside a large one comes back often, its images as
-    further views: `KeyedRow.view` counts them, and keys another augmentation.
+    and the appearances that are left over are spread evenly over the classes. Two images of a class are drawn
+    equally often, to within one. A small class beside a large one comes back often, its images as further
+    views: `KeyedRow.view` counts them, and keys another augmentation. With super-labels, each appears as
+    often as its classes need, and S follows from that in the same way.
 
     Args:
         labels: [n] one for each image: whole numbers or strings, a list, an array or a CPU tensor.

@@ -26,10 +26,11 @@ def main() -> None:
     run(app)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"tercet {version('tercet')}")
         raise typer.Exit
+    return wanted
 
 
 def _options(

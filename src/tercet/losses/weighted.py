@@ -1,0 +1,230 @@
+"""Heads that weigh each pair by the others of its row: lifted structure, multi-similarity and circle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from tercet.checks import real
+from tercet.distances import Distance
+from tercet.losses.listwise import ListwiseHead, MinedPairs, above_zero, log_sum
+from tercet.pairwise import Pairwise, Tile, summed, tiled_mean
+
+__all__ = ["Circle", "LiftedStructure", "MultiSimilarity"]
+
+
+class LiftedStructure(ListwiseHead):
+    """How far each positive pair is apart, beside how near the negatives of its two ends come.
+
+    ℓ_ij = ½ h(J_ij)², J_ij = log( Σ_k exp(α − D_ik) + Σ_l exp(α − D_jl) ) + D_ij, h(z) = max(0, z)
+
+    k and l run over the negatives of i and of j. Each sum is that of a row, so the loss takes O(N²). With
+    references j is a column, and l runs over the rows that it is a negative of. A pair without any negative
+    loses 0. Pairs are ordered: where the columns are the batch, (i, j) and (j, i) are two, which matters to
+    `"sum"` alone.
+
+    Args:
+        margin: α, in units of the distance.
+        distance: a `Distance` or its name.
+        reduction: `"mean"` over the positive pairs, `"mean_active"` over those with ℓ > 0, `"sum"`, or
+            `"none"` for one loss a positive pair.
+        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
+        >>> loss = LiftedStructure()(x, torch.tensor([0, 0, 1]))  # ½ (log(exp(1 − 2) + exp(1 − 1)) + 1)²
+        >>> loss.backward()
+        >>> round(loss.item(), 4), [round(v, 4) for v in x.grad.flatten().tolist()]
+        (0.8624, [-0.9601, 2.2734, -1.3133])
+
+    Reference:
+        Oh Song, Xiang, Jegelka & Savarese, "Deep metric learning via lifted structured feature embedding",
+        2016.
+    """
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        *,
+        distance: Distance | str = "euclidean",
+        reduction: str = "mean",
+        tile_rows: int | None = None,
+    ) -> None:
+        super().__init__(distance, reduction, tile_rows)
+        self.margin = real("LiftedStructure", "margin", margin)
+
+    def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
+        """The loss of rows against columns: one walk for the sums, one for the pairs, one for the gradient.
+
+        ∂ℓ_ij/∂D_ik = −h(J_ij) exp(α − D_ik − J_ij + D_ij): what a pair pulls at a sum is added up over pairs
+        before it is handed down to the distances, so the pairs never meet the negatives one by one.
+        """
+        own = len(compared.inputs) == 1
+        if self.reduction == "none":
+            sums = self._log_sums(compared.tiles(), own)
+            parts = [self._pairs(tile, *sums)[-1].square() / 2 for tile in compared.tiles()]
+            return torch.cat([compared.inputs[0].sum(1)[:0], *parts])
+
+        def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            with torch.no_grad():
+                rows, columns = self._log_sums(compared.tiles(*inputs), own)
+            by_row = torch.zeros_like(rows)
+            by_column = by_row if own else torch.zeros_like(columns)
+            for tile in compared.tiles(*inputs):
+                i, j, excess = self._pairs(tile, rows, columns)
+                yield summed(excess.square() / 2, self.reduction)
+                pull, share = excess.detach(), torch.sigmoid(rows[i] - columns[j])
+                by_row.index_add_(0, i, pull * share)
+                by_column.index_add_(0, j, pull * (1 - share))
+            for tile in compared.tiles(*inputs) if torch.is_grad_enabled() else ():
+                here = slice(tile.start, tile.start + len(tile.distance))
+                z = (self.margin - tile.distance.detach()).masked_fill(~tile.negative, -torch.inf)  # [a, r]
+                weights = by_row[here, None] * torch.exp(z - rows[here, None])
+                if not own:
+                    weights += by_column * torch.exp(z - columns)
+                slope = -(weights * tile.distance).sum(dtype=torch.float64)
+                yield slope - slope.detach(), torch.zeros_like(i.sum())
+
+        return tiled_mean(self.reduction, terms, *compared.inputs)
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"margin={self.margin:g}, distance={self.distance}, reduction={self.reduction!r}"
+
+    def _log_sums(self, tiles: Iterable[Tile], own: bool) -> tuple[Float[Tensor, " n"], Float[Tensor, " r"]]:
+        """log Σ exp(α − D) over the negatives of each row and of each column, which may be the rows."""
+        rows, columns = [], []
+        for tile in tiles:
+            z = self.margin - tile.distance  # [a, r]
+            rows.append(log_sum(z, tile.negative))
+            if not own:
+                part = log_sum(z, tile.negative, dim=0)
+                columns = [torch.logaddexp(columns[0], part) if columns else part]
+        nothing = [torch.zeros(0)]
+        rows = torch.cat(rows or nothing)
+        return rows, rows if own else torch.cat(columns or nothing)
+
+    def _pairs(
+        self, tile: Tile, rows: Float[Tensor, " n"], columns: Float[Tensor, " r"]
+    ) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"], Float[Tensor, " u"]]:
+        """The row, the column and h(J) of each positive pair of a tile."""
+        i, j = tile.positive.nonzero(as_tuple=True)
+        d = tile.distance[i, j]
+        i = i + tile.start
+        return i, j, torch.relu(torch.logaddexp(rows[i], columns[j]) + d)
+
+
+class MultiSimilarity(ListwiseHead):
+    """How far the positives of each anchor are below a similarity, and its negatives above it.
+
+    ℓ_a = (1/α) log(1 + Σ_p exp(−α (s_ap − λ))) + (1/β) log(1 + Σ_n exp(β (s_an − λ)))
+
+    s is the cosine similarity. The paper mines pairs first; the loss without `mined` is that of all pairs.
+
+    Args:
+        alpha: α, above 0.
+        beta: β, above 0.
+        base: λ, a similarity.
+        reduction: `"mean"` over the anchors, all rows of the batch as in the paper, `"mean_active"` over
+            those with ℓ > 0, which are those with a pair, `"sum"`, or `"none"` for one loss a row.
+        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> head = MultiSimilarity(alpha=2.0, beta=2.0, base=0.5, reduction="none")
+        >>> [round(v, 4) for v in head(x, torch.tensor([0, 0, 1])).tolist()]  # log(1 + exp(−1)), …
+        [0.3133, 0.3133, 0.2758]
+
+    Reference:
+        Wang, Han, Huang, Dong & Scott, "Multi-similarity loss with general pair weighting for deep metric
+        learning", 2019.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        beta: float = 50.0,
+        base: float = 0.5,
+        *,
+        reduction: str = "mean",
+        tile_rows: int | None = None,
+    ) -> None:
+        super().__init__("cosine", reduction, tile_rows)
+        self.alpha = above_zero("MultiSimilarity", "alpha", alpha)
+        self.beta = above_zero("MultiSimilarity", "beta", beta)
+        self.base = real("MultiSimilarity", "base", base)
+
+    def losses_of(self, tile: Tile) -> Float[Tensor, " a"]:
+        """ℓ of each row."""
+        above = 1 - tile.distance - self.base  # [a, r]
+        positive = softplus(log_sum(-self.alpha * above, tile.positive)) / self.alpha
+        return positive + softplus(log_sum(self.beta * above, tile.negative)) / self.beta
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        kind = f"alpha={self.alpha:g}, beta={self.beta:g}, base={self.base:g}"
+        return f"{kind}, reduction={self.reduction!r}"
+
+
+class Circle(ListwiseHead):
+    """How far each anchor is from telling positives from negatives, each weighed by how far off it is.
+
+    ℓ_a = log(1 + Σ_n exp(γ α_n (s_an − m)) Σ_p exp(−γ α_p (s_ap − 1 + m))),
+    α_p = h(1 + m − s_ap), α_n = h(s_an + m), h(z) = max(0, z)
+
+    s is the cosine similarity. The weights α_p and α_n are constants to the gradient, as in the paper.
+
+    Args:
+        m: the relaxation; the paper takes 0.25 for faces, 0.4 for fine-grained retrieval.
+        gamma: γ, the scale, above 0; the paper takes 256 for faces, 80 for fine-grained retrieval.
+        reduction: `"mean"` over the anchors that have a positive and a negative, `"mean_active"` over those
+            with ℓ > 0, `"sum"`, or `"none"` for one loss an anchor that has both.
+        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> loss = Circle(m=0.5, gamma=2.0)(x, torch.tensor([0, 0, 1]))  # log(1 + exp(−0.5) exp(−0.5))
+        >>> round(loss.item(), 4)
+        0.3133
+
+    Reference:
+        Sun, Cheng, Zhang, Zhang, Zheng, Wang & Wei, "Circle loss: a unified perspective of pair similarity
+        optimization", 2020.
+    """
+
+    def __init__(
+        self,
+        m: float = 0.4,
+        gamma: float = 80.0,
+        *,
+        reduction: str = "mean",
+        tile_rows: int | None = None,
+    ) -> None:
+        super().__init__("cosine", reduction, tile_rows)
+        self.m = real("Circle", "m", m)
+        self.gamma = above_zero("Circle", "gamma", gamma)
+
+    def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
+        """ℓ of each anchor that has a positive and a negative."""
+        s = 1 - tile.distance  # [a, r]
+        positive = self.gamma * torch.relu(1 + self.m - s).detach() * (1 - self.m - s)
+        negative = self.gamma * torch.relu(s + self.m).detach() * (s - self.m)
+        both = tile.positive.any(1) & tile.negative.any(1)
+        return softplus(log_sum(positive, tile.positive) + log_sum(negative, tile.negative))[both]
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"m={self.m:g}, gamma={self.gamma:g}, reduction={self.reduction!r}"
