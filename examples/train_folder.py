@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations makes no network call
 
@@ -35,6 +37,18 @@ class ConvNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.normalize(self.layers(images))
+
+
+def parents(catalog: tercet.Catalog, p: int) -> dict[str, Any]:
+    """The sampler's options for classes of as few parents in a batch as have enough of them."""
+    if "parent" not in catalog.groups:
+        return {}
+    parent_of = dict(zip(catalog.labels.tolist(), catalog.groups["parent"].tolist()))
+    classes = Counter(parent_of.values())  # how many each parent has
+    for number in range(1, p + 1):
+        if p % number == 0 and sum(count >= p // number for count in classes.values()) >= number:
+            return {"super_labels": catalog.groups["parent"], "supers_per_batch": number}
+    return {}
 
 
 @torch.no_grad()
@@ -68,12 +82,7 @@ def main() -> None:
     resize = A.Resize(options.size, options.size)
     turn = A.Affine(rotate=(-10, 10), scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), p=1)
     sampler = tercet.PKSampler(
-        seen.labels,
-        p=options.p,
-        k=options.k,
-        epoch_length=options.steps,
-        super_labels=seen.groups.get("parent"),
-        seed=0,
+        seen.labels, p=options.p, k=options.k, epoch_length=options.steps, seed=0, **parents(seen, options.p)
     )
     dataset = tercet.ImageDataset(seen, A.Compose([resize, turn]), seed=0)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=options.workers)

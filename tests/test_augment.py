@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet.augment import KeyedTransform
+from tercet.augment import KeyedTransform, _keyed_globals
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
@@ -71,30 +72,23 @@ def from_all(image):
     return from_numpy(from_python(image)) + torch.rand(3).numpy()
 
 
-GLOBAL_PIPELINE = pipeline()
-GLOBAL_TABLE = {"train": [pipeline()]}
-GLOBAL_GENERATOR = np.random.default_rng(0)
+class Torn(torch.nn.Module):
+    """A module that draws from torch's global generator."""
+
+    def forward(self, image):
+        return torch.as_tensor(image) + torch.rand(3)
 
 
-def from_global_pipeline(image):
-    (out,) = [GLOBAL_PIPELINE(image=item)["image"] for item in (image,)]
-    return out
+class Through:
+    """A callable that draws in a method of a method, without attributes."""
 
+    __slots__ = ()
 
-def from_global_table(image):
-    return GLOBAL_TABLE["train"][0](image=image)["image"]
+    def __call__(self, image):
+        return self.helper(image)
 
-
-def from_global_generator(image):
-    return image + GLOBAL_GENERATOR.normal(size=3)
-
-
-def through_another_function(image):
-    return from_global_generator(image)
-
-
-def with_default(image, generator=np.random.default_rng(0)):  # noqa: B008
-    return image + generator.normal(size=3)
+    def helper(self, image):
+        return from_all(image)
 
 
 def with_rng(image, rng):
@@ -105,31 +99,8 @@ def with_keyword_rng(image, *, scale=2, rng):
     return image + scale * rng.normal(size=image.shape)
 
 
-class Holder:
-    """A callable with generators of its own."""
-
-    def __init__(self, source):
-        self.source = source
-
-    def __call__(self, image):
-        source = self.source
-        if isinstance(source, A.BaseCompose):
-            return source(image=image)["image"]
-        if isinstance(source, torch.Generator):
-            return image + torch.rand(3, generator=source).numpy()
-        return image + source.uniform(0, 1)
-
-    def method(self, image):
-        return self(image)
-
-
-def closing_over(source):
-    holder = Holder(source)
-    return lambda image: holder(image)
-
-
 def lambda_pipeline():
-    return A.Compose([A.Lambda(image=_noise, name="noise"), A.Rotate(p=1)])
+    return A.Compose([A.OneOf([A.Lambda(image=_noise, name="noise", p=1)], p=1), A.Rotate(p=1)])
 
 
 def _noise(image, **_):
@@ -146,25 +117,72 @@ TRANSFORMS = {
     "torch": lambda: from_torch,
     "all three": lambda: from_all,
     "a partial": lambda: functools.partial(from_all),
-    "a named pipeline": lambda: from_global_pipeline,
-    "a named table": lambda: from_global_table,
-    "a named generator": lambda: from_global_generator,
-    "a function that names another": lambda: through_another_function,
-    "a default": lambda: with_default,
-    "a partial's argument": lambda: functools.partial(with_default, generator=np.random.default_rng(4)),
-    "a pipeline in an attribute": lambda: Holder(pipeline()),
-    "a generator in an attribute": lambda: Holder(np.random.default_rng()),
-    "a legacy generator in an attribute": lambda: Holder(np.random.RandomState()),
-    "python's generator in an attribute": lambda: Holder(random.Random()),
-    "torch's generator in an attribute": lambda: Holder(torch.Generator()),
-    "MT19937 in an attribute": lambda: Holder(np.random.Generator(np.random.MT19937())),
-    "a method": lambda: Holder(pipeline()).method,
-    "a closure": lambda: closing_over(pipeline()),
-    "a closure over a generator": lambda: closing_over(random.Random()),
+    "a module": Torn,
+    "a callable object": Through,
+    "a method": lambda: Through().helper,
     "rng": lambda: with_rng,
     "keyword rng": lambda: with_keyword_rng,
 }
 EVERY = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+
+
+# Everything below draws from a generator that no key reaches.
+
+PIPELINE = pipeline()
+GENERATOR = np.random.default_rng(0)
+
+
+class Naming(torch.nn.Module):
+    def forward(self, image):
+        return torch.as_tensor(PIPELINE(image=image)["image"])
+
+
+class Slotted:
+    __slots__ = ("rebound",)
+
+    def __init__(self):
+        self.rebound = random.Random(0)
+
+    def __call__(self, image):
+        return self.helper(image)
+
+    def helper(self, image):
+        self.rebound = random.Random(self.rebound.random())
+        return image + self.rebound.random()
+
+
+class OwnGenerator(A.ImageOnlyTransform):
+    def apply(self, img, **params):
+        return (img + GENERATOR.integers(100)).astype(np.uint8)
+
+
+def around(transform):
+    return lambda image: transform(image=image)["image"]
+
+
+def from_default(image, generator=np.random.default_rng(0)):  # noqa: B008
+    return image + generator.normal(size=3)
+
+
+def from_torch_generator(image, generator=torch.Generator()):  # noqa: B008
+    return torch.as_tensor(image) + torch.rand(3, generator=generator)
+
+
+UNREACHED = {
+    "a function around a pipeline": lambda: around(pipeline()),
+    "around a seeded pipeline": lambda: around(pipeline(seed=3)),
+    "around one transform": lambda: around(A.GaussNoise(p=1)),
+    "a module that names a pipeline": Naming,
+    "a generator rebound at each call": Slotted,
+    "a method": lambda: Slotted().helper,
+    "a default": lambda: from_default,
+    "a partial's argument": lambda: functools.partial(from_default, generator=np.random.RandomState(4)),
+    "a generator of torch": lambda: from_torch_generator,
+    "a fresh generator": lambda: lambda image: image + np.random.default_rng().random(),
+    "the operating system's": lambda: lambda image: image + random.SystemRandom().random(),
+    "sizes only": lambda: lambda image: image[: GENERATOR.integers(1, 20)],
+    "a pipeline's transform": lambda: A.Compose([A.OneOf([OwnGenerator(p=1)], p=1)]),
+}
 
 
 def same(a, b):
@@ -223,6 +241,7 @@ def test_samples_may_have_names():
 
 def test_case_two_views_get_the_same_parameters():
     augment = KeyedTransform(A.Compose([Probe(), A.RandomResizedCrop((8, 8))], seed=0))
+    augment(IMAGE)  # which proves it first
     DRAWS.clear()
     views = [augment(IMAGE, sample=3, view=view) for view in range(8)]
     assert len(set(DRAWS)) == 8
@@ -231,6 +250,7 @@ def test_case_two_views_get_the_same_parameters():
 
 def correlations(transform, count):
     """The largest |r| between any two of the numbers that two or more probes draw, over many images."""
+    transform(0)
     DRAWS.clear()
     for number in range(count):
         transform(number)
@@ -243,8 +263,6 @@ def test_case_a_seeded_compose_makes_its_transforms_perfectly_correlated():
         probes = A.Compose([Probe(), A.Sequential([Probe(), A.Compose([Probe()])], p=1), Probe()], seed=seed)
         augment = KeyedTransform(probes)
         assert correlations(lambda n, augment=augment: augment(IMAGE, sample=n), 400) < 0.2
-        wrapped = KeyedTransform(closing_over(probes))
-        assert correlations(lambda n, wrapped=wrapped: wrapped(IMAGE, sample=n), 400) < 0.2
     seeded = A.Compose([Probe(), Probe()], seed=0)
     assert correlations(lambda n: seeded(image=IMAGE), 100) > 0.99  # the fault itself, so the check can fail
 
@@ -252,6 +270,7 @@ def test_case_a_seeded_compose_makes_its_transforms_perfectly_correlated():
 def test_the_choice_of_one_of_is_independent_of_what_it_applies():
     probes = A.Compose([A.OneOf([Probe(), A.NoOp(p=1)], p=1), Probe()], seed=0)
     augment = KeyedTransform(probes)
+    augment(IMAGE)
     chosen = []
     for number in range(600):
         DRAWS.clear()
@@ -264,6 +283,7 @@ def test_the_choice_of_one_of_is_independent_of_what_it_applies():
 def test_a_transform_that_occurs_twice_draws_twice():
     probe = Probe()
     augment = KeyedTransform(A.Compose([probe, A.OneOf([probe], p=1)]))
+    augment(IMAGE)
     DRAWS.clear()
     augment(IMAGE)
     assert len(set(DRAWS)) == 2
@@ -277,19 +297,120 @@ def test_seeding_the_pipeline_changes_nothing():
     assert same(plain(IMAGE, sample=2), first)
 
 
-def test_a_wrapped_pipeline_draws_as_the_bare_one():
-    assert same(
-        KeyedTransform(closing_over(pipeline()))(IMAGE, sample=4), KeyedTransform(pipeline())(IMAGE, sample=4)
+def test_a_pipeline_may_be_changed_after_its_first_use():
+    augment, fresh = KeyedTransform(A.Compose([A.NoOp()])), KeyedTransform(A.Compose([A.NoOp()]))
+    augment(IMAGE)
+    for one in (augment, fresh):
+        one.transform.transforms.append(A.Sequential([A.GaussNoise(p=1), A.Lambda(image=_noise, p=1)], p=1))
+    images = [augment(IMAGE, sample=n) for n in range(3)]
+    assert all(same(fresh(IMAGE, sample=n), images[n]) for n in range(3))
+    assert not same(images[0], images[1])
+
+
+def test_the_generators_of_one_key_are_unrelated():
+    def draw(image, **_):
+        own = random.random(), np.random.random(), float(torch.rand((), dtype=torch.float64))
+        numbers.append((*own, *DRAWS[-1]))
+        return image
+
+    numbers = []
+    augment = KeyedTransform(A.Compose([Probe(), A.Lambda(image=draw, p=1)]))
+    augment(IMAGE)
+    numbers.clear()
+    for number in range(400):
+        augment(IMAGE, sample=number)
+    table = np.array(numbers)
+    assert np.abs(np.corrcoef(table.T) - np.eye(5)).max() < 0.2
+
+
+def test_keys_that_share_32_bits_give_other_numbers(monkeypatch):
+    words = iter([5, 5, 5, 5 | 3 << 60, 5 | 3 << 60, 5 | 3 << 60])
+    monkeypatch.setattr("tercet.augment.derive_key", lambda *_: next(words))
+    draws = []
+    for _ in range(2):
+        with _keyed_globals(0):
+            draws.append((random.random(), np.random.random(), float(torch.rand(()))))
+    assert all(a != b for a, b in zip(*draws))
+
+
+# ── the proof ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("make", UNREACHED.values(), ids=UNREACHED.keys())
+def test_a_transform_with_a_generator_of_its_own_is_refused(make):
+    augment = KeyedTransform(make())
+    before = globals_now()
+    for _ in range(2):
+        with pytest.raises(
+            ValueError,
+            match=r"^KeyedTransform\(transform=.*\): expected one that gives the same image twice when the "
+            r"global generators are seeded alike; it draws from a generator of its own, as does a function "
+            r"around an albumentations pipeline; give it a parameter `rng` to draw from, or pass the pipeline "
+            r"itself$",
+        ):
+            augment(IMAGE)
+    assert globals_now() == before
+
+
+def test_the_ways_out_of_the_refusal():
+    inner = pipeline()
+    assert same(KeyedTransform(inner)(IMAGE), KeyedTransform(inner)(IMAGE))
+
+    def drawing(image, rng):
+        return from_default(image, rng)
+
+    assert same(KeyedTransform(drawing)(IMAGE), KeyedTransform(drawing)(IMAGE))
+
+
+def test_a_transform_is_proven_once_and_only_where_it_is_needed(monkeypatch):
+    calls = []
+
+    def counting(image):
+        calls.append(0)
+        return from_all(image)
+
+    augment = KeyedTransform(counting)
+    augment(IMAGE)
+    assert len(calls) == 1 + 2 * 8 + 1
+    augment(IMAGE, epoch=1)
+    assert len(calls) == 1 + 2 * 8 + 2
+    calls.clear()
+    KeyedTransform(lambda image, rng: counting(image))(IMAGE)
+    monkeypatch.setattr(A.HorizontalFlip, "apply", lambda self, img, **_: counting(img))
+    KeyedTransform(A.Compose([A.HorizontalFlip(p=1)]))(IMAGE)
+    assert len(calls) == 2
+
+
+def test_the_proof_works_on_copies():
+    def blacken(image):
+        before = image.copy()
+        image[:] = 0
+        return before
+
+    image = IMAGE.copy()
+    assert same(KeyedTransform(blacken)(image), IMAGE)
+    assert not image.any()
+
+
+def test_the_proof_takes_nan_for_equal_and_passes_over_other_results():
+    whole = np.full((2, 2), np.nan)
+    assert np.isnan(KeyedTransform(lambda image: whole + image)(0)).all()
+    assert KeyedTransform(lambda image: torch.tensor([torch.nan, 1]))(0)[1] == 1
+    assert KeyedTransform(lambda image: torch.tensor([True]))(0)
+    assert KeyedTransform(lambda image: torch.ones(2, dtype=torch.bfloat16, requires_grad=True))(0).sum() == 2
+    counter = iter(range(100))
+    assert KeyedTransform(lambda image: {"image": next(counter)})(0) == {"image": 17}
+
+
+def test_a_transform_that_imports_torch_is_not_refused_for_it():
+    code = (
+        "import numpy as np, sys, tercet.augment as a\n"
+        "def late(image):\n    import torch\n    return image + torch.rand(3).numpy()\n"
+        "assert 'torch' not in sys.modules\n"
+        "k = a.KeyedTransform(late)\n"
+        "assert (k(np.zeros(3)) == k(np.zeros(3))).all()"
     )
-
-
-def test_changing_one_transform_leaves_the_draws_of_the_others():
-    def draws(*before):
-        DRAWS.clear()
-        KeyedTransform(A.Compose([*before, Probe()]))(IMAGE)
-        return DRAWS[-1]
-
-    assert draws(A.Rotate(p=1)) == draws(A.CoarseDropout(p=1)) == draws(A.NoOp(p=0))
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ── calling ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -326,21 +447,6 @@ def test_what_is_no_transform_is_refused():
         KeyedTransform(len, seed=-1)
 
 
-def test_the_operating_systems_generator_is_left_alone():
-    assert KeyedTransform(Holder(random.SystemRandom()))(IMAGE).shape == IMAGE.shape
-
-
-def test_things_that_refer_to_themselves_are_walked_once():
-    holder = Holder(random.Random())
-    holder.again = [holder, {"more": holder}]
-
-    def recursive(image, depth=2):
-        return recursive(image, depth - 1) if depth else holder(image)
-
-    augment = KeyedTransform(recursive)
-    assert same(augment(IMAGE), augment(IMAGE))
-
-
 # ── no trace ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -375,22 +481,26 @@ def test_the_state_of_the_global_generators_does_not_enter():
         assert same(augment(IMAGE), first)
 
 
-@pytest.mark.parametrize(
-    "generator",
-    [random.Random(1), np.random.default_rng(1), np.random.RandomState(1), torch.Generator()],
-    ids=lambda generator: type(generator).__name__,
-)
-def test_generators_that_the_transform_holds_are_put_back(generator):
-    def draw():
-        if isinstance(generator, torch.Generator):
-            return torch.rand(2, generator=generator).tolist()
-        return [generator.random(), generator.random()]
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_pipeline_used_directly_afterwards_draws_as_if_nothing_had_been(fails):
+    def crash(image, **_):
+        if fails and keyed:
+            raise KeyError("no")
+        return image
 
-    twin = copy.deepcopy(generator) if not isinstance(generator, torch.Generator) else generator.clone_state()
-    KeyedTransform(Holder(generator))(IMAGE)
-    after = draw()
-    generator = twin
-    assert draw() == after
+    noise = A.GaussNoise(p=1)
+    parts = [noise, A.OneOf([A.ColorJitter(p=1), A.Rotate(p=1)], p=1), noise, A.Lambda(image=crash, p=1)]
+    used = A.Compose([A.Sequential(parts, p=1)], seed=1)
+    keyed = False
+    used(image=IMAGE)  # so that the generators are no longer where a seed puts them
+    twin = copy.deepcopy(used)
+    augment, keyed = KeyedTransform(used), True
+    for sample in range(3):
+        with pytest.raises(KeyError) if fails else nullcontext():
+            augment(IMAGE, sample=sample)
+    keyed = False
+    for _ in range(5):
+        assert same(used(image=IMAGE)["image"], twin(image=IMAGE)["image"])
 
 
 @pytest.mark.parametrize("foreign", [False, True])
@@ -420,9 +530,7 @@ def test_threads_draw_as_one_does(make):
     assert globals_now() == before
 
 
-@pytest.mark.parametrize(
-    "make", [pipeline, lambda: from_all, lambda: from_global_pipeline, lambda: Holder(pipeline())]
-)
+@pytest.mark.parametrize("make", [pipeline, lambda: from_all, lambda: with_rng, Through])
 def test_a_copy_draws_as_the_original(make):
     augment = KeyedTransform(make(), seed=2)
     expected = augment(IMAGE, sample=1)

@@ -352,6 +352,14 @@ def test_images_and_table_move_together(tmp_path):
     assert read_catalog(tmp_path / "two" / "t.csv").file(0) == tmp_path / "two" / "photos" / "ant" / "1.jpg"
 
 
+def test_a_linked_folder_beside_the_table_keeps_its_name(tmp_path):
+    tree(tmp_path / "store", "ant/1.jpg")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "photos").symlink_to(tmp_path / "store")
+    scan_folder(tmp_path / "home" / "photos").write(tmp_path / "home" / "t.csv")
+    assert read_catalog(tmp_path / "home" / "t.csv").paths.tolist() == ["photos/ant/1.jpg"]
+
+
 def test_absolute_paths_stay_absolute(tmp_path):
     tree(tmp_path / "photos", "1.jpg")
     (tmp_path / "tables").mkdir()

@@ -334,6 +334,27 @@ def test_case_resuming_changes_them(catalog, make):
         assert torch.equal(images, images_again)
 
 
+@pytest.mark.parametrize("kind", ["images", "triplets"])
+def test_plain_numbers_take_the_epoch_of_set_epoch(catalog, kind):
+    dataset = ImageDataset(catalog, pipeline(), return_rows=True)
+    if kind == "triplets":
+        dataset = TripletDataset(RandomTriplets(catalog.labels), pipeline(), catalog=catalog)
+    loader = DataLoader(dataset, len(dataset), num_workers=1)
+    (first, *_), (again, *_) = next(iter(loader)), next(iter(loader))
+    dataset.set_epoch(1)
+    images, *_ = next(iter(loader))
+    assert torch.equal(first, again)
+    assert not any(map(torch.equal, first, images))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_that_no_key_reaches_is_refused_with_the_way_out(catalog, workers):
+    hidden = pipeline()
+    dataset = ImageDataset(catalog, lambda image: hidden(image=image)["image"])
+    with pytest.raises(RuntimeError, match="or pass the pipeline itself"):
+        next(iter(DataLoader(dataset, num_workers=workers)))
+
+
 def test_an_image_drawn_twice_in_an_epoch_is_augmented_twice(catalog):
     dataset = ImageDataset(catalog, pipeline(), return_rows=True)
     batches = [[KeyedRow(4, 0, 0), KeyedRow(4, 0, 1)], [KeyedRow(4, 1, 0), KeyedRow(4, 0, 0)]]

@@ -52,6 +52,26 @@ def test_train_folder_on_a_nested_tree(tmp_path):
     assert len(figures(printed)) == 2
 
 
+def test_train_folder_takes_classes_from_as_few_parents_as_it_can():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from train_folder import parents
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    from tercet.catalog import Catalog
+
+    def tree(*classes_of_parents):
+        parent = [name for name, count in enumerate(classes_of_parents) for _ in range(count)]
+        paths, labels = [f"{i}.png" for i in range(len(parent))], range(len(parent))
+        return Catalog(paths, labels, [str(i) for i in labels], {"parent": np.array(parent)})
+
+    assert parents(tree(8, 3), 8)["supers_per_batch"] == 1
+    assert parents(tree(5, 5, 5, 5), 8)["supers_per_batch"] == 2
+    assert parents(tree(*[1] * 8), 8)["supers_per_batch"] == 8
+    assert parents(tree(2, 1), 8) == {}
+    assert parents(Catalog(["a.png"], [0], ["a"]), 8) == {}
+
+
 def test_train_folder_without_such_a_folder_says_so(tmp_path):
     command = [sys.executable, str(EXAMPLES / "train_folder.py"), "nowhere"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

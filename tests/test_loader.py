@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -5,7 +7,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.loader import MinedBatch, MiningLoader
 from tercet.losses.triplet import TripletMargin
-from tercet.miners import BatchHard, SemiHard
+from tercet.miners import BatchAll, BatchHard, SemiHard
 from tercet.stats import describe
 
 
@@ -135,3 +137,26 @@ def test_batches_of_another_form_are_refused(batch):
         ValueError, match=r"MiningLoader\(batch=.*: expected \(images, labels\) or \(images, labels, rows"
     ):
         next(iter(MiningLoader([batch], linear(), BatchHard())))
+
+
+def test_the_epoch_reaches_the_sampler_and_the_dataset():
+    class Told:
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __iter__(self):
+            return iter(())
+
+    loader = Told()
+    loader.batch_sampler, loader.dataset = Told(), Told()
+    MiningLoader(loader, linear(), BatchHard()).set_epoch(3)
+    assert [part.epoch for part in (loader, loader.batch_sampler, loader.dataset)] == [3, 3, 3]
+
+
+def test_the_active_share_is_that_of_a_margin_somebody_set():
+    active = lambda miner, **options: next(  # noqa: E731
+        iter(MiningLoader(DataLoader(data(), 6), linear(), miner, **options))
+    ).stats["active"]
+    assert math.isnan(active(BatchHard()))
+    assert active(BatchHard(), margin=1e6) == 1
+    assert active(BatchAll(margin=0.5)) == 1

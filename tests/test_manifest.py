@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -421,6 +422,30 @@ def test_a_file_with_lines_missing_is_refused(tmp_path, suffix):
     write_manifest(target, DRAWN, CATALOG)
     lines = target.read_text("utf-8").splitlines(keepends=True)
     target.write_text("".join(lines[:-1]), "utf-8")
+    assert sentence(read_manifest, target).endswith(
+        f"expected the {len(ROWS)} triplets it was written with; it was cut short or changed; "
+        f"write it again, or move t{suffix}.json away to do without"
+    )
+
+
+@pytest.mark.parametrize("suffix", TEXT_FORMATS)
+def test_a_text_file_and_a_provenance_of_two_runs_are_refused(tmp_path, suffix):
+    target, other = tmp_path / f"t{suffix}", tmp_path / f"u{suffix}"
+    write_manifest(target, DRAWN, CATALOG)
+    write_manifest(other, RandomTriplets(CATALOG.labels, 2, 2, seed=8), CATALOG)
+    other.replace(target)  # as many triplets, of the same paths
+    assert "it was cut short or changed" in sentence(read_manifest, target)
+
+
+def rewritten(target, change):
+    """The .parquet manifest after another program has changed its rows and kept its metadata."""
+    write_manifest(target, DRAWN, CATALOG)
+    pq.write_table(change(pq.read_table(target)), target)
+    return target
+
+
+def test_a_parquet_file_with_rows_missing_is_refused(tmp_path):
+    target = rewritten(tmp_path / "t.parquet", lambda table: table[:-1])
     expected, got = len(ROWS), len(ROWS) - 1
     assert sentence(read_manifest, target).endswith(
         f"expected the {expected} triplets it was written with; "
@@ -428,12 +453,12 @@ def test_a_file_with_lines_missing_is_refused(tmp_path, suffix):
     )
 
 
-@pytest.mark.parametrize("suffix", TEXT_FORMATS)
-def test_a_path_that_the_catalog_does_not_have_is_refused(tmp_path, suffix):
-    target = tmp_path / f"t{suffix}"
-    write_manifest(target, DRAWN, CATALOG)
-    target.write_text(target.read_text("utf-8").replace("cow/1.png", "cow/9.png"), "utf-8")
-    assert sentence(read_manifest, target).endswith(
+def test_a_path_that_the_catalog_does_not_have_is_refused(tmp_path):
+    def change(table):
+        others = [name.replace("cow/1.png", "cow/9.png") for name in table["negative"].to_pylist()]
+        return table.set_column(2, "negative", pa.array(others))
+
+    assert sentence(read_manifest, rewritten(tmp_path / "t.parquet", change)).endswith(
         "expected paths of its own catalog; 'cow/9.png' is not one of them; it was changed; write it again"
     )
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+import zlib
 from collections import Counter, defaultdict
 from itertools import chain, combinations, islice
 
@@ -703,7 +704,11 @@ def test_super_labels_of_too_few_classes():
     )
     assert refusal_of(PKSampler, NAMES, **arguments, world_size=2) == (
         "PKSampler(supers_per_batch=2, world_size=2): only 2 super-labels have 3 classes of 2 images or "
-        "more, and a step needs 4; lower supers_per_batch or lower world_size"
+        "more, and a step needs 4; lower supers_per_batch or lower p=6 for fewer classes of each "
+        "super-label or lower world_size"
+    )
+    assert refusal_of(PKSampler, NAMES, p=8, k=2, super_labels=SUPERS).endswith(
+        "have 8 classes of 2 images or more; lower p=8 for fewer classes of each super-label"
     )
     arguments |= {"p": 4, "super_labels": [*SUPERS, "few"]}
     _, said = warned([*NAMES, "class 7"], **arguments)  # of the two classes of "few", one is of one image
@@ -886,3 +891,11 @@ def test_shuffled_in_a_stateful_loader_whose_last_batch_is_small(stop):
     if stop != "end":
         assert seen + loaded(loader) == replay[0]
     assert loaded(loader) == replay[1]
+
+
+def test_same_seed_same_batches_on_every_machine():
+    labels = np.arange(1000) % 37
+    batches = np.array(list(PKSampler(labels, p=8, k=4, seed=5)))
+    assert zlib.crc32(batches.astype("<i8").tobytes()) == 789368928  # another number breaks every resume
+    order = np.array(list(ShuffledSampler(1000, seed=5)))
+    assert zlib.crc32(order.astype("<i8").tobytes()) == 110579647

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
-from types import CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from tercet.randomness import derive_key
 
 __all__ = ["KeyedTransform"]
 
+_PROOFS = 8  # keys that a transform is tried on, twice each
 _turn = threading.RLock()  # generators are set for the length of a call, so calls take turns
 
 
@@ -40,13 +40,15 @@ class KeyedTransform:
     nor resuming changes it; another epoch, sample or view gives an unrelated one. How, depends on the
     transform:
 
-    - albumentations: each transform of the pipeline gets generators of its own for the call. A seed given
-      to the pipeline counts for nothing; it would make its transforms draw the same numbers.
+    - albumentations: all transforms of the pipeline draw from one keyed pair of generators, one after the
+      other. A seed given to the pipeline counts for nothing; it would make them draw the same numbers.
     - a callable with a parameter `rng` gets a `numpy.random.Generator` there, and nothing else is done.
     - any other callable runs with the global generators of `random`, `numpy.random` and torch (on the CPU)
-      keyed; so do the generators and albumentations transforms in its attributes, its closure and the
-      globals that it names. Generators are put back afterwards as they were. One that the callable makes
-      afresh, from the clock or the operating system, stays beyond reach.
+      keyed; so does a pipeline with a `Lambda` or with transforms that are not the library's own.
+
+    The generators are put back afterwards as they were. What a transform draws from anywhere else, no key
+    reaches. So the third kind is tried before its first use: on copies of the image, twice for each of 8
+    keys; it is refused if the two results, arrays or tensors, ever differ. Other results are not compared.
 
     Args:
         transform: an albumentations transform, called as `transform(image=image)["image"]`; or a callable,
@@ -77,8 +79,7 @@ class KeyedTransform:
         self.transform: Any = transform
         self.seed = whole("KeyedTransform", "seed", seed)
         self._takes_rng = _takes_rng(transform)
-        self._is_pipeline = isinstance(transform, _pipeline_kinds())
-        self._sources: list[Any] | None = None
+        self._proven = False
 
     def __call__(self, image: Any, *, epoch: int = 0, sample: int | str = 0, view: int = 0) -> Any:
         """The transformed image.
@@ -91,19 +92,43 @@ class KeyedTransform:
 
         Returns:
             What the transform returns; of an albumentations transform, the item "image".
+
+        Raises:
+            ValueError: the transform draws from a generator that no key reaches.
         """
         key = derive_key("augment", self.seed, epoch, sample, view)
         if self._takes_rng:
             return self.transform(image, rng=np.random.default_rng(key))
         with _turn:
-            if self._sources is None:
-                self._sources = _sources(self.transform, self._is_pipeline)
-            with _keyed(self._sources, key):
-                return self.transform(image=image)["image"] if self._is_pipeline else self.transform(image)
+            nodes = _nodes(self.transform)  # anew for each call, for a pipeline can be changed
+            self_contained = bool(nodes) and all(map(_is_library_own, nodes))
+            if not (self_contained or self._proven):
+                self._prove(image, nodes)
+            return self._run(image, key, nodes, self_contained)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # In another process, what a function names or closes over is another object.
-        return {**self.__dict__, "_sources": None}
+    def _run(self, image: Any, key: int, nodes: list[Any], self_contained: bool = False) -> Any:
+        with ExitStack() as undo:
+            if not self_contained:
+                undo.enter_context(_keyed_globals(key))
+            if not nodes:
+                return self.transform(image)
+            undo.enter_context(_keyed_nodes(nodes, key))
+            return self.transform(image=image)["image"]
+
+    def _prove(self, image: Any, nodes: list[Any]) -> None:
+        """Refuse a transform that gives two results for one key."""
+        self._run(copy.deepcopy(image), 0, nodes)  # it may be what imports torch, unkeyed until then
+        for number in range(_PROOFS):
+            key = derive_key("proof", number)
+            first, second = (self._run(copy.deepcopy(image), key, nodes) for _ in range(2))
+            if not _equal(first, second):
+                expected = "one that gives the same image twice when the global generators are seeded alike"
+                way_out = (
+                    "it draws from a generator of its own, as does a function around an albumentations "
+                    "pipeline; give it a parameter `rng` to draw from, or pass the pipeline itself"
+                )
+                raise refusal("KeyedTransform", "transform", self.transform, expected, way_out)
+        self._proven = True
 
 
 def _takes_rng(transform: Callable[..., Any]) -> bool:
@@ -117,106 +142,63 @@ def _takes_rng(transform: Callable[..., Any]) -> bool:
     )
 
 
-def _pipeline_kinds() -> tuple:
-    """The classes of albumentations' transforms and pipelines; none where it was never imported."""
+def _nodes(transform: Any) -> list[Any]:
+    """An albumentations transform and all those inside it; of any other callable, none."""
     library = sys.modules.get("albumentations")
-    return (library.BaseCompose, library.BasicTransform) if library else ()
+    if library is None:
+        return []
+    kinds = (library.BaseCompose, library.BasicTransform)
+    nodes = [transform] if isinstance(transform, kinds) else []
+    for node in nodes:  # which grows on the way
+        if isinstance(node, library.BaseCompose):
+            nodes.extend(inner for inner in node.transforms if isinstance(inner, kinds))
+    return nodes
 
 
-def _generator_kinds() -> tuple:
-    torch = sys.modules.get("torch")
-    return (random.Random, np.random.Generator, np.random.RandomState, *((torch.Generator,) if torch else ()))
-
-
-def _sources(transform: Any, is_pipeline: bool) -> list[Any]:
-    """What `transform` draws from: albumentations transforms and generators, each once, in a fixed order."""
-    kinds = _pipeline_kinds() + _generator_kinds()
-    seen: dict[int, Any] = {}  # holds on to what it has seen, for an id is free again after its object
-    pending = [transform]
-    while pending:
-        thing = pending.pop()
-        if id(thing) not in seen:
-            seen[id(thing)] = thing
-            pending.extend(reversed(list(_parts(thing))))
-    found = [thing for thing in seen.values() if isinstance(thing, kinds)]
-    if not (is_pipeline and all(map(_is_albumentations_own, found))):
-        found += [source for source in _global_generators() if id(source) not in seen]
-    return [source for source in found if not isinstance(source, random.SystemRandom)]
-
-
-def _parts(thing: Any) -> Iterable[Any]:
-    """What a thing holds or names and may draw from; of other modules' functions, not what these name."""
-    if isinstance(thing, (list, tuple)):
-        return thing
-    if isinstance(thing, dict):
-        return thing.values()
-    if isinstance(thing, MethodType):
-        return (thing.__self__, thing.__func__)
-    if isinstance(thing, partial):
-        return (thing.func, thing.args, thing.keywords)
-    if isinstance(thing, FunctionType):
-        return _function_parts(thing)
-    if isinstance(thing, (type, ModuleType)) or not hasattr(thing, "__dict__"):
-        return ()
-    if _is_albumentations_own(thing):
-        return vars(thing).get("transforms", ())
-    return (*vars(thing).values(), *([type(thing).__call__] if callable(thing) else ()))
-
-
-def _function_parts(function: FunctionType) -> Iterator[Any]:
-    """What a function closes over, has as defaults and attributes, and what globals its code names."""
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # an empty cell
-            yield cell.cell_contents
-    yield from (function.__defaults__, function.__kwdefaults__, vars(function))
-    home = function.__globals__
-    for name in _names(function.__code__):
-        if name in home and getattr(home[name], "__globals__", home) is home:
-            yield home[name]
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):  # a function or comprehension inside
-            yield from _names(constant)
-
-
-def _is_albumentations_own(thing: Any) -> bool:
-    """Whether it is a transform of the library itself, which draws from its own generators only."""
-    own = type(thing).__module__.partition(".")[0] == "albumentations"
-    return own and type(thing).__name__ != "Lambda"
-
-
-def _global_generators() -> list[Any]:
-    """Those of `random` and `numpy.random`, and torch's for the CPU where torch is loaded."""
-    torch = sys.modules.get("torch")
-    return [random.random.__self__, np.random.random.__self__, *((torch.default_generator,) if torch else ())]
+def _is_library_own(node: Any) -> bool:
+    """Whether it is a transform of albumentations itself, which draws from its own generators only."""
+    kind = type(node)
+    return kind.__module__.startswith("albumentations.") and kind.__name__ != "Lambda"
 
 
 @contextmanager
-def _keyed(sources: Iterable[Any], key: int) -> Iterator[None]:
-    """Within, each source draws from a stream of its own; afterwards the generators are as they were."""
+def _keyed_nodes(nodes: list[Any], key: int) -> Iterator[None]:
+    """Within, the nodes draw from one pair of generators; afterwards each from its own again."""
+    before = [(node, node.random_generator, node.py_random) for node in nodes]
+    shared = np.random.default_rng(key), random.Random(key)
+    try:
+        for node in nodes:
+            node.random_generator, node.py_random = shared
+        yield
+    finally:
+        for node, generator, python in before:
+            node.random_generator, node.py_random = generator, python
+
+
+@contextmanager
+def _keyed_globals(key: int) -> Iterator[None]:
+    """Within, the global generators are seeded, each apart; afterwards they are as they were."""
+    python, legacy = random.random.__self__, np.random.random.__self__
+    torch = sys.modules.get("torch")
     with ExitStack() as undo:
-        for number, source in enumerate(sources):
-            _set(source, derive_key(key, number), undo)
+        undo.callback(python.setstate, python.getstate())
+        python.seed(derive_key(key, "python"))
+        undo.callback(legacy.set_state, legacy.get_state(legacy=False))
+        word = derive_key(key, "numpy")  # of Python's own word, numpy would make the very same numbers
+        legacy.seed([word & 0xFFFFFFFF, word >> 32])
+        if torch is not None:
+            source, word = torch.default_generator, derive_key(key, "torch")
+            undo.callback(source.set_state, source.get_state())
+            source.manual_seed(word)
+            # It has taken in 32 bits only. Where in the stream to begin is 8 more.
+            torch.rand(word >> 56, generator=source, dtype=torch.float32, device="cpu")
         yield
 
 
-def _set(source: Any, word: int, undo: ExitStack) -> None:
-    """Seed one source with 64 bits; what puts it back goes into `undo`."""
-    if hasattr(source, "py_random"):  # an albumentations transform
-        source.random_generator, source.py_random = np.random.default_rng(word), random.Random(word)
-    elif isinstance(source, random.Random):
-        undo.callback(source.setstate, source.getstate())
-        source.seed(word)
-    elif isinstance(source, np.random.Generator):
-        bits = source.bit_generator
-        undo.callback(setattr, bits, "state", bits.state)
-        bits.state = type(bits)(word).state
-    elif isinstance(source, np.random.RandomState):
-        undo.callback(source.set_state, source.get_state(legacy=False))
-        source.seed(word & 0xFFFFFFFF)
-    else:  # torch's
-        undo.callback(source.set_state, source.get_state())
-        source.manual_seed(word)
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two arrays or two tensors hold the same; other things count as equal."""
+    if not (hasattr(first, "dtype") and hasattr(second, "dtype")):
+        return True
+    if first.shape != second.shape:
+        return False
+    return bool(((first == second) | ((first != first) & (second != second))).all())

@@ -199,8 +199,12 @@ def scan_folder(
         raise refusal("scan_folder", "root", str(root), "an existing folder")
     if class_depth is not None:
         class_depth = whole("scan_folder", "class_depth", class_depth, minimum=1)
+    wanted = frozenset([suffixes] if isinstance(suffixes, str) else suffixes)
+    if not all(suffix.startswith(".") and suffix == suffix.lower() for suffix in wanted):
+        expected = "suffixes in lower case with their dots"
+        raise refusal("scan_folder", "suffixes", sorted(wanted), expected, 'such as [".jpg", ".png"]')
     left_out: list[LeftOut] = []
-    found = list(walk_images(top, frozenset(suffixes), left_out))
+    found = list(walk_images(top, wanted, left_out))
     if verify:
         found = decodable(top, found, left_out, progress)
     if not found:

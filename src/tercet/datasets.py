@@ -27,8 +27,10 @@ class ImageDataset(Dataset):
     """The images of a catalog: `dataset[row]` is (image, label).
 
     What the transform draws is a function of (seed, epoch, row, view), so neither the number of workers nor
-    resuming changes it. The rows that a sampler of this library hands out know their epoch and view; for a
-    plain int the view is 0 and the epoch that of `set_epoch`.
+    resuming changes it. The rows that a sampler of this library hands out know their epoch and view:
+    `DataLoader(dataset, sampler=tercet.ShuffledSampler(dataset), …)`. For a plain int the view is 0 and
+    the epoch that of `set_epoch`; so with a plain `shuffle=True` call `set_epoch` before each epoch, or every
+    epoch repeats its augmentations.
 
     The transform gets uint8 [h, w, 3], RGB. If it gives a tensor, that is the image. If it gives a numpy
     array, [h, w] or [h, w, c], the image is float32 [c, h, w], divided by 255 if it was uint8; so it is
@@ -94,7 +96,7 @@ class ImageDataset(Dataset):
             RuntimeError: the transform fails.
         """
         number = _row_number(row, len(self))
-        epoch, view = self._pictures.occasion(row)
+        epoch, view = self._pictures.epoch_and_view(row)
         images = self._pictures.load(number, epoch, range(view * self.views, (view + 1) * self.views))
         image = images[0] if self.views == 1 else self._pictures.stacked(images, [number] * self.views)
         label = int(self.catalog.labels[number])
@@ -163,9 +165,11 @@ default_collate_fn_map[TripletBatch] = _collate
 class TripletDataset(Dataset):
     """The images of triplets, a batch at a time: `dataset[numbers]` is a `TripletBatch`.
 
-    `DataLoader(dataset, batch_size=64, shuffle=True)` gives batches of 64 triplets, and decodes each image of
-    a batch once. Within an epoch an image is augmented in the same way in all its triplets; otherwise
-    transforms, epochs and seeds are those of `ImageDataset`.
+    `DataLoader(dataset, batch_size=64, sampler=tercet.ShuffledSampler(dataset))` gives batches of 64
+    triplets, and decodes each image of a batch once. The numbers of that sampler know their epoch; with a
+    plain `shuffle=True` call `set_epoch` before each epoch, or every epoch repeats its augmentations. Within
+    an epoch an image is augmented in the same way in all its triplets; otherwise transforms, epochs and seeds
+    are those of `ImageDataset`.
 
     Args:
         manifest: a `Manifest`, or any sequence of triplets such as `RandomTriplets`.
@@ -243,8 +247,8 @@ class TripletDataset(Dataset):
             expected = f"rows of the catalog, from 0 to {len(self.catalog) - 1}"
             raise refusal("TripletDataset", "manifest", f"a triplet with row {worst}", expected)
         asked = index if isinstance(index, (list, tuple)) else [index] * len(numbers)
-        occasions = np.array([self._pictures.occasion(number) for number in asked])  # [b, 2]
-        drawn = np.column_stack([rows.reshape(-1), occasions.repeat(3, axis=0)])  # [3b, 3]: row, epoch, view
+        when = np.array([self._pictures.epoch_and_view(number) for number in asked])  # [b, 2]
+        drawn = np.column_stack([rows.reshape(-1), when.repeat(3, axis=0)])  # [3b, 3]: row, epoch, view
         distinct, position = np.unique(drawn, axis=0, return_inverse=True)
         images = [self._pictures.load(row, epoch, [view])[0] for row, epoch, view in distinct.tolist()]
         return self._batch(images, distinct[:, 0], position.reshape(-1))
@@ -287,7 +291,7 @@ class _Pictures:
     def set_epoch(self, epoch: int) -> None:
         self._epoch[0] = whole(f"{self._owner}.set_epoch", "epoch", epoch)
 
-    def occasion(self, number: Any) -> tuple[int, int]:
+    def epoch_and_view(self, number: Any) -> tuple[int, int]:
         """The epoch and view in which a number is drawn."""
         if isinstance(number, KeyedRow):
             return number.epoch, number.view

@@ -110,12 +110,19 @@ def decodable(
 
     from tercet.images import why_unreadable
 
-    # Threads are enough: OpenCV decodes outside the interpreter lock.
+    def verdict(parts: tuple[str, ...]) -> str | None:
+        return why_unreadable(top.joinpath(*parts))
+
+    console, kept = Console(stderr=True), []
+    # Threads are enough: OpenCV decodes outside the interpreter lock. A chunk at a time, so that neither
+    # memory nor the wait after an interrupt grows with the number of images.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        verdicts = pool.map(lambda parts: why_unreadable(top.joinpath(*parts)), found)
-        console = Console(stderr=True)
+        verdicts = (
+            reason
+            for start in range(0, len(found), 1024)
+            for reason in pool.map(verdict, found[start : start + 1024])
+        )
         shown = track(verdicts, "verifying images", len(found), console=console, disable=not progress)
-        kept = []
         for parts, reason in zip(found, shown):
             if reason:
                 left_out.append(LeftOut("/".join(parts), reason))

@@ -47,7 +47,9 @@ class MiningLoader:
         model: gives embeddings [n, d] for images.
         miner: a miner, or any callable like one.
         device: where images and labels are moved to; None to leave them where the loader put them.
-        describe: fill `stats`, with the miner's own margin and distance where it has them.
+        describe: fill `stats`, with the miner's distance; reading them waits for the device once a batch.
+        margin: the head's margin, for the share of triplets that are active; None for the miner's own, and
+            NaN where that has none.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -63,13 +65,21 @@ class MiningLoader:
     """
 
     def __init__(
-        self, loader: Any, model: Any, miner: Any, *, device: Any = None, describe: bool = True
+        self,
+        loader: Any,
+        model: Any,
+        miner: Any,
+        *,
+        device: Any = None,
+        describe: bool = True,
+        margin: float | None = None,
     ) -> None:
         self.loader = loader
         self.model = model
         self.miner = miner
         self.device = None if device is None else torch.device(device)
         self.describe = describe
+        self.margin = margin
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -79,7 +89,7 @@ class MiningLoader:
             yield self._mined(batch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch to the loader, or else to its batch sampler, its sampler or its dataset.
+        """Tell the epoch to the loader, its batch sampler, its sampler and its dataset: each that has one.
 
         Raises:
             ValueError: none of them has `set_epoch`.
@@ -88,10 +98,11 @@ class MiningLoader:
             self.loader,
             *(getattr(self.loader, p, None) for p in ("batch_sampler", "sampler", "dataset")),
         ]
-        for part in parts:
-            if callable(getattr(part, "set_epoch", None)):
-                part.set_epoch(epoch)
-                return
+        told = [part for part in parts if callable(getattr(part, "set_epoch", None))]
+        for part in told:
+            part.set_epoch(epoch)
+        if told:
+            return
         kind = type(self.loader).__name__
         way_out = "make the DataLoader with batch_sampler=PKSampler(...)"
         raise refusal("MiningLoader", "loader", kind, "something with set_epoch", way_out)
@@ -134,12 +145,9 @@ class MiningLoader:
         mined = self.miner(embeddings, labels, ids=rows[0] if rows else None)
         stats = {}
         if self.describe:
-            options = {
-                name: getattr(self.miner, name)
-                for name in ("margin", "distance")
-                if getattr(self.miner, name, None) is not None
-            }
-            stats = describe_mined(embeddings, labels, mined, **options)
+            margin = getattr(self.miner, "margin", None) if self.margin is None else self.margin
+            metric = getattr(self.miner, "distance", "euclidean")
+            stats = describe_mined(embeddings, labels, mined, margin=margin, distance=metric)
         return MinedBatch(embeddings, labels, mined, stats)
 
     def _moved(self, part: Any) -> Any:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
+import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,14 @@ import numpy as np
 from tercet.catalog import Catalog
 from tercet.checks import refusal, whole
 from tercet.formats import BLOCK, FORMATS, TEXT_FORMATS, open_arrow, read_paths, write_paths
+from tercet.provenance import catalog_from, compressed, decompressed, provenance_of, recorded_catalog
 from tercet.tables import atomically, fresh_target
 from tercet.tuples import Triplets, TripletSequence, rows_at
 
-__all__ = ["Manifest", "read_manifest", "write_manifest"]
+__all__ = ["Manifest", "manifest_target", "read_manifest", "write_manifest"]
 
 _KEY = "tercet"  # the provenance, as JSON
-_CATALOG_KEY = "tercet.catalog"  # the catalog, as base64 of a Parquet table
+_CATALOG_KEY = "tercet.catalog"  # the catalog
 
 
 class Manifest:
@@ -110,7 +109,8 @@ def write_manifest(
     Face datasets read them), .arrow (uncompressed, for random access without loading), .csv (with a
     header), .jsonl, .txt (lines `query,positive,negative`). Provenance and catalog travel inside .parquet
     and .arrow, and in a JSON file beside the others (`triplets.txt.json`). The same triplets give the same
-    bytes. The file appears when it is whole; an interrupted run leaves nothing under its name.
+    bytes on every machine, under the same version of this library (and, for .parquet and .arrow, of
+    pyarrow). The file appears when it is whole; an interrupted run leaves nothing under its name.
 
     Args:
         path: where to.
@@ -134,57 +134,71 @@ def write_manifest(
         ant/2.png,ant/1.png,bee/1.png
     """
     owner = "write_manifest"
-    target = fresh_target(owner, path, overwrite, FORMATS)
+    target = manifest_target(owner, path, overwrite)
     chunk_size = whole(owner, "chunk_size", chunk_size, minimum=1)
     text = target.suffix in TEXT_FORMATS
     if path_prefix and not text:
         raise refusal(
             owner, "path_prefix", path_prefix, f"no prefix for {target.suffix}", "give it to a text format"
         )
-    beside = target.with_name(target.name + ".json")
-    if text and beside.exists() and not overwrite:
-        way_out = "it exists; overwrite=True or --overwrite replaces it"
-        raise refusal(owner, "path", str(path), f"no file {beside}", way_out)
     if len(set(catalog.paths)) < len(catalog):
         name, count = Counter(catalog.paths).most_common(1)[0]
         raise refusal(owner, "catalog", catalog, "each path once", f"{name!r} is there {count} times")
-    metadata = {
-        _KEY: json.dumps(_provenance(triplets, catalog, path_prefix), ensure_ascii=False),
-        _CATALOG_KEY: _pack(catalog),
-    }
+    count = triplets.count if isinstance(triplets, Triplets) else len(triplets)
+    provenance = provenance_of(_told(triplets), count, catalog, path_prefix)
+    rows = recorded_catalog(catalog)
+    metadata = {}
+    if not text:
+        metadata = {_KEY: json.dumps(provenance, ensure_ascii=False), _CATALOG_KEY: compressed(rows)}
     paths = [path_prefix + name for name in catalog.paths] if path_prefix else catalog.paths.tolist()
     with atomically(target) as unfinished:
         blocks = _blocks(triplets, len(catalog), chunk_size, progress)
         write_paths(unfinished, target.suffix, blocks, paths, metadata)
         if text:
-            with atomically(beside) as unfinished_beside:
-                record = {**json.loads(metadata[_KEY]), _CATALOG_KEY: metadata[_CATALOG_KEY]}
+            # The sum binds the two files: one of them from another run is noticed.
+            record = {**provenance, "sha256": _sha256(unfinished), _CATALOG_KEY: rows}
+            with atomically(_beside(target)) as unfinished_beside:
                 unfinished_beside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _provenance(triplets: Any, catalog: Catalog, path_prefix: str) -> dict[str, Any]:
-    """What makes the manifest repeatable; nothing in it depends on machine, time or place."""
-    told: dict[str, Any] = {}
-    if isinstance(triplets, Manifest):  # written again, under its old strategy
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def manifest_target(owner: str, path: str | Path, overwrite: bool) -> Path:
+    """`path`, refused before any work is done for it if no manifest could be written there.
+
+    Args:
+        owner: who asks, for the sentence.
+        path: the manifest to be written.
+        overwrite: whether an existing one may be replaced.
+
+    Raises:
+        ValueError: another suffix, an existing file there or beside it, or no such folder.
+    """
+    target = fresh_target(owner, path, overwrite, FORMATS)
+    beside = _beside(target)
+    if target.suffix in TEXT_FORMATS and beside.exists() and not overwrite:
+        way_out = "it exists; overwrite=True or --overwrite replaces it"
+        raise refusal(owner, "path", str(path), f"no file {beside}", way_out)
+    return target
+
+
+def _beside(target: Path) -> Path:
+    """The JSON file with the provenance of a text manifest."""
+    return target.with_name(target.name + ".json")
+
+
+def _told(triplets: Any) -> dict[str, Any]:
+    """What triplets say of themselves; a manifest that is written again keeps its strategy."""
+    if isinstance(triplets, Manifest):
         of_the_file = ("library", "path_prefix")
-        told = {name: fact for name, fact in triplets.provenance.items() if name not in of_the_file}
-    elif hasattr(triplets, "provenance"):
-        told = triplets.provenance()
-    count = triplets.count if isinstance(triplets, Triplets) else len(triplets)
-    return {
-        "library": f"tercet {version('tercet')}",
-        "strategy": "given",
-        "parameters": {},
-        **told,
-        "counts": {**told.get("counts", {}), "triplets": count},
-        "catalog": {
-            "fingerprint": catalog.fingerprint,
-            "images": len(catalog),
-            "classes": len(catalog.classes),
-            "left out": catalog.left_out_counts(),
-        },
-        **({"path_prefix": path_prefix} if path_prefix else {}),
-    }
+        return {name: fact for name, fact in triplets.provenance.items() if name not in of_the_file}
+    return triplets.provenance() if hasattr(triplets, "provenance") else {}
 
 
 def _blocks(triplets: Any, rows: int, chunk_size: int, progress: bool) -> Iterator[np.ndarray]:
@@ -220,29 +234,6 @@ def _checked(values: np.ndarray, count: int, rows: int) -> np.ndarray:
         worst = values.max() if values.max() >= rows else values.min()
         raise refusal("write_manifest", "triplets", int(worst), expected)
     return values
-
-
-def _pack(catalog: Catalog) -> str:
-    """A catalog as text: base64 of a Parquet table of path, label number and groups."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {"path": catalog.paths, "label": catalog.labels.astype(np.int32), **catalog.groups}
-    table = pa.table({name: pa.array(values) for name, values in columns.items()})
-    table = table.replace_schema_metadata({"classes": json.dumps(catalog.classes, ensure_ascii=False)})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _unpack(text: str, root: Path) -> Catalog:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(pa.BufferReader(base64.b64decode(text)))
-    columns = {name: table[name].to_numpy() for name in table.column_names}
-    classes = json.loads(table.schema.metadata[b"classes"])
-    return Catalog(columns.pop("path"), columns.pop("label"), classes, columns, root)
 
 
 def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
@@ -289,17 +280,17 @@ def _read(source: Path, root: str | None) -> Manifest:
         blocks, metadata = mapped
         provenance = json.loads(metadata[_KEY])
         manifest = Manifest(
-            blocks, partial(_unpack, metadata[_CATALOG_KEY], place), provenance, (str(source), root)
+            blocks, partial(_unpacked, metadata[_CATALOG_KEY], place), provenance, (str(source), root)
         )
         _refuse_other_count(source, len(manifest), provenance)
         return manifest
 
     paths, rows, metadata = read_paths(source, source.suffix)
-    beside = source.with_name(source.name + ".json")
+    beside = _beside(source)
     if source.suffix in TEXT_FORMATS and beside.is_file():
         provenance, catalog = _read_beside(source, beside, place)
     elif _KEY in metadata:
-        provenance, catalog = json.loads(metadata[_KEY]), _unpack(metadata[_CATALOG_KEY], place)
+        provenance, catalog = json.loads(metadata[_KEY]), _unpacked(metadata[_CATALOG_KEY], place)
     elif paths.size:
         provenance, catalog = {}, _catalog_of(paths, Path(root or ""))
     else:
@@ -315,17 +306,25 @@ def _read(source: Path, root: str | None) -> Manifest:
     return Manifest([list(translate[rows])], catalog, provenance)
 
 
+def _unpacked(text: str, place: Path) -> Catalog:
+    return catalog_from(decompressed(text), place)
+
+
 def _read_beside(source: Path, beside: Path, place: Path) -> tuple[dict[str, Any], Catalog]:
     """Provenance and catalog from the JSON file beside a text manifest."""
     try:
         record = json.loads(beside.read_text("utf-8"))
-        catalog = _unpack(record.pop(_CATALOG_KEY), place)
-        whole("read_manifest", "counts", record["counts"]["triplets"])
-        return record, catalog
+        catalog = catalog_from(record.pop(_CATALOG_KEY), place)
+        written = record.pop("sha256"), whole("read_manifest", "counts", record["counts"]["triplets"])
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         expected = f"its provenance in {beside.name} beside it"
         way_out = f"that file holds something else ({type(error).__name__}); move it away to do without"
         raise refusal("read_manifest", "path", str(source), expected, way_out) from error
+    if written[0] != _sha256(source):
+        expected = f"the {written[1]} triplets it was written with"
+        way_out = f"it was cut short or changed; write it again, or move {beside.name} away to do without"
+        raise refusal("read_manifest", "path", str(source), expected, way_out)
+    return record, catalog
 
 
 def _catalog_of(paths: np.ndarray, root: Path) -> Catalog:

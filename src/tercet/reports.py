@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from tercet.checks import refusal, whole
-from tercet.tables import fresh_target
+from tercet.checks import label_codes, refusal, whole
+from tercet.tables import atomically, fresh_target
 
 __all__ = ["plot_similarities", "similarity_histograms"]
 
@@ -22,15 +22,15 @@ def similarity_histograms(
     """The histograms of cosine similarity over all positive and all negative pairs, each pair once.
 
     Args:
-        embeddings: float [n, d], n ≥ 2, of any length; torch or numpy.
-        labels: int [n].
+        embeddings: float [n, d] of any length, n ≥ 1; torch or numpy.
+        labels: [n], whole numbers or strings.
         bins: b, the number of bins of equal width from −1 to 1.
 
     Returns:
         Two float64 [b] that each sum to 1, or to 0 where there is no such pair. Memory is O(n), not O(n²).
 
     Raises:
-        ValueError: shapes that do not match.
+        ValueError: shapes that do not match, no rows, embeddings that are not finite, or bins < 1.
 
     Example:
         >>> points = [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]
@@ -39,11 +39,14 @@ def similarity_histograms(
         ([0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0])
     """
     bins = whole("similarity_histograms", "bins", bins, minimum=1)
-    rows = torch.as_tensor(embeddings).detach().double()
-    classes = torch.as_tensor(labels, device=rows.device)
+    owner = "similarity_histograms"
+    rows = torch.as_tensor(embeddings).detach().double().cpu()
+    classes = torch.from_numpy(label_codes(owner, labels)[0])
     if rows.ndim != 2 or classes.shape != rows.shape[:1]:
         shapes = f"embeddings {tuple(rows.shape)}, labels {tuple(classes.shape)}"
-        raise refusal("similarity_histograms", "embeddings, labels", shapes, "shapes [n, d] and [n]")
+        raise refusal(owner, "embeddings, labels", shapes, "shapes [n, d] and [n]")
+    if not rows.isfinite().all():
+        raise refusal(owner, "embeddings", "NaN or infinite values", "finite embeddings")
     rows = torch.nn.functional.normalize(rows)
     counts = torch.zeros(2, bins, dtype=torch.float64)
     height = max(1, (1 << 22) // len(rows))
@@ -52,7 +55,7 @@ def similarity_histograms(
         later = torch.ones_like(tile, dtype=torch.bool).triu(1)
         same = classes[start : start + height, None] == classes[start:]
         for i, chosen in enumerate((later & same, later & ~same)):
-            counts[i] += torch.histc(tile[chosen].clamp(-1, 1).cpu(), bins, -1, 1)
+            counts[i] += torch.histc(tile[chosen].clamp(-1, 1), bins, -1, 1)
     positive, negative = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     return positive, negative
 
@@ -95,4 +98,5 @@ def plot_similarities(
         panel.set_yticks([])
     panels[0].set_ylabel("share of pairs")
     panels[0].legend(loc="upper left", frameon=False)
-    figure.savefig(target, dpi=120)
+    with atomically(target) as unfinished:
+        figure.savefig(unfinished, dpi=120, format=target.suffix[1:])

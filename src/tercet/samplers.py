@@ -135,7 +135,7 @@ class PKSampler(EpochSampler):
         usable = ~(short | thin)
         causes = [(short, f"of fewer than {least} images")]
         causes += [(thin, f"in a super-label of fewer than {self._each} such classes")]
-        why = [f"{m.sum()} {cause}, such as {names[m][0].item()!r}" for m, cause in causes if m.any()]
+        why = [f"{m.sum()} {cause}, such as {names[m].tolist()[0]!r}" for m, cause in causes if m.any()]
         lost = f"{_number((~usable).sum(), 'class')} ({_number(sizes[~usable].sum(), 'image')}): "
         lost += ", ".join(why)
         if why and mode == "error":
@@ -164,7 +164,9 @@ class PKSampler(EpochSampler):
         need = per_rank * self.world_size
         if have >= need:
             return
-        ranks, step, ways = "", "", [f"lower {argument}"]
+        ranks, step, ways = "", "", [f"lower {argument}"] if per_rank > 1 or super_of is None else []
+        if super_of is not None and self._each > 1:
+            ways.append(f"lower p={self.p} for fewer classes of each super-label")
         if self.world_size > 1:
             ranks, step = f", world_size={self.world_size}", f", and a step needs {need}"
             ways.append("lower world_size")
@@ -298,8 +300,8 @@ def _super_of_class(super_labels: Any, codes: np.ndarray, names: np.ndarray) -> 
     astray = np.flatnonzero(super_of[codes] != super_codes)
     if astray.size:
         row = astray[0]
-        name, one = names[codes[row]].item(), super_names[super_codes[row]].item()
-        other = super_names[super_of[codes[row]]].item()
+        name, one = names.tolist()[codes[row]], super_names.tolist()[super_codes[row]]
+        other = super_names.tolist()[super_of[codes[row]]]
         raise ValueError(
             f"PKSampler(super_labels=...): class {name!r} has images in super-labels {one!r} and {other!r}; "
             "give each class one super-label"

@@ -23,7 +23,7 @@ def describe(
     labels: Shaped[Tensor, " n"],
     mined: Any,
     *,
-    margin: float = 0.2,
+    margin: float | None = 0.2,
     distance: Distance | str = "euclidean",
     ref: References | None = None,
 ) -> dict[str, float]:
@@ -45,7 +45,7 @@ def describe(
         embeddings: [n, d] floats.
         labels: [n] integers or bools.
         mined: `Triplets` or `Pairs`, or any three or four index tensors like them.
-        margin: m, in units of the distance.
+        margin: m, in units of the distance; None where there is none: `active` is NaN.
         distance: a `Distance` or its name: the miner's.
         ref: the columns that positives and negatives are rows of; None for the batch itself.
 
@@ -70,7 +70,8 @@ def describe(
         active 0.0
         collapse 0.111
     """
-    margin, metric = real("describe", "margin", margin), as_distance("describe", distance)
+    margin = math.nan if margin is None else real("describe", "margin", margin)
+    metric = as_distance("describe", distance)
     inputs = features("describe", embeddings, metric, ref)
     x, y = inputs[0], inputs[-1]
     classes = whole_numbers("describe", "labels", labels, len(x), x.device).unique()

@@ -14,9 +14,7 @@ from rich.text import Text
 
 from tercet.catalog import Catalog, read_catalog, scan_folder
 from tercet.checks import refusal
-from tercet.formats import FORMATS
-from tercet.manifest import write_manifest
-from tercet.tables import fresh_target
+from tercet.manifest import manifest_target, write_manifest
 from tercet.triplets.random import RandomTriplets
 
 __all__ = ["app"]
@@ -70,7 +68,7 @@ def four_flags(
             "make-triplets", "--output_directory", output_directory, "an existing folder", "make it first"
         )
     started = time.perf_counter()
-    output = fresh_target("make-triplets", Path(output_directory, "triplets.txt"), overwrite, FORMATS)
+    output = manifest_target("make-triplets", Path(output_directory, "triplets.txt"), overwrite)
     catalog = scan_folder(input_directory, class_depth=1)
     triplets = RandomTriplets(catalog.labels, num_pos_images, num_neg_images, seed)
     prefix = os.path.join(input_directory, "")  # the separator is added where it is not there
@@ -104,7 +102,7 @@ def random_triplets(
 ) -> None:
     """Random triplets: every image a query, positives of its class, negatives of others."""
     started = time.perf_counter()
-    fresh_target("make-triplets", output, overwrite, FORMATS)  # before the images are looked at
+    manifest_target("make-triplets", output, overwrite)  # before the images are looked at
     if not source.exists():
         raise refusal("make-triplets", "source", str(source), "an existing folder or table")
     if source.is_dir():
@@ -138,7 +136,8 @@ def random_triplets(
 
 def _report(output: Path, triplets: Any, catalog: Catalog, seconds: float) -> None:
     """The closing table: what there was, what was written, what was left out and why."""
-    table = Table(title=Text(str(output)), title_justify="left", show_header=False)
+    typer.echo(output)
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("images", f"{len(catalog):,}")
