@@ -153,6 +153,10 @@ def test_other_suffixes(tmp_path):
     tree(tmp_path, "ant/1.npy", "ant/2.jpg")
     assert scan_folder(tmp_path, suffixes=[".npy"]).paths.tolist() == ["ant/1.npy"]
     assert scan_folder(tmp_path, suffixes={*IMAGE_SUFFIXES, ".npy"}).left_out == ()
+    assert scan_folder(tmp_path, suffixes=".npy").paths.tolist() == ["ant/1.npy"]
+    said = 'expected suffixes in lower case with their dots; such as [".jpg", ".png"]'
+    for suffixes in (["jpg"], [".jpg", ".PNG"], "jpg"):
+        assert sentence(scan_folder, tmp_path, suffixes=suffixes).endswith(said)
 
 
 def test_corrupt_and_truncated_images_are_left_out_when_asked(tmp_path):

@@ -351,7 +351,7 @@ def test_plain_numbers_take_the_epoch_of_set_epoch(catalog, kind):
 def test_a_transform_that_no_key_reaches_is_refused_with_the_way_out(catalog, workers):
     hidden = pipeline()
     dataset = ImageDataset(catalog, lambda image: hidden(image=image)["image"])
-    with pytest.raises(RuntimeError, match="or pass the pipeline itself"):
+    with pytest.raises(RuntimeError, match="or pass the albumentations pipeline itself"):
         next(iter(DataLoader(dataset, num_workers=workers)))
 
 

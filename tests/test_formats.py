@@ -246,6 +246,11 @@ def test_feather_of_pandas(tmp_path):
             '{"positive":"a/2","x":[1],"anchor":"a/1","negative":"b/1"}\n'
             '{"anchor":"a/2","positive":"a/1","negative":"c/1"}',
         ),
+        (
+            ".jsonl",
+            '{"anchor":"a/1","positive":"a/2","negative":"b/1","x":1}\n'
+            '{"x":"y","anchor":"a/2","positive":"a/1","negative":"c/1"}\n',
+        ),
     ],
 )
 def test_text_of_others(tmp_path, suffix, text):

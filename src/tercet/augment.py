@@ -48,7 +48,8 @@ class KeyedTransform:
 
     The generators are put back afterwards as they were. What a transform draws from anywhere else, no key
     reaches. So the third kind is tried before its first use: on copies of the image, twice for each of 8
-    keys; it is refused if the two results, arrays or tensors, ever differ. Other results are not compared.
+    keys; it is refused if the two results, arrays or tensors, ever differ. Other results are not compared,
+    and a draw that is rare may escape.
 
     Args:
         transform: an albumentations transform, called as `transform(image=image)["image"]`; or a callable,
@@ -123,9 +124,11 @@ class KeyedTransform:
             first, second = (self._run(copy.deepcopy(image), key, nodes) for _ in range(2))
             if not _equal(first, second):
                 expected = "one that gives the same image twice when the global generators are seeded alike"
-                way_out = (
-                    "it draws from a generator of its own, as does a function around an albumentations "
-                    "pipeline; give it a parameter `rng` to draw from, or pass the pipeline itself"
+                way_out = "it draws from a generator of its own; " + (
+                    "draw from `self.random_generator` or `self.py_random` in its transforms"
+                    if nodes
+                    else "take a parameter `rng` and draw from that, or pass the albumentations pipeline "
+                    "itself if it is a function around one"
                 )
                 raise refusal("KeyedTransform", "transform", self.transform, expected, way_out)
         self._proven = True
