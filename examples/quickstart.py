@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +67,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("out/quickstart"))
     output = parser.parse_args().output
-    shutil.rmtree(output / "digits", ignore_errors=True)
     write_digits(output / "digits")
 
     # Triplets for a program that wants them from a file.
@@ -107,7 +105,9 @@ def main() -> None:
         mean_precision = tercet.map_at_r(embeddings, unseen.labels)
         print(f"  {name:>9}: Recall@1 {recall:.3f}   MAP@R {mean_precision:.3f}")
     picture = output / "similarities.png"
-    plot_similarities(picture, {"untrained": before, "trained": after}, unseen.labels, overwrite=True)
+    plot_similarities(
+        picture, {"unseen, untrained": before, "unseen, trained": after}, unseen.labels, overwrite=True
+    )
     print(f"similarities of positive and negative pairs: {picture}")
 
 

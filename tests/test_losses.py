@@ -1,4 +1,5 @@
 import math
+from unittest import mock
 
 import pytest
 import reference
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 from reference import unchecked
 from torch import nn
 
-from tercet.distances import Mahalanobis
+from tercet.distances import Mahalanobis, as_distance
+from tercet.losses import triplet
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.miners import BatchAll, BatchHard
@@ -364,17 +366,100 @@ def test_the_list_of_all_triplets_gives_the_loss_of_all_triplets(name, reduction
     margin=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
     power=st.sampled_from([1, 2]),
     height=st.sampled_from([None, 1, 3]),
+    few=st.sampled_from([0, 32]),
 )
-@settings(max_examples=60, deadline=None)
-def test_sorted_sums_equal_the_list_even_where_triplets_stand_exactly_at_the_margin(
-    places, labels, margin, power, height
+@settings(max_examples=100, deadline=None)
+def test_sums_equal_the_list_even_where_triplets_stand_exactly_at_the_margin(
+    places, labels, margin, power, height, few
 ):
     x, labels = torch.tensor(places, dtype=torch.float64)[:, None], torch.tensor(labels[: len(places)])
     head = TripletMargin(margin, power=power, tile_rows=height)
-    loss, grad = gradient_of(head, x, labels)
+    with mock.patch.object(triplet, "FEW_POSITIVES", few):
+        loss, grad = gradient_of(head, x, labels)
     listed, listed_grad = gradient_of(head, x, labels, mined=BatchAll()(x, labels))
     torch.testing.assert_close(loss, listed)
     torch.testing.assert_close(grad, listed_grad)
+
+
+@pytest.mark.parametrize("few", [0, 32, 100])
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("sizes", [[2] * 6, [41, 9, 1], [50, 1], [3, 33, 20]])
+def test_few_and_many_positives_are_summed_alike(sizes, power, few):
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    x = points(len(labels), seed=3)
+    for reduction in REDUCTIONS:
+        head, whole = (TripletMargin(0.5, power=power, reduction=reduction, tile_rows=h) for h in (16, None))
+        listed, listed_grad = gradient_of(whole, x, labels, mined=BatchAll()(x, labels))
+        with mock.patch.object(triplet, "FEW_POSITIVES", few):
+            loss, grad = gradient_of(head, x, labels)
+            single, single_grad = gradient_of(head, x.float(), labels)
+        torch.testing.assert_close(loss, listed, rtol=1e-9, atol=0)
+        torch.testing.assert_close(grad, listed_grad, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(single.double(), listed, rtol=1e-5, atol=0)
+        assert (single_grad - listed_grad).norm() <= 1e-5 * listed_grad.norm()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@every_head
+def test_a_gradient_in_float32_keeps_its_digits_even_between_near_duplicates(name, distance):
+    x = nn.functional.normalize(points(48, 16)).float()
+    x[1::2] = x[::2] + 1e-4 * points(24, 16, seed=1).float()
+    labels = torch.arange(48) // 3
+    loss, grad = gradient_of(make(name, distance=distance, reduction="sum"), x, labels)
+    exact, exact_grad = gradient_of(make(name, distance=distance, reduction="sum"), x.double(), labels)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    assert (grad - exact_grad).norm() <= 1e-5 * exact_grad.norm()
+
+
+class Foreign:
+    """A distance of somebody else's, which the heads can only differentiate."""
+
+    differentiable = True
+
+    def __init__(self, name):
+        self.own = as_distance("Foreign", name)
+        self.prepare, self.tile, self.paired = self.own.prepare, self.own.tile, self.own.paired
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@every_head
+def test_a_foreign_distance_has_the_loss_and_the_gradient_of_the_named_one(name, distance):
+    x, labels = BATCHES["uneven positives per anchor"]
+    y, ref_labels = points(7, seed=7), torch.arange(7) % 3
+    for wanted in ((True, True), (True, False), (False, True), (False, False)):
+        found = []
+        for kind in (distance, Foreign(distance)):
+            inputs = [v.clone().requires_grad_(w) for v, w in zip((x, y), wanted)]
+            loss = make(name, distance=kind, tile_rows=4)(
+                inputs[0], labels, ref=References(inputs[1], ref_labels)
+            )
+            if any(wanted):
+                loss.backward()
+            found.append((loss.detach(), *(v.grad for v in inputs if v.requires_grad)))
+        torch.testing.assert_close(found[0], found[1])
+    loss, grad = gradient_of(make(name, distance=distance), x, labels)
+    foreign, foreign_grad = gradient_of(make(name, distance=Foreign(distance)), x, labels)
+    torch.testing.assert_close(foreign, loss)
+    torch.testing.assert_close(foreign_grad, grad)
+
+
+@pytest.mark.parametrize("name", ["hinge", "squared hinge", "soft", "contrastive"])
+def test_tiles_of_the_head_s_own_height_change_nothing(name):
+    x, labels = points(600, 8, dtype=torch.float32), torch.arange(600) // 4
+    loss, grad = gradient_of(make(name), x, labels)
+    whole, whole_grad = gradient_of(make(name, tile_rows=600), x, labels)
+    torch.testing.assert_close(loss, whole, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad, whole_grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_zero_embedding_has_no_cosine_gradient():
+    x, labels = points(6), torch.arange(6) % 2
+    x[2] = 0
+    for name in HEADS:
+        _, grad = gradient_of(make(name, distance="cosine"), x, labels)
+        assert torch.equal(grad[2], torch.zeros(4, dtype=torch.float64))
+        check_equal(make(name, distance="cosine")(x, labels), expected_of(name, x, labels, "cosine"))
 
 
 @pytest.mark.parametrize("margin", [0.1, 0.5, 2.0])

@@ -125,7 +125,13 @@ def test_what_is_written_is_read(tmp_path_factory, suffix, names, data):
     assert listed(found.triplets) == rows
     assert found.catalog == catalog
     assert found.catalog.groups["name"].tolist() == names
-    assert found.catalog.root == folder
+    assert found.catalog.root == (Path(prefix) if prefix.endswith("/") else folder)
+
+
+def test_a_prefix_that_is_a_folder_is_where_the_images_are(tmp_path):
+    write_manifest(tmp_path / "t.txt", DRAWN, CATALOG, path_prefix="photos/")
+    assert read_manifest(tmp_path / "t.txt").catalog.file(0) == Path("photos") / CATALOG.paths[0]
+    assert read_manifest(tmp_path / "t.txt", root="here").catalog.root == Path("here")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -15,13 +15,22 @@ if TYPE_CHECKING:
     from tercet.datasets import ImageDataset as ImageDataset
     from tercet.datasets import TripletBatch as TripletBatch
     from tercet.datasets import TripletDataset as TripletDataset
+    from tercet.gradient_cache import cached_backward as cached_backward
     from tercet.loader import MinedBatch as MinedBatch
     from tercet.loader import MiningLoader as MiningLoader
+    from tercet.losses.listwise import InfoNCE as InfoNCE
+    from tercet.losses.listwise import NPair as NPair
+    from tercet.losses.listwise import SupCon as SupCon
+    from tercet.losses.margin import MarginLoss as MarginLoss
     from tercet.losses.pair import Contrastive as Contrastive
     from tercet.losses.triplet import TripletMargin as TripletMargin
+    from tercet.losses.weighted import Circle as Circle
+    from tercet.losses.weighted import LiftedStructure as LiftedStructure
+    from tercet.losses.weighted import MultiSimilarity as MultiSimilarity
     from tercet.manifest import Manifest as Manifest
     from tercet.manifest import read_manifest as read_manifest
     from tercet.manifest import write_manifest as write_manifest
+    from tercet.memory import CrossBatchMemory as CrossBatchMemory
     from tercet.metrics import map_at_r as map_at_r
     from tercet.metrics import recall_at_k as recall_at_k
     from tercet.miners import BatchAll as BatchAll
@@ -42,13 +51,22 @@ _HOME = {
     "ImageDataset": "datasets",
     "TripletBatch": "datasets",
     "TripletDataset": "datasets",
+    "cached_backward": "gradient_cache",
     "MinedBatch": "loader",
     "MiningLoader": "loader",
+    "InfoNCE": "losses.listwise",
+    "NPair": "losses.listwise",
+    "SupCon": "losses.listwise",
+    "MarginLoss": "losses.margin",
     "Contrastive": "losses.pair",
     "TripletMargin": "losses.triplet",
+    "Circle": "losses.weighted",
+    "LiftedStructure": "losses.weighted",
+    "MultiSimilarity": "losses.weighted",
     "Manifest": "manifest",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
+    "CrossBatchMemory": "memory",
     "map_at_r": "metrics",
     "recall_at_k": "metrics",
     "BatchAll": "miners",

@@ -37,7 +37,8 @@ def read_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         uint8 [h, w, 3].
 
     Raises:
-        ValueError: the file cannot be read, is empty, cut short or damaged, or is no image.
+        ValueError: the file cannot be read, is empty or cut short, or does not decode. Damage in the middle
+            that the decoder bridges, as JPEG's does, is not noticed.
 
     Example:
         >>> import pathlib

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -245,8 +246,8 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
     Args:
         path: a .parquet, .arrow, .csv, .jsonl or .txt file of anchor, positive and negative paths.
         root: the folder that the paths start from, which the manifest does not record, so that it is the
-            same on every machine; by default the folder of the manifest, and for a file of another
-            program the working directory.
+            same on every machine; by default the folder of the manifest, or the path prefix that it was
+            written with, and for a file of another program the working directory.
 
     Raises:
         ValueError: no such file, not a manifest, empty, cut short, or a path that its catalog does not have.
@@ -289,9 +290,13 @@ def _read(source: Path, root: str | None) -> Manifest:
     beside = _beside(source)
     if source.suffix in TEXT_FORMATS and beside.is_file():
         provenance, catalog = _read_beside(source, beside, place)
+        if root is None and provenance.get("path_prefix", "").endswith("/"):  # the folder of the images
+            catalog = replace(catalog, root=Path(provenance["path_prefix"]))
     elif _KEY in metadata:
         provenance, catalog = json.loads(metadata[_KEY]), _unpacked(metadata[_CATALOG_KEY], place)
     elif paths.size:
+        if "" in paths:
+            raise refusal("read_manifest", "path", str(source), "three paths on every line", "one is empty")
         provenance, catalog = {}, _catalog_of(paths, Path(root or ""))
     else:
         raise refusal("read_manifest", "path", str(source), "at least one triplet", "the file is empty")

@@ -90,10 +90,11 @@ def plot_similarities(
     edges = np.linspace(-1, 1, bins + 1)
     for panel, (title, points) in zip(panels, embeddings.items()):
         positive, negative = similarity_histograms(points, labels, bins)
-        overlap = np.minimum(positive, negative).sum()
+        both = positive.any() and negative.any()
+        overlap = f"{np.minimum(positive, negative).sum():.2f}" if both else "none to measure"
         panel.stairs(negative, edges, fill=True, alpha=0.6, color="tab:orange", label="different class")
         panel.stairs(positive, edges, fill=True, alpha=0.6, color="tab:blue", label="same class")
-        panel.set_title(f"{title}: overlap {overlap:.2f}")
+        panel.set_title(f"{title}: overlap {overlap}")
         panel.set_xlabel("cosine similarity")
         panel.set_yticks([])
     panels[0].set_ylabel("share of pairs")

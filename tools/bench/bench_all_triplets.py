@@ -4,7 +4,9 @@
 
 The budget: the hinge at N = 1024 at least 25 × faster than pytorch-metric-learning, in at most 1/20 of its
 memory, and the contrastive loss never slower and never larger. Ours, theirs and the bare matrix product run
-by turns in one process; each peak is that of a process of its own, above what it held before the first call.
+by turns in one process. Times are processor time, all threads together, which a busy machine distorts least;
+`--wall` takes the clock instead. Each peak is that of a process of its own (VmHWM, so on Linux only), above
+what it held before the step; ru_maxrss would start from the peak of the process that started it.
 Without pytorch-metric-learning the column of the peer stays empty.
 """
 
@@ -12,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,10 +62,16 @@ def step(head: Head, x: torch.Tensor, labels: torch.Tensor) -> None:
     head(x.clone().requires_grad_(), labels).backward()
 
 
-def ms(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def ms(work: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
     work()
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (clock() - start)
+
+
+def held_mib() -> float:
+    """The most memory that this process has held so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def peak_mib(side: str, name: str, n: int, threads: int) -> float:
@@ -77,12 +85,12 @@ def one(side: str, name: str, n: int) -> None:
     step(head, *batch(16))
     x, labels = batch(n)
     x @ x[:64].T  # the workspace of matrix products is nobody's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = held_mib()
     step(head, x, labels)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(held_mib() - before)
 
 
-def row(name: str, n: int, repeats: int, threads: int) -> str:
+def row(name: str, n: int, repeats: int, threads: int, clock: Callable[[], float]) -> str:
     x, labels = batch(n)
     ours = heads()[name]
     works = {"ours": lambda: step(ours, x, labels), "matmul": lambda: x @ x.T}
@@ -92,7 +100,7 @@ def row(name: str, n: int, repeats: int, threads: int) -> str:
     times: dict[str, list[float]] = {side: [] for side in works}
     for _ in range(repeats):
         for side, work in works.items():
-            times[side].append(ms(work))
+            times[side].append(ms(work, clock))
     median = {side: statistics.median(values) for side, values in times.items()}
     memory = {side: peak_mib(side, name, n, threads) for side in works if side != "matmul"}
     shown = [median["ours"], median["ours"] / median["matmul"], memory["ours"]]
@@ -107,17 +115,20 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=list(heads()), default=list(heads()))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--wall", action="store_true", help="wall-clock time instead of processor time")
     parser.add_argument("--one", nargs=3, metavar=("SIDE", "HEAD", "N"), help="print one peak and leave")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.one:
         one(options.one[0], options.one[1], int(options.one[2]))
         return
+    clock = time.perf_counter if options.wall else time.process_time
     columns = ("ms", "× matmul", "MiB", "peer ms", "× faster", "peer MiB")
     print(f"{'head':<14}{'N':>6}" + "".join(f"{column:>11}" for column in columns))
     for name in options.heads:
         for n in options.sizes:
-            print(row(name, n, options.repeats if n <= LARGEST_OF_PEER else 1, options.threads), flush=True)
+            repeats = options.repeats if n <= LARGEST_OF_PEER else 1
+            print(row(name, n, repeats, options.threads, clock), flush=True)
 
 
 if __name__ == "__main__":

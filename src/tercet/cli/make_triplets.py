@@ -19,6 +19,7 @@ from tercet.triplets.random import RandomTriplets
 
 __all__ = ["app"]
 
+SHOWN = 20  # of what was left out, by name; the table counts the rest
 FOUR_FLAGS = ("input_directory", "output_directory", "num_pos_images", "num_neg_images")
 
 app = typer.Typer(
@@ -63,6 +64,8 @@ def four_flags(
         raise typer.BadParameter(
             f"name a strategy, such as `random`, or give the four flags; missing: {missing}"
         )
+    if not input_directory:
+        raise refusal("make-triplets", "--input_directory", input_directory, "a folder of class folders")
     if not Path(output_directory).is_dir():
         raise refusal(
             "make-triplets", "--output_directory", output_directory, "an existing folder", "make it first"
@@ -73,8 +76,7 @@ def four_flags(
     triplets = RandomTriplets(catalog.labels, num_pos_images, num_neg_images, seed)
     prefix = os.path.join(input_directory, "")  # the separator is added where it is not there
     write_manifest(output, triplets, catalog, overwrite=overwrite, path_prefix=prefix, progress=not quiet)
-    if not quiet:
-        _report(output, triplets, catalog, time.perf_counter() - started)
+    _report(output, triplets, catalog, time.perf_counter() - started, quiet)
 
 
 def _given(context: typer.Context, name: str) -> bool:
@@ -92,6 +94,7 @@ def random_triplets(
     seed: int = typer.Option(0, help="Another seed draws other triplets."),
     class_depth: int | None = typer.Option(None, help="Name classes by their first folders only (folders)."),
     root: Path | None = typer.Option(None, help="The folder that the paths start from (tables)."),
+    group: list[str] = typer.Option([], help="A column to keep as a group; may be repeated (tables)."),
     path_column: str = typer.Option("path", help="The column of image paths (tables)."),
     label_column: str = typer.Option("label", help="The column of classes (tables)."),
     verify: bool = typer.Option(False, "--verify", help="Decode every image; leave out those that fail."),
@@ -106,8 +109,8 @@ def random_triplets(
     if not source.exists():
         raise refusal("make-triplets", "source", str(source), "an existing folder or table")
     if source.is_dir():
-        if root or path_column != "path" or label_column != "label":
-            raise typer.BadParameter("--root, --path-column and --label-column are for tables")
+        if root or group or path_column != "path" or label_column != "label":
+            raise typer.BadParameter("--root, --group, --path-column and --label-column are for tables")
         catalog = scan_folder(source, class_depth=class_depth, verify=verify, progress=not quiet)
     else:
         if class_depth is not None:
@@ -117,6 +120,7 @@ def random_triplets(
             root=root,
             path_column=path_column,
             label_column=label_column,
+            groups=group,
             verify=verify,
             progress=not quiet,
         )
@@ -130,12 +134,17 @@ def random_triplets(
         chunk_size=chunk_size,
         progress=not quiet,
     )
-    if not quiet:
-        _report(output, triplets, catalog, time.perf_counter() - started)
+    _report(output, triplets, catalog, time.perf_counter() - started, quiet)
 
 
-def _report(output: Path, triplets: Any, catalog: Catalog, seconds: float) -> None:
-    """The closing table: what there was, what was written, what was left out and why."""
+def _report(output: Path, triplets: Any, catalog: Catalog, seconds: float, quiet: bool) -> None:
+    """The closing table: what there was, what was written; and on standard error each thing left out."""
+    for item in catalog.left_out[:SHOWN]:
+        typer.echo(f"left out: {item.path}: {item.reason}", err=True)
+    if len(catalog.left_out) > SHOWN:
+        typer.echo(f"left out: and {len(catalog.left_out) - SHOWN:,} more", err=True)
+    if quiet:
+        return
     typer.echo(output)
     table = Table(show_header=False)
     table.add_column()

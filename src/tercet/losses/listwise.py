@@ -2,101 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from tercet.checks import choice, real, refusal, whole
-from tercet.distances import Distance, as_distance, dot
-from tercet.pairwise import (
-    REDUCTIONS,
-    Pairwise,
-    Tile,
-    features,
-    mined_rows,
-    summed,
-    tile_height,
-    tiled_mean,
-    whole_numbers,
-)
+from tercet.distances import Distance, dot
+from tercet.losses.rowwise import ListwiseHead, above_zero, log_sum, reduced
+from tercet.pairwise import REDUCTIONS, Pairwise, Tile, features, mined_rows, whole_numbers
 from tercet.tuples import References
 
-__all__ = ["InfoNCE", "ListwiseHead", "MinedPairs", "NPair", "SupCon", "above_zero", "log_sum"]
-
-
-class ListwiseHead(nn.Module):
-    """The call that listwise heads share: what is compared, tile by tile, and one number made of it.
-
-    A head adds its options and `losses_of(tile)`. Everything it needs of an anchor stands in one row of a
-    tile, so the memory is that of a few tiles, never positives × negatives.
-    """
-
-    def __init__(self, distance: Distance | str, reduction: str, tile_rows: int | None) -> None:
-        super().__init__()
-        owner = type(self).__name__
-        self.distance = as_distance(owner, distance, gradient=True)
-        self.reduction = choice(owner, "reduction", reduction, REDUCTIONS)
-        self.tile_rows = None if tile_rows is None else whole(owner, "tile_rows", tile_rows, minimum=1)
-
-    def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
-        """The losses of a tile that the mean is over, by anchor."""
-        raise TypeError(f"{type(self).__name__} has no losses_of(tile)")
-
-    def forward(
-        self,
-        embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"] | None = None,
-        mined: Any = None,
-        *,
-        ids: Shaped[Tensor, " n"] | None = None,
-        ref: References | None = None,
-    ) -> Float[Tensor, "..."]:
-        """The loss of the mined pairs, or of all.
-
-        Args:
-            embeddings: [n, d] floats.
-            labels: [n] integers or bools; read only without `mined`.
-            mined: `Pairs`, or any four index tensors like them; or `Triplets`, or any three: their pairs
-                (a, p) and (a, n). Each distinct pair counts once. None for all pairs.
-            ids: [n] integers, which image each row is; read only without `mined`.
-            ref: the columns that positives and negatives are rows of; None for the batch itself.
-
-        Returns:
-            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
-            there is nothing to compare. With `reduction="none"` one loss for each that the mean is over, by
-            anchor and then by positive; its graph holds all tiles.
-
-        Raises:
-            ValueError: neither labels nor pairs, what `Pairwise` refuses, or rows that do not exist.
-        """
-        owner = type(self).__name__
-        if mined is not None:
-            return self.loss_of(MinedPairs(owner, embeddings, mined, self.distance, ref, self.tile_rows))
-        if labels is None:
-            raise refusal(owner, "labels", None, "labels, or mined pairs")
-        pairwise = Pairwise(
-            owner,
-            embeddings,
-            labels,
-            ids=ids,
-            ref=ref,
-            distance=self.distance,
-            tile_rows=self.tile_rows,
-        )
-        return self.loss_of(pairwise)
-
-    def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
-        """The loss of rows against columns."""
-
-        def losses(*inputs: Tensor) -> Iterator[Tensor]:
-            for tile in compared.tiles(*inputs):
-                yield self.losses_of(tile)
-
-        return _reduced(self.reduction, losses, *compared.inputs)
+__all__ = ["InfoNCE", "NPair", "SupCon"]
 
 
 class InfoNCE(ListwiseHead):
@@ -255,8 +175,8 @@ class NPair(nn.Module):
         Args:
             embeddings: [n, d] floats.
             labels: [n] integers or bools.
-            mined: `Pairs` or `Triplets`, or index tensors like them, whose positive pairs to choose from; None
-                for all positive pairs.
+            mined: `Pairs` or `Triplets`, or index tensors like them, to choose from their positive pairs;
+                None for all positive pairs.
             ids: [n] integers, which image each row is; read only without `mined`.
             ref: the columns that positives are rows of; None for the batch itself.
 
@@ -273,7 +193,7 @@ class NPair(nn.Module):
         inputs = features("NPair", embeddings, dot, ref)
         n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
         if mined is None:
-            anchor, positive = _first_positives(embeddings, labels, ids, ref)
+            anchor, positive = _first_positives(embeddings, labels, ids, ref, self.tile_rows)
         else:
             anchor, positive = mined_rows("NPair", mined, n, r, device)[:2]
             ids = None
@@ -301,68 +221,11 @@ class NPair(nn.Module):
                 size = x[rows].square().sum(1) + y[rows].square().sum(1)
                 yield _against_negatives(-tile.distance, tile) + self.l2 / 2 * size
 
-        return _reduced(self.reduction, losses, *pairwise.inputs)
+        return reduced(self.reduction, losses, *pairwise.inputs)
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
         return f"l2={self.l2:g}, reduction={self.reduction!r}"
-
-
-class MinedPairs:
-    """Mined tuples as `Pairwise` shows a batch: tiles whose positives and negatives are those of the list.
-
-    Args are those of `Pairwise`, and `mined` those of `mined_rows`. Triplets are their pairs (a, p), (a, n).
-
-    Example:
-        >>> from tercet.distances import euclidean
-        >>> mined = ([0, 0], [1, 1], [2, 3])
-        >>> pairs = MinedPairs("doc", torch.eye(4), [torch.tensor(v) for v in mined], euclidean)
-        >>> [(tile.positive.nonzero().tolist(), tile.negative.nonzero().tolist()) for tile in pairs.tiles()]
-        [([[0, 1]], [[0, 2], [0, 3]])]
-    """
-
-    def __init__(
-        self,
-        owner: str,
-        embeddings: Shaped[Tensor, "n d"],
-        mined: Any,
-        distance: Distance,
-        ref: References | None = None,
-        tile_rows: int | None = None,
-    ) -> None:
-        self.distance = distance
-        self.inputs = features(owner, embeddings, distance, ref)
-        n, r, device = len(self.inputs[0]), len(self.inputs[-1]), self.inputs[0].device
-        rows = mined_rows(owner, mined, n, r, device)
-        self._sides = (rows[0], rows[1]), (rows[-2] if len(rows) == 4 else rows[0], rows[-1])
-        self.tile_rows = tile_height(owner, r, self.inputs[0].dtype, tile_rows)
-
-    def tiles(self, *inputs: Float[Tensor, "_ k"]) -> Iterator[Tile]:
-        """Anchors × columns, in row order; `inputs` as `Pairwise.tiles` takes them."""
-        x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
-        for start in range(0, len(x) if len(y) else 0, self.tile_rows):
-            distance = self.distance.tile(x[start : start + self.tile_rows], y)
-            masks = []
-            for anchor, column in self._sides:
-                here = (anchor >= start) & (anchor < start + len(distance))
-                mask = torch.zeros_like(distance, dtype=torch.bool)
-                mask[anchor[here] - start, column[here]] = True
-                masks.append(mask)
-            yield Tile(start, distance, *masks)
-
-
-def above_zero(owner: str, argument: str, value: Any) -> float:
-    """`value` as a float, refused unless it is finite and above 0."""
-    number = real(owner, argument, value)
-    if number <= 0:
-        raise refusal(owner, argument, value, "a finite number above 0")
-    return number
-
-
-def log_sum(logits: Float[Tensor, "a r"], mask: Bool[Tensor, "a r"], dim: int = 1) -> Float[Tensor, " _"]:
-    """log Σ exp over the masked entries along `dim`; over none the lowest number of the kind, no gradient."""
-    # Not −∞: the derivative of a sum over nothing but −∞ is NaN.
-    return torch.logsumexp(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=dim)
 
 
 def _against_negatives(logits: Float[Tensor, "a r"], tile: Tile) -> Float[Tensor, " u"]:
@@ -372,27 +235,25 @@ def _against_negatives(logits: Float[Tensor, "a r"], tile: Tile) -> Float[Tensor
     return softplus(negatives[row] - logits[row, column])
 
 
-def _reduced(
-    reduction: str, losses: Callable[..., Iterator[Tensor]], *inputs: Float[Tensor, "_ k"]
-) -> Float[Tensor, "..."]:
-    """The losses that a generator makes of tensors like `inputs`, a tile at a time, as `reduction` says."""
-    if reduction == "none":
-        return torch.cat([inputs[0].sum(1)[:0], *losses(*inputs)])
-
-    def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for part in losses(*inputs):
-            yield summed(part, reduction)
-
-    return tiled_mean(reduction, terms, *inputs)
-
-
 def _first_positives(
-    embeddings: Tensor, labels: Tensor, ids: Tensor | None, ref: References | None
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref: References | None,
+    tile_rows: int | None,
 ) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"]]:
     """Each row that has a positive, and the first column that is one."""
     # Without a coordinate: who is whose positive is wanted, not how far.
     bare = None if ref is None else ref._replace(embeddings=ref.embeddings[:, :0])
-    pairwise = Pairwise("NPair", embeddings[:, :0], labels, ids=ids, ref=bare, distance=dot)
+    pairwise = Pairwise(
+        "NPair",
+        embeddings[:, :0],
+        labels,
+        ids=ids,
+        ref=bare,
+        distance=dot,
+        tile_rows=tile_rows,
+    )
     rows, columns = [], []
     for tile in pairwise.tiles():
         row = tile.positive.any(1).nonzero()[:, 0]

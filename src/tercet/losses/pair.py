@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tercet.checks import choice, real, refusal, whole
 from tercet.distances import Distance, as_distance
-from tercet.pairwise import REDUCTIONS, Pairwise, features, mined_rows, summed, tile_height, tiled_mean
+from tercet.losses.slopes import TileLoss, sloped_mean
+from tercet.pairwise import REDUCTIONS, Pairwise, Tile, features, mined_rows, summed, tile_height, tiled_mean
 from tercet.tuples import References
 
 __all__ = ["Contrastive"]
@@ -108,19 +109,24 @@ class Contrastive(nn.Module):
             distance=self.distance,
             tile_rows=self.tile_rows,
         )
-
-        def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            for tile in pairwise.tiles(*inputs):
-                apart = self._apart(tile.distance[tile.positive])
-                inside = self._inside(tile.distance[tile.negative])
-                yield summed(torch.cat([apart, inside]), self.reduction)
-
-        return tiled_mean(self.reduction, terms, *pairwise.inputs)
+        return sloped_mean(pairwise, self.reduction, self._loss_of, self.tile_rows)
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
         margins = f"margin={self.margin:g}, pos_margin={self.pos_margin:g}"
         return f"{margins}, distance={self.distance}, reduction={self.reduction!r}"
+
+    def _loss_of(self, tile: Tile) -> TileLoss:
+        """All pairs of a tile: each loss is a square, so its slope is twice what is squared."""
+        apart = (tile.distance - self.pos_margin).relu_().mul_(tile.positive)  # [a, r]
+        inside = (self.margin - tile.distance).relu_().mul_(tile.negative)
+        excess = apart.sub_(inside)
+        if self.reduction == "mean_active":
+            count = excess.count_nonzero()
+        else:
+            count = tile.positive.sum() + tile.negative.sum()
+        value = excess.square().sum(1).sum(dtype=torch.float64)
+        return TileLoss(value, count, excess.mul_(2))
 
     def _apart(self, d_ap: Float[Tensor, " u"]) -> Float[Tensor, " u"]:
         return torch.relu(d_ap - self.pos_margin).square()

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 from tercet.checks import choice, real, refusal, whole
 from tercet.distances import Distance, as_distance
+from tercet.losses.slopes import TileLoss, sloped_mean
 from tercet.pairwise import (
     REDUCTIONS,
     PairTile,
@@ -28,6 +29,9 @@ from tercet.tuples import References
 
 __all__ = ["TripletMargin"]
 
+FEW_POSITIVES = 32
+"""Up to so many positives an anchor, a pass over the negatives for each is faster than a search in them."""
+
 
 class TripletMargin(nn.Module):
     """How much nearer each negative is than it should be, averaged over triplets.
@@ -35,8 +39,8 @@ class TripletMargin(nn.Module):
     ℓ = h(D(a,p) − D(a,n) + m)^power, h(z) = max(0, z); with `soft`, ℓ = log(1 + exp(D(a,p) − D(a,n)))
 
     The hinge is taken for each triplet and then averaged. Without `mined`, the loss is that of all triplets,
-    exactly, and no list of them is made: the plain hinge takes O(N² log N) by sorted prefix sums, `soft`
-    and `swap` O(number of triplets), each in the memory of a few tiles.
+    exactly, and no list of them is made: the plain hinge takes O(N²) for a few positives an anchor and never
+    more than O(N² log N), `soft` and `swap` O(number of triplets), each in the memory of a few tiles.
 
     Embeddings are taken as they are: a margin of 0.2 presumes unit vectors, or `distance="cosine"`.
 
@@ -133,15 +137,13 @@ class TripletMargin(nn.Module):
             distance=self.distance,
             tile_rows=self.tile_rows,
         )
+        if not self.swap:
+            return sloped_mean(pairwise, self.reduction, self._loss_of_all, self.tile_rows)
 
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            if self.soft or self.swap:
-                for pairs in pairwise.positive_pairs(*inputs):
-                    losses = self._losses_of_pairs(pairs, inputs[-1])[pairs.negative]
-                    yield summed(losses, self.reduction)
-            else:
-                for tile in pairwise.tiles(*inputs):
-                    yield _all_hinges(tile, self.margin, self.power, self.reduction == "mean_active")
+            for pairs in pairwise.positive_pairs(*inputs):
+                losses = self._losses_of_pairs(pairs, inputs[-1])[pairs.negative]
+                yield summed(losses, self.reduction)
 
         return tiled_mean(self.reduction, terms, *pairwise.inputs)
 
@@ -182,59 +184,72 @@ class TripletMargin(nn.Module):
             return softplus(d_ap - d_an)
         return torch.relu(d_ap + self.margin - d_an) ** self.power
 
+    def _loss_of_all(self, tile: Tile) -> TileLoss:
+        """All triplets of a tile: Σ ℓ(t − D(a,n)), t = D(a,p) + m, over positives and negatives."""
+        positives = tile.positive.sum(1)
+        most = int(positives.max())
+        # What is missing is nearer than all else, or farther: a triplet with it has no loss and no slope.
+        t, p = tile.distance.masked_fill(~tile.positive, -math.inf).topk(most, dim=1)  # [a, q], falling
+        t += self.margin
+        d_an = tile.distance.masked_fill(~tile.negative, math.inf)  # [a, r]
+        if self.soft or most <= FEW_POSITIVES:
+            value, active, by_positive, by_negative = self._by_positive(t, d_an)
+        else:
+            value, active, by_positive, by_negative = _by_bucket(t, d_an, self.power)
+        count = active if self.reduction == "mean_active" else (positives * tile.negative.sum(1)).sum()
+        return TileLoss(value, count, by_negative.scatter_add_(1, p, by_positive))
 
-def _all_hinges(
-    tile: Tile, margin: float, power: int, active: bool
-) -> tuple[Float[Tensor, ""], Shaped[Tensor, ""]]:
-    """Σ h(D(a,p) + m − D(a,n))^power over all triplets of a tile, and their number, without listing them.
+    def _by_positive(self, t: Float[Tensor, "a q"], d: Float[Tensor, "a r"]) -> tuple[Tensor, ...]:
+        """Σ ℓ, how many ℓ > 0, and ∂/∂D of positives [a, q] and of negatives [a, r]: a pass a positive."""
+        value = torch.zeros(len(d), dtype=torch.float64, device=d.device)
+        active = torch.zeros((), dtype=torch.int64, device=d.device)
+        by_positive, by_negative = torch.zeros_like(t), torch.zeros_like(d)
+        for i in range(t.shape[1]):
+            z = t[:, i, None] - d  # [a, r]
+            if self.soft:
+                losses, slopes = softplus(z), z.sigmoid_()
+            elif self.power == 1:
+                losses = z.relu_()
+                slopes = z.sign()
+            else:
+                slopes = z.relu_()
+                losses = slopes.square()
+                slopes.mul_(2)
+            value += losses.sum(1)
+            active += losses.count_nonzero()
+            by_positive[:, i] = slopes.sum(1)
+            by_negative -= slopes
+        return value.sum(), active, by_positive, by_negative
 
-    For a positive at t = D(a,p) + m, the k negatives nearer than t, with prefix sums S1 of d and S2 of d²:
-    Σ_n h(t − d_n) = k·t − S1_k and Σ_n h(t − d_n)² = k·t² − 2t·S1_k + S2_k. The gradient by D(a,p) is k, or
-    2(k·t − S1_k); by D(a,n), minus the number of positives beyond it, or −2 Σ (t − d_n) over those.
 
-    Args:
-        tile: a anchors against r columns.
-        margin: m.
-        power: 1 or 2.
-        active: count the triplets with a loss above 0 instead of all.
+def _by_bucket(t: Float[Tensor, "a q"], d: Float[Tensor, "a r"], power: int) -> tuple[Tensor, ...]:
+    """What `_by_positive` gives of a hinge, without a pass a positive: O(r log q) an anchor.
 
-    Returns:
-        The sum in float64, whose gradient flows to `tile.distance`, and the int64 count.
+    The q thresholds t of an anchor cut its negatives into buckets, b = #{i : t_i ≤ d}. For a positive at t,
+    the k negatives nearer than t, with sums S1 of d and S2 of d²: Σ_n h(t − d_n) = k·t − S1 and
+    Σ_n h(t − d_n)² = k·t² − 2t·S1 + S2. The gradient by D(a,p) is k, or 2(k·t − S1); by D(a,n), minus the
+    number of positives beyond it, or −2 Σ (t − d_n) over those.
     """
-    weights, value, k = _hinge_weights(tile, margin, power)
-    count = k.sum() if active else (tile.positive.sum(1) * tile.negative.sum(1)).sum()
-    slope = (weights * tile.distance).sum(dtype=torch.float64)
-    return value + (slope - slope.detach()), count
+    q = t.shape[1]
+    rising = t.flip(1)
+    bucket = torch.searchsorted(rising, d, right=True)  # [a, r]
+    far = bucket == q  # beyond every positive, or no negative at all
+    t, d64 = rising.double(), d.masked_fill(far, 0.0).double()
 
+    def below(v: Tensor) -> Tensor:
+        """For each threshold, the sum of v over the negatives nearer than it."""
+        sums = torch.zeros(len(v), q + 1, dtype=v.dtype, device=v.device)
+        return sums.scatter_add_(1, bucket, v).cumsum(1)[:, :q]  # [a, q]
 
-@torch.no_grad()
-def _hinge_weights(tile: Tile, margin: float, power: int) -> tuple[Tensor, Tensor, Tensor]:
-    """∂/∂D of the sum [a, r], the sum, and k for each anchor and positive [a, q]."""
-    most = int(tile.positive.sum(1).max())
-    d_ap, p = tile.distance.masked_fill(~tile.positive, -math.inf).topk(most, dim=1)  # [a, q]
-    d_an, n = tile.distance.masked_fill(~tile.negative, math.inf).sort(dim=1)  # [a, r]
-    k = torch.searchsorted(d_an, d_ap + margin)  # [a, q], 0 where an anchor has fewer positives
-    t = (d_ap + margin).masked_fill(k == 0, 0.0).double()
-    d = d_an.masked_fill(d_an == math.inf, 0.0).double()
-    s1 = _prefix(d).gather(1, k)  # [a, q]
-    nearer = _beyond(torch.ones_like(t), k, d)  # [a, r], how many positives each negative is nearer than
+    k, s1 = below(torch.ones_like(d64)), below(d64)
+    t.masked_fill_(k == 0, 0.0)
+    excess = k * t - s1
+    beyond = q - bucket  # [a, r]
     if power == 1:
-        value, by_positive, by_negative = (k * t - s1).sum(), k.double(), -nearer
+        value, by_positive, by_negative = excess, k, -beyond
     else:
-        value = (k * t * t - 2 * t * s1 + _prefix(d * d).gather(1, k)).sum()
-        by_positive, by_negative = 2 * (k * t - s1), -2 * (_beyond(t, k, d) - nearer * d)
-    weights = torch.zeros_like(d).scatter_(1, n, by_negative).scatter_add_(1, p, by_positive)
-    return weights.to(tile.distance.dtype), value, k
-
-
-def _prefix(d: Float[Tensor, "a r"]) -> Float[Tensor, "a s"]:
-    """S with S_k the sum of the first k numbers of each row."""
-    return torch.cat([torch.zeros_like(d[:, :1]), d.cumsum(1)], dim=1)
-
-
-def _beyond(
-    t: Float[Tensor, "a q"], k: Shaped[Tensor, "a q"], d: Float[Tensor, "a r"]
-) -> Float[Tensor, "a r"]:
-    """For the j-th nearest negative, the sum of t over the positives that lie beyond it: those with k > j."""
-    bins = torch.zeros(d.shape[0], d.shape[1] + 1, dtype=d.dtype, device=d.device)
-    return bins.scatter_add_(1, k, t).flip(1).cumsum(1).flip(1)[:, 1:]
+        sums = torch.cat([t, torch.zeros_like(t[:, :1])], dim=1).flip(1).cumsum(1).flip(1)  # [a, q + 1]
+        value = t * (excess - s1) + below(d64 * d64)
+        by_positive, by_negative = 2 * excess, -2 * (sums.gather(1, bucket) - beyond * d64)
+    by_positive = by_positive.flip(1).to(d.dtype)
+    return value.sum(), k.sum().long(), by_positive, by_negative.to(d.dtype)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from tercet.checks import real
 from tercet.distances import Distance
-from tercet.losses.listwise import ListwiseHead, MinedPairs, above_zero, log_sum
+from tercet.losses.rowwise import ListwiseHead, MinedPairs, above_zero, log_sum
 from tercet.pairwise import Pairwise, Tile, summed, tiled_mean
 
 __all__ = ["Circle", "LiftedStructure", "MultiSimilarity"]
@@ -41,8 +41,8 @@ class LiftedStructure(ListwiseHead):
         >>> x = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
         >>> loss = LiftedStructure()(x, torch.tensor([0, 0, 1]))  # ½ (log(exp(1 − 2) + exp(1 − 1)) + 1)²
         >>> loss.backward()
-        >>> round(loss.item(), 4), [round(v, 4) for v in x.grad.flatten().tolist()]
-        (0.8624, [-0.9601, 2.2734, -1.3133])
+        >>> round(loss.item(), 3), [round(v, 3) for v in x.grad.flatten().tolist()]
+        (0.862, [-0.96, 2.273, -1.313])
 
     Reference:
         Oh Song, Xiang, Jegelka & Savarese, "Deep metric learning via lifted structured feature embedding",
@@ -63,8 +63,8 @@ class LiftedStructure(ListwiseHead):
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns: one walk for the sums, one for the pairs, one for the gradient.
 
-        ∂ℓ_ij/∂D_ik = −h(J_ij) exp(α − D_ik − J_ij + D_ij): what a pair pulls at a sum is added up over pairs
-        before it is handed down to the distances, so the pairs never meet the negatives one by one.
+        What the pairs pull at a sum, Σ h(J_ij) times its share, is added up before it is handed down to the
+        distances: so no pair meets the negatives one by one.
         """
         own = len(compared.inputs) == 1
         if self.reduction == "none":
@@ -73,24 +73,20 @@ class LiftedStructure(ListwiseHead):
             return torch.cat([compared.inputs[0].sum(1)[:0], *parts])
 
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            with torch.no_grad():
-                rows, columns = self._log_sums(compared.tiles(*inputs), own)
+            bare = [v.detach() for v in inputs]
+            rows, columns = self._log_sums(compared.tiles(*bare), own)
             by_row = torch.zeros_like(rows)
             by_column = by_row if own else torch.zeros_like(columns)
-            for tile in compared.tiles(*inputs):
+            for tile in compared.tiles(*bare):
                 i, j, excess = self._pairs(tile, rows, columns)
                 yield summed(excess.square() / 2, self.reduction)
-                pull, share = excess.detach(), torch.sigmoid(rows[i] - columns[j])
-                by_row.index_add_(0, i, pull * share)
-                by_column.index_add_(0, j, pull * (1 - share))
+                share = torch.sigmoid(rows[i] - columns[j])
+                by_row.index_add_(0, i, excess * share)
+                by_column.index_add_(0, j, excess * (1 - share))
             for tile in compared.tiles(*inputs) if torch.is_grad_enabled() else ():
-                here = slice(tile.start, tile.start + len(tile.distance))
-                z = (self.margin - tile.distance.detach()).masked_fill(~tile.negative, -torch.inf)  # [a, r]
-                weights = by_row[here, None] * torch.exp(z - rows[here, None])
-                if not own:
-                    weights += by_column * torch.exp(z - columns)
-                slope = -(weights * tile.distance).sum(dtype=torch.float64)
-                yield slope - slope.detach(), torch.zeros_like(i.sum())
+                weights = self._weights(tile, rows, columns, by_row, None if own else by_column)
+                slope = (weights * tile.distance).sum(dtype=torch.float64)
+                yield slope - slope.detach(), torch.tensor(0)
 
         return tiled_mean(self.reduction, terms, *compared.inputs)
 
@@ -100,16 +96,15 @@ class LiftedStructure(ListwiseHead):
 
     def _log_sums(self, tiles: Iterable[Tile], own: bool) -> tuple[Float[Tensor, " n"], Float[Tensor, " r"]]:
         """log Σ exp(α − D) over the negatives of each row and of each column, which may be the rows."""
-        rows, columns = [], []
+        rows, columns = [], None
         for tile in tiles:
             z = self.margin - tile.distance  # [a, r]
             rows.append(log_sum(z, tile.negative))
             if not own:
                 part = log_sum(z, tile.negative, dim=0)
-                columns = [torch.logaddexp(columns[0], part) if columns else part]
-        nothing = [torch.zeros(0)]
-        rows = torch.cat(rows or nothing)
-        return rows, rows if own else torch.cat(columns or nothing)
+                columns = part if columns is None else torch.logaddexp(columns, part)
+        sums = torch.cat(rows) if rows else torch.zeros(0)
+        return sums, sums if columns is None else columns
 
     def _pairs(
         self, tile: Tile, rows: Float[Tensor, " n"], columns: Float[Tensor, " r"]
@@ -119,6 +114,25 @@ class LiftedStructure(ListwiseHead):
         d = tile.distance[i, j]
         i = i + tile.start
         return i, j, torch.relu(torch.logaddexp(rows[i], columns[j]) + d)
+
+    @torch.no_grad()
+    def _weights(
+        self,
+        tile: Tile,
+        rows: Float[Tensor, " n"],
+        columns: Float[Tensor, " r"],
+        by_row: Float[Tensor, " n"],
+        by_column: Float[Tensor, " r"] | None,
+    ) -> Float[Tensor, "a r"]:
+        """∂ Σℓ / ∂D: h(J) for a positive pair, for a negative one minus its share of the pull on its sums."""
+        i, j, excess = self._pairs(tile, rows, columns)
+        here = slice(tile.start, tile.start + len(tile.distance))
+        z = (self.margin - tile.distance).masked_fill(~tile.negative, -torch.inf)  # [a, r]
+        weights = -by_row[here, None] * torch.exp(z - rows[here, None])
+        if by_column is not None:
+            weights -= by_column * torch.exp(z - columns)
+        weights[i - tile.start, j] += excess
+        return weights
 
 
 class MultiSimilarity(ListwiseHead):
@@ -142,8 +156,8 @@ class MultiSimilarity(ListwiseHead):
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
         >>> head = MultiSimilarity(alpha=2.0, beta=2.0, base=0.5, reduction="none")
-        >>> [round(v, 4) for v in head(x, torch.tensor([0, 0, 1])).tolist()]  # log(1 + exp(−1)), …
-        [0.3133, 0.3133, 0.2758]
+        >>> [round(v, 3) for v in head(x, torch.tensor([0, 0, 1])).tolist()]  # ½ (log(1 + 1/e) + …), …
+        [0.313, 0.313, 0.276]
 
     Reference:
         Wang, Han, Huang, Dong & Scott, "Multi-similarity loss with general pair weighting for deep metric
@@ -166,7 +180,7 @@ class MultiSimilarity(ListwiseHead):
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " a"]:
         """ℓ of each row."""
-        above = 1 - tile.distance - self.base  # [a, r]
+        above = -tile.distance - self.base  # [a, r], s − λ
         positive = softplus(log_sum(-self.alpha * above, tile.positive)) / self.alpha
         return positive + softplus(log_sum(self.beta * above, tile.negative)) / self.beta
 
@@ -219,7 +233,7 @@ class Circle(ListwiseHead):
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
         """ℓ of each anchor that has a positive and a negative."""
-        s = 1 - tile.distance  # [a, r]
+        s = -tile.distance  # [a, r]
         positive = self.gamma * torch.relu(1 + self.m - s).detach() * (1 - self.m - s)
         negative = self.gamma * torch.relu(s + self.m).detach() * (s - self.m)
         both = tile.positive.any(1) & tile.negative.any(1)

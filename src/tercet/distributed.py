@@ -1,0 +1,151 @@
+"""Many ranks as one batch: every rank's embeddings as columns, with the gradient to where they came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tercet.checks import refusal
+from tercet.pairwise import whole_numbers
+from tercet.tuples import References
+
+__all__ = ["gather", "rank", "world_size"]
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process among all; 0 where there is only one.
+
+    Example:
+        >>> rank(), world_size()
+        (0, 1)
+    """
+    return dist.get_rank() if _is_distributed() else 0
+
+
+def world_size() -> int:
+    """How many processes train together; 1 where torch.distributed is not initialised."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
+def gather(
+    embeddings: Float[Tensor, "n d"],
+    labels: Shaped[Tensor, " n"],
+    ids: Shaped[Tensor, " n"] | None = None,
+) -> tuple[Int[Tensor, " n"], References]:
+    """The ids of this rank's rows, and the embeddings of all ranks as columns, with gradient.
+
+        ids, ref = gather(embeddings, labels)
+        loss = head(embeddings, labels, miner(embeddings, labels, ids=ids, ref=ref), ref=ref)
+
+    The columns are those of rank 0, then rank 1, …, so ties break as in one process that holds the whole
+    batch. Ranks may hold different numbers of rows, or none. Without torch.distributed the columns are the
+    batch.
+
+    A rank's loss ℓ_r takes its own rows as anchors. Backward hands each rank the gradient of Σ_r ℓ_r by its
+    embeddings, whichever rank's loss it comes from: with `reduction="sum"`, that of the loss in one process.
+    DDP then averages over the R ranks, so what it steps along is the gradient of (1/R) Σ_r ℓ_r:
+
+    - `"sum"`: multiply the loss by `world_size()`.
+    - A mean over the same number of tuples on each rank: nothing to do.
+    - A mean over different numbers, as `"mean_active"` is: it is a mean of the ranks' means. For the mean
+      over all, take `"sum"`, multiply by `world_size()` and divide by the number of all ranks' tuples.
+
+    Every rank has to call it, and to backpropagate through it when one does: each waits for the others.
+
+    Args:
+        embeddings: [n, d] floats, of one precision and dimension on all ranks.
+        labels: [n] integers or bools.
+        ids: [n] integers of 0 or more, which image each row is; None for a number below 0, another for each
+            row of all ranks, that holds for this step.
+
+    Returns:
+        `ids` int64 [n], for the miner or the head, and `References` of all N rows.
+
+    Raises:
+        ValueError: shapes that do not fit together, embeddings that are no floats, or ranks that differ in
+            precision, dimension, in having ids, or in having a graph.
+
+    Example:
+        >>> from tercet.miners import BatchHard
+        >>> x, labels = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 0, 1])
+        >>> ids, ref = gather(x, labels)
+        >>> BatchHard()(x, labels, ids=ids, ref=ref).positive.tolist()
+        [1, 0]
+    """
+    if embeddings.ndim != 2 or embeddings.dtype not in _DTYPES:
+        shown = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
+        raise refusal("gather", "embeddings", shown, "floats of shape [n, d]")
+    n, device = len(embeddings), embeddings.device
+    labels = whole_numbers("gather", "labels", labels, n, device)
+    if ids is not None:
+        ids = whole_numbers("gather", "ids", ids, n, device)
+    if not _is_distributed():
+        ids = _ids_of_one_step(n, 0, device) if ids is None else ids
+        return ids, References(embeddings, labels, ids)
+    sizes = _sizes(embeddings, ids is not None)
+    if ids is None:
+        ids = _ids_of_one_step(n, sum(sizes[: rank()]), device)
+    integers = _all_gather(torch.stack([labels, ids], dim=1), sizes)  # [N, 2]
+    return ids, References(_AllGather.apply(embeddings, sizes), integers[:, 0], integers[:, 1])
+
+
+def _ids_of_one_step(count: int, first: int, device: torch.device) -> Int[Tensor, " n"]:
+    """−1, −2, … by the row among all ranks' rows: below 0, so never an image of the catalog."""
+    return -1 - first - torch.arange(count, device=device)
+
+
+def _sizes(embeddings: Tensor, with_ids: bool) -> list[int]:
+    """How many rows each rank has; refused on every rank where any two differ in kind."""
+    graph = embeddings.requires_grad and torch.is_grad_enabled()
+    dtype = _DTYPES.index(embeddings.dtype)
+    own = torch.tensor([*embeddings.shape, dtype, with_ids, graph], device=embeddings.device)
+    every = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(every, own)
+    sizes, kinds = zip(*((size, tuple(kind)) for size, *kind in torch.stack(every).tolist()))
+    for other, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            shown = f"{_kind(*kinds[0])} on rank 0, {_kind(*kind)} on rank {other}"
+            raise refusal("gather", "embeddings", shown, "the same kind on every rank")
+    return list(sizes)
+
+
+def _kind(dim: int, dtype: int, with_ids: int, graph: int) -> str:
+    words = [f"{dim} × {str(_DTYPES[dtype]).removeprefix('torch.')}"]
+    return " ".join(words + ["with ids"] * with_ids + ["with graph"] * graph)
+
+
+def _all_gather(rows: Shaped[Tensor, "n c"], sizes: list[int]) -> Shaped[Tensor, "N c"]:
+    """The rows of all ranks: padded to the longest, exchanged, and cut again."""
+    padded = rows.new_zeros(max(sizes), rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Any, sizes: Any) -> Any:
+        ctx.sizes = sizes
+        return _all_gather(rows, sizes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        # Summed in float32 at least; a copy, for the gradient that came is not ours to change.
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        total = grad.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        first = sum(ctx.sizes[: rank()])
+        return total[first : first + ctx.sizes[rank()]].to(grad.dtype), None

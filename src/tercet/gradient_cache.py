@@ -1,0 +1,248 @@
+"""One training step over a batch that does not fit: the gradient is cached at the embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tercet.checks import refusal
+from tercet.pairwise import whole_numbers
+from tercet.tuples import References
+
+__all__ = ["CachedStep", "cached_backward"]
+
+_OWNER = "cached_backward"
+_DRIFT = 0.05  # kernels that add up in another order stay far below it, a dropout drawn anew far above
+
+
+class CachedStep(NamedTuple):
+    """What `cached_backward` computed on the way, without graph.
+
+    Args:
+        loss: float, a scalar.
+        embeddings: float [n, d], of all chunks.
+        labels: int64 [n].
+        ids: int64 [n], or None.
+        mined: `Triplets` or `Pairs` of rows of the batch, or None without a miner.
+        ref: the columns that they are rows of, or None for the batch itself.
+
+    Example:
+        >>> step = CachedStep(torch.tensor(0.5), torch.eye(2), torch.arange(2), None, None, None)
+        >>> step.loss.item()
+        0.5
+    """
+
+    loss: Any
+    embeddings: Any
+    labels: Any
+    ids: Any = None
+    mined: Any = None
+    ref: Any = None
+
+
+def cached_backward(
+    model: nn.Module,
+    chunks: Iterable[Any],
+    head: Any,
+    *,
+    miner: Any = None,
+    ref: References | Callable[..., Any] | None = None,
+    backward: Callable[[Tensor], Any] = Tensor.backward,
+    device: Any = None,
+) -> CachedStep:
+    """The gradients of one step over all chunks, in the memory of one: added to `.grad`, as by `backward`.
+
+    ∂L/∂θ = Σ_c (∂x_c/∂θ)ᵀ ∂L/∂x_c, x_c the embeddings of chunk c
+
+    1. Embed chunk by chunk without a graph. 2. Mine and take the loss over all embeddings, and its gradient
+    ∂L/∂x by them; a head with parameters of its own gets theirs here. 3. Embed each chunk again, with a
+    graph, and go on backwards from its part of ∂L/∂x. The price is a second forward pass.
+
+    The second pass of a chunk repeats the first:
+
+    - It draws the same numbers from torch's generators, on the CPU and on the devices of the model and the
+      images. Only for that are the global generators read and set here, and they are left as one forward
+      pass over the chunks leaves them. A model that draws from others cannot be repeated, and is refused.
+    - It starts from the same buffers, so running statistics are updated once. In training mode BatchNorm
+      normalises each chunk by itself: that is the one difference from a batch in one piece.
+    - Under autocast both passes run as the context says, and the gradients outside it.
+
+    Under DDP the ranks exchange gradients with the last chunk; give each rank as many chunks.
+
+        step = cached_backward(model, islice(loader, 8), head, miner=miner)
+        optimizer.step()
+
+    Args:
+        model: gives embeddings [n, d] for images.
+        chunks: (images, labels) or (images, labels, rows) each, as a loader gives them; `rows` become ids.
+            All are held at once: take from a loader as many as one step needs.
+        head: a loss head, called once with all embeddings; its loss is a scalar.
+        miner: a miner, or any callable like one; None for all pairs or triplets.
+        ref: the columns; None for the batch itself. Or a function of (embeddings, labels, ids) that gives
+            (ids, references) with a graph: `gather`, or one that adds a memory's.
+        backward: called with the loss: `lambda loss: scaler.scale(loss).backward()`, say.
+        device: where images and labels are moved to, chunk by chunk; None to leave them where they are.
+
+    Returns:
+        `CachedStep`: the loss, and what a log or a memory takes.
+
+    Raises:
+        ValueError: a model that is no `nn.Module`, no chunks or chunks of another form, a loss that is no
+            scalar, or a second pass that gives other embeddings than the first.
+
+    Example:
+        >>> from tercet.losses.triplet import TripletMargin
+        >>> from tercet.miners import BatchHard
+        >>> images, labels = torch.tensor([[0.0], [1.0], [0.4], [1.4]]), torch.tensor([0, 1, 0, 1])
+        >>> model = nn.Linear(1, 1)
+        >>> chunks = list(zip(images.split(3), labels.split(3)))
+        >>> step = cached_backward(model, chunks, TripletMargin(margin=1.0), miner=BatchHard())
+        >>> step.mined.count, model.weight.grad.shape
+        (4, torch.Size([1, 1]))
+
+    Reference:
+        Gao, Zhang, Han & Callan, "Scaling deep contrastive learning batch size under memory limited setup",
+        2021.
+    """
+    if not isinstance(model, nn.Module):
+        way_out = "wrap a function in one that holds its modules, so that their buffers are found"
+        raise refusal(_OWNER, "model", type(model).__name__, "an nn.Module", way_out)
+    images, labels, ids = _parts(chunks)
+    with torch.no_grad(), _unchanged(model):
+        first = [_Chunk(model, one, device) for one in images]
+    # Under older torch, a weight that autocast has cast without a graph would be found again without one.
+    torch.clear_autocast_cache()
+    embeddings = torch.cat([chunk.embeddings for chunk in first]).requires_grad_()
+    sizes = [len(chunk.embeddings) for chunk in first]
+    where = embeddings.device
+    step = _loss(
+        embeddings,
+        _joined("labels", labels, sizes, where),
+        None if ids is None else _joined("rows", ids, sizes, where),
+        head,
+        miner,
+        ref,
+    )
+    with torch.autocast(where.type, enabled=False):
+        backward(step.loss)
+    grad = torch.zeros_like(embeddings) if embeddings.grad is None else embeddings.grad
+    alone = getattr(model, "no_sync", nullcontext)  # DDP's: gradients are exchanged once, with the last chunk
+    for c, (chunk, upstream) in enumerate(zip(first, grad.split(sizes))):
+        with alone() if c < len(first) - 1 else nullcontext():
+            again = chunk.again(model, c)
+            if again.requires_grad:
+                with torch.autocast(where.type, enabled=False):
+                    torch.autograd.backward(again, upstream)
+    if step.ref is not None:
+        step = step._replace(ref=step.ref._replace(embeddings=step.ref.embeddings.detach()))
+    return step._replace(loss=step.loss.detach(), embeddings=embeddings.detach())
+
+
+def _parts(chunks: Iterable[Any]) -> tuple[list[Any], list[Any], list[Any] | None]:
+    """The chunks' images, labels and ids; None where no chunk has ids."""
+    chunks = list(chunks)
+    for chunk in chunks:
+        if not isinstance(chunk, (tuple, list)) or len(chunk) not in (2, 3):
+            shown = f"{type(chunk).__name__} of {len(chunk)}" if hasattr(chunk, "__len__") else chunk
+            raise refusal(_OWNER, "chunks", shown, "(images, labels) or (images, labels, rows) in each")
+    with_rows = sum(len(chunk) == 3 for chunk in chunks)
+    if not chunks or with_rows not in (0, len(chunks)):
+        shown = f"{len(chunks)} chunks, {with_rows} with rows"
+        raise refusal(_OWNER, "chunks", shown, "1 or more, all with rows or all without")
+    images, labels, *ids = map(list, zip(*chunks))
+    return images, labels, ids[0] if ids else None
+
+
+def _joined(argument: str, values: list[Any], sizes: list[int], device: torch.device) -> Int[Tensor, " n"]:
+    return torch.cat([whole_numbers(_OWNER, argument, v, n, device) for v, n in zip(values, sizes)])
+
+
+def _loss(
+    embeddings: Tensor, labels: Tensor, ids: Int[Tensor, " n"] | None, head: Any, miner: Any, ref: Any
+) -> CachedStep:
+    """The loss over all embeddings, with a graph back to them and no further."""
+    if ref is not None and not isinstance(ref, References):
+        ids, ref = ref(embeddings, labels, ids)
+    columns = {} if ref is None else {"ref": ref}
+    identified = columns if ids is None else {"ids": ids, **columns}
+    if miner is None:
+        mined, loss = None, head(embeddings, labels, **identified)
+    else:
+        mined = miner(embeddings.detach(), labels, **identified)
+        loss = head(embeddings, labels, mined, **columns)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise refusal(_OWNER, "head", shown, "a head whose loss is a scalar")
+    return CachedStep(loss, embeddings, labels, ids, mined, ref)
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Put every buffer back afterwards, also one that forward replaced by another tensor."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    # DDP notes after each forward whether the next one has to share rank 0's buffers.
+    shares = getattr(model, "require_forward_param_sync", None)
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in kept:
+            setattr(module, name, buffer.copy_(value))
+        if shares is not None:
+            model.require_forward_param_sync = shares
+
+
+class _Chunk:
+    """A chunk that was embedded without a graph, and how to embed it again alike."""
+
+    def __init__(self, model: nn.Module, images: Any, device: Any) -> None:
+        self.source, self.device = images, device
+        images = self._images()
+        tensors = [*model.parameters(), *model.buffers(), *([images] if isinstance(images, Tensor) else [])]
+        devices = {tensor.device for tensor in tensors} - {torch.device("cpu")}
+        self.cpu_state = torch.get_rng_state()
+        self.states = {d: torch.get_device_module(d).get_rng_state(d) for d in devices}
+        self.embeddings = _embedded(model, images)
+
+    def again(self, model: nn.Module, number: int) -> Float[Tensor, "n d"]:
+        """The same embeddings, drawn from the same states; the generators stay as they are now."""
+        kind = next((device.type for device in self.states), "cuda")
+        with torch.random.fork_rng(list(self.states), device_type=kind):
+            torch.set_rng_state(self.cpu_state)
+            for device, state in self.states.items():
+                torch.get_device_module(device).set_rng_state(state, device)
+            again = _embedded(model, self._images())
+        if not _alike(again.detach(), self.embeddings):
+            shown = f"other embeddings for chunk {number} in the second pass"
+            way_out = "let it draw from torch's global generators alone, and not write into its images"
+            raise refusal(_OWNER, "model", shown, "the same embeddings twice", way_out)
+        return again
+
+    def _images(self) -> Any:
+        """Moved anew each time: the device holds the images of one chunk."""
+        if self.device is not None and isinstance(self.source, Tensor):
+            return self.source.to(self.device, non_blocking=True)
+        return self.source
+
+
+def _embedded(model: nn.Module, images: Any) -> Float[Tensor, "n d"]:
+    out = model(images)
+    if not isinstance(out, Tensor) or out.ndim != 2:
+        shown = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise refusal(_OWNER, "model", shown, "a model that gives a tensor [n, d]")
+    return out
+
+
+def _alike(x: Tensor, y: Tensor) -> bool:
+    if x.shape != y.shape:
+        return False
+    drift, size = (torch.linalg.vector_norm(v.float()) for v in (x - y, y))
+    return not bool(drift > _DRIFT * size)

@@ -1,0 +1,188 @@
+"""Cross-batch memory: the embeddings of past batches, as columns for the batches that follow."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from tercet.checks import refusal, whole
+from tercet.pairwise import whole_numbers
+from tercet.tuples import References
+
+__all__ = ["CrossBatchMemory"]
+
+_NOBODY = torch.iinfo(torch.int64).min  # the id of a column that came without one; no row has it
+
+
+class CrossBatchMemory(nn.Module):
+    """The last `size` embeddings, without gradient: more columns to mine than a batch can hold.
+
+    A model drifts slowly, so the embeddings of past batches still tell near from far, and they cost their
+    distances alone. The memory never holds the batch that is mined: update it after the loss.
+
+        columns = memory.columns()
+        loss = head(embeddings, labels, miner(embeddings, labels, ref=columns), ref=columns)
+        memory.update(embeddings, labels)
+
+    To search the batch as well, make columns of it too. On many ranks `gather` gives those of all, and
+    every memory holds the same; one process alone runs the same lines.
+
+        ids, batch = gather(embeddings, labels)
+        columns = memory.columns(batch)
+        loss = head(embeddings, labels, miner(embeddings, labels, ids=ids, ref=columns), ref=columns)
+        memory.update(*batch)
+
+    With ids (rows of the catalog), an image that was seen before does not meet itself either. A memory is
+    updated with ids always or never. Ids below 0, as `gather` makes them where it is given none, hold for one
+    step and are not kept.
+
+    Everything is in buffers, so `state_dict` resumes exactly and `to` moves it.
+
+    Args:
+        size: how many embeddings it holds.
+        dim: d, the dimension of an embedding.
+        dtype: the precision that they are held in.
+
+    Raises:
+        ValueError: a size or dim below 1, or a dtype that is not floating-point.
+
+    Example:
+        >>> memory = CrossBatchMemory(size=3, dim=1)
+        >>> for step in range(2):
+        ...     memory.update(torch.tensor([[1.0], [2.0]]) + 10 * step, torch.tensor([0, 1]))
+        >>> columns = memory.columns()
+        >>> columns.embeddings.flatten().tolist(), columns.labels.tolist(), len(memory)
+        ([2.0, 11.0, 12.0], [1, 0, 1], 3)
+
+    Reference:
+        Wang, Zhang, Huang & Scott, "Cross-batch memory for embedding learning", 2020.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    ids: Tensor
+    written: Tensor
+
+    def __init__(self, size: int, dim: int, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.size = whole("CrossBatchMemory", "size", size, minimum=1)
+        self.dim = whole("CrossBatchMemory", "dim", dim, minimum=1)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise refusal("CrossBatchMemory", "dtype", dtype, "a floating-point torch.dtype")
+        # A ring: the row that was written as number i, counted from 0, is at place i mod size.
+        self.register_buffer("embeddings", torch.zeros(self.size, self.dim, dtype=dtype))
+        self.register_buffer("labels", torch.zeros(self.size, dtype=torch.int64))
+        self.register_buffer("ids", torch.full((self.size,), _NOBODY))
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+
+    def __len__(self) -> int:
+        """How many embeddings it holds now."""
+        return min(int(self.written), self.size)
+
+    @torch.no_grad()
+    def update(
+        self,
+        embeddings: Float[Tensor, "n d"],
+        labels: Shaped[Tensor, " n"],
+        ids: Shaped[Tensor, " n"] | None = None,
+    ) -> None:
+        """Take in a batch, without its graph, in place of the oldest; of a batch above `size` its last rows.
+
+        Args:
+            embeddings: [n, dim] floats of any precision, on the memory's device.
+            labels: [n] integers or bools.
+            ids: [n] integers of 0 or more, which image each row is; None, or all below 0, for none.
+
+        Raises:
+            ValueError: another shape or device, numbers that are not finite in the memory's precision, or
+                ids now and none before, or the other way round.
+        """
+        owner = "CrossBatchMemory.update"
+        self._check(owner, "embeddings", embeddings)
+        n, device = len(embeddings), self.embeddings.device
+        labels = whole_numbers(owner, "labels", labels, n, device)
+        rows = embeddings.to(self.embeddings.dtype)
+        bad = ~rows.isfinite().all(1)
+        if bool(bad.any()):
+            rows_that_are = f"{int(bad.sum())} of {n} rows, the first is row {int(bad.nonzero()[0])}"
+            raise refusal(owner, "embeddings", rows_that_are, f"finite embeddings in {rows.dtype}")
+        if ids is None:
+            ids = torch.full((n,), _NOBODY, device=device)
+        ids = whole_numbers(owner, "ids", ids, n, device)
+        self._check_ids(owner, "ids", ids)
+        kept = slice(max(0, n - self.size), n)
+        places = (self.written + torch.arange(n, device=device)[kept]) % self.size
+        self.embeddings[places] = rows[kept]
+        self.labels[places] = labels[kept]
+        self.ids[places] = ids[kept].masked_fill(ids[kept] < 0, _NOBODY)
+        self.written += n
+
+    def columns(self, batch: References | None = None) -> References:
+        """What it holds, oldest first; with `batch`, the batch's columns before them, with their graph.
+
+        So among equal distances the batch wins, and then the older. The tensors are copies: a later `update`
+        changes neither them nor a graph that they are part of.
+
+        Args:
+            batch: columns with ids, as `gather` gives them.
+
+        Returns:
+            `References` [n + r, dim], r = `len(memory)`. Their ids are None where neither has any.
+
+        Raises:
+            ValueError: a batch without ids, of another dimension or device, or with ids that are rows of the
+                catalog where the memory's are not, or the other way round.
+        """
+        filled, oldest = len(self), int(self.written) % self.size
+        parts = [slice(oldest, filled), slice(oldest)]  # of a ring that is not full, the first is empty
+        embeddings, labels, ids = (
+            torch.cat([ring[part] for part in parts]) for ring in (self.embeddings, self.labels, self.ids)
+        )
+        if batch is None:
+            return References(embeddings, labels, ids if filled and self._keeps_ids() else None)
+        owner = "CrossBatchMemory.columns"
+        self._check(owner, "batch.embeddings", batch.embeddings)
+        if batch.ids is None:
+            way_out = "take ids and batch from gather(embeddings, labels), or name the catalog's rows"
+            raise refusal(owner, "batch.ids", None, "ids, so that no row of the batch meets itself", way_out)
+        n, device = len(batch.embeddings), embeddings.device
+        own = whole_numbers(owner, "batch.ids", batch.ids, n, device)
+        self._check_ids(owner, "batch.ids", own)
+        own_labels = whole_numbers(owner, "batch.labels", batch.labels, n, device)
+        return References(
+            torch.cat([batch.embeddings, embeddings]),
+            torch.cat([own_labels, labels]),
+            torch.cat([own, ids]),
+        )
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.written.zero_()
+
+    def extra_repr(self) -> str:
+        """The size, the dimension and how much is filled, for `print`."""
+        return f"size={self.size}, dim={self.dim}, filled={len(self)}"
+
+    def _keeps_ids(self) -> bool:
+        return bool(self.ids[0] != _NOBODY)  # the place that is filled first
+
+    def _check(self, owner: str, argument: str, embeddings: Tensor) -> None:
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim or not embeddings.is_floating_point():
+            shown = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
+            raise refusal(owner, argument, shown, f"floats of shape [n, {self.dim}]")
+        if embeddings.device != self.embeddings.device:
+            expected = f"the memory's device {self.embeddings.device}"
+            raise refusal(owner, argument, str(embeddings.device), expected, "move it with memory.to(device)")
+
+    def _check_ids(self, owner: str, argument: str, ids: Int[Tensor, " n"]) -> None:
+        """Rows of the catalog, or ids of one step, but not both, now and ever."""
+        if not len(ids):
+            return
+        real = bool(ids[0] >= 0)
+        if bool(((ids >= 0) != real).any()):
+            raise refusal(owner, argument, ids.tolist(), "all of 0 or more, or all below 0")
+        if len(self) and real != self._keeps_ids():
+            kinds = "none, or below 0", "of 0 or more"
+            expected = f"ids {kinds[not real]}, as all that it holds came with"
+            raise refusal(owner, argument, kinds[real], expected, "give ids always or never, or reset() it")

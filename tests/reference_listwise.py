@@ -1,0 +1,103 @@
+"""Slow loops from the papers of the listwise heads and the margin loss, in float64 and without tercet.
+
+Each takes a distance matrix and the sets of positive and negative (row, column), and gives the losses that
+the mean of the head is over, in the head's order.
+"""
+
+import math
+
+
+def log1p_sum(values):
+    """log(1 + Σ exp), by the largest term; accurate where it is nearly 0."""
+    most = max([0.0, *values])
+    if not most:
+        return math.log1p(sum(math.exp(v) for v in values))
+    return most + math.log(math.exp(-most) + sum(math.exp(v - most) for v in values))
+
+
+def of_row(pairs, a):
+    """The columns that row a is paired with, in rising order."""
+    return sorted(j for i, j in pairs if i == a)
+
+
+def info_nce(d, positive, negative, temperature=0.07):
+    """van den Oord et al. 2018: −log of the positive's share among it and all negatives, for each (a, p)."""
+    return [
+        log1p_sum([(d[a][p] - d[a][n]) / temperature for n in of_row(negative, a)])
+        for a, p in sorted(positive)
+    ]
+
+
+def sup_con(d, positive, negative, temperature=0.1):
+    """Khosla et al. 2020, L_out: the mean of −log shares over the positives of each anchor that has one."""
+    losses = []
+    for a in sorted({i for i, _ in positive}):
+        mine, everyone = of_row(positive, a), of_row(positive | negative, a)
+        shares = []
+        for p in mine:
+            others = [j for j in everyone if j != p]
+            shares.append(log1p_sum([(d[a][p] - d[a][j]) / temperature for j in others]))
+        losses.append(sum(shares) / len(mine))
+    return losses
+
+
+def n_pair(dots, pairs, sizes, l2=0.0):
+    """Sohn 2016: x_iᵀx_j⁺ − x_iᵀx_i⁺ over the other pairs, and half λ of both squared lengths."""
+    losses = []
+    for a, p in pairs:
+        others = [dots[a][q] - dots[a][p] for b, q in pairs if (b, q) != (a, p)]
+        losses.append(log1p_sum(others) + l2 / 2 * (sizes[0][a] + sizes[1][p]))
+    return losses
+
+
+def first_pairs(labels, pairs):
+    """The first pair of each class, in the order given."""
+    seen, chosen = set(), []
+    for a, p in pairs:
+        if int(labels[a]) not in seen:
+            seen.add(int(labels[a]))
+            chosen.append((a, p))
+    return chosen
+
+
+def lifted(d, positive, negative, margin=1.0, own=True):
+    """Song et al. 2016: ½ h(log(Σ_k exp(α − D_ik) + Σ_l exp(α − D_jl)) + D_ij)² of each positive pair."""
+    losses = []
+    for i, j in sorted(positive):
+        terms = [margin - d[i][k] for k in of_row(negative, i)]
+        if own:
+            terms += [margin - d[j][k] for k in of_row(negative, j)]
+        else:
+            terms += [margin - d[k][j] for k, column in negative if column == j]
+        total = sum(math.exp(v) for v in terms)
+        losses.append(max(0.0, math.log(total) + d[i][j]) ** 2 / 2 if total else 0.0)
+    return losses
+
+
+def multi_similarity(d, positive, negative, alpha=2.0, beta=50.0, base=0.5):
+    """Wang et al. 2019: of every row; d is the cosine distance."""
+    losses = []
+    for a in range(len(d) if d and d[0] else 0):
+        near = log1p_sum([-alpha * (1 - d[a][p] - base) for p in of_row(positive, a)])
+        far = log1p_sum([beta * (1 - d[a][n] - base) for n in of_row(negative, a)])
+        losses.append(near / alpha + far / beta)
+    return losses
+
+
+def circle(d, positive, negative, m=0.4, gamma=80.0, weights_at=None):
+    """Sun et al. 2020: of each row with both; d is the cosine distance, `weights_at` the one that α is of."""
+    w = d if weights_at is None else weights_at
+    losses = []
+    for a in range(len(d)):
+        ps, ns = of_row(positive, a), of_row(negative, a)
+        if ps and ns:
+            near = [-gamma * max(0.0, 1 + m - (1 - w[a][p])) * ((1 - d[a][p]) - (1 - m)) for p in ps]
+            far = [gamma * max(0.0, (1 - w[a][n]) + m) * ((1 - d[a][n]) - m) for n in ns]
+            losses.append(log1p_sum([u + v for u in near for v in far]))
+    return losses
+
+
+def margin(d, positive, negative, beta, alpha=0.2):
+    """Wu et al. 2017: of positive and then negative pairs, lists or sets; `beta` gives that of each row."""
+    near = [max(0.0, alpha + (d[i][j] - beta[i])) for i, j in sorted(positive)]
+    return near + [max(0.0, alpha - (d[i][j] - beta[i])) for i, j in sorted(negative)]
