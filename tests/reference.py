@@ -97,6 +97,55 @@ def semi_hard(d, positive, negative, margin=0.2, fallback=None):
     return found
 
 
+def nearest(d, candidates, a, sign=1):
+    """The candidates of row a, nearest first (farthest with −1), ties to the lower column."""
+    return sorted((j for i, j in candidates if i == a), key=lambda j: (sign * d[a][j], j))
+
+
+def easy_positive(d, positives, negatives, negative="semi_hard"):
+    """Xuan et al. 2020: the nearest positive, and the nearest negative, if asked beyond it."""
+    found = set()
+    for a in range(len(d)):
+        for p in nearest(d, positives, a)[:1]:
+            n = [j for j in nearest(d, negatives, a) if negative == "hard" or d[a][j] > d[a][p]]
+            found |= {(a, p, j) for j in n[:1]}
+    return found
+
+
+def hardest_n(d, positive, negative, k, skip=0):
+    """The farthest positive with each of the k nearest negatives after the first `skip`."""
+    return {
+        (a, p, n)
+        for a in range(len(d))
+        for p in nearest(d, positive, a, -1)[:1]
+        for n in nearest(d, negative, a)[skip : skip + k]
+    }
+
+
+def multi_similarity(d, positive, negative, epsilon):
+    """Wang et al. 2019 on distances: (positive pairs, negative pairs)."""
+    pulled = {(a, p) for a, p in positive if any(d[a][p] > d[a][j] - epsilon for i, j in negative if i == a)}
+    pushed = {(a, n) for a, n in negative if any(d[a][n] < d[a][j] + epsilon for i, j in positive if i == a)}
+    return pulled, pushed
+
+
+def pair_margin(d, positive, negative, pos_margin, neg_margin):
+    """(positive pairs, negative pairs) that a contrastive loss is not 0 for."""
+    return {(a, p) for a, p in positive if d[a][p] > pos_margin}, {
+        (a, n) for a, n in negative if d[a][n] < neg_margin
+    }
+
+
+def distance_weights(d, dimensions, cutoff, far):
+    """Wu et al. 2017: the probabilities of one anchor's negatives at these distances; 0 from `far` on."""
+    weights = []
+    for each in d:
+        u = max(each, cutoff)
+        q = u ** (dimensions - 2) * (1 - u * u / 4) ** ((dimensions - 3) / 2)
+        weights.append(1 / q if each < far else 0.0)
+    return [w / sum(weights) for w in weights] if any(weights) else weights
+
+
 def reduced(losses, reduction):
     """mean_active, mean or sum of a list of numbers; the mean of nothing is 0."""
     if reduction == "sum":

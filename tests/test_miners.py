@@ -3,7 +3,8 @@ import reference
 import torch
 from reference import unchecked
 
-from tercet.miners import BatchAll, BatchHard, SemiHard
+from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
+from tercet.relations import CrossGroup
 from tercet.tuples import References, Triplets
 
 # One row an algorithm: how to make it, and the loop it must equal.
@@ -15,6 +16,10 @@ MINERS = {
     "semi-hard, wide": (SemiHard, reference.semi_hard, {"margin": 1.0}),
     "semi-hard, unbounded": (SemiHard, reference.semi_hard, {"margin": None}),
     "semi-hard or easiest": (SemiHard, reference.semi_hard, {"fallback": "easiest"}),
+    "easy positive": (EasyPositive, reference.easy_positive, {}),
+    "easy positive, hard negative": (EasyPositive, reference.easy_positive, {"negative": "hard"}),
+    "three hardest": (HardestN, reference.hardest_n, {"k": 3}),
+    "hardest but two": (HardestN, reference.hardest_n, {"k": 2, "skip": 2}),
 }
 DISTANCES = ["euclidean", "squared_euclidean", "cosine", "dot"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -247,6 +252,90 @@ def test_miners_are_values(name):
     assert "distance=euclidean" in repr(make(name))
 
 
+@pytest.mark.parametrize("batch", ["P × K", "ties", "collapsed", "uneven positives per anchor"])
+@every_miner
+def test_at_most_max_count_are_drawn_from_all(name, batch):
+    x, labels = BATCHES[batch]
+    every = make(name)(x, labels)
+    for count in (1, 4, every.count, every.count + 1):
+        few = make(name, max_count=count)(x, labels) if count else every
+        check_valid(few, labels)
+        assert few.count == min(count or every.count, every.count)
+        assert as_set(few) <= as_set(every)
+        check_tile_invariant(lambda height: make(name, max_count=count or 1, tile_rows=height)(x, labels))  # noqa: B023
+
+
+def test_a_draw_is_a_function_of_the_seed_the_step_and_the_batch():
+    x, labels = BATCHES["ties"]
+    draw = lambda seed=0, step=0, labels=labels, **more: as_set(  # noqa: E731
+        BatchAll(max_count=20, seed=seed)(x, labels, step=step, **more)
+    )
+    assert draw() == draw()
+    assert (
+        len({frozenset(each) for each in (draw(), draw(1), draw(0, 1), draw(ids=torch.arange(14) + 1))}) == 4
+    )
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    draw()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("margin", [None, 0.5])
+def test_every_triplet_is_drawn_equally_often(margin):
+    x, labels = BATCHES["uneven positives per anchor"]
+    seen = {triplet: 0 for triplet in as_set(BatchAll(margin)(x, labels))}
+    for step in range(100):
+        for triplet in as_set(BatchAll(margin, max_count=10)(x, labels, step=step)):
+            seen[triplet] += 1
+    expected = 1000 / len(seen)
+    chi = sum((count - expected) ** 2 / expected for count in seen.values())
+    assert abs(chi - len(seen)) < 5 * (2 * len(seen)) ** 0.5
+
+
+@every_batch
+@pytest.mark.parametrize("margin", [None, 0.5])
+def test_triplets_are_counted_without_a_list(margin, batch):
+    count = BatchAll(margin, max_count=1).count(*BATCHES[batch])
+    assert count == BatchAll(margin)(*BATCHES[batch]).count
+
+
+@every_miner
+def test_a_relation_takes_the_place_of_the_labels(name):
+    x, labels = points(18, seed=7), torch.stack([torch.arange(18) % 3, torch.arange(18) // 3 % 2], 1)
+    mined = make(name, relation=CrossGroup())(x, labels)
+    pairs = [(i, j) for i in range(18) for j in range(18) if i != j]
+    same = {(i, j): (labels[i] == labels[j]).tolist() for i, j in pairs}
+    positive = {pair for pair in pairs if same[pair] == [True, False]}
+    negative = {pair for pair in pairs if not same[pair][0]}
+    _, oracle, options = MINERS[name]
+    check_equal(mined, oracle(reference.distances("euclidean", x), positive, negative, **options))
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match=r"\(relation='same'\): expected a relation: SameLabel\(\)"),
+    ):
+        make(name, relation="same")
+
+
+@pytest.mark.parametrize("batch", ["large", "near the origin's far side", "half collapsed", "tight clusters"])
+@every_miner
+def test_products_propose_and_differences_decide(name, batch):
+    """Sizes at which the search by groups of columns and its doubts are at work."""
+    x, labels = points(70, 16, seed=8), torch.arange(70) % 14
+    if batch == "near the origin's far side":
+        x = x + 1000
+    elif batch == "half collapsed":
+        x[::2] = x[0]
+    elif batch == "tight clusters":
+        x = x[:10].repeat(7, 1) + 1e-4 * x
+    if name.startswith("all"):
+        x, labels = x[:40], labels[:40]
+    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
+    if MINERS[name][2].get("margin") is None:
+        _, oracle, options = MINERS[name]
+        check_equal(make(name)(x, labels), oracle(d, *reference.relation(labels), **options))
+    check_tile_invariant(lambda height: make(name, tile_rows=height)(x, labels), heights=(9,))
+
+
 def test_a_margin_that_is_none_is_refused_with_a_sentence():
     with pytest.raises(ValueError, match=r"SemiHard\(margin=-0.1\): expected a finite number of at least 0"):
         SemiHard(margin=-0.1)
@@ -254,6 +343,14 @@ def test_a_margin_that_is_none_is_refused_with_a_sentence():
         BatchAll(margin=float("nan"))
     with pytest.raises(ValueError, match=r"SemiHard\(fallback='easyest'\).*did you mean 'easiest'\?"):
         SemiHard(fallback="easyest")
+    with pytest.raises(ValueError, match=r"EasyPositive\(negative='semihard'\).*did you mean 'semi_hard'\?"):
+        EasyPositive(negative="semihard")
+    with pytest.raises(ValueError, match=r"HardestN\(k=0\): expected a whole number of at least 1"):
+        HardestN(k=0)
+    with pytest.raises(ValueError, match=r"HardestN\(skip=-1\): expected a whole number of at least 0"):
+        HardestN(skip=-1)
+    with pytest.raises(ValueError, match=r"BatchHard\(max_count=0\): expected a whole number of at least 1"):
+        BatchHard(max_count=0)
     with unchecked(), pytest.raises(ValueError, match=r"BatchAll\(margin='all'\): expected a finite number"):
         BatchAll(margin="all")
 

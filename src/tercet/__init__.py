@@ -18,11 +18,20 @@ if TYPE_CHECKING:
     from tercet.gradient_cache import cached_backward as cached_backward
     from tercet.loader import MinedBatch as MinedBatch
     from tercet.loader import MiningLoader as MiningLoader
+    from tercet.losses.histogram import FastAP as FastAP
+    from tercet.losses.histogram import Histogram as Histogram
     from tercet.losses.listwise import InfoNCE as InfoNCE
     from tercet.losses.listwise import NPair as NPair
     from tercet.losses.listwise import SupCon as SupCon
     from tercet.losses.margin import MarginLoss as MarginLoss
     from tercet.losses.pair import Contrastive as Contrastive
+    from tercet.losses.proxy import ProxyAnchor as ProxyAnchor
+    from tercet.losses.proxy import ProxyHead as ProxyHead
+    from tercet.losses.proxy import ProxyNCA as ProxyNCA
+    from tercet.losses.proxy import SoftTriple as SoftTriple
+    from tercet.losses.softmax import ArcFace as ArcFace
+    from tercet.losses.softmax import CosFace as CosFace
+    from tercet.losses.softmax import NormalizedSoftmax as NormalizedSoftmax
     from tercet.losses.triplet import TripletMargin as TripletMargin
     from tercet.losses.weighted import Circle as Circle
     from tercet.losses.weighted import LiftedStructure as LiftedStructure
@@ -35,7 +44,15 @@ if TYPE_CHECKING:
     from tercet.metrics import recall_at_k as recall_at_k
     from tercet.miners import BatchAll as BatchAll
     from tercet.miners import BatchHard as BatchHard
+    from tercet.miners import EasyPositive as EasyPositive
+    from tercet.miners import HardestN as HardestN
     from tercet.miners import SemiHard as SemiHard
+    from tercet.pair_miners import MultiSimilarityMiner as MultiSimilarityMiner
+    from tercet.pair_miners import PairMargin as PairMargin
+    from tercet.relations import CrossGroup as CrossGroup
+    from tercet.relations import Graded as Graded
+    from tercet.relations import SameLabel as SameLabel
+    from tercet.relations import SharedLabel as SharedLabel
     from tercet.samplers import PKSampler as PKSampler
     from tercet.samplers import ShuffledSampler as ShuffledSampler
     from tercet.stats import describe as describe
@@ -43,6 +60,7 @@ if TYPE_CHECKING:
     from tercet.tuples import Pairs as Pairs
     from tercet.tuples import References as References
     from tercet.tuples import Triplets as Triplets
+    from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
 
 _HOME = {
     "Catalog": "catalog",
@@ -54,11 +72,20 @@ _HOME = {
     "cached_backward": "gradient_cache",
     "MinedBatch": "loader",
     "MiningLoader": "loader",
+    "FastAP": "losses.histogram",
+    "Histogram": "losses.histogram",
     "InfoNCE": "losses.listwise",
     "NPair": "losses.listwise",
     "SupCon": "losses.listwise",
     "MarginLoss": "losses.margin",
     "Contrastive": "losses.pair",
+    "ProxyAnchor": "losses.proxy",
+    "ProxyHead": "losses.proxy",
+    "ProxyNCA": "losses.proxy",
+    "SoftTriple": "losses.proxy",
+    "ArcFace": "losses.softmax",
+    "CosFace": "losses.softmax",
+    "NormalizedSoftmax": "losses.softmax",
     "TripletMargin": "losses.triplet",
     "Circle": "losses.weighted",
     "LiftedStructure": "losses.weighted",
@@ -71,7 +98,15 @@ _HOME = {
     "recall_at_k": "metrics",
     "BatchAll": "miners",
     "BatchHard": "miners",
+    "EasyPositive": "miners",
+    "HardestN": "miners",
     "SemiHard": "miners",
+    "MultiSimilarityMiner": "pair_miners",
+    "PairMargin": "pair_miners",
+    "CrossGroup": "relations",
+    "Graded": "relations",
+    "SameLabel": "relations",
+    "SharedLabel": "relations",
     "PKSampler": "samplers",
     "ShuffledSampler": "samplers",
     "describe": "stats",
@@ -79,6 +114,7 @@ _HOME = {
     "Pairs": "tuples",
     "References": "tuples",
     "Triplets": "tuples",
+    "DistanceWeighted": "weighted_miners",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

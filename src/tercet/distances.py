@@ -4,9 +4,10 @@ A distance is three functions. `prepare` turns embeddings into features, once a 
 every row with every column; `paired` compares row with row. Features are float32, or float64 where the
 embeddings are: half precision and autocast never reach a distance.
 
-Differences are taken before they are squared, never ‖x‖² + ‖y‖² − 2x·y: that form loses half the digits
-of near duplicates (in float32, unit vectors 10⁻⁴ apart come out anywhere from 0 to 10⁻³ apart), and depends
-on how a matrix product is cut into blocks.
+‖x‖² + ‖y‖² − 2x·y is fast, but it loses half the digits of near duplicates (in float32, unit vectors 10⁻⁴
+apart come out anywhere from 0 to 10⁻³ apart), and its last bits depend on how the product is cut into blocks.
+So `tile` takes it only where it is good to 10⁻⁵, and differences elsewhere: what a loss needs. What is chosen
+by a distance is chosen by `exact`, which takes differences throughout.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from tercet.checks import choice, refusal
+from tercet.squares import by_differences, fast_tile
 
 __all__ = [
     "Distance",
@@ -29,6 +31,7 @@ __all__ = [
     "cosine",
     "dot",
     "euclidean",
+    "exact",
     "hamming",
     "squared_euclidean",
 ]
@@ -56,12 +59,19 @@ class Distance(Protocol):
         ...
 
 
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
 @dataclass(frozen=True, repr=False)
 class _Named:
     name: str
     prepare: Callable[[Tensor], Tensor]
     tile: Callable[[Tensor, Tensor], Tensor]
     paired: Callable[[Tensor, Tensor], Tensor]
+    of_root: Callable[[Tensor], Tensor] | None = None
+    square_of: Callable[[Tensor], Tensor] | None = None
+    space: Callable[[Tensor], Tensor] = _same
     differentiable: bool = True
 
     def __repr__(self) -> str:
@@ -88,6 +98,11 @@ def _directions(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return x / length.masked_fill(length == 0, math.inf)
 
 
+def _lifted(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+    """Directions with a last coordinate that is 1 for a zero row: so it is √2 from every other."""
+    return torch.cat([x, (~x.any(-1, keepdim=True)).to(x.dtype)], dim=-1)
+
+
 def _codes(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Floats by sign, integers by value: float64 holds each integer up to 2⁵³."""
     if embeddings.is_floating_point():
@@ -95,8 +110,16 @@ def _codes(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return embeddings.double()
 
 
+def _twice(values: Tensor) -> Tensor:
+    return 2 * values
+
+
+def _half_square(values: Tensor) -> Tensor:
+    return values.square() / 2
+
+
 def _root(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    return fast_tile(x, y, root=True)
 
 
 def _root_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
@@ -104,7 +127,7 @@ def _root_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tens
 
 
 def _square(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    return _root(x, y).square()
+    return fast_tile(x, y, root=False)
 
 
 def _square_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
@@ -112,12 +135,11 @@ def _square_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Te
 
 
 def _angle(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    one_is_zero = x.any(1)[:, None] ^ y.any(1)[None, :]  # [a, r]
-    return (_square(x, y) / 2).masked_fill(one_is_zero, 1.0)
+    return _square(_lifted(x), _lifted(y)) / 2
 
 
 def _angle_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    return (_square_paired(x, y) / 2).masked_fill(x.any(1) ^ y.any(1), 1.0)
+    return _square_paired(_lifted(x), _lifted(y)) / 2
 
 
 def _product(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
@@ -137,13 +159,15 @@ def _differing_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float
     return (x != y).sum(1).to(x.dtype)
 
 
-euclidean: Distance = _Named("euclidean", _floats, _root, _root_paired)
+euclidean: Distance = _Named("euclidean", _floats, _root, _root_paired, _same, torch.square)
 """D = ‖x − y‖. At x = y the gradient is 0: the root has none there, and 0 is its smallest subgradient."""
 
-squared_euclidean: Distance = _Named("squared_euclidean", _floats, _square, _square_paired)
+squared_euclidean: Distance = _Named(
+    "squared_euclidean", _floats, _square, _square_paired, torch.square, _same
+)
 """D = ‖x − y‖²."""
 
-cosine: Distance = _Named("cosine", _directions, _angle, _angle_paired)
+cosine: Distance = _Named("cosine", _directions, _angle, _angle_paired, _half_square, _twice, _lifted)
 """D = 1 − cos(x, y), in [0, 2].
 
 Computed as ½‖x/‖x‖ − y/‖y‖‖², which is the same number, but exactly 0 for equal rows, never negative, and
@@ -192,6 +216,9 @@ class Mahalanobis(nn.Module):
     """
 
     differentiable = True
+    of_root = staticmethod(_same)
+    square_of = staticmethod(torch.square)
+    space = staticmethod(_same)
 
     def __init__(self, L: Tensor) -> None:
         super().__init__()
@@ -224,6 +251,31 @@ class Mahalanobis(nn.Module):
     def extra_repr(self) -> str:
         """The shape of L, for `print`."""
         return "×".join(map(str, self.L.shape))
+
+
+def exact(
+    distance: Distance, x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]
+) -> Float[Tensor, "*b a r"]:
+    """D(x_i, y_j) by differences: each number depends on its two rows alone, not on the tile around them.
+
+    That is what ties and bounds are decided by. It is some ten times slower than `tile`, and has no gradient.
+    A dot product has no differences and a distance of one's own says itself what it is: those are `paired`,
+    for single pairs, and `tile`, for many.
+
+    Args:
+        distance: a `Distance`.
+        x: features [..., a, k].
+        y: features [..., r, k].
+
+    Returns:
+        [..., a, r].
+    """
+    of_root = getattr(distance, "of_root", None)
+    if of_root is not None:
+        return of_root(by_differences(distance.space(x), distance.space(y)))  # type: ignore[attr-defined]
+    if x.ndim == 3:
+        return distance.paired(x[:, 0], y[:, 0])[:, None, None]
+    return distance.tile(x, y)
 
 
 def as_distance(owner: str, distance: Any, *, gradient: bool = False) -> Distance:

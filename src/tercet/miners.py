@@ -1,16 +1,16 @@
 """Miners: which rows of a batch meet. Labels and distances in, `Triplets` of row numbers out.
 
 A miner is a frozen dataclass of its options, called as `miner(embeddings, labels, *, ids=None, ref=None)`.
-It computes no gradient, draws no random number, never pairs an image with itself, and returns int64
-tensors on the embeddings' device, sorted by anchor. Nothing to mine gives empty tensors, never an error.
-Among equal distances the lower row number wins, so no result depends on the height of a tile.
+It computes no gradient, never pairs an image with itself, and returns int64 tensors on the embeddings'
+device, sorted by anchor. Nothing to mine gives empty tensors, never an error. Among equal distances the
+lower row number wins, so no result depends on the height of a tile.
 
+What is drawn at random is a pure function of the seed, the step and the batch's labels and ids.
 Embeddings are taken as they are: a margin of 0.2 presumes unit vectors, or `distance="cosine"`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,58 +18,28 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from tercet.checks import choice, real, whole
-from tercet.distances import Distance, as_distance
+from tercet.checks import choice, whole
+from tercet.draws import batch_key, drawn_places
+from tercet.mining import Miner, margin_of, split_pairs, whole_tuples
 from tercet.pairwise import Pairwise
+from tercet.selection import Scan
 from tercet.tuples import References, Triplets
 
-__all__ = ["BatchAll", "BatchHard", "SemiHard"]
-
-
-def _settle(miner: Any, **options: Any) -> None:
-    """Write checked options back into a frozen dataclass, beside the two that every miner has."""
-    owner = type(miner).__name__
-    if miner.tile_rows is not None:
-        options["tile_rows"] = whole(owner, "tile_rows", miner.tile_rows, minimum=1)
-    options["distance"] = as_distance(owner, miner.distance)
-    for name, value in options.items():
-        object.__setattr__(miner, name, value)
-
-
-def _margin(miner: Any) -> float | None:
-    return None if miner.margin is None else real(type(miner).__name__, "margin", miner.margin, minimum=0)
-
-
-def _pairwise(miner: Any, embeddings: Tensor, labels: Tensor, ids: Any, ref: Any) -> Pairwise:
-    return Pairwise(
-        type(miner).__name__,
-        embeddings,
-        labels,
-        ids=ids,
-        ref=ref,
-        distance=miner.distance,
-        tile_rows=miner.tile_rows,
-    )
-
-
-def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], device: torch.device) -> Triplets:
-    """What the tiles gave, one after the other; empty where there were none."""
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
-    return Triplets(*(torch.cat(column) for column in zip((nothing, nothing, nothing), *parts)))
+__all__ = ["BatchAll", "BatchHard", "EasyPositive", "HardestN", "SemiHard"]
 
 
 @dataclass(frozen=True)
-class BatchAll:
+class BatchAll(Miner):
     """Every triplet of the batch, or every one whose hinge loss is not yet 0.
 
     {(a, p, n) : y_a = y_p ≠ y_n, a ≠ p, and, with a margin m, D(a,p) − D(a,n) + m > 0}
 
-    There are about N²K of them; a head without `mined` gives their loss without a list.
+    There are about N²K of them; a head without `mined` gives their loss without a list. They are counted
+    before they are listed: the list is written once, in place, and `max_count` of them are drawn without it.
 
     Args:
         margin: m, in units of the distance; None for every triplet.
-        distance: a `Distance` or its name.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile.
+        distance, relation, max_count, seed, tile_rows: as for `Miner`.
 
     Raises:
         ValueError: an option out of range; when called, what `Pairwise` refuses.
@@ -79,57 +49,94 @@ class BatchAll:
         >>> triplets = BatchAll(margin=1.0)(x, torch.tensor([0, 0, 1, 1]))
         >>> torch.stack(triplets).T.tolist()
         [[0, 1, 2], [1, 0, 2], [2, 3, 0], [2, 3, 1], [3, 2, 1]]
+        >>> BatchAll(margin=1.0).count(x, torch.tensor([0, 0, 1, 1]))
+        5
 
     Reference:
         Hermans, Beyer & Leibe, "In defense of the triplet loss for person re-identification", 2017.
     """
 
     margin: float | None = None
-    distance: Distance | str = "euclidean"
-    tile_rows: int | None = None
 
     def __post_init__(self) -> None:
-        _settle(self, margin=_margin(self))
+        super().__post_init__()
+        self._settle(margin=margin_of(self, self.margin))
 
     @torch.no_grad()
-    def __call__(
+    def count(
         self,
         embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"],
+        labels: Shaped[Tensor, "n *c"],
         *,
         ids: Shaped[Tensor, " n"] | None = None,
         ref: References | None = None,
-    ) -> Triplets:
-        """All triplets, by anchor, positive and negative.
+    ) -> int:
+        """How many triplets there are, without listing them and whatever `max_count`.
 
-        Args:
-            embeddings: [n, d] floats.
-            labels: [n] integers or bools.
-            ids: [n] integers, which image each row is; equal ids are one image.
-            ref: columns to mine `positive` and `negative` from; None for the batch itself.
-
-        Returns:
-            `Triplets` of int64 [t].
+        Args are those of the call.
         """
-        parts = []
-        for tile in _pairwise(self, embeddings, labels, ids, ref).positive_pairs():
-            wanted = tile.negative
-            if self.margin is not None:
-                wanted = wanted & (tile.d_an < tile.d_ap[:, None] + self.margin)  # [c, r]
-            pair, negative = wanted.nonzero(as_tuple=True)
-            parts.append((tile.anchor[pair], tile.positive[pair], negative))
-        return _joined(parts, embeddings.device)
+        pairwise = self._pairwise(embeddings, labels, ids, ref)
+        return sum(int(counts.sum()) for counts in self._counts(pairwise))
+
+    def select(self, pairwise: Pairwise, step: int) -> Triplets:
+        """Count the triplets of each (a, p), then write those wanted in their places."""
+        counts = list(self._counts(pairwise))
+        sizes = [int(part.sum()) for part in counts]
+        total, places = sum(sizes), None
+        if self.max_count is not None and total > self.max_count:
+            key = batch_key("BatchAll", self.seed, step, pairwise)
+            places = drawn_places(self.max_count, total, key, pairwise.labels.device)
+        out = pairwise.labels.new_empty((3, total if places is None else len(places)), dtype=torch.int64)
+        first = done = 0
+        for size, (anchor, positive, columns, mask) in zip(sizes, self._masks(pairwise)):
+            if places is None:
+                pair, at = mask.nonzero(as_tuple=True)
+            else:
+                low, high = torch.searchsorted(places, places.new_tensor([first, first + size])).tolist()
+                pair, at = _true_places(mask, places[low:high] - first)
+            for row, part in zip(out, (anchor[pair], positive[pair], columns[at])):
+                row[done : done + len(part)] = part
+            first, done = first + size, done + len(pair)
+        return Triplets(*out)
+
+    def _counts(self, pairwise: Pairwise) -> Any:
+        for *_, mask in self._masks(pairwise):
+            yield mask.sum(1)
+
+    def _masks(self, pairwise: Pairwise) -> Any:
+        """(anchor [c], positive [c], columns [r], wanted [c, r]) for some pairs at a time, by anchor."""
+        if self.margin is None:
+            for rows in pairwise.spans():
+                positive, negative = pairwise.sides(rows)
+                at, column = positive.nonzero(as_tuple=True)
+                every = torch.arange(negative.shape[1], device=at.device)
+                for i, p in split_pairs(negative.shape[1], at, column):
+                    yield i + rows.start, p, every, negative[i]
+            return
+        scan = Scan(pairwise, ordered=False)
+        for strip in scan.strips():
+            at, column = strip.positive_pairs()
+            strip.negatives()
+            for i, p in split_pairs(strip.keys.shape[1], at, column):
+                field = strip.of_pairs(i)
+                bound = scan.distances(field.rows, p) + self.margin
+                yield field.rows, p, strip.columns, scan.under(field, bound)
+
+
+def _true_places(mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, column) of the true entries of these ranks, row by row."""
+    found = mask.nonzero() if len(ranks) else ranks.new_empty(0, 2)
+    return tuple(found[ranks].T)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
-class BatchHard:
+class BatchHard(Miner):
     """For each anchor its farthest positive and its nearest negative.
 
     p = argmax D(a, ·) over positives, n = argmin D(a, ·) over negatives
 
     Args:
-        distance: a `Distance` or its name.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile.
+        distance, relation, max_count, seed, tile_rows: as for `Miner`.
 
     Raises:
         ValueError: an option out of range; when called, what `Pairwise` refuses.
@@ -144,36 +151,18 @@ class BatchHard:
         Hermans, Beyer & Leibe, "In defense of the triplet loss for person re-identification", 2017.
     """
 
-    distance: Distance | str = "euclidean"
-    tile_rows: int | None = None
-
-    def __post_init__(self) -> None:
-        _settle(self)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"],
-        *,
-        ids: Shaped[Tensor, " n"] | None = None,
-        ref: References | None = None,
-    ) -> Triplets:
-        """One triplet for each anchor that has a positive and a negative.
-
-        Args and Returns are those of `BatchAll`.
-        """
-        parts = []
-        for tile in _pairwise(self, embeddings, labels, ids, ref).tiles():
-            positive = tile.distance.masked_fill(~tile.positive, -math.inf).argmax(1)
-            negative = tile.distance.masked_fill(~tile.negative, math.inf).argmin(1)
-            row = (tile.positive.any(1) & tile.negative.any(1)).nonzero()[:, 0]
-            parts.append((row + tile.start, positive[row], negative[row]))
-        return _joined(parts, embeddings.device)
+    def select(self, pairwise: Pairwise, step: int) -> Triplets:
+        """One triplet for each anchor that has a positive and a negative."""
+        scan, parts = Scan(pairwise), []
+        for strip in scan.strips():
+            positive = scan.nearest(strip.positives(-1))[:, 0]
+            negative = scan.nearest(strip.negatives())[:, 0]
+            parts.append(whole_tuples(strip.rows, positive, negative))
+        return Triplets(*self._gathered(parts, pairwise, step))
 
 
 @dataclass(frozen=True)
-class SemiHard:
+class SemiHard(Miner):
     """For each anchor and positive the nearest negative that lies beyond the positive.
 
     n = argmin D(a, ·) over negatives with D(a,p) < D(a,n), and D(a,n) < D(a,p) + m where there is a margin
@@ -182,8 +171,7 @@ class SemiHard:
         margin: m, in units of the distance; None for no upper bound.
         fallback: what an (a, p) without such a negative gives: None for no triplet, `"easiest"` for the
             farthest negative of all.
-        distance: a `Distance` or its name.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile.
+        distance, relation, max_count, seed, tile_rows: as for `Miner`.
 
     Raises:
         ValueError: an option out of range; when called, what `Pairwise` refuses.
@@ -201,37 +189,117 @@ class SemiHard:
 
     margin: float | None = 0.2
     fallback: str | None = None
-    distance: Distance | str = "euclidean"
-    tile_rows: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.fallback is not None:
             choice("SemiHard", "fallback", self.fallback, ["easiest"])
-        _settle(self, margin=_margin(self))
+        self._settle(margin=margin_of(self, self.margin))
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"],
-        *,
-        ids: Shaped[Tensor, " n"] | None = None,
-        ref: References | None = None,
-    ) -> Triplets:
-        """At most one triplet for each anchor and positive.
-
-        Args and Returns are those of `BatchAll`.
-        """
-        parts = []
-        for tile in _pairwise(self, embeddings, labels, ids, ref).positive_pairs():
-            beyond = tile.negative & (tile.d_an > tile.d_ap[:, None])  # [c, r]
-            if self.margin is not None:
-                beyond &= tile.d_an < tile.d_ap[:, None] + self.margin
-            negative = tile.d_an.masked_fill(~beyond, math.inf).argmin(1)
-            found = beyond.any(1)
+    def select(self, pairwise: Pairwise, step: int) -> Triplets:
+        """At most one triplet for each anchor and positive."""
+        scan, parts = Scan(pairwise), []
+        for strip in scan.strips():
+            at, column = strip.positive_pairs()
+            negatives = strip.negatives()
+            easiest = None
             if self.fallback == "easiest":
-                easiest = tile.d_an.masked_fill(~tile.negative, -math.inf).argmax(1)
-                negative = torch.where(found, negative, easiest)
-                found = tile.negative.any(1)
-            parts.append((tile.anchor[found], tile.positive[found], negative[found]))
-        return _joined(parts, embeddings.device)
+                keys = (-negatives.keys).masked_fill_(negatives.keys == torch.inf, torch.inf)
+                easiest = scan.nearest(negatives._replace(keys=keys, sign=-1))[:, 0]
+            for i, p in split_pairs(strip.keys.shape[1], at, column):
+                field = strip.of_pairs(i)
+                d_ap = scan.distances(field.rows, p)
+                n = scan.nearest(field, beyond=d_ap)[:, 0]
+                if self.margin is not None:
+                    d_an = scan.distances(field.rows, n.clamp(min=0))
+                    n = n.masked_fill(d_an >= d_ap + self.margin, -1)
+                if easiest is not None:
+                    n = torch.where(n < 0, easiest[i], n)
+                parts.append(whole_tuples(field.rows, p, n))
+        return Triplets(*self._gathered(parts, pairwise, step))
+
+
+@dataclass(frozen=True)
+class EasyPositive(Miner):
+    """For each anchor its nearest positive and a negative that is hard, or semi-hard, against it.
+
+    p = argmin D(a, ·) over positives; n = argmin D(a, ·) over negatives, with `"semi_hard"` over those with
+    D(a,n) > D(a,p)
+
+    A class may then lie in several clusters: nobody pulls its farthest members together.
+
+    Args:
+        negative: `"semi_hard"`, where an anchor without such a negative gives no triplet, or `"hard"`.
+        distance, relation, max_count, seed, tile_rows: as for `Miner`.
+
+    Raises:
+        ValueError: an option out of range; when called, what `Pairwise` refuses.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [3.0], [0.5], [9.0]])
+        >>> torch.stack(EasyPositive()(x, torch.tensor([0, 0, 0, 1, 1]))).T.tolist()
+        [[0, 1, 4], [1, 0, 4], [2, 1, 3], [4, 3, 0]]
+
+    Reference:
+        Xuan, Stylianou & Pless, "Improved embeddings with easy positive triplet mining", WACV 2020.
+    """
+
+    negative: str = "semi_hard"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("EasyPositive", "negative", self.negative, ["semi_hard", "hard"])
+
+    def select(self, pairwise: Pairwise, step: int) -> Triplets:
+        """At most one triplet for each anchor."""
+        scan, parts = Scan(pairwise), []
+        for strip in scan.strips():
+            p = scan.nearest(strip.positives(1))[:, 0]
+            beyond = scan.distances(strip.rows, p.clamp(min=0)) if self.negative == "semi_hard" else None
+            n = scan.nearest(strip.negatives(), beyond=beyond)[:, 0]
+            parts.append(whole_tuples(strip.rows, p, n))
+        return Triplets(*self._gathered(parts, pairwise, step))
+
+
+@dataclass(frozen=True)
+class HardestN(Miner):
+    """For each anchor its farthest positive with each of its k nearest negatives, the first few left out.
+
+    {(a, p, n_j) : skip < j ≤ skip + k}, where D(a, n_1) ≤ D(a, n_2) ≤ … over all negatives
+
+    The very nearest "negatives" of a large, imperfectly labelled collection are often positives with a wrong
+    label: `skip` leaves them out. An anchor with fewer negatives gives the fewer triplets.
+
+    Args:
+        k: how many negatives an anchor gives.
+        skip: how many of the nearest are left out.
+        distance, relation, max_count, seed, tile_rows: as for `Miner`.
+
+    Raises:
+        ValueError: an option out of range; when called, what `Pairwise` refuses.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [3.0], [4.0], [9.0]])
+        >>> torch.stack(HardestN(k=2)(x, torch.tensor([0, 0, 1, 1, 1]))).T.tolist()[:4]
+        [[0, 1, 2], [0, 1, 3], [1, 0, 2], [1, 0, 3]]
+
+    Reference:
+        Xuan, Stylianou, Liu & Pless, "Hard negative examples are hard, but useful", ECCV 2020.
+    """
+
+    k: int = 1
+    skip: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._settle(k=whole("HardestN", "k", self.k, minimum=1), skip=whole("HardestN", "skip", self.skip))
+
+    def select(self, pairwise: Pairwise, step: int) -> Triplets:
+        """At most k triplets for each anchor."""
+        scan, parts = Scan(pairwise), []
+        for strip in scan.strips():
+            p = scan.nearest(strip.positives(-1)).expand(-1, self.k)
+            n = scan.nearest(strip.negatives(), self.skip + self.k)[:, self.skip :]
+            a = strip.rows[:, None].expand(-1, self.k)
+            parts.append(whole_tuples(a.flatten(), p.flatten(), n.flatten()))
+        return Triplets(*self._gathered(parts, pairwise, step))

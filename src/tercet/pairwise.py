@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from tercet.checks import refusal, whole
-from tercet.distances import Distance
+from tercet.distances import Distance, exact
+from tercet.relations import Relation, SameLabel, whole_numbers
 from tercet.tuples import References
 
 __all__ = [
@@ -47,8 +48,8 @@ class Tile(NamedTuple):
     Args:
         start: the row number of the first anchor.
         distance: float [a, r].
-        positive: bool [a, r], same label and not the same image.
-        negative: bool [a, r], another label and not the same image.
+        positive: bool [a, r], by the relation (the same label) and not the same image.
+        negative: bool [a, r], by the relation (another label) and not the same image.
     """
 
     start: int
@@ -88,11 +89,12 @@ class Pairwise:
     Args:
         owner: the class or function that was called, for the sentences.
         embeddings: [n, d] floats of any precision (integer codes for `hamming`).
-        labels: [n] integers or bools, compared as int64.
+        labels: [n] integers or bools, compared as int64; [n, c] where the relation takes that.
         ids: [n] integers, which image each row is; None when every row is another image. References without
             ids hold, by their definition, no image of the batch.
         ref: the columns; None for the batch itself. Its precision may differ, its dimension may not.
         distance: a `Distance`.
+        relation: which columns are positive and which negative, by their labels.
         tile_rows: anchors in a tile; None for as many as `TILE_BYTES` hold. It changes no result.
 
     Raises:
@@ -114,24 +116,28 @@ class Pairwise:
         self,
         owner: str,
         embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"],
+        labels: Shaped[Tensor, "n *c"],
         *,
         distance: Distance,
+        relation: Relation = SameLabel(),  # noqa: B008
         ids: Shaped[Tensor, " n"] | None = None,
         ref: References | None = None,
         tile_rows: int | None = None,
     ) -> None:
         self.distance = distance
+        self.relation = relation
         self.inputs = features(owner, embeddings, distance, ref)
         x, y = self.inputs[0], self.inputs[-1]
         n, r, device = x.shape[0], y.shape[0], x.device
-        self._labels = self._column_labels = whole_numbers(owner, "labels", labels, n, device)
-        self._ids = None if ids is None else whole_numbers(owner, "ids", ids, n, device)
-        self._column_ids = self._ids
-        self._same_rows = ref is None
+        self.labels = self.column_labels = relation.check(owner, "labels", labels, n, device)
+        if ids is not None:
+            ids = whole_numbers(owner, "ids", ids, n, device)
+        elif ref is None:
+            ids = torch.arange(n, device=device)
+        self.ids = self.column_ids = ids
         if ref is not None:
-            self._column_labels = whole_numbers(owner, "ref.labels", ref.labels, r, device)
-            self._column_ids = None
+            self.column_labels = relation.check(owner, "ref.labels", ref.labels, r, device)
+            self.column_ids = None
             if ref.ids is not None:
                 if ids is None:
                     raise refusal(
@@ -141,23 +147,20 @@ class Pairwise:
                         "the batch's ids, since ref has ids",
                         "pass ids=, or make References without ids where no column can be a row of the batch",
                     )
-                self._column_ids = whole_numbers(owner, "ref.ids", ref.ids, r, device)
+                self.column_ids = whole_numbers(owner, "ref.ids", ref.ids, r, device)
+        self.given_tile_rows = tile_rows
         self.tile_rows = tile_height(owner, r, x.dtype, tile_rows)
 
-    def _relation(self, rows: slice) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
-        """Which columns are positive and which negative for each of `rows`."""
-        same = self._labels[rows, None] == self._column_labels[None, :]  # [a, r]
-        other = ~same
-        if self._same_rows:
-            here = torch.arange(rows.start, rows.stop, device=same.device)
-            same[here - rows.start, here] = False
-        if self._ids is not None and self._column_ids is not None:
-            image = self._ids[rows, None] != self._column_ids[None, :]  # [a, r]
-            same &= image
-            other &= image
-        return same, other
+    def sides(self, rows: Any, columns: Any = slice(None)) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
+        """Which of `columns` are positive and which negative for each of `rows`: slices or row numbers."""
+        positive, negative = self.relation.sides(self.labels[rows], self.column_labels[columns])
+        if self.ids is not None and self.column_ids is not None:
+            other_image = self.ids[rows, None] != self.column_ids[None, columns]  # [a, r]
+            positive &= other_image
+            negative &= other_image
+        return positive, negative
 
-    def _spans(self) -> Iterator[slice]:
+    def spans(self) -> Iterator[slice]:
         """The rows in blocks of `tile_rows`; none where there are no columns to stand against."""
         n = len(self.inputs[0]) if len(self.inputs[-1]) else 0
         for start in range(0, n, self.tile_rows):
@@ -167,28 +170,35 @@ class Pairwise:
         """Anchors × columns, in row order.
 
         Args:
-            inputs: features to measure instead of `self.inputs`: the leaves of `tiled_sum`.
+            inputs: features to measure instead of `self.inputs`: the leaves of `tiled_sum`. They are measured
+                by `Distance.tile`, fast and with a gradient; `self.inputs` by `exact`, so that whatever is
+                ranked or compared does not depend on the tile.
         """
-        x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
-        for rows in self._spans():
-            positive, negative = self._relation(rows)
-            yield Tile(rows.start, self.distance.tile(x[rows], y), positive, negative)
+        measure = self._measure(*inputs)
+        for rows in self.spans():
+            yield Tile(rows.start, measure(rows), *self.sides(rows))
+
+    def _measure(self, *inputs: Float[Tensor, "_ k"]) -> Callable[[Any], Float[Tensor, "a r"]]:
+        """The distances of some rows to all columns."""
+        if inputs:
+            return lambda rows: self.distance.tile(inputs[0][rows], inputs[-1])
+        return lambda rows: exact(self.distance, self.inputs[0][rows], self.inputs[-1])
 
     def positive_pairs(self, *inputs: Float[Tensor, "_ k"]) -> Iterator[PairTile]:
         """Positive pairs × columns, by anchor and then by positive.
 
         Args:
-            inputs: features to measure instead of `self.inputs`: the leaves of `tiled_sum`.
+            inputs: as for `tiles`.
         """
-        x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
-        for rows in self._spans():
-            is_positive, negative = self._relation(rows)
+        measure = self._measure(*inputs)
+        for rows in self.spans():
+            is_positive, negative = self.sides(rows)
             anchors, columns = is_positive.nonzero(as_tuple=True)
             for anchor, positive in zip(anchors.split(self.tile_rows), columns.split(self.tile_rows)):
                 if not len(anchor):  # split gives one empty chunk of nothing
                     continue
                 once, again = torch.unique_consecutive(anchor, return_inverse=True)
-                d_an = self.distance.tile(x[rows.start + once], y)[again]  # [c, r]
+                d_an = measure(rows.start + once)[again]  # [c, r]
                 d_ap = d_an.gather(1, positive[:, None])[:, 0]
                 yield PairTile(anchor + rows.start, positive, d_ap, d_an, negative[anchor])
 
@@ -224,7 +234,8 @@ def _prepared(owner: str, argument: str, embeddings: Any, distance: Distance) ->
     if embeddings.is_floating_point() and x.numel():
         # ‖x − y‖² ≤ 4·d·limit², so no distance between accepted rows overflows; NaN passes no comparison.
         limit = math.sqrt(torch.finfo(x.dtype).max / (4 * max(x.shape[1], embeddings.shape[1])))
-        sizes = torch.stack([v.detach().abs().amax().to(x.dtype) for v in (embeddings, x)])
+        given = [x] if x is embeddings else [embeddings, x]
+        sizes = torch.stack([torch.linalg.vector_norm(v.detach(), math.inf).to(x.dtype) for v in given])
         if not bool(sizes.amax() <= limit):
             bad = ~((embeddings.abs() <= limit).all(1) & (x.abs() <= limit).all(1))
             rows = bad.nonzero()[:, 0].tolist()
@@ -236,18 +247,6 @@ def _prepared(owner: str, argument: str, embeddings: Any, distance: Distance) ->
                 "look for NaN or infinite values in what the model gives",
             )
     return x
-
-
-def whole_numbers(owner: str, argument: str, values: Any, count: int, device: Any) -> Int[Tensor, " n"]:
-    """Labels or ids as int64 on the embeddings' device: exact for any integer or bool kind."""
-    if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
-        shown = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
-        raise refusal(owner, argument, shown, "a tensor of whole numbers or bools", "convert with .long()")
-    if values.shape != (count,):
-        raise refusal(
-            owner, argument, f"shape {tuple(values.shape)}", f"shape ({count},), one for each embedding"
-        )
-    return values.to(device, torch.int64)
 
 
 def tile_height(owner: str, width: int, dtype: torch.dtype, tile_rows: int | None) -> int:

@@ -1,6 +1,6 @@
-"""Histogram losses: how two distributions of similarity overlap, and how well each query ranks.
+"""Histogram losses: how two distributions of similarity overlap, and how well each query ranks its positives.
 
-Both count numbers softly: each adds to the two nodes beside it, linearly, so that a count has a gradient.
+Both count softly: a number adds to the two nodes beside it, linearly, so that a count has a gradient.
 """
 
 from __future__ import annotations
@@ -9,24 +9,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Integer, Shaped
 from torch import Tensor, nn
 
 from tercet.checks import refusal, whole
-from tercet.distances import cosine, dot
-from tercet.pairwise import Pairwise, features, mined_rows, tile_height, tiled_mean, tiled_sum
+from tercet.losses.rowwise import NegativeCosine
+from tercet.pairwise import Pairwise, Tile, features, mined_rows, tile_height, tiled_mean, tiled_sum
 from tercet.tuples import References
 
 __all__ = ["FastAP", "Histogram"]
 
-
-class _MinusCosine:
-    """D = −cos(x, y), as one matrix product: a bin is far wider than the digits it loses near duplicates."""
-
-    differentiable = True
-    prepare = staticmethod(cosine.prepare)
-    tile = staticmethod(dot.tile)
-    paired = staticmethod(dot.paired)
+_MOST_BINS = 100_000  # each is then a hundred times as wide as the rounding of a cosine in float32
+_Parts = Callable[..., Iterator[tuple[Tensor, Tensor]]]
 
 
 class Histogram(nn.Module):
@@ -34,16 +28,14 @@ class Histogram(nn.Module):
 
     L = Σ_r h⁻_r φ⁺_r, φ⁺_r = Σ_{q≤r} h⁺_q, h_r = (1/|S|) Σ_{s∈S} δ_r(s)
 
-    S⁺ and S⁻ are the cosine similarities of the positive and of the negative pairs. R bins of width
-    Δ = 2/R part [−1, 1]; a similarity between the nodes t_r and t_{r+1} adds (t_{r+1} − s)/Δ to h_r and
-    (s − t_r)/Δ to h_{r+1}, so s = 1 stands on the last node. The gradient is that of these weights: a positive
-    in bin r is pulled by h⁻_r / (|S⁺| Δ), a negative pushed by h⁺_{r+1} / (|S⁻| Δ). Two passes over the
-    similarities, a tile at a time, make the histograms and then the gradient.
-
-    Each pair counts once. Where the columns are the batch, (i, j) and (j, i) are one pair.
+    S⁺ and S⁻ are the cosine similarities of positive and of negative pairs, each pair once. R bins of width
+    Δ = 2/R part [−1, 1]: a similarity between the nodes t_r and t_{r+1} adds (t_{r+1} − s)/Δ to h_r and
+    (s − t_r)/Δ to h_{r+1}; s = 1 stands on the last node. The gradient is that of these weights: in bin r a
+    positive is pulled by h⁻_r / (|S⁺|Δ) and a negative pushed by h⁺_{r+1} / (|S⁻|Δ). So one pass over the
+    similarities makes the histograms and another the gradient, in the memory of a few tiles.
 
     Args:
-        bins: R. The paper's texts that give R nodes have R − 1 bins.
+        bins: R, from 1 to 100,000. Texts that count R nodes have R − 1 bins.
         tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
             by rounding alone.
 
@@ -51,11 +43,9 @@ class Histogram(nn.Module):
         ValueError: an option out of range.
 
     Example:
-        >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]], requires_grad=True)
-        >>> loss = Histogram(bins=4)(x, torch.tensor([0, 0, 1]))  # S⁺ = {0.6}, S⁻ = {0.8, 0.0}
-        >>> loss.backward()
-        >>> round(loss.item(), 4)
-        0.44
+        >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])  # S⁺ = {0.8}, S⁻ = {0, 0.6}
+        >>> round(Histogram(bins=4)(x, torch.tensor([0, 0, 1])).item(), 4)
+        0.26
 
     Reference:
         Ustinova & Lempitsky, "Learning deep embeddings with histogram loss", 2016.
@@ -63,7 +53,7 @@ class Histogram(nn.Module):
 
     def __init__(self, bins: int = 100, *, tile_rows: int | None = None) -> None:
         super().__init__()
-        self.bins = whole("Histogram", "bins", bins, minimum=1)
+        self.bins = whole("Histogram", "bins", bins, minimum=1, maximum=_MOST_BINS)
         self.tile_rows = None if tile_rows is None else whole("Histogram", "tile_rows", tile_rows, minimum=1)
 
     def forward(
@@ -78,10 +68,11 @@ class Histogram(nn.Module):
         """The loss of the mined pairs, or of all.
 
         Args:
-            embeddings: [n, d] floats of any length; their directions count.
+            embeddings: [n, d] floats; only their directions count.
             labels: [n] integers or bools; read only without `mined`.
             mined: `Pairs`, or any four index tensors like them; or `Triplets`, or any three, for their pairs
-                (a, p) and (a, n). None for all pairs.
+                (a, p) and (a, n). Each distinct pair counts once, (i, j) and (j, i) being one where the
+                columns are the batch. None for all pairs.
             ids: [n] integers, which image each row is; read only without `mined`.
             ref: the columns that positives and negatives are rows of; None for the batch itself.
 
@@ -92,51 +83,222 @@ class Histogram(nn.Module):
         Raises:
             ValueError: neither labels nor pairs, what `Pairwise` refuses, or rows that do not exist.
         """
-        owner = "Histogram"
         if mined is not None:
-            inputs = features(owner, embeddings, cosine, ref)
-            return self._loss(self._mined_parts(inputs, mined, ref is None), inputs)
+            inputs = features("Histogram", embeddings, NegativeCosine(), ref)
+            return self._loss(self._of_mined(mined, inputs), inputs)
         if labels is None:
-            raise refusal(owner, "labels", None, "labels, or mined pairs")
+            raise refusal("Histogram", "labels", None, "labels, or mined pairs")
         pairwise = Pairwise(
-            owner, embeddings, labels, ids=ids, ref=ref, distance=_MinusCosine(), tile_rows=self.tile_rows
+            "Histogram",
+            embeddings,
+            labels,
+            ids=ids,
+            ref=ref,
+            distance=NegativeCosine(),
+            tile_rows=self.tile_rows,
         )
 
-        def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            for tile in pairwise.tiles(*inputs):  # both (i, j) and (j, i): all halves double, none changes
-                yield -tile.distance, tile.positive + 2 * tile.negative
+        def parts(x: Tensor, *y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            for tile in pairwise.tiles(x, *(y or (x.detach(),))):
+                yield tile.distance, _sides(tile)
 
-        return self._loss(parts, pairwise.inputs)
+        # Within the batch (i, j) and (j, i) double every count, which changes no share, and the columns'
+        # part of the gradient is the rows' part once more.
+        return self._loss(parts, pairwise.inputs, fold=2 if ref is None else 1)
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
         return f"bins={self.bins}"
 
-    def _mined_parts(
-        self, inputs: tuple[Tensor, ...], mined: Any, same: bool
-    ) -> Callable[..., Iterator[tuple[Tensor, Tensor]]]:
-        n, r, x = len(inputs[0]), len(inputs[-1]), inputs[0]
-        rows = mined_rows("Histogram", mined, n, r, x.device)
-        pairs = [_distinct(i, j, r, same) for i, j in (rows[:2], (rows[-2] if len(rows) == 4 else rows[0], rows[-1]))]
-        height = tile_height("Histogram", x.shape[1], x.dtype, self.tile_rows)
+    def _of_mined(self, mined: Any, inputs: tuple[Tensor, ...]) -> _Parts:
+        n, r = len(inputs[0]), len(inputs[-1])
+        rows = mined_rows("Histogram", mined, n, r, inputs[0].device)
+        sides = [rows[:2], rows[2:] if len(rows) == 4 else rows[::2]]
+        pairs = [_distinct(i, j, r, unordered=len(inputs) == 1) for i, j in sides]
+        height = tile_height("Histogram", inputs[0].shape[1], inputs[0].dtype, self.tile_rows)
 
         def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            for side, (rows, columns) in enumerate(pairs, start=1):
-                for i, j in zip(rows.split(height), columns.split(height)):
-                    yield -dot.paired(inputs[0][i], inputs[-1][j]), torch.full_like(i, side)
+            for side, (i, j) in enumerate(pairs, start=1):
+                for a, b in zip(i.split(height), j.split(height)):
+                    yield NegativeCosine.paired(inputs[0][a], inputs[-1][b]), torch.full_like(a, side)
 
         return parts
 
-    def _loss(
-        self, parts: Callable[..., Iterator[tuple[Tensor, Tensor]]], inputs: tuple[Tensor, ...]
+    def _loss(self, parts: _Parts, inputs: tuple[Tensor, ...], fold: int = 1) -> Float[Tensor, ""]:
+        """L over parts of the pairs: −s of each, and 1 if positive, 2 if negative, 0 if neither.
+
+        Args:
+            parts: makes them, one after the other, of tensors like `inputs`.
+            inputs: the features.
+            fold: L has so many times the gradient of its parts.
+        """
+        nothing = torch.zeros((), dtype=torch.int64, device=inputs[0].device)
+
+        def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            counts, tiles, last = nothing.new_zeros(3, self.bins + 1, dtype=torch.float64), 0, []
+            for v, side in parts(*inputs):
+                cell, share = _cells(v, side, self.bins)
+                counts += _soft_counts(cell.view(1, -1), share.double().view(1, -1), self.bins)[0]
+                tiles, last = tiles + 1, [(v, cell)]
+            loss, slopes = _overlap(counts)
+            yield loss, nothing
+            if not torch.is_grad_enabled():
+                return
+            slopes = (fold * slopes).to(inputs[0].dtype).flatten()
+            made_again = ((v, _cells(v, side, self.bins)[0]) for v, side in parts(*inputs))
+            for v, cell in last if tiles == 1 else made_again:
+                line = slopes.index_select(0, cell.flatten()) @ v.flatten()
+                yield line - line.detach(), nothing  # 0 to the loss, its slopes to the gradient
+
+        return tiled_sum(terms, *inputs)[0]
+
+
+class FastAP(nn.Module):
+    """How far the average precision of each query is from 1, averaged over the queries.
+
+    ℓ = 1 − (1/N⁺) Σ_j h⁺_j H⁺_j / H_j, H_j = Σ_{i≤j} h_i
+
+    Each row ranks all columns by squared Euclidean distance of unit vectors, in [0, 4]. h⁺ counts its
+    N⁺ positives and h all columns but the same image, softly, at the nodes of R bins of width 4/R: a distance
+    adds to the two nodes beside it. Rows without a positive ask for nothing and are not averaged.
+
+    Args:
+        bins: R, from 1 to 100,000.
+        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
+            by rounding alone.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8], [0.8, 0.6]])
+        >>> round(FastAP()(x, torch.tensor([0, 0, 1, 1])).item(), 4)
+        0.3583
+
+    Reference:
+        Cakir, He, Xia, Kulis & Sclaroff, "Deep metric learning to rank", 2019.
+    """
+
+    def __init__(self, bins: int = 10, *, tile_rows: int | None = None) -> None:
+        super().__init__()
+        self.bins = whole("FastAP", "bins", bins, minimum=1, maximum=_MOST_BINS)
+        self.tile_rows = None if tile_rows is None else whole("FastAP", "tile_rows", tile_rows, minimum=1)
+
+    def forward(
+        self,
+        embeddings: Shaped[Tensor, "n d"],
+        labels: Shaped[Tensor, " n"] | None = None,
+        mined: Any = None,
+        *,
+        ids: Shaped[Tensor, " n"] | None = None,
+        ref: References | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss over parts of the pairs: cosine similarities, and 1 for positive, 2 for negative, 0 for neither."""
-        device = inputs[0].device
-        counts = torch.zeros(3, self.bins + 1, dtype=torch.float64, device=device)
-        with torch.no_grad():
-            for s, side in parts(*inputs):
-                cell, share = _cells(s.flatten(), side.flatten(), self.bins)
-                counts += _soft_counts(cell[None], share[None].double(), self.bins)[0]
-        _, pos, neg = counts
-        n_pos, n_neg = (side.sum().clamp(min=1) for side in (pos, neg))
-        ...
+        """The mean loss over the rows that have a positive.
+
+        Args:
+            embeddings: [n, d] floats; only their directions count.
+            labels: [n] integers or bools.
+            mined: None; a rank is one among all columns, so nothing can be left out.
+            ids: [n] integers, which image each row is.
+            ref: the columns to rank; None for the batch itself.
+
+        Returns:
+            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
+            no row has both a positive and a negative.
+
+        Raises:
+            ValueError: no labels, mined rows, or what `Pairwise` refuses.
+        """
+        if mined is not None:
+            way_out = "call it with embeddings and labels"
+            raise refusal("FastAP", "mined", type(mined).__name__, "None: a row ranks all columns", way_out)
+        if labels is None:
+            raise refusal("FastAP", "labels", None, "labels")
+        pairwise = Pairwise(
+            "FastAP",
+            embeddings,
+            labels,
+            ids=ids,
+            ref=ref,
+            distance=NegativeCosine(),
+            tile_rows=self.tile_rows,
+        )
+        widest = tile_height("FastAP", 3 * (self.bins + 1), pairwise.inputs[0].dtype, None)
+        pairwise.tile_rows = min(pairwise.tile_rows, widest)  # a row's histograms may be wider than the row
+
+        def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            for tile in pairwise.tiles(*inputs):
+                asked = tile.positive.any(1)
+                apart = asked & tile.negative.any(1)  # the other rows rank without fault
+                precision = _average_precision(tile.distance[apart], _sides(tile)[apart], self.bins)
+                yield (1 - precision).sum(dtype=torch.float64), asked.sum()
+
+        return tiled_mean("mean", terms, *pairwise.inputs)
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"bins={self.bins}"
+
+
+def _overlap(counts: Float[Tensor, "3 nodes"]) -> tuple[Float[Tensor, ""], Float[Tensor, "3 nodes"]]:
+    """L of counts over v = −s, and ∂L/∂v for a pair of each side in the bin that begins at each node.
+
+    The nodes of v run from s = 1 to s = −1, so φ⁺ sums from the last.
+    """
+    number = counts.sum(1, keepdim=True).clamp(min=1)  # [3, 1]
+    _, positive, negative = counts / number  # [nodes]
+    slopes = torch.zeros_like(counts)
+    slopes[1, :-1] = negative[1:]
+    slopes[2, :-1] = -positive[:-1]
+    bins_a_unit = (len(positive) - 1) / 2  # 1/Δ
+    return (negative * positive.flip(0).cumsum(0).flip(0)).sum(), slopes / number * bins_a_unit
+
+
+def _average_precision(
+    v: Float[Tensor, "a r"], side: Integer[Tensor, "a r"], bins: int
+) -> Float[Tensor, " a"]:
+    """(1/N⁺) Σ_j h⁺_j H⁺_j / H_j of rows that rank by v in [−1, 1], smallest first, and have a positive."""
+    cell, share = _cells(v, side, bins)
+    share = share + (v - v.detach()) * (bins / 2)  # adds 0, and the gradient
+    _, h_pos, h_neg = _soft_counts(cell, share, bins).unbind(1)  # [a, nodes]
+    # Where H_j is 0 nothing is counted yet, and the term is 0.
+    until = (h_pos + h_neg).cumsum(1).clamp(min=torch.finfo(v.dtype).tiny)
+    return (h_pos * h_pos.cumsum(1) / until).sum(1) / (side == 1).sum(1)
+
+
+def _sides(tile: Tile) -> Integer[Tensor, "a r"]:
+    """1 for a positive, 2 for a negative, 0 for the same image."""
+    return tile.positive.byte() + 2 * tile.negative.byte()
+
+
+@torch.no_grad()
+def _cells(
+    v: Float[Tensor, "*shape"], side: Integer[Tensor, "*shape"], bins: int
+) -> tuple[Int[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Where numbers in [−1, 1] are counted: the node to the left, and the share of the one to the right.
+
+    The nodes are numbered on from side to side, `bins + 1` for each.
+    """
+    place = (v * (bins / 2)).add_(bins / 2).clamp_(0, bins)  # 1 + 10⁻⁷ is rounding: on the last node
+    left = place.floor().clamp_(max=bins - 1)
+    share = place - left
+    return left.add_(side, alpha=bins + 1).long(), share
+
+
+def _soft_counts(
+    cell: Int[Tensor, "a r"], share: Float[Tensor, "a r"], bins: int
+) -> Float[Tensor, "a 3 nodes"]:
+    """The histograms of the three sides for each row."""
+    counts = share.new_zeros(len(cell), 3 * (bins + 1))
+    return counts.scatter_add(1, cell, 1 - share).scatter_add(1, cell + 1, share).view(-1, 3, bins + 1)
+
+
+def _distinct(
+    i: Int[Tensor, " t"], j: Int[Tensor, " t"], columns: int, *, unordered: bool
+) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"]]:
+    """Each pair (i, j) once, and (j, i) with it where the pairs are unordered."""
+    if unordered:
+        i, j = torch.minimum(i, j), torch.maximum(i, j)
+    key = torch.unique(i * columns + j)
+    columns = max(1, columns)
+    return key // columns, key % columns

@@ -1,0 +1,43 @@
+"""Random draws over a batch: pure functions of the seed, the step and the batch's labels and ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tercet.pairwise import Pairwise
+from tercet.randomness import derive_key, keyed_bits, keyed_uniform, permute
+
+__all__ = ["batch_key", "drawn_places", "keyed"]
+
+
+def batch_key(owner: str, seed: int, step: int, pairwise: Pairwise) -> int:
+    """The key of a draw. Labels and ids are part of it, so that other batches draw other numbers."""
+    key = derive_key(owner, seed, step)
+    for values in (pairwise.labels, pairwise.column_labels, pairwise.ids, pairwise.column_ids):
+        if values is not None:
+            numbers = values.cpu().to(torch.int64).numpy().ravel()
+            bits = keyed_bits(key, np.arange(len(numbers)), numbers)
+            key = derive_key(key, int(np.bitwise_xor.reduce(bits)), len(numbers))
+    return key
+
+
+def drawn_places(count: int, total: int, key: int, device: Any) -> Int[Tensor, " t"]:
+    """`count` different numbers below `total`, rising, each set of them as likely as another.
+
+    Example:
+        >>> drawn_places(3, 3, 0, "cpu")
+        tensor([0, 1, 2])
+    """
+    places = np.sort(permute(np.arange(count), total, key))
+    return torch.from_numpy(places).to(device)
+
+
+def keyed(key: int, *rows: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """A number in [0, 1) for each tuple of row numbers, float64."""
+    device = rows[0].device
+    return torch.from_numpy(keyed_uniform(key, *(each.cpu().numpy() for each in rows))).to(device)

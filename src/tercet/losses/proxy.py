@@ -1,0 +1,306 @@
+"""Losses against proxies: learned points that stand for classes, so that images never meet each other.
+
+A head compares directions alone: embeddings and proxies are divided by their lengths. The heads that are a
+softmax over one proxy a class are in `losses.softmax`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize, softplus
+
+from tercet.checks import real, refusal, whole
+from tercet.distances import cosine
+from tercet.losses.rowwise import above_zero, log_sum
+from tercet.pairwise import features
+from tercet.randomness import derive_key
+from tercet.relations import whole_numbers
+from tercet.tuples import References
+
+__all__ = ["ProxyAnchor", "ProxyHead", "ProxyNCA", "SoftTriple", "cosines"]
+
+
+class ProxyHead(nn.Module, ABC):
+    """The loss of a batch against the parameter `proxies`: the checks that all heads with proxies share.
+
+    A head adds its options and `_loss`, its equation over unit vectors.
+
+    Args:
+        num_classes: how many classes there are.
+        dim: d, the dimension of the embeddings.
+        seed: names the first proxies, which are random directions of length 1.
+        per_class: proxies of a class; those of class c are the rows from c · `per_class` on.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    def __init__(self, num_classes: int, dim: int, seed: int, per_class: int = 1) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        self.num_classes = whole(owner, "num_classes", num_classes, minimum=2)
+        self.dim = whole(owner, "dim", dim, minimum=1)
+        generator = torch.Generator("cpu").manual_seed(derive_key("proxies", whole(owner, "seed", seed)))
+        directions = torch.randn(
+            self.num_classes * per_class, self.dim, generator=generator, device="cpu", dtype=torch.float32
+        )
+        self.proxies = nn.Parameter(torch.empty(directions.shape).copy_(normalize(directions)))
+
+    @abstractmethod
+    def _loss(
+        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        """The loss of one or more unit vectors against unit proxies."""
+
+    def forward(
+        self,
+        embeddings: Shaped[Tensor, "n d"],
+        labels: Shaped[Tensor, " n"] | None = None,
+        mined: Any = None,
+        *,
+        ids: Shaped[Tensor, " n"] | None = None,
+        ref: References | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of the batch.
+
+        Args:
+            embeddings: [n, d] floats; only their directions count.
+            labels: [n] integers or bools, class numbers from 0 to `num_classes` − 1.
+            mined: None; embeddings meet proxies, not each other.
+            ids: not read, for the same reason.
+            ref: None, for the same reason.
+
+        Returns:
+            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
+            the batch is empty.
+
+        Raises:
+            ValueError: no labels, a label that is no class number, mined rows or references, NaN or infinite
+                embeddings, or those of another dimension or device than the proxies.
+        """
+        owner = type(self).__name__
+        for argument, value in (("mined", mined), ("ref", ref)):
+            if value is not None:
+                expected = "None: embeddings meet proxies, not each other"
+                way_out = "call it with embeddings and labels"
+                raise refusal(owner, argument, type(value).__name__, expected, way_out)
+        if labels is None:
+            raise refusal(owner, "labels", None, "labels")
+        (x,) = features(owner, embeddings, cosine)
+        if x.shape[1] != self.dim:
+            raise refusal(owner, "embeddings", f"{x.shape[1]} dimensions", f"{self.dim}, as the proxies have")
+        if x.device != self.proxies.device:
+            expected = f"the proxies' device {self.proxies.device}"
+            raise refusal(owner, "embeddings", str(x.device), expected, "move the head with .to(device)")
+        labels = whole_numbers(owner, "labels", labels, len(x), x.device)
+        outside = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(outside):
+            expected = f"class numbers from 0 to {self.num_classes - 1}, as num_classes says"
+            way_out = "torch.unique(all_labels, return_inverse=True) numbers classes"
+            raise refusal(owner, "labels", int(outside[0]), expected, way_out)
+        with torch.autocast(x.device.type, enabled=False):
+            proxies = cosine.prepare(self.proxies.to(x.dtype))
+            return self._loss(x, proxies, labels) if len(x) else (x.sum() + proxies.sum()) * 0
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        options = {name: value for name, value in vars(self).items() if name[0] != "_" and name != "training"}
+        return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+class ProxyNCA(ProxyHead):
+    """How much more likely an embedding is drawn to another class's proxy than to its own, averaged.
+
+    ℓ = −log(exp(−D(x, p_y)/T) / Σ_{z≠y} exp(−D(x, p_z)/T)), D squared Euclidean on unit vectors
+
+    The proxy of the class itself is not in the sum, so ℓ falls below 0. With `plus_plus` it is, and ℓ is the
+    cross-entropy of a softmax: ProxyNCA++.
+
+    Args:
+        num_classes: how many classes, and proxies, there are.
+        dim: d, the dimension of the embeddings.
+        plus_plus: the probability of ProxyNCA++.
+        temperature: T, above 0; None for 1, or for 1/9 with `plus_plus`.
+        seed: names the first proxies, which are random directions of length 1.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Example:
+        >>> head = ProxyNCA(num_classes=2, dim=2)
+        >>> _ = head.load_state_dict({"proxies": torch.eye(2)})
+        >>> head(torch.tensor([[5.0, 0.0]]), torch.tensor([0])).item()  # D is 0 to its own, 2 to the other
+        -2.0
+
+    Reference:
+        Movshovitz-Attias, Toshev, Leung, Ioffe & Singh, "No fuss distance metric learning using proxies",
+        2017. Teh, DeVries & Taylor, "ProxyNCA++: revisiting and revitalizing proxy neighborhood component
+        analysis", 2020.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        plus_plus: bool = False,
+        temperature: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_classes, dim, seed)
+        self.plus_plus = plus_plus
+        if temperature is None:
+            temperature = 1 / 9 if plus_plus else 1.0
+        self.temperature = above_zero("ProxyNCA", "temperature", temperature)
+
+    def _loss(
+        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        nearness = cosines(x, proxies) * (2 / self.temperature)  # −D/T + 2/T
+        others = nearness - nearness.gather(1, labels[:, None])  # [n, p]
+        if not self.plus_plus:
+            others = others.masked_fill(_own(labels, proxies), -math.inf)
+        return others.logsumexp(1).mean()
+
+
+class ProxyAnchor(ProxyHead):
+    """How far the hardest embeddings are on the wrong side of each proxy's margins, softly.
+
+    L = (1/|P⁺|) Σ_{p∈P⁺} log(1 + Σ_{x∈X⁺_p} exp(−α(s(x,p) − δ)))
+      + (1/|P|) Σ_{p∈P} log(1 + Σ_{x∈X⁻_p} exp(α(s(x,p) + δ)))
+
+    s is the cosine, P all proxies, P⁺ those whose class is in the batch, X⁺_p the embeddings of the class of
+    p and X⁻_p the others.
+
+    Args:
+        num_classes: how many classes, and proxies, there are.
+        dim: d, the dimension of the embeddings.
+        margin: δ, in units of the cosine.
+        alpha: α, above 0, the scale.
+        seed: names the first proxies, which are random directions of length 1.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Example:
+        >>> head = ProxyAnchor(num_classes=2, dim=2, margin=0.0, alpha=1.0)
+        >>> _ = head.load_state_dict({"proxies": torch.eye(2)})
+        >>> loss = head(torch.tensor([[5.0, 0.0]]), torch.tensor([0]))
+        >>> round(loss.item(), 4)  # log(1 + exp(−1)) + log(1 + exp(0)) / 2
+        0.6598
+
+    Reference:
+        Kim, Kim, Cho & Kwak, "Proxy anchor loss for deep metric learning", 2020.
+    """
+
+    def __init__(
+        self, num_classes: int, dim: int, *, margin: float = 0.1, alpha: float = 32.0, seed: int = 0
+    ) -> None:
+        super().__init__(num_classes, dim, seed)
+        self.margin = real("ProxyAnchor", "margin", margin)
+        self.alpha = above_zero("ProxyAnchor", "alpha", alpha)
+
+    def _loss(
+        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        s, own = cosines(x, proxies), _own(labels, proxies)
+        pulled = softplus(log_sum((self.margin - s) * self.alpha, own, dim=0))  # [p]
+        pushed = softplus(log_sum((self.margin + s) * self.alpha, ~own, dim=0))
+        return pulled.sum() / own.any(0).sum() + pushed.mean()
+
+
+class SoftTriple(ProxyHead):
+    """The cross-entropy of classes that have several centers each, a margin, and a pull between the centers.
+
+    ℓ = −log(exp(λ(S_y − δ)) / (exp(λ(S_y − δ)) + Σ_{c≠y} exp(λ S_c))), S_c = Σ_k q_k x·w_ck,
+    q = softmax_k(x·w_ck / γ); L = mean of ℓ + τ / (C K (K − 1)) Σ_c Σ_{s<t} ‖w_cs − w_ct‖
+
+    x and w are unit vectors. The last term lets the centers of a class fall together where fewer will do;
+    where two have met, its gradient is 0.
+
+    Args:
+        num_classes: C, how many classes there are.
+        dim: d, the dimension of the embeddings.
+        centers: K; the centers of class c are the rows c·K to c·K + K − 1 of `proxies`.
+        la: λ, above 0, the scale.
+        gamma: γ, above 0: the smaller, the more the nearest center of a class decides alone.
+        margin: δ, in units of the cosine.
+        tau: τ, at least 0.
+        seed: names the first centers, which are random directions of length 1.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Example:
+        >>> head = SoftTriple(num_classes=2, dim=2, centers=1, la=1.0, margin=0.0)
+        >>> _ = head.load_state_dict({"proxies": torch.eye(2)})
+        >>> round(head(torch.tensor([[5.0, 0.0]]), torch.tensor([0])).item(), 4)  # log(1 + exp(−1))
+        0.3133
+
+    Reference:
+        Qian, Shang, Sun, Hu, Li & Jin, "SoftTriple loss: deep metric learning without triplet sampling",
+        2019.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        centers: int = 10,
+        la: float = 20.0,
+        gamma: float = 0.1,
+        margin: float = 0.01,
+        tau: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_classes, dim, seed, whole("SoftTriple", "centers", centers, minimum=1))
+        self.centers = len(self.proxies) // self.num_classes
+        self.la = above_zero("SoftTriple", "la", la)
+        self.gamma = above_zero("SoftTriple", "gamma", gamma)
+        self.margin = real("SoftTriple", "margin", margin)
+        self.tau = real("SoftTriple", "tau", tau, minimum=0)
+
+    def _loss(
+        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        to_centers = cosines(x, proxies).unflatten(1, (self.num_classes, self.centers))  # [n, C, K]
+        s = ((to_centers / self.gamma).softmax(2) * to_centers).sum(2)  # [n, C]
+        s = s.scatter_add(1, labels[:, None], s.new_full((len(s), 1), -self.margin))
+        loss = cross_entropy(s * self.la, labels)
+        if self.tau == 0 or self.centers == 1:
+            return loss
+        w = proxies.unflatten(0, (self.num_classes, self.centers))  # [C, K, d]
+        apart = torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum() / 2
+        return loss + self.tau * apart / (self.num_classes * self.centers * (self.centers - 1))
+
+
+class _Product(torch.autograd.Function):
+    """x yᵀ, whose gradient keeps the precision of x even where `backward` is called under autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, y: Any) -> Any:
+        ctx.save_for_backward(x, y)
+        return x @ y.T
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        x, y = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            return grad @ y, grad.T @ x
+
+
+def cosines(x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"]) -> Float[Tensor, "n p"]:
+    """cos(x_i, p_j) of unit vectors, outside autocast."""
+    return _Product.apply(x, proxies)
+
+
+def _own(labels: Int[Tensor, " n"], proxies: Float[Tensor, "p d"]) -> Bool[Tensor, "n p"]:
+    """Which proxy is that of the row's class."""
+    return labels[:, None] == torch.arange(len(proxies), device=labels.device)

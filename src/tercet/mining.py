@@ -1,0 +1,135 @@
+"""What all miners share: their options, their call, and how the parts become one sorted list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from tercet.checks import real, whole
+from tercet.distances import Distance, as_distance
+from tercet.draws import batch_key, drawn_places
+from tercet.pairwise import Pairwise
+from tercet.relations import Relation, SameLabel, as_relation
+from tercet.tuples import Pairs, References, Triplets
+
+__all__ = ["Miner", "margin_of", "split_pairs", "whole_tuples"]
+
+_PAIRS_AT_ONCE = 2**20  # keys of so many triplets are looked at together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Miner:
+    """The options that every miner has, and the call. A rule of one's own is a subclass with `select`.
+
+    Args:
+        distance: a `Distance` or its name.
+        relation: which columns are positive and which negative, by their labels.
+        max_count: at most so many tuples, drawn uniformly from all that the rule gives; None for all.
+        seed: names the draw.
+        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+
+    Raises:
+        ValueError: an option out of range; when called, what `Pairwise` refuses.
+    """
+
+    distance: Distance | str = "euclidean"
+    relation: Relation = SameLabel()  # noqa: RUF009
+    max_count: int | None = None
+    seed: int = 0
+    tile_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        owner = type(self).__name__
+        settled: dict[str, Any] = {
+            "distance": as_distance(owner, self.distance),
+            "relation": as_relation(owner, self.relation),
+            "seed": whole(owner, "seed", self.seed),
+        }
+        for name in ("max_count", "tile_rows"):
+            if getattr(self, name) is not None:
+                settled[name] = whole(owner, name, getattr(self, name), minimum=1)
+        self._settle(**settled)
+
+    def _settle(self, **options: Any) -> None:
+        """Write checked options back into a frozen dataclass."""
+        for name, value in options.items():
+            object.__setattr__(self, name, value)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        embeddings: Shaped[Tensor, "n d"],
+        labels: Shaped[Tensor, "n *c"],
+        *,
+        ids: Shaped[Tensor, " n"] | None = None,
+        ref: References | None = None,
+        step: int = 0,
+    ) -> Triplets | Pairs:
+        """The mined tuples, by anchor, positive and negative.
+
+        Args:
+            embeddings: [n, d] floats.
+            labels: [n] integers or bools, or what `relation` takes.
+            ids: [n] integers, which image each row is; equal ids are one image.
+            ref: columns to mine `positive` and `negative` from; None for the batch itself.
+            step: names the draw, with the seed and the batch's labels and ids; read only where one is made.
+                A miner keeps no state: pass the step where batches of the same labels and ids come again.
+
+        Returns:
+            `Triplets`, or `Pairs`, of int64.
+        """
+        pairwise = self._pairwise(embeddings, labels, ids, ref)
+        step = whole(type(self).__name__, "step", step)
+        return self.select(pairwise, step)
+
+    def select(self, pairwise: Pairwise, step: int) -> Triplets | Pairs:
+        """The rule."""
+        raise TypeError(f"{type(self).__name__} has no rule; a subclass defines select(pairwise, step)")
+
+    def _pairwise(self, embeddings: Tensor, labels: Tensor, ids: Any, ref: Any) -> Pairwise:
+        owner = type(self).__name__
+        return Pairwise(
+            owner,
+            embeddings,
+            labels,
+            ids=ids,
+            ref=ref,
+            distance=self.distance,  # type: ignore[arg-type]
+            relation=self.relation,
+            tile_rows=self.tile_rows,
+        )
+
+    def _gathered(
+        self, parts: list[tuple[Tensor, ...]], pairwise: Pairwise, step: int, width: int = 3
+    ) -> tuple[Tensor, ...]:
+        """What the strips gave, sorted by anchor, `max_count` of it; empty where there was nothing."""
+        nothing = pairwise.labels.new_empty(0, dtype=torch.int64)
+        columns = [torch.cat(column) for column in zip((nothing,) * width, *parts)]
+        order = columns[0].argsort(stable=True)
+        if self.max_count is not None and len(order) > self.max_count:
+            key = batch_key(type(self).__name__, self.seed, step, pairwise)
+            order = order[drawn_places(self.max_count, len(order), key, order.device)]
+        return tuple(column[order] for column in columns)
+
+
+def margin_of(miner: Miner, value: float | None) -> float | None:
+    """A margin of at least 0, or None."""
+    return None if value is None else real(type(miner).__name__, "margin", value, minimum=0)
+
+
+def split_pairs(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Equally long tensors side by side, so many at a time as make tables of a bounded size."""
+    step = max(1, _PAIRS_AT_ONCE // max(1, width))
+    parts = zip(*(column.split(step) for column in columns))
+    return (part for part in parts if len(part[0]))
+
+
+def whole_tuples(*columns: Int[Tensor, " t"]) -> tuple[Tensor, ...]:
+    """Those tuples that lack nothing: a missing row is −1."""
+    found = (torch.stack(columns) >= 0).all(0)
+    return tuple(column[found] for column in columns)

@@ -1,0 +1,266 @@
+"""Relations: which columns are positive for a row, which negative and which neither, by their labels.
+
+A relation takes labels of its own shape, [n] or [n, c]. Whether two rows show the same image is not its
+business: `Pairwise` knows that by ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from tercet.checks import choice, real, refusal
+
+__all__ = [
+    "CrossGroup",
+    "Graded",
+    "Relation",
+    "SameLabel",
+    "SharedLabel",
+    "as_relation",
+    "whole_numbers",
+]
+
+
+@runtime_checkable
+class Relation(Protocol):
+    """What `relation=` takes: three functions of labels."""
+
+    def check(self, owner: str, argument: str, labels: Any, count: int, device: Any, /) -> Tensor:
+        """The labels of `count` rows on `device`, or a sentence of refusal."""
+        ...
+
+    def key(self, labels: Tensor, /) -> Int[Tensor, " n"] | None:
+        """A number for each row, such that rows of unequal numbers are negatives; None where there is none.
+
+        It is what makes mining fast: only the columns of the row's own number need to be looked at.
+        """
+        ...
+
+    def sides(self, rows: Tensor, columns: Tensor, /) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
+        """(positive, negative), each a new tensor and never both true."""
+        ...
+
+
+def whole_numbers(
+    owner: str, argument: str, values: Any, count: int, device: Any, width: str = ""
+) -> Int[Tensor, "n *c"]:
+    """Labels or ids as int64 on the embeddings' device: exact for any integer or bool kind.
+
+    Args:
+        owner: the class or function that was called, for the sentence.
+        argument: the name of the argument, for the sentence.
+        values: a tensor [count], or [count, c] with a `width`.
+        count: the number of rows.
+        device: where the embeddings are.
+        width: what the c columns are, for the sentence; empty where labels are [count].
+
+    Raises:
+        ValueError: no tensor, no whole numbers, or another shape.
+    """
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
+        shown = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
+        raise refusal(owner, argument, shown, "a tensor of whole numbers or bools", "convert with .long()")
+    if width and (values.ndim != 2 or len(values) != count):
+        raise refusal(owner, argument, f"shape {tuple(values.shape)}", f"shape ({count}, c), {width}")
+    if not width and values.shape != (count,):
+        expected = f"shape ({count},), one for each embedding"
+        way_out = "pass a relation that takes several labels a row" if values.ndim == 2 else ""
+        raise refusal(owner, argument, f"shape {tuple(values.shape)}", expected, way_out)
+    return values.to(device, torch.int64)
+
+
+@dataclass(frozen=True)
+class SameLabel:
+    """Positive: the same label. Negative: another one. Labels are [n].
+
+    Example:
+        >>> positive, negative = SameLabel().sides(torch.tensor([0, 1]), torch.tensor([0, 0, 1]))
+        >>> positive.tolist()
+        [[True, True, False], [False, False, True]]
+    """
+
+    def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, " n"]:
+        """Labels [n] as int64."""
+        return whole_numbers(owner, argument, labels, count, device)
+
+    def key(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The label."""
+        return labels
+
+    def sides(
+        self, rows: Int[Tensor, " a"], columns: Int[Tensor, " r"]
+    ) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
+        """Equal, and not."""
+        same = rows[:, None] == columns[None, :]  # [a, r]
+        return same, ~same
+
+
+@dataclass(frozen=True)
+class SharedLabel:
+    """For several labels an image: positive when two images share one, negative when they share none.
+
+    Labels are [n, c], one column a label: true, or not 0, where the image bears it. An image without any
+    label is everyone's negative.
+
+    Example:
+        >>> tags = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 1]])
+        >>> positive, negative = SharedLabel().sides(tags, tags)
+        >>> positive.tolist()
+        [[True, True, False], [True, True, True], [False, True, True]]
+    """
+
+    def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Float[Tensor, "n c"]:
+        """Labels [n, c] as 0 and 1."""
+        return _bits(whole_numbers(owner, argument, labels, count, device, "one column a label"))
+
+    def key(self, labels: Shaped[Tensor, "n c"]) -> None:
+        """None: sharing a label is not transitive."""
+
+    def sides(
+        self, rows: Shaped[Tensor, "a c"], columns: Shaped[Tensor, "r c"]
+    ) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
+        """At least one label in common, and none."""
+        shared = _common(_bits(rows), _bits(columns)) > 0  # [a, r]
+        return shared, ~shared
+
+
+@dataclass(frozen=True)
+class CrossGroup:
+    """Positive: the same identity seen by another camera. Negative: another identity.
+
+    The same identity in the same group (camera, session, video) is neither: it is too easy to teach anything,
+    and benchmarks of re-identification leave it out. Labels are [n, 2]: identity, group.
+
+    Example:
+        >>> labels = torch.tensor([[7, 0], [7, 0], [7, 1], [8, 0]])
+        >>> positive, negative = CrossGroup().sides(labels, labels)
+        >>> positive[0].tolist(), negative[0].tolist()
+        ([False, False, True, False], [False, False, False, True])
+
+    Reference:
+        Zheng et al., "Scalable person re-identification: a benchmark", ICCV 2015.
+    """
+
+    def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n 2"]:
+        """Labels [n, 2] as int64."""
+        labels = whole_numbers(owner, argument, labels, count, device, "identity and group")
+        if labels.shape[1] != 2:
+            raise refusal(
+                owner, argument, f"shape {tuple(labels.shape)}", f"shape ({count}, 2), identity and group"
+            )
+        return labels
+
+    def key(self, labels: Int[Tensor, "n 2"]) -> Int[Tensor, " n"]:
+        """The identity."""
+        return labels[:, 0]
+
+    def sides(
+        self, rows: Int[Tensor, "a 2"], columns: Int[Tensor, "r 2"]
+    ) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
+        """The same identity of another group, and another identity."""
+        same = rows[:, None, 0] == columns[None, :, 0]  # [a, r]
+        return same & (rows[:, None, 1] != columns[None, :, 1]), ~same
+
+
+@dataclass(frozen=True)
+class Graded:
+    """By how relevant two images are to each other: r ≥ T⁺ is positive, r ≤ T⁻ negative, between is neither.
+
+    Args:
+        positive: T⁺, in [0, 1].
+        negative: T⁻, in [0, 1], below T⁺.
+        relevance: r of label rows [a, c] and [r, c], a number in [0, 1]: `"overlap"`, labels are [n, c] with
+            one column a label, r = |A ∩ B| / |A ∪ B| (0 of nothing); `"depth"`, labels are [n, c] from the
+            coarsest to the finest, r = the share of leading columns that agree; or a function of two label
+            tensors that gives r [a, r].
+
+    Raises:
+        ValueError: thresholds out of range or out of order, or an unknown relevance.
+
+    Example:
+        >>> labels = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 0]])  # animal kind, breed
+        >>> positive, negative = Graded(1.0, 0.0, "depth").sides(labels, labels)
+        >>> positive[0].tolist(), negative[0].tolist()
+        ([True, True, False, False], [False, False, False, True])
+    """
+
+    positive: float
+    negative: float
+    relevance: str | Callable[[Tensor, Tensor], Tensor] = "overlap"
+
+    def __post_init__(self) -> None:
+        positive = real("Graded", "positive", self.positive, 0, 1)
+        negative = real("Graded", "negative", self.negative, 0, 1)
+        if negative >= positive:
+            raise refusal("Graded", "negative", negative, f"less than positive={positive:g}")
+        if not callable(self.relevance):
+            choice("Graded", "relevance", self.relevance, _RELEVANCES)
+        object.__setattr__(self, "positive", positive)
+        object.__setattr__(self, "negative", negative)
+
+    def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n c"]:
+        """Labels [n, c] as int64."""
+        return whole_numbers(owner, argument, labels, count, device, "several labels a row")
+
+    def key(self, labels: Shaped[Tensor, "n c"]) -> None:
+        """None: relevance is not transitive."""
+
+    def sides(
+        self, rows: Shaped[Tensor, "a c"], columns: Shaped[Tensor, "r c"]
+    ) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
+        """Relevant enough, and irrelevant enough."""
+        relevance = self.relevance if callable(self.relevance) else _RELEVANCES[self.relevance]
+        r = relevance(rows, columns)  # [a, r]
+        return r >= self.positive, r <= self.negative
+
+
+def _bits(labels: Shaped[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    return (labels != 0).float()
+
+
+def _common(a: Float[Tensor, "a c"], b: Float[Tensor, "r c"]) -> Float[Tensor, "a r"]:
+    """How many labels two rows share: sums of 0 and 1, exact at any precision of the factors."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
+
+
+def _overlap(rows: Tensor, columns: Tensor) -> Tensor:
+    a, b = _bits(rows), _bits(columns)
+    shared = _common(a, b)  # [a, r]
+    either = a.sum(1)[:, None] + b.sum(1)[None, :] - shared
+    return shared.double() / either.double().clamp(min=1)
+
+
+def _depth(rows: Tensor, columns: Tensor) -> Tensor:
+    width = rows.shape[1]
+    agree = torch.ones(len(rows), len(columns), dtype=torch.bool, device=rows.device)
+    depth = torch.zeros(len(rows), len(columns), dtype=torch.float64, device=rows.device)
+    for level in range(width):
+        agree &= rows[:, None, level] == columns[None, :, level]
+        depth += agree
+    return depth / max(1, width)
+
+
+_RELEVANCES = {"overlap": _overlap, "depth": _depth}
+
+
+def as_relation(owner: str, relation: Any) -> Relation:
+    """The relation itself, refused unless it has the three functions.
+
+    Raises:
+        ValueError: no `Relation`.
+
+    Example:
+        >>> as_relation("BatchHard", SameLabel())
+        SameLabel()
+    """
+    if isinstance(relation, type) or not isinstance(relation, Relation):
+        expected = "a relation: SameLabel(), SharedLabel(), CrossGroup() or Graded(positive, negative)"
+        raise refusal(owner, "relation", relation, expected)
+    return relation

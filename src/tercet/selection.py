@@ -1,0 +1,293 @@
+"""What every miner is made of: the nearest, the farthest and all within a bound, fast and exact.
+
+Matrix products propose and differences decide. A *key* orders the columns of a row as their distances do,
+‖y‖² − 2x·y where D rises with ‖x − y‖², and comes from a product whose error has a known bound, the *slack*.
+Two keys further apart than the slack are in their true order; the few others are decided by `exact`
+distances, equal ones by the lower column. So no result depends on the tile, and duplicates are told apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tercet.distances import dot, exact
+from tercet.pairwise import TILE_BYTES, Pairwise
+from tercet.squares import roundoff, square_bound
+
+__all__ = ["Field", "Scan", "Strip"]
+
+_LOWEST = 128  # a product of fewer rows is slow
+_GATHERED = 2**20  # numbers gathered at once for single pairs
+
+
+class Field(NamedTuple):
+    """Some rows and what may be chosen for each.
+
+    Args:
+        rows: int64 [a], the rows; one may stand there several times.
+        keys: float [a, w], inf where a column may not be chosen.
+        columns: int64 [c], c ≤ w, the column of each key; what lies beyond is padding of inf.
+        sign: 1, or −1 where the keys are negated, so that the nearest by key is the farthest.
+    """
+
+    rows: Int[Tensor, " a"]
+    keys: Float[Tensor, "a w"]
+    columns: Int[Tensor, " c"]
+    sign: int = 1
+
+
+class Strip(NamedTuple):
+    """Some rows against all columns.
+
+    Args:
+        rows: int64 [a].
+        keys: float [a, w], w a little over r: the last are padding of inf.
+        columns: int64 [r], the column of each key.
+        band: where keys of positives and of the same image are; beyond it all are negatives.
+        positive: bool [a, b], of the columns of the band.
+        negative: bool [a, b].
+    """
+
+    rows: Int[Tensor, " a"]
+    keys: Float[Tensor, "a w"]
+    columns: Int[Tensor, " r"]
+    band: slice
+    positive: Bool[Tensor, "a b"]
+    negative: Bool[Tensor, "a b"]
+
+    def positives(self, sign: int) -> Field:
+        """The positives of each row."""
+        keys = (sign * self.keys[:, self.band]).masked_fill_(~self.positive, math.inf)
+        return Field(self.rows, keys, self.columns[self.band], sign)
+
+    def negatives(self) -> Field:
+        """The negatives of each row. The strip's keys become the field's: ask for the positives before."""
+        self.keys[:, self.band].masked_fill_(~self.negative, math.inf)
+        return Field(self.rows, self.keys, self.columns)
+
+    def positive_pairs(self) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
+        """Each (anchor, positive) as (place in `rows`, column)."""
+        at, column = self.positive.nonzero(as_tuple=True)
+        return at, self.columns[self.band][column]
+
+    def of_pairs(self, at: Int[Tensor, " t"]) -> Field:
+        """`negatives()` of the row at each place, as a field of its own; after `negatives()`."""
+        return Field(self.rows[at], self.keys[at], self.columns)
+
+
+class Scan:
+    """One way over all rows, strip by strip, and the questions that can be put to a strip.
+
+    Args:
+        pairwise: rows and columns.
+        ordered: take rows and columns in the order of the relation's key, so that positives lie in a narrow
+            band; where the relation has none, or one image bears two keys, the order is as given.
+    """
+
+    def __init__(self, pairwise: Pairwise, ordered: bool = True) -> None:
+        self._pairwise = pairwise
+        self._x, self._y = (v.detach() for v in (pairwise.inputs[0], pairwise.inputs[-1]))
+        n, r, device = len(self._x), len(self._y), self._x.device
+        self._order = torch.arange(n, device=device), torch.arange(r, device=device)
+        self._labels = _banded(pairwise) if ordered and n > _LOWEST else None
+        if self._labels is not None:
+            self._labels, self._order = zip(*(key.sort(stable=True) for key in self._labels))
+        self._square_of = getattr(pairwise.distance, "square_of", None)
+        u, v = self._x, self._y
+        self._offset = u.new_zeros(n)
+        self._slack = u.new_zeros(n)
+        if self._square_of is not None:
+            u, v = pairwise.distance.space(u), pairwise.distance.space(v)  # type: ignore[attr-defined]
+            centre = v.mean(0) if r else 0.0  # smaller norms, smaller error; the same differences
+            u, v = u - centre, v - centre
+            self._slack, self._offset, squares = square_bound(u, v)
+            self._squares = squares[self._order[1]]
+        elif pairwise.distance is dot and r:
+            lengths = [torch.linalg.vector_norm(each, dim=1) for each in (u, v)]
+            self._slack = roundoff(u) * (2 * u.shape[1] + 16) * lengths[0] * lengths[1].max()
+        self._u, self._v = u[self._order[0]], v[self._order[1]]
+        self._group = 2 ** max(0, round(math.log2(max(1, r)) / 2 - 1))  # columns of a group of `_shortlist`
+        self._width = -(-r // self._group) * self._group
+        budget = (2 if self._labels is not None else 1) * TILE_BYTES
+        height = max(1, budget // (max(1, r) * u.dtype.itemsize))
+        if self._labels is not None:  # the band is about as wide as the strip is high
+            height = min(height, max(_LOWEST, n // 8))
+        self._height = min(pairwise.given_tile_rows or height, max(1, n))
+
+    def strips(self) -> Iterator[Strip]:
+        """All rows, some at a time. The keys of a strip are overwritten by the next."""
+        n, r = len(self._x), len(self._y)
+        if not r:
+            return
+        buffer = self._u.new_full((self._height, self._width), math.inf)
+        for start in range(0, n, self._height):
+            rows = slice(start, min(start + self._height, n))
+            keys = buffer[: rows.stop - start]
+            self._fill(self._u[rows], keys[:, :r])
+            band = slice(0, r)
+            if self._labels is not None:
+                own, labels = self._labels[0][rows], self._labels[1]
+                first = torch.searchsorted(labels, own[:1])
+                last = torch.searchsorted(labels, own[-1:], right=True)
+                band = slice(*torch.cat([first, last]).tolist())
+            named = self._order[0][rows]
+            sides = self._pairwise.sides(named, self._order[1][band])
+            yield Strip(named, keys, self._order[1], band, *sides)
+
+    def _fill(self, u: Tensor, out: Tensor) -> None:
+        with torch.autocast(u.device.type, enabled=False):
+            if self._square_of is None:
+                out.copy_(self._pairwise.distance.tile(u, self._v))
+            else:
+                torch.addmm(self._squares, u, self._v.T, alpha=-2, out=out)
+
+    def distances(self, rows: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
+        """The exact distance of each row to its column."""
+        step = max(1, _GATHERED // max(1, self._x.shape[1]))
+        parts = [self._x.new_empty(0)]
+        for i, j in zip(rows.split(step), columns.split(step)):
+            if len(i):
+                d = exact(self._pairwise.distance, self._x[i][:, None], self._y[j][:, None])
+                parts.append(d[:, 0, 0])
+        return torch.cat(parts)
+
+    def _table(self, rows: Int[Tensor, " c"], columns: Int[Tensor, " w"]) -> Float[Tensor, "c w"]:
+        """The exact distance of each row to every column."""
+        once, again = torch.unique_consecutive(rows, return_inverse=True)
+        if self._pairwise.distance is dot:  # the tile of a product is no exact one
+            i, j = torch.cartesian_prod(once, columns).T
+            return self.distances(i, j).view(len(once), len(columns))[again]
+        return exact(self._pairwise.distance, self._x[once], self._y[columns])[again]
+
+    def _key(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
+        """The key of a distance from each row."""
+        if self._square_of is None:
+            return distance
+        return self._square_of(distance.clamp(min=0)) - self._offset[rows]
+
+    def nearest(
+        self, field: Field, k: int = 1, beyond: Float[Tensor, " a"] | None = None
+    ) -> Int[Tensor, "a k"]:
+        """The k nearest columns of each row, in order; −1 where there are no more.
+
+        Args:
+            field: rows and what may be chosen.
+            k: how many.
+            beyond: [a] distances; only columns farther than that count (sign 1 alone).
+        """
+        rows, keys, columns, sign = field
+        if not len(columns):
+            return rows.new_full((len(rows), k), -1)
+        slack = self._slack[rows]
+        if beyond is not None:
+            bound = self._key(beyond, rows)
+            keys = keys.masked_fill(keys <= (bound - slack)[:, None], math.inf)
+            field = field._replace(keys=keys)
+        values, at = _shortlist(keys, k + 2, self._group)
+        chosen = columns[at.clamp(max=len(columns) - 1)].masked_fill(values == math.inf, -1)
+        apart = (values[:, 1:] - values[:, :-1] > 2 * slack[:, None]) | (values[:, 1:] == math.inf)
+        doubt = ~apart[:, :k].all(1)
+        if beyond is not None:
+            doubt |= values[:, 0] <= bound + slack
+        (unsure,) = doubt.nonzero(as_tuple=True)
+        if len(unsure):
+            limit = None if beyond is None else beyond[unsure]
+            chosen[unsure, :k], settled = self._rank(
+                rows[unsure], chosen[unsure], values[unsure], k, sign, limit
+            )
+            unsure = unsure[~settled]
+            step = max(1, TILE_BYTES // (4 * keys.shape[1] * keys.element_size()))
+            for some in unsure.split(step):
+                if len(some):
+                    limit = None if beyond is None else beyond[some]
+                    chosen[some, :k] = self._rank_all(field, some, k, limit)
+        return chosen[:, :k]
+
+    def _rank(
+        self, rows: Tensor, chosen: Tensor, values: Tensor, k: int, sign: int, beyond: Tensor | None
+    ) -> tuple[Int[Tensor, "u k"], Bool[Tensor, " u"]]:
+        """The first k of a shortlist by exact distance, and whether nothing outside it can come before."""
+        listed = torch.where(chosen < 0, len(self._y), chosen).sort(dim=1).values  # [u, s]
+        d = self._x.new_full(listed.shape, math.inf)
+        i, j = (listed < len(self._y)).nonzero(as_tuple=True)
+        d[i, j] = sign * self.distances(rows[i], listed[i, j])
+        if beyond is not None:
+            d.masked_fill_(d <= beyond[:, None], math.inf)
+        d, order = d.sort(dim=1, stable=True)
+        best = listed.gather(1, order).masked_fill(d == math.inf, -1)[:, :k]
+        last = sign * self._key(sign * d[:, k - 1], rows)
+        complete = values[:, -1] == math.inf
+        return best, complete | ((d[:, k - 1] < math.inf) & (last < values[:, -1] - self._slack[rows]))
+
+    def _rank_all(self, field: Field, some: Tensor, k: int, beyond: Tensor | None) -> Int[Tensor, "c k"]:
+        """The first k of all columns by exact distance."""
+        columns, order = field.columns.sort()
+        d = field.sign * self._table(field.rows[some], columns)
+        d.masked_fill_(field.keys[some][:, order] == math.inf, math.inf)
+        if beyond is not None:
+            d.masked_fill_(d <= beyond[:, None], math.inf)
+        if k == 1:  # `min` may name any of several equal columns
+            least = d.amin(1, keepdim=True)
+            place = torch.arange(len(columns), device=d.device).expand_as(d)
+            best = place.masked_fill(d != least, len(columns) - 1).amin(1, keepdim=True)
+            return columns[best].masked_fill_(least == math.inf, -1)
+        d, order = d.sort(dim=1, stable=True)
+        best = columns[order[:, :k]].masked_fill_(d[:, :k] == math.inf, -1)
+        return pad(best, (0, k - best.shape[1]), value=-1)
+
+    def under(self, field: Field, bound: Float[Tensor, " a"]) -> Bool[Tensor, "a c"]:
+        """Which columns lie nearer than `bound`, a distance for each row (sign 1 alone)."""
+        rows, columns = field.rows, field.columns
+        keys = field.keys[:, : len(columns)]
+        middle, slack = self._key(bound, rows)[:, None], self._slack[rows, None]
+        found = keys <= middle + slack  # [a, c]
+        doubt = found & (keys >= middle - slack)
+        i, j = doubt.nonzero(as_tuple=True)
+        if 8 * len(i) > keys.numel():
+            exactly = self._table(rows, columns) < bound[:, None]
+            return torch.where(doubt, exactly, found)
+        found[i, j] = self.distances(rows[i], columns[j]) < bound[i]
+        return found
+
+
+def _banded(pairwise: Pairwise) -> tuple[Tensor, Tensor] | None:
+    """The relation's keys of rows and columns, if rows of unequal keys are never the same image."""
+    rows, columns = (pairwise.relation.key(each) for each in (pairwise.labels, pairwise.column_labels))
+    if rows is None or columns is None:
+        return None
+    if pairwise.ids is not None and pairwise.column_ids is not None:
+        ids, owner = torch.cat([pairwise.ids, pairwise.column_ids]).unique(return_inverse=True)
+        both = torch.cat([rows, columns])
+        one = both.new_empty(len(ids)).scatter_(0, owner, both)
+        if not bool((one[owner] == both).all()):
+            return None
+    return rows, columns
+
+
+def _shortlist(
+    keys: Float[Tensor, "a w"], count: int, group: int
+) -> tuple[Float[Tensor, "a s"], Int[Tensor, "a s"]]:
+    """The `count` smallest of each row in order, and where they are; inf where there are fewer.
+
+    They lie in those `count` groups of columns whose least key is smallest, so that one pass for the minima
+    of groups is all that touches every key.
+    """
+    a, w = keys.shape
+    if w % group:
+        group = 1
+    groups = w // group
+    least = keys.view(a, group, groups).amin(1) if group > 1 else keys  # [a, groups]
+    found = least.topk(min(count, groups), dim=1, largest=False).indices
+    inside = torch.arange(group, device=keys.device) * groups
+    at = (found[:, :, None] + inside).view(a, -1)  # [a, count · group]
+    values = keys.gather(1, at)
+    values, order = values.topk(min(count, at.shape[1]), dim=1, largest=False)
+    missing = count - values.shape[1]
+    return pad(values, (0, missing), value=math.inf), pad(at.gather(1, order), (0, missing))

@@ -1,0 +1,99 @@
+"""A miner that draws negatives evenly over distances instead of taking the nearest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tercet.checks import real, refusal
+from tercet.distances import Distance
+from tercet.draws import batch_key, keyed
+from tercet.mining import Miner, whole_tuples
+from tercet.pairwise import Pairwise
+from tercet.tuples import Triplets
+
+__all__ = ["DistanceWeighted"]
+
+
+@dataclass(frozen=True)
+class DistanceWeighted(Miner):
+    """For each anchor and positive one negative, drawn so that all distances are about equally likely.
+
+    P(n | a) ∝ min(λ, 1/q(D(a,n))), q(d) ∝ d^(D−2) (1 − d²/4)^((D−3)/2)
+
+    q is how distances spread on the unit sphere of D dimensions; d is the Euclidean distance of the
+    directions, √(2 − 2 cos). Below 1.4 or so 1/q falls with d, so clipping d at `cutoff` is the λ of
+    the paper: λ = 1/q(cutoff). Weights are computed as logarithms: at D = 128 they span 10³⁰ and more.
+
+    The draw is a pure function of the seed, the step, and the batch's labels and ids.
+
+    Args:
+        cutoff: d below it counts as `cutoff`: λ is the weight there.
+        nonzero_loss_cutoff: negatives this far away or farther are never drawn; an anchor with no others
+            gives no triplet.
+        relation, max_count, seed, tile_rows: as for `Miner`. The distance is the cosine's, by definition.
+
+    Raises:
+        ValueError: an option out of range; when called, what `Pairwise` refuses.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.9, 0.1, 0.0], [-1.0, 0.0, 0.1]])
+        >>> torch.stack(DistanceWeighted()(x, torch.tensor([0, 0, 1, 2]))).T.tolist()
+        [[0, 1, 2], [1, 0, 2]]
+
+    Reference:
+        Wu, Manmatha, Smola & Krähenbühl, "Sampling matters in deep embedding learning", ICCV 2017.
+    """
+
+    cutoff: float = 0.5
+    nonzero_loss_cutoff: float = 1.4
+    distance: Distance | str = field(default="cosine", init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = "DistanceWeighted"
+        cutoff = real(owner, "cutoff", self.cutoff, 0, 2)
+        far = real(owner, "nonzero_loss_cutoff", self.nonzero_loss_cutoff, 0, 2)
+        if not 0 < cutoff < far:
+            raise refusal(owner, "cutoff", cutoff, f"more than 0 and less than nonzero_loss_cutoff={far:g}")
+        self._settle(cutoff=cutoff, nonzero_loss_cutoff=far)
+
+    def select(self, pairwise: Pairwise, step: int) -> Triplets:
+        """One triplet for each anchor and positive, where the anchor has a negative to draw."""
+        key = batch_key("DistanceWeighted", self.seed, step, pairwise)
+        # Distances below the cutoff do not count, so a product serves, in float64: 10⁻¹⁵ moves no draw.
+        x, y = (normalize(v.detach().double()) for v in (pairwise.inputs[0], pairwise.inputs[-1]))
+        dimensions = x.shape[1]
+        height = self.tile_rows or max(1, pairwise.tile_rows // 4)  # several tables of a tile's size
+        parts = []
+        for rows in (slice(i, i + height) for i in range(0, len(x) if len(y) else 0, height)):
+            is_positive, is_negative = pairwise.sides(rows)
+            square = (2 - 2 * (x[rows] @ y.T)).to(pairwise.inputs[0].dtype)  # [a, r]
+            wanted = is_negative & (square < self.nonzero_loss_cutoff**2)
+            weights = _weights(square, wanted, dimensions, self.cutoff)
+            heap = weights.cumsum(1, dtype=torch.float64)
+            total = heap[:, -1:]
+            at, positive = is_positive.nonzero(as_tuple=True)
+            place = is_positive.cumsum(1)[at, positive] - 1
+            mark = heap.new_zeros(len(heap), int(place.max()) + 1 if len(place) else 1)  # [a, q]
+            mark[at, place] = keyed(key, at + rows.start, positive)
+            mark = torch.minimum(mark * total, torch.nextafter(total, total.new_zeros(())))
+            negative = torch.searchsorted(heap, mark, right=True)[at, place]
+            negative = negative.masked_fill(total[at, 0] == 0, -1)
+            parts.append(whole_tuples(at + rows.start, positive, negative))
+        return Triplets(*self._gathered(parts, pairwise, step))
+
+
+def _weights(
+    square: Float[Tensor, "a r"], wanted: Bool[Tensor, "a r"], dimensions: int, cutoff: float
+) -> Float[Tensor, "a r"]:
+    """1/q(d) of each row's wanted columns, given d², as shares of the row's largest; 0 elsewhere."""
+    square = square.clamp(cutoff**2, 4 - 1e-6)
+    log = (3 - dimensions) / 2 * torch.log1p(-square / 4) + (2 - dimensions) / 2 * square.log_()
+    log.masked_fill_(~wanted, -torch.inf)
+    largest = log.amax(1, keepdim=True)
+    return (log - largest.masked_fill(largest == -torch.inf, 0.0)).exp_()

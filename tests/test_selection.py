@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tercet.distances import as_distance
+from tercet.pairwise import Pairwise
+from tercet.selection import Scan, _shortlist
+
+
+def scan_of(seed, n, classes, distance, spread, ordered, height):
+    """Rows of which some are equal, some nearly, and some apart."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 4, generator=g)
+    x = x[torch.randint(0, n, (n,), generator=g)] + spread * torch.randn(n, 4, generator=g)
+    labels = torch.randint(0, classes, (n,), generator=g)
+    pairwise = Pairwise("test", x, labels, distance=as_distance("test", distance), tile_rows=height)
+    scan = Scan(pairwise, ordered)
+    i, j = torch.cartesian_prod(torch.arange(n), torch.arange(n)).T
+    return scan, scan.distances(i, j).view(n, n).tolist(), reference.relation(labels)
+
+
+cases = given(
+    seed=st.integers(0, 999),
+    n=st.sampled_from([2, 9, 40, 140]),
+    classes=st.integers(1, 5),
+    distance=st.sampled_from(["euclidean", "squared_euclidean", "cosine", "dot", "hamming"]),
+    spread=st.sampled_from([0.0, 1e-6, 1.0]),
+    ordered=st.booleans(),
+    height=st.sampled_from([None, 1, 7]),
+)
+
+
+@cases
+@settings(max_examples=40, deadline=None)
+def test_the_nearest_and_the_farthest_equal_the_loop_ties_to_the_lower_column(
+    seed, n, classes, distance, spread, ordered, height
+):
+    scan, d, (positive, negative) = scan_of(seed, n, classes, distance, spread, ordered, height)
+    for strip in scan.strips():
+        for sign in (1, -1):
+            chosen = scan.nearest(strip.positives(sign), 3)
+            for a, row in zip(strip.rows.tolist(), chosen.tolist()):
+                assert [j for j in row if j >= 0] == reference.nearest(d, positive, a, sign)[:3]
+        chosen = scan.nearest(strip.negatives(), 2)
+        for a, row in zip(strip.rows.tolist(), chosen.tolist()):
+            assert [j for j in row if j >= 0] == reference.nearest(d, negative, a)[:2]
+
+
+@cases
+@settings(max_examples=40, deadline=None)
+def test_bounds_are_strict_even_at_a_column_s_own_distance(
+    seed, n, classes, distance, spread, ordered, height
+):
+    scan, d, (_, negative) = scan_of(seed, n, classes, distance, spread, ordered, height)
+    for strip in scan.strips():
+        column = strip.rows.flip(0)
+        bound = scan.distances(strip.rows, column)
+        field = strip.negatives()
+        beyond, under = scan.nearest(field, beyond=bound), scan.under(field, bound)
+        for a, b, found, inside in zip(strip.rows.tolist(), bound.tolist(), beyond.tolist(), under):
+            farther = [j for j in reference.nearest(d, negative, a) if d[a][j] > b]
+            assert [j for j in found if j >= 0] == farther[:1]
+            nearer = {j for i, j in negative if i == a and d[a][j] < b}
+            assert set(strip.columns[inside].tolist()) == nearer
+
+
+@pytest.mark.parametrize("group", [1, 4, 16])
+@pytest.mark.parametrize("count", [1, 3, 70])
+def test_a_shortlist_holds_the_smallest(group, count):
+    keys = torch.randint(0, 40, (9, 64), generator=torch.Generator().manual_seed(0)).float()
+    keys[0] = math.inf
+    values, at = _shortlist(keys, count, group)
+    sorted_keys = torch.nn.functional.pad(keys.sort(1).values, (0, max(0, count - 64)), value=math.inf)
+    assert torch.equal(values, sorted_keys[:, :count])
+    assert torch.equal(keys.gather(1, at)[values < math.inf], values[values < math.inf])

@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from tercet.squares import by_differences, fast_tile, roundoff, square_bound
+
+
+def points(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def batch(kind, d=64):
+    x = torch.nn.functional.normalize(points(120, d))
+    if kind == "near duplicates":
+        x[60:] = x[:60] + 10.0 ** -torch.linspace(1, 6, 60, dtype=torch.float64)[:, None] * points(60, d, 1)
+    if kind == "duplicates":
+        x[60:] = x[:60]
+    if kind == "far from the origin":
+        x = x + 10
+    if kind == "of all sizes":
+        x = x * 10.0 ** torch.linspace(-3, 3, 120, dtype=torch.float64)[:, None]
+    if kind == "collapsed":
+        x = x[:1].expand(120, -1) + 0
+    return x.float()
+
+
+KINDS = ["spread", "near duplicates", "duplicates", "far from the origin", "of all sizes", "collapsed"]
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.mark.parametrize("d", [1, 64, 2048])
+@pytest.mark.parametrize("root", [True, False])
+@every_kind
+def test_every_distance_is_right_to_1_in_100_000(kind, root, d):
+    x = batch(kind, d)
+    exact = torch.linalg.vector_norm(x.double()[:, None] - x.double()[None, :60], dim=2)
+    tile = fast_tile(x, x[:60].clone(), root)
+    torch.testing.assert_close(
+        tile.double(), exact if root else exact**2, rtol=1e-5 if root else 2e-5, atol=0
+    )
+    assert (tile[exact == 0] == 0).all()
+
+
+@pytest.mark.parametrize("root", [True, False])
+@every_kind
+def test_the_gradient_is_that_of_differences(kind, root):
+    x, weight = batch(kind), points(120, 60, 2)
+
+    def gradients(dtype, tile):
+        u, v = (each.to(dtype).clone().detach().requires_grad_() for each in (x, x[:60]))
+        (weight.to(dtype) * tile(u, v)).sum().backward()
+        return u.grad.double(), v.grad.double()
+
+    def plain(u, v):
+        d = by_differences(u, v)
+        return d if root else d.square()
+
+    fast, exact = (
+        gradients(torch.float32, lambda u, v: fast_tile(u, v, root)),
+        gradients(torch.float64, plain),
+    )
+    for a, b in zip(fast, exact):
+        assert (a - b).abs().max() <= 2e-5 * b.abs().max()
+
+
+def test_lowered_precision_of_products_does_not_reach_a_distance():
+    x = batch("spread")
+    exact = by_differences(x, x)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(fast_tile(x, x, True), exact)
+        assert roundoff(x) == 2.0**-8
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert roundoff(x) == 2.0**-24
+    assert roundoff(x.double()) == 2.0**-53
+
+
+@every_kind
+def test_the_bound_holds(kind):
+    x = batch(kind)
+    slack, xx, yy = square_bound(x, x)
+    product = torch.addmm(yy, x, x.T, alpha=-2) + xx[:, None]
+    gap = (product.double() - by_differences(x, x).double() ** 2).abs()
+    assert (gap <= slack[:, None]).all()
+    assert (slack < 1e-2 * (xx + yy.max())).all()
