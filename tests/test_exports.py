@@ -41,7 +41,6 @@ NAMES = [
     "PairMargin",
     "Pairs",
     "ProxyAnchor",
-    "ProxyHead",
     "ProxyNCA",
     "RandomTriplets",
     "References",

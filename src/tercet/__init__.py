@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tercet.losses.margin import MarginLoss as MarginLoss
     from tercet.losses.pair import Contrastive as Contrastive
     from tercet.losses.proxy import ProxyAnchor as ProxyAnchor
-    from tercet.losses.proxy import ProxyHead as ProxyHead
     from tercet.losses.proxy import ProxyNCA as ProxyNCA
     from tercet.losses.proxy import SoftTriple as SoftTriple
     from tercet.losses.softmax import ArcFace as ArcFace
@@ -80,7 +79,6 @@ _HOME = {
     "MarginLoss": "losses.margin",
     "Contrastive": "losses.pair",
     "ProxyAnchor": "losses.proxy",
-    "ProxyHead": "losses.proxy",
     "ProxyNCA": "losses.proxy",
     "SoftTriple": "losses.proxy",
     "ArcFace": "losses.softmax",
