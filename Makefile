@@ -22,6 +22,7 @@ check: lint types  ## lint, format and types
 bench: .venv/dev/installed  ## figures, with peak memory beside them
 	.venv/dev/bin/python tools/bench/bench_manifest.py
 	.venv/dev/bin/python tools/bench/bench_samplers.py
+	.venv/dev/bin/python tools/bench/bench_all_triplets.py
 
 .venv/quickstart/installed: pyproject.toml tools/constraints.txt
 	$(PYTHON) -m venv .venv/quickstart
