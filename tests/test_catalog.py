@@ -501,3 +501,8 @@ def test_a_table_is_verified_when_asked(tmp_path):
     assert "expected at least one image that decodes; of the first: " in sentence(
         read_catalog, bad, verify=True
     )
+
+
+def test_a_class_name_twice_is_refused():
+    with pytest.raises(ValueError, match=r"Catalog\(classes=\['a', 'a'\]\): expected each class name once"):
+        Catalog(["1.png", "2.png"], [0, 1], ["a", "a"])

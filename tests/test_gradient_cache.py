@@ -120,7 +120,7 @@ def check_same_step(cached, plain, rtol=1e-9):
             torch.testing.assert_close(grad, own, rtol=rtol, atol=rtol)
 
 
-def compare(chunks, make_model, make_head, miner=None, rtol=1e-9, plain_chunks=None, **more):
+def check_same(chunks, make_model, make_head, miner=None, rtol=1e-9, plain_chunks=None, **more):
     """The cached step and the plain one, each on its own model and head; what the cached one gave."""
     model, head, other, other_head = make_model(), filled(make_head()), make_model(), filled(make_head())
     step = cached_backward(model, chunks, head, miner=miner, **more)
@@ -133,7 +133,7 @@ def compare(chunks, make_model, make_head, miner=None, rtol=1e-9, plain_chunks=N
 @pytest.mark.parametrize(("head", "miner"), COMBINED)
 def test_the_gradients_are_those_of_the_batch_in_one_piece(head, miner, size):
     chunks, whole = chunked(size, IMAGES, LABELS), [(IMAGES, LABELS)]
-    step, _, _ = compare(chunks, network, HEADS[head], MINERS[miner], plain_chunks=whole)
+    step, _, _ = check_same(chunks, network, HEADS[head], MINERS[miner], plain_chunks=whole)
     assert step.labels.tolist() == LABELS.tolist()
     assert (step.mined is None) == (miner == "none")
     assert step.ids is step.ref is None
@@ -170,7 +170,7 @@ def test_ids_tell_which_rows_are_one_image():
 @pytest.mark.parametrize("miner", MINERS)
 def test_the_columns_may_be_references(miner):
     ref = References(points(9, 3, seed=5), torch.arange(9) % 5)
-    step, _, _ = compare(chunked(4, IMAGES, LABELS), network, HEADS["triplet"], MINERS[miner], ref=ref)
+    step, _, _ = check_same(chunked(4, IMAGES, LABELS), network, HEADS["triplet"], MINERS[miner], ref=ref)
     assert torch.equal(step.ref.embeddings, ref.embeddings)
 
 
@@ -224,7 +224,7 @@ def test_nothing_to_mine_gives_a_loss_of_0_and_gradients_of_0():
 
 def test_a_chunk_may_be_empty():
     chunks = [(IMAGES[:0], LABELS[:0]), (IMAGES, LABELS), (IMAGES[:0], LABELS[:0])]
-    compare(chunks, network, HEADS["triplet"], plain_chunks=[(IMAGES, LABELS)])
+    check_same(chunks, network, HEADS["triplet"], plain_chunks=[(IMAGES, LABELS)])
 
 
 @contextmanager
@@ -303,7 +303,7 @@ def test_running_statistics_are_updated_once_and_both_passes_start_from_the_same
         return model
 
     chunks = chunked(5, IMAGES, LABELS)
-    _, model, other = compare(chunks, makers.get(kind, spectral), HEADS["triplet"], BatchHard())
+    _, model, other = check_same(chunks, makers.get(kind, spectral), HEADS["triplet"], BatchHard())
     buffers, expected = dict(model.named_buffers()), dict(other.named_buffers())
     assert buffers
     for name in expected:
@@ -320,12 +320,12 @@ def test_buffers_are_put_back_when_the_loss_cannot_be_taken():
 
 def test_in_evaluation_mode_batch_norm_is_that_of_the_whole_batch():
     make = lambda: network(nn.BatchNorm1d(6)).eval()  # noqa: E731
-    compare(chunked(5, IMAGES, LABELS), make, HEADS["triplet"], plain_chunks=[(IMAGES, LABELS)])
+    check_same(chunked(5, IMAGES, LABELS), make, HEADS["triplet"], plain_chunks=[(IMAGES, LABELS)])
 
 
 def test_a_frozen_model_trains_its_head_and_its_statistics_move_once():
     make = lambda: network(nn.BatchNorm1d(6)).requires_grad_(False)  # noqa: E731
-    _, model, other = compare(chunked(5, IMAGES, LABELS), make, Proxies)
+    _, model, other = check_same(chunked(5, IMAGES, LABELS), make, Proxies)
     torch.testing.assert_close(model[1].running_mean, other[1].running_mean)
     assert model[1].num_batches_tracked == 3
 

@@ -213,7 +213,7 @@ def test_odd_names_are_read(tmp_path, name):
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def refused(path, why):
+def check_refused(path, why):
     assert why_unreadable(path) == why
     with pytest.raises(ValueError, match="read_image") as caught:
         read_image(path)
@@ -227,12 +227,12 @@ UNDECODABLE = "OpenCV does not decode it: cut short, damaged, or no image of 8 o
 
 
 def test_missing_empty_folder_and_text(tmp_path):
-    refused(tmp_path / "gone.jpg", "the file cannot be read: No such file or directory")
-    refused(tmp_path, "the file cannot be read: Is a directory")
+    check_refused(tmp_path / "gone.jpg", "the file cannot be read: No such file or directory")
+    check_refused(tmp_path, "the file cannot be read: Is a directory")
     (tmp_path / "empty.jpg").write_bytes(b"")
-    refused(tmp_path / "empty.jpg", "the file is empty")
+    check_refused(tmp_path / "empty.jpg", "the file is empty")
     (tmp_path / "ok.jpg.txt").write_text("not an image")
-    refused(tmp_path / "ok.jpg.txt", UNDECODABLE)
+    check_refused(tmp_path / "ok.jpg.txt", UNDECODABLE)
     for head in (
         b"\xff\xd8",
         b"\x89PNG\r\n\x1a\n",
@@ -253,9 +253,9 @@ def test_a_truncated_jpeg_is_refused_wherever_it_ends(tmp_path, progressive):
     data = encoded(NOISE, "JPEG", progressive=progressive)
     for end in [*range(3, len(data), 97), len(data) - 1]:
         (tmp_path / "cut.jpg").write_bytes(data[:end])
-        refused(tmp_path / "cut.jpg", "the JPEG is cut short")
+        check_refused(tmp_path / "cut.jpg", "the JPEG is cut short")
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))
-    refused(tmp_path / "cut.jpg", "the JPEG is cut short")
+    check_refused(tmp_path / "cut.jpg", "the JPEG is cut short")
 
 
 def test_the_end_of_a_thumbnail_is_not_the_end_of_the_jpeg():
@@ -285,19 +285,19 @@ def test_truncated_files_of_other_formats_are_refused(tmp_path, suffix):
     data = encoded(NOISE, suffix)
     for share in (0.02, 0.3, 0.6, 0.9, 0.99):
         (tmp_path / "cut").write_bytes(data[: int(len(data) * share)])
-        refused(tmp_path / "cut", UNDECODABLE)
+        check_refused(tmp_path / "cut", UNDECODABLE)
 
 
 def test_a_damaged_png_is_refused(tmp_path):
     data = bytearray(encoded(np.dstack([NOISE, NOISE[..., :1]]), "PNG"))
     data[len(data) // 2] ^= 0x55
     (tmp_path / "damaged.png").write_bytes(bytes(data))
-    refused(tmp_path / "damaged.png", UNDECODABLE)
+    check_refused(tmp_path / "damaged.png", UNDECODABLE)
 
 
 def test_floating_point_images_are_refused(tmp_path):
     (tmp_path / "depth.tiff").write_bytes(encoded(Image.fromarray(X.astype(np.float32)), "TIFF"))
-    refused(tmp_path / "depth.tiff", UNDECODABLE)
+    check_refused(tmp_path / "depth.tiff", UNDECODABLE)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
@@ -305,7 +305,7 @@ def test_a_turned_avif_is_refused_and_an_upright_one_read(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "turned.avif").write_bytes(encoded(RGB, "AVIF", exif=exif))
-    refused(
+    check_refused(
         tmp_path / "turned.avif", "the AVIF image is turned or mirrored by a property that OpenCV ignores"
     )
     (tmp_path / "upright.avif").write_bytes(encoded(RGB, "AVIF", quality=95))

@@ -105,7 +105,7 @@ def test_references_may_have_another_precision():
     assert next(pairwise.tiles()).distance.dtype == torch.float64
 
 
-def refused(text, embeddings, labels, **options):
+def check_refused(text, embeddings, labels, **options):
     with unchecked(), pytest.raises(ValueError, match=text):
         Pairwise("Miner", embeddings, labels, distance=euclidean, **options)
 
@@ -117,8 +117,8 @@ def test_nan_infinite_or_overflowing_embeddings_are_a_clear_error(bad):
     text = (
         r"embeddings='1 of 4 rows, the first is row 2'\): expected finite embeddings, none larger than 5e\+18"
     )
-    refused(rf"Miner\({text}; look for NaN", x, y)
-    refused(rf"Miner\(ref\.{text}", points(4), y, ref=References(x, y))
+    check_refused(rf"Miner\({text}; look for NaN", x, y)
+    check_refused(rf"Miner\(ref\.{text}", points(4), y, ref=References(x, y))
 
 
 def test_the_largest_embeddings_let_through_have_finite_distances():
@@ -130,18 +130,18 @@ def test_the_largest_embeddings_let_through_have_finite_distances():
 
 def test_shapes_and_kinds_that_do_not_fit_are_refused_with_a_sentence():
     x, y = points(3), torch.zeros(3).long()
-    refused(r"Miner\(embeddings='shape \(3,\)'\): expected a tensor \[n, d\]", x[:, 0], y)
-    refused(r"Miner\(embeddings='list'\): expected a tensor", [1.0], y)
-    refused(r"Miner\(labels='shape \(2,\)'\): expected shape \(3,\), one for each embedding", x, y[:2])
-    refused(
+    check_refused(r"Miner\(embeddings='shape \(3,\)'\): expected a tensor \[n, d\]", x[:, 0], y)
+    check_refused(r"Miner\(embeddings='list'\): expected a tensor", [1.0], y)
+    check_refused(r"Miner\(labels='shape \(2,\)'\): expected shape \(3,\), one for each embedding", x, y[:2])
+    check_refused(
         r"Miner\(labels='torch.float32'\): expected a tensor of whole numbers or bools; convert", x, y.float()
     )
-    refused(r"Miner\(labels='list'\): expected a tensor of whole numbers", x, [0, 0, 0])
-    refused(r"Miner\(ids='shape \(4,\)'\): expected shape \(3,\)", x, y, ids=torch.arange(4))
-    refused(r"Miner\(ref='tuple'\): expected References", x, y, ref=(x, y))
-    refused(r"Miner\(ref.labels='shape \(2,\)'\): expected shape \(3,\)", x, y, ref=References(x, y[:2]))
-    refused(r"Miner\(ref.ids='shape \(2,\)'\)", x, y, ids=y, ref=References(x, y, y[:2]))
-    refused(
+    check_refused(r"Miner\(labels='list'\): expected a tensor of whole numbers", x, [0, 0, 0])
+    check_refused(r"Miner\(ids='shape \(4,\)'\): expected shape \(3,\)", x, y, ids=torch.arange(4))
+    check_refused(r"Miner\(ref='tuple'\): expected References", x, y, ref=(x, y))
+    check_refused(r"Miner\(ref.labels='shape \(2,\)'\): expected shape \(3,\)", x, y, ref=References(x, y[:2]))
+    check_refused(r"Miner\(ref.ids='shape \(2,\)'\)", x, y, ids=y, ref=References(x, y, y[:2]))
+    check_refused(
         r"Miner\(ref.embeddings='5 dimensions'\): expected 4 dimensions, as the batch has",
         x,
         y,
@@ -152,7 +152,7 @@ def test_shapes_and_kinds_that_do_not_fit_are_refused_with_a_sentence():
 def test_references_with_ids_need_the_batch_s_ids():
     y = torch.zeros(3).long()
     text = r"Miner\(ids=None\): expected the batch's ids, since ref has ids; pass ids=, or make References"
-    refused(text, points(3), y, ref=References(points(3), y, y))
+    check_refused(text, points(3), y, ref=References(points(3), y, y))
 
 
 def rows(*values):

@@ -105,25 +105,25 @@ def test_bool_labels_and_large_identities():
     assert not CrossGroup().sides(large, large)[0].any()
 
 
-def refused(text, relation, labels):
+def check_refused(text, relation, labels):
     with unchecked(), pytest.raises(ValueError, match=text):
         Pairwise("Miner", torch.eye(3), labels, distance=euclidean, relation=relation)
 
 
 def test_labels_of_another_shape_are_refused_with_a_sentence():
     flat, wide = torch.arange(3), torch.zeros(3, 4).long()
-    refused(
+    check_refused(
         r"labels='shape \(3, 4\)'\): expected shape \(3,\), one for each embedding; pass a relation",
         SameLabel(),
         wide,
     )
-    refused(r"labels='shape \(3,\)'\): expected shape \(3, c\), one column a label", SharedLabel(), flat)
-    refused(r"labels='shape \(3,\)'\): expected shape \(3, c\), identity and group", CrossGroup(), flat)
-    refused(r"labels='shape \(3, 4\)'\): expected shape \(3, 2\), identity and group", CrossGroup(), wide)
-    refused(
+    check_refused(r"labels='shape \(3,\)'\): expected shape \(3, c\), one column a label", SharedLabel(), flat)
+    check_refused(r"labels='shape \(3,\)'\): expected shape \(3, c\), identity and group", CrossGroup(), flat)
+    check_refused(r"labels='shape \(3, 4\)'\): expected shape \(3, 2\), identity and group", CrossGroup(), wide)
+    check_refused(
         r"labels='shape \(2, 4\)'\): expected shape \(3, c\), several labels a row", Graded(1, 0), wide[:2]
     )
-    refused(r"labels='torch.float32'\): expected a tensor of whole numbers", SharedLabel(), wide.float())
+    check_refused(r"labels='torch.float32'\): expected a tensor of whole numbers", SharedLabel(), wide.float())
 
 
 def test_thresholds_and_relations_that_make_no_sense_are_refused():

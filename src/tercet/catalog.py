@@ -72,6 +72,8 @@ class Catalog:
             worst = self.labels.min() if self.labels.min() < 0 else self.labels.max()
             raise refusal("Catalog", "labels", int(worst), expected)
         put("labels", self.labels.astype(np.int64))
+        if len(set(self.classes)) < len(self.classes):
+            raise refusal("Catalog", "classes", self.classes, "each class name once")
         for name in {"path", "label"} & self.groups.keys():
             raise refusal("Catalog", "groups", name, "another name: a table has that column already")
 
