@@ -139,7 +139,9 @@ def test_shapes_and_kinds_that_do_not_fit_are_refused_with_a_sentence():
     check_refused(r"Miner\(labels='list'\): expected a tensor of whole numbers", x, [0, 0, 0])
     check_refused(r"Miner\(ids='shape \(4,\)'\): expected shape \(3,\)", x, y, ids=torch.arange(4))
     check_refused(r"Miner\(ref='tuple'\): expected References", x, y, ref=(x, y))
-    check_refused(r"Miner\(ref.labels='shape \(2,\)'\): expected shape \(3,\)", x, y, ref=References(x, y[:2]))
+    check_refused(
+        r"Miner\(ref.labels='shape \(2,\)'\): expected shape \(3,\)", x, y, ref=References(x, y[:2])
+    )
     check_refused(r"Miner\(ref.ids='shape \(2,\)'\)", x, y, ids=y, ref=References(x, y, y[:2]))
     check_refused(
         r"Miner\(ref.embeddings='5 dimensions'\): expected 4 dimensions, as the batch has",

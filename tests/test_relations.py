@@ -117,13 +117,19 @@ def test_labels_of_another_shape_are_refused_with_a_sentence():
         SameLabel(),
         wide,
     )
-    check_refused(r"labels='shape \(3,\)'\): expected shape \(3, c\), one column a label", SharedLabel(), flat)
+    check_refused(
+        r"labels='shape \(3,\)'\): expected shape \(3, c\), one column a label", SharedLabel(), flat
+    )
     check_refused(r"labels='shape \(3,\)'\): expected shape \(3, c\), identity and group", CrossGroup(), flat)
-    check_refused(r"labels='shape \(3, 4\)'\): expected shape \(3, 2\), identity and group", CrossGroup(), wide)
+    check_refused(
+        r"labels='shape \(3, 4\)'\): expected shape \(3, 2\), identity and group", CrossGroup(), wide
+    )
     check_refused(
         r"labels='shape \(2, 4\)'\): expected shape \(3, c\), several labels a row", Graded(1, 0), wide[:2]
     )
-    check_refused(r"labels='torch.float32'\): expected a tensor of whole numbers", SharedLabel(), wide.float())
+    check_refused(
+        r"labels='torch.float32'\): expected a tensor of whole numbers", SharedLabel(), wide.float()
+    )
 
 
 def test_thresholds_and_relations_that_make_no_sense_are_refused():

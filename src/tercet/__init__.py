@@ -6,8 +6,9 @@ The public names load on first use (PEP 562), so `import tercet` is quick and le
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__: str  # stands in pyproject.toml; `__getattr__` reads it from there
+
 if TYPE_CHECKING:
-    __version__: str
     from tercet.catalog import Catalog as Catalog
     from tercet.catalog import read_catalog as read_catalog
     from tercet.catalog import scan_folder as scan_folder
@@ -118,7 +119,7 @@ __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":  # it stands in pyproject.toml alone
+    if name == "__version__":
         return import_module("importlib.metadata").version("tercet")
     if name not in _HOME:
         raise AttributeError(f"module 'tercet' has no attribute {name!r}")
