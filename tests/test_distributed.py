@@ -16,6 +16,7 @@ from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.memory import CrossBatchMemory
 from tercet.miners import BatchAll, BatchHard
+from tercet.relations import CrossGroup
 from tercet.tuples import References
 
 WORLD = 2
@@ -41,6 +42,7 @@ UNLIKE = {
     "dimension": lambda r: (torch.ones(2, 3 + r), torch.arange(2), None),
     "precision": lambda r: (torch.ones(2, 3, dtype=torch.float64 if r else None), torch.arange(2), None),
     "graph": lambda r: (torch.ones(2, 3, requires_grad=bool(r)), torch.arange(2), None),
+    "labels": lambda r: (torch.ones(2, 3), torch.ones(2, 2).long() if r else torch.arange(2), None),
 }
 
 
@@ -141,6 +143,17 @@ def refused(r):
     return said
 
 
+CAMERAS = torch.stack([LABELS, torch.arange(12) % 4 // 2], dim=1)  # identity and camera
+
+
+def other_camera(r):
+    """Hardest triplets across cameras, the anchors as rows of all."""
+    rows = own_rows(r, SPLITS["uneven"])
+    ids, ref = gather(IMAGES[rows], CAMERAS[rows])
+    mined = BatchHard(relation=CrossGroup())(IMAGES[rows], CAMERAS[rows], ids=ids, ref=ref)
+    return mined._replace(anchor=mined.anchor + rows.start)
+
+
 def half(r, dtype):
     """The gradient of Σ columns · weights, whose terms on the two ranks add up to 3 · 2⁻⁷."""
     x = torch.ones(1 + r, 2, dtype=dtype, requires_grad=True)
@@ -167,6 +180,7 @@ def worker(r, folder):
     seen = {
         "rank": (rank(), world_size()),
         "columns": (row_ids, ref.embeddings, ref.ids),
+        "cameras": other_camera(r),
         "sums": [sums(r, *scenario) for scenario in SCENARIOS],
         "ddp sum": under_ddp(r, "uneven", weigh["sum"]),
         "ddp mean": under_ddp(r, "even", weigh["mean"]),
@@ -304,12 +318,20 @@ def test_a_memory_of_what_was_gathered_is_the_same_on_all_ranks(ranks):
         assert ids.tolist() == list(range(3, 12))
 
 
+def test_relations_of_several_labels_a_row_are_mined_across_ranks(ranks):
+    whole = BatchHard(relation=CrossGroup())(IMAGES, CAMERAS)
+    found = [torch.cat(parts) for parts in zip(*(seen["cameras"] for seen in ranks))]
+    assert len(whole.anchor)
+    assert all(torch.equal(part, index) for part, index in zip(found, whole))
+
+
 def test_ranks_that_differ_are_refused_on_every_rank(ranks):
     expected = {
         "ids": "3 × float32 on rank 0, 3 × float32 with ids on rank 1",
         "dimension": "3 × float32 on rank 0, 4 × float32 on rank 1",
         "precision": "3 × float32 on rank 0, 3 × float64 on rank 1",
         "graph": "3 × float32 on rank 0, 3 × float32 with graph on rank 1",
+        "labels": "3 × float32 on rank 0, 3 × float32 with 2 labels a row on rank 1",
     }
     for seen in ranks:
         assert seen["refused"] == {

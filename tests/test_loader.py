@@ -118,6 +118,31 @@ def test_the_loader_s_state_resumes_in_mid_epoch():
     assert all(torch.equal(u, v) for u, v in zip(rest, whole[1:]))
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata beside torch 2.13
+def test_a_miner_that_draws_draws_anew_each_step_and_resumes_with_the_draws_to_come():
+    make = lambda: MiningLoader(  # noqa: E731
+        StatefulDataLoader(data(), 4), linear(), BatchAll(max_count=2), describe=False
+    )
+    drawn = lambda loaded: [torch.stack(batch.mined).tolist() for batch in loaded]  # noqa: E731
+    first = make()
+    epochs = [drawn(first) for _ in range(8)]
+    assert any(epoch != epochs[0] for epoch in epochs)
+    second = make()
+    batches = iter(second)
+    next(batches)
+    state = second.state_dict()
+    third = make()
+    third.load_state_dict(state)
+    assert drawn(third) == epochs[0][1:]
+    assert drawn(third) == epochs[1]
+
+
+def test_a_state_of_something_else_is_refused():
+    text = r"load_state_dict\(state=\['epoch'\]\): expected what state_dict\(\) gave"
+    with pytest.raises(ValueError, match=text):
+        MiningLoader(StatefulDataLoader(data(), 4), linear(), BatchHard()).load_state_dict({"epoch": 1})
+
+
 def test_a_plain_loader_has_no_state_to_give():
     plain = MiningLoader(DataLoader(data()), linear(), BatchHard())
     for call, method in (

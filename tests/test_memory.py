@@ -14,6 +14,7 @@ from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.memory import CrossBatchMemory
 from tercet.miners import BatchHard
+from tercet.relations import CrossGroup, Graded, SharedLabel
 from tercet.tuples import References
 
 
@@ -310,6 +311,33 @@ def test_nan_or_infinite_embeddings_are_a_clear_error_and_change_nothing():
         with pytest.raises(ValueError, match=text):
             memory.update(x, labels, ids)
         check_holds(memory, [0, 1], True)
+
+
+@pytest.mark.parametrize("relation", [CrossGroup(), SharedLabel(), Graded(0.9, 0.1, "depth")], ids=repr)
+def test_relations_of_several_labels_a_row_take_it_as_columns(relation):
+    x, labels = points(24, 4), torch.randint(0, 2, (24, 2), generator=torch.Generator().manual_seed(0))
+    memory = CrossBatchMemory(16, 4, label_columns=2)
+    memory.update(x[:12], labels[:12])
+    memory.update(x[12:20], labels[12:20])
+    columns = memory.columns()
+    assert torch.equal(columns.labels, labels[4:20])
+    mined = BatchHard(relation=relation)(x[20:], labels[20:], ref=columns)
+    expected = BatchHard(relation=relation)(x[20:], labels[20:], ref=References(x[4:20], labels[4:20], None))
+    assert mined.count
+    assert all(torch.equal(u, v) for u, v in zip(mined, expected))
+    again = CrossBatchMemory(16, 4, label_columns=2)
+    again.load_state_dict(memory.state_dict())
+    assert torch.equal(again.columns().labels, columns.labels)
+
+
+def test_labels_of_another_width_than_the_memory_s_are_refused():
+    text = r"update\(labels='shape \(3, 2\)'\): expected shape \[n\]; name the labels of a row in CrossBatchM"
+    with pytest.raises(ValueError, match=text):
+        CrossBatchMemory(5, 2).update(points(3, 2), torch.zeros(3, 2).long())
+    with pytest.raises(ValueError, match=r"update\(labels='shape \(3,\)'\): expected shape \[n, 2\]"):
+        CrossBatchMemory(5, 2, label_columns=2).update(points(3, 2), torch.zeros(3).long())
+    with pytest.raises(ValueError, match=r"CrossBatchMemory\(label_columns=0\): expected a whole number"):
+        CrossBatchMemory(5, 2, label_columns=0)
 
 
 def test_what_does_not_fit_is_refused():

@@ -3,6 +3,7 @@ import reference
 import torch
 from reference import unchecked
 
+from tercet import selection
 from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.relations import CrossGroup
 from tercet.tuples import References, Triplets
@@ -100,8 +101,14 @@ def make(name, **more):
     return kind(**options, **more)
 
 
+@pytest.fixture(params=[0, 512], ids=["as a wide batch", "as a narrow batch"])
+def width(request, monkeypatch):
+    monkeypatch.setattr(selection, "_NARROW", request.param)
+
+
 @every_batch
 @every_miner
+@pytest.mark.usefixtures("width")
 def test_a_miner_is_valid_and_equals_the_loop(name, batch):
     x, labels = BATCHES[batch]
     mined = make(name)(x, labels)
@@ -111,18 +118,21 @@ def test_a_miner_is_valid_and_equals_the_loop(name, batch):
 
 @every_batch
 @every_miner
+@pytest.mark.usefixtures("width")
 def test_a_miner_does_not_depend_on_the_tile_height(name, batch):
     check_tile_invariant(lambda height: make(name, tile_rows=height)(*BATCHES[batch]))
 
 
 @pytest.mark.parametrize("batch", ["P × K", "uneven positives per anchor", "near duplicates"])
 @every_miner
+@pytest.mark.usefixtures("width")
 def test_rows_shuffled_are_mined_alike(name, batch):
     check_permutation_equivariant(make(name), *BATCHES[batch])
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @every_miner
+@pytest.mark.usefixtures("width")
 def test_a_miner_equals_the_loop_under_every_distance(name, distance):
     x, labels = BATCHES["P ≠ K, shuffled"]
     check_equal(make(name, distance=distance)(x, labels), expected_of(name, x, labels, distance))
@@ -318,6 +328,7 @@ def test_a_relation_takes_the_place_of_the_labels(name):
 
 @pytest.mark.parametrize("batch", ["large", "near the origin's far side", "half collapsed", "tight clusters"])
 @every_miner
+@pytest.mark.usefixtures("width")
 def test_products_propose_and_differences_decide(name, batch):
     """Sizes at which the search by groups of columns and its doubts are at work."""
     x, labels = points(70, 16, seed=8), torch.arange(70) % 14

@@ -1,10 +1,12 @@
 import pytest
 import reference
 import torch
-from test_miners import BATCHES, every_batch, points
+from test_miners import BATCHES, every_batch, points, width
 
 from tercet.pair_miners import MultiSimilarityMiner, PairMargin
 from tercet.tuples import Pairs, References
+
+__all__ = ["width"]
 
 # One row an algorithm: how to make it, the loop it must equal, and the options of both.
 MINERS = {
@@ -47,6 +49,7 @@ def expected_of(name, x, labels, distance="euclidean", ids=None, ref=None):
 @pytest.mark.parametrize("distance", ["euclidean", "cosine", "dot"])
 @every_batch
 @every_miner
+@pytest.mark.usefixtures("width")
 def test_a_pair_miner_is_valid_and_equals_the_loop(name, batch, distance):
     x, labels = BATCHES[batch]
     pairs = make(name, distance=distance)(x, labels)

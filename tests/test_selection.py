@@ -3,12 +3,18 @@ import math
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tercet import selection
 from tercet.distances import as_distance
 from tercet.pairwise import Pairwise
 from tercet.selection import Scan, _shortlist
+
+
+@pytest.fixture(params=[0, 512], ids=["as a wide batch", "as a narrow batch"], autouse=True)
+def width(request, monkeypatch):
+    monkeypatch.setattr(selection, "_NARROW", request.param)
 
 
 def scan_of(seed, n, classes, distance, spread, ordered, height):
@@ -35,7 +41,7 @@ cases = given(
 
 
 @cases
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_nearest_and_the_farthest_equal_the_loop_ties_to_the_lower_column(
     seed, n, classes, distance, spread, ordered, height
 ):
@@ -51,21 +57,27 @@ def test_the_nearest_and_the_farthest_equal_the_loop_ties_to_the_lower_column(
 
 
 @cases
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bounds_are_strict_even_at_a_column_s_own_distance(
     seed, n, classes, distance, spread, ordered, height
 ):
-    scan, d, (_, negative) = scan_of(seed, n, classes, distance, spread, ordered, height)
+    scan, d, (positive, negative) = scan_of(seed, n, classes, distance, spread, ordered, height)
     for strip in scan.strips():
         column = strip.rows.flip(0)
         bound = scan.distances(strip.rows, column)
-        field = strip.negatives()
-        beyond, under = scan.nearest(field, beyond=bound), scan.under(field, bound)
-        for a, b, found, inside in zip(strip.rows.tolist(), bound.tolist(), beyond.tolist(), under):
-            farther = [j for j in reference.nearest(d, negative, a) if d[a][j] > b]
-            assert [j for j in found if j >= 0] == farther[:1]
-            nearer = {j for i, j in negative if i == a and d[a][j] < b}
-            assert set(strip.columns[inside].tolist()) == nearer
+        farther, field = strip.positives(-1), strip.negatives()
+        beyond = scan.nearest(field, beyond=bound)
+        for a, b, found in zip(strip.rows.tolist(), bound.tolist(), beyond.tolist()):
+            assert found[0] == next((j for j in reference.nearest(d, negative, a) if d[a][j] > b), -1)
+        for among, some, equal, before in (
+            (negative, field, False, float.__lt__),
+            (negative, field, True, float.__le__),
+            (positive, farther, False, float.__gt__),
+            (positive, farther, True, float.__ge__),
+        ):
+            for a, b, inside in zip(strip.rows.tolist(), bound.tolist(), scan.within(some, bound, equal)):
+                expected = {j for i, j in among if i == a and before(d[a][j], b)}
+                assert set(some.columns[inside].tolist()) == expected
 
 
 @pytest.mark.parametrize("group", [1, 4, 16])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tercet.checks import refusal
-from tercet.pairwise import whole_numbers
+from tercet.relations import label_rows, whole_numbers
 from tercet.tuples import References
 
 __all__ = ["gather", "rank", "world_size"]
@@ -40,7 +40,7 @@ def world_size() -> int:
 
 def gather(
     embeddings: Float[Tensor, "n d"],
-    labels: Shaped[Tensor, " n"],
+    labels: Shaped[Tensor, "n *c"],
     ids: Shaped[Tensor, " n"] | None = None,
 ) -> tuple[Int[Tensor, " n"], References]:
     """The ids of this rank's rows, and the embeddings of all ranks as columns, with gradient.
@@ -65,7 +65,7 @@ def gather(
 
     Args:
         embeddings: [n, d] floats, of one precision and dimension on all ranks.
-        labels: [n] integers or bools.
+        labels: [n] integers or bools, or [n, c] for a relation that takes several.
         ids: [n] integers of 0 or more, which image each row is; None for a number below 0, another for each
             row of all ranks, that holds for this step.
 
@@ -74,7 +74,7 @@ def gather(
 
     Raises:
         ValueError: shapes that do not fit together, embeddings that are no floats, or ranks that differ in
-            precision, dimension, in having ids, or in having a graph.
+            precision, dimension, the labels of a row, in having ids, or in having a graph.
 
     Example:
         >>> from tercet.miners import BatchHard
@@ -87,17 +87,19 @@ def gather(
         shown = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
         raise refusal("gather", "embeddings", shown, "floats of shape [n, d]")
     n, device = len(embeddings), embeddings.device
-    labels = whole_numbers("gather", "labels", labels, n, device)
+    labels = label_rows("gather", "labels", labels, n, device)
     if ids is not None:
         ids = whole_numbers("gather", "ids", ids, n, device)
     if not _is_distributed():
         ids = _ids_of_one_step(n, 0, device) if ids is None else ids
         return ids, References(embeddings, labels, ids)
-    sizes = _sizes(embeddings, ids is not None)
+    sizes = _sizes(embeddings, labels, ids is not None)
     if ids is None:
         ids = _ids_of_one_step(n, sum(sizes[: rank()]), device)
-    integers = _all_gather(torch.stack([labels, ids], dim=1), sizes)  # [N, 2]
-    return ids, References(_AllGather.apply(embeddings, sizes), integers[:, 0], integers[:, 1])
+    several = labels if labels.ndim == 2 else labels[:, None]
+    integers = _all_gather(torch.cat([ids[:, None], several], dim=1), sizes)  # [N, 1 + c]
+    every_label = integers[:, 1:] if labels.ndim == 2 else integers[:, 1]
+    return ids, References(_AllGather.apply(embeddings, sizes), every_label, integers[:, 0])
 
 
 def _ids_of_one_step(count: int, first: int, device: torch.device) -> Int[Tensor, " n"]:
@@ -105,11 +107,12 @@ def _ids_of_one_step(count: int, first: int, device: torch.device) -> Int[Tensor
     return -1 - first - torch.arange(count, device=device)
 
 
-def _sizes(embeddings: Tensor, with_ids: bool) -> list[int]:
+def _sizes(embeddings: Tensor, labels: Tensor, with_ids: bool) -> list[int]:
     """How many rows each rank has; refused on every rank where any two differ in kind."""
     graph = embeddings.requires_grad and torch.is_grad_enabled()
     dtype = _DTYPES.index(embeddings.dtype)
-    own = torch.tensor([*embeddings.shape, dtype, with_ids, graph], device=embeddings.device)
+    width = labels.shape[1] if labels.ndim == 2 else -1
+    own = torch.tensor([*embeddings.shape, dtype, width, with_ids, graph], device=embeddings.device)
     every = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(every, own)
     sizes, kinds = zip(*((size, tuple(kind)) for size, *kind in torch.stack(every).tolist()))
@@ -120,8 +123,9 @@ def _sizes(embeddings: Tensor, with_ids: bool) -> list[int]:
     return list(sizes)
 
 
-def _kind(dim: int, dtype: int, with_ids: int, graph: int) -> str:
+def _kind(dim: int, dtype: int, width: int, with_ids: int, graph: int) -> str:
     words = [f"{dim} × {str(_DTYPES[dtype]).removeprefix('torch.')}"]
+    words += [f"with {width} labels a row"] * (width >= 0)
     return " ".join(words + ["with ids"] * with_ids + ["with graph"] * graph)
 
 

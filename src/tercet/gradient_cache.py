@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tercet.checks import refusal
-from tercet.pairwise import whole_numbers
+from tercet.relations import label_rows, whole_numbers
 from tercet.tuples import References
 
 __all__ = ["CachedStep", "cached_backward"]
@@ -158,8 +158,9 @@ def _parts(chunks: Iterable[Any]) -> tuple[list[Any], list[Any], list[Any] | Non
     return images, labels, ids[0] if ids else None
 
 
-def _joined(argument: str, values: list[Any], sizes: list[int], device: torch.device) -> Int[Tensor, " n"]:
-    return torch.cat([whole_numbers(_OWNER, argument, v, n, device) for v, n in zip(values, sizes)])
+def _joined(argument: str, values: list[Any], sizes: list[int], device: torch.device) -> Int[Tensor, "n *c"]:
+    check = label_rows if argument == "labels" else whole_numbers
+    return torch.cat([check(_OWNER, argument, v, n, device) for v, n in zip(values, sizes)])
 
 
 def _loss(

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tercet.checks import refusal
+from tercet.checks import refusal, whole
+from tercet.mining import Miner
 from tercet.stats import describe as describe_mined
 
 __all__ = ["MinedBatch", "MiningLoader"]
@@ -51,6 +52,9 @@ class MiningLoader:
         margin: the head's margin, for the share of triplets that are active; None for the miner's own, and
             NaN where that has none.
 
+    A miner that draws does so by `step`, the number of batches mined so far: two visits to one batch draw
+    differently, and a resumed run draws what would have come.
+
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> from tercet.losses.triplet import TripletMargin
@@ -80,6 +84,7 @@ class MiningLoader:
         self.device = None if device is None else torch.device(device)
         self.describe = describe
         self.margin = margin
+        self.step = 0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -108,20 +113,25 @@ class MiningLoader:
         raise refusal("MiningLoader", "loader", kind, "something with set_epoch", way_out)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's own state: mining adds none.
+        """The loader's own state, and the step.
 
         Raises:
             ValueError: the loader has no `state_dict`. Its sampler's will not do: workers run ahead of it.
         """
-        return self._stateful("state_dict")()
+        return {"loader": self._stateful("state_dict")(), "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Give a state back to the loader.
+        """Go on from a state of `state_dict`.
 
         Raises:
-            ValueError: the loader has no `load_state_dict`.
+            ValueError: the loader has no `load_state_dict`, or the state is another's.
         """
-        self._stateful("load_state_dict")(state)
+        give = self._stateful("load_state_dict")
+        if not isinstance(state, dict) or set(state) != {"loader", "step"}:
+            shown = sorted(state) if isinstance(state, dict) else type(state).__name__
+            raise refusal("MiningLoader.load_state_dict", "state", shown, "what state_dict() gave")
+        give(state["loader"])
+        self.step = whole("MiningLoader.load_state_dict", "step", state["step"])
 
     def _stateful(self, method: str) -> Any:
         if not callable(getattr(self.loader, method, None)):
@@ -142,7 +152,9 @@ class MiningLoader:
         images, labels, *rows = (self._moved(part) for part in batch)
         embeddings = self.model(images)
         labels = labels.to(embeddings.device)
-        mined = self.miner(embeddings, labels, ids=rows[0] if rows else None)
+        named = {"step": self.step} if isinstance(self.miner, Miner) else {}
+        self.step += 1
+        mined = self.miner(embeddings, labels, ids=rows[0] if rows else None, **named)
         stats = {}
         if self.describe:
             margin = getattr(self.miner, "margin", None) if self.margin is None else self.margin

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from tercet.checks import refusal, whole
-from tercet.pairwise import whole_numbers
+from tercet.relations import label_rows, whole_numbers
 from tercet.tuples import References
 
 __all__ = ["CrossBatchMemory"]
@@ -42,10 +44,11 @@ class CrossBatchMemory(nn.Module):
     Args:
         size: how many embeddings it holds.
         dim: d, the dimension of an embedding.
+        label_columns: c, where labels are [n, c] for a relation that takes several; None where they are [n].
         dtype: the precision that they are held in.
 
     Raises:
-        ValueError: a size or dim below 1, or a dtype that is not floating-point.
+        ValueError: a size, dim or label_columns below 1, or a dtype that is not floating-point.
 
     Example:
         >>> memory = CrossBatchMemory(size=3, dim=1)
@@ -64,15 +67,21 @@ class CrossBatchMemory(nn.Module):
     ids: Tensor
     written: Tensor
 
-    def __init__(self, size: int, dim: int, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, size: int, dim: int, *, label_columns: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.size = whole("CrossBatchMemory", "size", size, minimum=1)
         self.dim = whole("CrossBatchMemory", "dim", dim, minimum=1)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise refusal("CrossBatchMemory", "dtype", dtype, "a floating-point torch.dtype")
+        if label_columns is not None:
+            label_columns = whole("CrossBatchMemory", "label_columns", label_columns, minimum=1)
+        self.label_columns = label_columns
+        shape = (self.size,) if label_columns is None else (self.size, label_columns)
         # A ring: the row that was written as number i, counted from 0, is at place i mod size.
         self.register_buffer("embeddings", torch.zeros(self.size, self.dim, dtype=dtype))
-        self.register_buffer("labels", torch.zeros(self.size, dtype=torch.int64))
+        self.register_buffer("labels", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("ids", torch.full((self.size,), _NOBODY))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
 
@@ -84,14 +93,14 @@ class CrossBatchMemory(nn.Module):
     def update(
         self,
         embeddings: Float[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"],
+        labels: Shaped[Tensor, "n *c"],
         ids: Shaped[Tensor, " n"] | None = None,
     ) -> None:
         """Take in a batch, without its graph, in place of the oldest; of a batch above `size` its last rows.
 
         Args:
             embeddings: [n, dim] floats of any precision, on the memory's device.
-            labels: [n] integers or bools.
+            labels: [n] integers or bools, or [n, label_columns].
             ids: [n] integers of 0 or more, which image each row is; None, or all below 0, for none.
 
         Raises:
@@ -101,7 +110,7 @@ class CrossBatchMemory(nn.Module):
         owner = "CrossBatchMemory.update"
         self._check(owner, "embeddings", embeddings)
         n, device = len(embeddings), self.embeddings.device
-        labels = whole_numbers(owner, "labels", labels, n, device)
+        labels = self._checked_labels(owner, "labels", labels, n)
         rows = embeddings.to(self.embeddings.dtype)
         bad = ~rows.isfinite().all(1)
         if bool(bad.any()):
@@ -149,7 +158,7 @@ class CrossBatchMemory(nn.Module):
         n, device = len(batch.embeddings), embeddings.device
         own = whole_numbers(owner, "batch.ids", batch.ids, n, device)
         self._check_ids(owner, "batch.ids", own)
-        own_labels = whole_numbers(owner, "batch.labels", batch.labels, n, device)
+        own_labels = self._checked_labels(owner, "batch.labels", batch.labels, n)
         return References(
             torch.cat([batch.embeddings, embeddings]),
             torch.cat([own_labels, labels]),
@@ -174,6 +183,14 @@ class CrossBatchMemory(nn.Module):
         if embeddings.device != self.embeddings.device:
             expected = f"the memory's device {self.embeddings.device}"
             raise refusal(owner, argument, str(embeddings.device), expected, "move it with memory.to(device)")
+
+    def _checked_labels(self, owner: str, argument: str, labels: Any, count: int) -> Int[Tensor, "n *c"]:
+        labels = label_rows(owner, argument, labels, count, self.labels.device)
+        if labels.shape[1:] != self.labels.shape[1:]:
+            shape = "n" if self.label_columns is None else f"n, {self.label_columns}"
+            way_out = "name the labels of a row in CrossBatchMemory(label_columns=)"
+            raise refusal(owner, argument, f"shape {tuple(labels.shape)}", f"shape [{shape}]", way_out)
+        return labels
 
     def _check_ids(self, owner: str, argument: str, ids: Int[Tensor, " n"]) -> None:
         """Rows of the catalog, or ids of one step, but not both, now and ever."""

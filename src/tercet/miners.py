@@ -21,7 +21,7 @@ from torch import Tensor
 from tercet.checks import choice, whole
 from tercet.draws import batch_key, drawn_places
 from tercet.mining import Miner, margin_of, split_pairs, whole_tuples
-from tercet.pairwise import Pairwise
+from tercet.pairwise import TILE_BYTES, Pairwise
 from tercet.selection import Scan
 from tercet.tuples import References, Triplets
 
@@ -76,32 +76,32 @@ class BatchAll(Miner):
         Args are those of the call.
         """
         pairwise = self._pairwise(embeddings, labels, ids, ref)
-        return sum(int(counts.sum()) for counts in self._counts(pairwise))
+        return sum(int(mask.sum()) for *_, mask in self._masks(pairwise))
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """Count the triplets of each (a, p), then write those wanted in their places."""
-        counts = list(self._counts(pairwise))
-        sizes = [int(part.sum()) for part in counts]
+        sizes, held, room = [], [], TILE_BYTES
+        for part in self._masks(pairwise):
+            sizes.append(int(part[-1].sum()))
+            room -= part[-1].numel()
+            held = [*held, part] if room >= 0 else []
         total, places = sum(sizes), None
         if self.max_count is not None and total > self.max_count:
             key = batch_key("BatchAll", self.seed, step, pairwise)
             places = drawn_places(self.max_count, total, key, pairwise.labels.device)
         out = pairwise.labels.new_empty((3, total if places is None else len(places)), dtype=torch.int64)
         first = done = 0
-        for size, (anchor, positive, columns, mask) in zip(sizes, self._masks(pairwise)):
+        again = held if room >= 0 else self._masks(pairwise)
+        for size, (anchor, positive, columns, mask) in zip(sizes, again):
             if places is None:
                 pair, at = mask.nonzero(as_tuple=True)
             else:
                 low, high = torch.searchsorted(places, places.new_tensor([first, first + size])).tolist()
                 pair, at = _true_places(mask, places[low:high] - first)
-            for row, part in zip(out, (anchor[pair], positive[pair], columns[at])):
-                row[done : done + len(part)] = part
+            for row, of, index in zip(out, (anchor, positive, columns), (pair, pair, at)):
+                torch.index_select(of, 0, index, out=row[done : done + len(index)])
             first, done = first + size, done + len(pair)
         return Triplets(*out)
-
-    def _counts(self, pairwise: Pairwise) -> Any:
-        for *_, mask in self._masks(pairwise):
-            yield mask.sum(1)
 
     def _masks(self, pairwise: Pairwise) -> Any:
         """(anchor [c], positive [c], columns [r], wanted [c, r]) for some pairs at a time, by anchor."""
@@ -120,7 +120,7 @@ class BatchAll(Miner):
             for i, p in split_pairs(strip.keys.shape[1], at, column):
                 field = strip.of_pairs(i)
                 bound = scan.distances(field.rows, p) + self.margin
-                yield field.rows, p, strip.columns, scan.under(field, bound)
+                yield field.rows, p, strip.columns, scan.within(field, bound)
 
 
 def _true_places(mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ class BatchHard(Miner):
             positive = scan.nearest(strip.positives(-1))[:, 0]
             negative = scan.nearest(strip.negatives())[:, 0]
             parts.append(whole_tuples(strip.rows, positive, negative))
-        return Triplets(*self._gathered(parts, pairwise, step))
+        return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class SemiHard(Miner):
                 if easiest is not None:
                     n = torch.where(n < 0, easiest[i], n)
                 parts.append(whole_tuples(field.rows, p, n))
-        return Triplets(*self._gathered(parts, pairwise, step))
+        return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class EasyPositive(Miner):
             beyond = scan.distances(strip.rows, p.clamp(min=0)) if self.negative == "semi_hard" else None
             n = scan.nearest(strip.negatives(), beyond=beyond)[:, 0]
             parts.append(whole_tuples(strip.rows, p, n))
-        return Triplets(*self._gathered(parts, pairwise, step))
+        return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))
 
 
 @dataclass(frozen=True)
@@ -302,4 +302,4 @@ class HardestN(Miner):
             n = scan.nearest(strip.negatives(), self.skip + self.k)[:, self.skip :]
             a = strip.rows[:, None].expand(-1, self.k)
             parts.append(whole_tuples(a.flatten(), p.flatten(), n.flatten()))
-        return Triplets(*self._gathered(parts, pairwise, step))
+        return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))

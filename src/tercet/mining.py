@@ -105,16 +105,29 @@ class Miner:
         )
 
     def _gathered(
-        self, parts: list[tuple[Tensor, ...]], pairwise: Pairwise, step: int, width: int = 3
+        self,
+        parts: list[tuple[Tensor, ...]],
+        pairwise: Pairwise,
+        step: int,
+        *,
+        width: int = 3,
+        in_order: bool = True,
     ) -> tuple[Tensor, ...]:
-        """What the strips gave, sorted by anchor, `max_count` of it; empty where there was nothing."""
-        nothing = pairwise.labels.new_empty(0, dtype=torch.int64)
-        columns = [torch.cat(column) for column in zip((nothing,) * width, *parts)]
-        order = columns[0].argsort(stable=True)
-        if self.max_count is not None and len(order) > self.max_count:
+        """What the strips gave, by anchor, `max_count` of it; empty where there was nothing.
+
+        `in_order` says that it came by anchor.
+        """
+        columns = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts))
+        if not parts:
+            columns = (pairwise.labels.new_empty(0, dtype=torch.int64),) * width
+        if not in_order:
+            order = columns[0].argsort(stable=True)
+            columns = tuple(column[order] for column in columns)
+        if self.max_count is not None and len(columns[0]) > self.max_count:
             key = batch_key(type(self).__name__, self.seed, step, pairwise)
-            order = order[drawn_places(self.max_count, len(order), key, order.device)]
-        return tuple(column[order] for column in columns)
+            drawn = drawn_places(self.max_count, len(columns[0]), key, columns[0].device)
+            columns = tuple(column[drawn] for column in columns)
+        return columns
 
 
 def margin_of(miner: Miner, value: float | None) -> float | None:

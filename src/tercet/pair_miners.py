@@ -11,7 +11,7 @@ from tercet.checks import real
 from tercet.distances import Distance
 from tercet.mining import Miner
 from tercet.pairwise import Pairwise
-from tercet.selection import Field, Scan, Strip
+from tercet.selection import Field, Scan
 from tercet.tuples import Pairs
 
 __all__ = ["MultiSimilarityMiner", "PairMargin"]
@@ -26,18 +26,17 @@ class _PairMiner(Miner):
         positives: list[tuple[Tensor, ...]] = []
         negatives: list[tuple[Tensor, ...]] = []
         for strip in scan.strips():
-            above, below = self._bounds(scan, strip)
-            at, column = strip.positive_pairs()
-            wanted = scan.distances(strip.rows[at], column) > above[at]
-            positives.append((strip.rows[at[wanted]], column[wanted]))
-            at, column = scan.under(strip.negatives(), below).nonzero(as_tuple=True)
-            negatives.append((strip.rows[at], strip.columns[column]))
+            farthest, nearest = strip.positives(-1), strip.negatives()
+            above, below = self._bounds(scan, farthest, nearest)
+            for pairs, among, bound in ((positives, farthest, above), (negatives, nearest, below)):
+                at, column = scan.within(among, bound).nonzero(as_tuple=True)
+                pairs.append((at + strip.rows[0], column))
         return Pairs(
-            *self._gathered(positives, pairwise, 2 * step, 2),
-            *self._gathered(negatives, pairwise, 2 * step + 1, 2),
+            *self._gathered(positives, pairwise, 2 * step, width=2),
+            *self._gathered(negatives, pairwise, 2 * step + 1, width=2),
         )
 
-    def _bounds(self, scan: Scan, strip: Strip) -> tuple[Tensor, Tensor]:
+    def _bounds(self, scan: Scan, positives: Field, negatives: Field) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__name__} has no rule")
 
 
@@ -82,9 +81,9 @@ class MultiSimilarityMiner(_PairMiner):
         super().__post_init__()
         self._settle(epsilon=real("MultiSimilarityMiner", "epsilon", self.epsilon))
 
-    def _bounds(self, scan: Scan, strip: Strip) -> tuple[Tensor, Tensor]:
-        below = _best(scan, strip.positives(-1), -torch.inf) + self.epsilon
-        above = _best(scan, strip.negatives(), torch.inf) - self.epsilon
+    def _bounds(self, scan: Scan, positives: Field, negatives: Field) -> tuple[Tensor, Tensor]:
+        below = _best(scan, positives, -torch.inf) + self.epsilon
+        above = _best(scan, negatives, torch.inf) - self.epsilon
         return above, below
 
 
@@ -123,6 +122,9 @@ class PairMargin(_PairMiner):
         }
         self._settle(**margins)
 
-    def _bounds(self, scan: Scan, strip: Strip) -> tuple[Tensor, Tensor]:
-        like = strip.keys.new_ones(len(strip.rows))
-        return self.pos_margin * like, self.neg_margin * like
+    def _bounds(self, scan: Scan, positives: Field, negatives: Field) -> tuple[Tensor, Tensor]:
+        above, below = (
+            field.keys.new_full((len(field.rows),), margin)
+            for field, margin in ((positives, self.pos_margin), (negatives, self.neg_margin))
+        )
+        return above, below

@@ -126,6 +126,7 @@ class Pairwise:
     ) -> None:
         self.distance = distance
         self.relation = relation
+        self.own_column = False  # whether each row is one column, its own, and no other
         self.inputs = features(owner, embeddings, distance, ref)
         x, y = self.inputs[0], self.inputs[-1]
         n, r, device = x.shape[0], y.shape[0], x.device
@@ -134,6 +135,7 @@ class Pairwise:
             ids = whole_numbers(owner, "ids", ids, n, device)
         elif ref is None:
             ids = torch.arange(n, device=device)
+            self.own_column = True
         self.ids = self.column_ids = ids
         if ref is not None:
             self.column_labels = relation.check(owner, "ref.labels", ref.labels, r, device)
@@ -152,9 +154,15 @@ class Pairwise:
         self.tile_rows = tile_height(owner, r, x.dtype, tile_rows)
 
     def sides(self, rows: Any, columns: Any = slice(None)) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
-        """Which of `columns` are positive and which negative for each of `rows`: slices or row numbers."""
+        """Which of `columns` are positive and which negative for each of `rows`: row numbers, or a slice.
+
+        `columns` are all where they are a slice.
+        """
         positive, negative = self.relation.sides(self.labels[rows], self.column_labels[columns])
-        if self.ids is not None and self.column_ids is not None:
+        if self.own_column and isinstance(rows, slice) and isinstance(columns, slice):
+            for side in (positive, negative):
+                side[:, rows].fill_diagonal_(False)
+        elif self.ids is not None and self.column_ids is not None:
             other_image = self.ids[rows, None] != self.column_ids[None, columns]  # [a, r]
             positive &= other_image
             negative &= other_image
@@ -235,8 +243,7 @@ def _prepared(owner: str, argument: str, embeddings: Any, distance: Distance) ->
         # ‖x − y‖² ≤ 4·d·limit², so no distance between accepted rows overflows; NaN passes no comparison.
         limit = math.sqrt(torch.finfo(x.dtype).max / (4 * max(x.shape[1], embeddings.shape[1])))
         given = [x] if x is embeddings else [embeddings, x]
-        sizes = torch.stack([torch.linalg.vector_norm(v.detach(), math.inf).to(x.dtype) for v in given])
-        if not bool(sizes.amax() <= limit):
+        if not all(float(v.detach().abs().amax()) <= limit for v in given):
             bad = ~((embeddings.abs() <= limit).all(1) & (x.abs() <= limit).all(1))
             rows = bad.nonzero()[:, 0].tolist()
             raise refusal(

@@ -75,6 +75,12 @@ def whole_numbers(
     return values.to(device, torch.int64)
 
 
+def label_rows(owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n *c"]:
+    """Labels as int64, [n] or [n, c], where any relation may read them later. Args as for `whole_numbers`."""
+    several = isinstance(labels, Tensor) and labels.ndim == 2
+    return whole_numbers(owner, argument, labels, count, device, "several labels a row" if several else "")
+
+
 @dataclass(frozen=True)
 class SameLabel:
     """Positive: the same label. Negative: another one. Labels are [n].

@@ -19,11 +19,12 @@ from torch.nn.functional import pad
 
 from tercet.distances import dot, exact
 from tercet.pairwise import TILE_BYTES, Pairwise
-from tercet.squares import roundoff, square_bound
+from tercet.squares import by_differences, roundoff, square_bound
 
 __all__ = ["Field", "Scan", "Strip"]
 
 _LOWEST = 128  # a product of fewer rows is slow
+_NARROW = 512  # rows up to which a band, and columns up to which a shortlist, cost more than they save
 _GATHERED = 2**20  # numbers gathered at once for single pairs
 
 
@@ -64,7 +65,8 @@ class Strip(NamedTuple):
 
     def positives(self, sign: int) -> Field:
         """The positives of each row."""
-        keys = (sign * self.keys[:, self.band]).masked_fill_(~self.positive, math.inf)
+        keys = self.keys[:, self.band]
+        keys = torch.where(self.positive, keys if sign == 1 else -keys, math.inf)
         return Field(self.rows, keys, self.columns[self.band], sign)
 
     def negatives(self) -> Field:
@@ -93,26 +95,32 @@ class Scan:
 
     def __init__(self, pairwise: Pairwise, ordered: bool = True) -> None:
         self._pairwise = pairwise
-        self._x, self._y = (v.detach() for v in (pairwise.inputs[0], pairwise.inputs[-1]))
-        n, r, device = len(self._x), len(self._y), self._x.device
-        self._order = torch.arange(n, device=device), torch.arange(r, device=device)
-        self._labels = _banded(pairwise) if ordered and n > _LOWEST else None
-        if self._labels is not None:
-            self._labels, self._order = zip(*(key.sort(stable=True) for key in self._labels))
+        inputs = [v.detach() for v in pairwise.inputs]
+        n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
+        self._labels = _banded(pairwise) if ordered and n > _NARROW else None
+        self.in_order = self._labels is None
         self._square_of = getattr(pairwise.distance, "square_of", None)
-        u, v = self._x, self._y
-        self._offset = u.new_zeros(n)
-        self._slack = u.new_zeros(n)
         if self._square_of is not None:
-            u, v = pairwise.distance.space(u), pairwise.distance.space(v)  # type: ignore[attr-defined]
-            centre = v.mean(0) if r else 0.0  # smaller norms, smaller error; the same differences
-            u, v = u - centre, v - centre
-            self._slack, self._offset, squares = square_bound(u, v)
-            self._squares = squares[self._order[1]]
-        elif pairwise.distance is dot and r:
-            lengths = [torch.linalg.vector_norm(each, dim=1) for each in (u, v)]
-            self._slack = roundoff(u) * (2 * u.shape[1] + 16) * lengths[0] * lengths[1].max()
-        self._u, self._v = u[self._order[0]], v[self._order[1]]
+            inputs = [pairwise.distance.space(v) for v in inputs]  # type: ignore[attr-defined]
+            centre = inputs[-1].mean(0) if r else 0.0  # smaller norms, smaller error; the same differences
+            centred = [v - centre for v in inputs]
+            self._slack, self._offset, self._squares = square_bound(centred[0], centred[-1])
+        else:
+            centred = inputs
+            self._offset = self._slack = inputs[0].new_zeros(n)
+            if pairwise.distance is dot and r:
+                lengths = [torch.linalg.vector_norm(each, dim=1) for each in inputs]
+                self._slack = roundoff(inputs[0]) * (2 * inputs[0].shape[1] + 16)
+                self._slack = self._slack * lengths[0] * lengths[-1].max()
+        self._x, self._y = inputs[0], inputs[-1]  # their differences are the distances
+        self._u, self._v = u, v = centred[0], centred[-1]  # their products are the keys
+        if self._labels is None:
+            self._order = torch.arange(n, device=device), torch.arange(r, device=device)
+        else:
+            self._labels, self._order = zip(*(key.sort(stable=True) for key in self._labels))
+            self._u, self._v = u[self._order[0]], v[self._order[1]]
+            if self._square_of is not None:
+                self._squares = self._squares[self._order[1]]
         self._group = 2 ** max(0, round(math.log2(max(1, r)) / 2 - 1))  # columns of a group of `_shortlist`
         self._width = -(-r // self._group) * self._group
         budget = (2 if self._labels is not None else 1) * TILE_BYTES
@@ -131,13 +139,14 @@ class Scan:
             rows = slice(start, min(start + self._height, n))
             keys = buffer[: rows.stop - start]
             self._fill(self._u[rows], keys[:, :r])
-            band = slice(0, r)
-            if self._labels is not None:
-                own, labels = self._labels[0][rows], self._labels[1]
-                first = torch.searchsorted(labels, own[:1])
-                last = torch.searchsorted(labels, own[-1:], right=True)
-                band = slice(*torch.cat([first, last]).tolist())
             named = self._order[0][rows]
+            if self._labels is None:
+                yield Strip(named, keys, self._order[1], slice(0, r), *self._pairwise.sides(rows))
+                continue
+            own, labels = self._labels[0][rows], self._labels[1]
+            first = torch.searchsorted(labels, own[:1])
+            last = torch.searchsorted(labels, own[-1:], right=True)
+            band = slice(*torch.cat([first, last]).tolist())
             sides = self._pairwise.sides(named, self._order[1][band])
             yield Strip(named, keys, self._order[1], band, *sides)
 
@@ -154,9 +163,14 @@ class Scan:
         parts = [self._x.new_empty(0)]
         for i, j in zip(rows.split(step), columns.split(step)):
             if len(i):
-                d = exact(self._pairwise.distance, self._x[i][:, None], self._y[j][:, None])
-                parts.append(d[:, 0, 0])
+                x, y = self._x.index_select(0, i), self._y.index_select(0, j)
+                parts.append(self._exact(x[:, None], y[:, None])[:, 0, 0])
         return torch.cat(parts)
+
+    def _exact(self, x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]) -> Float[Tensor, "*b a r"]:
+        if self._square_of is None:
+            return exact(self._pairwise.distance, x, y)
+        return self._pairwise.distance.of_root(by_differences(x, y))  # type: ignore[attr-defined]
 
     def _table(self, rows: Int[Tensor, " c"], columns: Int[Tensor, " w"]) -> Float[Tensor, "c w"]:
         """The exact distance of each row to every column."""
@@ -164,7 +178,7 @@ class Scan:
         if self._pairwise.distance is dot:  # the tile of a product is no exact one
             i, j = torch.cartesian_prod(once, columns).T
             return self.distances(i, j).view(len(once), len(columns))[again]
-        return exact(self._pairwise.distance, self._x[once], self._y[columns])[again]
+        return self._exact(self._x[once], self._y[columns])[again]
 
     def _key(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
         """The key of a distance from each row."""
@@ -185,6 +199,11 @@ class Scan:
         rows, keys, columns, sign = field
         if not len(columns):
             return rows.new_full((len(rows), k), -1)
+        if k == 1 and len(columns) <= _NARROW:
+            if beyond is not None:
+                near = self.within(field, beyond, equal=True)
+                field = field._replace(keys=torch.where(near, math.inf, keys[:, : len(columns)]))
+            return self._first(field)[:, None]
         slack = self._slack[rows]
         if beyond is not None:
             bound = self._key(beyond, rows)
@@ -209,6 +228,18 @@ class Scan:
                     limit = None if beyond is None else beyond[some]
                     chosen[some, :k] = self._rank_all(field, some, k, limit)
         return chosen[:, :k]
+
+    def _first(self, field: Field) -> Int[Tensor, " a"]:
+        """The nearest column of each row, where a pass over all keys costs less than a shortlist."""
+        rows, keys, columns, _ = field
+        least = keys.amin(1, keepdim=True) + 2 * self._slack[rows, None]
+        i, j = (keys <= least.clamp_(max=torch.finfo(keys.dtype).max)).nonzero(as_tuple=True)
+        chosen = rows.new_full((len(rows),), -1)
+        chosen[i] = columns[j]
+        unsure = i[1:][i[1:] == i[:-1]].unique_consecutive()
+        if len(unsure):
+            chosen[unsure] = self._rank_all(field, unsure, 1, None)[:, 0]
+        return chosen
 
     def _rank(
         self, rows: Tensor, chosen: Tensor, values: Tensor, k: int, sign: int, beyond: Tensor | None
@@ -242,18 +273,27 @@ class Scan:
         best = columns[order[:, :k]].masked_fill_(d[:, :k] == math.inf, -1)
         return pad(best, (0, k - best.shape[1]), value=-1)
 
-    def under(self, field: Field, bound: Float[Tensor, " a"]) -> Bool[Tensor, "a c"]:
-        """Which columns lie nearer than `bound`, a distance for each row (sign 1 alone)."""
-        rows, columns = field.rows, field.columns
+    def within(self, field: Field, bound: Float[Tensor, " a"], equal: bool = False) -> Bool[Tensor, "a c"]:
+        """Which columns lie nearer than `bound`, a distance for each row; by sign −1, which lie farther.
+
+        `equal` takes in those that lie as far.
+        """
+        rows, columns, sign = field.rows, field.columns, field.sign
+        below = torch.le if equal else torch.lt
         keys = field.keys[:, : len(columns)]
-        middle, slack = self._key(bound, rows)[:, None], self._slack[rows, None]
-        found = keys <= middle + slack  # [a, c]
-        doubt = found & (keys >= middle - slack)
+        largest = torch.finfo(keys.dtype).max  # not inf − inf
+        middle = sign * self._key(bound, rows).clamp_(-largest, largest)[:, None]
+        slack = self._slack[rows, None]
+        excess = keys - middle  # [a, c]
+        found = excess < 0
+        if float((excess.abs_().sub_(slack)).amin()) > 0:
+            return found
+        doubt = excess <= 0
         i, j = doubt.nonzero(as_tuple=True)
         if 8 * len(i) > keys.numel():
-            exactly = self._table(rows, columns) < bound[:, None]
+            exactly = below(sign * self._table(rows, columns), sign * bound[:, None])
             return torch.where(doubt, exactly, found)
-        found[i, j] = self.distances(rows[i], columns[j]) < bound[i]
+        found[i, j] = below(sign * self.distances(rows[i], columns[j]), sign * bound[i])
         return found
 
 
@@ -262,7 +302,7 @@ def _banded(pairwise: Pairwise) -> tuple[Tensor, Tensor] | None:
     rows, columns = (pairwise.relation.key(each) for each in (pairwise.labels, pairwise.column_labels))
     if rows is None or columns is None:
         return None
-    if pairwise.ids is not None and pairwise.column_ids is not None:
+    if not pairwise.own_column and pairwise.ids is not None and pairwise.column_ids is not None:
         ids, owner = torch.cat([pairwise.ids, pairwise.column_ids]).unique(return_inverse=True)
         both = torch.cat([rows, columns])
         one = both.new_empty(len(ids)).scatter_(0, owner, both)

@@ -44,8 +44,8 @@ def square_bound(
         The bound for each row against any column, ‖x_i‖² and ‖y_j‖².
     """
     k = x.shape[1]
-    xx = x.double().square().sum(1)
-    yy = y.double().square().sum(1)
+    xx = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square()
+    yy = xx if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64).square()
     largest = yy.max() if len(yy) else yy.new_zeros(())
     u = roundoff(x)
     slack = u * ((2 * k + 16) * (xx * largest).sqrt() + 8 * largest)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tercet.checks import real
 from tercet.distances import Distance, as_distance
-from tercet.pairwise import features, mined_rows, tile_height, whole_numbers
+from tercet.pairwise import features, mined_rows, tile_height
+from tercet.relations import label_rows
 from tercet.tuples import References
 
 __all__ = ["describe"]
@@ -20,7 +21,7 @@ __all__ = ["describe"]
 @torch.no_grad()
 def describe(
     embeddings: Shaped[Tensor, "n d"],
-    labels: Shaped[Tensor, " n"],
+    labels: Shaped[Tensor, "n *c"],
     mined: Any,
     *,
     margin: float | None = 0.2,
@@ -43,7 +44,7 @@ def describe(
 
     Args:
         embeddings: [n, d] floats.
-        labels: [n] integers or bools.
+        labels: [n] integers or bools, or [n, c]: then a class is what agrees in all of them.
         mined: `Triplets` or `Pairs`, or any three or four index tensors like them.
         margin: m, in units of the distance; None where there is none: `active` is NaN.
         distance: a `Distance` or its name: the miner's.
@@ -74,7 +75,7 @@ def describe(
     metric = as_distance("describe", distance)
     inputs = features("describe", embeddings, metric, ref)
     x, y = inputs[0], inputs[-1]
-    classes = whole_numbers("describe", "labels", labels, len(x), x.device).unique()
+    classes = label_rows("describe", "labels", labels, len(x), x.device).unique(dim=0)
     rows = mined_rows("describe", mined, len(x), len(y), x.device)
     if len(rows) == 3:
         a, p, q = rows
