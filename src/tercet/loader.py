@@ -152,7 +152,7 @@ class MiningLoader:
         images, labels, *rows = (self._moved(part) for part in batch)
         embeddings = self.model(images)
         labels = labels.to(embeddings.device)
-        named = {"step": self.step} if isinstance(self.miner, Miner) else {}
+        named: dict[str, Any] = {"step": self.step} if isinstance(self.miner, Miner) else {}
         self.step += 1
         mined = self.miner(embeddings, labels, ids=rows[0] if rows else None, **named)
         stats = {}

@@ -11,6 +11,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from tercet.checks import real, whole
+from tercet.compiling import outside_graph
 from tercet.distances import Distance, as_distance
 from tercet.draws import batch_key, drawn_places
 from tercet.pairwise import Pairwise
@@ -60,6 +61,7 @@ class Miner:
         for name, value in options.items():
             object.__setattr__(self, name, value)
 
+    @outside_graph
     @torch.no_grad()
     def __call__(
         self,
@@ -81,7 +83,8 @@ class Miner:
                 A miner keeps no state: pass the step where batches of the same labels and ids come again.
 
         Returns:
-            `Triplets`, or `Pairs`, of int64.
+            `Triplets`, or `Pairs`, of int64. Their number follows from the data, so a call waits for the
+            device, and stands outside the graph of something compiled.
         """
         pairwise = self._pairwise(embeddings, labels, ids, ref)
         step = whole(type(self).__name__, "step", step)

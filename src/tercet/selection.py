@@ -110,8 +110,8 @@ class Scan:
             self._offset = self._slack = inputs[0].new_zeros(n)
             if pairwise.distance is dot and r:
                 lengths = [torch.linalg.vector_norm(each, dim=1) for each in inputs]
-                self._slack = roundoff(inputs[0]) * (2 * inputs[0].shape[1] + 16)
-                self._slack = self._slack * lengths[0] * lengths[-1].max()
+                terms = 2 * inputs[0].shape[1] + 16
+                self._slack = lengths[0] * lengths[-1].max() * (roundoff(inputs[0]) * terms)
         self._x, self._y = inputs[0], inputs[-1]  # their differences are the distances
         self._u, self._v = u, v = centred[0], centred[-1]  # their products are the keys
         if self._labels is None:
