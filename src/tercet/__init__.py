@@ -52,10 +52,16 @@ if TYPE_CHECKING:
     from tercet.relations import Graded as Graded
     from tercet.relations import SameLabel as SameLabel
     from tercet.relations import SharedLabel as SharedLabel
+    from tercet.relevance import FolderRelevance as FolderRelevance
+    from tercet.relevance import FunctionRelevance as FunctionRelevance
+    from tercet.relevance import TableRelevance as TableRelevance
+    from tercet.relevance import TeacherRelevance as TeacherRelevance
     from tercet.samplers import PKSampler as PKSampler
     from tercet.samplers import ShuffledSampler as ShuffledSampler
     from tercet.stats import describe as describe
+    from tercet.triplets.deep_ranking import DeepRankingTriplets as DeepRankingTriplets
     from tercet.triplets.random import RandomTriplets as RandomTriplets
+    from tercet.triplets.reservoir import ReservoirTriplets as ReservoirTriplets
     from tercet.tuples import Pairs as Pairs
     from tercet.tuples import References as References
     from tercet.tuples import Triplets as Triplets
@@ -105,10 +111,16 @@ _HOME = {
     "Graded": "relations",
     "SameLabel": "relations",
     "SharedLabel": "relations",
+    "FolderRelevance": "relevance",
+    "FunctionRelevance": "relevance",
+    "TableRelevance": "relevance",
+    "TeacherRelevance": "relevance",
     "PKSampler": "samplers",
     "ShuffledSampler": "samplers",
     "describe": "stats",
+    "DeepRankingTriplets": "triplets.deep_ranking",
     "RandomTriplets": "triplets.random",
+    "ReservoirTriplets": "triplets.reservoir",
     "Pairs": "tuples",
     "References": "tuples",
     "Triplets": "tuples",

@@ -1,0 +1,384 @@
+"""How relevant two images of a class are to each other: numbers in [0, 1] from four kinds of source."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from tercet.checks import refusal
+from tercet.tables import read_columns
+
+__all__ = ["FolderRelevance", "FunctionRelevance", "Relevance", "TableRelevance", "TeacherRelevance"]
+
+_STEPS = 2**11  # teacher coordinates are whole multiples of 1 / _STEPS
+_CELLS = 2**18  # coordinates widened at a time: 1 MB, which stays in the cache
+_MOST = 2**31  # row numbers are below it, so that two of them fit into one int64
+
+
+@runtime_checkable
+class Relevance(Protocol):
+    """What `relevance=` takes: r of row numbers, the same for two images whoever else is asked about."""
+
+    def check(self, owner: str, count: int, /) -> None:
+        """Refuses with a sentence unless it can speak of rows 0 to count − 1."""
+        ...
+
+    def of(
+        self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"], /
+    ) -> Float[np.ndarray, "*b a r"]:
+        """The relevance of columns to rows, each in [0, 1], as a new array; leading axes are batches."""
+        ...
+
+    def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"], /) -> Float[np.ndarray, " t"]:
+        """The relevance of row j[k] to row i[k]."""
+        ...
+
+
+class TeacherRelevance:
+    """The cosine of a teacher's embeddings, 0 where it is negative.
+
+        r_ij = max(0, x_i · x_j),  ‖x_i‖ = 1
+
+    Coordinates are rounded to multiples of 2⁻¹¹ (which moves a cosine by about 2·10⁻⁴), so that float32 adds
+    them up without any error, in whatever order: the same relevance on every machine, in blocks of any shape.
+    They are held in 2·n·d bytes. A row of zeros is relevant to none.
+
+    Args:
+        embeddings: [n, d] numbers of any scale; or the path of a .npy file of them, which is mapped into
+            memory and read once, in blocks.
+
+    Raises:
+        ValueError: no such file, not [n, d], or a number that is not finite.
+
+    Example:
+        >>> teacher = TeacherRelevance(np.array([[2.0, 0.0], [3.0, 4.0], [-1.0, 0.0]]))
+        >>> teacher.of(np.array([0]), np.array([0, 1, 2])).round(3).tolist()
+        [[1.0, 0.6000000238418579, 0.0]]
+    """
+
+    def __init__(self, embeddings: Any) -> None:
+        owner = type(self).__name__
+        array = _opened(owner, embeddings)
+        if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
+            found = f"array of {array.dtype} {list(array.shape)}"
+            raise refusal(owner, "embeddings", found, "numbers [n, d], one row for each image")
+        self._steps: np.ndarray = np.empty(array.shape, dtype=np.int16)
+        rows = max(1, _CELLS // array.shape[1])
+        for first in range(0, len(array), rows):
+            block = np.array(array[first : first + rows], dtype=np.float64)
+            if not np.isfinite(block).all():
+                bad = int(first + np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+                raise refusal(owner, "embeddings", f"row {bad} with NaN or infinity", "finite numbers")
+            block /= _positive(np.abs(block).max(axis=1))  # so that no square overflows
+            block /= _positive(np.sqrt(np.square(block).sum(axis=1)))
+            self._steps[first : first + rows] = np.rint(block * _STEPS)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __repr__(self) -> str:
+        return f"TeacherRelevance({len(self)} images, {self._steps.shape[1]} dimensions)"
+
+    def check(self, owner: str, count: int) -> None:
+        """Refuses unless there is one embedding for each image."""
+        _same_count(owner, self, count)
+
+    def of(
+        self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
+    ) -> Float[np.ndarray, "*b a r"]:
+        """The relevance of columns to rows, float32."""
+        rows, columns = _known(self, rows), _known(self, columns)
+        a, r, d = rows.shape[-1], columns.shape[-1], self._steps.shape[1]
+        batches = math.prod(rows.shape[:-1])
+        left, right = rows.reshape(batches, a), columns.reshape(batches, r)
+        out = np.empty((batches, a, r), dtype=np.float32)
+        width = max(1, min(r, _CELLS // d))
+        height = max(1, _CELLS // (width * d))
+        for b in range(0, batches, height):
+            ours = self._steps[left[b : b + height]].astype(np.float32)  # [h, a, d]
+            for first in range(0, r, width):
+                theirs = self._steps[right[b : b + height, first : first + width]].astype(np.float32)
+                np.matmul(ours, theirs.transpose(0, 2, 1), out=out[b : b + height, :, first : first + width])
+        return _cosine(out).reshape(*rows.shape, r)
+
+    def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
+        """The relevance of row j[k] to row i[k], float32."""
+        i, j = _known(self, i), _known(self, j)
+        out = np.empty(len(i), dtype=np.float32)
+        step = max(1, _CELLS // self._steps.shape[1])
+        for first in range(0, len(i), step):
+            part = slice(first, first + step)
+            ours, theirs = (self._steps[rows[part]].astype(np.float32) for rows in (i, j))
+            out[part] = np.einsum("td,td->t", ours, theirs)
+        return _cosine(out)
+
+
+class FolderRelevance:
+    """How much of the way down their folders two images share.
+
+        r_ij = (leading folders that agree) / (folders on the longer of the two paths)
+
+    Two images of one folder have r = 1. In a class folder with two folders in it, those of one of them have
+    r = 1 to each other and 1/2 to those of the other.
+
+    Args:
+        paths: [n] the path of each image, with forward slashes, such as `catalog.paths`.
+
+    Raises:
+        ValueError: no paths, or something that is no path.
+
+    Example:
+        >>> folders = FolderRelevance(["ant/red/1.png", "ant/red/2.png", "ant/black/1.png", "bee/1.png"])
+        >>> folders.of(np.array([0]), np.arange(4)).tolist()
+        [[1.0, 1.0, 0.5, 0.0]]
+    """
+
+    def __init__(self, paths: Any) -> None:
+        owner = type(self).__name__
+        try:
+            names: list[Any] = [os.fspath(path) for path in paths]
+        except TypeError:
+            names = []
+        if not names or isinstance(paths, str) or not all(isinstance(name, str) for name in names):
+            raise refusal(owner, "paths", paths, "one path for each of 1 or more images")
+        number: dict[str, int] = {}
+        self._folder = np.array([number.setdefault(name.rpartition("/")[0], len(number)) for name in names])
+        ways = [[part for part in folder.split("/") if part not in ("", ".")] for folder in number]
+        self._depth = np.array([len(way) for way in ways])
+        # [folders, levels]: equal numbers at a level are equal ways down to it; −1 is below the folder
+        self._ways = np.full((len(ways), self._depth.max()), -1, dtype=np.int64)
+        prefixes: dict[tuple[str, ...], int] = {}
+        for row, way in zip(self._ways, ways):
+            row[: len(way)] = [
+                prefixes.setdefault(tuple(way[: n + 1]), len(prefixes)) for n in range(len(way))
+            ]
+
+    def __len__(self) -> int:
+        return len(self._folder)
+
+    def __repr__(self) -> str:
+        return f"FolderRelevance({len(self)} images, {len(self._depth)} folders)"
+
+    def check(self, owner: str, count: int) -> None:
+        """Refuses unless there is one path for each image."""
+        _same_count(owner, self, count)
+
+    def of(
+        self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
+    ) -> Float[np.ndarray, "*b a r"]:
+        """The relevance of columns to rows, float64."""
+        return self._share(_known(self, rows)[..., :, None], _known(self, columns)[..., None, :])
+
+    def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
+        """The relevance of row j[k] to row i[k], float64."""
+        return self._share(_known(self, i), _known(self, j))
+
+    def _share(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        ours, theirs = self._folder[i], self._folder[j]
+        longer = np.maximum(self._depth[ours], self._depth[theirs])
+        equal = longer - self._ways.shape[1]  # below both folders levels agree, in −1: not counted
+        for level in self._ways.T:
+            equal = equal + (level[ours] == level[theirs])
+        return np.where(longer > 0, equal / np.maximum(longer, 1), 1.0)
+
+
+class TableRelevance:
+    """The relevance of the pairs in a table, 0 for pairs that are not in it.
+
+    Args:
+        i, j: [m] row numbers of images.
+        r: [m] the relevance of j to i, from 0 to 1.
+        symmetric: r_ji = r_ij for each pair; False takes the table as it is.
+
+    Raises:
+        ValueError: columns of unequal length, row numbers that are none, r out of [0, 1], or a pair with two
+            relevances.
+
+    Example:
+        >>> table = TableRelevance([0, 0], [1, 2], [0.9, 0.4])
+        >>> table.of(np.array([0, 1]), np.arange(3)).tolist()
+        [[0.0, 0.9, 0.4], [0.9, 0.0, 0.0]]
+    """
+
+    def __init__(self, i: Any, j: Any, r: Any, *, symmetric: bool = True) -> None:
+        owner = type(self).__name__
+        rows = [_row_numbers(owner, name, values) for name, values in (("i", i), ("j", j))]
+        try:
+            values = np.asarray(r, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise refusal(owner, "r", r, "a number from 0 to 1 for each pair") from None
+        if not rows[0].shape == rows[1].shape == values.shape:
+            shapes = ", ".join(str(list(column.shape)) for column in (*rows, values))
+            raise refusal(owner, "r", f"i, j and r of shapes {shapes}", "three columns of equal length")
+        bad = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN too
+        if bad.size:
+            found = f"{values[bad[0]]} of rows {rows[0][bad[0]]} and {rows[1][bad[0]]}"
+            raise refusal(owner, "r", found, "a number from 0 to 1 for each pair")
+        keys = rows[0] << 32 | rows[1]
+        if symmetric:
+            keys, values = np.append(keys, rows[1] << 32 | rows[0]), np.append(values, values)
+        order = np.argsort(keys, kind="stable")
+        keys, values = keys[order], values[order]
+        again = keys[1:] == keys[:-1]
+        two = np.flatnonzero(again & (values[1:] != values[:-1]))
+        if two.size:
+            where, which = divmod(int(keys[two[0]]), 2**32), values[two[0] : two[0] + 2]
+            found = f"{which[0]} and {which[1]} of rows {where[0]} and {where[1]}"
+            way_out = "pass symmetric=False if r_ij and r_ji differ" if symmetric else ""
+            raise refusal(owner, "r", found, "one relevance for each pair", way_out)
+        once = np.append(True, ~again)[: len(keys)]
+        self._keys, self._values = keys[once], values[once]
+        self._highest = int(max(rows[0].max(initial=-1), rows[1].max(initial=-1)))
+
+    @classmethod
+    def read(cls, path: str | Path, *, symmetric: bool = True) -> TableRelevance:
+        """The relevance in a table on disk, .csv or .parquet, with columns i, j and r.
+
+        Args:
+            path: the table.
+            symmetric: as above.
+
+        Raises:
+            ValueError: not such a table, or what is refused above.
+        """
+        columns = read_columns(f"{cls.__name__}.read", path, others=("i", "j", "r"))
+        return cls(columns["i"], columns["j"], columns["r"], symmetric=symmetric)
+
+    def __repr__(self) -> str:
+        return f"TableRelevance({len(self._keys)} pairs)"
+
+    def check(self, owner: str, count: int) -> None:
+        """Refuses a table that names images beyond the last."""
+        if self._highest >= count:
+            expected = f"row numbers from 0 to {count - 1}, as there are {count} labels"
+            raise refusal(owner, "relevance", f"{self} with row {self._highest}", expected)
+
+    def of(
+        self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
+    ) -> Float[np.ndarray, "*b a r"]:
+        """The relevance of columns to rows, float64."""
+        return self._found(rows[..., :, None], columns[..., None, :])
+
+    def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
+        """The relevance of row j[k] to row i[k], float64."""
+        return self._found(i, j)
+
+    def _found(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        i, j = (_row_numbers(type(self).__name__, name, rows) for name, rows in (("i", i), ("j", j)))
+        wanted = i << 32 | j
+        if not self._keys.size:
+            return np.zeros(wanted.shape)
+        place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        return np.where(self._keys[place] == wanted, self._values[place], 0.0)
+
+
+class FunctionRelevance:
+    """Whatever a function of two row arrays says.
+
+    Args:
+        function: called as `function(i, j)` with int64 [t] each; gives the relevance of j[k] to i[k], from 0
+            to 1, [t]. It has to give the same for two images whoever else is asked about.
+
+    Raises:
+        ValueError: not callable. When asked: another shape, or a number out of [0, 1].
+
+    Example:
+        >>> near_in_time = FunctionRelevance(lambda i, j: 1 / (1 + abs(i - j)))
+        >>> near_in_time.of(np.array([0, 2]), np.array([0, 1])).tolist()
+        [[1.0, 0.5], [0.3333333333333333, 0.5]]
+    """
+
+    def __init__(self, function: Callable[[np.ndarray, np.ndarray], Any]) -> None:
+        if not callable(function):
+            raise refusal(type(self).__name__, "function", function, "a function of two row arrays")
+        self._function = function
+
+    def __repr__(self) -> str:
+        name = getattr(self._function, "__qualname__", type(self._function).__qualname__)
+        return f"FunctionRelevance({name})"
+
+    def check(self, owner: str, count: int) -> None:
+        """Nothing to refuse: the function is asked about such rows as there are."""
+
+    def of(
+        self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
+    ) -> Float[np.ndarray, "*b a r"]:
+        """The relevance of columns to rows, float64."""
+        i, j = np.broadcast_arrays(rows[..., :, None], columns[..., None, :])
+        return self.pairs(i.ravel(), j.ravel()).reshape(i.shape)
+
+    def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
+        """The relevance of row j[k] to row i[k], float64."""
+        said = self._function(i, j)
+        expected = "a number from 0 to 1 for each pair"
+        try:
+            r = np.array(said, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise refusal(type(self).__name__, "function", f"it gave {said!r}", expected) from None
+        if r.shape != i.shape:
+            found = f"it gave shape {r.shape} for {len(i)} pairs"
+            raise refusal(type(self).__name__, "function", found, expected)
+        bad = np.flatnonzero(~((r >= 0) & (r <= 1)))  # NaN too
+        if bad.size:
+            found = f"it gave {r[bad[0]]} for rows {i[bad[0]]} and {j[bad[0]]}"
+            raise refusal(type(self).__name__, "function", found, expected)
+        return r
+
+
+def _opened(owner: str, embeddings: Any) -> np.ndarray:
+    """An array as it is, a .npy file mapped into memory."""
+    if not isinstance(embeddings, (str, os.PathLike)):
+        try:
+            return np.asarray(embeddings)
+        except (TypeError, ValueError, RuntimeError) as error:  # a tensor with a gradient, or of bfloat16
+            way_out = "convert a tensor with .detach().cpu().float().numpy()"
+            raise refusal(
+                owner, "embeddings", type(embeddings).__name__, "an array [n, d]", way_out
+            ) from error
+    expected = "an existing .npy file of numbers [n, d]"
+    if Path(embeddings).suffix != ".npy" or not Path(embeddings).is_file():
+        raise refusal(owner, "embeddings", os.fspath(embeddings), expected)
+    try:
+        return np.load(embeddings, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise refusal(owner, "embeddings", os.fspath(embeddings), expected, str(error)) from error
+
+
+def _positive(lengths: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 1"]:
+    """Lengths to divide rows by; 1 for a row of zeros."""
+    return np.where(lengths > 0, lengths, 1)[:, None]
+
+
+def _cosine(sums: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """In place: sums of products of steps as cosines, those of obtuse angles 0."""
+    sums *= np.float32(1 / _STEPS**2)
+    return np.clip(sums, 0, 1, out=sums)
+
+
+def _same_count(owner: str, relevance: Any, count: int) -> None:
+    if len(relevance) != count:
+        raise refusal(owner, "relevance", relevance, f"one of {count} images, as there are {count} labels")
+
+
+def _known(relevance: Any, rows: np.ndarray) -> np.ndarray:
+    """Row numbers, refused where the source has no such image."""
+    return _row_numbers(type(relevance).__name__, "rows", rows, len(relevance))
+
+
+def _row_numbers(owner: str, argument: str, rows: Any, count: int = _MOST) -> np.ndarray:
+    """Row numbers as int64, refused outside [0, count)."""
+    array = np.asarray(rows)
+    if not array.size:
+        return array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise refusal(owner, argument, f"array of {array.dtype}", "row numbers")
+    if not 0 <= array.min() <= array.max() < count:
+        worst = array.max() if array.max() >= count else array.min()
+        raise refusal(owner, argument, int(worst), f"row numbers from 0 to {count - 1}")
+    return array.astype(np.int64, copy=False)

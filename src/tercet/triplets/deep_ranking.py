@@ -1,0 +1,294 @@
+"""Deep Ranking's triplets, drawn exactly: each a function of its number, its law free of rejection."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+from tercet.checks import label_codes, real, refusal, whole
+from tercet.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
+from tercet.relevance import Relevance
+from tercet.triplets.drawing import below, drawn_columns
+from tercet.tuples import Triplets, rows_at
+
+__all__ = ["DeepRankingTriplets"]
+
+_CELLS = 2**20  # relevances held at a time, unless one query has more
+_ROUNDING = 1e-9  # so that 0.3 − 0.1 is a gap of 0.2
+_SURVEYED = 2**16  # queries surveyed at a time
+
+
+class DeepRankingTriplets:
+    """The virtual sequence of triplets by relevance: relevant queries, relevant positives, harder negatives.
+
+    With r_ij ∈ [0, 1] the relevance of image j to image i of its class, 0 for i itself, r_i = Σ_j r_ij and
+    w_ij = min(T_p, r_ij), triplet number t is drawn independently of all others:
+
+        negative      out of class with probability `out_of_class`, else in class
+        query         P(q)  ∝ r_q
+        positive      P(p⁺) ∝ w_qp
+        negative      out of class: uniform over the images of other classes
+                      in class: P(p⁻) ∝ w_qp⁻ over those with r_qp⁺ − r_qp⁻ ≥ T_r
+
+    The paper draws by rejection: where the positive leaves no in-class negative, it draws the positive anew,
+    and gives a query up after too many failures. Here the law is that of never giving up too early: for an
+    in-class negative, the query is drawn ∝ r_q among those that have one for at least one positive, and the
+    positive ∝ w_qp among those that leave one. Queries without any are counted in `unserved`; they get
+    negatives out of class only. As w = 0 where r = 0, images of no relevance are neither positives nor
+    in-class negatives. r and T_r are compared to within 10⁻⁹.
+
+    Triplet t is a pure function of (labels, relevance, seed, t): any slice is ready at once. Queries come
+    from a cumulative table of all r_i; positives and negatives from cumulative sums over the query's class,
+    computed when they are asked for. So the construction takes Σ_c n_c² relevances, a triplet n_c of them,
+    and memory about 40 bytes an image, and 100 MB. Ask for long slices: their queries share classes.
+
+    Args:
+        labels: [n] the class of each image, whole numbers or strings.
+        relevance: a `TeacherRelevance`, `FolderRelevance`, `TableRelevance`, `FunctionRelevance`, or
+            anything else with their methods.
+        count: the number of triplets, the length of the sequence.
+        seed: a whole number of at least 0; another seed draws others.
+        cap: T_p, in (0, 1]: above it all positives are equally likely.
+        gap: T_r ≥ 0, by how much the positive is more relevant than an in-class negative. With 0 they may
+            be equally relevant.
+        out_of_class: the share of triplets with a negative of another class, in [0, 1].
+
+    Attributes:
+        queries: how many images are queries: r_i > 0.
+        alone: how many images are alone in their class.
+        irrelevant: how many others have r_i = 0.
+        unserved: how many of the queries have no in-class negative.
+
+    Raises:
+        ValueError: an argument out of range; relevances of another number of images, or out of [0, 1]; no
+            query at all; negatives of other classes or in class asked for where there are none.
+
+    Example:
+        >>> from tercet.relevance import TableRelevance
+        >>> labels = ["ant", "ant", "ant", "bee"]
+        >>> table = TableRelevance([0, 0, 1], [1, 2, 2], [0.9, 0.4, 0.4])
+        >>> triplets = DeepRankingTriplets(labels, table, count=1000, seed=0, gap=0.3, out_of_class=0)
+        >>> triplets.queries, triplets.alone, triplets.unserved
+        (3, 1, 1)
+        >>> sorted(set(zip(*(column.tolist() for column in triplets[:]))))
+        [(0, 1, 2), (1, 0, 2)]
+
+    Reference:
+        J. Wang, Y. Song, T. Leung, C. Rosenberg, J. Wang, J. Philbin, B. Chen, Y. Wu, "Learning fine-grained
+        image similarity with deep ranking", CVPR 2014.
+    """
+
+    def __init__(
+        self,
+        labels: Any,
+        relevance: Any,
+        count: int,
+        seed: int = 0,
+        *,
+        cap: float = 1.0,
+        gap: float = 0.1,
+        out_of_class: float = 0.2,
+    ) -> None:
+        owner = type(self).__name__
+        codes, classes = label_codes(owner, labels)
+        if isinstance(relevance, type) or not isinstance(relevance, Relevance):
+            expected = "TeacherRelevance(embeddings), FolderRelevance(paths), TableRelevance(i, j, r) or "
+            raise refusal(owner, "relevance", relevance, f"{expected}FunctionRelevance(function)")
+        relevance.check(owner, len(codes))
+        self.relevance = relevance
+        self.count = whole(owner, "count", count, minimum=1, maximum=sys.maxsize)
+        self.seed = whole(owner, "seed", seed)
+        self.cap = real(owner, "cap", cap, 0, 1)
+        if not self.cap:
+            raise refusal(owner, "cap", cap, "a number above 0", "pass 1 for no cap")
+        self.gap = real(owner, "gap", gap, 0)
+        self.out_of_class = real(owner, "out_of_class", out_of_class, 0, 1)
+        if len(classes) < 2 and self.out_of_class > 0:
+            raise refusal(
+                owner,
+                "out_of_class",
+                out_of_class,
+                "0, as all images are of 1 class",
+                "only in-class negatives exist",
+            )
+        self._least = max(self.gap - _ROUNDING, 0.0)
+        self._rows = np.argsort(codes, kind="stable")  # images, class by class; a place is a position here
+        self._sizes = np.bincount(codes)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._label = codes[self._rows]
+        self._key = derive_key(owner, self.seed)
+        total, self._floor, widest, served = self._survey(owner)
+        self._mass = np.cumsum(total)  # of all queries
+        self._served_mass = np.cumsum(np.where(served, total, 0.0))
+        self.alone = int((self._sizes == 1).sum())
+        self.queries = int((total > 0).sum())
+        self.irrelevant = len(codes) - self.alone - self.queries
+        self.unserved = self.queries - int(served.sum())
+        if not self.queries:
+            found = f"{relevance!r}: none above 0 within a class"
+            raise refusal(owner, "relevance", found, "an image that is relevant to another of its class")
+        if not served.any() and self.out_of_class < 1:
+            expected = f"at most {widest.max():g}, the widest gap between relevances to one query"
+            if widest.max() < 0:
+                expected = "two images of some relevance to one query of their class"
+            raise refusal(owner, "gap", gap, expected, "lower it or pass out_of_class=1")
+
+    def _survey(
+        self, owner: str
+    ) -> tuple[
+        Float[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"], Bool[np.ndarray, " n"]
+    ]:
+        """For the query at each place: r_i, least r of an in-class negative, widest gap, whether it has one.
+
+        With T_r > 0 the least r is the smallest above 0. With T_r = 0 it is the second smallest: a positive
+        then needs another image that is no more relevant than itself.
+        """
+        total, floor = np.zeros(len(self._rows)), np.full(len(self._rows), np.inf)
+        widest, served = np.full(len(self._rows), -np.inf), np.zeros(len(self._rows), dtype=bool)
+        several = np.flatnonzero(self._sizes[self._label] > 1)
+        nth = 0 if self._least > 0 else 1
+        for first in range(0, len(several), _SURVEYED):
+            places = several[first : first + _SURVEYED]
+            for at, _, r in self._blocks(places):
+                if not (r.min() >= 0 and r.max() <= 1):
+                    found = f"{self.relevance!r}: from {r.min()} to {r.max()}"
+                    raise refusal(owner, "relevance", found, "relevances from 0 to 1")
+                where = places[at]
+                positive = np.where(r > 0, r, np.inf)
+                low = positive.min(axis=1) if nth == 0 else np.partition(positive, nth, axis=1)[:, nth]
+                high = r.max(axis=1)
+                total[where], floor[where], widest[where] = r.sum(axis=1, dtype=np.float64), low, high - low
+                served[where] = high >= low + self._least  # as `_at` compares, to the last bit
+        return total, floor, widest, served
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        return (
+            f"DeepRankingTriplets({self.count} triplets: {self.queries} queries, {self.relevance!r}, "
+            f"cap={self.cap:g}, gap={self.gap:g}, out_of_class={self.out_of_class:g}, seed={self.seed})"
+        )
+
+    def __getitem__(self, index: Any) -> Triplets:
+        """The triplets at an int, a slice or an int array [t]; negative numbers count from the end.
+
+        Returns:
+            Triplets of int64 [t] catalog rows; t = 1 for an int.
+
+        Raises:
+            IndexError: a number outside the sequence.
+        """
+        return self._at(rows_at(index, len(self)))
+
+    def _at(self, number: Int64[np.ndarray, " t"]) -> Triplets:
+        key = keyed_bits(self._key, number)
+        inside = keyed_uniform(key, 0) >= self.out_of_class
+        drawn = keyed_uniform(key, 1)
+        query = np.empty_like(number)
+        for mass, mine in ((self._served_mass, inside), (self._mass, ~inside)):
+            mine = np.flatnonzero(mine)
+            mine = mine[np.argsort(drawn[mine])]  # so that the table is walked through, not jumped about in
+            query[mine] = np.searchsorted(mass, below(drawn[mine], mass[-1]), side="right")
+        label = self._label[query]
+        size, start = self._sizes[label], self._starts[label]
+        positive = np.empty_like(number)
+        # Skips the class, which is contiguous in _rows. (With one class there is nothing to draw here.)
+        negative = keyed_integers(key, 4, high=np.maximum(len(self._rows) - size, 1))
+        negative += size * (negative >= start)
+        for_positive, for_negative = keyed_uniform(key, 2), keyed_uniform(key, 3)
+        for at, begin, r in self._blocks(query):
+            weight = np.minimum(r, self.cap)  # [b, m]
+            floor = np.where(inside[at], self._floor[query[at]], -np.inf).astype(r.dtype)
+            leaves_one = r >= (floor + self._least)[:, None]
+            chosen = self._picked(weight * leaves_one, for_positive[at])
+            positive[at] = begin + chosen
+            mine = np.flatnonzero(inside[at])
+            r, weight, at, chosen = r[mine], weight[mine], at[mine], chosen[mine]
+            each = np.arange(len(mine))
+            weight *= r + self._least <= r[each, chosen][:, None]
+            weight[each, chosen] = 0
+            negative[at] = begin[mine] + self._picked(weight, for_negative[at])
+        return Triplets(self._rows[query], self._rows[positive], self._rows[negative])
+
+    def _picked(
+        self, weight: Float[np.ndarray, "b m"], uniform: Float[np.ndarray, " b"]
+    ) -> Int64[np.ndarray, " b"]:
+        """A column for each row, drawn in proportion to its weights."""
+        column = drawn_columns(weight, uniform)
+        if (column < 0).any():
+            raise RuntimeError(
+                f"DeepRankingTriplets: {self.relevance!r} gives other relevances than when it was surveyed"
+            )
+        return column
+
+    def _blocks(
+        self, query: Int64[np.ndarray, " t"]
+    ) -> Iterator[tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"], Float[np.ndarray, "b m"]]]:
+        """Each query's relevances, in blocks: positions in `query`, where their classes begin, and r.
+
+        r is 0 for the query itself and beyond the end of its class. Classes of about as many images and
+        queries share a block, so that numpy's cost of a call is that of few calls.
+        """
+        label = self._label[query]
+        order = np.argsort(label, kind="stable")
+        classes, first, counts = np.unique(label[order], return_index=True, return_counts=True)
+        kinds = np.stack([_rounded_up(self._sizes[classes]), _rounded_up(counts)])
+        for kind in np.unique(kinds, axis=1).T:
+            alike = np.flatnonzero((kinds == kind[:, None]).all(axis=0))
+            width, height = int(self._sizes[classes[alike]].max()), int(counts[alike].max())
+            height = min(height, max(1, _CELLS // width))
+            together = max(1, _CELLS // (width * height))
+            for g in range(0, len(alike), together):
+                group = alike[g : g + together]
+                last = counts[group][:, None] - 1
+                for h in range(0, int(last.max()) + 1, height):
+                    nth = np.arange(h, h + height)
+                    asked = nth <= last  # [g, a]; the others repeat the last query
+                    at = order[first[group][:, None] + np.minimum(nth, last)]
+                    r = self._relevance(query[at], classes[group], width)
+                    begin = np.broadcast_to(self._starts[classes[group]][:, None], at.shape)
+                    yield at[asked], begin[asked], r[asked]
+
+    def _relevance(
+        self, places: Int64[np.ndarray, "g a"], classes: Int64[np.ndarray, " g"], width: int
+    ) -> Float[np.ndarray, "g a {width}"]:
+        """The relevance of the images of a class to some of its queries, for several classes."""
+        start, size = self._starts[classes][:, None], self._sizes[classes][:, None]
+        column = np.arange(width)
+        columns = start + np.minimum(column, size - 1)  # [g, m]
+        r = self.relevance.of(self._rows[places], self._rows[columns])
+        r *= (column < size)[:, None, :]
+        g, a = places.shape
+        r[np.arange(g)[:, None], np.arange(a), places - start] = 0
+        return r
+
+    def provenance(self) -> dict[str, Any]:
+        """What a manifest records of the strategy: its name, every parameter and what it counted."""
+        return {
+            "strategy": "deep ranking",
+            "parameters": {
+                "count": self.count,
+                "seed": self.seed,
+                "cap": self.cap,
+                "gap": self.gap,
+                "out_of_class": self.out_of_class,
+            },
+            "relevance": repr(self.relevance),
+            "counts": {
+                "queries": self.queries,
+                "images alone in their class": self.alone,
+                "images of no relevance": self.irrelevant,
+                "queries without an in-class negative": self.unserved,
+            },
+        }
+
+
+def _rounded_up(counts: Int64[np.ndarray, " c"]) -> Int64[np.ndarray, " c"]:
+    """To the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …: the same for counts that may share a block."""
+    power = 2 ** np.ceil(np.log2(counts)).astype(np.int64)
+    return np.where((counts > 2) & (counts <= power // 4 * 3), power // 4 * 3, power)
