@@ -1,5 +1,6 @@
 # Each target makes the virtual environment that it needs; nothing has to be installed by hand.
 PYTHON ?= python3
+PAGE = --markdown tools/bench/RESULTS.md
 PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt
 
 .PHONY: quickstart test lint types check bench clean
@@ -19,10 +20,13 @@ types: .venv/dev/installed
 
 check: lint types  ## lint, format and types
 
-bench: .venv/dev/installed  ## figures, with peak memory beside them
-	.venv/dev/bin/python tools/bench/bench_manifest.py
-	.venv/dev/bin/python tools/bench/bench_samplers.py
-	.venv/dev/bin/python tools/bench/bench_all_triplets.py
+bench: .venv/bench/installed  ## figures beside the peers'; TREE=<alphabet/character/*.png> adds the learning
+	.venv/bench/bin/python tools/bench/bench_manifest.py
+	.venv/bench/bin/python tools/bench/bench_samplers.py
+	.venv/bench/bin/python -m pytest -m peers
+	.venv/bench/bin/python tools/bench/bench_definitions.py $(PAGE)
+	.venv/bench/bin/python tools/bench/bench_peers.py $(PAGE)
+	$(if $(TREE),.venv/bench/bin/python tools/bench/bench_learning.py "$(TREE)" $(PAGE))
 
 .venv/quickstart/installed: pyproject.toml tools/constraints.txt
 	$(PYTHON) -m venv .venv/quickstart
@@ -32,6 +36,11 @@ bench: .venv/dev/installed  ## figures, with peak memory beside them
 .venv/dev/installed: pyproject.toml tools/constraints.txt
 	$(PYTHON) -m venv .venv/dev
 	.venv/dev/$(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+.venv/bench/installed: pyproject.toml tools/constraints.txt
+	$(PYTHON) -m venv .venv/bench
+	.venv/bench/$(PIP_INSTALL) --editable '.[bench]'
 	touch $@
 
 clean:

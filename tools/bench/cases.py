@@ -1,0 +1,248 @@
+"""Ours and the peers' miners and losses, side by side, with the options under which their definitions meet.
+
+A case makes its sides for a number of classes and a dimension. A side is called with (embeddings, labels);
+what it returns is a loss or tuples of row numbers. Heads with proxies start from the same proxies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pytorch_metric_learning import distances, losses, miners, reducers
+from sentence_transformers.sentence_transformer import losses as sentence
+from torch import Tensor, nn
+
+import tercet
+
+Side = Callable[[Tensor, Tensor], Any]
+OURS, PML, ST = "tercet", "pytorch-metric-learning", "sentence-transformers"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One miner or loss, ours and theirs.
+
+    Args:
+        make: (classes, dim) → the sides by name; the first is ours.
+        kind: "miner", "loss", or "both" for a miner with the loss of what it found.
+        differs: why the definitions are not the same; empty where they are.
+        tolerance: how far value and gradient may be apart in float64, as shares.
+        largest: no larger N is measured unless it is asked for.
+    """
+
+    make: Callable[[int, int], dict[str, Side]]
+    kind: str
+    differs: str = ""
+    tolerance: float = 1e-9
+    largest: int = 8192
+
+
+class Mined(nn.Module):
+    """A miner and the loss of what it found, as one step."""
+
+    def __init__(self, miner: Any, head: nn.Module) -> None:
+        super().__init__()
+        self.miner = miner
+        self.head = head
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return self.head(embeddings, labels, self.miner(embeddings, labels))
+
+
+def raw(power: int = 1) -> distances.LpDistance:
+    """The Euclidean distance of embeddings as they are; by default theirs are normalised on the way."""
+    return distances.LpDistance(normalize_embeddings=False, power=power)
+
+
+def plain(ours: Side, theirs: Side, more: Side | None = None) -> Callable[[int, int], dict[str, Side]]:
+    """Sides that depend on neither the number of classes nor the dimension."""
+    sides = {OURS: ours, PML: theirs} | ({ST: more} if more else {})
+    return lambda classes, dim: dict(sides)
+
+
+def with_proxies(
+    ours: Callable[[int, int], Any], theirs: Callable[[int, int], Any], name: str, turned: bool
+) -> Callable[[int, int], dict[str, Side]]:
+    """Heads with proxies: theirs, in the parameter `name`, are a copy of ours; `turned` if in columns."""
+
+    def make(classes: int, dim: int) -> dict[str, Side]:
+        head, peer = ours(classes, dim), theirs(classes, dim)
+        start = head.proxies.detach().clone()
+        getattr(peer, name).data = (start.T if turned else start).contiguous()
+        return {OURS: head, PML: peer}
+
+    return make
+
+
+def triplet(reducer: Any = None, **options: Any) -> losses.TripletMarginLoss:
+    return losses.TripletMarginLoss(distance=raw(), reducer=reducer, **options)
+
+
+def easy_hard(positive: str, negative: str) -> miners.BatchEasyHardMiner:
+    return miners.BatchEasyHardMiner(pos_strategy=positive, neg_strategy=negative)
+
+
+def of_labels(call: Callable[[Tensor, Tensor], Tensor]) -> Side:
+    """A function of (labels, embeddings)."""
+    return lambda embeddings, labels: call(labels, embeddings)
+
+
+MARGIN = 0.2
+NEAR, FAR = 1.2, 1.4  # margins of pairs that cut both the positives and the negatives of the bench's batches
+SOFT_ST = sentence.BatchHardSoftMarginTripletLoss(None).batch_hard_triplet_soft_margin_loss
+NOT_SQUARED = (
+    "theirs is h(D − α⁺) and h(α − D), not squared, and adds the mean of active positives to that of active "
+    "negatives; ours is the paper's D² and h(α − D)², one mean"
+)
+
+MINERS: dict[str, Case] = {
+    "batch hard": Case(plain(tercet.BatchHard(), miners.BatchHardMiner()), "miner"),
+    "semi-hard": Case(
+        plain(tercet.SemiHard(margin=MARGIN), miners.TripletMarginMiner(MARGIN, "semihard")),
+        "miner",
+        "theirs lists every negative between D(a,p) and D(a,p) + m, ours the nearest of them, as FaceNet",
+    ),
+    # At 8192 the list alone is 10 GB of row numbers.
+    "batch all": Case(
+        plain(tercet.BatchAll(margin=MARGIN), miners.TripletMarginMiner(MARGIN, "all")),
+        "miner",
+        largest=2048,
+    ),
+    "easy positive": Case(plain(tercet.EasyPositive(), easy_hard("easy", "semihard")), "miner"),
+    "easy positive, hard": Case(plain(tercet.EasyPositive("hard"), easy_hard("easy", "hard")), "miner"),
+    "distance-weighted": Case(
+        plain(tercet.DistanceWeighted(), miners.DistanceWeightedMiner()),
+        "miner",
+        "both draw; theirs draws K positives an anchor too, with repetition, ours takes each once",
+    ),
+    "multi-similarity": Case(plain(tercet.MultiSimilarityMiner(), miners.MultiSimilarityMiner()), "miner"),
+    "pair margin": Case(plain(tercet.PairMargin(NEAR, FAR), miners.PairMarginMiner(NEAR, FAR)), "miner"),
+}
+
+HEADS: dict[str, Case] = {
+    "hinge, all triplets": Case(
+        plain(
+            tercet.TripletMargin(MARGIN),
+            triplet(margin=MARGIN),
+            of_labels(sentence.BatchAllTripletLoss(None, margin=MARGIN).batch_all_triplet_loss),
+        ),
+        "loss",
+    ),
+    "soft margin, all triplets": Case(
+        plain(tercet.TripletMargin(soft=True), triplet(margin=0, smooth_loss=True)), "loss"
+    ),
+    "hinge with swap, all triplets": Case(
+        plain(tercet.TripletMargin(MARGIN, swap=True), triplet(margin=MARGIN, swap=True)), "loss"
+    ),
+    "contrastive": Case(
+        plain(tercet.Contrastive(), losses.ContrastiveLoss(distance=raw())), "loss", NOT_SQUARED
+    ),
+    "N-pair": Case(
+        plain(
+            tercet.NPair(),
+            losses.NPairsLoss(distance=distances.DotProductSimilarity(normalize_embeddings=False)),
+        ),
+        "loss",
+    ),
+    # The peer computes the bin of a similarity, and its share, from float32.
+    "histogram": Case(plain(tercet.Histogram(100), losses.HistogramLoss(n_bins=100)), "loss", "", 1e-5),
+    "multi-similarity loss": Case(plain(tercet.MultiSimilarity(), losses.MultiSimilarityLoss()), "loss"),
+    "lifted structure": Case(
+        plain(tercet.LiftedStructure(), losses.LiftedStructureLoss(distance=raw())), "loss"
+    ),
+    "margin loss": Case(
+        plain(tercet.MarginLoss(), losses.MarginLoss(learn_beta=True, distance=raw())),
+        "loss",
+        "without mined pairs ours takes every pair once, theirs the two pairs of every triplet; equal on "
+        "mined triplets. With a β for each class, their ν pulls at each listed anchor, ours at each row",
+    ),
+    "SupCon": Case(plain(tercet.SupCon(), losses.SupConLoss()), "loss"),
+    "InfoNCE": Case(plain(tercet.InfoNCE(), losses.NTXentLoss()), "loss"),
+    "circle": Case(plain(tercet.Circle(), losses.CircleLoss()), "loss"),
+    "FastAP": Case(plain(tercet.FastAP(), losses.FastAPLoss()), "loss"),
+    "ProxyNCA": Case(
+        with_proxies(tercet.ProxyNCA, losses.ProxyNCALoss, "proxies", False),
+        "loss",
+        "theirs keeps the class's own proxy below the line; the paper's sum, and ours, leaves it out",
+    ),
+    "ProxyNCA++": Case(
+        with_proxies(
+            lambda c, d: tercet.ProxyNCA(c, d, plus_plus=True),
+            lambda c, d: losses.ProxyNCALoss(c, d, softmax_scale=9),
+            "proxies",
+            False,
+        ),
+        "loss",
+    ),
+    # PyTorch's softplus(x) is x beyond 20, which leaves out exp(−20), 2·10⁻⁹.
+    "ProxyAnchor": Case(
+        with_proxies(tercet.ProxyAnchor, losses.ProxyAnchorLoss, "proxies", False), "loss", "", 3e-9
+    ),
+    "normalised softmax": Case(
+        with_proxies(tercet.NormalizedSoftmax, losses.NormalizedSoftmaxLoss, "W", True), "loss"
+    ),
+    # Ours takes radians, theirs degrees.
+    "ArcFace": Case(
+        with_proxies(
+            tercet.ArcFace, lambda c, d: losses.ArcFaceLoss(c, d, margin=math.degrees(0.5)), "W", True
+        ),
+        "loss",
+    ),
+    "CosFace": Case(with_proxies(tercet.CosFace, losses.CosFaceLoss, "W", True), "loss"),
+    # The pull between the centers is an option here, and there a regulariser of one's own.
+    "SoftTriple": Case(
+        with_proxies(lambda c, d: tercet.SoftTriple(c, d, tau=0), losses.SoftTripleLoss, "fc", True), "loss"
+    ),
+}
+
+STEPS: dict[str, Case] = {
+    "batch hard + hinge": Case(
+        plain(
+            Mined(tercet.BatchHard(), tercet.TripletMargin(MARGIN, reduction="mean")),
+            Mined(miners.BatchHardMiner(), triplet(reducers.MeanReducer(), margin=MARGIN)),
+            of_labels(sentence.BatchHardTripletLoss(None, margin=MARGIN).batch_hard_triplet_loss),
+        ),
+        "both",
+    ),
+    "batch hard + soft margin": Case(
+        plain(
+            Mined(tercet.BatchHard(), tercet.TripletMargin(soft=True, reduction="mean")),
+            Mined(miners.BatchHardMiner(), triplet(reducers.MeanReducer(), margin=0, smooth_loss=True)),
+            of_labels(SOFT_ST),
+        ),
+        "both",
+    ),
+    "semi-hard or easiest + hinge": Case(
+        lambda classes, dim: {
+            OURS: Mined(
+                tercet.SemiHard(margin=None, fallback="easiest"),
+                tercet.TripletMargin(MARGIN, reduction="mean"),
+            ),
+            ST: of_labels(
+                sentence.BatchSemiHardTripletLoss(None, margin=MARGIN).batch_semi_hard_triplet_loss
+            ),
+        },
+        "both",
+    ),
+    "multi-similarity, mined + loss": Case(
+        plain(
+            Mined(tercet.MultiSimilarityMiner(), tercet.MultiSimilarity()),
+            Mined(miners.MultiSimilarityMiner(), losses.MultiSimilarityLoss()),
+        ),
+        "both",
+    ),
+    "batch hard + margin loss": Case(
+        plain(
+            Mined(tercet.BatchHard(), tercet.MarginLoss()),
+            Mined(miners.BatchHardMiner(), losses.MarginLoss(learn_beta=True, distance=raw())),
+        ),
+        "both",
+    ),
+}
+
+CASES = MINERS | HEADS | STEPS
+MAIN = ["batch hard", "batch all", "hinge, all triplets", "multi-similarity loss", "InfoNCE", "ProxyAnchor"]
+"""The cases that are measured over dimensions and class sizes too."""
