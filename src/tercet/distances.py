@@ -22,7 +22,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from tercet.checks import choice, refusal
-from tercet.squares import by_differences, fast_tile
+from tercet.squares import by_differences, fast_tile, full_precision
 
 __all__ = [
     "Distance",
@@ -143,7 +143,7 @@ def _angle_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Ten
 
 
 def _product(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         return -(x @ y.T)
 
 
@@ -237,7 +237,7 @@ class Mahalanobis(nn.Module):
             raise refusal(
                 "Mahalanobis", "L", tuple(self.L.shape), f"one row for each of {x.shape[1]} dimensions"
             )
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             return x @ self.L.to(x.dtype)
 
     def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:

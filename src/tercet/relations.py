@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from tercet.checks import choice, real, refusal
+from tercet.squares import full_precision
 
 __all__ = [
     "CrossGroup",
@@ -232,7 +233,7 @@ def _bits(labels: Shaped[Tensor, "n c"]) -> Float[Tensor, "n c"]:
 
 def _common(a: Float[Tensor, "a c"], b: Float[Tensor, "r c"]) -> Float[Tensor, "a r"]:
     """How many labels two rows share: sums of 0 and 1, exact at any precision of the factors."""
-    with torch.autocast(a.device.type, enabled=False):
+    with full_precision(a.device):
         return a @ b.T
 
 

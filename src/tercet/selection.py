@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from tercet.distances import dot, exact
 from tercet.pairwise import TILE_BYTES, Pairwise
-from tercet.squares import by_differences, roundoff, square_bound
+from tercet.squares import by_differences, full_precision, roundoff, square_bound
 
 __all__ = ["Field", "Scan", "Strip"]
 
@@ -151,7 +151,7 @@ class Scan:
             yield Strip(named, keys, self._order[1], band, *sides)
 
     def _fill(self, u: Tensor, out: Tensor) -> None:
-        with torch.autocast(u.device.type, enabled=False):
+        with full_precision(u.device):
             if self._square_of is None:
                 out.copy_(self._pairwise.distance.tile(u, self._v))
             else:

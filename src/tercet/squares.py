@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["by_differences", "fast_tile", "roundoff", "square_bound"]
+__all__ = ["by_differences", "fast_tile", "full_precision", "roundoff", "square_bound"]
 
 # Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
 _NEAR = 0.1
@@ -38,19 +39,28 @@ def square_bound(
     """How far ‖y_j‖² − 2x_i·y_j + ‖x_i‖² and the square of `by_differences` may lie apart.
 
     A sum of k products is off by at most k·u·‖x‖‖y‖ in any order of summation, u the unit roundoff, a sum of
-    k squares of differences by (k/8 + 2)·u of itself, eight lanes at a time.
+    k squares of differences by (k/8 + 2)·u of itself, eight lanes at a time; both are shares of
+    (‖x‖ + ‖y‖)², the products at most u·k/2 of it.
 
     Returns:
         The bound for each row against any column, ‖x_i‖² and ‖y_j‖².
     """
     k = x.shape[1]
-    xx = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square()
-    yy = xx if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64).square()
-    largest = yy.max() if len(yy) else yy.new_zeros(())
-    u = roundoff(x)
-    slack = u * ((2 * k + 16) * (xx * largest).sqrt() + 8 * largest)
-    slack = slack + torch.finfo(x.dtype).eps * (k / 8 + 16) * (xx + largest)
-    return slack.to(x.dtype), xx.to(x.dtype), yy.to(x.dtype)
+    lengths = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    others = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
+    largest = others.max() if len(others) else 0.0
+    u, rounding = roundoff(x), torch.finfo(x.dtype).eps
+    share = max(u * (k + 8), u * 8 + rounding * (k / 8 + 16))
+    slack = ((lengths + largest).square_() * share).to(x.dtype)
+    xx = lengths.square().to(x.dtype)
+    return slack, xx, xx if y is x else others.square_().to(x.dtype)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off; nothing where it is not on, which costs less than turning it off."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def fast_tile(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], root: bool) -> Float[Tensor, "a r"]:
@@ -59,7 +69,7 @@ def fast_tile(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], root: bool) -> F
     The product gives those pairs that are not near each other, measured by their norms about the columns'
     centre; the near ones, normally few, are computed by differences, in the gradient as well.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         return _Tile.apply(x, y, root)
 
 
@@ -96,7 +106,7 @@ class _Tile(torch.autograd.Function):
         weight[i, j] = 0.0
         u, v = x - centre, y - centre
         by_x = by_y = None
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             if ctx.needs_input_grad[0]:
                 by_x = (weight.sum(1)[:, None] * u).addmm_(weight, v, alpha=-1)
             if ctx.needs_input_grad[1]:
