@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,9 @@ from tercet.catalog import scan_folder
 from tercet.cli.app import main
 from tercet.formats import FORMATS
 from tercet.manifest import read_manifest
+from tercet.relevance import FolderRelevance, TableRelevance, TeacherRelevance
+from tercet.triplets.deep_ranking import DeepRankingTriplets
+from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +81,8 @@ def test_random_writes_the_triplets_of_the_library(tercet, photos, tmp_path, suf
     found = read_manifest(output, root=photos)
     assert found.catalog == catalog
     assert listed(found.triplets) == listed(RandomTriplets(catalog.labels, 2, 3, seed=5)[:])
-    assert found.provenance["parameters"] == {"positives": 2, "negatives": 3, "seed": 5}
+    law = {"positives": 2, "negatives": 3, "seed": 5}
+    assert found.provenance["parameters"] == {**law, "negatives_from": "images", "limit": None}
     assert all(found.catalog.file(row).is_file() for row in range(len(catalog)))
     before = output.read_bytes()
     again = [*options, "--chunk-size", 7, "--overwrite"]
@@ -270,6 +275,338 @@ def test_unwritable_output_is_refused_before_the_images_are_looked_at(tercet, ph
     code, _, err = tercet("make-triplets", "random", photos, tmp_path / "t.txt", "--verify")
     assert code == 1
     assert err.endswith("expected a folder that may be written ")
+
+
+def end_to_end(tercet, photos, folder, suffix, *options):
+    """The manifest that a command writes, twice the same bytes."""
+    contents = []
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        assert (
+            tercet("make-triplets", *options[:1], photos, folder / name / f"t{suffix}", *options[1:])[0] == 0
+        )
+        contents.append({file.name: file.read_bytes() for file in (folder / name).iterdir()})
+    assert contents[0] == contents[1]
+    return read_manifest(folder / "one" / f"t{suffix}", root=photos)
+
+
+@pytest.fixture
+def people(tmp_path):
+    """Six people of 8 images from 2 cameras each; camera and number in folders and in names."""
+    for person in range(6):
+        for number in range(8):
+            camera = number % 2 + 1
+            file = (
+                tmp_path / "people" / f"p{person}" / f"cam{camera}" / f"{person:04d}_c{camera}s1_{number}.jpg"
+            )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"")
+    return tmp_path / "people"
+
+
+OPTIONS = ["--positives", 2, "--negatives", 3, "--seed", 5, "--class-depth", 1, "--quiet"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_option_of_random(tercet, people, tmp_path, suffix):
+    more = ["--negatives-from", "classes", "--groups", 2, "--limit-per-class", 3]
+    found = end_to_end(tercet, people, tmp_path, suffix, "random", *OPTIONS, *more)
+    catalog = scan_folder(people, class_depth=1)
+    cameras = [path.split("/")[1] for path in catalog.paths]
+    law = {"negatives_from": "classes", "groups": cameras, "limit": 3}
+    assert listed(found.triplets) == listed(RandomTriplets(catalog.labels, 2, 3, 5, **law)[:])
+    assert found.catalog.groups["group"].tolist() == cameras
+    assert found.provenance["groups"] == "2"
+    assert found.provenance["parameters"]["negatives_from"] == "classes"
+    assert found.provenance["counts"]["images over the limit"] == 6 * 5
+    pattern = [
+        r"_c(\d)s" if option == 2 and before == "--groups" else option
+        for before, option in zip(["", *more], more)
+    ]
+    output = tmp_path / f"u{suffix}"
+    assert tercet("make-triplets", "random", people, output, *OPTIONS, *pattern)[0] == 0
+    again = read_manifest(output)
+    assert listed(again.triplets) == listed(found.triplets)  # the cameras are the same
+    assert again.catalog.groups["group"].tolist() == [camera.removeprefix("cam") for camera in cameras]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_pairs_end_to_end(tercet, people, tmp_path, suffix):
+    found = end_to_end(tercet, people, tmp_path, suffix, "random", *OPTIONS, "--output-kind", "pairs")
+    labels = scan_folder(people, class_depth=1).labels
+    assert listed(found.pairs) == listed(RandomPairs(labels, 2, 3, 5)[:])
+    for first, second, same in listed(found.pairs):
+        assert (labels[first] == labels[second]) == same
+    assert found.provenance["kind"] == "pairs"
+    output = tmp_path / f"u{suffix}"
+    _, out, _ = tercet(
+        "make-triplets", "random", people, output, "--output-kind", "pairs", "--class-depth", 1
+    )
+    assert " queries 48 pairs 96 left out 0 " in out
+
+
+@pytest.mark.parametrize("by", ["image", "class", None])
+@pytest.mark.parametrize("kind", ["triplets", "pairs"])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_split_writes_two_manifests_without_leakage(tercet, people, tmp_path, suffix, kind, by):
+    options = ["--validation-fraction", 0.4, "--output-kind", kind, *(["--split-by", by] if by else [])]
+    train = end_to_end(tercet, people, tmp_path, suffix, "random", *OPTIONS, *options)
+    validation = read_manifest(tmp_path / "one" / f"t.validation{suffix}", root=people)
+    images = [set(side.catalog.paths) for side in (train, validation)]
+    assert not images[0] & images[1]
+    assert images[0] | images[1] == set(scan_folder(people).paths)
+    classes = [{side.catalog.classes[label] for label in side.catalog.labels} for side in (train, validation)]
+    assert bool(classes[0] & classes[1]) == (by != "class")
+    for side, part in ((train, "train"), (validation, "validation")):
+        assert len(side) > 0
+        assert side.kind == kind
+        whole = scan_folder(people, class_depth=1).fingerprint
+        split = {"part": part, "by": by or "image", "fraction": 0.4, "seed": 5, "of": whole}
+        assert side.provenance["split"] == split
+        assert side.provenance["catalog"]["classes"] == len(set(side.catalog.labels))
+        assert all(side.catalog.file(row).is_file() for row in range(len(side.catalog)))
+
+
+def test_the_closing_table_of_a_split(tercet, people, tmp_path):
+    options = [
+        "--class-depth",
+        1,
+        "--validation-fraction",
+        0.34,
+        "--split-by",
+        "class",
+        "--limit-per-class",
+        5,
+    ]
+    code, out, _ = tercet("make-triplets", "random", people, tmp_path / "t.csv", *options)
+    assert code == 0
+    assert out.startswith(f"{tmp_path}/t.csv {tmp_path}/t.validation.csv ")
+    words = re.sub(r"[━┃┏┓┡┩╇┳╈ ]+", " ", out)
+    assert " train validation images 32 16 classes 4 2 queries 20 10 triplets 20 10 " in words
+    assert " no query: over the limit of its class 12 6 left out 0 seconds " in words
+
+
+def test_no_manifest_of_a_split_without_the_other(tercet, people, tmp_path):
+    (tmp_path / "t.validation.csv").write_text("mine")
+    split = ["--validation-fraction", 0.4, "--class-depth", 1, "--quiet"]
+    code, _, err = tercet("make-triplets", "random", people, tmp_path / "t.csv", *split)
+    assert code == 1
+    assert err.endswith("expected a new file; it exists; overwrite=True or --overwrite replaces it ")
+    assert sorted(os.listdir(tmp_path)) == ["people", "t.validation.csv"]
+    assert tercet("make-triplets", "random", people, tmp_path / "t.csv", *split, "--overwrite")[0] == 0
+    assert read_manifest(tmp_path / "t.validation.csv").provenance["split"]["part"] == "validation"
+    code, _, err = tercet("make-triplets", "random", people, tmp_path / "u.csv", *split, "--chunk-size", 0)
+    assert code == 1
+    assert not list(tmp_path.glob("u*"))
+
+
+def test_groups_of_a_table_are_a_column(tercet, people, tmp_path):
+    catalog = scan_folder(people, class_depth=1)
+    lines = [
+        f"people/{path},{label},{row % 3}"
+        for row, (path, label) in enumerate(zip(catalog.paths, catalog.labels))
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,camera", *lines]))
+    options = ["--groups", "camera", "--positives", 2, "--quiet"]
+    for more in ([], ["--group", "camera"]):
+        output = tmp_path / f"{len(more)}.parquet"
+        assert tercet("make-triplets", "random", tmp_path / "t.csv", output, *options, *more) == (0, "", "")
+        found = read_manifest(output)
+        cameras = found.catalog.groups["camera"]
+        assert cameras.tolist() == [row % 3 for row in range(48)]
+        assert found.provenance["groups"] == "camera"
+        anchor, positive, _ = found.triplets
+        assert (cameras[anchor] != cameras[positive]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (
+            ["--split-by", "class"],
+            2,
+            "--split-by says how --validation-fraction is kept apart; give that too",
+        ),
+        (
+            ["--output-kind", "pair"],
+            1,
+            "make-triplets(--output-kind='pair'): expected one of 'triplets', 'pairs'; did",
+        ),
+        (
+            ["--negatives-from", "image"],
+            1,
+            "RandomTriplets(negatives_from='image'): expected one of 'images'",
+        ),
+        (["--limit-per-class", "0"], 1, "RandomTriplets(limit=0): expected a whole number of at least 1"),
+        (["--limit-per-class", "few"], 2, "Invalid value for '--limit-per-class'"),
+        (
+            ["--validation-fraction", "1"],
+            1,
+            "train_validation_split(fraction=1.0): expected a number between 0 and 1",
+        ),
+        (
+            ["--validation-fraction", "0.4", "--split-by", "folder"],
+            1,
+            "train_validation_split(by='folder'): expected one of 'image', 'class'",
+        ),
+        (
+            ["--validation-fraction", "0.1", "--split-by", "class"],
+            1,
+            "validation: RandomTriplets(labels='8 images of 1 class'): expected images of 2 classes or more",
+        ),
+        (
+            ["--groups", "1"],
+            1,
+            "RandomTriplets(groups='one group in each of 6 classes'): expected two groups in a class",
+        ),
+        (
+            ["--groups", "3"],
+            1,
+            "make-triplets(--groups='3'): expected a level of folders, from 1 to the 2 that every path has; "
+            "not in 'p0/cam1/0000_c1s1_0.jpg'",
+        ),
+        (
+            ["--groups", "0"],
+            1,
+            "expected a level of folders, from 1 to the 2 that every path has; not in 'p0/",
+        ),
+        (["--groups", "(x"], 1, "a regular expression with one group; missing ), unterminated subpattern"),
+        (["--groups", "cam"], 1, "with one group; put one part of it in parentheses; it has 0"),
+        (["--groups", "(c)(am)"], 1, "with one group; put one part of it in parentheses; it has 2"),
+        (
+            ["--groups", r"_c(1)s"],
+            1,
+            "expected an expression that is found in every path, its group too; not in 'p0/cam2",
+        ),
+    ],
+)
+def test_options_that_cannot_be_followed(tercet, people, monkeypatch, options, code, said):
+    monkeypatch.chdir(people.parent)
+    ended, out, err = tercet("make-triplets", "random", "people", "t.csv", "--class-depth", 1, *options)
+    assert (ended, out.strip()) == (code, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert os.listdir() == ["people"]
+
+
+def test_a_column_of_groups_that_is_not_there_is_named(tercet, people, tmp_path):
+    (tmp_path / "t.csv").write_text("path,label\na,1\nb,1\nc,2\n")
+    code, _, err = tercet(
+        "make-triplets", "random", tmp_path / "t.csv", tmp_path / "u.csv", "--groups", "camera"
+    )
+    assert code == 1
+    assert err.endswith("expected one column 'camera'; its columns are: path, label ")
+
+
+# deep-ranking
+
+
+def write_relevance(folder, count):
+    """A teacher and a table of relevance for `count` images, and the sources that read them."""
+    chance = np.random.default_rng(0)
+    embeddings = chance.random((count, 4))
+    np.save(folder / "teacher.npy", embeddings)
+    i, j = (axis.ravel() for axis in np.meshgrid(np.arange(count), np.arange(count), indexing="ij"))
+    i, j = i[i != j], j[i != j]
+    r = chance.random(len(i)).round(3)
+    lines = [f"{a},{b},{value}" for a, b, value in zip(i, j, r)]
+    (folder / "table.csv").write_text("\n".join(["i,j,r", *lines]))
+    return {
+        "teacher.npy": TeacherRelevance(embeddings),
+        "table.csv": TableRelevance(i, j, r, symmetric=False),
+    }
+
+
+@pytest.mark.parametrize("source", ["teacher.npy", "table.csv", "folders"])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_deep_ranking_writes_the_triplets_of_the_library(tercet, people, tmp_path, suffix, source):
+    catalog = scan_folder(people, class_depth=1)
+    known = write_relevance(tmp_path, len(catalog)).get(source, FolderRelevance(catalog.paths))
+    law = ["--cap", 0.9, "--gap", 0.2, "--out-of-class", 0.4, "--seed", 3, "--count", 200]
+    relevance = ["--relevance", source if source == "folders" else tmp_path / source]
+    relevance += ["--one-way"] if source == "table.csv" else []
+    options = [*relevance, *law, "--class-depth", 1, "--quiet"]
+    found = end_to_end(tercet, people, tmp_path, suffix, "deep-ranking", *options)
+    expected = DeepRankingTriplets(catalog.labels, known, 200, 3, cap=0.9, gap=0.2, out_of_class=0.4)
+    assert found.catalog == catalog
+    assert listed(found.triplets) == listed(expected[:])
+    told = found.provenance
+    assert told["strategy"] == "deep ranking"
+    assert told["parameters"] == {"count": 200, "seed": 3, "cap": 0.9, "gap": 0.2, "out_of_class": 0.4}
+    assert told["relevance"] == repr(known)
+    if source == "folders":
+        assert "relevance file" not in told
+    else:
+        digest = hashlib.sha256((tmp_path / source).read_bytes()).hexdigest()
+        more = {"symmetric": False} if source == "table.csv" else {}
+        assert told["relevance file"] == {"name": source, "sha256": digest, **more}
+
+
+def test_the_closing_table_of_deep_ranking(tercet, people, tmp_path):
+    # Row 0 to 3 know each other; row 3 knows all three as well as each other: it has no in-class negative.
+    pairs = [(0, 1, 0.9), (0, 2, 0.1), (1, 2, 0.5), (0, 3, 0.4), (1, 3, 0.4), (2, 3, 0.4)]
+    (tmp_path / "r.csv").write_text("\n".join(["i,j,r", *(f"{i},{j},{r}" for i, j, r in pairs)]))
+    (people / "z").mkdir()
+    (people / "z" / "1.jpg").write_bytes(b"")
+    options = ["--relevance", tmp_path / "r.csv", "--count", 1000, "--class-depth", 1]
+    code, out, err = tercet("make-triplets", "deep-ranking", people, tmp_path / "t.parquet", *options)
+    assert code == 0
+    assert out.startswith(f"{tmp_path}/t.parquet images 49 classes 7 queries 4 triplets 1,000 ")
+    assert " no query: alone in its class 1 no query: relevant to none of its class 44 " in out
+    assert " query without an in-class negative 1 left out 0 seconds " in out
+    assert "writing triplets" in err
+    code, _, err = tercet("make-triplets", "deep-ranking", people, tmp_path / "t.parquet", *options)
+    assert code == 1
+    assert err.endswith("expected a new file; it exists; overwrite=True or --overwrite replaces it ")
+    again = [*options, "--overwrite", "--quiet"]
+    assert tercet("make-triplets", "deep-ranking", people, tmp_path / "t.parquet", *again) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--count", "5"], 2, "Missing option '--relevance'"),
+        (["--relevance", "folders"], 2, "Missing option '--count'"),
+        (
+            ["--relevance", "folders", "--count", "0"],
+            1,
+            "DeepRankingTriplets(count=0): expected a whole number",
+        ),
+        (
+            ["--relevance", "folder", "--count", "5"],
+            1,
+            "make-triplets(--relevance='folder'): expected folders, or a file ending in .npy, .csv, .parquet",
+        ),
+        (
+            ["--relevance", "gone.npy", "--count", "5"],
+            1,
+            "(embeddings='gone.npy'): expected an existing .npy file",
+        ),
+        (["--relevance", "gone.csv", "--count", "5"], 1, "read(path='gone.csv'): expected an existing file"),
+        (["--relevance", "folders", "--count", "5", "--one-way"], 2, "--one-way is for a --relevance table"),
+        (["--relevance", "folders", "--count", "5", "--cap", "0"], 1, "(cap=0.0): expected a number above 0"),
+        (
+            ["--relevance", "folders", "--count", "5", "--gap", "0.6"],
+            1,
+            "(gap=0.6): expected at most 0.5, the widest",
+        ),
+        (
+            ["--relevance", "folders", "--count", "5", "--out-of-class", "2"],
+            1,
+            "(out_of_class=2.0): expected a finite",
+        ),
+        (["--relevance", "few.npy", "--count", "5"], 1, "expected one of 48 images, as there are 48 labels"),
+    ],
+)
+def test_deep_ranking_that_cannot_be_done(tercet, people, monkeypatch, options, code, said):
+    monkeypatch.chdir(people.parent)
+    np.save("few.npy", np.ones((3, 2)))
+    arguments = ["deep-ranking", "people", "t.csv", "--class-depth", 1, *options]
+    ended, out, err = tercet("make-triplets", *arguments)
+    assert (ended, out.strip()) == (code, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert sorted(os.listdir()) == ["few.npy", "people"]
 
 
 # The four flags

@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from tercet.manifest import read_manifest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -34,6 +36,21 @@ def test_quickstart_learns_classes_that_it_never_saw(tmp_path):
     assert picture.std() > 20  # not blank
     assert "44,925 triplets" in printed
     run("quickstart.py", folder=tmp_path)  # a second run replaces its own output
+
+
+def test_deep_ranking_learns_the_teacher_s_order_of_images_that_it_never_saw(tmp_path):
+    printed = run("deep_ranking.py", "--triplets", 5000, "--epochs", 2, folder=tmp_path)
+    precision = [float(each) for each in re.findall(r"similarity precision ([\d.]+)", printed)]
+    score = [float(each) for each in re.findall(r"triplets \(([+-][\d.]+)\)", printed)]
+    assert len(precision) == len(score) == 2
+    assert precision[1] > precision[0] + 0.03
+    assert score[1] > score[0] + 0.05
+    picture = cv2.imread(str(tmp_path / "out/deep_ranking/triplets.png"))
+    assert picture.shape[0] > 300
+    assert picture.std() > 20  # not blank
+    triplets = read_manifest(tmp_path / "out/deep_ranking/triplets.parquet")
+    assert len(triplets) == 5000
+    assert triplets.provenance["strategy"] == "deep ranking"
 
 
 def test_train_folder_on_a_nested_tree(tmp_path):

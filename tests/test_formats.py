@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tercet import formats
-from tercet.formats import BLOCK, COLUMNS, FORMATS, open_arrow, read_paths, write_paths
+from tercet.formats import BLOCK, FORMATS, open_arrow, read_paths, write_paths
 
+COLUMNS = formats.COLUMNS["triplets"]
 NASTY = ["IMG_1.JPG", "x y.jpg", "é.png", "e\u0301.png", "a,b", 'q"q', '"', '""', "l\nf", "c\rr", "cr\r\nlf"]
 NASTY += [" lead", "trail ", "NA", "null", "nan", "", "#", "'", "\\", "\\n", "1", "01", "true", "日本", "😀"]
 NASTY += ["\ufeffmark", "\x1c", "\x85", "\u2028", "%s", "{}", "\t", "/abs", "x" * 5000]
@@ -35,7 +36,8 @@ def write(folder, suffix, paths, rows, size=BLOCK, metadata=None):
 
 def read(target):
     """[t, 3] paths."""
-    paths, rows, _ = read_paths(target, target.suffix)
+    kind, paths, rows, _ = read_paths(target, target.suffix, "triplets")
+    assert kind == "triplets"
     assert rows.dtype == np.int32
     return paths[rows].T.tolist()
 
@@ -149,7 +151,7 @@ def test_a_large_dictionary_stays_a_dictionary(tmp_path):
 def test_metadata_travels_inside(tmp_path, suffix):
     metadata = {"tercet": '{"é": 1}', "other": "x" * 100_000}
     target = write(tmp_path, suffix, PATHS, ROWS, 2, metadata)
-    assert read_paths(target, suffix)[2].items() >= metadata.items()
+    assert read_paths(target, suffix)[3].items() >= metadata.items()
 
 
 def test_arrow_is_mapped_and_not_loaded(tmp_path):
@@ -260,7 +262,7 @@ def test_text_of_others(tmp_path, suffix, text):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_no_triplets_are_read_as_none(tmp_path, suffix):
-    paths, rows, _ = read_paths(write(tmp_path, suffix, PATHS, np.empty((3, 0))), suffix)
+    _, paths, rows, _ = read_paths(write(tmp_path, suffix, PATHS, np.empty((3, 0))), suffix)
     assert (len(paths), rows.shape) == (0, (3, 0))
 
 
@@ -292,3 +294,132 @@ def test_columns_that_are_no_paths_are_refused(tmp_path, values):
     pq.write_table(pa.table({"anchor": ["a"], "positive": values, "negative": ["b"]}), tmp_path / "t.parquet")
     with pytest.raises((pa.ArrowException, KeyError)):
         read_paths(tmp_path / "t.parquet", ".parquet")
+
+
+# Pairs
+
+
+def of_pairs(paths, rows):
+    """[t] (first, second, same) by a plain loop."""
+    return [(paths[first], paths[second], same) for first, second, same in zip(*np.array(rows).tolist())]
+
+
+def read_pairs(target, kind=None):
+    found, paths, rows, _ = read_paths(target, target.suffix, kind)
+    assert (found, rows.dtype) == ("pairs", np.int32)
+    return of_pairs(paths, rows)
+
+
+def write_pairs(folder, suffix, paths, rows, size=BLOCK):
+    target = folder / f"t{suffix}"
+    write_paths(target, suffix, blocks(np.array(rows, dtype=np.int32), size), paths, {}, "pairs")
+    return target
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@settings(deadline=None, max_examples=30)
+@given(paths=some_paths, data=st.data())
+@example(paths=NASTY, data=None)
+def test_pairs_that_are_written_are_read(tmp_path_factory, suffix, paths, data):
+    rows, size = np.stack([*cyclic(paths)[:2], np.arange(len(paths)) % 2]), 4
+    if data:
+        number = st.integers(0, len(paths) - 1)
+        drawn = data.draw(st.lists(st.tuples(number, number, st.integers(0, 1)), min_size=1, max_size=10))
+        rows, size = np.array(drawn, dtype=np.int32).T, data.draw(st.integers(1, 11))
+    target = write_pairs(tmp_path_factory.mktemp("t"), suffix, paths, rows, size)
+    assert read_pairs(target) == read_pairs(target, "pairs") == of_pairs(paths, rows)
+
+
+PAIR_ROWS = [[0, 1, 3], [1, 2, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".txt", 'a/1.png,"a/2,""x"".png",1\n"a/2,""x"".png",b/é.png,0\n"l\nf",a/1.png,0\n'),
+        (
+            ".csv",
+            'first,second,same\na/1.png,"a/2,""x"".png",1\n"a/2,""x"".png",b/é.png,0\n"l\nf",a/1.png,0\n',
+        ),
+        (
+            ".jsonl",
+            r'{"first": "a/1.png", "second": "a/2,\"x\".png", "same": 1}'
+            "\n"
+            r'{"first": "a/2,\"x\".png", "second": "b/é.png", "same": 0}'
+            "\n"
+            r'{"first": "l\nf", "second": "a/1.png", "same": 0}'
+            "\n",
+        ),
+    ],
+)
+def test_the_lines_of_pairs(tmp_path, suffix, text):
+    assert write_pairs(tmp_path, suffix, PATHS, PAIR_ROWS, size=2).read_bytes().decode() == text
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_pandas_reads_pairs_as_strings_and_whole_numbers(tmp_path, suffix):
+    target = write_pairs(tmp_path, suffix, PATHS, PAIR_ROWS, size=2)
+    frame = pd.read_parquet(target) if suffix == ".parquet" else pd.read_feather(target)
+    assert list(frame.columns) == ["first", "second", "same"]
+    assert list(map(tuple, frame.to_numpy().tolist())) == of_pairs(PATHS, PAIR_ROWS)
+    assert frame["same"].dtype == np.int8
+
+
+def test_arrow_of_pairs_is_mapped(tmp_path):
+    target = tmp_path / "t.arrow"
+    write_paths(target, ".arrow", blocks(np.array(PAIR_ROWS, np.int32), 2), PATHS, {"key": ""}, "pairs")
+    found, _ = open_arrow(target, "key")
+    np.testing.assert_array_equal(np.concatenate(found, axis=1), PAIR_ROWS)
+    assert not any(column.flags.writeable for block in found for column in block)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".csv", "score,same,second,first\nx,1,a/2,a/1\ny,0,b/1,a/1\n"),
+        (".csv", "first,second,same,anchor\na/1,a/2,true,\na/1,b/1,false,\n"),
+        (
+            ".jsonl",
+            '{"same": 1, "first": "a/1", "x": [], "second": "a/2"}\n{"first":"a/1","second":"b/1","same":0}',
+        ),
+        (".txt", '"a/1",a/2,1\r\n\r\na/1,b/1,0'),
+    ],
+)
+def test_pairs_of_others(tmp_path, suffix, text):
+    (tmp_path / f"t{suffix}").write_text(text, encoding="utf-8", newline="")
+    assert read_pairs(tmp_path / f"t{suffix}") == [("a/1", "a/2", 1), ("a/1", "b/1", 0)]
+
+
+def test_pairs_with_flags_of_pandas(tmp_path):
+    frame = pd.DataFrame({"first": ["a/1"] * 2, "second": ["a/2", "b/1"], "same": [True, False]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert read_pairs(tmp_path / "t.parquet") == [("a/1", "a/2", 1), ("a/1", "b/1", 0)]
+
+
+@pytest.mark.parametrize("same", ["x,y,z", 7])
+def test_triplets_may_have_another_column_named_same(tmp_path, same):
+    text = f"anchor,positive,negative,same\na/1,a/2,b/1,{str(same)[0]}\n"
+    (tmp_path / "t.csv").write_text(text)
+    assert read(tmp_path / "t.csv") == [["a/1", "a/2", "b/1"]]
+    pd.DataFrame({**FRAME, "first": 1, "second": 2, "same": same}).to_parquet(tmp_path / "t.parquet")
+    kind, paths, rows, _ = read_paths(tmp_path / "t.parquet", ".parquet")
+    assert (kind, paths[rows].T.tolist()) == ("triplets", [["a/1", "a/2", "b/1"], ["a/2", "a/1", "c/1"]])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".csv", "first,second,same\na,b,2\n"),
+        (".csv", "first,second,same\na,b,yes\n"),
+        (".csv", "first,second,same\na,b,\n"),
+        (".csv", "first,second\na,b\n"),
+        (".jsonl", '{"first": "a", "second": "b", "same": 1}\n{"first": "a", "second": "b"}\n'),
+        (".jsonl", '{"first": "a", "second": "b", "same": 300}\n'),
+        (".jsonl", '{"first": "a", "second": "b", "same": -1}\n'),
+        (".jsonl", "[" * 100_000),
+    ],
+)
+def test_what_is_no_manifest_of_pairs_is_refused(tmp_path, suffix, content):
+    (tmp_path / f"t{suffix}").write_text(content)
+    with pytest.raises((pa.ArrowException, KeyError)):
+        read_paths(tmp_path / f"t{suffix}", suffix)

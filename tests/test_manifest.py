@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import weakref
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,14 +22,17 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tercet import formats, manifest
+from tercet import blocks, formats, manifest
 from tercet.catalog import Catalog, scan_folder
+from tercet.datasets import TripletDataset
 from tercet.folders import LeftOut
-from tercet.formats import COLUMNS, FORMATS, TEXT_FORMATS
-from tercet.manifest import read_manifest, write_manifest
+from tercet.formats import FORMATS, TEXT_FORMATS
+from tercet.manifest import read_manifest, unfinished_manifest, write_manifest
+from tercet.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.triplets.random import RandomTriplets
-from tercet.tuples import Triplets, TripletSequence
+from tercet.tuples import Pairs, Triplets, TripletSequence
 
+COLUMNS = formats.COLUMNS["triplets"]
 NASTY = [
     "IMG_1.JPG",
     "a-b.jpg",
@@ -100,7 +104,7 @@ ROWS = listed(DRAWN[:])
 def small_blocks(monkeypatch):
     """A few triplets already fill several row groups and record batches."""
     monkeypatch.setattr(formats, "BLOCK", 4)
-    monkeypatch.setattr(manifest, "BLOCK", 4)
+    monkeypatch.setattr(blocks, "BLOCK", 4)
 
 
 # Round trips
@@ -293,7 +297,8 @@ def test_the_provenance_is_complete(tmp_path, suffix):
     assert told == {
         "library": f"tercet {version('tercet')}",
         "strategy": "random",
-        "parameters": {"positives": 2, "negatives": 2, "seed": 7},
+        "kind": "triplets",
+        "parameters": {"positives": 2, "negatives": 2, "seed": 7, "negatives_from": "images", "limit": None},
         "counts": {"queries": 5, "images alone in their class": 1, "triplets": len(ROWS)},
         "catalog": {
             "fingerprint": CATALOG.fingerprint,
@@ -387,10 +392,10 @@ def test_a_file_without_provenance(tmp_path, monkeypatch, suffix):
 @pytest.mark.usefixtures("small_blocks")
 def test_an_arrow_file_in_batches_of_any_size_is_read_right(tmp_path):
     write_manifest(tmp_path / "t.arrow", DRAWN, CATALOG)
-    metadata = formats.read_paths(tmp_path / "t.arrow", ".arrow")[2]
+    metadata = formats.read_paths(tmp_path / "t.arrow", ".arrow")[3]
     rows = np.array(ROWS, dtype=np.int32).T
-    blocks = [rows[:, :3], rows[:, 3:3], rows[:, 3:12], rows[:, 12:]]
-    formats.write_paths(tmp_path / "u.arrow", ".arrow", blocks, CATALOG.paths.tolist(), metadata)
+    parts = [rows[:, :3], rows[:, 3:3], rows[:, 3:12], rows[:, 12:]]
+    formats.write_paths(tmp_path / "u.arrow", ".arrow", parts, CATALOG.paths.tolist(), metadata)
     found = read_manifest(tmp_path / "u.arrow")
     assert listed(found[:]) == ROWS
     assert [listed(found[number])[0] for number in range(len(ROWS))] == ROWS
@@ -476,8 +481,8 @@ def test_an_empty_or_garbage_file_is_refused(tmp_path, suffix, content):
     target.write_bytes(content)
     said = sentence(read_manifest, target)
     assert said.startswith("read_manifest(path=")
-    assert "expected columns anchor, positive, negative of paths; " in said or (
-        said.endswith("expected at least one triplet; the file is empty")
+    assert "expected columns anchor, positive, negative of paths, or first, second, same; " in said or (
+        said.endswith("expected at least one triplet or pair; the file is empty")
     )
 
 
@@ -485,16 +490,16 @@ def test_a_table_without_rows_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("anchor,positive,negative\n")
     pd.DataFrame({name: pd.Series(dtype="str") for name in COLUMNS}).to_parquet(tmp_path / "t.parquet")
     for suffix in ("csv", "parquet"):
-        said = "expected at least one triplet; the file is empty"
+        said = "expected at least one triplet or pair; the file is empty"
         assert sentence(read_manifest, tmp_path / f"t.{suffix}").endswith(said)
 
 
 def test_columns_that_are_no_paths_are_refused(tmp_path):
     pd.DataFrame({name: [1, 2] for name in COLUMNS}).to_parquet(tmp_path / "t.parquet")
-    said = "expected columns anchor, positive, negative of paths; Unsupported cast from int64"
+    said = "expected columns anchor, positive, negative of paths, or first, second, same; Unsupported cast "
     assert said in sentence(read_manifest, tmp_path / "t.parquet")
     pd.DataFrame({"a": ["x"]}).to_parquet(tmp_path / "u.parquet")
-    said = "expected columns anchor, positive, negative of paths; it has others"
+    said = "expected columns anchor, positive, negative of paths, or first, second, same; it has others"
     assert sentence(read_manifest, tmp_path / "u.parquet").endswith(said)
 
 
@@ -641,7 +646,7 @@ class Interrupted:
 @pytest.mark.parametrize("block", [10, 1 << 20])
 def test_interrupted_half_way_leaves_nothing(tmp_path, monkeypatch, suffix, error, block):
     monkeypatch.setattr(formats, "BLOCK", block)
-    monkeypatch.setattr(manifest, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
 
     def interrupt():
         assert len(list(tmp_path.iterdir())) == 1  # it is being written, under another name
@@ -672,11 +677,11 @@ def test_interrupted_half_way_keeps_the_old_file(tmp_path, suffix):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from tercet import formats, manifest
+from tercet import blocks, formats, manifest
 from tercet.catalog import Catalog
 from tercet.tuples import Triplets
 
-formats.BLOCK = manifest.BLOCK = 1000
+formats.BLOCK = blocks.BLOCK = 1000
 class Killed:
     def __len__(self):
         return 10_000
@@ -740,10 +745,10 @@ def test_memory_does_not_grow_with_the_count(tmp_path):
             most = max(most, sum(reference() is not None for reference in alive))
             yield block
 
-    blocks = manifest._blocks
+    drawn = manifest.drawn_blocks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "BLOCK", 100)
-        patch.setattr(manifest, "_blocks", lambda *given: watched(blocks(*given)))
+        patch.setattr(blocks, "BLOCK", 100)
+        patch.setattr(manifest, "drawn_blocks", lambda *given: watched(drawn(*given)))
         for suffix in FORMATS:
             rows = np.zeros((3, 3000), dtype=np.int64)
             write_manifest(tmp_path / f"t{suffix}", Triplets(*rows), CATALOG)
@@ -771,3 +776,136 @@ def test_a_real_tree_end_to_end(tmp_path, capfd):
     shown = capfd.readouterr()
     assert shown.out == ""
     assert "writing triplets" in shown.err
+
+
+# Pairs
+
+
+PAIRS = RandomPairs(CATALOG.labels, positives=2, negatives=2, seed=7)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_manifest_of_pairs(tmp_path, suffix):
+    rows = listed(PAIRS[:])
+    write_manifest(tmp_path / f"t{suffix}", PAIRS, CATALOG, chunk_size=3, provenance={"groups": "camera"})
+    found = read_manifest(tmp_path / f"t{suffix}", root="photos")
+    assert (found.kind, len(found), found.catalog) == ("pairs", len(rows), CATALOG)
+    assert repr(found) == f"Manifest({len(rows)} pairs, strategy='random')"
+    assert isinstance(found.pairs, LabeledPairs)
+    assert listed(found.pairs) == rows
+    assert [column.dtype for column in found.pairs] == [np.int64, np.int64, bool]
+    assert listed(found[[5, -1, 5]]) == [rows[5], rows[-1], rows[5]]
+    assert listed(found[3:9]) == rows[3:9]
+    assert listed(pickle.loads(pickle.dumps(found))[:]) == rows
+    told = found.provenance
+    assert (told["kind"], told["strategy"], told["groups"]) == ("pairs", "random", "camera")
+    assert told["counts"] == {"queries": 5, "images alone in their class": 1, "pairs": len(rows)}
+    said = f"Manifest.triplets(manifest={found!r}): expected a manifest of triplets; take .pairs"
+    assert sentence(lambda: found.triplets) == said
+    write_manifest(tmp_path / "u.arrow", found, found.catalog)
+    again = read_manifest(tmp_path / "u.arrow")
+    assert listed(again[:]) == rows
+    assert again.provenance["counts"] == told["counts"]
+
+
+def test_triplets_are_no_pairs(tmp_path):
+    write_manifest(tmp_path / "t.parquet", DRAWN, CATALOG)
+    found = read_manifest(tmp_path / "t.parquet")
+    said = f"Manifest.pairs(manifest={found!r}): expected a manifest of pairs; take .triplets"
+    assert found.kind == "triplets"
+    assert sentence(lambda: found.pairs) == said
+
+
+def test_triplets_are_not_made_of_pairs(tmp_path):
+    write_manifest(tmp_path / "t.parquet", PAIRS, CATALOG)
+    found = read_manifest(tmp_path / "t.parquet")
+    for pairs in (found, PAIRS, PAIRS[:]):
+        said = sentence(TripletDataset, pairs, catalog=CATALOG)
+        assert said.startswith("TripletDataset(manifest=")
+        assert said.endswith("expected triplets, not pairs")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_no_pairs_are_a_manifest_too(tmp_path, suffix):
+    write_manifest(tmp_path / f"t{suffix}", PAIRS[:0], CATALOG)
+    found = read_manifest(tmp_path / f"t{suffix}")
+    assert (found.kind, found.pairs.count, found.provenance["strategy"]) == ("pairs", 0, "given")
+
+
+def test_pairs_of_a_miner_are_written_positive_ones_first(tmp_path):
+    mined = Pairs(*map(torch.tensor, ([0, 1], [1, 2], [0], [3])))
+    write_manifest(tmp_path / "t.csv", LabeledPairs.of(mined), CATALOG)
+    assert listed(read_manifest(tmp_path / "t.csv").pairs) == [(0, 1, True), (1, 2, True), (0, 3, False)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "got"),
+    [
+        (([0], [6], [1]), "6"),
+        (([0], [1], [2]), "2"),
+        (([0], [1], [0.5]), "'array of float64, shape (1,)'"),
+        (([True], [1], [1]), "'array of bool, shape (1,)'"),
+        (([0, 1], [1], [1, 0]), "'array of int64, shape (1,)'"),
+    ],
+)
+def test_pairs_that_are_none_are_refused(tmp_path, rows, got):
+    pairs = LabeledPairs(*map(np.array, rows))
+    said = (
+        f"write_manifest(triplets={got}): expected catalog rows from 0 to 5, "
+        "and for each pair of them whether they are of one class"
+    )
+    assert sentence(write_manifest, tmp_path / "t.csv", pairs, CATALOG) == said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_pairs_of_another_program(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    write_manifest(f"t{suffix}", PAIRS, CATALOG)
+    Path(f"t{suffix}.json").unlink(missing_ok=True)
+    if suffix in (".parquet", ".arrow"):
+        _, paths, rows, _ = formats.read_paths(Path(f"t{suffix}"), suffix)
+        formats.write_paths(Path(f"t{suffix}"), suffix, [rows], paths.tolist(), {}, "pairs")
+    found = read_manifest(f"t{suffix}")
+    assert (found.kind, found.provenance) == ("pairs", {})
+    named = [(found.catalog.paths[a], found.catalog.paths[b], same) for a, b, same in listed(found[:])]
+    assert named == [(CATALOG.paths[a], CATALOG.paths[b], same) for a, b, same in listed(PAIRS[:])]
+
+
+def test_a_manifest_from_before_kinds_is_one_of_triplets(tmp_path):
+    for suffix in (".parquet", ".txt"):
+        write_manifest(tmp_path / f"t{suffix}", DRAWN, CATALOG)
+    record = json.loads((tmp_path / "t.txt.json").read_text("utf-8"))
+    del record["kind"]
+    (tmp_path / "t.txt.json").write_text(json.dumps(record), "utf-8")
+    table = pq.read_table(tmp_path / "t.parquet")
+    told = {key: value.replace(b'"kind": "triplets", ', b"") for key, value in table.schema.metadata.items()}
+    assert told != table.schema.metadata
+    pq.write_table(table.replace_schema_metadata(told), tmp_path / "t.parquet")
+    for suffix in (".parquet", ".txt"):
+        assert listed(read_manifest(tmp_path / f"t{suffix}").triplets) == ROWS
+
+
+# Several manifests at once
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_two_manifests_appear_together_or_not_at_all(tmp_path, suffix):
+    one, two = tmp_path / f"one{suffix}", tmp_path / f"two{suffix}"
+
+    def fail():
+        raise KeyboardInterrupt
+
+    for second, error in ((Interrupted(fail), KeyboardInterrupt), (given_triplets([(0, 1, 9)]), ValueError)):
+        with pytest.raises(error), unfinished_manifest(one, DRAWN, CATALOG):
+            write_manifest(two, second, CATALOG, chunk_size=10)
+        assert not list(tmp_path.iterdir())
+    with ExitStack() as together:
+        together.enter_context(unfinished_manifest(one, DRAWN, CATALOG))
+        together.enter_context(unfinished_manifest(two, PAIRS, CATALOG))
+        assert not one.exists()
+        assert not two.exists()
+    assert listed(read_manifest(one).triplets) == ROWS
+    assert listed(read_manifest(two).pairs) == listed(PAIRS[:])
+    assert len(list(tmp_path.iterdir())) == (4 if suffix in TEXT_FORMATS else 2)

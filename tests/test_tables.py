@@ -178,6 +178,34 @@ def test_text_columns_stay_text_and_others_are_told_by_their_looks(tmp_path):
     assert columns["day"].tolist() == ["2020-01-02", "2021-01-02"]
 
 
+@pytest.mark.parametrize("suffix", TABLES)
+def test_columns_of_numbers(tmp_path, suffix):
+    wanted = [0.1, 1 / 3, 1e-300, -2.0, 5.0]
+    frame = pd.DataFrame({"path": list("abcde"), "r": wanted, "n": range(5)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    columns = read_columns("f", tmp_path / f"t{suffix}", others=(), numbers=("r", "n"))
+    assert list(columns) == ["r", "n"]
+    assert columns["r"].dtype == columns["n"].dtype == np.float64
+    assert columns["r"].tolist() == wanted
+    assert columns["n"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("r\nmuch\n", "expected numbers in column 'r'; Failed to parse string: 'much'"),
+        ("r,x\n1,2\n,3\n", "expected a value in every row of column 'r'; row 2 of 2 has none"),
+        ("x\n1\n", "expected one column 'r'; its columns are: x"),
+    ],
+)
+def test_columns_that_are_no_numbers_are_refused(tmp_path, content, said):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(ValueError, match=r".") as raised:
+        read_columns("f", tmp_path / "t.csv", others=(), numbers=("r",))
+    assert said in str(raised.value)
+
+
 @pytest.mark.parametrize("kind", ["category", "string", "Int16", "UInt8", "bool"])
 def test_columns_of_other_types(tmp_path, kind):
     values = {"category": ["a", "b"], "string": ["a", "b"], "bool": [True, False]}.get(kind, [3, 4])

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tercet.triplets import random as random_triplets
+from tercet.triplets import class_queries
 from tercet.triplets.random import RandomTriplets
 from tercet.tuples import Triplets, TripletSequence
 
@@ -248,7 +248,7 @@ def test_the_chi_square_sees_what_is_not_uniform():
 
 def test_a_million_images_cost_no_drawing(monkeypatch):
     labels = np.random.default_rng(0).permutation(np.arange(1_000_000) % 50_000)  # 20 images a class
-    monkeypatch.setattr(random_triplets, "permute", None)  # nothing may be drawn
+    monkeypatch.setattr(class_queries, "permute", None)  # nothing may be drawn
     assert len(RandomTriplets(labels, 5, 10)) == 1_000_000 * 5 * 10
     assert len(RandomTriplets(labels, 100, 1)) == 1_000_000 * 19
     everything = RandomTriplets(labels, 10**9, 10**9)
@@ -327,7 +327,7 @@ def test_the_provenance_says_all_that_is_needed_to_draw_again():
     triplets = RandomTriplets(labels, positives=2, negatives=3, seed=5)
     assert triplets.provenance() == {
         "strategy": "random",
-        "parameters": {"positives": 2, "negatives": 3, "seed": 5},
+        "parameters": {"positives": 2, "negatives": 3, "seed": 5, "negatives_from": "images", "limit": None},
         "counts": {"queries": 4, "images alone in their class": 1},
     }
     again = RandomTriplets(labels, **triplets.provenance()["parameters"])

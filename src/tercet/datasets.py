@@ -206,6 +206,8 @@ class TripletDataset(Dataset):
         seed: int = 0,
         layout: str = "unique",
     ) -> None:
+        if getattr(manifest, "kind", "triplets") != "triplets":
+            raise refusal("TripletDataset", "manifest", manifest, "triplets, not pairs")
         if catalog is None:
             catalog = getattr(manifest, "catalog", None)
         if catalog is None:

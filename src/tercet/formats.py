@@ -1,7 +1,9 @@
-"""Triplets of paths on disk, in five formats: blocks of row numbers in, row numbers out.
+"""Triplets and pairs of paths on disk, in five formats: blocks of row numbers in, row numbers out.
 
 Written block by block, so memory does not grow with the count, and in blocks of one size whatever size
 they were generated in, so the bytes depend on the triplets alone.
+
+Both kinds have three columns: three of paths, or two of paths and one of 0 and 1.
 """
 
 from __future__ import annotations
@@ -17,39 +19,48 @@ __all__ = ["BLOCK", "COLUMNS", "FORMATS", "TEXT_FORMATS", "open_arrow", "read_pa
 
 BLOCK = 1 << 20
 """Rows in a Parquet row group or an Arrow record batch; the last may have fewer."""
-COLUMNS = ("anchor", "positive", "negative")
+COLUMNS = {"triplets": ("anchor", "positive", "negative"), "pairs": ("first", "second", "same")}
+"""By kind; the column "same" is 1 for two images of one class, 0 for two of different classes."""
 TEXT_FORMATS = (".csv", ".jsonl", ".txt")
 FORMATS = (".parquet", ".arrow", *TEXT_FORMATS)
+_SAME = "same"
+_NAMES = [column for columns in COLUMNS.values() for column in columns if column != _SAME]
 
 
 def write_paths(
-    target: Path, suffix: str, blocks: Iterable[np.ndarray], paths: Sequence[str], metadata: dict[str, str]
+    target: Path,
+    suffix: str,
+    blocks: Iterable[np.ndarray],
+    paths: Sequence[str],
+    metadata: dict[str, str],
+    kind: str = "triplets",
 ) -> None:
-    """Write triplets as three columns of paths.
+    """Write triplets or pairs as columns of paths.
 
     Args:
         target: the file.
         suffix: one of `FORMATS`.
-        blocks: int32 [3, b] row numbers, b = `BLOCK` in all but the last.
+        blocks: int32 [3, b] row numbers, of pairs the last row 0 or 1; b = `BLOCK` in all but the last.
         paths: str [n], the path of each row.
         metadata: goes into the schema of .parquet and .arrow; the text formats have no room for it.
+        kind: one of `COLUMNS`.
     """
     if suffix == ".parquet":
-        _write_parquet(target, blocks, paths, metadata)
+        _write_parquet(target, blocks, paths, metadata, kind)
     elif suffix == ".arrow":
-        _write_arrow(target, blocks, paths, metadata)
+        _write_arrow(target, blocks, paths, metadata, kind)
     else:
-        _write_text(target, suffix, blocks, paths)
+        _write_text(target, suffix, blocks, paths, kind)
 
 
 def _write_parquet(
-    target: Path, blocks: Iterable[np.ndarray], paths: Sequence[str], metadata: dict[str, str]
+    target: Path, blocks: Iterable[np.ndarray], paths: Sequence[str], metadata: dict[str, str], kind: str
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = pa.array(paths, pa.string())
-    schema = pa.schema([(column, _encoded()) for column in COLUMNS])
+    schema = pa.schema(_fields(kind))
     # The stored type is plain string in dictionary encoding, which every reader knows; the Arrow schema
     # is left away, since some refuse its dictionary type. The least and the greatest of random paths tell
     # nothing, and finding them takes half the time.
@@ -58,7 +69,10 @@ def _write_parquet(
         used = np.zeros(len(paths), dtype=bool)
         for block in blocks:
             columns = []
-            for rows in block:
+            for rows, of_paths in zip(block, _of_paths(kind)):
+                if not of_paths:
+                    columns.append(pa.array(rows, pa.int8()))
+                    continue
                 used[:] = False
                 used[rows] = True
                 position = np.cumsum(used, dtype=np.int32) - 1
@@ -69,31 +83,39 @@ def _write_parquet(
 
 
 def _write_arrow(
-    target: Path, blocks: Iterable[np.ndarray], paths: Sequence[str], metadata: dict[str, str]
+    target: Path, blocks: Iterable[np.ndarray], paths: Sequence[str], metadata: dict[str, str], kind: str
 ) -> None:
     import pyarrow as pa
 
     names = pa.array(paths, pa.string())
-    types = [(column, _encoded()) for column in COLUMNS]
-    schema = pa.schema(types, metadata=metadata)
+    schema = pa.schema(_fields(kind), metadata=metadata)
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for block in blocks:
-            columns = [pa.DictionaryArray.from_arrays(rows, names, safe=False) for rows in block]
+            columns = [
+                pa.DictionaryArray.from_arrays(rows, names, safe=False) if path else pa.array(rows, pa.int8())
+                for rows, path in zip(block, _of_paths(kind))
+            ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def _write_text(target: Path, suffix: str, blocks: Iterable[np.ndarray], paths: Sequence[str]) -> None:
+def _write_text(
+    target: Path, suffix: str, blocks: Iterable[np.ndarray], paths: Sequence[str], kind: str
+) -> None:
+    columns = COLUMNS[kind]
     if suffix == ".jsonl":
         escaped = [json.dumps(path, ensure_ascii=False) for path in paths]
-        pieces = [f"{a}{column}{b}" for column, a, b in zip(COLUMNS, ('{"', ', "', ', "'), ('": ',) * 3)]
-        names = [np.array([piece + path for path in escaped], dtype=object) for piece in pieces]
-        names[2] += "}"
     else:
-        names = [np.array(list(map(_csv_field, paths)), dtype=object)] * 3
+        escaped = list(map(_csv_field, paths))
+    texts = [escaped if of_paths else ["0", "1"] for of_paths in _of_paths(kind)]
+    if suffix == ".jsonl":
+        pieces = [f'{before}{column}": ' for before, column in zip(('{"', ', "', ', "'), columns)]
+        texts = [[piece + text for text in column] for piece, column in zip(pieces, texts)]
+        texts[2] = [text + "}" for text in texts[2]]
+    names = [np.array(column, dtype=object) for column in texts]
     separator = "" if suffix == ".jsonl" else ","
     with open(target, "w", encoding="utf-8", newline="\n") as file:
         if suffix == ".csv":
-            file.write(",".join(COLUMNS) + "\n")
+            file.write(",".join(columns) + "\n")
         for block in blocks:
             fields = (column[rows].tolist() for column, rows in zip(names, block))
             file.writelines(separator.join(line) + "\n" for line in zip(*fields))
@@ -106,40 +128,49 @@ def _csv_field(path: str) -> str:
     return '"' + path.replace('"', '""') + '"'
 
 
-def read_paths(source: Path, suffix: str) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """Triplets of paths as row numbers into their distinct paths, whole in memory.
+def read_paths(
+    source: Path, suffix: str, kind: str | None = None
+) -> tuple[str, np.ndarray, np.ndarray, dict[str, str]]:
+    """Triplets or pairs of paths as row numbers into their distinct paths, whole in memory.
 
     Args:
         source: the file.
         suffix: one of `FORMATS`.
+        kind: one of `COLUMNS`; None tells by the columns, and in .txt, which names none, takes lines for
+            pairs if all of them end in 0 or 1.
 
     Returns:
-        `paths` str object array [n], in no particular order; `rows` int32 [3, t]; the metadata.
+        The kind; `paths` str object array [n], in no particular order; `rows` int32 [3, t], of pairs the last
+        row 0 or 1; the metadata.
 
     Raises:
         pyarrow.ArrowException: the file cannot be read as what its suffix says.
-        KeyError: it has no columns anchor, positive, negative.
+        KeyError: it has no columns anchor, positive, negative, nor first, second, same.
     """
     import pyarrow as pa
 
-    table = _read_table(source, suffix).select(list(COLUMNS))
+    table, kind = _read_table(source, suffix, kind)
+    metadata = _decoded(table.schema.metadata)
+    table = table.select(list(COLUMNS[kind]))
     encoded = _encoded()
-    columns = []
-    for name in COLUMNS:
-        column = table[name]
+    columns, same = [], []
+    for column, of_paths in zip(table.columns, _of_paths(kind)):
         if pa.types.is_string_view(column.type):
             column = column.cast(pa.string())
-        columns.append(column.cast(encoded))
-    # One column of three times the length, so that one dictionary serves all three.
+        (columns if of_paths else same).append(column.cast(encoded if of_paths else pa.int8()))
+    if any(column.null_count for column in (*columns, *same)):
+        raise pa.ArrowInvalid("a line without a path" if kind == "triplets" else "a line with an empty field")
+    numbers = [column.to_numpy() for column in same]
+    if any(((column != 0) & (column != 1)).any() for column in numbers):
+        raise pa.ArrowInvalid("a number in column same that is neither 0 nor 1")
+    if not len(table):
+        return kind, np.empty(0, dtype=object), np.empty((3, 0), dtype=np.int32), metadata
+    # One column of the length of all, so that one dictionary serves them.
     joined = pa.chunked_array([chunk for column in columns for chunk in column.chunks], encoded)
-    if joined.null_count:
-        raise pa.ArrowInvalid("a line without a path")
-    metadata = _decoded(table.schema.metadata)
-    if not len(joined):
-        return np.empty(0, dtype=object), np.empty((3, 0), dtype=np.int32), metadata
     chunks = joined.unify_dictionaries().chunks
-    rows = np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).reshape(3, -1)
-    return np.array(chunks[-1].dictionary.to_pylist(), dtype=object), rows.astype(np.int32), metadata
+    rows = np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).reshape(len(columns), -1)
+    rows = np.concatenate([rows.astype(np.int32), *(column[None].astype(np.int32) for column in numbers)])
+    return kind, np.array(chunks[-1].dictionary.to_pylist(), dtype=object), rows, metadata
 
 
 def _encoded() -> Any:
@@ -149,52 +180,104 @@ def _encoded() -> Any:
     return pa.dictionary(pa.int32(), pa.string())
 
 
+def _of_paths(kind: str) -> list[bool]:
+    """Whether each column is of paths."""
+    return [column != _SAME for column in COLUMNS[kind]]
+
+
+def _fields(kind: str) -> list[Any]:
+    """Name and Arrow type of each column."""
+    import pyarrow as pa
+
+    return [(column, _encoded() if column != _SAME else pa.int8()) for column in COLUMNS[kind]]
+
+
 def _decoded(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in (metadata or {}).items()}
 
 
-def _read_table(source: Path, suffix: str) -> Any:
+def _kind_of(names: Iterable[str]) -> str:
+    """The kind that has these columns."""
+    named = set(names)
+    pairs = named.issuperset(COLUMNS["pairs"]) and not named.issuperset(COLUMNS["triplets"])
+    return "pairs" if pairs else "triplets"
+
+
+def _kind_of_lines(source: Path) -> str:
+    """The kind of a .jsonl file, by its first line."""
+    with open(source, encoding="utf-8", errors="replace") as file:
+        try:
+            first = json.loads(file.readline())
+        except (ValueError, RecursionError):  # the reading of the whole says what is wrong
+            return "triplets"
+    return _kind_of(first if isinstance(first, dict) else ())
+
+
+def _read_table(source: Path, suffix: str, kind: str | None) -> tuple[Any, str]:
+    """The table with the columns of its kind among others, and the kind."""
     import pyarrow as pa
 
-    schema = pa.schema([(column, pa.string()) for column in COLUMNS])
-    if suffix in (".jsonl", ".txt") and not source.stat().st_size:  # no triplets: these have no header
-        return schema.empty_table()
+    if suffix in (".jsonl", ".txt") and not source.stat().st_size:  # no rows: these have no header
+        kind = kind or "triplets"
+        return pa.schema(_fields(kind)).empty_table(), kind
     if suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        return pq.ParquetFile(source, read_dictionary=list(COLUMNS)).read()
-    if suffix == ".arrow":
+        kind = kind or _kind_of(pq.read_schema(source).names)
+        names = [column for column in COLUMNS[kind] if column in _NAMES]
+        table = pq.ParquetFile(source, read_dictionary=names).read()
+    elif suffix == ".arrow":
         with pa.OSFile(str(source)) as file:
-            return pa.ipc.open_file(file).read_all()
-    if suffix == ".jsonl":
+            table = pa.ipc.open_file(file).read_all()
+    elif suffix == ".jsonl":
         from pyarrow import json as arrow_json
 
-        return arrow_json.read_json(
-            source,
-            parse_options=arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-        )
-    from pyarrow import csv as arrow_csv
+        kind = kind or _kind_of_lines(source)
+        types = [
+            (column, pa.string() if path else pa.int8())
+            for column, path in zip(COLUMNS[kind], _of_paths(kind))
+        ]
+        options: Any = {"explicit_schema": pa.schema(types), "unexpected_field_behavior": "ignore"}
+        table = arrow_json.read_json(source, parse_options=arrow_json.ParseOptions(**options))
+    else:
+        from pyarrow import csv as arrow_csv
 
-    return arrow_csv.read_csv(
-        source,
-        read_options=arrow_csv.ReadOptions(column_names=COLUMNS if suffix == ".txt" else None),
-        parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, _encoded())),
-    )
+        first = COLUMNS["triplets"] if suffix == ".txt" else None
+        table = arrow_csv.read_csv(
+            source,
+            read_options=arrow_csv.ReadOptions(column_names=first),
+            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(_NAMES, _encoded())),
+        )
+    if suffix == ".txt":
+        last = set(table[2].unique().to_pylist())
+        kind = kind or ("pairs" if last and last <= {"0", "1"} else "triplets")
+        table = table.rename_columns(COLUMNS[kind])
+        if kind == "pairs":
+            table = table.set_column(2, _SAME, table[2].cast(pa.string()).cast(pa.int8()))
+    return table, kind or _kind_of(table.column_names)
 
 
 def open_arrow(source: Path, key: str) -> tuple[list[list[np.ndarray]], dict[str, str]] | None:
     """The row numbers of an .arrow manifest that `write_paths` wrote, mapped and not loaded.
 
     Returns:
-        For each record batch three int32 [b] views into the file, rows of the catalog since the dictionary
-        is its list of paths; and the metadata. None where it has no `key`, or columns of another type.
+        For each record batch three views into the file, int32 [b] rows of the catalog since the dictionary is
+        its list of paths, and int8 [b] for the column same; and the metadata. None where it has no `key`, or
+        columns of another type.
     """
     import pyarrow as pa
 
     reader = pa.ipc.open_file(pa.memory_map(str(source)))
     metadata = _decoded(reader.schema.metadata)
-    if key not in metadata or reader.schema.types != [_encoded()] * 3:
+    if key not in metadata or list(zip(reader.schema.names, reader.schema.types)) not in map(
+        _fields, COLUMNS
+    ):
         return None
     batches = map(reader.get_batch, range(reader.num_record_batches))
-    return [[column.indices.to_numpy() for column in batch.columns] for batch in batches], metadata
+    return [[_numbers(column) for column in batch.columns] for batch in batches], metadata
+
+
+def _numbers(column: Any) -> np.ndarray:
+    """An Arrow column as a view: of paths the positions in their dictionary."""
+    return (column.indices if hasattr(column, "indices") else column).to_numpy()

@@ -1,8 +1,12 @@
-"""What a manifest records beside its triplets: how they were drawn, and from which catalog."""
+"""What a manifest records beside its triplets: how they were drawn, and from which catalog.
+
+It travels inside .parquet and .arrow, and in a JSON file beside the text formats.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import zlib
 from importlib.metadata import version
@@ -12,16 +16,34 @@ from typing import Any
 import numpy as np
 
 from tercet.catalog import Catalog
+from tercet.checks import refusal, whole
 
-__all__ = ["catalog_from", "compressed", "decompressed", "provenance_of", "recorded_catalog"]
+__all__ = [
+    "CATALOG_KEY",
+    "KEY",
+    "beside",
+    "catalog_from",
+    "compressed",
+    "decompressed",
+    "provenance_of",
+    "read_beside",
+    "recorded_catalog",
+    "sha256",
+]
+
+KEY = "tercet"  # the provenance, as JSON
+CATALOG_KEY = "tercet.catalog"  # the catalog
 
 
-def provenance_of(told: dict[str, Any], count: int, catalog: Catalog, path_prefix: str) -> dict[str, Any]:
+def provenance_of(
+    told: dict[str, Any], kind: str, count: int, catalog: Catalog, path_prefix: str
+) -> dict[str, Any]:
     """What makes a manifest repeatable; nothing in it depends on machine, time or place.
 
     Args:
         told: strategy, parameters and counts of the triplets; {} for triplets that were given.
-        count: the number of triplets.
+        kind: "triplets" or "pairs".
+        count: the number of them.
         catalog: what they are rows of.
         path_prefix: what stands before every path.
 
@@ -33,11 +55,12 @@ def provenance_of(told: dict[str, Any], count: int, catalog: Catalog, path_prefi
         "strategy": "given",
         "parameters": {},
         **told,
-        "counts": {**told.get("counts", {}), "triplets": count},
+        "kind": kind,
+        "counts": {**told.get("counts", {}), kind: count},
         "catalog": {
             "fingerprint": catalog.fingerprint,
             "images": len(catalog),
-            "classes": len(catalog.classes),
+            "classes": len(np.unique(catalog.labels)),
             "left out": catalog.left_out_counts(),
         },
         **({"path_prefix": path_prefix} if path_prefix else {}),
@@ -68,3 +91,40 @@ def compressed(record: dict[str, Any]) -> str:
 def decompressed(text: str) -> dict[str, Any]:
     """The record that `compressed` made into text."""
     return json.loads(zlib.decompress(base64.b64decode(text)))
+
+
+def beside(target: Path) -> Path:
+    """The JSON file with the provenance of a text manifest."""
+    return target.with_name(target.name + ".json")
+
+
+def read_beside(source: Path, place: Path) -> tuple[dict[str, Any], Catalog]:
+    """Provenance and catalog from the JSON file beside a text manifest, its paths starting from `place`.
+
+    Raises:
+        ValueError: that file holds something else, or belongs to other lines.
+    """
+    other = beside(source)
+    try:
+        record = json.loads(other.read_text("utf-8"))
+        catalog = catalog_from(record.pop(CATALOG_KEY), place)
+        kind = record.setdefault("kind", "triplets")
+        written = record.pop("sha256"), whole("read_manifest", "counts", record["counts"][kind])
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        expected = f"its provenance in {other.name} beside it"
+        way_out = f"that file holds something else ({type(error).__name__}); move it away to do without"
+        raise refusal("read_manifest", "path", str(source), expected, way_out) from error
+    if written[0] != sha256(source):
+        expected = f"the {written[1]} {kind} it was written with"
+        way_out = f"it was cut short or changed; write it again, or move {other.name} away to do without"
+        raise refusal("read_manifest", "path", str(source), expected, way_out)
+    return record, catalog
+
+
+def sha256(path: Path) -> str:
+    """The sum of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -247,7 +247,7 @@ class TableRelevance:
         Raises:
             ValueError: not such a table, or what is refused above.
         """
-        columns = read_columns(f"{cls.__name__}.read", path, others=("i", "j", "r"))
+        columns = read_columns(f"{cls.__name__}.read", path, others=("i", "j"), numbers=("r",))
         return cls(columns["i"], columns["j"], columns["r"], symmetric=symmetric)
 
     def __repr__(self) -> str:

@@ -84,7 +84,11 @@ def write_columns(columns: Mapping[str, Any], target: Path) -> None:
 
 
 def read_columns(
-    owner: str, path: str | Path, text: Sequence[str] = (), others: Sequence[str] | None = None
+    owner: str,
+    path: str | Path,
+    text: Sequence[str] = (),
+    others: Sequence[str] | None = None,
+    numbers: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """Columns of a table, CSV or Parquet by suffix.
 
@@ -93,9 +97,10 @@ def read_columns(
         path: the table.
         text: columns that are read as strings, whatever they look like, and have a value in every row.
         others: further columns; None for all there are.
+        numbers: columns that are read as numbers, with a value in every row.
 
     Returns:
-        By name: str object array [n] or int64 [n].
+        By name: str object array [n] or int64 [n]; float64 [n] for those of `numbers`.
 
     Raises:
         ValueError: no such file, another suffix, not a table, a column missing, an empty value.
@@ -122,12 +127,17 @@ def read_columns(
             )
     except (pa.ArrowException, OSError) as error:
         raise refusal(owner, "path", str(path), "a readable table", str(error).splitlines()[0]) from error
-    for name in (*text, *(table.column_names if others is None else others)):
+    for name in (*text, *numbers, *(table.column_names if others is None else others)):
         if table.column_names.count(name) != 1:
             shown = ", ".join(table.column_names)
             raise refusal(owner, "path", str(path), f"one column {name!r}", f"its columns are: {shown}")
-    wanted = table.column_names if others is None else dict.fromkeys((*text, *others))
-    return {name: _values(owner, path, name, table[name], name in text) for name in wanted}
+    wanted = table.column_names if others is None else dict.fromkeys((*text, *numbers, *others))
+    return {
+        name: _numbers(owner, path, name, table[name])
+        if name in numbers
+        else _values(owner, path, name, table[name], name in text)
+        for name in wanted
+    }
 
 
 def _values(owner: str, path: str | Path, name: str, column: Any, as_text: bool) -> np.ndarray:
@@ -146,3 +156,19 @@ def _values(owner: str, path: str | Path, name: str, column: Any, as_text: bool)
         raise refusal(owner, "path", str(path), expected, f"row {empty[0] + 1} of {len(column)} has none")
     whole_numbers = pa.types.is_integer(column.type) and not as_text
     return column.to_numpy().astype(np.int64) if whole_numbers else values
+
+
+def _numbers(owner: str, path: str | Path, name: str, column: Any) -> np.ndarray:
+    """One Arrow column as float64."""
+    import pyarrow as pa
+
+    try:
+        values = column.cast(pa.float64())
+    except pa.ArrowException as error:
+        expected = f"numbers in column {name!r}"
+        raise refusal(owner, "path", str(path), expected, str(error).splitlines()[0]) from None
+    empty = np.flatnonzero(values.is_null())
+    if empty.size:
+        expected = f"a value in every row of column {name!r}"
+        raise refusal(owner, "path", str(path), expected, f"row {empty[0] + 1} of {len(column)} has none")
+    return values.to_numpy()

@@ -1,29 +1,27 @@
-"""`tercet make-triplets`: triplets of images from class folders, or from a table, into a manifest."""
+"""`tercet make-triplets`: its strategies under one name, and the four flags of an older script."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from tercet.catalog import Catalog, read_catalog, scan_folder
+from tercet.catalog import scan_folder
 from tercet.checks import refusal
+from tercet.cli.deep_ranking import deep_ranking_triplets
+from tercet.cli.random_triplets import random_triplets
+from tercet.cli.report import Part, report
 from tercet.manifest import manifest_target, write_manifest
 from tercet.triplets.random import RandomTriplets
 
 __all__ = ["app"]
 
-SHOWN = 20  # of what was left out, by name; the table counts the rest
 FOUR_FLAGS = ("input_directory", "output_directory", "num_pos_images", "num_neg_images")
 
 app = typer.Typer(
-    help="Write triplets (anchor, positive, negative) of images as a manifest.",
+    help="Write triplets (anchor, positive, negative) or pairs of images as a manifest.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -76,7 +74,7 @@ def four_flags(
     triplets = RandomTriplets(catalog.labels, num_pos_images, num_neg_images, seed)
     prefix = os.path.join(input_directory, "")  # the separator is added where it is not there
     write_manifest(output, triplets, catalog, overwrite=overwrite, path_prefix=prefix, progress=not quiet)
-    _report(output, triplets, catalog, time.perf_counter() - started, quiet)
+    report([Part("", output, catalog, triplets)], time.perf_counter() - started, quiet)
 
 
 def _given(context: typer.Context, name: str) -> bool:
@@ -85,78 +83,5 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-@app.command("random")
-def random_triplets(
-    source: Path = typer.Argument(help="A folder of class folders, or a .csv or .parquet table."),
-    output: Path = typer.Argument(help="The manifest: .parquet, .arrow, .csv, .jsonl or .txt."),
-    positives: int = typer.Option(1, help="Positives for each query, at most all others of its class."),
-    negatives: int = typer.Option(1, help="Negatives for each query and positive."),
-    seed: int = typer.Option(0, help="Another seed draws other triplets."),
-    class_depth: int | None = typer.Option(None, help="Name classes by their first folders only (folders)."),
-    root: Path | None = typer.Option(None, help="The folder that the paths start from (tables)."),
-    group: list[str] = typer.Option([], help="A column to keep as a group; may be repeated (tables)."),
-    path_column: str = typer.Option("path", help="The column of image paths (tables)."),
-    label_column: str = typer.Option("label", help="The column of classes (tables)."),
-    verify: bool = typer.Option(False, "--verify", help="Decode every image; leave out those that fail."),
-    path_prefix: str = typer.Option("", help="Put before every path in .csv, .jsonl and .txt."),
-    chunk_size: int = typer.Option(1 << 16, help="Triplets drawn at a time; the result is the same."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing manifest."),
-    quiet: bool = typer.Option(False, "--quiet", help="No progress bar and no table."),
-) -> None:
-    """Random triplets: every image a query, positives of its class, negatives of others."""
-    started = time.perf_counter()
-    manifest_target("make-triplets", output, overwrite)  # before the images are looked at
-    if not source.exists():
-        raise refusal("make-triplets", "source", str(source), "an existing folder or table")
-    if source.is_dir():
-        if root or group or path_column != "path" or label_column != "label":
-            raise typer.BadParameter("--root, --group, --path-column and --label-column are for tables")
-        catalog = scan_folder(source, class_depth=class_depth, verify=verify, progress=not quiet)
-    else:
-        if class_depth is not None:
-            raise typer.BadParameter("--class-depth is for folders")
-        catalog = read_catalog(
-            source,
-            root=root,
-            path_column=path_column,
-            label_column=label_column,
-            groups=group,
-            verify=verify,
-            progress=not quiet,
-        )
-    triplets = RandomTriplets(catalog.labels, positives, negatives, seed)
-    write_manifest(
-        output,
-        triplets,
-        catalog,
-        overwrite=overwrite,
-        path_prefix=path_prefix,
-        chunk_size=chunk_size,
-        progress=not quiet,
-    )
-    _report(output, triplets, catalog, time.perf_counter() - started, quiet)
-
-
-def _report(output: Path, triplets: Any, catalog: Catalog, seconds: float, quiet: bool) -> None:
-    """The closing table: what there was, what was written; and on standard error each thing left out."""
-    for item in catalog.left_out[:SHOWN]:
-        typer.echo(f"left out: {item.path}: {item.reason}", err=True)
-    if len(catalog.left_out) > SHOWN:
-        typer.echo(f"left out: and {len(catalog.left_out) - SHOWN:,} more", err=True)
-    if quiet:
-        return
-    typer.echo(output)
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_row("images", f"{len(catalog):,}")
-    table.add_row("classes", f"{len(catalog.classes):,}")
-    table.add_row("queries", f"{triplets.queries:,}")
-    table.add_row("triplets", f"{len(triplets):,}")
-    if triplets.alone:
-        table.add_row("no query: alone in its class", f"{triplets.alone:,}")
-    table.add_row("left out", f"{len(catalog.left_out):,}")
-    for reason, count in catalog.left_out_counts().items():
-        table.add_row(Text(f"  {reason}"), f"{count:,}")
-    table.add_row("seconds", f"{seconds:.2f}")
-    Console().print(table)
+app.command("random")(random_triplets)
+app.command("deep-ranking")(deep_ranking_triplets)

@@ -1,0 +1,147 @@
+"""`tercet make-triplets random`: positives of the query's class, negatives of others."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from tercet.catalog import Catalog
+from tercet.checks import choice
+from tercet.cli.report import Part, report
+from tercet.cli.sources import (
+    ChunkSize,
+    ClassDepth,
+    Group,
+    LabelColumn,
+    Output,
+    Overwrite,
+    PathColumn,
+    PathPrefix,
+    Quiet,
+    Root,
+    Seed,
+    Source,
+    Verify,
+    opened_catalog,
+    with_groups,
+)
+from tercet.manifest import manifest_target, unfinished_manifest
+from tercet.triplets.pairs import RandomPairs
+from tercet.triplets.random import RandomTriplets
+from tercet.triplets.split import train_validation_split
+
+__all__ = ["random_triplets"]
+
+KINDS = {"triplets": RandomTriplets, "pairs": RandomPairs}
+
+
+def random_triplets(
+    source: Source,
+    output: Output,
+    positives: Annotated[
+        int, typer.Option(help="Positives for each query, at most all others of its class.")
+    ] = 1,
+    negatives: Annotated[
+        int, typer.Option(help="Negatives for each query and positive; of pairs, for each query.")
+    ] = 1,
+    seed: Seed = 0,
+    negatives_from: Annotated[
+        str, typer.Option(help="images: uniform over images of other classes; classes: over those classes.")
+    ] = "images",
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Positives are of another group (a camera, a session) than their query: a column of the "
+            "table; of a folder, the level of the folder that names it, or a regular expression with one "
+            "group for the path."
+        ),
+    ] = None,
+    limit_per_class: Annotated[int | None, typer.Option(help="At most so many queries of a class.")] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(help="Keep this share apart, in a second manifest: t.validation.parquet.")
+    ] = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(help="image: part of every class; class: whole classes; if not given, image."),
+    ] = None,
+    output_kind: Annotated[
+        str, typer.Option(help="triplets, or pairs with whether they match.")
+    ] = "triplets",
+    class_depth: ClassDepth = None,
+    root: Root = None,
+    group: Group = None,
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    verify: Verify = False,
+    path_prefix: PathPrefix = "",
+    chunk_size: ChunkSize = 1 << 16,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Random triplets or pairs: every image a query, positives of its class, negatives of others."""
+    started = time.perf_counter()
+    strategy = KINDS[choice("make-triplets", "--output-kind", output_kind, KINDS)]
+    if split_by is not None and validation_fraction is None:
+        raise typer.BadParameter("--split-by says how --validation-fraction is kept apart; give that too")
+    outputs = {"": output}
+    if validation_fraction is not None:
+        outputs = {"train": output, "validation": output.with_suffix(f".validation{output.suffix}")}
+    for target in outputs.values():  # before the images are looked at
+        manifest_target("make-triplets", target, overwrite)
+
+    columns = group or []
+    if groups is not None and groups not in columns and not source.is_dir():
+        columns = [*columns, groups]
+    catalog = opened_catalog(
+        source,
+        class_depth=class_depth,
+        root=root,
+        columns=columns,
+        path_column=path_column,
+        label_column=label_column,
+        verify=verify,
+        quiet=quiet,
+    )
+    values = None
+    if groups is not None:
+        catalog, values = with_groups(catalog, groups, source.is_dir())
+    options: dict[str, Any] = {"negatives_from": negatives_from, "limit": limit_per_class}
+    parts, facts = [], []
+    for name, rows in _parts(catalog, validation_fraction, seed, split_by or "image"):
+        images = catalog if rows is None else replace(catalog.select(rows), left_out=catalog.left_out)
+        of_rows = values if values is None or rows is None else values[rows]
+        try:
+            triplets = strategy(images.labels, positives, negatives, seed, groups=of_rows, **options)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if name else str(error)) from error
+        parts.append(Part(name, outputs[name], images, triplets))
+        fact: dict[str, Any] = {} if groups is None else {"groups": groups}
+        if name:
+            law = {"by": split_by or "image", "fraction": validation_fraction, "seed": seed}
+            fact["split"] = {"part": name, **law, "of": catalog.fingerprint}
+        facts.append(fact)
+    with ExitStack() as together:  # both manifests appear, or none
+        for part, fact in zip(parts, facts):
+            writing = unfinished_manifest(
+                part.output,
+                part.triplets,
+                part.catalog,
+                overwrite=overwrite,
+                path_prefix=path_prefix,
+                chunk_size=chunk_size,
+                progress=not quiet,
+                provenance=fact,
+            )
+            together.enter_context(writing)
+    report(parts, time.perf_counter() - started, quiet)
+
+
+def _parts(catalog: Catalog, fraction: float | None, seed: int, by: str) -> list[tuple[str, Any]]:
+    """The name and the rows of each manifest's images; None for all of them."""
+    if fraction is None:
+        return [("", None)]
+    return list(zip(("train", "validation"), train_validation_split(catalog.labels, fraction, seed, by)))

@@ -1,0 +1,69 @@
+"""The closing table of `make-triplets`: what there was, what was written, what was left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tercet.blocks import kind_and_count
+from tercet.catalog import Catalog
+
+__all__ = ["Part", "report"]
+
+SHOWN = 20  # of what was left out, by name; the table counts the rest
+REASONS = {  # attributes of the strategies that count, and what a person reads; shown where they are not 0
+    "alone": "no query: alone in its class",
+    "same_group": "no query: its class is of one group",
+    "over_limit": "no query: over the limit of its class",
+    "irrelevant": "no query: relevant to none of its class",
+    "unserved": "query without an in-class negative",
+}
+
+
+class Part(NamedTuple):
+    """A manifest that was written: all images, or those for training, or those for validation."""
+
+    name: str
+    output: Path
+    catalog: Catalog
+    triplets: Any
+
+
+def report(parts: list[Part], seconds: float, quiet: bool) -> None:
+    """Names the manifests and shows a table, a column for each; on standard error what was left out."""
+    left_out = parts[0].catalog.left_out
+    for item in left_out[:SHOWN]:
+        typer.echo(f"left out: {item.path}: {item.reason}", err=True)
+    if len(left_out) > SHOWN:
+        typer.echo(f"left out: and {len(left_out) - SHOWN:,} more", err=True)
+    if quiet:
+        return
+    for part in parts:
+        typer.echo(part.output)
+    table = Table("", *(part.name for part in parts), show_header=len(parts) > 1)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    sequences = [part.triplets for part in parts]
+    rows = {
+        "images": [len(part.catalog) for part in parts],
+        "classes": [len(np.unique(part.catalog.labels)) for part in parts],
+        "queries": [sequence.queries for sequence in sequences],
+        kind_and_count(sequences[0])[0]: [len(sequence) for sequence in sequences],
+    }
+    for name, reason in REASONS.items():
+        counts = [getattr(sequence, name, 0) for sequence in sequences]
+        if any(counts):
+            rows[reason] = counts
+    for name, counts in rows.items():
+        table.add_row(name, *(f"{count:,}" for count in counts))
+    table.add_row("left out", f"{len(left_out):,}")
+    for reason, count in parts[0].catalog.left_out_counts().items():
+        table.add_row(Text(f"  {reason}"), f"{count:,}")
+    table.add_row("seconds", f"{seconds:.2f}")
+    Console().print(table)

@@ -1,0 +1,115 @@
+"""What the strategies of `make-triplets` share: options, the catalog of a source, groups of images."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from tercet.catalog import Catalog, read_catalog, scan_folder
+from tercet.checks import refusal
+
+__all__ = [
+    "ChunkSize",
+    "ClassDepth",
+    "Group",
+    "LabelColumn",
+    "Output",
+    "Overwrite",
+    "PathColumn",
+    "PathPrefix",
+    "Quiet",
+    "Root",
+    "Seed",
+    "Source",
+    "Verify",
+    "opened_catalog",
+    "with_groups",
+]
+
+Source = Annotated[Path, typer.Argument(help="A folder of class folders, or a .csv or .parquet table.")]
+Output = Annotated[Path, typer.Argument(help="The manifest: .parquet, .arrow, .csv, .jsonl or .txt.")]
+Seed = Annotated[int, typer.Option(help="Another seed draws other triplets.")]
+ClassDepth = Annotated[int | None, typer.Option(help="Name classes by their first folders only (folders).")]
+Root = Annotated[Path | None, typer.Option(help="The folder that the paths start from (tables).")]
+Group = Annotated[
+    list[str] | None, typer.Option(help="A column to keep in the catalog; may be repeated (tables).")
+]
+PathColumn = Annotated[str, typer.Option(help="The column of image paths (tables).")]
+LabelColumn = Annotated[str, typer.Option(help="The column of classes (tables).")]
+Verify = Annotated[bool, typer.Option("--verify", help="Decode every image; leave out those that fail.")]
+PathPrefix = Annotated[str, typer.Option(help="Put before every path in .csv, .jsonl and .txt.")]
+ChunkSize = Annotated[int, typer.Option(help="Triplets drawn at a time; the result is the same.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
+
+
+def opened_catalog(
+    source: Path,
+    *,
+    class_depth: int | None,
+    root: Path | None,
+    columns: list[str],
+    path_column: str,
+    label_column: str,
+    verify: bool,
+    quiet: bool,
+) -> Catalog:
+    """The images of a folder of class folders or of a table.
+
+    Raises:
+        ValueError: no such source, or one without images.
+        typer.BadParameter: an option for the other kind of source.
+    """
+    if not source.exists():
+        raise refusal("make-triplets", "source", str(source), "an existing folder or table")
+    if source.is_dir():
+        if root or columns or path_column != "path" or label_column != "label":
+            raise typer.BadParameter("--root, --group, --path-column and --label-column are for tables")
+        return scan_folder(source, class_depth=class_depth, verify=verify, progress=not quiet)
+    if class_depth is not None:
+        raise typer.BadParameter("--class-depth is for folders")
+    names = {"path_column": path_column, "label_column": label_column, "groups": columns}
+    return read_catalog(source, root=root, verify=verify, progress=not quiet, **names)
+
+
+def with_groups(catalog: Catalog, groups: str, of_folder: bool) -> tuple[Catalog, Any]:
+    """The catalog with the column of groups in it, and the column.
+
+    Args:
+        catalog: the images.
+        groups: of a table the name of a column; of a folder the level of the folder that names the group,
+            1 the highest, or a regular expression with one group, searched in each path.
+        of_folder: whether the catalog is that of a folder.
+
+    Raises:
+        ValueError: no such expression, or a path that has no such folder or does not match.
+    """
+    if not of_folder:
+        return catalog, catalog.groups[groups]
+    if re.fullmatch(r"[0-9]+", groups):
+        level = int(groups)
+        ways = [path.split("/")[:-1] for path in catalog.paths]
+        found = [way[level - 1] if 0 < level <= len(way) else None for way in ways]
+        expected = f"a level of folders, from 1 to the {min(map(len, ways))} that every path has"
+    else:
+        expected = "a column, a folder level such as 2, or a regular expression with one group"
+        try:
+            pattern = re.compile(groups)
+        except re.error as error:
+            raise refusal("make-triplets", "--groups", groups, expected, str(error)) from None
+        if pattern.groups != 1:
+            way_out = f"put one part of it in parentheses; it has {pattern.groups}"
+            raise refusal("make-triplets", "--groups", groups, expected, way_out)
+        matches = map(pattern.search, catalog.paths)
+        found = [match and match[1] for match in matches]
+        expected = "an expression that is found in every path, its group too"
+    if None in found:
+        path = catalog.paths[found.index(None)]
+        raise refusal("make-triplets", "--groups", groups, expected, f"not in {path!r}")
+    values = np.array(found, dtype=object)
+    return replace(catalog, groups={**catalog.groups, "group": values}), values

@@ -1,0 +1,231 @@
+"""Networks whose layout is part of the method: Deep Ranking's three paths, and the linear map of a metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, max_pool2d, pad
+from torch.nn.utils import skip_init
+
+from tercet.checks import refusal, whole
+from tercet.distances import cosine
+from tercet.randomness import derive_key
+
+__all__ = ["DeepRankingNet", "EmbeddingHead"]
+
+_COARSE = ((4, 3, 4), (8, 7, 2))  # of each low-resolution path: subsampling, size and stride of the pool
+_KERNEL, _STRIDE = 8, 4  # of the convolution in both
+
+
+class EmbeddingHead(nn.Module):
+    """The linear map xᵀL that learns a Mahalanobis distance: a layer after any backbone.
+
+    y = xᵀL,  ‖y_i − y_j‖² = (x_i − x_j)ᵀ M (x_i − x_j),  M = LLᵀ
+
+    The Euclidean distance of what it gives is `Mahalanobis(head.L)` of what it is given, as long as it does
+    not normalise. A bias would move all points alike, so there is none.
+
+    Args:
+        in_features: d, the numbers that the backbone gives for an image.
+        out_features: k, the dimension of the embedding, and the largest rank of M.
+        normalize: divide each row by its length, in float32; a row of zeros stays zero.
+        seed: names the first weights, uniform in ±1/√d.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Example:
+        >>> head = EmbeddingHead(512, 64)
+        >>> head(torch.ones(2, 512, 1, 1)).shape, head.L.shape
+        (torch.Size([2, 64]), torch.Size([512, 64]))
+
+    Reference:
+        Weinberger & Saul, "Distance metric learning for large margin nearest neighbor classification",
+        JMLR 2009.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, normalize: bool = True, seed: int = 0) -> None:
+        super().__init__()
+        self.in_features = whole("EmbeddingHead", "in_features", in_features, minimum=1)
+        self.out_features = whole("EmbeddingHead", "out_features", out_features, minimum=1)
+        self.normalize = normalize
+        self.seed = whole("EmbeddingHead", "seed", seed)
+        self.linear: Any = skip_init(nn.Linear, self.in_features, self.out_features, bias=False)
+        _start("EmbeddingHead", self.linear, self.seed)
+
+    @property
+    def L(self) -> Float[Tensor, "d k"]:
+        """The map as `Mahalanobis` takes it, a view of the weights."""
+        return self.linear.weight.T
+
+    def forward(self, features: Float[Tensor, "n *d"]) -> Float[Tensor, "n k"]:
+        """Embeddings [n, k] of features [n, d], or of [n, d, 1, 1] and the like, which are flattened.
+
+        Raises:
+            ValueError: another number of features.
+        """
+        x = features.flatten(1)
+        if x.shape[1] != self.in_features:
+            shown = f"shape {tuple(features.shape)}"
+            raise refusal("EmbeddingHead", "features", shown, f"{self.in_features} numbers for each image")
+        y = self.linear(x)
+        return cosine.prepare(y) if self.normalize else y
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"normalize={self.normalize}, seed={self.seed}"
+
+
+class DeepRankingNet(nn.Module):
+    """Deep Ranking's network: a ConvNet for what is in the image, two coarse paths for how it looks.
+
+        image ─┬─ backbone ───────────────────────────────────────────────────────────┬─ ℓ₂ ─┐
+               ├─ 4:1 ── convolution 8×8, stride 4, F filters ── max-pool 3×3, stride 4 ── ℓ₂ ─┼─ linear ─ ℓ₂
+               └─ 8:1 ── convolution 8×8, stride 4, F filters ── max-pool 7×7, stride 2 ── ℓ₂ ─┘
+
+    Each path is flattened and divided by its length, so that the linear embedding weighs them alike. Padding
+    is that of the paper's framework: a step of stride s makes n pixels ⌈n/s⌉, the odd zero (in a pool: the
+    odd nothing) after the image. So from h × w pixels each coarse path gives F × ⌈h/64⌉ × ⌈w/64⌉ numbers, for
+    any h and w: 225 → 57 → 15 → 4 and 225 → 29 → 8 → 4. Subsampling takes the mean of 4 × 4, or 8 × 8,
+    pixels, of those that there are at the edges; to take every fourth pixel, as a widely copied version
+    does, shows patterns that are not in the image.
+
+    Embeddings are float32 also under autocast, of length 1; the lengths are taken in float32. An image
+    for which every path gives zeros is the zero vector, and its gradient is 0, not NaN.
+
+    Args:
+        backbone: any module that gives [n, d], or [n, d, 1, 1] and the like, for images [n, c, h, w].
+        image_size: h = w in pixels, or (h, w).
+        embedding_size: the dimension of the embedding.
+        channels: c.
+        filters: F, of each coarse path's convolution.
+        backbone_features: d; None to ask the backbone, with one black image in eval mode, without gradient.
+        seed: names the first weights, all uniform in ±1/√(numbers that go into one). The backbone's stay.
+
+    Attributes:
+        features: how many numbers each of the three paths gives for an image.
+
+    Raises:
+        ValueError: an option out of range, or a backbone that gives something else.
+
+    Example:
+        >>> backbone = nn.Sequential(nn.Conv2d(3, 32, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        >>> net = DeepRankingNet(backbone, image_size=225)
+        >>> net.features, net(torch.zeros(2, 3, 225, 225)).shape
+        ((32, 1536, 1536), torch.Size([2, 4096]))
+
+    Reference:
+        J. Wang, Y. Song, T. Leung, C. Rosenberg, J. Wang, J. Philbin, B. Chen, Y. Wu, "Learning fine-grained
+        image similarity with deep ranking", CVPR 2014.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        image_size: int | Sequence[int],
+        embedding_size: int = 4096,
+        channels: int = 3,
+        filters: int = 96,
+        backbone_features: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        owner = "DeepRankingNet"
+        if not isinstance(backbone, nn.Module):
+            raise refusal(owner, "backbone", type(backbone).__name__, "a torch.nn.Module")
+        sides = [image_size] * 2 if not isinstance(image_size, Sequence) else list(image_size)
+        if len(sides) != 2:
+            raise refusal(owner, "image_size", image_size, "a number of pixels or (height, width)")
+        self.image_size = tuple(whole(owner, "image_size", side, minimum=1) for side in sides)
+        self.channels = whole(owner, "channels", channels, minimum=1)
+        filters = whole(owner, "filters", filters, minimum=1)
+        seed = whole(owner, "seed", seed)
+        self.backbone = backbone
+        if backbone_features is None:
+            backbone_features = self._backbone_features()
+        coarse = filters * math.prod(-(-side // 64) for side in self.image_size)
+        found = whole(owner, "backbone_features", backbone_features, minimum=1)
+        self.features = (found, coarse, coarse)
+        self.coarse = nn.ModuleList(
+            skip_init(nn.Conv2d, self.channels, filters, _KERNEL, stride=_STRIDE) for _ in _COARSE
+        )
+        embedding_size = whole(owner, "embedding_size", embedding_size, minimum=1)
+        self.embedding: Any = skip_init(nn.Linear, sum(self.features), embedding_size)
+        for number, layer in enumerate([*self.coarse, self.embedding]):
+            _start(owner, layer, seed, number)
+
+    @torch.no_grad()
+    def _backbone_features(self) -> int:
+        """How many numbers the backbone gives for an image; its modes are left as they were."""
+        training = {module: module.training for module in self.backbone.modules()}
+        one = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
+        image = torch.zeros(1, self.channels, *self.image_size, device=one.device, dtype=one.dtype)
+        try:
+            given = self.backbone.eval()(image)
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+        return self._flat(given, 1).shape[1]
+
+    def _flat(self, given: Any, count: int) -> Float[Tensor, "n d"]:
+        """What the backbone gives for some images, one row each."""
+        if not isinstance(given, Tensor) or given.ndim < 2 or len(given) != count:
+            shape = getattr(given, "shape", None)
+            shown = type(given).__name__ if shape is None else f"it gave shape {tuple(shape)}"
+            expected = f"[{count}, d] or [{count}, d, 1, 1] for {count} images"
+            raise refusal("DeepRankingNet", "backbone", shown, expected)
+        return given.flatten(1)
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n e"]:
+        """Embeddings [n, embedding_size], each of length 1, of images [n, c, h, w].
+
+        Raises:
+            ValueError: images of another size or with other channels than the net was built for, or another
+                number of features from the backbone.
+        """
+        if tuple(images.shape[1:]) != (self.channels, *self.image_size):
+            expected = (
+                f"[n, {self.channels}, {self.image_size[0]}, {self.image_size[1]}], as it was built for"
+            )
+            way_out = "resize the images or build it with their image_size and channels"
+            raise refusal("DeepRankingNet", "images", f"shape {tuple(images.shape)}", expected, way_out)
+        found = self._flat(self.backbone(images), len(images))
+        if found.shape[1] != self.features[0]:
+            expected = f"{self.features[0]} features, as it was built with"
+            raise refusal("DeepRankingNet", "backbone", f"it gave {found.shape[1]}", expected)
+        paths = [found]
+        for convolution, (factor, size, stride) in zip(self.coarse, _COARSE):
+            small = avg_pool2d(images, factor, ceil_mode=True, count_include_pad=False)
+            seen = convolution(_same(small, _KERNEL, _STRIDE, 0.0))
+            paths.append(max_pool2d(_same(seen, size, stride, -math.inf), size, stride).flatten(1))
+        joined = torch.cat([cosine.prepare(path) for path in paths], dim=1)
+        return cosine.prepare(self.embedding(joined.to(self.embedding.weight.dtype)))
+
+    def extra_repr(self) -> str:
+        """What it was built for, for `print`."""
+        return f"image_size={self.image_size}, channels={self.channels}, features={self.features}"
+
+
+def _same(images: Float[Tensor, "n c h w"], size: int, stride: int, value: float) -> Float[Tensor, "n c y x"]:
+    """Images with an edge of `value`, so that a window of `size` every `stride` pixels makes ⌈h/stride⌉."""
+    edges: list[int] = []
+    for side in (images.shape[3], images.shape[2]):  # `pad` takes the last axis first
+        lacking = max((-(-side // stride) - 1) * stride + size - side, 0)
+        edges += [lacking // 2, lacking - lacking // 2]
+    return pad(images, edges, value=value)
+
+
+@torch.no_grad()
+def _start(owner: str, layer: Any, seed: int, number: int = 0) -> None:
+    """The first weights of a layer, uniform in ±1/√(numbers that go into one), without a global generator."""
+    generator = torch.Generator("cpu").manual_seed(derive_key(owner, seed, number))
+    bound = 1 / math.sqrt(layer.weight[0].numel())
+    for values in layer.parameters():
+        drawn = torch.rand(values.shape, generator=generator, device="cpu", dtype=torch.float32)
+        values.copy_((2 * drawn - 1) * bound)

@@ -1,0 +1,209 @@
+"""Which images of which classes are queries, and the nth positive and the nth negative of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+
+from tercet.checks import choice, label_codes, refusal, whole
+from tercet.randomness import derive_key, keyed_bits, permute
+
+__all__ = ["ClassQueries"]
+
+
+class ClassQueries:
+    """What `RandomTriplets` and `RandomPairs` share: all but how positives and negatives meet.
+
+    Images lie in `_rows` class by class, and within a class group by group where there are groups: a cell is
+    a class, or the images of one group in a class. The queries of a cell have equally many positives, so the
+    number of a triplet leads to its cell, its query and the slot within the query by one search.
+    """
+
+    kind = ""
+    _stream = ""  # names the draws, so that a subclass of another name draws the same
+
+    def __init__(
+        self,
+        labels: Any,
+        positives: int = 1,
+        negatives: int = 1,
+        seed: int = 0,
+        *,
+        negatives_from: str = "images",
+        groups: Any = None,
+        limit: int | None = None,
+    ) -> None:
+        owner = type(self).__name__
+        codes, classes = label_codes(owner, labels)
+        self.positives = whole(owner, "positives", positives, minimum=1)
+        self.negatives = whole(owner, "negatives", negatives, minimum=1)
+        self.seed = whole(owner, "seed", seed)
+        self.negatives_from = choice(owner, "negatives_from", negatives_from, ("images", "classes"))
+        self.limit = None if limit is None else whole(owner, "limit", limit, minimum=1)
+        if len(classes) < 2:
+            found = f"{len(codes)} images of 1 class"
+            expected = "images of 2 classes or more"
+            raise refusal(owner, "labels", found, expected, "a negative is of another class")
+        self._sizes = np.bincount(codes)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        if self._sizes.max() < 2:
+            found = f"{len(classes)} classes of 1 image"
+            expected = "a class of 2 images or more"
+            raise refusal(owner, "labels", found, expected, "a positive is another image of it")
+        self._grouped = groups is not None
+        cells, self.groups = (codes, 0) if groups is None else _cells(owner, codes, groups)
+        self._rows = np.argsort(cells, kind="stable")  # images, class by class; a place is a position here
+        self._cell_size = np.bincount(cells)
+        self._cell_start = np.cumsum(self._cell_size) - self._cell_size
+        self._cell_label = codes[self._rows[self._cell_start]]
+        others = self._sizes[self._cell_label] - (self._cell_size if self._grouped else 1)
+        self.alone = int((self._sizes == 1).sum())
+        self.same_group = int(self._cell_size[others == 0].sum()) - self.alone
+        if not others.any():
+            found = f"one group in each of {len(classes)} classes"
+            expected = "two groups in a class"
+            raise refusal(owner, "groups", found, expected, "a positive is of another group than its query")
+
+        self._chosen = None  # places of the queries, where not every image that could be one is
+        self._first, queries = self._cell_start, np.where(others > 0, self._cell_size, 0)
+        able = int(queries.sum())
+        if self.limit is not None and self.limit < self._sizes.max():
+            self._chosen = self._keyed_choice(
+                codes, np.flatnonzero(others[cells[self._rows]] > 0), self.limit
+            )
+            queries = np.bincount(cells[self._rows[self._chosen]], minlength=len(others))
+            self._first = np.cumsum(queries) - queries
+        self.queries = int(queries.sum())
+        self.over_limit = able - self.queries
+
+        most = len(codes)  # a number that no int64 holds is cut to it
+        self._positives = np.minimum(min(self.positives, most), others)  # of a query in each cell
+        self._negatives = np.minimum(min(self.negatives, most), most - self._sizes)  # by class
+        self._per_query = self._slots(self._positives, self._negatives[self._cell_label])
+        if (queries * self._per_query.astype(float)).sum() >= 2.0**63:
+            expected = f"fewer than 2⁶³ {self.kind}"
+            raise refusal(owner, "positives", self.positives, expected, "lower it or negatives")
+        self._ends = np.cumsum(queries * self._per_query)
+        self._begins = self._ends - queries * self._per_query
+        self._key = derive_key(self._stream, self.seed)
+        if self.negatives_from == "classes":
+            self._by_size = np.argsort(-self._sizes, kind="stable")
+            self._rank = np.argsort(self._by_size)
+            having = np.cumsum(np.bincount(self._sizes)[::-1])[::-1]  # classes of r images or more, at r
+            self._having = np.append(having[1:], 0)  # of more than r images
+            self._before = np.cumsum(self._having) - self._having  # images of rounds before r
+            self._before_others = self._before - np.arange(len(self._before))  # while the own class has any
+
+    def _slots(self, positives: Int64[np.ndarray, " c"], negatives: Int64[np.ndarray, " c"]) -> np.ndarray:
+        """How many triplets or pairs a query has."""
+        raise NotImplementedError
+
+    def _keyed_choice(
+        self, codes: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " m"], limit: int
+    ) -> Int64[np.ndarray, " k"]:
+        """`limit` places in each class: those of the least bits, so that a larger limit adds to them."""
+        rows = self._rows[places]
+        bits = keyed_bits(derive_key("ClassQueries", "limit", self.seed), rows)
+        order = np.lexsort((bits, codes[rows]))
+        label = codes[rows[order]]
+        nth = np.arange(len(order)) - np.searchsorted(label, label)  # within the class
+        return np.sort(places[order[nth < limit]])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __repr__(self) -> str:
+        more = "" if self.negatives_from == "images" else f", negatives_from={self.negatives_from!r}"
+        more += f", {self.groups} groups" if self._grouped else ""
+        more += "" if self.limit is None else f", limit={self.limit}"
+        return (
+            f"{type(self).__name__}({len(self)} {self.kind}: {self.queries} queries, "
+            f"positives={self.positives}, negatives={self.negatives}, seed={self.seed}{more})"
+        )
+
+    def _located(
+        self, number: Int64[np.ndarray, " t"]
+    ) -> tuple[
+        Int64[np.ndarray, " t"], Int64[np.ndarray, " t"], Int64[np.ndarray, " t"], Int64[np.ndarray, " t"]
+    ]:
+        """The cell of each triplet or pair, its class, the place of its query, and its slot in the query."""
+        cell = np.searchsorted(self._ends, number, side="right")
+        per_query = self._per_query[cell]
+        within = number - self._begins[cell]
+        query = within // per_query
+        slot = within - query * per_query
+        place = self._first[cell] + query
+        if self._chosen is not None:
+            place = self._chosen[place]
+        return cell, self._cell_label[cell] if self._grouped else cell, place, slot
+
+    def _positive(
+        self,
+        cell: Int64[np.ndarray, " t"],
+        label: Int64[np.ndarray, " t"],
+        place: Int64[np.ndarray, " t"],
+        nth: Int64[np.ndarray, " t"],
+        key: UInt64[np.ndarray, " t"],
+    ) -> Int64[np.ndarray, " t"]:
+        """The row of the nth positive: of the class, but not of what is skipped, the query or its group."""
+        start = self._starts[label]
+        if self._grouped:
+            begin, width = self._cell_start[cell] - start, self._cell_size[cell]
+        else:
+            begin, width = place - start, 1
+        position = permute(nth, self._sizes[label] - width, key)
+        position += width * (position >= begin)
+        return self._rows[start + position]
+
+    def _negative(
+        self, label: Int64[np.ndarray, " t"], nth: Int64[np.ndarray, " t"], key: UInt64[np.ndarray, " t"]
+    ) -> Int64[np.ndarray, " t"]:
+        """The row of the nth negative."""
+        if self.negatives_from == "classes":
+            return self._negative_by_class(label, nth, key)
+        size, start = self._sizes[label], self._starts[label]
+        position = permute(nth, len(self._rows) - size, key)
+        position += size * (position >= start)  # skips the class, which is contiguous in _rows
+        return self._rows[position]
+
+    def _negative_by_class(
+        self, label: Int64[np.ndarray, " t"], nth: Int64[np.ndarray, " t"], key: UInt64[np.ndarray, " t"]
+    ) -> Int64[np.ndarray, " t"]:
+        """Round r takes one image more of each other class that has more than r, in an order of its own.
+
+        Those classes are the first of `_by_size`. Before round r the others have given
+        before_r − min(r, n_c) images, n_c the size of the query's class; r is the last with no more than nth.
+        """
+        size = self._sizes[label]
+        last = np.searchsorted(self._before_others, nth, side="right") - 1
+        late = np.searchsorted(self._before, nth + size, side="right") - 1
+        turn = np.where(last < size, last, late)
+        nth = nth - self._before[turn] + np.minimum(turn, size)
+        own = size > turn  # the query's class is among those of the round, and skipped
+        position = permute(nth, self._having[turn] - own, keyed_bits(key, 0, turn))
+        position += own & (position >= self._rank[label])
+        other = self._by_size[position]
+        image = permute(turn, self._sizes[other], keyed_bits(key, 1, other))
+        return self._rows[self._starts[other] + image]
+
+    def provenance(self) -> dict[str, Any]:
+        """What a manifest records of the strategy: its name, every parameter and what it counted."""
+        counts = {"queries": self.queries, "images alone in their class": self.alone}
+        if self._grouped:
+            counts |= {"groups": self.groups, "images of classes of one group": self.same_group}
+        if self.limit is not None:
+            counts["images over the limit"] = self.over_limit
+        names = ("positives", "negatives", "seed", "negatives_from", "limit")
+        parameters = {name: getattr(self, name) for name in names}
+        return {"strategy": "random", "parameters": parameters, "counts": counts}
+
+
+def _cells(owner: str, codes: Int64[np.ndarray, " n"], groups: Any) -> tuple[Int64[np.ndarray, " n"], int]:
+    """The number of each image's (class, group), sorted by class first; and how many groups there are."""
+    numbers, names = label_codes(owner, groups, "groups")
+    if numbers.shape != codes.shape:
+        found, expected = f"{len(numbers)} groups", f"one group for each of {len(codes)} labels"
+        raise refusal(owner, "groups", found, expected)
+    return np.unique(codes * len(names) + numbers, return_inverse=True)[1].astype(np.int64), len(names)

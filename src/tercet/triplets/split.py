@@ -1,0 +1,69 @@
+"""Training and validation images apart: by image within each class, or by class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from tercet.checks import choice, label_codes, real, refusal, whole
+from tercet.randomness import derive_key, keyed_bits
+
+__all__ = ["train_validation_split"]
+
+
+def train_validation_split(
+    labels: Any, fraction: float, seed: int = 0, by: str = "image"
+) -> tuple[Int64[np.ndarray, " t"], Int64[np.ndarray, " v"]]:
+    """The rows for training and the rows for validation: every row in one of the two, and in one only.
+
+    By image, each class gives its share: of n images the nearest whole number to fraction · n (the even one
+    of two), but never all, so that a class of one image is for training. By class, whole classes are for
+    validation, as an open set: the nearest whole number to fraction · classes, at least one, never all.
+
+    Args:
+        labels: [n] the class of each image, whole numbers or strings.
+        fraction: the share for validation, above 0 and below 1.
+        seed: a whole number of at least 0; another seed chooses others.
+        by: "image" or "class".
+
+    Returns:
+        Two arrays of row numbers, ascending; `catalog.select(rows)` is the catalog of each.
+
+    Raises:
+        ValueError: a fraction that is none, an unknown `by`, one class where the split is by class, or
+            classes so small that no image is for validation.
+
+    Example:
+        >>> train, validation = train_validation_split(["ant"] * 5 + ["bee"] * 10, fraction=0.2)
+        >>> len(train), (validation < 5).sum(), (validation >= 5).sum()
+        (12, np.int64(1), np.int64(2))
+    """
+    owner = "train_validation_split"
+    codes, classes = label_codes(owner, labels)
+    fraction = real(owner, "fraction", fraction, 0, 1)
+    if fraction in (0, 1):
+        raise refusal(owner, "fraction", fraction, "a number between 0 and 1, neither of them")
+    seed = whole(owner, "seed", seed)
+    by = choice(owner, "by", by, ("image", "class"))
+    if by == "class":
+        if len(classes) < 2:
+            raise refusal(owner, "labels", f"{len(codes)} images of 1 class", "two classes or more to part")
+        wanted = np.clip(np.rint(fraction * len(classes)), 1, len(classes) - 1)
+        bits = keyed_bits(derive_key(owner, by, seed), np.arange(len(classes)))
+        apart = np.argsort(np.argsort(bits, kind="stable")) < wanted  # by class
+        validation = apart[codes]
+    else:
+        sizes = np.bincount(codes)
+        wanted = np.minimum(np.rint(fraction * sizes), sizes - 1)
+        if not wanted.any():
+            found, expected = f"{len(codes)} images of {len(classes)} classes", "a class with images to spare"
+            way_out = f"the largest has {sizes.max()} images; raise fraction or split by class"
+            raise refusal(owner, "labels", found, expected, way_out)
+        bits = keyed_bits(derive_key(owner, by, seed), np.arange(len(codes)))
+        order = np.lexsort((bits, codes))
+        nth = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[codes[order]]  # within the class
+        validation = np.empty(len(codes), dtype=bool)
+        validation[order] = nth < wanted[codes[order]]
+    return np.flatnonzero(~validation), np.flatnonzero(validation)
