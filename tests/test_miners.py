@@ -4,7 +4,9 @@ import torch
 from reference import unchecked
 
 from tercet import selection
+from tercet.distances import Mahalanobis
 from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
+from tercet.pair_miners import PairMargin
 from tercet.relations import CrossGroup
 from tercet.tuples import References, Triplets
 
@@ -345,6 +347,63 @@ def test_products_propose_and_differences_decide(name, batch):
         _, oracle, options = MINERS[name]
         check_equal(make(name)(x, labels), oracle(d, *reference.relation(labels), **options))
     check_tile_invariant(lambda height: make(name, tile_rows=height)(x, labels), heights=(9,))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1.0])
+@pytest.mark.parametrize("options", [{}, {"margin": None}, {"fallback": "easiest"}], ids=str)
+@pytest.mark.usefixtures("width")
+def test_rows_asked_often_are_sorted_once_and_mined_alike(options, spread):
+    """Two classes of 50: so many positives an anchor that its negatives are sorted."""
+    x = grid(100, 2, seed=5) + spread * points(100, 2, seed=6)
+    labels = torch.arange(100) % 2
+    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
+    expected = reference.semi_hard(d, *reference.relation(labels), **options)
+    check_equal(SemiHard(**options)(x, labels), expected)
+    check_tile_invariant(lambda height: SemiHard(**options, tile_rows=height)(x, labels), heights=(33,))
+
+
+def test_a_row_of_other_layout_or_precision_is_still_the_same_row():
+    x, labels = points(40, 7, seed=9), torch.arange(40) % 4
+    turned, ref = x.T.contiguous().T, References(x, labels)
+    for distance in ("euclidean", "cosine"):
+        for batch in (turned, x.double()):
+            pairs = PairMargin(0.0, 1e-30, distance=distance)(batch, labels, ref=ref)
+            assert not (pairs.pos_anchor == pairs.positive).any()
+        mined = SemiHard(distance=distance)(turned, labels)
+        assert all(torch.equal(u, v) for u, v in zip(mined, SemiHard(distance=distance)(x, labels)))
+    mapped = Mahalanobis(points(7, 5, seed=10))
+    for n in (1, 3, 40):
+        pairs = PairMargin(0.0, 1e-30, distance=mapped)(x[:n], labels[:n], ref=ref)
+        assert not (pairs.pos_anchor == pairs.positive).any()
+
+
+def test_what_underflows_is_decided_by_differences_too():
+    x, labels = points(60, 1, seed=11) * 3e-21, torch.arange(60) % 26
+    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
+    check_equal(BatchHard()(x, labels), reference.batch_hard(d, *reference.relation(labels)))
+
+
+def test_the_largest_embeddings_let_through_are_mined():
+    s = 2e18
+    x = torch.tensor([[s]] * 19 + [[-s], [-0.75 * s]])
+    pairs = PairMargin(1e3, 1.0)(x, torch.zeros(21).long())
+    expected = {(i, j) for i in range(21) for j in range(21) if x[i] != x[j]}
+    assert set(zip(pairs.pos_anchor.tolist(), pairs.positive.tolist())) == expected
+
+
+def test_more_negatives_asked_for_than_there_are():
+    x, labels = points(9), torch.arange(9) % 3
+    every = HardestN(k=6)(x, labels)
+    for k in (7, 10**6, 10**20):
+        assert all(torch.equal(u, v) for u, v in zip(HardestN(k=k)(x, labels), every))
+    assert HardestN(k=2, skip=10**20)(x, labels).count == 0
+
+
+def test_a_count_in_a_compiled_step_is_the_count():
+    x, labels = BATCHES["P × K"]
+    miner = BatchAll(margin=0.5)
+    compiled = torch.compile(lambda x: miner.count(x * 1, labels), backend="eager")
+    assert compiled(x) == miner.count(x, labels)
 
 
 def test_a_margin_that_is_none_is_refused_with_a_sentence():

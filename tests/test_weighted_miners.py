@@ -81,3 +81,17 @@ def test_cutoffs_out_of_order_are_refused():
         DistanceWeighted(cutoff=1.5)
     with pytest.raises(ValueError, match=r"nonzero_loss_cutoff=3\): expected a finite number from 0 to 2"):
         DistanceWeighted(nonzero_loss_cutoff=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_negative_at_the_very_bound_is_drawn_at_no_tile_height(dtype):
+    x = torch.randint(-1, 2, (120, 8), generator=torch.Generator().manual_seed(0)).to(dtype)
+    labels = torch.arange(120) % 5
+    make = lambda height: DistanceWeighted(nonzero_loss_cutoff=1.0, tile_rows=height)(x, labels)  # noqa: E731
+    whole = make(None)
+    unit = torch.nn.functional.normalize(x.double())
+    d = (unit[whole.anchor] - unit[whole.negative]).norm(dim=1)
+    assert whole.count
+    assert (d < 1 - 1e-6).all()
+    for height in (1, 2, 7):
+        assert all(torch.equal(u, v) for u, v in zip(whole, make(height)))

@@ -93,7 +93,7 @@ def _floats(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 def _directions(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Rows divided by their length; a zero row stays zero and gets no gradient."""
-    x = _floats(embeddings)
+    x = _floats(embeddings).contiguous()  # else equal rows in other layouts would differ in their last bit
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # [n, 1]
     return x / length.masked_fill(length == 0, math.inf)
 
@@ -107,7 +107,11 @@ def _codes(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Floats by sign, integers by value: float64 holds each integer up to 2⁵³."""
     if embeddings.is_floating_point():
         return (embeddings > 0).float()
-    return embeddings.double()
+    codes = embeddings.double()
+    if embeddings.is_complex() or (codes.numel() and not float(codes.abs().amax()) < 2.0**53):
+        shown = "complex numbers" if embeddings.is_complex() else f"codes up to {float(codes.abs().amax()):g}"
+        raise refusal("distance", "embeddings", shown, "floats, or whole numbers below 2⁵³ in size")
+    return codes
 
 
 def _twice(values: Tensor) -> Tensor:
@@ -237,8 +241,10 @@ class Mahalanobis(nn.Module):
             raise refusal(
                 "Mahalanobis", "L", tuple(self.L.shape), f"one row for each of {x.shape[1]} dimensions"
             )
-        with full_precision(x.device):
-            return x @ self.L.to(x.dtype)
+        if self.L.device != x.device:
+            raise refusal("Mahalanobis", "L", str(self.L.device), f"the embeddings' device {x.device}")
+        with full_precision(x.device):  # in float64, so that equal rows of other batches stay equal
+            return (x.double() @ self.L.double()).to(x.dtype)
 
     def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
         """‖x_i − y_j‖ of prepared rows."""

@@ -83,6 +83,8 @@ def gather(
         >>> BatchHard()(x, labels, ids=ids, ref=ref).positive.tolist()
         [1, 0]
     """
+    if not isinstance(embeddings, Tensor):
+        raise refusal("gather", "embeddings", type(embeddings).__name__, "floats of shape [n, d]")
     if embeddings.ndim != 2 or embeddings.dtype not in _DTYPES:
         shown = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
         raise refusal("gather", "embeddings", shown, "floats of shape [n, d]")
@@ -118,8 +120,8 @@ def _sizes(embeddings: Tensor, labels: Tensor, with_ids: bool) -> list[int]:
     sizes, kinds = zip(*((size, tuple(kind)) for size, *kind in torch.stack(every).tolist()))
     for other, kind in enumerate(kinds):
         if kind != kinds[0]:
-            shown = f"{_kind(*kinds[0])} on rank 0, {_kind(*kind)} on rank {other}"
-            raise refusal("gather", "embeddings", shown, "the same kind on every rank")
+            shown = f"{_kind(*kind)} on rank {other}"
+            raise refusal("gather", "embeddings", shown, f"{_kind(*kinds[0])}, as on rank 0")
     return list(sizes)
 
 

@@ -82,7 +82,8 @@ def cached_backward(
         chunks: (images, labels) or (images, labels, rows) each, as a loader gives them; `rows` become ids.
             All are held at once: take from a loader as many as one step needs.
         head: a loss head, called once with all embeddings; its loss is a scalar.
-        miner: a miner, or any callable like one; None for all pairs or triplets.
+        miner: a miner, or any callable like one; None for all pairs or triplets. One that draws takes the
+            step in `functools.partial(miner, step=step)`.
         ref: the columns; None for the batch itself. Or a function of (embeddings, labels, ids) that gives
             (ids, references) with a graph: `gather`, or one that adds a memory's.
         backward: called with the loss: `lambda loss: scaler.scale(loss).backward()`, say.
@@ -112,6 +113,11 @@ def cached_backward(
     if not isinstance(model, nn.Module):
         way_out = "wrap a function in one that holds its modules, so that their buffers are found"
         raise refusal(_OWNER, "model", type(model).__name__, "an nn.Module", way_out)
+    for name, part in {"head": head, "miner": miner or head}.items():
+        if not callable(part):
+            raise refusal(_OWNER, name, part, "something to call with embeddings and labels")
+    if not (ref is None or callable(ref) or isinstance(ref, References)):
+        raise refusal(_OWNER, "ref", type(ref).__name__, "References, or a function that gives them")
     images, labels, ids = _parts(chunks)
     with torch.no_grad(), _unchanged(model):
         first = [_Chunk(model, one, device) for one in images]
@@ -145,6 +151,8 @@ def cached_backward(
 
 def _parts(chunks: Iterable[Any]) -> tuple[list[Any], list[Any], list[Any] | None]:
     """The chunks' images, labels and ids; None where no chunk has ids."""
+    if not isinstance(chunks, Iterable):
+        raise refusal(_OWNER, "chunks", chunks, "(images, labels) or (images, labels, rows) for each chunk")
     chunks = list(chunks)
     for chunk in chunks:
         if not isinstance(chunk, (tuple, list)) or len(chunk) not in (2, 3):

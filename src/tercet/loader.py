@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tercet.checks import refusal, whole
+from tercet.checks import real, refusal, whole
 from tercet.mining import Miner
 from tercet.stats import describe as describe_mined
 
 __all__ = ["MinedBatch", "MiningLoader"]
+
+
+_TENSORS = {"model": "embeddings from the model", "labels": "labels from the loader"}
 
 
 class MinedBatch(NamedTuple):
@@ -46,9 +49,9 @@ class MiningLoader:
     Args:
         loader: an iterable of (images, labels) or (images, labels, rows); `rows` become the miner's `ids`.
         model: gives embeddings [n, d] for images.
-        miner: a miner, or any callable like one.
+        miner: a miner, or any callable of (embeddings, labels), and of `ids` where the loader gives rows.
         device: where images and labels are moved to; None to leave them where the loader put them.
-        describe: fill `stats`, with the miner's distance; reading them waits for the device once a batch.
+        describe: fill `stats`, with the distance of a miner of this library, else the Euclidean; reading them waits for the device once a batch.
         margin: the head's margin, for the share of triplets that are active; None for the miner's own, and
             NaN where that has none.
 
@@ -78,12 +81,15 @@ class MiningLoader:
         describe: bool = True,
         margin: float | None = None,
     ) -> None:
+        for name, part in {"model": model, "miner": miner}.items():
+            if not callable(part):
+                raise refusal("MiningLoader", name, type(part).__name__, "something to call with a batch")
         self.loader = loader
         self.model = model
         self.miner = miner
         self.device = None if device is None else torch.device(device)
         self.describe = describe
-        self.margin = margin
+        self.margin = None if margin is None else real("MiningLoader", "margin", margin)
         self.step = 0
 
     def __len__(self) -> int:
@@ -151,14 +157,17 @@ class MiningLoader:
             raise refusal("MiningLoader", "batch", shown, "(images, labels) or (images, labels, rows)")
         images, labels, *rows = (self._moved(part) for part in batch)
         embeddings = self.model(images)
+        for name, part in {"model": embeddings, "labels": labels}.items():
+            if not isinstance(part, Tensor):
+                raise refusal("MiningLoader", name, type(part).__name__, f"a tensor of {_TENSORS[name]}")
         labels = labels.to(embeddings.device)
         named: dict[str, Any] = {"step": self.step} if isinstance(self.miner, Miner) else {}
         self.step += 1
-        mined = self.miner(embeddings, labels, ids=rows[0] if rows else None, **named)
+        mined = self.miner(embeddings, labels, **({"ids": rows[0]} if rows else {}), **named)
         stats = {}
         if self.describe:
             margin = getattr(self.miner, "margin", None) if self.margin is None else self.margin
-            metric = getattr(self.miner, "distance", "euclidean")
+            metric = self.miner.distance if isinstance(self.miner, Miner) else "euclidean"
             stats = describe_mined(embeddings, labels, mined, margin=margin, distance=metric)
         return MinedBatch(embeddings, labels, mined, stats)
 

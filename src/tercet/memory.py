@@ -73,8 +73,10 @@ class CrossBatchMemory(nn.Module):
         super().__init__()
         self.size = whole("CrossBatchMemory", "size", size, minimum=1)
         self.dim = whole("CrossBatchMemory", "dim", dim, minimum=1)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise refusal("CrossBatchMemory", "dtype", dtype, "a floating-point torch.dtype")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize == 1:
+            raise refusal(
+                "CrossBatchMemory", "dtype", dtype, "a floating-point torch.dtype of 16 bits or more"
+            )
         if label_columns is not None:
             label_columns = whole("CrossBatchMemory", "label_columns", label_columns, minimum=1)
         self.label_columns = label_columns
@@ -151,6 +153,8 @@ class CrossBatchMemory(nn.Module):
         if batch is None:
             return References(embeddings, labels, ids if filled and self._keeps_ids() else None)
         owner = "CrossBatchMemory.columns"
+        if not isinstance(batch, References):
+            raise refusal(owner, "batch", type(batch).__name__, "References(embeddings, labels, ids)")
         self._check(owner, "batch.embeddings", batch.embeddings)
         if batch.ids is None:
             way_out = "take ids and batch from gather(embeddings, labels), or name the catalog's rows"
@@ -177,6 +181,8 @@ class CrossBatchMemory(nn.Module):
         return bool(self.ids[0] != _NOBODY)  # the place that is filled first
 
     def _check(self, owner: str, argument: str, embeddings: Tensor) -> None:
+        if not isinstance(embeddings, Tensor):
+            raise refusal(owner, argument, type(embeddings).__name__, f"a tensor [n, {self.dim}]")
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim or not embeddings.is_floating_point():
             shown = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
             raise refusal(owner, argument, shown, f"floats of shape [n, {self.dim}]")

@@ -1,7 +1,8 @@
 """Retrieval metrics: does each image find its class? Exact, over tiles, with ties to the lower row.
 
 Each image is a query against every other one, or, with `ref`, against the references. A query that has no
-other image of its class cannot be answered: it is left out of the mean and counted in the `Score`.
+other image of its class cannot be answered: it is left out of the mean and counted in the `Score`. A figure
+is a float of Python's, so asking for it waits for the device.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def recall_at_k(
     """
     several = isinstance(k, Iterable)
     ks = [whole("recall_at_k", "k", each, minimum=1) for each in (k if several else [k])]
+    if not ks:
+        raise refusal("recall_at_k", "k", k, "one number or more")
     pairwise = _pairwise("recall_at_k", embeddings, labels, ids, ref, distance, tile_rows)
     ranks = [torch.empty(0, dtype=torch.int64)]
     for tile in pairwise.tiles():
@@ -148,9 +151,11 @@ def map_at_r(
 
 def _first_rank(tile: Tile) -> Int[Tensor, " a"]:
     """The rank of each query's nearest positive: 1 and the negatives that come before it."""
-    nearest, column = tile.distance.masked_fill(~tile.positive, math.inf).min(1, keepdim=True)  # [a, 1]
-    lower = torch.arange(tile.distance.shape[1], device=column.device)[None, :] < column  # [a, r]
-    ahead = (tile.distance < nearest) | ((tile.distance == nearest) & lower)
+    nearest = tile.distance.masked_fill(~tile.positive, math.inf).amin(1, keepdim=True)  # [a, 1]
+    place = torch.arange(tile.distance.shape[1], device=nearest.device).expand_as(tile.distance)
+    level = tile.distance == nearest  # `min` may name any of several equal columns
+    column = place.masked_fill(~(level & tile.positive), place.shape[1]).amin(1, keepdim=True)
+    ahead = (tile.distance < nearest) | (level & (place < column))
     return 1 + (ahead & tile.negative).sum(1)
 
 
@@ -191,7 +196,7 @@ def _codes(owner: str, *labels: Any) -> tuple[Any, ...]:
     """Labels that can be compared with each other: tensors as they are, anything else by its class number."""
     if all(isinstance(each, Tensor) for each in labels):
         return labels
-    arrays = [np.asarray(each.cpu() if isinstance(each, Tensor) else each) for each in labels]
+    arrays = [_column(owner, each.cpu() if isinstance(each, Tensor) else each) for each in labels]
     if any(array.dtype.kind in "UTO" for array in arrays):
         arrays = [array.astype(object) for array in arrays]  # else "1" and 1 would become one class
     if not sum(len(array) for array in arrays):
@@ -200,8 +205,21 @@ def _codes(owner: str, *labels: Any) -> tuple[Any, ...]:
     return tuple(torch.from_numpy(part) for part in np.split(codes, np.cumsum([len(a) for a in arrays])[:-1]))
 
 
+def _column(owner: str, labels: Any) -> np.ndarray:
+    """Labels as an array [n]; strings beside numbers stay both, for `label_codes` to refuse."""
+    array = np.asarray(labels)
+    if array.dtype.kind == "U" and not isinstance(labels, np.ndarray):
+        array = np.asarray(labels, dtype=object)
+    if array.ndim != 1:
+        shown = type(labels).__name__ if not array.ndim else f"shape {array.shape}"
+        raise refusal(owner, "labels", shown, "one label for each embedding")
+    return array
+
+
 def _tensor(values: Any) -> Any:
-    """A numpy array as a tensor, in its own memory where torch may write to it."""
-    return (
-        torch.from_numpy(np.require(values, requirements="W")) if isinstance(values, np.ndarray) else values
-    )
+    """A numpy array as a tensor, in its own memory where torch can take it."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        return values
+    native = values.dtype.newbyteorder("=")
+    native = np.dtype(np.float64) if native.itemsize > 8 else native
+    return torch.from_numpy(np.require(values, native, ["W", "C"]))

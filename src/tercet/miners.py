@@ -19,6 +19,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from tercet.checks import choice, whole
+from tercet.compiling import outside_graph
 from tercet.draws import batch_key, drawn_places
 from tercet.mining import Miner, margin_of, split_pairs, whole_tuples
 from tercet.pairwise import TILE_BYTES, Pairwise
@@ -62,6 +63,7 @@ class BatchAll(Miner):
         super().__post_init__()
         self._settle(margin=margin_of(self, self.margin))
 
+    @outside_graph
     @torch.no_grad()
     def count(
         self,
@@ -71,7 +73,7 @@ class BatchAll(Miner):
         ids: Shaped[Tensor, " n"] | None = None,
         ref: References | None = None,
     ) -> int:
-        """How many triplets there are, without listing them and whatever `max_count`.
+        """How many triplets there are, without a list and whatever `max_count`; it waits for the device.
 
         Args are those of the call.
         """
@@ -117,6 +119,7 @@ class BatchAll(Miner):
         for strip in scan.strips():
             at, column = strip.positive_pairs()
             strip.negatives()
+            at, column = strip.answerable(at, column)
             for i, p in split_pairs(strip.keys.shape[1], at, column):
                 field = strip.of_pairs(i)
                 bound = scan.distances(field.rows, p) + self.margin
@@ -206,16 +209,15 @@ class SemiHard(Miner):
             if self.fallback == "easiest":
                 keys = (-negatives.keys).masked_fill_(negatives.keys == torch.inf, torch.inf)
                 easiest = scan.nearest(negatives._replace(keys=keys, sign=-1))[:, 0]
-            for i, p in split_pairs(strip.keys.shape[1], at, column):
-                field = strip.of_pairs(i)
-                d_ap = scan.distances(field.rows, p)
-                n = scan.nearest(field, beyond=d_ap)[:, 0]
-                if self.margin is not None:
-                    d_an = scan.distances(field.rows, n.clamp(min=0))
-                    n = n.masked_fill(d_an >= d_ap + self.margin, -1)
-                if easiest is not None:
-                    n = torch.where(n < 0, easiest[i], n)
-                parts.append(whole_tuples(field.rows, p, n))
+            at, column = strip.answerable(at, column)
+            rows, d_ap = strip.rows[at], scan.distances(strip.rows[at], column)
+            n = scan.beyond(strip, at, d_ap)
+            if self.margin is not None:
+                d_an = scan.distances(rows, n.clamp(min=0))
+                n = n.masked_fill(d_an >= d_ap + self.margin, -1)
+            if easiest is not None:
+                n = torch.where(n < 0, easiest[at], n)
+            parts.append(whole_tuples(rows, column, n))
         return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))
 
 
@@ -297,9 +299,11 @@ class HardestN(Miner):
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most k triplets for each anchor."""
         scan, parts = Scan(pairwise), []
+        skip = min(self.skip, len(pairwise.column_labels))
+        k = min(self.k, len(pairwise.column_labels) - skip)
         for strip in scan.strips():
-            p = scan.nearest(strip.positives(-1)).expand(-1, self.k)
-            n = scan.nearest(strip.negatives(), self.skip + self.k)[:, self.skip :]
-            a = strip.rows[:, None].expand(-1, self.k)
+            p = scan.nearest(strip.positives(-1)).expand(-1, k)
+            n = scan.nearest(strip.negatives(), skip + k)[:, skip:]
+            a = strip.rows[:, None].expand(-1, k)
             parts.append(whole_tuples(a.flatten(), p.flatten(), n.flatten()))
         return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))

@@ -72,7 +72,7 @@ class Miner:
         ref: References | None = None,
         step: int = 0,
     ) -> Triplets | Pairs:
-        """The mined tuples, by anchor, positive and negative.
+        """The mined tuples by anchor, and then in the order that the rule names them.
 
         Args:
             embeddings: [n, d] floats.

@@ -224,6 +224,12 @@ class Graded:
         """Relevant enough, and irrelevant enough."""
         relevance = self.relevance if callable(self.relevance) else _RELEVANCES[self.relevance]
         r = relevance(rows, columns)  # [a, r]
+        if callable(self.relevance):
+            shape = (len(rows), len(columns))
+            if not isinstance(r, Tensor) or r.shape != shape or bool(r.isnan().any()):
+                shown = f"shape {tuple(r.shape)}" if isinstance(r, Tensor) else type(r).__name__
+                shown = "NaN" if isinstance(r, Tensor) and r.shape == shape else shown
+                raise refusal("Graded", "relevance", shown, f"a function that gives numbers of shape {shape}")
         return r >= self.positive, r <= self.negative
 
 

@@ -25,6 +25,8 @@ __all__ = ["Field", "Scan", "Strip"]
 
 _LOWEST = 128  # a product of fewer rows is slow
 _NARROW = 512  # rows up to which a band, and columns up to which a shortlist, cost more than they save
+_OFTEN = 32  # questions to a row from which on sorting its keys is faster than a pass for each
+_AT_ONCE = 2**20  # keys of so many questions are looked at together
 _GATHERED = 2**20  # numbers gathered at once for single pairs
 
 
@@ -78,6 +80,13 @@ class Strip(NamedTuple):
         """Each (anchor, positive) as (place in `rows`, column)."""
         at, column = self.positive.nonzero(as_tuple=True)
         return at, self.columns[self.band][column]
+
+    def answerable(
+        self, at: Int[Tensor, " t"], column: Int[Tensor, " t"]
+    ) -> tuple[Int[Tensor, " s"], Int[Tensor, " s"]]:
+        """Those positive pairs whose anchor has a negative at all; after `negatives()`."""
+        some = (self.keys.amin(1) < math.inf)[at]
+        return at[some], column[some]
 
     def of_pairs(self, at: Int[Tensor, " t"]) -> Field:
         """`negatives()` of the row at each place, as a field of its own; after `negatives()`."""
@@ -272,6 +281,40 @@ class Scan:
         d, order = d.sort(dim=1, stable=True)
         best = columns[order[:, :k]].masked_fill_(d[:, :k] == math.inf, -1)
         return pad(best, (0, k - best.shape[1]), value=-1)
+
+    def beyond(self, strip: Strip, at: Int[Tensor, " t"], bound: Float[Tensor, " t"]) -> Int[Tensor, " t"]:
+        """The nearest negative farther than each bound of the row at a place; −1 where there is none.
+
+        Places in rising order. Where a row is asked often, its keys are sorted once.
+        """
+        chosen = torch.full_like(at, -1)
+        unsure = torch.arange(len(at), device=at.device)
+        if len(at) > _OFTEN * len(strip.rows):
+            chosen, sure = self._searched(strip, at, bound)
+            (unsure,) = (~sure).nonzero(as_tuple=True)
+        for some in unsure.split(max(1, _AT_ONCE // strip.keys.shape[1])):
+            if len(some):
+                chosen[some] = self.nearest(strip.of_pairs(at[some]), beyond=bound[some])[:, 0]
+        return chosen
+
+    def _searched(
+        self, strip: Strip, at: Int[Tensor, " t"], bound: Float[Tensor, " t"]
+    ) -> tuple[Int[Tensor, " t"], Bool[Tensor, " t"]]:
+        """What `beyond` gives, and whether the keys alone could tell."""
+        rows, slack = strip.rows[at], self._slack[strip.rows[at]]
+        keys, order = pad(strip.keys, (0, 2), value=math.inf).sort(dim=1)  # [a, w + 2]
+        first = torch.searchsorted(at, torch.arange(len(keys), device=at.device))
+        place = torch.arange(len(at), device=at.device) - first[at]
+        middle = self._key(bound, rows)
+        marks = keys.new_full((2, len(keys), int(place.max()) + 1), math.inf)  # [2, a, q]
+        marks[0, at, place], marks[1, at, place] = middle - slack, middle + slack
+        low = torch.searchsorted(keys, marks[0])[at, place]
+        high = torch.searchsorted(keys, marks[1], right=True)[at, place].clamp_(max=keys.shape[1] - 2)
+        key, following = keys[at, high], keys[at, high + 1]
+        missing = key == math.inf
+        column = strip.columns[order[at, high].clamp_(max=len(strip.columns) - 1)]
+        apart = (following - key > 2 * slack) | (following == math.inf)
+        return column.masked_fill(missing, -1), (low == high) & (missing | apart)
 
     def within(self, field: Field, bound: Float[Tensor, " a"], equal: bool = False) -> Bool[Tensor, "a c"]:
         """Which columns lie nearer than `bound`, a distance for each row; by sign −1, which lie farther.

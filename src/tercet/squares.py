@@ -40,7 +40,8 @@ def square_bound(
 
     A sum of k products is off by at most k·u·‖x‖‖y‖ in any order of summation, u the unit roundoff, a sum of
     k squares of differences by (k/8 + 2)·u of itself, eight lanes at a time; both are shares of
-    (‖x‖ + ‖y‖)², the products at most u·k/2 of it.
+    (‖x‖ + ‖y‖)², the products at most u·k/2 of it. It holds where nothing overflows, 2(‖x‖² + ‖y‖²) below
+    the largest number; below the smallest normal one, about 10⁻¹⁹ as a distance, all are alike.
 
     Returns:
         The bound for each row against any column, ‖x_i‖² and ‖y_j‖².
@@ -49,9 +50,9 @@ def square_bound(
     lengths = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     others = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
     largest = others.max() if len(others) else 0.0
-    u, rounding = roundoff(x), torch.finfo(x.dtype).eps
+    u, rounding, tiny = roundoff(x), torch.finfo(x.dtype).eps, torch.finfo(x.dtype).tiny
     share = max(u * (k + 8), u * 8 + rounding * (k / 8 + 16))
-    slack = ((lengths + largest).square_() * share).to(x.dtype)
+    slack = ((lengths + largest).square_() * share + (4 * k + 16) * tiny).to(x.dtype)  # what underflows
     xx = lengths.square().to(x.dtype)
     return slack, xx, xx if y is x else others.square_().to(x.dtype)
 

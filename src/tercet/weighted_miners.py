@@ -65,14 +65,15 @@ class DistanceWeighted(Miner):
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """One triplet for each anchor and positive, where the anchor has a negative to draw."""
         key = batch_key("DistanceWeighted", self.seed, step, pairwise)
-        # Distances below the cutoff do not count, so a product serves, in float64: 10⁻¹⁵ moves no draw.
+        # Distances below the cutoff do not count, so a product serves: taken in float64 and rounded to
+        # float32, it is the same however rows are cut into tiles, on the bounds too.
         x, y = (normalize(v.detach().double()) for v in (pairwise.inputs[0], pairwise.inputs[-1]))
         dimensions = x.shape[1]
         height = self.tile_rows or max(1, pairwise.tile_rows // 4)  # several tables of a tile's size
         parts = []
         for rows in (slice(i, i + height) for i in range(0, len(x) if len(y) else 0, height)):
             is_positive, is_negative = pairwise.sides(rows)
-            square = (2 - 2 * (x[rows] @ y.T)).to(pairwise.inputs[0].dtype)  # [a, r]
+            square = (2 - 2 * (x[rows] @ y.T)).float()  # [a, r]
             wanted = is_negative & (square < self.nonzero_loss_cutoff**2)
             weights = _weights(square, wanted, dimensions, self.cutoff)
             heap = weights.cumsum(1, dtype=torch.float64)

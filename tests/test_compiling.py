@@ -1,0 +1,82 @@
+import pytest
+import torch
+from reference import unchecked
+
+from tercet.compiling import outside_graph
+from tercet.losses.triplet import TripletMargin
+from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
+from tercet.pair_miners import MultiSimilarityMiner, PairMargin
+from tercet.weighted_miners import DistanceWeighted
+
+MINERS = [
+    BatchAll(margin=0.5),
+    BatchAll(max_count=20),
+    BatchHard(),
+    SemiHard(),
+    EasyPositive(),
+    HardestN(k=2),
+    DistanceWeighted(),
+    MultiSimilarityMiner(),
+    PairMargin(),
+]
+LABELS = torch.arange(16) // 4
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch.compiler.reset()
+
+
+def images():
+    return torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("miner", MINERS, ids=lambda miner: type(miner).__name__)
+def test_a_compiled_step_mines_what_a_plain_one_does(miner, backend):
+    def step(x):
+        embeddings = torch.nn.functional.normalize(x * 2 + 1)
+        return embeddings, miner(embeddings, LABELS)
+
+    _, expected = step(images())
+    _, mined = torch.compile(step, backend=backend)(images())
+    assert type(mined) is type(expected)
+    assert mined.count
+    assert all(torch.equal(u, v) for u, v in zip(mined, expected))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at it
+def test_a_compiled_training_step_has_the_plain_gradient():
+    model, miner, head = torch.nn.Linear(6, 4), BatchHard(), TripletMargin(0.5, distance="cosine")
+
+    def step(x):
+        embeddings = model(x)
+        return head(embeddings, LABELS, miner(embeddings, LABELS))
+
+    def gradient(call):
+        model.zero_grad()
+        loss = call(images())
+        loss.backward()
+        return loss, model.weight.grad.clone()
+
+    expected = gradient(step)
+    with unchecked():  # the checker's own code is not to be compiled
+        torch.testing.assert_close(gradient(torch.compile(step, backend="aot_eager")), expected)
+    assert expected[1].any()
+
+
+def test_nothing_of_it_is_traced():
+    seen = []
+
+    @outside_graph
+    def noted(x):
+        seen.append(torch.compiler.is_compiling() or isinstance(x, torch._subclasses.FakeTensor))
+        return inner(x)
+
+    def inner(x):
+        seen.append(torch.compiler.is_compiling())
+        return (x > 0).nonzero()
+
+    compiled = torch.compile(lambda x: noted(x * 2).sum() + 1, backend="eager")
+    assert compiled(torch.tensor([1.0, -1.0, 2.0])) == 3
+    assert seen == [False, False]
