@@ -20,6 +20,7 @@ from tercet.datasets import ImageDataset, TripletBatch, TripletDataset
 from tercet.manifest import read_manifest, write_manifest
 from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler, ShuffledSampler
+from tercet.sharding import write_shards
 from tercet.triplets.random import RandomTriplets
 from tercet.tuples import Triplets
 
@@ -120,7 +121,7 @@ def test_what_the_transform_gives_becomes_a_tensor(catalog, result, expected):
 
 def test_channels_go_first():
     height_width_channel = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    image = tercet.datasets._tensor(height_width_channel)
+    image = tercet.datasets.image_tensor(height_width_channel)
     for y in range(2):
         for x in range(4):
             for c in range(3):
@@ -664,3 +665,31 @@ def test_images_of_different_sizes_are_refused_by_name(catalog):
     assert sentence.endswith(
         "give a transform that resizes or crops, such as albumentations.Resize(224, 224)"
     )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_give_the_batches_of_the_folder(catalog, tmp_path, workers):
+    index = write_shards(tmp_path / "shards", catalog, images_per_shard=5)
+    assert len(index.tars) > 1
+    triplets = RandomTriplets(catalog.labels, positives=2, negatives=2, seed=0)
+
+    def batches(source):
+        sampler = PKSampler(source.labels, p=2, k=2, seed=3)
+        images = ImageDataset(source, noise_rng, return_rows=True)
+        listed = TripletDataset(triplets, noise_rng, catalog=source)
+        yield from DataLoader(images, batch_sampler=sampler, num_workers=workers)
+        for batch in DataLoader(listed, batch_size=4, num_workers=workers):
+            yield batch.images, batch.labels, batch.rows
+
+    pairs = list(zip(batches(catalog), batches(index), strict=True))
+    assert len(pairs) > 3
+    for own, read in pairs:
+        assert all(torch.equal(u, v) for u, v in zip(own, read))
+
+
+def test_a_batch_from_shards_is_one_read(catalog, tmp_path, monkeypatch):
+    index, asked = write_shards(tmp_path / "shards", catalog), []
+    read = type(index).read
+    monkeypatch.setattr(type(index), "read", lambda self, rows: asked.append(list(rows)) or read(self, rows))
+    next(iter(DataLoader(ImageDataset(index), batch_size=4)))
+    assert asked == [[0, 1, 2, 3]]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__: str  # stands in pyproject.toml; `__getattr__` reads it from there
 
 if TYPE_CHECKING:
+    from tercet.anchors import AnchorSampler as AnchorSampler
     from tercet.catalog import Catalog as Catalog
     from tercet.catalog import read_catalog as read_catalog
     from tercet.catalog import scan_folder as scan_folder
@@ -46,8 +47,13 @@ if TYPE_CHECKING:
     from tercet.miners import EasyPositive as EasyPositive
     from tercet.miners import HardestN as HardestN
     from tercet.miners import SemiHard as SemiHard
+    from tercet.models import DeepRankingNet as DeepRankingNet
+    from tercet.models import EmbeddingHead as EmbeddingHead
     from tercet.pair_miners import MultiSimilarityMiner as MultiSimilarityMiner
     from tercet.pair_miners import PairMargin as PairMargin
+    from tercet.pk_stream import PKStream as PKStream
+    from tercet.ranking import score_at_top_k as score_at_top_k
+    from tercet.ranking import similarity_precision as similarity_precision
     from tercet.relations import CrossGroup as CrossGroup
     from tercet.relations import Graded as Graded
     from tercet.relations import SameLabel as SameLabel
@@ -58,16 +64,25 @@ if TYPE_CHECKING:
     from tercet.relevance import TeacherRelevance as TeacherRelevance
     from tercet.samplers import PKSampler as PKSampler
     from tercet.samplers import ShuffledSampler as ShuffledSampler
+    from tercet.sharding import write_shards as write_shards
+    from tercet.shards import ShardIndex as ShardIndex
     from tercet.stats import describe as describe
+    from tercet.stream_yield import predict_yield as predict_yield
+    from tercet.streams import deep_ranking_batched as deep_ranking_batched
+    from tercet.streams import pk_batched as pk_batched
     from tercet.triplets.deep_ranking import DeepRankingTriplets as DeepRankingTriplets
+    from tercet.triplets.pairs import LabeledPairs as LabeledPairs
+    from tercet.triplets.pairs import RandomPairs as RandomPairs
     from tercet.triplets.random import RandomTriplets as RandomTriplets
     from tercet.triplets.reservoir import ReservoirTriplets as ReservoirTriplets
+    from tercet.triplets.split import train_validation_split as train_validation_split
     from tercet.tuples import Pairs as Pairs
     from tercet.tuples import References as References
     from tercet.tuples import Triplets as Triplets
     from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
 
 _HOME = {
+    "AnchorSampler": "anchors",
     "Catalog": "catalog",
     "read_catalog": "catalog",
     "scan_folder": "catalog",
@@ -105,8 +120,13 @@ _HOME = {
     "EasyPositive": "miners",
     "HardestN": "miners",
     "SemiHard": "miners",
+    "DeepRankingNet": "models",
+    "EmbeddingHead": "models",
     "MultiSimilarityMiner": "pair_miners",
     "PairMargin": "pair_miners",
+    "PKStream": "pk_stream",
+    "score_at_top_k": "ranking",
+    "similarity_precision": "ranking",
     "CrossGroup": "relations",
     "Graded": "relations",
     "SameLabel": "relations",
@@ -117,10 +137,18 @@ _HOME = {
     "TeacherRelevance": "relevance",
     "PKSampler": "samplers",
     "ShuffledSampler": "samplers",
+    "write_shards": "sharding",
+    "ShardIndex": "shards",
     "describe": "stats",
+    "predict_yield": "stream_yield",
+    "deep_ranking_batched": "streams",
+    "pk_batched": "streams",
     "DeepRankingTriplets": "triplets.deep_ranking",
+    "LabeledPairs": "triplets.pairs",
+    "RandomPairs": "triplets.pairs",
     "RandomTriplets": "triplets.random",
     "ReservoirTriplets": "triplets.reservoir",
+    "train_validation_split": "triplets.split",
     "Pairs": "tuples",
     "References": "tuples",
     "Triplets": "tuples",

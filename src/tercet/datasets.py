@@ -16,7 +16,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tercet.augment import KeyedTransform
 from tercet.checks import choice, refusal, whole
-from tercet.images import read_image
+from tercet.images import decode_image, read_image
 from tercet.randomness import KeyedRow
 from tercet.tuples import Triplets, TripletSequence, rows_at
 
@@ -37,7 +37,7 @@ class ImageDataset(Dataset):
     without a transform. Images of different sizes only make a batch with a `collate_fn` for that.
 
     Args:
-        catalog: a `Catalog`; `labels`, `file(row)` and `len` of it are used.
+        catalog: a `Catalog`, or a `ShardIndex`; `labels`, `file(row)` and `len` of it are used, and `read`.
         transform: an albumentations transform, called as `transform(image=image)["image"]`; or a callable,
             called as `transform(image)`, or as `transform(image, rng=rng)` where it has such a parameter,
             with a `numpy.random.Generator`. See `KeyedTransform`.
@@ -95,9 +95,18 @@ class ImageDataset(Dataset):
             ValueError: the file does not decode, or the transform does not give an image.
             RuntimeError: the transform fails.
         """
-        number = _row_number(row, len(self))
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[Any]) -> list[tuple[Any, ...]]:
+        """What a DataLoader asks for: the items of a batch, whose files are read together from shards."""
+        numbers = [_row_number(row, len(self)) for row in rows]
+        contents = self._pictures.contents(numbers)
+        return [self._item(*each) for each in zip(rows, numbers, contents)]
+
+    def _item(self, row: Any, number: int, content: bytes | None) -> tuple[Any, ...]:
         epoch, view = self._pictures.epoch_and_view(row)
-        images = self._pictures.load(number, epoch, range(view * self.views, (view + 1) * self.views))
+        views = range(view * self.views, (view + 1) * self.views)
+        images = self._pictures.load(number, epoch, views, content)
         image = images[0] if self.views == 1 else self._pictures.stacked(images, [number] * self.views)
         label = int(self.catalog.labels[number])
         return (image, label, number) if self.return_rows else (image, label)
@@ -252,7 +261,11 @@ class TripletDataset(Dataset):
         when = np.array([self._pictures.epoch_and_view(number) for number in asked])  # [b, 2]
         drawn = np.column_stack([rows.reshape(-1), when.repeat(3, axis=0)])  # [3b, 3]: row, epoch, view
         distinct, position = np.unique(drawn, axis=0, return_inverse=True)
-        images = [self._pictures.load(row, epoch, [view])[0] for row, epoch, view in distinct.tolist()]
+        contents = self._pictures.contents(distinct[:, 0].tolist())
+        images = [
+            self._pictures.load(row, epoch, [view], content)[0]
+            for (row, epoch, view), content in zip(distinct.tolist(), contents)
+        ]
         return self._batch(images, distinct[:, 0], position.reshape(-1))
 
     def __getitems__(self, indices: list[Any]) -> list[TripletBatch]:
@@ -299,12 +312,18 @@ class _Pictures:
             return number.epoch, number.view
         return int(self._epoch[0]), 0
 
-    def load(self, row: int, epoch: int, views: Sequence[int]) -> list[Tensor]:
-        """Views of one image, which is decoded once."""
+    def contents(self, rows: list[int]) -> list[bytes | None]:
+        """The files of some rows, read together, where they lie in shards; else None for each."""
+        if hasattr(self._catalog, "read"):
+            return self._catalog.read(rows)
+        return [None] * len(rows)
+
+    def load(self, row: int, epoch: int, views: Sequence[int], content: bytes | None = None) -> list[Tensor]:
+        """Views of one image, which is decoded once, from `content` or from its own file."""
         path = self._catalog.file(row)
-        decoded = read_image(path)
+        decoded = read_image(path) if content is None else decode_image(content, str(path))
         if self._transform is None:
-            return [_tensor(decoded)] * len(views)
+            return [image_tensor(decoded)] * len(views)
         copies = [decoded.copy() for _ in views[1:]]  # a transform may write into its image
         try:
             images = [
@@ -315,7 +334,7 @@ class _Pictures:
             what = f"{type(error).__name__}: {error}"
             raise RuntimeError(f"{self._owner}: the transform fails on {path}: {what}") from error
         try:
-            return [_tensor(image) for image in images]
+            return [image_tensor(image) for image in images]
         except TypeError as error:
             raise ValueError(f"{self._owner}: the transform gives {error}") from None
 
@@ -346,7 +365,7 @@ def _row_number(row: Any, length: int) -> int:
     return number % length
 
 
-def _tensor(image: Any) -> Tensor:
+def image_tensor(image: Any) -> Tensor:
     """A tensor as it is, an array [h, w, c] or [h, w] as float32 [c, h, w]; uint8 becomes [0, 1].
 
     Raises:

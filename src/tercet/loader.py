@@ -51,7 +51,8 @@ class MiningLoader:
         model: gives embeddings [n, d] for images.
         miner: a miner, or any callable of (embeddings, labels), and of `ids` where the loader gives rows.
         device: where images and labels are moved to; None to leave them where the loader put them.
-        describe: fill `stats`, with the distance of a miner of this library, else the Euclidean; reading them waits for the device once a batch.
+        describe: fill `stats`, with the distance of a miner of this library, else the Euclidean; reading them
+            waits for the device once a batch.
         margin: the head's margin, for the share of triplets that are active; None for the miner's own, and
             NaN where that has none.
 

@@ -1,0 +1,155 @@
+"""One tar shard and its index, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+import threading
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Int64
+
+from tercet.catalog import Catalog
+from tercet.checks import refusal
+from tercet.folders import LeftOut
+from tercet.tables import atomically
+from tercet.tars import BLOCK, ShardTable, read_table, table_path, write_table
+
+__all__ = ["ShardJob", "Stopped", "member_suffix", "readable_table", "unreadable_file", "write_shard"]
+
+_SAME = {"jpeg": "jpg", "jpe": "jpg"}  # what the readers of shards ask for
+_END = 20 * BLOCK  # a tar's length is a multiple of it, and ends in two empty blocks
+
+
+class Stopped(Exception):
+    """A shard was given up because another could not be written."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One run: what to write where, the same for every shard."""
+
+    folder: Path
+    catalog: Catalog
+    shards: list[Int64[np.ndarray, " _"]]
+    split: str
+    plan: str
+    sizes: list[int]  # of the source files, -1 where one cannot be read
+    skip: bool
+
+    def tar(self, shard: int) -> Path:
+        return self.folder / f"{self.split}-{shard:06d}.tar"
+
+    def key(self, row: int) -> str:
+        return f"{row:09d}"
+
+    def finished(self, shard: int) -> ShardTable | None:
+        """The table of a shard that an earlier run of this plan wrote from files as they are now."""
+        table = readable_table(self.tar(shard))
+        if table is None or table.facts.get("plan") != self.plan or not self.tar(shard).is_file():
+            return None
+        there = dict(zip(map(int, table.columns["key"].tolist()), table.columns["size"].tolist()))
+        rows = self.shards[shard].tolist()
+        same = [there.get(row, -1) for row in rows] == [self.sizes[row] for row in rows]
+        return table if same and self.tar(shard).stat().st_size == table.tar_size else None
+
+
+def member_suffix(path: str) -> str:
+    """The extension of an image's member: the suffix of its file in lower case, jpg for all of JPEG's."""
+    suffix = os.path.splitext(path)[1].lower().removeprefix(".")
+    return _SAME.get(suffix, suffix)
+
+
+def unreadable_file(path: Path, reason: str) -> ValueError:
+    """The refusal of a file that cannot be read, ready to raise."""
+    way_out = 'restore it, or pass unreadable="skip" to leave it out'
+    return refusal("write_shards", "catalog", str(path), "files that can be read", f"{reason}; {way_out}")
+
+
+def readable_table(tar: Path) -> ShardTable | None:
+    """The table beside a tar, None also where it is damaged."""
+    try:
+        return read_table("write_shards", tar)
+    except ValueError:
+        return None
+
+
+def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable[[], None]) -> ShardTable:
+    """Write one tar and its index; neither appears unless both are whole."""
+    tar, catalog = job.tar(shard), job.catalog
+    rows, places, left_out = [], [], []
+    # The index gets its name first: a tar without one is then never ours.
+    with atomically(tar) as unfinished, atomically(table_path(tar)) as unfinished_table:
+        with open(unfinished, "wb") as file:
+            for row in job.shards[shard].tolist():
+                if stop.is_set():
+                    raise Stopped
+                content, reason = _content(catalog.file(row))
+                if reason and not job.skip:
+                    raise unreadable_file(catalog.file(row), reason)
+                if reason:
+                    left_out.append(LeftOut(catalog.paths[row], reason))
+                else:
+                    rows.append(row)
+                    places.append(_add_sample(file, job, row, content))
+                step()
+            file.write(bytes(2 * BLOCK))
+            file.write(bytes(-file.tell() % _END))
+            size = file.tell()
+        numbers = np.array(places, dtype=np.int64).reshape(-1, 4)
+        columns = {
+            "key": np.array([job.key(row) for row in rows], dtype=object),
+            "suffix": np.array([member_suffix(catalog.paths[row]) for row in rows], dtype=object),
+            "path": catalog.paths[rows],
+            "label": np.array([catalog.classes[label] for label in catalog.labels[rows]], dtype=object),
+            **dict(zip(("offset", "size", "header_crc32", "crc32"), numbers.T)),
+        }
+        groups = {name: values[rows] for name, values in catalog.groups.items()}
+        facts = {"plan": job.plan, "label": "json:class"}
+        table = ShardTable(tar, size, columns, groups, tuple(left_out), facts)
+        write_table(table, unfinished_table)
+    return table
+
+
+def _content(path: Path) -> tuple[bytes, str]:
+    """What is in a file, and why it is no image, if it is none."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return b"", f"file cannot be read: {error.strerror}"
+    return content, "" if content else "file is empty"
+
+
+def _add_sample(file: BinaryIO, job: ShardJob, row: int, content: bytes) -> tuple[int, int, int, int]:
+    """Append the three members of an image; offset, size, CRC of header and of content of the first."""
+    catalog = job.catalog
+    label = int(catalog.labels[row])
+    told = {name: values[row : row + 1].tolist()[0] for name, values in catalog.groups.items()}
+    told |= {"path": catalog.paths[row], "label": label, "class": catalog.classes[label]}
+    text = json.dumps(told, sort_keys=True, ensure_ascii=False).encode()
+    key = job.key(row)
+    header = _header(f"{key}.{member_suffix(catalog.paths[row])}", len(content))
+    offset = file.tell() + BLOCK
+    _put(file, (header, content))
+    _put(file, (_header(f"{key}.cls", len(str(label))), str(label).encode()))
+    _put(file, (_header(f"{key}.json", len(text)), text))
+    return offset, len(content), zlib.crc32(header), zlib.crc32(content)
+
+
+def _put(file: BinaryIO, parts: Iterable[bytes]) -> None:
+    for part in parts:
+        file.write(part)
+    file.write(bytes(-file.tell() % BLOCK))
+
+
+def _header(name: str, size: int) -> bytes:
+    """512 bytes that depend on name and size alone: no time, no owner."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info.tobuf(tarfile.USTAR_FORMAT)

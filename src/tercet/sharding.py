@@ -1,0 +1,256 @@
+"""A catalog as tar shards that webdataset and timm read, laid out for batches of P classes × K images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tercet.catalog import Catalog
+from tercet.checks import choice, refusal, whole
+from tercet.layouts import by_identity, mixed
+from tercet.shard_sets import INFO
+from tercet.shard_writing import (
+    ShardJob,
+    Stopped,
+    member_suffix,
+    readable_table,
+    unreadable_file,
+    write_shard,
+)
+from tercet.shards import ShardIndex
+from tercet.tables import atomically
+from tercet.tars import ShardTable
+
+__all__ = ["write_shards"]
+
+_OWNER = "write_shards"
+_SUFFIX = re.compile(r"[a-z0-9][a-z0-9_+-]{0,15}")
+_SPLIT = re.compile(r"[A-Za-z0-9_]+")
+
+
+def write_shards(
+    folder: str | Path,
+    catalog: Catalog,
+    *,
+    layout: str = "identity",
+    k: int | None = None,
+    images_per_shard: int = 5000,
+    split: str = "train",
+    seed: int = 0,
+    unreadable: str = "error",
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> ShardIndex:
+    """Write the images of a catalog as tar shards, with an index beside each and an info.json.
+
+    An image becomes three members with its row number as key: the file as it is (`.jpg` for `.jpeg`), `.cls`,
+    its class number, and `.json`, its path, label, class and groups. webdataset reads the tars, timm reads
+    info.json, and `ShardIndex` reads single images by offset.
+
+    The same catalog, files and options give the same tars on every machine, with any number of workers (and
+    the same indexes, under the same version of pyarrow). Each shard appears when it is whole; a run that
+    was interrupted goes on with those that are missing, and writes those anew whose files changed in size.
+
+    Args:
+        folder: where to; it is made if its parent exists. Several splits may share it.
+        catalog: the images.
+        layout: "identity" puts all images of a class into one shard, in groups of at least `k` side by side,
+            the order of groups shuffled: a stream finds K images of a class together. "mixed" shuffles
+            the images over all shards.
+        k: the least size of a group, where the class has as many; 4 by default. For "identity" alone.
+        images_per_shard: about how many images a shard has; a larger class makes a larger shard.
+        split: the name of the split, and of its files: train-000000.tar.
+        seed: the same seed gives the same order.
+        unreadable: "error" refuses a catalog with a file that is missing, empty or not to be read, before
+            anything is written; "skip" leaves it out and reports it in `index.catalog.left_out`. Images are
+            not decoded: `scan_folder(root, verify=True)` leaves out those that do not decode.
+        workers: threads that write, a shard each; by default one for each processor.
+        overwrite: replace the shards of another catalog or other options.
+        progress: show a progress bar.
+
+    Returns:
+        The index of what was written: its rows are those of the catalog, less what was skipped.
+
+    Raises:
+        ValueError: an option out of range, an image without a suffix, a file that cannot be read, shards of
+            another run, or a folder that cannot be written.
+
+    Example:
+        >>> import pathlib
+        >>> from tercet.catalog import scan_folder
+        >>> for name in ("ant/1.jpg", "ant/2.jpg", "bee/1.jpg"):
+        ...     file = pathlib.Path("photos", name)
+        ...     file.parent.mkdir(parents=True, exist_ok=True)
+        ...     _ = file.write_bytes(name.encode())
+        >>> index = write_shards("shards", scan_folder("photos"))
+        >>> sorted(file.name for file in pathlib.Path("shards").iterdir())
+        ['info.json', 'train-000000.index.parquet', 'train-000000.tar']
+    """
+    choice(_OWNER, "layout", layout, ("identity", "mixed"))
+    choice(_OWNER, "unreadable", unreadable, ("error", "skip"))
+    seed = whole(_OWNER, "seed", seed)
+    workers = whole(_OWNER, "workers", workers or os.cpu_count() or 1 if workers is None else workers, 1)
+    images_per_shard = whole(_OWNER, "images_per_shard", images_per_shard, minimum=1)
+    if layout == "mixed" and k is not None:
+        raise refusal(_OWNER, "k", k, 'no k for layout="mixed", which has no groups')
+    k = whole(_OWNER, "k", 4 if k is None else k, minimum=1)
+    if not isinstance(split, str) or not _SPLIT.fullmatch(split) or "tar" in split:
+        expected = "letters, digits and underscores, without 'tar', which timm takes for a file name"
+        raise refusal(_OWNER, "split", split, expected)
+    _check_catalog(catalog)
+
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise refusal(_OWNER, "folder", str(folder), "a folder, not a file")
+    if not target.parent.is_dir():
+        raise refusal(_OWNER, "folder", str(folder), f"an existing {target.parent} to make it in")
+    if not os.access(target if target.is_dir() else target.parent, os.W_OK):
+        raise refusal(_OWNER, "folder", str(folder), "a folder that may be written")
+
+    if layout == "identity":
+        shards = by_identity(catalog.labels, k, images_per_shard, seed)
+        options = {"layout": layout, "k": k, "images_per_shard": images_per_shard, "seed": seed}
+    else:
+        shards = mixed(len(catalog), images_per_shard, seed)
+        options = {"layout": layout, "images_per_shard": images_per_shard, "seed": seed}
+    told = {**options, "fingerprint": catalog.fingerprint, "split": split, "format": 1}
+    plan = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    sizes = _source_sizes(catalog, workers, unreadable == "skip")
+    job = ShardJob(target, catalog, shards, split, plan, sizes, unreadable == "skip")
+
+    info = _make_room(job, overwrite)
+    target.mkdir(exist_ok=True)
+    tables = _write_all(job, workers, progress)
+    lengths = [len(table) for table in tables]
+    info["splits"][split] = {
+        "name": split,
+        "num_samples": sum(lengths),
+        "filenames": [table.tar.name for table in tables],
+        "shard_lengths": lengths,
+    }
+    info["tercet"][split] = {
+        "library": f"tercet {version('tercet')}",
+        **options,
+        "fingerprint": catalog.fingerprint,
+        "plan": plan,
+        "classes": catalog.classes,
+        "left_out": [item for table in tables for item in table.left_out],
+    }
+    with atomically(target / INFO) as unfinished:
+        unfinished.write_text(json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+    return ShardIndex(target, split=split)
+
+
+def _check_catalog(catalog: Catalog) -> None:
+    if not len(catalog):
+        raise refusal(_OWNER, "catalog", catalog, "at least one image")
+    if "class" in catalog.groups:
+        expected = "no group of that name, which the JSON of each image has already"
+        raise refusal(_OWNER, "catalog.groups", "class", expected, "rename it")
+    for path in catalog.paths:
+        suffix = member_suffix(path)
+        if not _SUFFIX.fullmatch(suffix) or suffix in ("cls", "json"):
+            expected = "the name of an image, with a suffix such as .jpg"
+            raise refusal(_OWNER, "catalog.paths", path, expected, "webdataset tells members by it")
+
+
+def _why_not(path: Path) -> tuple[int, str]:
+    """The size of a file, and why it cannot be an image: −1 and a phrase, or the size and ""."""
+    try:
+        told = path.stat()
+    except OSError as error:
+        return -1, f"file cannot be read: {error.strerror}"
+    if not stat.S_ISREG(told.st_mode):
+        return -1, "not a regular file"
+    if not told.st_size:
+        return -1, "file is empty"
+    return (told.st_size, "") if os.access(path, os.R_OK) else (-1, "file cannot be read: no permission")
+
+
+def _source_sizes(catalog: Catalog, workers: int, skip: bool) -> list[int]:
+    """The size of each file, −1 for one that cannot be read; refused unless such are skipped."""
+
+    def looked_at(start: int) -> list[tuple[int, str]]:
+        return [_why_not(catalog.file(row)) for row in range(start, min(start + 1024, len(catalog)))]
+
+    with ThreadPoolExecutor(workers) as pool:
+        found = [one for some in pool.map(looked_at, range(0, len(catalog), 1024)) for one in some]
+    bad = [row for row, (_, reason) in enumerate(found) if reason]
+    if bad and (not skip or len(bad) == len(catalog)):
+        raise unreadable_file(catalog.file(bad[0]), found[bad[0]][1])
+    return [size for size, _ in found]
+
+
+def _make_room(job: ShardJob, overwrite: bool) -> dict[str, Any]:
+    """The info.json to add to; shards of another plan are refused, or removed.
+
+    Raises:
+        ValueError: there are such, and they may not be overwritten.
+    """
+    info: dict[str, Any] = {"splits": {}, "tercet": {}}
+    source, foreign = job.folder / INFO, []
+    if source.is_file():
+        try:
+            read = json.loads(source.read_text("utf-8"))
+            info = {**read, "splits": dict(read["splits"]), "tercet": dict(read.get("tercet", {}))}
+        except (OSError, ValueError, LookupError, TypeError):
+            foreign.append(source)
+    if job.split in info["splits"] and info["tercet"].get(job.split, {}).get("plan") != job.plan:
+        foreign.append(source)
+    ours = re.compile(rf"{job.split}-\d{{6,}}\.(tar|index\.parquet)")
+    names = sorted(file.name for file in job.folder.iterdir()) if job.folder.is_dir() else []
+    for name in filter(ours.fullmatch, names):
+        table = readable_table(job.folder / f"{name.partition('.')[0]}.tar")
+        if table is None or table.facts.get("plan") != job.plan:
+            foreign.append(job.folder / name)
+    if foreign and not overwrite:
+        expected = "a folder without shards of another catalog or other options"
+        way_out = f"{foreign[0].name} is one; overwrite=True or --overwrite replaces them"
+        raise refusal(_OWNER, "folder", str(job.folder), expected, way_out)
+    for file in foreign:
+        if file != source:
+            file.unlink()
+    for name in names:  # of a run that was killed
+        if name.startswith(f".{job.split}-") and name.endswith(".unfinished"):
+            (job.folder / name).unlink()
+    return info
+
+
+def _write_all(job: ShardJob, workers: int, progress: bool) -> list[ShardTable]:
+    """The tables of all shards, those that are missing written in parallel."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    tables = [job.finished(shard) for shard in range(len(job.shards))]
+    stop = threading.Event()
+    with Progress(console=Console(stderr=True), disable=not progress) as bar:
+        done = sum(len(rows) for rows, table in zip(job.shards, tables) if table)
+        task = bar.add_task("writing shards", total=len(job.catalog), completed=done)
+
+        def write(shard: int) -> None:
+            try:
+                tables[shard] = write_shard(job, shard, stop, lambda: bar.advance(task))
+            except Stopped:
+                return  # the error is another shard's
+            except BaseException:
+                stop.set()
+                raise
+
+        pool = ThreadPoolExecutor(workers)
+        try:
+            missing = [shard for shard, table in enumerate(tables) if table is None]
+            for future in as_completed([pool.submit(write, shard) for shard in missing]):
+                future.result()
+        finally:  # after an error or an interrupt the other threads end at their next image
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    return [table for table in tables if table is not None]

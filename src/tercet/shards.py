@@ -1,0 +1,311 @@
+"""Random access to the images in tar shards, by offset."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from tercet.catalog import Catalog
+from tercet.checks import choice, refusal, whole
+from tercet.shard_sets import INFO, find_tables, find_tars
+from tercet.tars import BLOCK, UNKNOWN, table_path
+from tercet.tuples import rows_at
+
+__all__ = ["ShardIndex"]
+
+_GAP = 1 << 14  # bytes between two samples up to which one read takes both
+_RUN = 1 << 24  # bytes of one read, unless a single sample is larger
+_AHEAD = 1 << 27  # bytes that the system is told of before they are read
+_CAN_ANNOUNCE = hasattr(os, "posix_fadvise")
+
+
+class ShardIndex:
+    """The images in tar shards as a catalog whose rows can be read: `index.read(rows)` gives their bytes.
+
+    On shards of `write_shards` the rows are those of the catalog they were written from, in its order, so
+    that a sampler with the same seed gives the same batches, and a manifest's triplets fit. On tars
+    of other programs (webdataset's) the rows are the samples in the order of the tars; the headers are
+    scanned, once if `write_index` keeps the result.
+
+    A changed tar is noticed: by its size when it is opened, and with each read by a CRC of the sample's
+    header and, on shards of `write_shards`, of its content. Files are opened when first read from, in each
+    process for itself; an index can be pickled, inherited by forked workers and shared by threads.
+
+    Args:
+        tars: a folder of shards, a tar, or a list of tars.
+        split: which of the splits in the folder's info.json; needed where it has several.
+        image: the extension of the member that is the image, such as "jpg"; by default the one that is an
+            image's. As the next two, for tars of other programs.
+        label: where the class is: the extension of a member, "cls" by default, or a field of the JSON
+            member, such as "json:label".
+        damaged: what to do with a tar that is cut short or has a broken header: "error", or "drop" to keep
+            the samples before that are surely whole.
+        write_index: keep what a scan found beside the tar, as name.index.parquet.
+        max_open: files held open at a time.
+        progress: show a progress bar while scanning.
+
+    Attributes:
+        catalog: paths, labels, classes, groups and what was left out; `root` is the folder of the first tar.
+        tars: the files.
+
+    Raises:
+        ValueError: no tar, a tar that is missing, damaged, compressed or changed since it was indexed,
+            shards that are not all there, or a sample without a class.
+
+    Example:
+        >>> import pathlib
+        >>> from tercet.catalog import scan_folder
+        >>> from tercet.sharding import write_shards
+        >>> for name in ("ant/1.jpg", "ant/2.jpg", "bee/1.jpg"):
+        ...     file = pathlib.Path("photos", name)
+        ...     file.parent.mkdir(parents=True, exist_ok=True)
+        ...     _ = file.write_bytes(name.encode())
+        >>> _ = write_shards("shards", scan_folder("photos"))
+        >>> index = ShardIndex("shards")
+        >>> index, index.labels.tolist(), index.read([2, 0])
+        (ShardIndex(3 images, 2 classes, 1 tars), [0, 0, 1], [b'bee/1.jpg', b'ant/1.jpg'])
+    """
+
+    def __init__(
+        self,
+        tars: Any,
+        *,
+        split: str | None = None,
+        image: str | None = None,
+        label: str | None = None,
+        damaged: str = "error",
+        write_index: bool = False,
+        max_open: int = 64,
+        progress: bool = False,
+    ) -> None:
+        owner = "ShardIndex"
+        choice(owner, "damaged", damaged, ("error", "drop"))
+        self.max_open = whole(owner, "max_open", max_open, minimum=1)
+        self.tars, info = find_tars(tars, split)
+        tables = find_tables(self.tars, image, label, damaged, write_index, progress)
+        if not sum(map(len, tables)):
+            raise refusal(owner, "tars", str(tars), "at least one sample with an image")
+        plans = {table.facts.get("plan") for table in tables}
+        written = len(plans) == 1 and None not in plans
+        if info and "plan" in info and plans != {info["plan"]}:
+            expected = "shards and info.json of one run of write_shards"
+            raise refusal(owner, "tars", str(tars), expected, "write the shards again")
+        if not info and isinstance(tars, (str, os.PathLike)) and Path(tars).is_dir() and written:
+            way_out = "the writing was interrupted; run write_shards again, and it goes on"
+            raise refusal(owner, "tars", str(tars), f"all shards and {INFO}", way_out)
+
+        columns = {name: np.concatenate([t.columns[name] for t in tables]) for name in tables[0].columns}
+        shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+        order = np.arange(len(shard))
+        if written:  # keys are row numbers of the catalog
+            order = np.argsort(columns["key"].astype(np.int64), kind="stable")
+        columns = {name: values[order] for name, values in columns.items()}
+        self._shard: Int64[np.ndarray, " n"] = shard[order]
+        self._offset, self._size = columns["offset"], columns["size"]
+        self._header_crc, self._crc = columns["header_crc32"], columns["crc32"]
+        self._key, self._suffix = columns["key"], columns["suffix"]
+        self._tar_sizes = [table.tar_size for table in tables]
+        names = set.intersection(*(set(table.groups) for table in tables))
+        groups = {
+            name: np.concatenate([table.groups[name] for table in tables])[order] for name in sorted(names)
+        }
+        classes = info["classes"] if info and "classes" in info else _sorted_classes(set(columns["label"]))
+        number = {name: code for code, name in enumerate(classes)}
+        labels = np.fromiter(map(number.__getitem__, columns["label"]), np.int64, len(order))
+        left_out = [item for table in tables for item in table.left_out]
+        root = self.tars[0].parent
+        self.catalog = Catalog(columns["path"], labels, classes, groups, root, left_out)
+        self._forget_handles()
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """The class of each image, a position in `classes`."""
+        return self.catalog.labels
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names."""
+        return self.catalog.classes
+
+    @property
+    def groups(self) -> Mapping[str, np.ndarray]:
+        """Further columns by name, each [n]."""
+        return self.catalog.groups
+
+    @property
+    def paths(self) -> np.ndarray:
+        """The path of each image in the catalog it was written from; in other tars the member's name."""
+        return self.catalog.paths
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def __repr__(self) -> str:
+        left_out = f", {len(self.catalog.left_out)} left out" if self.catalog.left_out else ""
+        return f"ShardIndex({len(self)} images, {len(self.classes)} classes, {len(self.tars)} tars{left_out})"
+
+    def file(self, row: int) -> Path:
+        """Where image `row` is, as tar and member, for a sentence; it is no path of the file system."""
+        return self.tars[self._shard[row]] / f"{self._key[row]}.{self._suffix[row]}"
+
+    def read(self, rows: Any) -> list[bytes]:
+        """The content of some images, in the order asked.
+
+        The reads go through each tar from front to back; neighbours are read at once, a row that is asked
+        for twice is read once, and the system hears of all of them before the first.
+
+        Args:
+            rows: int [m], row numbers; negative ones count from the end.
+
+        Returns:
+            m contents of image files, not decoded.
+
+        Raises:
+            IndexError: a number outside the index.
+            ValueError: a tar that is missing, cut short, or not as it was when it was indexed.
+        """
+        try:
+            asked = rows_at(rows, len(self))
+        except IndexError as error:
+            raise IndexError(f"ShardIndex.read: {error}") from None
+        distinct, position = np.unique(asked, return_inverse=True)
+        walk = np.lexsort((self._offset[distinct], self._shard[distinct]))
+        places = distinct[walk]
+        starts = self._offset[places] - BLOCK
+        ends = self._offset[places] + self._size[places]
+        runs = _runs(self._shard[places], starts, ends)
+        # Lists: reading a number out of an array costs as much as a small read.
+        shards, rows = self._shard[places].tolist(), places.tolist()
+        begin, end, into = starts.tolist(), ends.tolist(), walk.tolist()
+        found: list[bytes] = [b""] * len(places)
+        done = 0
+        while done < len(runs):  # as many runs at a time as open files and memory allow
+            handles: dict[int, _Handle] = {}
+            announced, ahead = 0, done
+            while ahead < len(runs):
+                first, last = runs[ahead]
+                shard, length = shards[first], end[last] - begin[first]
+                full = shard not in handles and len(handles) == self.max_open
+                if ahead > done and (full or announced + length > _AHEAD):
+                    break
+                if shard not in handles:
+                    handles[shard] = self._handle(shard)
+                handles[shard].announce(begin[first], length)
+                announced, ahead = announced + length, ahead + 1
+            for first, last in runs[done:ahead]:
+                start = begin[first]
+                block = handles[shards[first]].pread(start, end[last] - start)
+                for at in range(first, last + 1):
+                    found[into[at]] = self._checked(rows[at], block[begin[at] - start : end[at] - start])
+            done = ahead
+        return [found[place] for place in position.tolist()]
+
+    def _checked(self, row: int, block: memoryview) -> bytes:
+        """The content after the header at the front of `block`, refused unless both are as indexed."""
+        content = bytes(block[BLOCK:])
+        whole_length = len(block) == BLOCK + self._size[row]
+        header = whole_length and zlib.crc32(block[:BLOCK]) == self._header_crc[row]
+        if header and self._crc[row] in (UNKNOWN, zlib.crc32(content)):
+            return content
+        what = "the file ends before it" if not whole_length else "its content is another"
+        if whole_length and not header:
+            what = "another header stands in its place"
+        raise self._changed(int(self._shard[row]), f"{self.file(row).name} as it was indexed", what)
+
+    def _changed(self, shard: int, expected: str, what: str) -> ValueError:
+        tar = self.tars[shard]
+        index = table_path(tar).name
+        way_out = (
+            f"the tar has changed; restore it, or write the shards again (delete {index} if it is there)"
+        )
+        return ValueError(f"ShardIndex: {tar}: expected {expected}, but {what}; {way_out}")
+
+    def _handle(self, shard: int) -> _Handle:
+        """The open file of a shard; beyond `max_open` the one that was asked for longest ago is let go."""
+        if self._process != os.getpid():  # forked: the lock may have been held at that moment
+            self._forget_handles()
+        with self._lock:
+            handle = self._handles.pop(shard, None)
+            if handle is None:
+                handle = _Handle(self.tars[shard])
+                if handle.size != self._tar_sizes[shard]:
+                    raise self._changed(shard, f"{self._tar_sizes[shard]} bytes", f"it has {handle.size}")
+            self._handles[shard] = handle  # now the last to go
+            while len(self._handles) > self.max_open:
+                del self._handles[next(iter(self._handles))]
+            return handle
+
+    def _forget_handles(self) -> None:
+        self._handles: dict[int, _Handle] = {}
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_handles", "_lock", "_process")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_handles()
+
+
+class _Handle:
+    """A file open for reading at offsets; it closes when the last who reads from it lets go."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise refusal("ShardIndex", "tars", str(path), "a tar to read", error.strerror or "") from error
+        self.size = os.fstat(self._descriptor).st_size
+
+    def announce(self, start: int, length: int) -> None:
+        """Have the system fetch a range, so that many are on their way at once."""
+        if _CAN_ANNOUNCE:
+            os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
+
+    def pread(self, start: int, length: int) -> memoryview:
+        """Up to `length` bytes; fewer where the file ends."""
+        block = os.pread(self._descriptor, length, start)
+        while len(block) < length and (
+            more := os.pread(self._descriptor, length - len(block), start + len(block))
+        ):
+            block += more
+        return memoryview(block)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone by then
+        if self._descriptor >= 0:
+            close(self._descriptor)
+
+
+def _runs(
+    shards: Int64[np.ndarray, " m"], starts: Int64[np.ndarray, " m"], ends: Int64[np.ndarray, " m"]
+) -> list[tuple[int, int]]:
+    """(first, last) of each run of samples that one read takes, in samples sorted by shard and offset."""
+    runs: list[tuple[int, int]] = []
+    apart = (np.diff(shards) != 0) | (starts[1:] - ends[:-1] > _GAP)
+    breaks = [0, *(np.flatnonzero(apart) + 1).tolist(), len(shards)]
+    for first, stop in pairwise(breaks):
+        begin = first
+        for at in range(first + 1, stop):
+            if ends[at] - starts[begin] > _RUN:
+                runs.append((begin, at - 1))
+                begin = at
+        if begin < stop:
+            runs.append((begin, stop - 1))
+    return runs
+
+
+def _sorted_classes(names: set[str]) -> list[str]:
+    """Sorted as numbers where every one is a whole number, as `read_catalog` sorts them."""
+    numbers = all(name.removeprefix("-").isdecimal() and str(int(name)) == name for name in names)
+    return sorted(names, key=int if numbers else None)

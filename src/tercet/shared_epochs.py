@@ -1,0 +1,88 @@
+"""One epoch counter for all workers of a loader, whether they live on from epoch to epoch or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tercet.checks import whole
+from tercet.randomness import derive_key
+
+__all__ = ["SharedEpochs"]
+
+_KEPT = 64  # iterations that are told apart
+_MOST_WORKERS = 1024
+_STEPS = 1 << 31  # an epoch and a step share one word, which is written at once
+
+
+class SharedEpochs:
+    """Epochs that follow each other, in shared memory: the workers of one iteration agree on theirs.
+
+    A loader tells its workers no number of the iteration. But they share the seed that the loader drew,
+    and each of them starts once an iteration. So (seed, workers, how many starts) names the iteration: the
+    first worker to begin it takes the next epoch, and the others find it noted. No lock is needed, for
+    whoever notes the same iteration notes the same.
+
+    Example:
+        >>> epochs = SharedEpochs()
+        >>> epochs.begin(epochs.ticket()), epochs.begin(epochs.ticket())
+        ((0, 0), (1, 0))
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        self._next = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._begun = torch.full((_KEPT, 2), -1, dtype=torch.int64).share_memory_()  # ticket, word
+        self._starts = torch.full((_MOST_WORKERS, 2), -1, dtype=torch.int64).share_memory_()  # seed, times
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for tensor in (self._next, self._begun, self._starts):
+            tensor.share_memory_()  # a plain copy of a shared tensor is not shared
+
+    def set(self, epoch: int, step: int = 0) -> None:
+        """Lets the next iteration be `epoch` from `step` on."""
+        self._begun.fill_(-1)
+        self._next[0] = whole("set_epoch", "epoch", epoch, maximum=_STEPS - 1) * _STEPS + step
+
+    def ticket(self) -> int | None:
+        """The name of the iteration that starts here; None outside of workers, where each start is one."""
+        from torch.utils.data import get_worker_info
+
+        worker = get_worker_info()
+        if worker is None:
+            return None
+        number = whole("DataLoader", "num_workers", worker.num_workers, 1, _MOST_WORKERS)
+        loader = derive_key("loader", worker.seed - worker.id, number) >> 1
+        starts = self._starts[worker.id]
+        times = int(starts[1]) + 1 if int(starts[0]) == loader else 0
+        starts[0], starts[1] = loader, times
+        return derive_key(loader, times) >> 1
+
+    def peek(self, ticket: int | None) -> tuple[int, int]:
+        """The epoch and the first step of an iteration, as long as nothing else begins."""
+        upcoming = int(self._next[0])  # read before the notes: who writes does so the other way round
+        noted = None if ticket is None else self._noted(ticket)
+        return divmod(upcoming if noted is None else noted, _STEPS)
+
+    def begin(self, ticket: int | None) -> tuple[int, int]:
+        """The epoch and the first step of an iteration, which is noted; the next one is the epoch after."""
+        epoch, step = self.peek(ticket)
+        if ticket is None or self._noted(ticket) is None:
+            if ticket is not None:
+                row = self._begun[epoch % _KEPT]
+                row[0] = -1
+                row[1] = epoch * _STEPS + step
+                row[0] = ticket
+            self.follow(epoch)
+        return epoch, step
+
+    def follow(self, epoch: int) -> None:
+        """Lets the epoch after `epoch` be the next."""
+        self._next[0] = (epoch + 1) * _STEPS
+
+    def _noted(self, ticket: int) -> int | None:
+        for name, word in self._begun.tolist():
+            if name == ticket:
+                return word
+        return None

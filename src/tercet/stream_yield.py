@@ -1,0 +1,186 @@
+"""What P×K batching of a stream will give, before it is run: the share used, the delay, the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from tercet.checks import choice, label_codes, real, refusal, whole
+from tercet.grouping import ON_SHORT, GroupBuffer, sized
+from tercet.layouts import by_identity, mixed
+from tercet.randomness import derive_key, permute
+
+__all__ = ["StreamYield", "play", "predict_yield"]
+
+_LAYOUTS = ("identity", "mixed", "stored")
+_MOST = 200_000  # samples that are played through, if the buffer is not large beside that
+
+
+@dataclass(frozen=True)
+class StreamYield:
+    """What a stream gives.
+
+    Args:
+        share: of the samples, those that end in a batch.
+        batches: of an epoch, all workers and ranks together.
+        first_batch: samples that a worker reads before its first batch, on average.
+        held: the most samples held at a time, in one worker.
+        memory: bytes held on one rank, all its workers together.
+    """
+
+    share: float
+    batches: int
+    first_batch: int
+    held: int
+    memory: int
+
+
+def predict_yield(
+    labels: Any,
+    p: int,
+    k: int,
+    *,
+    layout: str = "identity",
+    images_per_shard: int = 5000,
+    buffer: int | None = None,
+    cap: int | None = None,
+    on_short: str = "repeat",
+    workers: int = 1,
+    ranks: int = 1,
+    image_bytes: int = 100_000,
+    least: float = 0.1,
+    seed: int = 0,
+) -> StreamYield:
+    """How much of a stream of these labels ends in P×K batches, how late they begin, and what they hold.
+
+    The rule of `pk_batched` is played through on labels alone: for shards dealt to ranks and then workers,
+    in a keyed order. Up to 200,000 samples are played, or 20 buffers if that is more; what
+    many workers get is alike, so a few of them stand for all.
+
+    Args:
+        labels: [n] the class of each image: whole numbers or strings. With the layout "stored" in the order
+            of the shards, else in any order.
+        p, k, buffer, cap, on_short: as for `pk_batched`.
+        layout: as for `write_shards`: "identity" or "mixed"; or "stored", shards cut out of `labels`.
+        images_per_shard: as for `write_shards`.
+        workers: of a rank; each has a buffer of its own and takes its part of the shards. For `PKStream`
+            its `lanes`.
+        ranks: the number of processes.
+        image_bytes: the size of a compressed image.
+        least: the share below which the setting is refused; 0 refuses nothing.
+        seed: names the order of the shards.
+
+    Returns:
+        The prediction.
+
+    Raises:
+        ValueError: an argument out of range, fewer shards than workers, or a share below `least`: then with
+            what would help, and how much.
+
+    Example:
+        >>> labels = np.arange(3000) // 5
+        >>> predict_yield(labels, 8, 4, images_per_shard=250, workers=4).share > 0.9
+        True
+        >>> predict_yield(labels, 8, 4, images_per_shard=250, layout="mixed", buffer=64, on_short="drop")
+        Traceback (most recent call last):
+          ...
+        ValueError: predict_yield(layout='mixed', buffer=64, workers=1): 0.0... of the samples ...
+    """
+    owner = "predict_yield"
+    codes, _ = label_codes(owner, labels)
+    p, k, buffer, cap_ = sized(owner, p, k, buffer, cap)
+    choice(owner, "layout", layout, _LAYOUTS)
+    choice(owner, "on_short", on_short, ON_SHORT)
+    images_per_shard = whole(owner, "images_per_shard", images_per_shard, 1)
+    workers, ranks = whole(owner, "workers", workers, 1), whole(owner, "ranks", ranks, 1)
+    image_bytes = whole(owner, "image_bytes", image_bytes)
+    least = real(owner, "least", least, 0, 1)
+    seed = whole(owner, "seed", seed)
+
+    def played(layout: str, buffer: int, cap: int | None, workers: int) -> StreamYield:
+        shards = _shards(codes, k, layout, images_per_shard, seed)
+        parts = ranks * workers
+        if len(shards) < parts:
+            way_out = "lower workers or images_per_shard"
+            raise refusal(owner, "workers", workers, f"at most {len(shards)} shards / {ranks} ranks", way_out)
+        made = {"p": p, "k": k, "buffer": buffer, "cap": cap, "on_short": on_short}
+        return play([shards[part::parts] for part in range(parts)], made, image_bytes * workers, seed)
+
+    found = played(layout, buffer, cap_, workers)
+    if found.share >= least:
+        return found
+    # What would help, each tried alone.
+    ways = []
+    if layout != "identity":
+        ways.append(('write the shards with layout="identity"', ("identity", buffer, cap_, workers)))
+    if workers > 1:
+        ways.append(("use 1 worker", (layout, buffer, cap_, 1)))
+    for larger in (buffer * 4, buffer * 16, buffer * 64):
+        if larger < 4 * len(codes) // (ranks * workers):
+            ways.append((f"raise buffer to {larger}", (layout, larger, None, workers)))
+    told = []
+    for way, setting in ways:
+        share = played(*setting).share
+        if share >= max(least, 2 * found.share):
+            told.append(f"{way} ({share:.2f})")
+    raise ValueError(
+        f"predict_yield(layout={layout!r}, buffer={buffer}, workers={workers}): {found.share:.2f} of the "
+        f"samples would end in a batch of {p} classes × {k}; "
+        + (" or ".join(told) or f"too few classes have {k} images for that; lower p or k")
+    )
+
+
+def _shards(
+    codes: Int64[np.ndarray, " n"], k: int, layout: str, images_per_shard: int, seed: int
+) -> list[Int64[np.ndarray, " s"]]:
+    """The labels of each shard, in a keyed order of shards."""
+    if layout == "stored":
+        rows = np.split(np.arange(len(codes)), range(images_per_shard, len(codes), images_per_shard))
+    elif layout == "mixed":
+        rows = mixed(len(codes), images_per_shard, seed)
+    else:
+        rows = by_identity(codes, k, images_per_shard, seed)
+    order = permute(np.arange(len(rows)), len(rows), derive_key("predict_yield", seed))
+    return [codes[rows[place]] for place in order.tolist()]
+
+
+def play(parts: list[list[np.ndarray]], made: dict[str, Any], bytes_a_sample: int, seed: int) -> StreamYield:
+    """Plays the streams of some workers through, until enough samples have come.
+
+    Args:
+        parts: for each worker of each rank the labels of its shards.
+        made: how their buffers are made: arguments of `GroupBuffer`.
+        bytes_a_sample: what a sample held by one worker comes to, on all workers of a rank.
+        seed: names the draws.
+
+    Example:
+        >>> play([[np.arange(8) // 4]], {"p": 2, "k": 4, "buffer": 8}, 10, 0)
+        StreamYield(share=1.0, batches=1, first_batch=8, held=8, memory=80)
+    """
+    most = max(_MOST, 20 * made["buffer"])
+    seen = used = batches = held = 0
+    firsts: list[int] = []
+    for number, part in enumerate(parts):
+        buffer = GroupBuffer(**made, key=derive_key("predict_yield", seed, number), owner="predict_yield")
+        first = 0
+        for _ in _batches(buffer, chain.from_iterable(map(np.ndarray.tolist, part)), most - seen):
+            first = first or buffer.seen
+        seen, used, batches = seen + buffer.seen, used + buffer.used, batches + buffer.batches
+        held = max(held, buffer.most)
+        firsts.append(first or buffer.seen)
+        if seen >= most:
+            break
+    total = sum(len(shard) for part in parts for shard in part)
+    scaled = round(batches * total / seen)
+    return StreamYield(used / seen, scaled, round(float(np.mean(firsts))), held, held * bytes_a_sample)
+
+
+def _batches(buffer: GroupBuffer, labels: Iterator[int], most: int) -> Iterator[Any]:
+    for number, label in enumerate(islice(labels, most)):
+        yield from buffer.put(label, number)
+    yield from buffer.flush()

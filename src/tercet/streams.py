@@ -1,0 +1,377 @@
+"""Stages for a webdataset pipeline: P×K batches, and Deep Ranking's triplets, from a stream of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tercet.checks import choice, refusal, whole
+from tercet.grouping import ON_SHORT, Group, GroupBuffer, sized
+from tercet.randomness import derive_key
+from tercet.triplets.reservoir import ReservoirTriplets
+from tercet.tuples import Triplets
+
+__all__ = [
+    "DeepRankingStage",
+    "PKStage",
+    "StreamedTriplets",
+    "deep_ranking_batched",
+    "label_of",
+    "pk_batched",
+    "told",
+]
+
+Sample = dict[str, Any]
+Handler = Callable[[Exception], Any]
+
+
+def pk_batched(
+    p: int,
+    k: int,
+    *,
+    on_short: str = "repeat",
+    buffer: int | None = None,
+    cap: int | None = None,
+    label: str | Callable[[Sample], Any] = "cls",
+    decode: Callable[[Sample], Any] | None = None,
+    handler: Handler | None = None,
+    seed: int = 0,
+) -> PKStage:
+    """A stage that makes batches of exactly p classes with exactly k samples each of a stream of samples.
+
+    `webdataset.WebDataset(shards).compose(pk_batched(32, 4))` gives lists of p · k samples, those of a class
+    side by side. It belongs before decoding: the buffer then holds compressed images. Give the decoding to
+    the stage, as `decode`, and a sample that fails is replaced by another of its class, in the same batch.
+
+    The stage fills a buffer, then draws each batch from all of it; so the buffer also sets how well classes
+    mix, and what is read before the first batch. The draws are a function of the seed and of the samples that
+    came: let shards come in another order each epoch. `predict_yield` says how much of a stream ends in
+    batches; of samples in random order over more classes than the buffer has room for, nearly nothing does.
+
+    A sample that has no label, or half a sample at the end of a truncated tar, goes to the handler.
+
+    Args:
+        p: classes in a batch.
+        k: samples of each class in a batch, at least 2.
+        on_short: what happens to fewer than k samples of a class when they have to leave the buffer, as it is
+            full or the stream ends: k are made of them and of samples that were in a batch with them
+            ("repeat"; one sample alone is dropped), they are in no batch ("drop"), or that is an
+            error ("error"). At the end, samples of the last classes, fewer than p, are in no batch.
+        buffer: samples held, at least p · k; by default 4 · p · k.
+        cap: samples of one class held, from k to buffer / p; by default buffer / p. Of those that come
+            beyond, keyed ones are dropped.
+        label: the field that holds the class, or a function of the sample that gives it.
+        decode: a function of a sample that gives what stands in the batch for it; it gets a copy with the
+            field "__view__": how often the sample was in a batch before, or below 0 where it stands in
+            for another.
+        handler: webdataset's: gets the error, gives true to go on without the sample and false to end the
+            stream. By default the error is raised.
+        seed: names the draws.
+
+    Returns:
+        A function from an iterable of samples to an iterator of lists of p · k samples. It can be pickled.
+
+    Raises:
+        ValueError: an argument out of range; while running, a sample without label, a batch in which too
+            many samples fail for others to stand in, or a short class with "error".
+
+    Example:
+        >>> stream = [{"__key__": str(n), "cls": b"%d" % (n // 4)} for n in range(16)]
+        >>> batches = list(pk_batched(2, 4)(stream))
+        >>> [sorted(sample["cls"] for sample in batch)[::4] for batch in batches]
+        [[b'0', b'1'], [b'2', b'3']]
+    """
+    owner = "pk_batched"
+    p, k, buffer, cap = sized(owner, p, k, buffer, cap)
+    choice(owner, "on_short", on_short, ON_SHORT)
+    for name, value in (("decode", decode), ("handler", handler)):
+        if not (value is None or callable(value)):
+            raise refusal(owner, name, value, "a function or None")
+    if not (isinstance(label, str) or callable(label)):
+        raise refusal(owner, "label", label, "the name of a field or a function of a sample")
+    seed = whole(owner, "seed", seed)
+    return PKStage(p, k, on_short, buffer, cap, label, decode, handler, seed)
+
+
+@dataclass(frozen=True)
+class PKStage:
+    """What `pk_batched` gives: a function from samples to batches."""
+
+    p: int
+    k: int
+    on_short: str
+    buffer: int
+    cap: int
+    label: str | Callable[[Sample], Any]
+    decode: Callable[[Sample], Any] | None
+    handler: Handler | None
+    seed: int
+
+    def __call__(self, samples: Iterable[Sample]) -> Iterator[list[Any]]:
+        """The batches of a stream."""
+        held = self.held()
+        for groups in self.groups(samples, held):
+            batch = self.filled(groups, held)
+            if batch is None:
+                return
+            yield batch
+
+    def held(self) -> GroupBuffer:
+        """An empty buffer with the bounds of this stage."""
+        sizes = {"buffer": self.buffer, "cap": self.cap}
+        key = derive_key("pk_batched", self.seed)
+        return GroupBuffer(self.p, self.k, **sizes, on_short=self.on_short, key=key, owner="pk_batched")
+
+    def groups(self, samples: Iterable[Sample], held: GroupBuffer) -> Iterator[list[Group]]:
+        """The batches as groups of raw samples; nothing is decoded, so to pass over one is cheap."""
+        for sample in samples:
+            try:
+                name = label_of(sample, self.label)
+            except Exception as error:
+                if not told(self.handler, error):
+                    break
+                continue
+            yield from held.put(name, sample, str(sample.get("__key__", "")))
+        yield from held.flush()
+
+    def filled(self, groups: list[Group], held: GroupBuffer) -> list[Any] | None:
+        """A batch, decoded; None where the handler ends the stream.
+
+        What stands in for a sample that fails stays in the buffer, so that the batches after this one
+        are the same whether this one is decoded or passed over.
+        """
+        if self.decode is None:
+            return [_viewed(*one) for group in groups for one in zip(group.items, group.views)]
+        stand_ins = _StandIns(self, groups, held)
+        try:
+            return [image for group in groups for image in stand_ins.of(group)]
+        except _Ended:
+            return None
+
+
+class _Ended(Exception):
+    """The handler ends the stream."""
+
+
+class _StandIns:
+    """Decodes the groups of a batch; for a sample that fails another stands in."""
+
+    def __init__(self, stage: PKStage, groups: list[Group], held: GroupBuffer) -> None:
+        self._stage, self._held = stage, held
+        self._taken = {group.label for group in groups}
+        self._failed: set[int] = set()  # ids of samples, which the groups and the buffer keep alive
+
+    def of(self, group: Group) -> list[Any]:
+        """k decoded samples of the group's class, or of another where that has not two that decode.
+
+        Raises:
+            _Ended: the handler says so.
+            ValueError: neither does any other class in the buffer.
+        """
+        images = self._made(group.items, group.views, self._held.held(group.label).get(group.label, []))
+        if images is None:
+            for label, items in list(self._held.held().items()):
+                if label in self._taken:
+                    continue
+                images = self._made([], [], items)
+                if images is not None:
+                    self._taken.add(label)
+                    break
+        if images is None:
+            stage = self._stage
+            raise ValueError(
+                f"pk_batched(p={stage.p}, k={stage.k}): too many samples fail in decode: neither class "
+                f"{group.label!r} nor another in the buffer of {stage.buffer} has 2 samples that decode; "
+                "repair the shards or raise buffer"
+            )
+        return images
+
+    def _made(self, items: list[Sample], views: list[int], others: list[Sample]) -> list[Any] | None:
+        """k images of a class, each in its place; None where fewer than two of its samples decode."""
+        k = self._stage.k
+        images: dict[int, Any] = {}
+        good: list[Sample] = []
+
+        def place(at: int, item: Sample, view: int) -> None:
+            if id(item) not in self._failed and self._decode(images, at, item, view):
+                good.extend([item] * all(item is not one for one in good))
+
+        for at, (item, view) in enumerate(zip(items, views)):
+            place(at, item, view)
+        empty = [at for at in range(k) if at not in images]
+        for item in others:
+            if not empty:
+                break
+            place(empty[0], item, -1)
+            empty = empty[empty[0] in images :]
+        if empty and len(good) < 2:
+            return None
+        for turn, at in enumerate(empty):
+            if not self._decode(images, at, good[turn % len(good)], -2 - turn):
+                return None
+        return [images[at] for at in range(k)]
+
+    def _decode(self, images: dict[int, Any], at: int, item: Sample, view: int) -> bool:
+        stage = self._stage
+        assert stage.decode is not None
+        try:
+            images[at] = stage.decode({**item, "__view__": view})
+        except Exception as error:
+            self._failed.add(id(item))
+            if not told(stage.handler, error):
+                raise _Ended from error
+            return False
+        return True
+
+
+def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> Any:
+    """The class of a raw sample: what the function gives, or a field as text, or as an int where it is one.
+
+    Raises:
+        ValueError: the sample has no such field.
+
+    Example:
+        >>> label_of({"__key__": "a", "cls": b"17"}, "cls"), label_of({"__key__": "b", "cls": b"ant"}, "cls")
+        (17, 'ant')
+    """
+    if callable(label):
+        return label(sample)
+    if label not in sample:
+        raise ValueError(
+            f"sample {sample.get('__key__')!r} of {sample.get('__url__')!r} has no field {label!r}, only "
+            f"{', '.join(sorted(name for name in sample if not name.startswith('__'))) or 'its name'}; "
+            "half a sample ends a truncated tar; else pass label=, a field or a function of a sample"
+        )
+    value = sample[label]
+    if isinstance(value, (bytes, bytearray)):
+        value = bytes(value).decode().strip()
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def told(handler: Handler | None, error: Exception) -> bool:
+    """Whether the handler says to go on; without one the error is raised."""
+    if handler is None:
+        raise error
+    return bool(handler(error))
+
+
+def _viewed(sample: Sample, view: int) -> Sample:
+    return {**sample, "__view__": view} if view else sample
+
+
+class StreamedTriplets(NamedTuple):
+    """Samples of a stream, each once, and triplets of them.
+
+    Args:
+        samples: u raw samples.
+        triplets: `Triplets` of int64 [t], positions in `samples`.
+    """
+
+    samples: list[Sample]
+    triplets: Triplets
+
+
+def deep_ranking_batched(
+    count: int,
+    features: Callable[[Sample], Any],
+    *,
+    capacity: int,
+    every: int | None = None,
+    warmup: int = 0,
+    label: str | Callable[[Sample], Any] = "cls",
+    handler: Handler | None = None,
+    seed: int = 0,
+    **law: Any,
+) -> DeepRankingStage:
+    """A stage that draws Deep Ranking's triplets from a stream of samples, through `ReservoirTriplets`.
+
+    `webdataset.WebDataset(shards).compose(deep_ranking_batched(64, features, capacity=20))` gives
+    `StreamedTriplets`: raw samples, each once, and triplets of positions in them; decode after it.
+
+    Args:
+        count: triplets drawn at a time; those of queries that are given up are missing.
+        features: a function of a sample that gives what `relevance` takes, an array of one shape for all.
+        capacity: samples held of each class.
+        every: samples that come between two draws; by default `count`.
+        warmup: samples that come before the first draw.
+        label: the field that holds the class, or a function of the sample that gives it.
+        handler: webdataset's, as for `pk_batched`.
+        seed: names the reservoir's draws.
+        law: `relevance`, `cap`, `gap`, `out_of_class` and `tries`, as for `ReservoirTriplets`.
+
+    Returns:
+        A function from an iterable of samples to an iterator of `StreamedTriplets`.
+
+    Raises:
+        ValueError: an argument out of range; while running, a sample without label or with bad features.
+        TypeError: an argument that `ReservoirTriplets` does not have.
+
+    Example:
+        >>> rows = np.random.default_rng(0).random((40, 8))
+        >>> stream = [{"__key__": str(n), "cls": b"%d" % (n % 2), "row": row} for n, row in enumerate(rows)]
+        >>> stage = deep_ranking_batched(8, lambda sample: sample["row"], capacity=3, warmup=32)
+        >>> samples, (anchor, positive, negative) = next(stage(stream))
+        >>> all(samples[a]["cls"] == samples[p]["cls"] for a, p in zip(anchor, positive))
+        True
+    """
+    owner = "deep_ranking_batched"
+    count = whole(owner, "count", count, 1)
+    every = count if every is None else whole(owner, "every", every, 1)
+    warmup = whole(owner, "warmup", warmup)
+    if not callable(features):
+        raise refusal(owner, "features", features, "a function of a sample")
+    if not (handler is None or callable(handler)):
+        raise refusal(owner, "handler", handler, "a function or None")
+    if not (isinstance(label, str) or callable(label)):
+        raise refusal(owner, "label", label, "the name of a field or a function of a sample")
+    law = {"capacity": capacity, "seed": seed, **law}
+    ReservoirTriplets(**law)  # refuses what it does not take now, not in a worker
+    return DeepRankingStage(count, features, every, warmup, label, handler, law)
+
+
+@dataclass(frozen=True)
+class DeepRankingStage:
+    """What `deep_ranking_batched` gives: a function from samples to `StreamedTriplets`."""
+
+    count: int
+    features: Callable[[Sample], Any]
+    every: int
+    warmup: int
+    label: str | Callable[[Sample], Any]
+    handler: Handler | None
+    law: dict[str, Any]
+
+    def __call__(self, samples: Iterable[Sample]) -> Iterator[StreamedTriplets]:
+        """Triplets from a stream."""
+        reservoir = ReservoirTriplets(**self.law)
+        held: dict[int, Sample] = {}
+        came = 0
+        for sample in samples:
+            key = derive_key("sample", str(sample.get("__url__")), str(sample.get("__key__"))) >> 1
+            try:
+                gone = reservoir.add(key, label_of(sample, self.label), self.features(sample))
+            except Exception as error:
+                if not told(self.handler, error):
+                    break
+                continue
+            held[key] = sample
+            if gone is not None:
+                del held[gone]
+            came += 1
+            if came >= self.warmup and came % self.every == 0:
+                triplets = reservoir.triplets(self.count)
+                if triplets.count:
+                    yield _together(triplets, held)
+
+
+def _together(triplets: Triplets, held: dict[int, Sample]) -> StreamedTriplets:
+    """Triplets of keys as triplets of positions, and the samples there."""
+    keys, position = np.unique(np.stack(triplets), return_inverse=True)
+    corners = position.reshape(3, -1)
+    return StreamedTriplets([held[key] for key in keys.tolist()], Triplets(*corners))

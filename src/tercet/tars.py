@@ -1,0 +1,249 @@
+"""What lies where in one tar of samples: from its headers, or from the table kept beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tercet.checks import refusal
+from tercet.folders import IMAGE_SUFFIXES, LeftOut
+
+__all__ = ["BLOCK", "UNKNOWN", "ShardTable", "read_table", "scan_tar", "table_path", "write_table"]
+
+BLOCK = 512  # bytes: every header, and the unit that contents are padded to
+UNKNOWN = -1  # the CRC of content that was never read
+FORMAT = 1
+_KEY = "tercet.shard"
+_GROUP = "groups."  # before the names of groups, so that one may be called "size"
+_TEXT = ("key", "suffix", "path", "label")
+_NUMBERS = ("offset", "size", "header_crc32", "crc32")
+# webdataset's rule: the key ends at the first dot of the file name.
+_SAMPLE_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_META = re.compile(r"__[^/]*__($|/)")
+_ENDS = "the tar is cut short or damaged here"
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """The samples of one tar, in its order.
+
+    Args:
+        tar: the file.
+        tar_size: its bytes when it was indexed.
+        columns: by name, each [n]: key, suffix, path and label (the class name), strings; offset (of the
+            image's content), size, header_crc32 (of the 512 bytes before it) and crc32, int64.
+        groups: further columns by name, each [n].
+        left_out: what was found, or planned, and is no sample.
+        facts: how the table came about, for comparison with what is asked for.
+    """
+
+    tar: Path
+    tar_size: int
+    columns: Mapping[str, np.ndarray]
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.columns["offset"])
+
+
+def table_path(tar: Path) -> Path:
+    """Where the table of a tar lies: train-000000.index.parquet beside train-000000.tar."""
+    return tar.with_suffix(".index.parquet")
+
+
+def write_table(table: ShardTable, target: Path) -> None:
+    """Write a table as Parquet.
+
+    Args:
+        table: what to write.
+        target: an unfinished name; the final one would end as `table_path` says.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name: pa.array(table.columns[name], pa.string()) for name in _TEXT}
+    columns |= {name: pa.array(table.columns[name], pa.int64()) for name in _NUMBERS}
+    columns |= {_GROUP + name: pa.array(values) for name, values in table.groups.items()}
+    told = {"format": FORMAT, "tar_size": table.tar_size, "left_out": table.left_out, **table.facts}
+    metadata = {_KEY: json.dumps(told, sort_keys=True)}
+    pq.write_table(pa.table(columns, metadata=metadata), target, compression="zstd")
+
+
+def read_table(owner: str, tar: Path) -> ShardTable | None:
+    """The table beside a tar; None where there is none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    source = table_path(tar)
+    if not source.is_file():
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(source).read()
+        facts = json.loads(table.schema.metadata[_KEY.encode()])
+        if facts.pop("format") != FORMAT:
+            raise KeyError(f"a format other than {FORMAT}")
+        left_out = tuple(LeftOut(*item) for item in facts.pop("left_out"))
+        columns = {name: _values(table[name]) for name in (*_TEXT, *_NUMBERS)}
+        groups = [name for name in table.column_names if name.startswith(_GROUP)]
+        return ShardTable(
+            tar=tar,
+            tar_size=facts.pop("tar_size"),
+            columns=columns,
+            groups={name.removeprefix(_GROUP): _values(table[name]) for name in groups},
+            left_out=left_out,
+            facts=facts,
+        )
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        way_out = f"delete it, and the tar is scanned instead ({str(error).partition(chr(10))[0]})"
+        raise refusal(owner, "index", str(source), "the index of a tar", way_out) from error
+
+
+def _values(column: Any) -> np.ndarray:
+    values = column.to_numpy()
+    return values.astype(np.int64 if values.dtype.kind in "iub" else object, copy=False)
+
+
+def scan_tar(owner: str, tar: Path, image: str | None, label: str, damaged: str) -> ShardTable:
+    """The samples of a tar that any program wrote, from its headers and labels; images are not read.
+
+    Args:
+        owner: who asks, for the sentences.
+        tar: an uncompressed tar; long names of GNU tar and pax are understood.
+        image: the extension of the member that is the image; None for the one that is an image's.
+        label: the extension of the member that holds the class, or "json:field".
+        damaged: "drop" ends a tar that is cut short, or has a broken header, before the sample in question.
+
+    Raises:
+        ValueError: not such a tar, a damaged one, a sample with two images or without a class.
+    """
+    left_out: list[LeftOut] = []
+    rows: list[tuple[Any, ...]] = []
+    with open(tar, "rb") as file:
+        for key, members in _samples(owner, tar, file, damaged, left_out):
+            suffix = _image_of(owner, tar, key, members, image)
+            if suffix is None:
+                left_out.append(LeftOut(f"{tar.name}/{key}", "sample without an image"))
+                continue
+            info = members[suffix]
+            name = _class_of(owner, tar, key, members, label, file)
+            header = zlib.crc32(os.pread(file.fileno(), BLOCK, info.offset_data - BLOCK))
+            spelled = info.name[len(key) + 1 :]  # in whatever case
+            rows.append((key, spelled, info.name, name, info.offset_data, info.size, header, UNKNOWN))
+        size = os.fstat(file.fileno()).st_size
+    texts = len(_TEXT)
+    columns = {}
+    for place, column in enumerate((*_TEXT, *_NUMBERS)):
+        columns[column] = np.array([row[place] for row in rows], dtype=object if place < texts else np.int64)
+    cut = any(item.reason == _ENDS for item in left_out)
+    facts = {"image": image, "label": label, "damaged": cut}
+    return ShardTable(tar, size, columns, {}, tuple(left_out), facts)
+
+
+def _samples(
+    owner: str, tar: Path, file: BinaryIO, damaged: str, left_out: list[LeftOut]
+) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """(key, {extension in lower case: member}) of each run of members with one key, as webdataset has it."""
+    reasons: list[str] = []
+    current, members = "", {}
+    for info in _members(owner, tar, file, reasons):
+        if info.isdir():
+            continue
+        matched = _SAMPLE_NAME.fullmatch(info.name)
+        reason = "webdataset's own metadata" if _META.match(info.name) else ""
+        if not info.isreg() or info.issparse():
+            reason = "not a plain file"
+        if reason or not matched:
+            left_out.append(LeftOut(f"{tar.name}/{info.name}", reason or "name without an extension"))
+            continue
+        key, extension = matched[1], matched[2].lower()
+        if key != current:
+            if members:
+                yield current, members
+            current, members = key, {}
+        if extension in members:
+            way_out = "webdataset does not read it either; write the tar again"
+            raise refusal(owner, "tars", str(tar), f"each member once, not {info.name!r} twice", way_out)
+        members[extension] = info
+    if reasons and damaged == "error":
+        where = f"{reasons[0]} after {current!r}" if current else reasons[0]
+        way_out = 'restore it, or pass damaged="drop" to keep the samples before'
+        raise refusal(owner, "tars", str(tar), f"a whole tar, and {where}", way_out)
+    if reasons:  # what is missing may have belonged to the last sample
+        left_out.append(LeftOut(f"{tar.name}/{current}", reasons[0]))
+    elif members:
+        yield current, members
+
+
+def _members(owner: str, tar: Path, file: BinaryIO, reasons: list[str]) -> Iterator[tarfile.TarInfo]:
+    """The members whose content is there whole; `reasons` gets why the tar ends too soon, if it does."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        archive = tarfile.TarFile(fileobj=file)
+    except tarfile.TarError as error:
+        way_out = "decompress it first, with gunzip for instance"
+        raise refusal(owner, "tars", str(tar), "an uncompressed tar", f"{way_out} ({error})") from error
+    while True:
+        try:
+            info = archive.next()
+        except (tarfile.TarError, ValueError):
+            reasons.append(_ENDS)
+            return
+        if info is None:
+            break
+        archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  else it keeps them all
+        if info.offset_data + info.size > size:
+            reasons.append(_ENDS)
+            return
+        yield info
+    end = os.pread(file.fileno(), BLOCK, archive.offset)
+    if end != bytes(BLOCK):  # tarfile takes the lack of an end, and a broken header, for one
+        reasons.append(_ENDS)
+
+
+def _image_of(
+    owner: str, tar: Path, key: str, members: Mapping[str, tarfile.TarInfo], image: str | None
+) -> str | None:
+    """The extension of the sample's image; None where it has none."""
+    if image is not None:
+        return image if image in members else None
+    found = [extension for extension in members if f".{extension}" in IMAGE_SUFFIXES]
+    if len(found) > 1:
+        expected = f"one image a sample, and {key!r} has {' and '.join(sorted(found))}"
+        raise refusal(owner, "tars", str(tar), expected, f"say which, such as image={found[0]!r}")
+    return found[0] if found else None
+
+
+def _class_of(
+    owner: str, tar: Path, key: str, members: Mapping[str, tarfile.TarInfo], label: str, file: BinaryIO
+) -> str:
+    """The class of the sample, as a string."""
+    extension, _, name = label.partition(":")
+    if extension not in members:
+        ways = ", ".join(sorted(members))
+        way_out = f'the sample has {ways}; name another with label=, such as "cls" or "json:label"'
+        raise refusal(owner, "label", label, f"a member {key}.{extension} in {tar}", way_out)
+    info = members[extension]
+    content = os.pread(file.fileno(), info.size, info.offset_data)
+    try:
+        value = json.loads(content)[name] if name else content.decode().strip()
+        if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+            raise ValueError("it is " + (repr(value) or "empty"))
+    except (ValueError, LookupError, TypeError) as error:
+        expected = f"a whole number or a name in {key}.{extension} of {tar}"
+        raise refusal(owner, "label", label, expected, f"{type(error).__name__}: {error}") from error
+    return str(value)

@@ -1,0 +1,259 @@
+"""Stages of a webdataset pipeline, on tars written here and broken here."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import webdataset
+
+from tercet.streams import deep_ranking_batched, label_of, pk_batched
+
+# webdataset leaves it to the collector to close its tars.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+def write_tar(path, samples):
+    """A tar of samples, each {"__key__": name, extension: content}."""
+    with tarfile.open(path, "w") as tar:
+        for sample in samples:
+            for extension, content in sample.items():
+                if extension != "__key__":
+                    info = tarfile.TarInfo(f"{sample['__key__']}.{extension}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def samples_of(labels, start=0):
+    return [
+        {"__key__": f"{n:06}", "jpg": b"image %d" % n, "cls": b"%d" % label}
+        for n, label in enumerate(labels, start)
+    ]
+
+
+def refusal_of(call, *arguments, **keywords):
+    try:
+        call(*arguments, **keywords)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("not refused")
+
+
+def exactly(batch, p, k):
+    counts = Counter(sample["cls"] for sample in batch)
+    return len(counts) == p and set(counts.values()) == {k}
+
+
+class Continue:
+    """A handler that notes the errors and goes on."""
+
+    def __init__(self, answer=True):
+        self.told, self.answer = [], answer
+
+    def __call__(self, error):
+        self.told.append(str(error))
+        return self.answer
+
+
+def test_the_stage_composes_with_webdataset(tmp_path):
+    tars = [
+        write_tar(tmp_path / f"{t}.tar", samples_of([t * 10 + n // 5 for n in range(50)])) for t in range(3)
+    ]
+    data = webdataset.WebDataset(tars, shardshuffle=False).compose(pk_batched(4, 4)).map(len)
+    assert set(data) == {16}
+    stage = pk_batched(4, 4, seed=3)
+    batches = list(webdataset.WebDataset(tars, shardshuffle=False).compose(stage))
+    assert all(exactly(batch, 4, 4) for batch in batches)
+    seen = {(sample["__url__"], sample["__key__"]) for batch in batches for sample in batch}
+    assert len(seen) > 0.9 * 150
+    again = list(webdataset.WebDataset(tars, shardshuffle=False).compose(pickle.loads(pickle.dumps(stage))))
+    assert again == batches
+    other = list(webdataset.WebDataset(tars[::-1], shardshuffle=False).compose(stage))
+    assert other != batches
+
+
+def test_a_repeated_sample_says_its_view():
+    batches = list(pk_batched(1, 4)(samples_of([0, 0, 0])))
+    (batch,) = batches
+    assert len({sample["__key__"] for sample in batch}) == 3
+    assert Counter(sample.get("__view__", 0) for sample in batch) == {0: 3, 1: 1}
+
+
+def test_a_truncated_tar_yields_half_a_sample(tmp_path):
+    path = tmp_path / "cut.tar"
+    write_tar(path, samples_of([n // 4 for n in range(16)]))
+    cut = path.read_bytes()[: 15 * 2048 + 1024]  # of the last sample the image is there, the label is not
+    path.write_bytes(cut)
+    half = list(webdataset.WebDataset(str(path), shardshuffle=False))[-1]
+    assert "jpg" in half
+    assert "cls" not in half
+    stage = pk_batched(2, 4, on_short="drop")
+    said = refusal_of(list, webdataset.WebDataset(str(path), shardshuffle=False).compose(stage))
+    assert "half a sample ends a truncated tar" in said
+    handler = Continue()
+    stage = pk_batched(2, 4, handler=handler)
+    batches = list(webdataset.WebDataset(str(path), shardshuffle=False).compose(stage))
+    assert len(handler.told) == 1
+    assert len(batches) == 2
+    assert all(exactly(batch, 2, 4) for batch in batches)
+
+
+def failing(bad):
+    def decode(sample):
+        if sample["__key__"] in bad:
+            raise ValueError(f"cannot decode {sample['__key__']}")
+        return {"cls": sample["cls"], "key": sample["__key__"], "view": sample["__view__"]}
+
+    return decode
+
+
+@pytest.mark.parametrize("on_short", ["repeat", "drop"])
+def test_one_bad_sample_shifts_no_batch_out_of_p_times_k(on_short):
+    stream = samples_of([n // 6 for n in range(120)])
+    clean = list(pk_batched(4, 4, on_short=on_short, decode=failing(()))(stream))
+    bad = {"000013", "000014", "000077"}
+    handler = Continue()
+    batches = list(pk_batched(4, 4, on_short=on_short, decode=failing(bad), handler=handler)(stream))
+    assert len(batches) == len(clean)
+    assert handler.told
+    assert all(exactly(batch, 4, 4) for batch in batches)
+    for before, after in zip(clean, batches):
+        for old, new in zip(before, after):  # only what stands in for a bad one differs
+            assert new["cls"] == old["cls"]
+            assert new == old or old["key"] in bad or new["view"] < 0
+    assert not {sample["key"] for batch in batches for sample in batch} & bad
+    # No sample twice with one view in a batch, so no augmentation twice.
+    for batch in batches:
+        assert len({(sample["key"], sample["view"]) for sample in batch}) == 16
+
+
+def test_a_class_that_fails_whole_is_replaced_by_another():
+    stream = samples_of([n // 4 for n in range(40)])
+    bad = {f"{n:06}" for n in range(8, 12)}
+    stage = pk_batched(2, 4, buffer=32, decode=failing(bad), handler=Continue())
+    batches = list(stage(stream))
+    assert len(batches) == 5
+    assert all(exactly(batch, 2, 4) for batch in batches[:-1])
+    assert all(sample["cls"] != b"2" for batch in batches for sample in batch)
+
+
+def test_where_nothing_can_stand_in_that_is_an_error():
+    stage = pk_batched(2, 2, decode=failing({"000000", "000001"}), handler=Continue())
+    said = refusal_of(list, stage(samples_of([0, 0, 1, 1])))
+    assert said == (
+        "pk_batched(p=2, k=2): too many samples fail in decode: neither class 0 nor another in the buffer of "
+        "16 has 2 samples that decode; repair the shards or raise buffer"
+    )
+
+
+def test_handlers_are_webdatasets_own():
+    stream = samples_of([n // 4 for n in range(40)])
+    del stream[21]["cls"]
+    with pytest.raises(ValueError, match="000021"):
+        list(pk_batched(2, 4, buffer=8)(stream))
+    with pytest.raises(ValueError, match="000021"):
+        list(pk_batched(2, 4, handler=webdataset.reraise_exception)(stream))
+    assert len(list(pk_batched(2, 4, handler=webdataset.ignore_and_continue)(stream))) == 5
+    assert len(list(pk_batched(2, 4, handler=webdataset.ignore_and_stop)(stream))) == 2
+    decode = failing({"000021"})
+    stopped = list(pk_batched(2, 4, buffer=8, decode=decode, handler=webdataset.ignore_and_stop)(stream[:21]))
+    assert len(stopped) == 2
+    whole = samples_of([n // 4 for n in range(40)])
+    stopped = list(pk_batched(2, 4, buffer=8, decode=decode, handler=webdataset.ignore_and_stop)(whole))
+    assert len(stopped) == 2
+
+
+def test_labels_come_from_a_field_or_a_function():
+    assert label_of({"json": b'{"a": 1}'}, "json") == '{"a": 1}'
+    assert label_of({"cls": 7}, "cls") == 7
+    stream = [{"__key__": "x/1"}, {"__key__": "x/2"}, {"__key__": "y/3"}, {"__key__": "y/4"}]
+    (batch,) = pk_batched(2, 2, label=lambda sample: sample["__key__"][0])(stream)
+    assert sorted(sample["__key__"] for sample in batch) == ["x/1", "x/2", "y/3", "y/4"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"p": 0}, "pk_batched(p=0): expected a whole number of at least 1"),
+        ({"on_short": "droop"}, "did you mean 'drop'?"),
+        ({"decode": 3}, "pk_batched(decode=3): expected a function or None"),
+        ({"handler": 3}, "pk_batched(handler=3): expected a function or None"),
+        ({"label": 3}, "pk_batched(label=3): expected the name of a field or a function of a sample"),
+        ({"seed": -1}, "pk_batched(seed=-1): expected a whole number of at least 0"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(keywords, said, monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    assert said in refusal_of(pk_batched, **{"p": 2, "k": 2, **keywords})
+
+
+# Deep Ranking from a stream.
+
+
+def vector(sample):
+    return np.frombuffer(sample["emb"], dtype=np.float32)
+
+
+def embedded(n, classes=3):
+    rows = np.random.default_rng(0).random((n, 8), dtype=np.float32)
+    labels = [place % classes for place in range(n)]
+    return [{**sample, "emb": row.tobytes()} for sample, row in zip(samples_of(labels), rows)]
+
+
+def test_triplets_of_a_stream_are_of_samples_that_came(tmp_path):
+    tar = write_tar(tmp_path / "0.tar", embedded(200))
+    stage = deep_ranking_batched(16, vector, capacity=4, every=20, warmup=100, cap=0.5, out_of_class=0.5)
+    batches = list(webdataset.WebDataset(tar, shardshuffle=False).compose(stage))
+    assert len(batches) == 6
+    for place, (samples, (anchor, positive, negative)) in enumerate(batches):
+        assert max(sample["__key__"] for sample in samples) < f"{100 + 20 * place:06}"
+        assert len({sample["__key__"] for sample in samples}) == len(samples) <= 12
+        assert len(anchor) <= 16
+        assert set(np.concatenate([anchor, positive, negative])) == set(range(len(samples)))
+        for a, p, n in zip(anchor, positive, negative):
+            assert samples[a]["cls"] == samples[p]["cls"]
+            assert len({a, p, n}) == 3
+    again = list(webdataset.WebDataset(tar, shardshuffle=False).compose(pickle.loads(pickle.dumps(stage))))
+    assert [str(batch) for batch in again] == [str(batch) for batch in batches]
+    classes = {
+        samples[a]["cls"] != samples[n]["cls"]
+        for samples, triplets in batches
+        for a, n in zip(triplets.anchor, triplets.negative)
+    }
+    assert classes == {True, False}
+
+
+def test_a_sample_without_features_goes_to_the_handler():
+    stream = embedded(60)
+    del stream[10]["emb"], stream[11]["cls"]
+    handler = Continue()
+    assert list(deep_ranking_batched(4, vector, capacity=2, warmup=40, handler=handler)(stream))
+    assert len(handler.told) == 2
+    handler = Continue(False)
+    assert not list(deep_ranking_batched(4, vector, capacity=2, warmup=40, handler=handler)(stream))
+    with pytest.raises(KeyError, match="emb"):
+        list(deep_ranking_batched(4, vector, capacity=2, warmup=40)(stream))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"count": 0}, "deep_ranking_batched(count=0): expected a whole number of at least 1"),
+        ({"every": 0}, "deep_ranking_batched(every=0)"),
+        ({"warmup": -1}, "deep_ranking_batched(warmup=-1)"),
+        ({"features": 1}, "deep_ranking_batched(features=1): expected a function of a sample"),
+        ({"label": 1}, "deep_ranking_batched(label=1)"),
+        ({"handler": 1}, "deep_ranking_batched(handler=1)"),
+        ({"capacity": 1}, "ReservoirTriplets(capacity=1)"),
+    ],
+)
+def test_bad_arguments_of_the_triplet_stage_get_a_sentence(keywords, said, monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    assert said in refusal_of(
+        deep_ranking_batched, **{"count": 2, "features": vector, "capacity": 2, **keywords}
+    )
