@@ -24,6 +24,7 @@ from tercet.manifest import read_manifest, write_manifest
 from tercet.relevance import FunctionRelevance
 from tercet.samplers import ShuffledSampler
 from tercet.triplets.deep_ranking import DeepRankingTriplets
+from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
 from tercet.tuples import Triplets
 
@@ -390,3 +391,17 @@ def test_the_same_seed_gives_the_same_batches_on_every_machine():
         [0, 8, 4, 3, 7],
         [2, 6, 1, 9, 5],
     ]
+
+
+@pytest.mark.parametrize(
+    "triplets",
+    [
+        RandomPairs([0, 0, 1, 1]),
+        Triplets([0.7, 0.2], [1, 1], [2, 2]),
+        Triplets([0, 1], [1], [2, 2]),
+    ],
+    ids=["pairs", "floats", "unequal columns"],
+)
+def test_what_are_no_triplets_is_refused(triplets):
+    with unchecked(), pytest.raises(ValueError, match=r"AnchorSampler\(triplets=.*\): expected"):
+        AnchorSampler(triplets)

@@ -761,3 +761,16 @@ def test_the_tool_is_the_same_command(photos, tmp_path, command):
     assert done.returncode == 0
     assert len(read_manifest(tmp_path / "triplets.txt")) == by_the_old_rule(photos, 2, 3)[0]
     assert run().returncode == 2
+
+
+@pytest.mark.parametrize("option", ["source", "relevance"])
+def test_an_output_that_is_an_input_is_refused_even_with_overwrite(tercet, photos, tmp_path, option):
+    table = tmp_path / "table.csv"
+    table.write_text("path,label\na.png,1\nb.png,1\nc.png,2\n" if option == "source" else "i,j,r\n0,1,0.5\n")
+    before = table.read_bytes()
+    given = ("random", table) if option == "source" else ("deep-ranking", photos)
+    more = () if option == "source" else ("--relevance", table, "--count", 5)
+    code, _, err = tercet("make-triplets", *given, tmp_path / "." / "table.csv", *more, "--overwrite")
+    assert code != 0
+    assert "expected another file than what is read" in err
+    assert table.read_bytes() == before

@@ -423,3 +423,12 @@ def test_what_is_no_manifest_of_pairs_is_refused(tmp_path, suffix, content):
     (tmp_path / f"t{suffix}").write_text(content)
     with pytest.raises((pa.ArrowException, KeyError)):
         read_paths(tmp_path / f"t{suffix}", suffix)
+
+
+def test_a_jsonl_of_pairs_may_say_true_and_false(tmp_path):
+    lines = [{"first": "a", "second": "b", "same": True}, {"first": "a", "second": "c", "same": False}]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kind, paths, rows, _ = read_paths(file, ".jsonl")
+    assert kind == "pairs"
+    assert [(paths[i], paths[j], same) for i, j, same in rows.T.tolist()] == [("a", "b", 1), ("a", "c", 0)]

@@ -164,10 +164,18 @@ class AnchorSampler(EpochSampler):
 def _anchors(triplets: Any) -> Int[np.ndarray, " t"]:
     """The anchor of each triplet."""
     if isinstance(triplets, Triplets):
-        return np.asarray(triplets.anchor).astype(np.int64)
-    if not isinstance(triplets, TripletSequence):
-        expected = "a Manifest or another sequence of triplets"
-        raise refusal("AnchorSampler", "triplets", type(triplets).__name__, expected)
+        columns = [np.asarray(column) for column in triplets]
+        shapes = {column.shape for column in columns}
+        if any(column.dtype.kind not in "iu" and column.size for column in columns) or len(shapes) > 1:
+            shown = ", ".join(f"{column.dtype} {column.shape}" for column in columns)
+            raise refusal("AnchorSampler", "triplets", shown, "three columns of row numbers, of one length")
+        return columns[0].astype(np.int64)
+    if not isinstance(triplets, TripletSequence) or getattr(triplets, "kind", "triplets") != "triplets":
+        shown = getattr(triplets, "kind", type(triplets).__name__)
+        raise refusal("AnchorSampler", "triplets", shown, "a Manifest or another sequence of triplets")
+    if len(triplets) and not isinstance(triplets[:1], Triplets):
+        shown = f"{type(triplets).__name__} of {type(triplets[:1]).__name__}"
+        raise refusal("AnchorSampler", "triplets", shown, "a Manifest or another sequence of triplets")
     parts = [np.empty(0, dtype=np.int64)]
     parts += [triplets[first : first + _READ].anchor for first in range(0, len(triplets), _READ)]
     return np.concatenate(parts)

@@ -203,14 +203,14 @@ def _kind_of(names: Iterable[str]) -> str:
     return "pairs" if pairs else "triplets"
 
 
-def _kind_of_lines(source: Path) -> str:
-    """The kind of a .jsonl file, by its first line."""
+def _first_object(source: Path) -> dict[str, Any]:
+    """The first line of a .jsonl file; nothing where it is none, and the reading of the whole says why."""
     with open(source, encoding="utf-8", errors="replace") as file:
         try:
             first = json.loads(file.readline())
-        except (ValueError, RecursionError):  # the reading of the whole says what is wrong
-            return "triplets"
-    return _kind_of(first if isinstance(first, dict) else ())
+        except (ValueError, RecursionError):
+            return {}
+    return first if isinstance(first, dict) else {}
 
 
 def _read_table(source: Path, suffix: str, kind: str | None) -> tuple[Any, str]:
@@ -232,20 +232,21 @@ def _read_table(source: Path, suffix: str, kind: str | None) -> tuple[Any, str]:
     elif suffix == ".jsonl":
         from pyarrow import json as arrow_json
 
-        kind = kind or _kind_of_lines(source)
+        first = _first_object(source)
+        kind = kind or _kind_of(first)
+        number = pa.bool_() if isinstance(first.get(_SAME), bool) else pa.int8()
         types = [
-            (column, pa.string() if path else pa.int8())
-            for column, path in zip(COLUMNS[kind], _of_paths(kind))
+            (column, pa.string() if path else number) for column, path in zip(COLUMNS[kind], _of_paths(kind))
         ]
         options: Any = {"explicit_schema": pa.schema(types), "unexpected_field_behavior": "ignore"}
         table = arrow_json.read_json(source, parse_options=arrow_json.ParseOptions(**options))
     else:
         from pyarrow import csv as arrow_csv
 
-        first = COLUMNS["triplets"] if suffix == ".txt" else None
+        header = COLUMNS["triplets"] if suffix == ".txt" else None
         table = arrow_csv.read_csv(
             source,
-            read_options=arrow_csv.ReadOptions(column_names=first),
+            read_options=arrow_csv.ReadOptions(column_names=header),
             parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(_NAMES, _encoded())),
         )

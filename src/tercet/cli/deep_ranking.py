@@ -25,6 +25,7 @@ from tercet.cli.sources import (
     Source,
     Verify,
     opened_catalog,
+    refuse_input,
 )
 from tercet.manifest import manifest_target, write_manifest
 from tercet.provenance import sha256
@@ -75,6 +76,7 @@ def deep_ranking_triplets(
     started = time.perf_counter()
     manifest_target("make-triplets", output, overwrite)  # before the images are looked at
     file = Path(relevance)
+    refuse_input(output, source, file)
     if one_way and file.suffix not in TABLES:
         raise typer.BadParameter("--one-way is for a --relevance table")
     known: Any = None

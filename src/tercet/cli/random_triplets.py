@@ -27,6 +27,7 @@ from tercet.cli.sources import (
     Source,
     Verify,
     opened_catalog,
+    refuse_input,
     with_groups,
 )
 from tercet.manifest import manifest_target, unfinished_manifest
@@ -92,6 +93,7 @@ def random_triplets(
         outputs = {"train": output, "validation": output.with_suffix(f".validation{output.suffix}")}
     for target in outputs.values():  # before the images are looked at
         manifest_target("make-triplets", target, overwrite)
+        refuse_input(target, source)
 
     columns = group or []
     if groups is not None and groups not in columns and not source.is_dir():

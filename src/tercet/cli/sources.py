@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "Verify",
     "opened_catalog",
+    "refuse_input",
     "with_groups",
 ]
 
@@ -75,6 +76,13 @@ def opened_catalog(
         raise typer.BadParameter("--class-depth is for folders")
     names = {"path_column": path_column, "label_column": label_column, "groups": columns}
     return read_catalog(source, root=root, verify=verify, progress=not quiet, **names)
+
+
+def refuse_input(output: Path, *inputs: Path) -> None:
+    """Refuse an output that is one of the files it would be made from: `--overwrite` would lose it."""
+    for given in inputs:
+        if output.resolve() == given.resolve():
+            raise refusal("make-triplets", "output", str(output), "another file than what is read")
 
 
 def with_groups(catalog: Catalog, groups: str, of_folder: bool) -> tuple[Catalog, Any]:
