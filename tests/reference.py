@@ -47,18 +47,29 @@ def distances(name, x, y=None):
     return [[distance(name, u, v) for v in y.tolist()] for u in x.tolist()]
 
 
-def relation(labels, column_labels=None, ids=None, column_ids=None):
-    """(positive, negative): sets of (row, column); the same image is in neither."""
+def same_label(a, b):
+    """(positive, negative) of two labels."""
+    return a == b, a != b
+
+
+def relation(labels, column_labels=None, ids=None, column_ids=None, says=same_label):
+    """(positive, negative): sets of (row, column); the same image is in neither.
+
+    `says(a, b)` tells (positive, negative) of two labels, numbers or rows of numbers.
+    """
     own = column_labels is None
-    columns = labels if own else column_labels
+    rows = labels.tolist()
+    columns = rows if own else column_labels.tolist()
     column_ids = ids if own else column_ids
     positive, negative = set(), set()
-    for i in range(len(labels)):
-        for j in range(len(columns)):
+    for i, a in enumerate(rows):
+        for j, b in enumerate(columns):
             same_row = own and i == j
             same_id = ids is not None and column_ids is not None and int(ids[i]) == int(column_ids[j])
             if not same_row and not same_id:
-                (positive if int(labels[i]) == int(columns[j]) else negative).add((i, j))
+                for side, belongs in zip((positive, negative), says(a, b)):
+                    if belongs:
+                        side.add((i, j))
     return positive, negative
 
 

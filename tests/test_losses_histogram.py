@@ -4,21 +4,19 @@ import pytest
 import reference
 import reference_histogram as loops
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference import unchecked
-from test_losses import (
+from contract_heads import (
     BATCHES,
-    EMPTY,
+    HEADS,
     check_equal,
     check_finite,
     check_gradient,
-    check_half_precision,
     check_zero,
-    every_batch,
     gradient_of,
     points,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import unchecked
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,41 +25,8 @@ from tercet.miners import BatchAll, BatchHard
 from tercet.pairwise import TILE_BYTES
 from tercet.tuples import Pairs, References, Triplets
 
-# One row a form of a head: how to make it, and the loop it must equal.
-HEADS = {
-    "histogram": (Histogram, loops.histogram_loss, {"bins": 100}),
-    "histogram, 7 bins": (Histogram, loops.histogram_loss, {"bins": 7}),
-    "histogram, 1 bin": (Histogram, loops.histogram_loss, {"bins": 1}),
-    "FastAP": (FastAP, loops.fast_ap, {"bins": 10}),
-    "FastAP, 3 bins": (FastAP, loops.fast_ap, {"bins": 3}),
-    "FastAP, 50 bins": (FastAP, loops.fast_ap, {"bins": 50}),
-}
-every_head = pytest.mark.parametrize("name", HEADS)
-
-
-def make(name, **more):
-    kind, _, options = HEADS[name]
-    return kind(**options, **more)
-
-
-def expected_of(name, x, labels, ids=None, ref=None):
-    _, oracle, options = HEADS[name]
-    d = reference.distances("cosine", x, None if ref is None else ref.embeddings)
-    sides = reference.relation(labels, ref and ref.labels, ids, ref and ref.ids)
-    return oracle(d, *sides, unordered=ref is None, **options)
-
-
-def margin_to_nodes(name, x, y=None):
-    """How far, in bins, the nearest similarity of two different rows is from a node: there no slope is."""
-    _, _, options = HEADS[name]
-    d = reference.distances("cosine", x, y)
-    places = [
-        v * options["bins"] / 2
-        for i, row in enumerate(d)
-        for j, v in enumerate(row)
-        if i != j or y is not None
-    ]
-    return min(abs(v - round(v)) for v in places)
+NAMES = [name for name in HEADS if HEADS[name].make in (Histogram, FastAP)]
+every_head = pytest.mark.parametrize("name", NAMES)
 
 
 class Largest(TorchDispatchMode):
@@ -79,24 +44,13 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@every_batch
-@every_head
-def test_a_head_equals_the_loop_at_every_tile_height(name, batch):
-    x, labels = BATCHES[batch]
-    expected = expected_of(name, x, labels)
-    for height in (None, 1, 2, 3, 100):
-        head = make(name, tile_rows=height)
-        check_equal(head(x, labels), expected)
-        check_equal(head(x.float(), labels), expected, rel=1e-5)
-
-
 @given(
     labels=st.lists(st.integers(0, 2), min_size=1, max_size=8),
     ids=st.none() | st.lists(st.integers(0, 5), min_size=8, max_size=8),
     ref_labels=st.none() | st.lists(st.integers(0, 2), max_size=6),
     ref_ids=st.none() | st.lists(st.integers(0, 5), min_size=6, max_size=6),
     height=st.sampled_from([None, 1, 3]),
-    name=st.sampled_from(list(HEADS)),
+    name=st.sampled_from(NAMES),
 )
 @settings(max_examples=60, deadline=None)
 def test_a_head_equals_the_loop_for_any_labels_ids_and_references(
@@ -109,27 +63,8 @@ def test_a_head_equals_the_loop_for_any_labels_ids_and_references(
         r = len(ref_labels)
         ref_ids = None if ids is None or ref_ids is None else torch.tensor(ref_ids[:r]).long()
         ref = References(points(r, seed=1), torch.tensor(ref_labels, dtype=torch.int64), ref_ids)
-    loss = make(name, tile_rows=height)(x, y, ids=ids, ref=ref)
-    check_equal(loss, expected_of(name, x, y, ids, ref))
-
-
-@every_head
-def test_the_gradient_is_that_of_finite_differences(name):
-    for batch in ("P × K", "P ≠ K, shuffled", "uneven positives per anchor"):
-        x, labels = BATCHES[batch]
-        assert margin_to_nodes(name, x) > 1e-4
-        for height in (None, 2):
-            check_gradient(make(name, tile_rows=height), x, labels)
-
-
-@every_head
-def test_the_gradient_flows_to_references_too(name):
-    x, labels = BATCHES["P × K"]
-    y, ref_labels = points(4, seed=8).requires_grad_(), torch.arange(4)
-    assert margin_to_nodes(name, x, y) > 1e-4
-    x, labels = x[:5].clone().requires_grad_(), labels[:5]
-    head = make(name, tile_rows=3)
-    assert torch.autograd.gradcheck(lambda x, y: head(x, labels, ref=References(y, ref_labels)), (x, y))
+    loss = HEADS[name].head(tile_rows=height)(x, y, ids=ids, ref=ref)
+    check_equal(loss, HEADS[name].expected(x, y, ids=ids, ref=ref))
 
 
 def test_a_pair_is_pulled_or_pushed_by_the_other_histogram_in_its_bin():
@@ -170,26 +105,18 @@ def test_a_similarity_of_1_falls_on_the_last_node_and_of_minus_1_on_the_first(na
     x, labels = torch.cat([x, x, -x]), torch.arange(120) % 5
     unit = nn.functional.normalize(x)
     assert (unit @ unit.T).max() > 1  # by rounding, where there is no node
-    check_equal(make(name)(x, labels), expected_of(name, x, labels), rel=1e-5)
-    check_finite(make(name), x, labels)
+    check_equal(HEADS[name].head()(x, labels), HEADS[name].expected(x, labels), rel=1e-5)
+    check_finite(HEADS[name].head(), x, labels)
     line = torch.tensor([[1.0], [2.0], [-1.0], [-3.0]])
     for labels in (torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])):
-        check_equal(make(name)(line, labels), expected_of(name, line, labels), rel=1e-6)
-        check_finite(make(name), line, labels)
-
-
-@pytest.mark.parametrize("batch", ["two identical images", "identical images of two classes", "collapsed"])
-@every_head
-def test_coincident_points_have_a_finite_gradient(name, batch):
-    x, labels = BATCHES[batch]
-    for v in (x, x.float(), torch.zeros_like(x)):
-        check_finite(make(name), v, labels)
+        check_equal(HEADS[name].head()(line, labels), HEADS[name].expected(line, labels), rel=1e-6)
+        check_finite(HEADS[name].head(), line, labels)
 
 
 def test_coincident_positives_do_not_hide_the_others():
     x, labels = BATCHES["two identical images"]
     for name in ("histogram, 7 bins", "FastAP"):
-        _, grad = gradient_of(make(name), x, labels)
+        _, grad = gradient_of(HEADS[name].head(), x, labels)
         assert grad[2:].abs().sum() > 0
 
 
@@ -198,8 +125,8 @@ def test_a_zero_embedding_is_orthogonal_to_all_and_has_no_gradient(name):
     x, labels = BATCHES["P × K"]
     x = x.clone()
     x[4] = 0
-    check_equal(make(name)(x, labels), expected_of(name, x, labels))
-    _, grad = gradient_of(make(name), x, labels)
+    check_equal(HEADS[name].head()(x, labels), HEADS[name].expected(x, labels))
+    _, grad = gradient_of(HEADS[name].head(), x, labels)
     assert torch.equal(grad[4], torch.zeros(4, dtype=torch.float64))
 
 
@@ -207,15 +134,15 @@ def test_a_zero_embedding_is_orthogonal_to_all_and_has_no_gradient(name):
 def test_the_length_of_an_embedding_counts_for_nothing(name):
     x, labels = BATCHES["P × K"]
     scaled = x * torch.logspace(-8, 8, len(x), dtype=torch.float64)[:, None]
-    torch.testing.assert_close(make(name)(scaled, labels), make(name)(x, labels))
-    _, grad = gradient_of(make(name), x, labels)
+    torch.testing.assert_close(HEADS[name].head()(scaled, labels), HEADS[name].head()(x, labels))
+    _, grad = gradient_of(HEADS[name].head(), x, labels)
     torch.testing.assert_close((grad * x).sum(1), torch.zeros(len(x), dtype=torch.float64))
 
 
 def test_a_query_without_negatives_is_averaged_as_0():
     x, labels, ids = points(3), torch.tensor([0, 0, 1]), torch.tensor([5, 6, 5])  # row 0 meets row 1 alone
     loss = FastAP()(x, labels, ids=ids)
-    check_equal(loss, expected_of("FastAP", x, labels, ids))
+    check_equal(loss, HEADS["FastAP"].expected(x, labels, ids=ids))
     assert loss > 0
 
 
@@ -227,18 +154,9 @@ def test_millions_of_pairs_in_few_bins_keep_their_digits():
 
 def test_classes_apart_by_more_than_a_bin_have_no_loss():
     x = torch.tensor([[1.0, 0.0], [1.0, 0.01], [-1.0, 0.0], [-1.0, 0.01]])
-    for name in HEADS:
+    for name in NAMES:
         if "1 bin" not in name:
-            check_equal(make(name)(x, torch.tensor([0, 0, 1, 1])), 0.0, rel=1e-6)
-
-
-@pytest.mark.parametrize("case", EMPTY)
-@every_head
-def test_nothing_to_compare_is_0_with_a_graph(name, case):
-    x, labels = EMPTY[case]
-    for v in (x, x.float()):
-        check_zero(make(name), v, labels)
-        check_zero(make(name), v, labels, ref=References(v[:0], labels[:0]))
+            check_equal(HEADS[name].head()(x, torch.tensor([0, 0, 1, 1])), 0.0, rel=1e-6)
 
 
 def test_empty_tuples_are_0_with_a_graph():
@@ -254,83 +172,22 @@ def test_empty_tuples_are_0_with_a_graph():
 def test_one_positive_and_one_negative_pair_have_a_loss():
     x, labels = torch.tensor([[1.0, 0.1], [0.8, 0.8], [1.0, 0.8]]), torch.tensor([0, 0, 1])
     mined = Pairs(*torch.tensor([[0], [1], [0], [2]]))
-    for name in HEADS:
-        for call in ({}, {"mined": mined} if HEADS[name][0] is Histogram else {}):
-            loss, grad = gradient_of(make(name), x, labels, **call)
+    for name in NAMES:
+        for call in ({}, {"mined": mined} if HEADS[name].make is Histogram else {}):
+            loss, grad = gradient_of(HEADS[name].head(), x, labels, **call)
             assert loss.item() > 0.1
             # In bins of 1/50 the two pairs do not meet: no small step changes which is more similar.
             assert (grad.abs().sum() > 0) == (name != "histogram")
 
 
 @every_head
-def test_fp16_and_bf16_embeddings_are_compared_in_float32(name):
-    check_half_precision(make(name), *BATCHES["P × K"])
-
-
-@every_head
-def test_autocast_changes_nothing(name):
-    x, labels = BATCHES["P × K"][0].float(), BATCHES["P × K"][1]
-    calls = [{}]
-    if HEADS[name][0] is Histogram:
-        calls.append({"mined": BatchHard()(x, labels)})
-    for call in calls:
-        for height in (None, 2):
-            head = make(name, tile_rows=height)
-            expected, expected_grad = gradient_of(head, x, labels, **call)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss, grad = gradient_of(head, x, labels, **call)
-            assert loss.dtype == torch.float32
-            assert torch.equal(loss, expected)
-            assert torch.equal(grad, expected_grad)
-
-
-@every_head
-def test_rows_shuffled_give_the_same_loss_and_the_shuffled_gradient(name):
-    x, labels = BATCHES["uneven positives per anchor"]
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    loss, grad = gradient_of(make(name), x, labels)
-    shuffled, shuffled_grad = gradient_of(make(name), x[order], labels[order])
-    torch.testing.assert_close(shuffled, loss)
-    torch.testing.assert_close(shuffled_grad, grad[order])
-
-
-@every_head
 def test_the_gradient_is_the_same_at_every_tile_height(name):
     x, labels = points(30, 6, seed=3, dtype=torch.float32), torch.arange(30) % 7
-    loss, grad = gradient_of(make(name), x, labels)
+    loss, grad = gradient_of(HEADS[name].head(), x, labels)
     for height in (1, 7, 29, 30):
-        tiled, tiled_grad = gradient_of(make(name, tile_rows=height), x, labels)
+        tiled, tiled_grad = gradient_of(HEADS[name].head(tile_rows=height), x, labels)
         torch.testing.assert_close(tiled, loss, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(tiled_grad, grad, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64, torch.bool])
-@every_head
-def test_labels_of_every_whole_kind_and_above_2_to_the_24(name, kind):
-    x, labels = points(6), torch.arange(6) % 2
-    expected = make(name)(x, labels)
-    assert torch.equal(make(name)(x, labels.to(kind)), expected)
-    assert torch.equal(make(name)(x, labels + 2**53), expected)
-
-
-@pytest.mark.parametrize("r", [0, 1, 4, 20])
-@every_head
-def test_references_of_another_size_than_the_batch(name, r):
-    x, labels = BATCHES["P × K"]
-    ref = References(points(r, seed=5), torch.arange(r) % 4)
-    for height in (None, 1, 2):
-        check_equal(make(name, tile_rows=height)(x, labels, ref=ref), expected_of(name, x, labels, ref=ref))
-
-
-@every_head
-def test_an_image_does_not_meet_itself_among_references_or_in_the_batch(name):
-    x, labels = BATCHES["P × K"]
-    ids = torch.arange(9)
-    columns = torch.cat([x, points(4, seed=6)])
-    ref = References(columns, torch.cat([labels, torch.arange(4)]), torch.arange(13))
-    check_equal(make(name)(x, labels, ids=ids, ref=ref), expected_of(name, x, labels, ids=ids, ref=ref))
-    twice = torch.tensor([0, 0, 1, 2, 3, 0, 4, 5, 6])
-    check_equal(make(name)(x, labels, ids=twice), expected_of(name, x, labels, ids=twice))
 
 
 def histogram_of_pairs(x, positive, negative, ref=None, bins=100):
@@ -382,7 +239,7 @@ def test_a_mined_pair_of_references_is_a_row_and_a_column():
 
 @every_head
 def test_no_tensor_holds_bins_times_pairs_and_tiles_hold_less_than_all_pairs(name):
-    kind, x, labels = HEADS[name][0], points(96, 8), torch.arange(96) % 6
+    kind, x, labels = HEADS[name].make, points(96, 8), torch.arange(96) % 6
     with Largest() as whole:
         gradient_of(kind(200), x, labels)
     assert whole.numbers <= 96 * max(96, 3 * 201)  # FastAP keeps three histograms a row
@@ -405,36 +262,11 @@ def test_the_probe_sees_a_tensor_of_bins_times_pairs():
 
 
 @every_head
-def test_without_a_gradient_there_is_none(name):
-    x, labels = BATCHES["P × K"]
-    expected = make(name)(x, labels)
-    assert not expected.requires_grad
-    with torch.no_grad():
-        loss = make(name)(x.clone().requires_grad_(), labels)
-    assert not loss.requires_grad
-    assert torch.equal(loss, expected)
-
-
-@every_head
 def test_a_second_derivative_is_refused(name):
     x, labels = BATCHES["P × K"]
     x = x.clone().requires_grad_()
     with pytest.raises(ValueError, match=r"backward\(create_graph=True\)"):
-        torch.autograd.grad(make(name)(x, labels), x, create_graph=True)
-
-
-@every_head
-def test_nan_or_infinite_embeddings_are_a_clear_error(name):
-    x, labels = BATCHES["P × K"]
-    owner = HEADS[name][0].__name__
-    for bad in (math.nan, math.inf):
-        broken = x.clone()
-        broken[3, 0] = bad
-        text = rf"{owner}\(embeddings='1 of 9 rows, the first is row 3'\): expected finite"
-        with pytest.raises(ValueError, match=text):
-            make(name)(broken, labels)
-    with pytest.raises(ValueError, match=r"Histogram\(embeddings='1 of 9 rows"):
-        Histogram()(broken, mined=BatchHard()(x, labels))
+        torch.autograd.grad(HEADS[name].head()(x, labels), x, create_graph=True)
 
 
 @pytest.mark.parametrize("kind", [Histogram, FastAP])
@@ -451,21 +283,6 @@ def test_a_misspelt_option_and_a_wrong_height_are_refused(kind):
         kind(n_bins=10)
     with pytest.raises(ValueError, match=rf"{kind.__name__}\(tile_rows=0\): expected a whole number of at l"):
         kind(tile_rows=0)
-
-
-def test_neither_labels_nor_tuples_is_refused():
-    with pytest.raises(ValueError, match=r"Histogram\(labels=None\): expected labels, or mined pairs"):
-        Histogram()(points(4))
-    with pytest.raises(ValueError, match=r"FastAP\(labels=None\): expected labels"):
-        FastAP()(points(4))
-
-
-def test_what_is_no_list_of_rows_of_the_batch_is_refused():
-    x, rows = points(4), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match=r"Histogram\(mined='tuple of 2'\): expected Triplets .* or Pairs"):
-        Histogram()(x, mined=(rows, rows))
-    with pytest.raises(ValueError, match=r"Histogram\(mined='row 4'\): expected rows below 4"):
-        Histogram()(x, mined=(rows, rows, rows + 3))
 
 
 def test_fast_ap_refuses_mined_rows():

@@ -8,7 +8,7 @@ from reference import unchecked
 
 from tercet import pairwise as module
 from tercet.distances import euclidean
-from tercet.pairwise import Pairwise, mined_rows, summed, tile_height, tiled_mean, tiled_sum
+from tercet.pairwise import Pairwise, mined_rows, tile_height
 from tercet.tuples import Pairs, References
 
 HEIGHTS = [1, 2, 3, 7, 100]
@@ -115,14 +115,14 @@ def test_nan_infinite_or_overflowing_embeddings_are_a_clear_error(bad):
     x, y = points(4), torch.zeros(4).long()
     x[2, 1] = bad
     text = (
-        r"embeddings='1 of 4 rows, the first is row 2'\): expected finite embeddings, none larger than 5e\+18"
+        r"embeddings='1 of 4 rows, the first is row 2'\): expected finite embeddings, none larger than 2e\+18"
     )
     check_refused(rf"Miner\({text}; look for NaN", x, y)
     check_refused(rf"Miner\(ref\.{text}", points(4), y, ref=References(x, y))
 
 
 def test_the_largest_embeddings_let_through_have_finite_distances():
-    x = torch.full((2, 16), (torch.finfo(torch.float32).max / 64) ** 0.5 * 0.999)
+    x = torch.full((2, 16), (torch.finfo(torch.float32).max / 256) ** 0.5 * 0.999)
     x[1] *= -1
     pairwise = Pairwise("test", x, torch.zeros(2).long(), distance=euclidean)
     assert torch.isfinite(next(pairwise.tiles()).distance.square()).all()
@@ -210,88 +210,3 @@ def test_what_is_no_list_of_rows_is_refused(mined, text):
 def test_pairs_are_refused_where_triplets_are_wanted():
     with pytest.raises(ValueError, match=r"mined='Pairs of 4'\): expected Triplets \(three index tensors\)$"):
         mined_rows("Head", Pairs(*rows([0], [1], [0], [1])), 2, 2, torch.device("cpu"), kinds=(3,))
-
-
-def test_a_tiled_sum_and_its_gradient_equal_the_sum():
-    x, y = points(6).requires_grad_(), points(5, seed=1).requires_grad_()
-
-    def terms(x, y):
-        for i in range(6):
-            yield (x[i] * y).square().sum(), torch.tensor(i)
-
-    total, count = tiled_sum(terms, x, y)
-    (2 * total).backward()
-    grads = x.grad, y.grad
-    x.grad = y.grad = None
-    expected = (x[:, None] * y).square().sum()
-    (2 * expected).backward()
-    torch.testing.assert_close(total, expected)
-    torch.testing.assert_close(grads, (x.grad, y.grad))
-    assert count.item() == 15
-    assert not count.requires_grad
-
-
-def test_a_tiled_sum_keeps_one_graph_at_a_time():
-    alive = []
-
-    class Watched(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.token = alive
-            alive.append(1)
-            return x.sum()
-
-        @staticmethod
-        def backward(ctx, grad):
-            alive.pop()
-            return grad.expand(3)
-
-    def terms(x):
-        for _ in range(4):
-            assert not alive
-            yield Watched.apply(x), torch.tensor(1)
-
-    x = torch.ones(3, requires_grad=True)
-    tiled_sum(terms, x)[0].backward()
-    assert x.grad.tolist() == [4, 4, 4]
-
-
-def test_a_tiled_sum_computes_only_the_gradients_that_are_asked_for():
-    seen = []
-
-    def terms(x, y):
-        seen.append((x.requires_grad, y.requires_grad))
-        yield (x * y).sum(), torch.tensor(1)
-
-    x, y = torch.ones(2, requires_grad=True), torch.ones(2)
-    assert tiled_sum(terms, x, y)[0].requires_grad
-    with torch.no_grad():
-        assert not tiled_sum(terms, x, y)[0].requires_grad
-    assert not tiled_sum(terms, y, y)[0].requires_grad
-    assert seen == [(True, False), (False, False), (False, False)]
-
-
-def test_a_tiled_sum_refuses_a_second_derivative():
-    x = torch.ones(2, requires_grad=True)
-    total, _ = tiled_sum(lambda x: iter([(x.square().sum(), torch.tensor(1))]), x)
-    with pytest.raises(
-        ValueError, match=r"backward\(create_graph=True\): expected False: a tiled loss has no second"
-    ):
-        torch.autograd.grad(total, x, create_graph=True)
-
-
-def test_a_mean_over_nothing_is_0_with_a_graph():
-    x = torch.ones(2, requires_grad=True)
-    loss = tiled_mean("mean", lambda x: iter([]), x)
-    loss.backward()
-    assert loss.item() == 0
-    assert x.grad.tolist() == [0, 0]
-
-
-def test_the_reductions_count_what_they_average():
-    losses = torch.tensor([0.0, 2.0, 4.0])
-    for reduction, count in (("mean_active", 2), ("mean", 3), ("sum", 3)):
-        value, number = summed(losses, reduction)
-        assert (value.item(), number.item()) == (6, count)
-        mean = tiled_mean(reduction, lambda x: iter([summed(x, reduction)]), losses)  # noqa: B023
-        assert mean.item() == {"mean_active": 3, "mean": 2, "sum": 6}[reduction]

@@ -2,7 +2,7 @@
 
 Rows are the anchors of the batch. Columns are the batch itself, or `References`. Two views walk over
 them in bounded memory: `tiles` (anchors × columns) and `positive_pairs` (anchor-positive pairs × columns,
-so that each entry is one triplet). `tiled_sum` adds up a loss over either, with its gradient.
+so that each entry is one triplet).
 """
 
 from __future__ import annotations
@@ -21,22 +21,15 @@ from tercet.relations import Relation, SameLabel, whole_numbers
 from tercet.tuples import References
 
 __all__ = [
-    "REDUCTIONS",
     "TILE_BYTES",
     "PairTile",
     "Pairwise",
     "Tile",
     "features",
     "mined_rows",
-    "summed",
     "tile_height",
-    "tiled_mean",
-    "tiled_sum",
     "whole_numbers",
 ]
-
-REDUCTIONS = ("mean_active", "mean", "sum", "none")
-"""How a head makes one number of its losses: over those above 0, over all, no division, or not at all."""
 
 TILE_BYTES = 8 * 2**20
 """The distances of one tile take this much; what is computed from them, up to fifteen times as much."""
@@ -139,6 +132,9 @@ class Pairwise:
         self.ids = self.column_ids = ids
         if ref is not None:
             self.column_labels = relation.check(owner, "ref.labels", ref.labels, r, device)
+            if self.column_labels.shape[1:] != self.labels.shape[1:]:
+                shown = f"{self.column_labels.shape[1]} columns"
+                raise refusal(owner, "ref.labels", shown, f"{self.labels.shape[1]} columns, as labels have")
             self.column_ids = None
             if ref.ids is not None:
                 if ids is None:
@@ -218,12 +214,16 @@ def features(
 
     Either way `[0]` are the rows and `[-1]` the columns. Args and Raises are those of `Pairwise`.
     """
-    x = _prepared(owner, "embeddings", embeddings, distance)
     if ref is None:
-        return (x,)
+        return (_prepared(owner, "embeddings", embeddings, distance),)
     if not isinstance(ref, References):
         raise refusal(owner, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
-    y = _prepared(owner, "ref.embeddings", ref.embeddings, distance)
+    one = None  # equal rows are 0 apart only if they are prepared in one precision
+    if all(isinstance(v, Tensor) and v.is_floating_point() for v in (embeddings, ref.embeddings)):
+        both = {v.dtype for v in (embeddings, ref.embeddings)}
+        one = torch.float64 if torch.float64 in both else torch.float32 if len(both) > 1 else None
+    x = _prepared(owner, "embeddings", embeddings, distance, one)
+    y = _prepared(owner, "ref.embeddings", ref.embeddings, distance, one)
     if ref.embeddings.shape[1] != embeddings.shape[1]:
         expected = f"{embeddings.shape[1]} dimensions, as the batch has"
         raise refusal(owner, "ref.embeddings", f"{ref.embeddings.shape[1]} dimensions", expected)
@@ -233,15 +233,26 @@ def features(
     return x.to(dtype), y.to(dtype)
 
 
-def _prepared(owner: str, argument: str, embeddings: Any, distance: Distance) -> Float[Tensor, "n k"]:
+def _prepared(
+    owner: str, argument: str, embeddings: Any, distance: Distance, dtype: torch.dtype | None = None
+) -> Float[Tensor, "n k"]:
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
         shape = getattr(embeddings, "shape", None)
         shown = type(embeddings).__name__ if shape is None else f"shape {tuple(shape)}"
         raise refusal(owner, argument, shown, "a tensor [n, d], one embedding a row")
+    if embeddings.layout != torch.strided or embeddings.is_meta:
+        raise refusal(
+            owner, argument, f"{embeddings.layout} on {embeddings.device}", "a dense tensor with data"
+        )
+    if embeddings.is_floating_point() and embeddings.dtype.itemsize == 1:
+        embeddings = embeddings.float()  # float8 has no arithmetic
+    if dtype is not None:
+        embeddings = embeddings.to(dtype)
     x = distance.prepare(embeddings)
     if embeddings.is_floating_point() and x.numel():
-        # ‖x − y‖² ≤ 4·d·limit², so no distance between accepted rows overflows; NaN passes no comparison.
-        limit = math.sqrt(torch.finfo(x.dtype).max / (4 * max(x.shape[1], embeddings.shape[1])))
+        # About the columns' centre ‖x‖² + ‖y‖² + 2‖x‖‖y‖ ≤ 16·d·limit²: no distance between accepted rows
+        # overflows, nor its key. NaN passes no comparison.
+        limit = math.sqrt(torch.finfo(x.dtype).max / (16 * max(x.shape[1], embeddings.shape[1])))
         given = [x] if x is embeddings else [embeddings, x]
         if not all(float(v.detach().abs().amax()) <= limit for v in given):
             bad = ~((embeddings.abs() <= limit).all(1) & (x.abs() <= limit).all(1))
@@ -304,81 +315,3 @@ def mined_rows(
         way_out = "pass the embeddings, and the ref, that were mined"
         raise refusal(owner, "mined", f"row {int(index[beyond][0])}", f"rows below {size}", way_out)
     return tuple(out)
-
-
-def tiled_sum(
-    terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
-) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """The sum of a loss over tiles and of a count, with the loss's gradient, in the memory of one tile.
-
-    Each term is differentiated when it is made and then forgotten: what stays is a gradient of the size of
-    each input. So the result can be differentiated once; `create_graph=True` is refused.
-
-    Args:
-        terms: from tensors like `inputs`, makes (a scalar with its graph, a count) one after the other.
-        inputs: what the gradient flows to.
-
-    Returns:
-        The sum, added up in float64 and given in the inputs' precision, and the int64 sum of the counts.
-        Without terms it is 0, with a graph whose gradient is 0.
-
-    Example:
-        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> total, count = tiled_sum(lambda x: ((v.square(), torch.tensor(1)) for v in x), x)
-        >>> total.backward()
-        >>> total.item(), count.item(), x.grad.tolist()
-        (5.0, 2, [2.0, 4.0])
-    """
-    return _TiledSum.apply(terms, torch.is_grad_enabled(), *inputs)
-
-
-def summed(losses: Float[Tensor, " t"], reduction: str) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """One term of `tiled_mean`: the sum of some losses, and how many of them the mean is over."""
-    counted = losses.detach() > 0 if reduction == "mean_active" else torch.ones_like(losses)
-    return losses.sum(dtype=torch.float64), counted.sum(dtype=torch.int64)
-
-
-def tiled_mean(
-    reduction: str, terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
-) -> Float[Tensor, ""]:
-    """What `tiled_sum` gives, divided by its count unless `reduction` is `"sum"`; 0 over nothing.
-
-    Args are those of `tiled_sum`; the terms count what the mean is over, as `summed` does.
-    """
-    total, count = tiled_sum(terms, *inputs)
-    return total if reduction == "sum" else total / count.clamp(min=1)
-
-
-class _TiledSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, terms: Any, with_graph: bool, *inputs: Any) -> Any:
-        wanted = [with_graph and needed for needed in ctx.needs_input_grad[2:]]
-        leaves = [v.detach().requires_grad_(w) for v, w in zip(inputs, wanted)]
-        sought = [v for v in leaves if v.requires_grad]
-        grads = [torch.zeros_like(v) for v in sought]
-        total = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
-        count = torch.zeros((), dtype=torch.int64, device=inputs[0].device)
-        # Outside autocast, or the gradients of float32 products would be taken in 16 bits.
-        with torch.autocast(total.device.type, enabled=False), torch.set_grad_enabled(bool(sought)):
-            for value, number in terms(*leaves):
-                total += value.detach()
-                count += number
-                if value.requires_grad:
-                    parts = torch.autograd.grad(value, sought, allow_unused=True)
-                    for grad, part in zip(grads, parts):
-                        if part is not None:
-                            grad += part
-        ctx.wanted = wanted
-        ctx.save_for_backward(*grads)
-        ctx.mark_non_differentiable(count)
-        return total.to(inputs[0].dtype), count
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any, _: Any) -> Any:
-        if torch.is_grad_enabled():  # else a gradient penalty would silently be a constant
-            way_out = 'differentiate per-triplet losses of reduction="none" twice instead'
-            raise refusal(
-                "backward", "create_graph", True, "False: a tiled loss has no second derivative", way_out
-            )
-        grads = iter(ctx.saved_tensors)
-        return None, None, *(grad * next(grads) if w else None for w in ctx.wanted)

@@ -71,7 +71,8 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=8, help="images of a class")
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    # More than one, and the OpenMP runtimes that several libraries bring spin against each other.
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB that one step may take")
     parser.add_argument("--seconds", type=float, default=40.0, help="that one step may take")

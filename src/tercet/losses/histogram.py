@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Integer, Shaped
-from torch import Tensor, nn
+from jaxtyping import Float, Int, Integer
+from torch import Tensor
 
 from tercet.checks import refusal, whole
-from tercet.losses.rowwise import NegativeCosine
-from tercet.pairwise import Pairwise, Tile, features, mined_rows, tile_height, tiled_mean, tiled_sum
+from tercet.losses.head import Head, pairs_of
+from tercet.losses.slopes import NegativeCosine, mirrored
+from tercet.pairwise import Pairwise, Tile, tile_height
+from tercet.relations import Relation, SameLabel
+from tercet.sums import tiled_mean, tiled_sum
 from tercet.tuples import References
 
 __all__ = ["FastAP", "Histogram"]
@@ -23,7 +26,7 @@ _MOST_BINS = 100_000  # each is then a hundred times as wide as the rounding of 
 _Parts = Callable[..., Iterator[tuple[Tensor, Tensor]]]
 
 
-class Histogram(nn.Module):
+class Histogram(Head):
     """The probability that a random negative pair is more similar than a random positive pair.
 
     L = Σ_r h⁻_r φ⁺_r, φ⁺_r = Σ_{q≤r} h⁺_q, h_r = (1/|S|) Σ_{s∈S} δ_r(s)
@@ -34,8 +37,12 @@ class Histogram(nn.Module):
     positive is pulled by h⁻_r / (|S⁺|Δ) and a negative pushed by h⁺_{r+1} / (|S⁻|Δ). So one pass over the
     similarities makes the histograms and another the gradient, in the memory of a few tiles.
 
+    Of mined triplets the pairs (a, p) and (a, n) are taken. Each distinct pair counts once, (i, j) and (j, i)
+    being one where the columns are the batch.
+
     Args:
         bins: R, from 1 to 100,000. Texts that count R nodes have R − 1 bins.
+        relation: which columns are positive and which negative, by their labels.
         tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
             by rounding alone.
 
@@ -51,78 +58,41 @@ class Histogram(nn.Module):
         Ustinova & Lempitsky, "Learning deep embeddings with histogram loss", 2016.
     """
 
-    def __init__(self, bins: int = 100, *, tile_rows: int | None = None) -> None:
-        super().__init__()
-        self.bins = whole("Histogram", "bins", bins, minimum=1, maximum=_MOST_BINS)
-        self.tile_rows = None if tile_rows is None else whole("Histogram", "tile_rows", tile_rows, minimum=1)
-
-    def forward(
+    def __init__(
         self,
-        embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"] | None = None,
-        mined: Any = None,
+        bins: int = 100,
         *,
-        ids: Shaped[Tensor, " n"] | None = None,
-        ref: References | None = None,
-    ) -> Float[Tensor, ""]:
-        """The loss of the mined pairs, or of all.
+        relation: Relation = SameLabel(),  # noqa: B008
+        tile_rows: int | None = None,
+    ) -> None:
+        super().__init__(NegativeCosine(), relation, "mean", tile_rows)
+        self.bins = whole("Histogram", "bins", bins, minimum=1, maximum=_MOST_BINS)
 
-        Args:
-            embeddings: [n, d] floats; only their directions count.
-            labels: [n] integers or bools; read only without `mined`.
-            mined: `Pairs`, or any four index tensors like them; or `Triplets`, or any three, for their pairs
-                (a, p) and (a, n). Each distinct pair counts once, (i, j) and (j, i) being one where the
-                columns are the batch. None for all pairs.
-            ids: [n] integers, which image each row is; read only without `mined`.
-            ref: the columns that positives and negatives are rows of; None for the batch itself.
-
-        Returns:
-            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
-            there are no positive or no negative pairs.
-
-        Raises:
-            ValueError: neither labels nor pairs, what `Pairwise` refuses, or rows that do not exist.
-        """
-        if mined is not None:
-            inputs = features("Histogram", embeddings, NegativeCosine(), ref)
-            return self._loss(self._of_mined(mined, inputs), inputs)
-        if labels is None:
-            raise refusal("Histogram", "labels", None, "labels, or mined pairs")
-        pairwise = Pairwise(
-            "Histogram",
-            embeddings,
-            labels,
-            ids=ids,
-            ref=ref,
-            distance=NegativeCosine(),
-            tile_rows=self.tile_rows,
-        )
-
-        def parts(x: Tensor, *y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            for tile in pairwise.tiles(x, *(y or (x.detach(),))):
-                yield tile.distance, _sides(tile)
-
-        # Within the batch (i, j) and (j, i) double every count, which changes no share, and the columns'
-        # part of the gradient is the rows' part once more.
-        return self._loss(parts, pairwise.inputs, fold=2 if ref is None else 1)
-
-    def extra_repr(self) -> str:
-        """The options, for `print`."""
-        return f"bins={self.bins}"
-
-    def _of_mined(self, mined: Any, inputs: tuple[Tensor, ...]) -> _Parts:
-        n, r = len(inputs[0]), len(inputs[-1])
-        rows = mined_rows("Histogram", mined, n, r, inputs[0].device)
-        sides = [rows[:2], rows[2:] if len(rows) == 4 else rows[::2]]
-        pairs = [_distinct(i, j, r, unordered=len(inputs) == 1) for i, j in sides]
-        height = tile_height("Histogram", inputs[0].shape[1], inputs[0].dtype, self.tile_rows)
+    def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
+        """The loss of all pairs."""
+        # Where (i, j) and (j, i) are one pair they double every count, which changes no share, and the
+        # columns' part of the gradient is the rows' part once more.
+        once = mirrored(pairwise)
 
         def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            for side, (i, j) in enumerate(pairs, start=1):
-                for a, b in zip(i.split(height), j.split(height)):
+            for tile in pairwise.tiles(*inputs, *((inputs[0].detach(),) if once else ())):
+                yield tile.distance, _sides(tile)
+
+        return self._loss(parts, pairwise.inputs, fold=2 if once else 1)
+
+    def of_mined(
+        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    ) -> Float[Tensor, ""]:
+        """The loss of listed pairs."""
+        inputs, rows = self.listed(embeddings, mined, ref)
+        pairs = [_distinct(i, j, len(inputs[-1]), unordered=ref is None) for i, j in pairs_of(rows)]
+
+        def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            for side, listed in enumerate(pairs, start=1):
+                for a, b in self.parts(inputs, *listed):
                     yield NegativeCosine.paired(inputs[0][a], inputs[-1][b]), torch.full_like(a, side)
 
-        return parts
+        return self._loss(parts, inputs)
 
     def _loss(self, parts: _Parts, inputs: tuple[Tensor, ...], fold: int = 1) -> Float[Tensor, ""]:
         """L over parts of the pairs: −s of each, and 1 if positive, 2 if negative, 0 if neither.
@@ -153,17 +123,19 @@ class Histogram(nn.Module):
         return tiled_sum(terms, *inputs)[0]
 
 
-class FastAP(nn.Module):
+class FastAP(Head):
     """How far the average precision of each query is from 1, averaged over the queries.
 
     ℓ = 1 − (1/N⁺) Σ_j h⁺_j H⁺_j / H_j, H_j = Σ_{i≤j} h_i
 
     Each row ranks all columns by squared Euclidean distance of unit vectors, in [0, 4]. h⁺ counts its
-    N⁺ positives and h all columns but the same image, softly, at the nodes of R bins of width 4/R: a distance
-    adds to the two nodes beside it. Rows without a positive ask for nothing and are not averaged.
+    N⁺ positives and h its positives and negatives, softly, at the nodes of R bins of width 4/R: a distance
+    adds to the two nodes beside it. Rows without a positive ask for nothing and are not averaged. A row ranks
+    all columns, so nothing can be left out: mined rows are refused.
 
     Args:
         bins: R, from 1 to 100,000.
+        relation: which columns are positive and which negative, by their labels.
         tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
             by rounding alone.
 
@@ -179,50 +151,18 @@ class FastAP(nn.Module):
         Cakir, He, Xia, Kulis & Sclaroff, "Deep metric learning to rank", 2019.
     """
 
-    def __init__(self, bins: int = 10, *, tile_rows: int | None = None) -> None:
-        super().__init__()
-        self.bins = whole("FastAP", "bins", bins, minimum=1, maximum=_MOST_BINS)
-        self.tile_rows = None if tile_rows is None else whole("FastAP", "tile_rows", tile_rows, minimum=1)
-
-    def forward(
+    def __init__(
         self,
-        embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"] | None = None,
-        mined: Any = None,
+        bins: int = 10,
         *,
-        ids: Shaped[Tensor, " n"] | None = None,
-        ref: References | None = None,
-    ) -> Float[Tensor, ""]:
-        """The mean loss over the rows that have a positive.
+        relation: Relation = SameLabel(),  # noqa: B008
+        tile_rows: int | None = None,
+    ) -> None:
+        super().__init__(NegativeCosine(), relation, "mean", tile_rows)
+        self.bins = whole("FastAP", "bins", bins, minimum=1, maximum=_MOST_BINS)
 
-        Args:
-            embeddings: [n, d] floats; only their directions count.
-            labels: [n] integers or bools.
-            mined: None; a rank is one among all columns, so nothing can be left out.
-            ids: [n] integers, which image each row is.
-            ref: the columns to rank; None for the batch itself.
-
-        Returns:
-            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
-            no row has both a positive and a negative.
-
-        Raises:
-            ValueError: no labels, mined rows, or what `Pairwise` refuses.
-        """
-        if mined is not None:
-            way_out = "call it with embeddings and labels"
-            raise refusal("FastAP", "mined", type(mined).__name__, "None: a row ranks all columns", way_out)
-        if labels is None:
-            raise refusal("FastAP", "labels", None, "labels")
-        pairwise = Pairwise(
-            "FastAP",
-            embeddings,
-            labels,
-            ids=ids,
-            ref=ref,
-            distance=NegativeCosine(),
-            tile_rows=self.tile_rows,
-        )
+    def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
+        """The mean loss over the rows that have a positive."""
         widest = tile_height("FastAP", 3 * (self.bins + 1), pairwise.inputs[0].dtype, None)
         pairwise.tile_rows = min(pairwise.tile_rows, widest)  # a row's histograms may be wider than the row
 
@@ -235,9 +175,12 @@ class FastAP(nn.Module):
 
         return tiled_mean("mean", terms, *pairwise.inputs)
 
-    def extra_repr(self) -> str:
-        """The options, for `print`."""
-        return f"bins={self.bins}"
+    def of_mined(
+        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    ) -> Float[Tensor, ""]:
+        """A refusal."""
+        way_out = "call it with embeddings and labels"
+        raise refusal("FastAP", "mined", type(mined).__name__, "None: a row ranks all columns", way_out)
 
 
 def _overlap(counts: Float[Tensor, "3 nodes"]) -> tuple[Float[Tensor, ""], Float[Tensor, "3 nodes"]]:

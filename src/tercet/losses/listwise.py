@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor, nn
-from torch.nn.functional import softplus
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy, softplus
 
-from tercet.checks import choice, real, refusal, whole
+from tercet.checks import real, refusal
 from tercet.distances import Distance, dot
-from tercet.losses.rowwise import ListwiseHead, above_zero, log_sum, reduced
-from tercet.pairwise import REDUCTIONS, Pairwise, Tile, features, mined_rows, whole_numbers
+from tercet.losses.head import Head, above_zero, reduced
+from tercet.losses.rowwise import ListwiseHead, log_sum, products
+from tercet.pairwise import Pairwise, Tile, tile_height
+from tercet.relations import Relation, SameLabel
 from tercet.tuples import References
 
 __all__ = ["InfoNCE", "NPair", "SupCon"]
@@ -31,6 +33,7 @@ class InfoNCE(ListwiseHead):
     Args:
         temperature: τ, above 0.
         distance: a `Distance` or its name.
+        relation: which columns are positive and which negative, by their labels.
         reduction: `"mean"` over the positive pairs, `"mean_active"` over those with ℓ > 0, `"sum"`, or
             `"none"` for one loss a positive pair.
         tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
@@ -55,19 +58,16 @@ class InfoNCE(ListwiseHead):
         temperature: float = 0.07,
         *,
         distance: Distance | str = "cosine",
+        relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
     ) -> None:
-        super().__init__(distance, reduction, tile_rows)
+        super().__init__(distance, relation, reduction, tile_rows)
         self.temperature = above_zero("InfoNCE", "temperature", temperature)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
         """ℓ of each positive pair."""
-        return _against_negatives(-tile.distance / self.temperature, tile)
-
-    def extra_repr(self) -> str:
-        """The options, for `print`."""
-        return f"temperature={self.temperature:g}, distance={self.distance}, reduction={self.reduction!r}"
+        return _against_negatives(tile.distance * (-1 / self.temperature), tile)
 
 
 class SupCon(ListwiseHead):
@@ -82,6 +82,7 @@ class SupCon(ListwiseHead):
     Args:
         temperature: τ, above 0.
         distance: a `Distance` or its name.
+        relation: which columns are positive and which negative, by their labels.
         reduction: `"mean"` over the anchors that have a positive, `"mean_active"` over those with ℓ > 0,
             `"sum"`, or `"none"` for one loss an anchor that has a positive.
         tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
@@ -105,26 +106,23 @@ class SupCon(ListwiseHead):
         temperature: float = 0.1,
         *,
         distance: Distance | str = "cosine",
+        relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
     ) -> None:
-        super().__init__(distance, reduction, tile_rows)
+        super().__init__(distance, relation, reduction, tile_rows)
         self.temperature = above_zero("SupCon", "temperature", temperature)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
         """ℓ of each anchor that has a positive."""
-        logits = -tile.distance / self.temperature  # [a, r]
+        logits = tile.distance * (-1 / self.temperature)  # [a, r]
         count = tile.positive.sum(1)
         everyone = log_sum(logits, tile.positive | tile.negative)
         mean = (logits * tile.positive).sum(1) / count.clamp(min=1)
         return (everyone - mean)[count > 0]
 
-    def extra_repr(self) -> str:
-        """The options, for `print`."""
-        return f"temperature={self.temperature:g}, distance={self.distance}, reduction={self.reduction!r}"
 
-
-class NPair(nn.Module):
+class NPair(Head):
     """How well each anchor tells its positive from the positives of all other classes, a pair a class.
 
     ℓ_i = log(1 + Σ_{j≠i} exp(x_iᵀx_j⁺ − x_iᵀx_i⁺)) + (λ/2)(‖x_i‖² + ‖x_i⁺‖²)
@@ -132,12 +130,14 @@ class NPair(nn.Module):
     One pair (x_i, x_i⁺) stands for each class: without `mined`, its first row that has a positive and the
     first column that is one, in a P × K batch the first two rows of the class; with `mined`, the first
     positive pair of the class in the list. What else the batch holds is not looked at, so K = 2 is the batch
-    for it. The negatives are the other classes' positives, never mined ones.
+    for it. The negatives are the other classes' positives, never mined ones. Labels are needed beside `mined`
+    too, and a relation by which rows have a class: `SameLabel` or `CrossGroup`, whose pair is of two groups.
 
     Embeddings are taken as they are, and the paper's are not normalised: λ keeps them from growing.
 
     Args:
         l2: λ, at least 0.
+        relation: which columns are positive, by their labels.
         reduction: `"mean"` over the pairs, `"mean_active"` over those with ℓ > 0, `"sum"`, or `"none"` for
             one loss a pair, in the order of the batch or of the list.
         tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
@@ -155,77 +155,83 @@ class NPair(nn.Module):
         Sohn, "Improved deep metric learning with multi-class N-pair loss objective", 2016.
     """
 
-    def __init__(self, l2: float = 0.0, *, reduction: str = "mean", tile_rows: int | None = None) -> None:
-        super().__init__()
-        self.l2 = real("NPair", "l2", l2, minimum=0)
-        self.reduction = choice("NPair", "reduction", reduction, REDUCTIONS)
-        self.tile_rows = None if tile_rows is None else whole("NPair", "tile_rows", tile_rows, minimum=1)
-
-    def forward(
+    def __init__(
         self,
-        embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"] | None = None,
-        mined: Any = None,
+        l2: float = 0.0,
         *,
-        ids: Shaped[Tensor, " n"] | None = None,
-        ref: References | None = None,
+        relation: Relation = SameLabel(),  # noqa: B008
+        reduction: str = "mean",
+        tile_rows: int | None = None,
+    ) -> None:
+        super().__init__(dot, relation, reduction, tile_rows)
+        self.l2 = real("NPair", "l2", l2, minimum=0)
+
+    def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
+        """The loss of the first pair of each class."""
+        classes = self._classes(pairwise.labels)
+        if pairwise.own_column and isinstance(self.relation, SameLabel):
+            anchor, positive = _first_two(classes)
+            if self.reduction == "none":
+                anchor, order = anchor.sort()
+                positive = positive[order]
+            return self._of_pairs(pairwise.inputs, anchor, positive)
+        parts = [(classes[:0], classes[:0])]
+        for span in pairwise.spans():
+            found, column = pairwise.sides(span)[0].view(torch.uint8).max(1)  # the first of several
+            row = found.nonzero()[:, 0]
+            parts.append((row + span.start, column[row]))
+        anchor, positive = (torch.cat(side) for side in zip(*parts))
+        first = _first_of_each(classes[anchor])
+        anchor, positive = anchor[first], positive[first]
+        images = None
+        if pairwise.ids is not None and pairwise.column_ids is not None:
+            images = pairwise.ids[anchor], pairwise.column_ids[positive]
+        return self._of_pairs(pairwise.inputs, anchor, positive, images)
+
+    def of_mined(
+        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
     ) -> Float[Tensor, "..."]:
-        """The loss of one pair a class.
-
-        Args:
-            embeddings: [n, d] floats.
-            labels: [n] integers or bools.
-            mined: `Pairs` or `Triplets`, or index tensors like them, to choose from their positive pairs;
-                None for all positive pairs.
-            ids: [n] integers, which image each row is; read only without `mined`.
-            ref: the columns that positives are rows of; None for the batch itself.
-
-        Returns:
-            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
-            there are no pairs; [pairs] with `reduction="none"`.
-
-        Raises:
-            ValueError: no labels, what `Pairwise` refuses, or rows that do not exist.
-        """
+        """The loss of the first listed pair of each class."""
         if labels is None:
             expected = "labels, beside mined pairs too, since one pair of each class is taken"
             raise refusal("NPair", "labels", None, expected)
-        inputs = features("NPair", embeddings, dot, ref)
-        n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
-        if mined is None:
-            anchor, positive = _first_positives(embeddings, labels, ids, ref, self.tile_rows)
-        else:
-            anchor, positive = mined_rows("NPair", mined, n, r, device)[:2]
-            ids = None
-        first = _first_of_each(whole_numbers("NPair", "labels", labels, n, device)[anchor])
-        anchor, positive = anchor[first], positive[first]
-        columns = References(embeddings, None, ids) if ref is None else ref
-        classes = torch.arange(len(first), device=device)
-        pairwise = Pairwise(
-            "NPair",
-            embeddings[anchor],
-            classes,
-            ids=None if ids is None else ids.to(device)[anchor],
-            ref=References(
-                columns.embeddings[positive],
-                classes,
-                None if ids is None or columns.ids is None else columns.ids.to(device)[positive],
-            ),
-            distance=dot,
-            tile_rows=self.tile_rows,
-        )
+        inputs, (anchor, positive, *_) = self.listed(embeddings, mined, ref)
+        labels = self.relation.check("NPair", "labels", labels, len(inputs[0]), anchor.device)
+        first = _first_of_each(self._classes(labels)[anchor])
+        return self._of_pairs(inputs, anchor[first], positive[first])
+
+    def _classes(self, labels: Tensor) -> Int[Tensor, " n"]:
+        classes = self.relation.key(labels)
+        if classes is None:
+            expected = "SameLabel() or CrossGroup(), by which a row has a class that one pair stands for"
+            raise refusal("NPair", "relation", self.relation, expected)
+        return classes
+
+    def _of_pairs(
+        self,
+        inputs: tuple[Tensor, ...],
+        anchor: Int[Tensor, " u"],
+        positive: Int[Tensor, " u"],
+        images: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "..."]:
+        """ℓ of each pair against the others; `images` are the ids of both sides, where they may be equal."""
+        # The gradient of `index_select` costs a third of that of an index.
+        chosen = inputs[0].index_select(0, anchor), inputs[-1].index_select(0, positive)
+        own = torch.arange(len(anchor), device=anchor.device)
+        height = tile_height("NPair", len(anchor), inputs[0].dtype, self.tile_rows)
 
         def losses(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-            for tile in pairwise.tiles(x, y):
-                rows = slice(tile.start, tile.start + len(tile.distance))
-                size = x[rows].square().sum(1) + y[rows].square().sum(1)
-                yield _against_negatives(-tile.distance, tile) + self.l2 / 2 * size
+            for start in range(0, len(x), height):
+                rows = slice(start, start + height)
+                logits = products(x[rows], y)  # [a, u]
+                if images is not None:
+                    logits = logits.masked_fill(images[0][rows, None] == images[1], -torch.inf)
+                loss = cross_entropy(logits, own[rows], reduction="none")
+                if self.l2:
+                    loss = loss + self.l2 / 2 * (x[rows].square().sum(1) + y[rows].square().sum(1))
+                yield loss
 
-        return reduced(self.reduction, losses, *pairwise.inputs)
-
-    def extra_repr(self) -> str:
-        """The options, for `print`."""
-        return f"l2={self.l2:g}, reduction={self.reduction!r}"
+        return reduced(self.reduction, losses, *chosen, whole=0 < len(anchor) <= height)
 
 
 def _against_negatives(logits: Float[Tensor, "a r"], tile: Tile) -> Float[Tensor, " u"]:
@@ -235,37 +241,17 @@ def _against_negatives(logits: Float[Tensor, "a r"], tile: Tile) -> Float[Tensor
     return softplus(negatives[row] - logits[row, column])
 
 
-def _first_positives(
-    embeddings: Tensor,
-    labels: Tensor,
-    ids: Tensor | None,
-    ref: References | None,
-    tile_rows: int | None,
-) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"]]:
-    """Each row that has a positive, and the first column that is one."""
-    # Without a coordinate: who is whose positive is wanted, not how far.
-    bare = None if ref is None else ref._replace(embeddings=ref.embeddings[:, :0])
-    pairwise = Pairwise(
-        "NPair",
-        embeddings[:, :0],
-        labels,
-        ids=ids,
-        ref=bare,
-        distance=dot,
-        tile_rows=tile_rows,
-    )
-    rows, columns = [], []
-    for tile in pairwise.tiles():
-        row = tile.positive.any(1).nonzero()[:, 0]
-        rows.append(row + tile.start)
-        columns.append(tile.positive[row].byte().argmax(1))
-    nothing = torch.empty(0, dtype=torch.int64, device=embeddings.device)
-    return torch.cat([nothing, *rows]), torch.cat([nothing, *columns])
+def _first_two(classes: Int[Tensor, " n"]) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"]]:
+    """The first and the second row of each class that has two."""
+    classes, order = classes.sort(stable=True)
+    same = classes[1:] == classes[:-1]
+    first = same.clone()
+    first[1:] &= ~same[:-1]
+    return order[:-1][first], order[1:][first]
 
 
 def _first_of_each(values: Int[Tensor, " t"]) -> Int[Tensor, " u"]:
     """Where each distinct value stands for the first time, in rising order."""
-    order = values.argsort(stable=True)
-    new = torch.ones_like(order, dtype=torch.bool)
-    new[1:] = values[order][1:] != values[order][:-1]
-    return order[new].sort().values
+    values, order = values.sort(stable=True)
+    new = values[1:] != values[:-1]
+    return torch.cat([order[:1], order[1:][new]]).sort().values

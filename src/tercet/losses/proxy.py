@@ -11,19 +11,21 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
 from tercet.checks import real, refusal, whole
+from tercet.compiling import outside_graph
 from tercet.distances import cosine
-from tercet.losses.rowwise import above_zero, log_sum
+from tercet.losses.head import above_zero
+from tercet.losses.rowwise import products
 from tercet.pairwise import features
 from tercet.randomness import derive_key
 from tercet.relations import whole_numbers
 from tercet.tuples import References
 
-__all__ = ["ProxyAnchor", "ProxyHead", "ProxyNCA", "SoftTriple", "cosines"]
+__all__ = ["ProxyAnchor", "ProxyHead", "ProxyNCA", "SoftTriple"]
 
 
 class ProxyHead(nn.Module, ABC):
@@ -58,16 +60,20 @@ class ProxyHead(nn.Module, ABC):
     ) -> Float[Tensor, ""]:
         """The loss of one or more unit vectors against unit proxies."""
 
+    @outside_graph
     def forward(
         self,
         embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"] | None = None,
+        labels: Shaped[Tensor, "n *c"] | None = None,
         mined: Any = None,
         *,
         ids: Shaped[Tensor, " n"] | None = None,
         ref: References | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of the batch.
+
+        It waits for the device, to look for NaN and for labels out of range, and stands outside the graph of
+        something compiled.
 
         Args:
             embeddings: [n, d] floats; only their directions count.
@@ -98,9 +104,14 @@ class ProxyHead(nn.Module, ABC):
         if x.device != self.proxies.device:
             expected = f"the proxies' device {self.proxies.device}"
             raise refusal(owner, "embeddings", str(x.device), expected, "move the head with .to(device)")
+        if labels.ndim > 1:
+            expected = f"shape ({len(x)},), a class number for each embedding"
+            way_out = "take a head with relation= for several labels a row"
+            raise refusal(owner, "labels", f"shape {tuple(labels.shape)}", expected, way_out)
         labels = whole_numbers(owner, "labels", labels, len(x), x.device)
-        outside = labels[(labels < 0) | (labels >= self.num_classes)]
-        if len(outside):
+        least, most = torch.stack(labels.aminmax()).tolist() if len(labels) else (0, 0)
+        if least < 0 or most >= self.num_classes:
+            outside = labels[(labels < 0) | (labels >= self.num_classes)]
             expected = f"class numbers from 0 to {self.num_classes - 1}, as num_classes says"
             way_out = "torch.unique(all_labels, return_inverse=True) numbers classes"
             raise refusal(owner, "labels", int(outside[0]), expected, way_out)
@@ -162,11 +173,12 @@ class ProxyNCA(ProxyHead):
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
-        nearness = cosines(x, proxies) * (2 / self.temperature)  # −D/T + 2/T
-        others = nearness - nearness.gather(1, labels[:, None])  # [n, p]
-        if not self.plus_plus:
-            others = others.masked_fill(_own(labels, proxies), -math.inf)
-        return others.logsumexp(1).mean()
+        nearness = products(x, proxies * (2 / self.temperature))  # −D/T + 2/T, [n, p]
+        if self.plus_plus:
+            return cross_entropy(nearness, labels)
+        own = labels[:, None]
+        others = nearness.scatter(1, own, -math.inf).logsumexp(1)
+        return (others - nearness.gather(1, own)[:, 0]).mean()
 
 
 class ProxyAnchor(ProxyHead):
@@ -209,10 +221,11 @@ class ProxyAnchor(ProxyHead):
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
-        s, own = cosines(x, proxies), _own(labels, proxies)
-        pulled = softplus(log_sum((self.margin - s) * self.alpha, own, dim=0))  # [p]
-        pushed = softplus(log_sum((self.margin + s) * self.alpha, ~own, dim=0))
-        return pulled.sum() / own.any(0).sum() + pushed.mean()
+        s, own, shift = products(x, proxies * self.alpha), labels[:, None], self.margin * self.alpha  # α s
+        pulled, present = _log_sums(shift - s.gather(1, own)[:, 0], labels, len(proxies))  # [p]
+        # Not −∞: the derivative of a sum over nothing but −∞ is NaN.
+        pushed = s.scatter(1, own, torch.finfo(s.dtype).min).logsumexp(0) + shift
+        return softplus(pulled).sum() / present + softplus(pushed).mean()
 
 
 class SoftTriple(ProxyHead):
@@ -270,10 +283,10 @@ class SoftTriple(ProxyHead):
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
-        to_centers = cosines(x, proxies).unflatten(1, (self.num_classes, self.centers))  # [n, C, K]
-        s = ((to_centers / self.gamma).softmax(2) * to_centers).sum(2)  # [n, C]
-        s = s.scatter_add(1, labels[:, None], s.new_full((len(s), 1), -self.margin))
-        loss = cross_entropy(s * self.la, labels)
+        near = products(x, proxies / self.gamma).unflatten(1, (self.num_classes, self.centers))  # [n, C, K]
+        s = (near.softmax(2) * near).sum(2) * (self.gamma * self.la)  # [n, C], λ S
+        s = s.scatter_add(1, labels[:, None], s.new_full((len(s), 1), -self.margin * self.la))
+        loss = cross_entropy(s, labels)
         if self.tau == 0 or self.centers == 1:
             return loss
         w = proxies.unflatten(0, (self.num_classes, self.centers))  # [C, K, d]
@@ -281,26 +294,10 @@ class SoftTriple(ProxyHead):
         return loss + self.tau * apart / (self.num_classes * self.centers * (self.centers - 1))
 
 
-class _Product(torch.autograd.Function):
-    """x yᵀ, whose gradient keeps the precision of x even where `backward` is called under autocast."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, y: Any) -> Any:
-        ctx.save_for_backward(x, y)
-        return x @ y.T
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        x, y = ctx.saved_tensors
-        with torch.autocast(grad.device.type, enabled=False):
-            return grad @ y, grad.T @ x
-
-
-def cosines(x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"]) -> Float[Tensor, "n p"]:
-    """cos(x_i, p_j) of unit vectors, outside autocast."""
-    return _Product.apply(x, proxies)
-
-
-def _own(labels: Int[Tensor, " n"], proxies: Float[Tensor, "p d"]) -> Bool[Tensor, "n p"]:
-    """Which proxy is that of the row's class."""
-    return labels[:, None] == torch.arange(len(proxies), device=labels.device)
+def _log_sums(
+    values: Float[Tensor, " n"], labels: Int[Tensor, " n"], count: int
+) -> tuple[Float[Tensor, " p"], Int[Tensor, ""]]:
+    """log Σ exp of the values of each class, −∞ where there are none, and how many classes have any."""
+    most = values.new_full((count,), -math.inf).scatter_reduce(0, labels, values.detach(), "amax")
+    sums = values.new_zeros(count).index_add(0, labels, torch.exp(values - most[labels]))
+    return most + torch.log(sums), (sums > 0).sum()

@@ -1,116 +1,65 @@
-"""What listwise heads are made of: their call, the tiles of a mined list, a log Σ exp of part of a row."""
+"""What listwise heads are made of: the tiles of a mined list, a log Σ exp of part of a row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
-from tercet.checks import choice, real, refusal, whole
-from tercet.distances import Distance, as_distance, cosine, dot
-from tercet.pairwise import (
-    REDUCTIONS,
-    Pairwise,
-    Tile,
-    features,
-    mined_rows,
-    summed,
-    tile_height,
-    tiled_mean,
-)
+from tercet.distances import Distance, cosine
+from tercet.losses.head import Head, pairs_of, reduced
+from tercet.losses.slopes import NegativeCosine, differentiated, sloped
+from tercet.pairwise import Pairwise, Tile, features, mined_rows, tile_height
+from tercet.relations import Relation
+from tercet.squares import full_precision
 from tercet.tuples import References
 
-__all__ = ["ListwiseHead", "MinedPairs", "NegativeCosine", "above_zero", "log_sum", "reduced"]
+__all__ = ["ListwiseHead", "MinedPairs", "log_sum", "products"]
 
 
-class NegativeCosine:
-    """D = −cos(x, y), the cosine distance less 1, by a matrix product: many times faster than by differences.
+class ListwiseHead(Head):
+    """A head whose loss of an anchor is made of one row: of a mined list each distinct pair counts once.
 
-    It is not exactly −1 for equal rows: a similarity does without the digits that a small distance needs.
-    """
-
-    differentiable = True
-    prepare = staticmethod(cosine.prepare)
-    tile = staticmethod(dot.tile)
-    paired = staticmethod(dot.paired)
-
-    def __repr__(self) -> str:
-        return "cosine"
-
-
-class ListwiseHead(nn.Module):
-    """The call that listwise heads share: what is compared, tile by tile, and one number made of it.
-
-    A head adds its options and `losses_of(tile)`, the losses of a tile that the mean is over. Everything it
-    needs of an anchor stands in one row, so the memory is that of a few tiles, never positives × negatives.
+    A head adds its options and `losses_of(tile)`, the losses of a tile that the mean is over. The memory is
+    that of a few tiles, never positives × negatives.
 
     No head minds 1 less in every distance, so `cosine` becomes −s, s the cosine similarity.
     """
 
     losses_of: Callable[[Tile], Tensor]
 
-    def __init__(self, distance: Distance | str, reduction: str, tile_rows: int | None) -> None:
-        super().__init__()
-        owner = type(self).__name__
-        measure = as_distance(owner, distance, gradient=True)
-        self.distance = NegativeCosine() if measure == cosine else measure
-        self.reduction = choice(owner, "reduction", reduction, REDUCTIONS)
-        self.tile_rows = None if tile_rows is None else whole(owner, "tile_rows", tile_rows, minimum=1)
+    def __init__(
+        self, distance: Distance | str, relation: Relation, reduction: str, tile_rows: int | None
+    ) -> None:
+        super().__init__(distance, relation, reduction, tile_rows)
+        if self.distance == cosine:
+            self.distance = NegativeCosine()
 
-    def forward(
-        self,
-        embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"] | None = None,
-        mined: Any = None,
-        *,
-        ids: Shaped[Tensor, " n"] | None = None,
-        ref: References | None = None,
-    ) -> Float[Tensor, "..."]:
-        """The loss of the mined pairs, or of all.
-
-        Args:
-            embeddings: [n, d] floats.
-            labels: [n] integers or bools; read only without `mined`.
-            mined: `Pairs`, or any four index tensors like them; or `Triplets`, or any three: their pairs
-                (a, p) and (a, n). Each distinct pair counts once. None for all pairs.
-            ids: [n] integers, which image each row is; read only without `mined`.
-            ref: the columns that positives and negatives are rows of; None for the batch itself.
-
-        Returns:
-            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
-            there is nothing to compare. With `reduction="none"` one loss for each that the mean is over, by
-            anchor and then by positive; its graph holds all tiles.
-
-        Raises:
-            ValueError: neither labels nor pairs, what `Pairwise` refuses, or rows that do not exist.
-        """
-        owner = type(self).__name__
-        if mined is not None:
-            return self.loss_of(MinedPairs(owner, embeddings, mined, self.distance, ref, self.tile_rows))
-        if labels is None:
-            raise refusal(owner, "labels", None, "labels, or mined pairs")
-        pairwise = Pairwise(
-            owner,
-            embeddings,
-            labels,
-            ids=ids,
-            ref=ref,
-            distance=self.distance,
-            tile_rows=self.tile_rows,
-        )
+    def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
+        """The loss of rows against columns."""
         return self.loss_of(pairwise)
 
+    def of_mined(
+        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    ) -> Float[Tensor, "..."]:
+        """The loss of the pairs of a list."""
+        owner = type(self).__name__
+        return self.loss_of(MinedPairs(owner, embeddings, mined, self.distance, ref, self.tile_rows))
+
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
-        """The loss of rows against columns."""
+        """The loss of rows against columns, whoever says what is positive."""
+        if self.reduction != "none":
+            return sloped(compared, self.reduction, partial(differentiated, self.losses_of, self.reduction))
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for tile in compared.tiles(*inputs):
                 yield self.losses_of(tile)
 
-        return reduced(self.reduction, losses, *compared.inputs)
+        return reduced("none", losses, *compared.inputs)
 
 
 class MinedPairs:
@@ -138,47 +87,57 @@ class MinedPairs:
         self.distance = distance
         self.inputs = features(owner, embeddings, distance, ref)
         n, r, device = len(self.inputs[0]), len(self.inputs[-1]), self.inputs[0].device
-        rows = mined_rows(owner, mined, n, r, device)
-        self._sides = (rows[0], rows[1]), (rows[-2] if len(rows) == 4 else rows[0], rows[-1])
+        self._pairs = pairs_of(mined_rows(owner, mined, n, r, device))
+        self.given_tile_rows = tile_rows
         self.tile_rows = tile_height(owner, r, self.inputs[0].dtype, tile_rows)
+
+    def spans(self) -> Iterator[slice]:
+        """The rows in blocks of `tile_rows`; none where there are no columns to stand against."""
+        n = len(self.inputs[0]) if len(self.inputs[-1]) else 0
+        for start in range(0, n, self.tile_rows):
+            yield slice(start, min(start + self.tile_rows, n))
+
+    def sides(self, rows: slice) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
+        """Which columns are listed as positive and which as negative for each of `rows`."""
+        masks = []
+        for anchor, column in self._pairs:
+            mask = anchor.new_zeros(rows.stop - rows.start, len(self.inputs[-1]), dtype=torch.bool)
+            if len(mask) < len(self.inputs[0]):
+                here = (anchor >= rows.start) & (anchor < rows.stop)
+                anchor, column = anchor[here] - rows.start, column[here]
+            mask[anchor, column] = True
+            masks.append(mask)
+        return masks[0], masks[1]
 
     def tiles(self, *inputs: Float[Tensor, "_ k"]) -> Iterator[Tile]:
         """Anchors × columns, in row order; `inputs` as `Pairwise.tiles` takes them."""
         x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
-        for start in range(0, len(x) if len(y) else 0, self.tile_rows):
-            distance = self.distance.tile(x[start : start + self.tile_rows], y)
-            masks = []
-            for anchor, column in self._sides:
-                here = (anchor >= start) & (anchor < start + len(distance))
-                mask = torch.zeros_like(distance, dtype=torch.bool)
-                mask[anchor[here] - start, column[here]] = True
-                masks.append(mask)
-            yield Tile(start, distance, *masks)
+        for rows in self.spans():
+            yield Tile(rows.start, self.distance.tile(x[rows], y), *self.sides(rows))
 
 
-def above_zero(owner: str, argument: str, value: Any) -> float:
-    """`value` as a float, refused unless it is finite and above 0."""
-    number = real(owner, argument, value)
-    if number <= 0:
-        raise refusal(owner, argument, value, "a finite number above 0")
-    return number
+class _Product(torch.autograd.Function):
+    """x yᵀ, whose gradient keeps the precision of x even where `backward` is called under autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, y: Any) -> Any:
+        ctx.save_for_backward(x, y)
+        return x @ y.T
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        x, y = ctx.saved_tensors
+        with full_precision(grad.device):
+            return grad @ y, grad.T @ x
+
+
+def products(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+    """x_i·y_j of every row with every column, outside autocast."""
+    with full_precision(x.device):
+        return _Product.apply(x, y)
 
 
 def log_sum(logits: Float[Tensor, "a r"], mask: Bool[Tensor, "a r"], dim: int = 1) -> Float[Tensor, " _"]:
     """log Σ exp over the masked entries along `dim`; over none the lowest number of the kind, no gradient."""
     # Not −∞: the derivative of a sum over nothing but −∞ is NaN.
     return torch.logsumexp(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=dim)
-
-
-def reduced(
-    reduction: str, losses: Callable[..., Iterator[Tensor]], *inputs: Float[Tensor, "..."]
-) -> Float[Tensor, "..."]:
-    """The losses that a generator makes of tensors like `inputs`, a tile at a time, as `reduction` says."""
-    if reduction == "none":
-        return torch.cat([inputs[0].sum(1)[:0], *losses(*inputs)])
-
-    def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for part in losses(*inputs):
-            yield summed(part, reduction)
-
-    return tiled_mean(reduction, terms, *inputs)

@@ -1,26 +1,50 @@
 """Losses over all pairs or triplets with their gradient: no graph of a tile, no list.
 
 A loss that sees embeddings through their distances alone has the gradient Σ w_ij ∇D_ij, w_ij = ∂L/∂D_ij.
-A head says what w is, a tile at a time; here it becomes two matrix products a tile.
+A head says what w is, a tile at a time; here it becomes one or two matrix products a tile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.distances import Distance, Mahalanobis, cosine, dot, euclidean, squared_euclidean
-from tercet.pairwise import Pairwise, Tile, tiled_mean
+from tercet.pairwise import Pairwise, Tile
+from tercet.relations import CrossGroup, Graded, SameLabel, SharedLabel
+from tercet.squares import centre_of, full_precision, roundoff
+from tercet.sums import summed, with_gradient
 
-__all__ = ["TileLoss", "sloped_mean"]
+__all__ = ["Compared", "NegativeCosine", "TileLoss", "differentiated", "mirrored", "sloped"]
 
 # Many passes go over a tile; beyond the cache, or in memory fresh from the system, each takes several times
 # as long.
-_CACHED_NUMBERS = 2**17
+_CACHED_NUMBERS = 2**20
+# Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
+_NEAR = 0.1
+_CHUNK = 2**20  # numbers gathered at once for single pairs
+
+
+@runtime_checkable
+class Compared(Protocol):
+    """Rows against columns: `Pairwise`, or a list that is shown as such."""
+
+    distance: Distance
+    inputs: tuple[Tensor, ...]
+    given_tile_rows: int | None
+    tile_rows: int
+
+    def spans(self) -> Iterator[slice]:
+        """The rows in blocks of `tile_rows`."""
+        ...
+
+    def sides(self, rows: slice) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
+        """The positives and the negatives of each row."""
+        ...
 
 
 class TileLoss(NamedTuple):
@@ -29,123 +53,252 @@ class TileLoss(NamedTuple):
     Args:
         value: their sum, float64.
         count: how many of them the mean is over, int64.
-        slopes: float [a, r], w = ∂value/∂D.
+        slopes: float [a, r], w = ∂value/∂D; None where no gradient is wanted.
     """
 
     value: Float[Tensor, ""]
     count: Int[Tensor, ""]
-    slopes: Float[Tensor, "a r"]
+    slopes: Float[Tensor, "a r"] | None
 
 
-def sloped_mean(
-    pairwise: Pairwise, reduction: str, loss_of: Callable[[Tile], TileLoss], tile_rows: int | None = None
+class NegativeCosine:
+    """D = −cos(x, y), the cosine distance less 1, by a matrix product: many times faster than by differences.
+
+    It is not exactly −1 for equal rows: a similarity does without the digits that a small distance needs.
+    """
+
+    differentiable = True
+    prepare = staticmethod(cosine.prepare)
+    tile = staticmethod(dot.tile)
+    paired = staticmethod(dot.paired)
+
+    def __repr__(self) -> str:
+        return "cosine"
+
+
+def mirrored(compared: Compared) -> bool:
+    """Whether (i, j) and (j, i) are surely the same two images on the same side."""
+    if not isinstance(compared, Pairwise) or len(compared.inputs) == 2:
+        return False
+    relation = compared.relation
+    if isinstance(relation, Graded):
+        return isinstance(relation.relevance, str)
+    return isinstance(relation, (SameLabel, SharedLabel, CrossGroup))
+
+
+def sloped(
+    compared: Compared,
+    reduction: str,
+    loss_of: Callable[[Tile], TileLoss],
+    symmetric: bool = False,
 ) -> Float[Tensor, ""]:
     """What `tiled_mean` gives, of losses whose derivative by each distance is known.
 
     Args:
-        pairwise: rows and columns.
+        compared: rows and columns.
         reduction: `"mean_active"`, `"mean"` or `"sum"`.
         loss_of: the losses of a tile, called where no graph is recorded.
-        tile_rows: rows computed at once; None for as many as stay in a processor's cache.
+        symmetric: w_ij = w_ji, so that the columns' part of the gradient is the rows' part once more.
 
     Returns:
         The loss, with a graph.
     """
-
-    columns = pairwise.inputs[-1]
-    if tile_rows is None and columns.device.type == "cpu":
-        pairwise.tile_rows = min(pairwise.tile_rows, max(64, _CACHED_NUMBERS // max(1, len(columns))))
-
-    def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        value = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
-        count = torch.zeros((), dtype=torch.int64, device=inputs[0].device)
-        with torch.no_grad():
-            gradient = _kind_of(pairwise.distance)(pairwise.distance, inputs)
-            for tile in pairwise.tiles(*(v.detach() for v in inputs)):
-                loss = loss_of(tile)
-                value += loss.value
-                count += loss.count
-                gradient.add(tile, loss.slopes)
-            gradients = gradient.sums()
-        for v, sums in zip(inputs, gradients):
-            if v.requires_grad:
-                linear = (v * sums).sum()  # 0 to the loss, `sums` to the gradient
-                value = value + (linear - linear.detach())
-        yield value, count
-
-    return tiled_mean(reduction, terms, *pairwise.inputs)
+    inputs = compared.inputs
+    columns = inputs[-1]
+    if compared.given_tile_rows is None and columns.device.type == "cpu":
+        compared.tile_rows = min(compared.tile_rows, max(64, _CACHED_NUMBERS // max(1, len(columns))))
+    wanted = torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
+    sums = []
+    with torch.no_grad(), full_precision(columns.device):
+        kind = _kind_of(compared.distance, columns)
+        # A distance of somebody else's may not be the same both ways.
+        gradient = kind(compared, symmetric and kind is not _Tiles)
+        for rows in compared.spans():
+            tile = Tile(rows.start, gradient.measure(rows), *compared.sides(rows))
+            loss = loss_of(tile)
+            sums.append((loss.value, loss.count))
+            if wanted and loss.slopes is not None:
+                gradient.add(rows, loss.slopes)
+        gradients = gradient.sums() if wanted else []
+    sums = sums or [(columns.new_zeros((), dtype=torch.float64), columns.new_zeros((), dtype=torch.int64))]
+    value, count = sums[0] if len(sums) == 1 else (torch.stack(part).sum() for part in zip(*sums))
+    return with_gradient(reduction, value, count, gradients, inputs)
 
 
-def _kind_of(distance: Distance) -> type[_Products] | type[_Tiles]:
-    closed = (euclidean, squared_euclidean, cosine, dot)
-    return _Products if isinstance(distance, Mahalanobis) or distance in closed else _Tiles
+def differentiated(losses_of: Callable[[Tile], Tensor], reduction: str, tile: Tile) -> TileLoss:
+    """A `TileLoss` of the losses of a tile, by differentiating them."""
+    with torch.enable_grad():
+        d = tile.distance.requires_grad_()
+        value, count = summed(losses_of(tile._replace(distance=d)), reduction)
+        slopes = torch.autograd.grad(value, d)[0] if value.requires_grad else None
+    d.requires_grad_(False)
+    return TileLoss(value.detach(), count, slopes)
 
 
-class _Products:
-    """Σ w_ij ∇D_ij by matrix products, where ∇D(x, y) is c·(x − y), or −y for `dot`.
+def _kind_of(distance: Distance, columns: Tensor) -> type[_Products] | type[_Squares] | type[_Tiles]:
+    if distance == dot or isinstance(distance, NegativeCosine):
+        return _Products
+    closed = isinstance(distance, Mahalanobis) or distance in (euclidean, squared_euclidean, cosine)
+    # A product of lowered precision is no way to a distance.
+    return _Squares if closed and roundoff(columns) <= 2.0**-24 else _Tiles
 
-    Σ_j c_ij (x_i − y_j) = (Σ_j c_ij)·x_i − Σ_j c_ij y_j: both sums come from one product with [y, 1]. It is
-    taken in float64, or near duplicates would lose the direction that they differ in.
+
+class _Gradient:
+    """The distances of some rows to all columns, and then Σ w_ij ∇D_ij of them."""
+
+    def __init__(self, compared: Compared, spaces: tuple[Tensor, ...], symmetric: bool) -> None:
+        self.distance = compared.distance
+        self.x, self.y = spaces[0], spaces[-1]
+        self.own = len(spaces) == 1
+        self.once = symmetric and self.own
+        self.totals = [
+            torch.zeros_like(v) if given.requires_grad else None for v, given in zip(spaces, compared.inputs)
+        ]
+
+    def measure(self, rows: slice) -> Float[Tensor, "a r"]:
+        """D of each of `rows` to every column, to be left as it is until `add`."""
+        raise NotImplementedError
+
+    def add(self, rows: slice, slopes: Float[Tensor, "a r"]) -> None:
+        """Take in w of the rows that were measured last."""
+        raise NotImplementedError
+
+    def sums(self) -> list[Tensor | None]:
+        """The gradient by each input."""
+        if self.once and self.totals[0] is not None:
+            self.totals[0].mul_(2)
+        return self.totals
+
+
+class _Products(_Gradient):
+    """D = −x·y, whose gradient by x is −y."""
+
+    def __init__(self, compared: Compared, symmetric: bool) -> None:
+        super().__init__(compared, tuple(v.detach() for v in compared.inputs), symmetric)
+        self.minus = self.y.neg()  # fewer numbers than the product
+
+    def measure(self, rows: slice) -> Float[Tensor, "a r"]:
+        return self.x[rows] @ self.minus.T
+
+    def add(self, rows: slice, slopes: Float[Tensor, "a r"]) -> None:
+        by_x, by_y = self.totals[0], self.totals[-1]
+        if by_x is not None:
+            by_x[rows].addmm_(slopes, self.minus)
+        if by_y is not None and not self.once:
+            by_y.addmm_(slopes.T, self.x[rows], alpha=-1)
+
+
+class _Squares(_Gradient):
+    """D a function of ‖x − y‖², with ∇D = c·(x − y): by products what is not near, by differences what is.
+
+    Σ_j c_ij (x_i − y_j) = (Σ_j c_ij)·x_i − Σ_j c_ij y_j loses the digits of an x_i − y_j that is small beside
+    x_i. So x and y are taken about the columns' centre, and near pairs, normally few, are added one by one;
+    a tile that has many of them is differentiated instead.
     """
 
-    def __init__(self, distance: Distance, inputs: tuple[Tensor, ...]) -> None:
-        self.distance = distance
-        self.inputs = inputs
-        self.wide = [torch.cat([v, torch.ones_like(v[:, :1])], dim=1).double() for v in inputs]  # [n, k + 1]
-        self.products = [torch.zeros_like(v) for v in self.wide]
-        self.no_zero = [v.any(1) for v in inputs]
+    def __init__(self, compared: Compared, symmetric: bool) -> None:
+        distance = compared.distance
+        spaces = tuple(distance.space(v.detach()) for v in compared.inputs)  # type: ignore[attr-defined]
+        super().__init__(compared, spaces, symmetric)
+        self.root = distance == euclidean or isinstance(distance, Mahalanobis)
+        centre = centre_of(self.y)
+        self.u = self.x - centre
+        self.v = self.u if self.own else self.y - centre
+        self.uu = self.u.square().sum(1)
+        self.vv = self.uu if self.own else self.v.square().sum(1)
+        self.reach = (self.uu.amax() + self.vv.amax()) * _NEAR if len(self.uu) and len(self.vv) else 0.0
+        self.compared, self.symmetric = compared, symmetric
+        self.many: _Tiles | None = None
+        self.state: tuple[Tensor, tuple[Tensor, Tensor] | None] | None = None
 
-    def add(self, tile: Tile, slopes: Float[Tensor, "a r"]) -> None:
-        """Take in a tile."""
-        rows = slice(tile.start, tile.start + len(slopes))
-        c = self._coefficients(tile, slopes, rows).double()  # [a, r]
-        if self.inputs[0].requires_grad:
-            self.products[0][rows].addmm_(c, self.wide[-1])
-        if self.inputs[-1].requires_grad:
-            self.products[-1].addmm_(c.T, self.wide[0][rows])
+    def measure(self, rows: slice) -> Float[Tensor, "a r"]:
+        d = torch.addmm(self.vv, self.u[rows], self.v.T, alpha=-2).add_(self.uu[rows, None])  # [a, r]
+        if self.own:
+            d.diagonal(rows.start).fill_(torch.inf)  # a row and itself are near, and 0 apart
+        near, known = None, len(d) if self.own else 0
+        if 8 * known > d.numel() or bool(d.amin() <= self.reach):
+            i, j = (d <= (self.uu[rows, None] + self.vv) * _NEAR).nonzero(as_tuple=True)
+            if 8 * (known + len(i)) > d.numel():
+                self.many, self.state = self.many or _Tiles(self.compared, self.symmetric), None
+                return self.many.measure(rows)
+            if len(i):
+                near = i, j
+                d[i, j] = torch.cat([apart.square_().sum(1) for _, apart in self._apart(rows, i, j)])
+        if self.own:
+            d.diagonal(rows.start).fill_(0.0)
+        if self.root:
+            d.sqrt_()
+        elif self.distance == cosine:
+            d.mul_(0.5)
+        self.state = d, near
+        return d
 
-    def sums(self) -> list[Tensor]:
-        """The gradient by each input."""
-        sums = []
-        for v, wide, product in zip(self.inputs, self.wide, self.products):
-            total = product[:, :-1].neg_()
-            if self.distance is not dot:
-                total.addcmul_(product[:, -1:], wide[:, :-1])
-            sums.append(total.to(v.dtype))
-        return sums
-
-    def _coefficients(self, tile: Tile, slopes: Tensor, rows: slice) -> Float[Tensor, "a r"]:
-        if self.distance is dot:
-            return slopes
-        if self.distance is squared_euclidean:
-            return slopes * 2
-        if self.distance is cosine:  # which is 1 wherever one of two is zero
-            return slopes * self.no_zero[0][rows, None] * self.no_zero[-1]
-        d = tile.distance.double()  # or w/D·(x − y) would be rounded before the terms cancel
-        return slopes.double() / d.masked_fill_(d == 0, torch.inf)
-
-
-class _Tiles:
-    """Σ w_ij ∇D_ij of any other distance, by differentiating `tile`."""
-
-    def __init__(self, distance: Distance, inputs: tuple[Tensor, ...]) -> None:
-        self.distance = distance
-        self.inputs = inputs
-        self.totals = [torch.zeros_like(v, dtype=torch.float64) for v in inputs]
-
-    def add(self, tile: Tile, slopes: Float[Tensor, "a r"]) -> None:
-        """Take in a tile."""
-        if not any(v.requires_grad for v in self.inputs):
+    def add(self, rows: slice, slopes: Float[Tensor, "a r"]) -> None:
+        if self.state is None:
+            assert self.many is not None
+            self.many.add(rows, slopes)
             return
-        rows = slice(tile.start, tile.start + len(slopes))
-        x = self.inputs[0][rows].detach().requires_grad_()
-        y = self.inputs[-1].detach().requires_grad_()
-        with torch.enable_grad():
-            d = self.distance.tile(x, y)
-        by_x, by_y = torch.autograd.grad(d, (x, y), slopes)
-        self.totals[0][rows] += by_x
-        self.totals[-1] += by_y
+        d, near = self.state
+        equal = slopes.new_zeros(0) if near is None else d[near] == 0
+        if self.root:
+            if self.own:
+                d.diagonal(rows.start).fill_(torch.inf)
+            c = torch.div(slopes, d, out=d)  # [a, r]
+        else:
+            c = slopes if self.distance == cosine else torch.mul(slopes, 2, out=d)
+        if near is not None:
+            c = c.contiguous()
+            weights = c[near].masked_fill_(equal, 0.0)  # where the root has no slope
+            c[near] = 0.0
+            self._add_apart(rows, *near, weights)
+        by_x, by_y = self.totals[0], self.totals[-1]
+        if by_x is not None:
+            by_x[rows].addmm_(c, self.v, alpha=-1).addcmul_(c.sum(1, keepdim=True), self.u[rows])
+        if by_y is not None and not self.once:
+            by_y.addmm_(c.T, self.u[rows], alpha=-1).addcmul_(c.sum(0)[:, None], self.v)
 
-    def sums(self) -> list[Tensor]:
-        """The gradient by each input."""
-        return [total.to(v.dtype) for v, total in zip(self.inputs, self.totals)]
+    def sums(self) -> list[Tensor | None]:
+        totals = super().sums()
+        if self.distance == cosine:  # whose space has a coordinate more
+            totals = [None if total is None else total[:, :-1] for total in totals]
+        if self.many is not None:
+            parts = zip(totals, self.many.sums())
+            totals = [total if total is None or more is None else total + more for total, more in parts]
+        return totals
+
+    def _apart(self, rows: slice, i: Tensor, j: Tensor) -> Iterator[tuple[slice, Float[Tensor, "c k"]]]:
+        """x_i − y_j of single pairs, some at a time."""
+        step = max(1, _CHUNK // self.x.shape[1])
+        x = self.x[rows]
+        for start in range(0, len(i), step):
+            some = slice(start, start + step)
+            yield some, x[i[some]] - self.y[j[some]]
+
+    def _add_apart(self, rows: slice, i: Tensor, j: Tensor, weights: Float[Tensor, " t"]) -> None:
+        by_x, by_y = self.totals[0], self.totals[-1]
+        for some, apart in self._apart(rows, i, j):
+            apart.mul_(weights[some, None])
+            if by_x is not None:
+                by_x[rows].index_add_(0, i[some], apart)
+            if by_y is not None and not self.once:
+                by_y.index_add_(0, j[some], apart, alpha=-1)
+
+
+class _Tiles(_Gradient):
+    """Any other distance, by differentiating `tile`."""
+
+    def __init__(self, compared: Compared, symmetric: bool) -> None:
+        super().__init__(compared, tuple(v.detach() for v in compared.inputs), symmetric)
+
+    def measure(self, rows: slice) -> Float[Tensor, "a r"]:
+        self.leaves = self.x[rows].detach().requires_grad_(), self.y.detach().requires_grad_()
+        with torch.enable_grad():
+            self.d = self.distance.tile(*self.leaves)
+        return self.d.detach()
+
+    def add(self, rows: slice, slopes: Float[Tensor, "a r"]) -> None:
+        by_x, by_y = torch.autograd.grad(self.d, self.leaves, slopes)
+        if self.totals[0] is not None:
+            self.totals[0][rows] += by_x
+        if self.totals[-1] is not None and not self.once:
+            self.totals[-1] += by_y

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tercet.checks import real
-from tercet.losses.proxy import ProxyHead, cosines
-from tercet.losses.rowwise import above_zero
+from tercet.losses.head import above_zero
+from tercet.losses.proxy import ProxyHead
+from tercet.losses.rowwise import products
 
 __all__ = ["ArcFace", "CosFace", "NormalizedSoftmax"]
 
@@ -47,7 +48,7 @@ class NormalizedSoftmax(ProxyHead):
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
-        return cross_entropy(cosines(x, proxies) / self.temperature, labels)
+        return cross_entropy(products(x, proxies / self.temperature), labels)
 
 
 class ArcFace(ProxyHead):
@@ -58,7 +59,8 @@ class ArcFace(ProxyHead):
     Beyond θ = π − m the cosine would rise again. There ψ(θ) = cos θ − m sin m, which keeps falling, after a
     step down of cos m + m sin m − 1 at π − m. With `easy_margin`, ψ(θ) = cos θ beyond π/2.
 
-    θ comes from the chord, as 2 atan2(‖x − p‖, ‖x + p‖), so its gradient is finite everywhere: 0 at x = ±p.
+    cos(θ + m) = cos m cos θ − sin m sin θ, with sin θ = ‖p − cos θ·x‖, whose gradient is finite everywhere: 0
+    at x = ±p.
 
     Args:
         num_classes: how many classes, and proxies, there are.
@@ -99,14 +101,20 @@ class ArcFace(ProxyHead):
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
-        p, length = proxies[labels], torch.linalg.vector_norm
-        theta = 2 * torch.atan2(length(x - p, dim=1), length(x + p, dim=1))  # [n]
+        s = products(x, proxies * self.scale)  # [n, p], σ cos θ
+        own = s.gather(1, labels[:, None])
+        # The length's slope by cos θ is 0, x being at right angles to what it is the length of.
+        p = proxies.index_select(0, labels)
+        apart = torch.addcmul(p, own.detach(), x, value=-1 / self.scale)  # [n, d]
+        sine = torch.linalg.vector_norm(apart, dim=1, keepdim=True)
+        turned = torch.add(own * math.cos(self.margin), sine, alpha=-self.scale * math.sin(self.margin))
         if self.easy_margin:
-            last, beyond = math.pi / 2, torch.cos(theta)
+            last, beyond = 0.0, own
         else:
-            last, beyond = math.pi - self.margin, torch.cos(theta) - self.margin * math.sin(self.margin)
-        own = torch.where(theta <= last, torch.cos(theta + self.margin), beyond)
-        return _softmax_loss(cosines(x, proxies), own, labels, self.scale)
+            last, beyond = -math.cos(self.margin), own - self.scale * self.margin * math.sin(self.margin)
+        return cross_entropy(
+            s.scatter(1, labels[:, None], torch.where(own >= self.scale * last, turned, beyond)), labels
+        )
 
 
 class CosFace(ProxyHead):
@@ -145,12 +153,6 @@ class CosFace(ProxyHead):
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
-        s = cosines(x, proxies)
-        return _softmax_loss(s, s.gather(1, labels[:, None])[:, 0] - self.margin, labels, self.scale)
-
-
-def _softmax_loss(
-    s: Float[Tensor, "n p"], own: Float[Tensor, " n"], labels: Int[Tensor, " n"], scale: float
-) -> Float[Tensor, ""]:
-    """The mean cross-entropy of `scale` · s, with `own` in the place of each row's own class."""
-    return cross_entropy(scale * s.scatter(1, labels[:, None], own[:, None]), labels)
+        s = products(x, proxies * self.scale)  # [n, p], σ cos θ
+        margin = s.new_full((len(s), 1), -self.margin * self.scale)
+        return cross_entropy(s.scatter_add(1, labels[:, None], margin), labels)

@@ -7,24 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import softplus
 
-from tercet.checks import choice, real, refusal, whole
-from tercet.distances import Distance, as_distance
-from tercet.losses.slopes import TileLoss, sloped_mean
-from tercet.pairwise import (
-    REDUCTIONS,
-    PairTile,
-    Pairwise,
-    Tile,
-    features,
-    mined_rows,
-    summed,
-    tile_height,
-    tiled_mean,
-)
+from tercet.checks import real, refusal, whole
+from tercet.distances import Distance
+from tercet.losses.head import Head, reduced
+from tercet.losses.slopes import TileLoss, sloped
+from tercet.pairwise import PairTile, Pairwise, Tile
+from tercet.relations import Relation, SameLabel
 from tercet.tuples import References
 
 __all__ = ["TripletMargin"]
@@ -33,7 +25,7 @@ FEW_POSITIVES = 32
 """Up to so many positives an anchor, a pass over the negatives for each is faster than a search in them."""
 
 
-class TripletMargin(nn.Module):
+class TripletMargin(Head):
     """How much nearer each negative is than it should be, averaged over triplets.
 
     ℓ = h(D(a,p) − D(a,n) + m)^power, h(z) = max(0, z); with `soft`, ℓ = log(1 + exp(D(a,p) − D(a,n)))
@@ -50,6 +42,7 @@ class TripletMargin(nn.Module):
         power: 1, or 2 for the squared hinge.
         soft: the soft margin instead of the hinge.
         swap: take the nearer of D(a,n) and D(p,n) for D(a,n); with references, both p and n are columns.
+        relation: which columns are positive and which negative, by their labels.
         reduction: `"mean_active"` over the triplets with ℓ > 0, `"mean"` over all, `"sum"`, or `"none"`
             for one loss a mined triplet.
         tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
@@ -71,6 +64,9 @@ class TripletMargin(nn.Module):
         networks", 2016 (swap).
     """
 
+    tuples = "triplets"
+    listing = "BatchAll()(embeddings, labels) to list every one"
+
     def __init__(
         self,
         margin: float | None = None,
@@ -79,10 +75,11 @@ class TripletMargin(nn.Module):
         power: int = 1,
         soft: bool = False,
         swap: bool = False,
+        relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean_active",
         tile_rows: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(distance, relation, reduction, tile_rows)
         owner = "TripletMargin"
         if soft and margin is not None:
             raise refusal(owner, "margin", margin, "no margin with soft=True", "leave one of the two away")
@@ -92,79 +89,29 @@ class TripletMargin(nn.Module):
         self.power = whole(owner, "power", power, minimum=1, maximum=2)
         self.soft = soft
         self.swap = swap
-        self.reduction = choice(owner, "reduction", reduction, REDUCTIONS)
-        self.tile_rows = None if tile_rows is None else whole(owner, "tile_rows", tile_rows, minimum=1)
-        self.distance = as_distance(owner, distance, gradient=True)
 
-    def forward(
-        self,
-        embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, " n"] | None = None,
-        mined: Any = None,
-        *,
-        ids: Shaped[Tensor, " n"] | None = None,
-        ref: References | None = None,
-    ) -> Float[Tensor, "..."]:
-        """The loss of the mined triplets, or of all.
-
-        Args:
-            embeddings: [n, d] floats.
-            labels: [n] integers or bools; read only without `mined`.
-            mined: `Triplets`, or any three index tensors [t]; None for all triplets.
-            ids: [n] integers, which image each row is; read only without `mined`.
-            ref: the columns that positives and negatives are rows of; None for the batch itself.
-
-        Returns:
-            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
-            there are no triplets; [t] with `reduction="none"`.
-
-        Raises:
-            ValueError: neither labels nor triplets, what `Pairwise` refuses, or rows that do not exist.
-        """
-        if mined is not None:
-            return self._of_mined(embeddings, mined, ref)
-        if labels is None:
-            raise refusal("TripletMargin", "labels", None, "labels, or mined triplets")
-        if self.reduction == "none":
-            way_out = "pass BatchAll()(embeddings, labels) to list every one"
-            raise refusal("TripletMargin", "mined", None, 'mined triplets with reduction="none"', way_out)
-        pairwise = Pairwise(
-            "TripletMargin",
-            embeddings,
-            labels,
-            ids=ids,
-            ref=ref,
-            distance=self.distance,
-            tile_rows=self.tile_rows,
-        )
+    def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
+        """The loss of all triplets."""
         if not self.swap:
-            return sloped_mean(pairwise, self.reduction, self._loss_of_all, self.tile_rows)
+            return sloped(pairwise, self.reduction, self._loss_of_all)
 
-        def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for pairs in pairwise.positive_pairs(*inputs):
-                losses = self._losses_of_pairs(pairs, inputs[-1])[pairs.negative]
-                yield summed(losses, self.reduction)
+                yield self._losses_of_pairs(pairs, inputs[-1])[pairs.negative]
 
-        return tiled_mean(self.reduction, terms, *pairwise.inputs)
+        return reduced(self.reduction, losses, *pairwise.inputs)
 
-    def extra_repr(self) -> str:
-        """The options, for `print`."""
-        kind = "soft" if self.soft else f"margin={self.margin:g}, power={self.power}"
-        return f"{kind}, swap={self.swap}, distance={self.distance}, reduction={self.reduction!r}"
+    def of_mined(
+        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    ) -> Float[Tensor, "..."]:
+        """The loss of listed triplets."""
+        inputs, rows = self.listed(embeddings, mined, ref, kinds=(3,))
 
-    def _of_mined(self, embeddings: Tensor, mined: Any, ref: References | None) -> Tensor:
-        inputs = features("TripletMargin", embeddings, self.distance, ref)
-        n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
-        rows = mined_rows("TripletMargin", mined, n, r, device, kinds=(3,))
-        if self.reduction == "none":
-            return self._losses(inputs[0], inputs[-1], *rows)
-        height = tile_height("TripletMargin", inputs[0].shape[1], inputs[0].dtype, self.tile_rows)
+        def losses(*inputs: Tensor) -> Iterator[Tensor]:
+            for a, p, n in self.parts(inputs, *rows):
+                yield self._losses(inputs[0], inputs[-1], a, p, n)
 
-        def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            for a, p, n in zip(*(index.split(height) for index in rows)):
-                yield summed(self._losses(inputs[0], inputs[-1], a, p, n), self.reduction)
-
-        return tiled_mean(self.reduction, terms, *inputs)
+        return reduced(self.reduction, losses, *inputs)
 
     def _losses(self, x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
         d_an = self.distance.paired(x[a], y[n])

@@ -11,8 +11,11 @@ from torch.nn.functional import softplus
 
 from tercet.checks import real
 from tercet.distances import Distance
-from tercet.losses.rowwise import ListwiseHead, MinedPairs, above_zero, log_sum
-from tercet.pairwise import Pairwise, Tile, summed, tiled_mean
+from tercet.losses.head import above_zero
+from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
+from tercet.pairwise import Pairwise, Tile
+from tercet.relations import Relation, SameLabel
+from tercet.sums import summed, tiled_mean
 
 __all__ = ["Circle", "LiftedStructure", "MultiSimilarity"]
 
@@ -30,6 +33,7 @@ class LiftedStructure(ListwiseHead):
     Args:
         margin: α, in units of the distance.
         distance: a `Distance` or its name.
+        relation: which columns are positive and which negative, by their labels.
         reduction: `"mean"` over the positive pairs, `"mean_active"` over those with ℓ > 0, `"sum"`, or
             `"none"` for one loss a positive pair.
         tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
@@ -54,10 +58,11 @@ class LiftedStructure(ListwiseHead):
         margin: float = 1.0,
         *,
         distance: Distance | str = "euclidean",
+        relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
     ) -> None:
-        super().__init__(distance, reduction, tile_rows)
+        super().__init__(distance, relation, reduction, tile_rows)
         self.margin = real("LiftedStructure", "margin", margin)
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
@@ -89,10 +94,6 @@ class LiftedStructure(ListwiseHead):
                 yield slope - slope.detach(), torch.tensor(0)
 
         return tiled_mean(self.reduction, terms, *compared.inputs)
-
-    def extra_repr(self) -> str:
-        """The options, for `print`."""
-        return f"margin={self.margin:g}, distance={self.distance}, reduction={self.reduction!r}"
 
     def _log_sums(self, tiles: Iterable[Tile], own: bool) -> tuple[Float[Tensor, " n"], Float[Tensor, " r"]]:
         """log Σ exp(α − D) over the negatives of each row and of each column, which may be the rows."""
@@ -146,6 +147,7 @@ class MultiSimilarity(ListwiseHead):
         alpha: α, above 0.
         beta: β, above 0.
         base: λ, a similarity.
+        relation: which columns are positive and which negative, by their labels.
         reduction: `"mean"` over the anchors, all rows of the batch as in the paper, `"mean_active"` over
             those with ℓ > 0, which are those with a pair, `"sum"`, or `"none"` for one loss a row.
         tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
@@ -170,24 +172,20 @@ class MultiSimilarity(ListwiseHead):
         beta: float = 50.0,
         base: float = 0.5,
         *,
+        relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
     ) -> None:
-        super().__init__("cosine", reduction, tile_rows)
+        super().__init__("cosine", relation, reduction, tile_rows)
         self.alpha = above_zero("MultiSimilarity", "alpha", alpha)
         self.beta = above_zero("MultiSimilarity", "beta", beta)
         self.base = real("MultiSimilarity", "base", base)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " a"]:
         """ℓ of each row."""
-        above = -tile.distance - self.base  # [a, r], s − λ
+        above = -self.base - tile.distance  # [a, r], s − λ
         positive = softplus(log_sum(-self.alpha * above, tile.positive)) / self.alpha
         return positive + softplus(log_sum(self.beta * above, tile.negative)) / self.beta
-
-    def extra_repr(self) -> str:
-        """The options, for `print`."""
-        kind = f"alpha={self.alpha:g}, beta={self.beta:g}, base={self.base:g}"
-        return f"{kind}, reduction={self.reduction!r}"
 
 
 class Circle(ListwiseHead):
@@ -201,6 +199,7 @@ class Circle(ListwiseHead):
     Args:
         m: the relaxation; the paper takes 0.25 for faces, 0.4 for fine-grained retrieval.
         gamma: γ, the scale, above 0; the paper takes 256 for faces, 80 for fine-grained retrieval.
+        relation: which columns are positive and which negative, by their labels.
         reduction: `"mean"` over the anchors that have a positive and a negative, `"mean_active"` over those
             with ℓ > 0, `"sum"`, or `"none"` for one loss an anchor that has both.
         tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
@@ -224,10 +223,11 @@ class Circle(ListwiseHead):
         m: float = 0.4,
         gamma: float = 80.0,
         *,
+        relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
     ) -> None:
-        super().__init__("cosine", reduction, tile_rows)
+        super().__init__("cosine", relation, reduction, tile_rows)
         self.m = real("Circle", "m", m)
         self.gamma = above_zero("Circle", "gamma", gamma)
 
@@ -238,7 +238,3 @@ class Circle(ListwiseHead):
         negative = self.gamma * torch.relu(s + self.m).detach() * (s - self.m)
         both = tile.positive.any(1) & tile.negative.any(1)
         return softplus(log_sum(positive, tile.positive) + log_sum(negative, tile.negative))[both]
-
-    def extra_repr(self) -> str:
-        """The options, for `print`."""
-        return f"m={self.m:g}, gamma={self.gamma:g}, reduction={self.reduction!r}"

@@ -1,0 +1,163 @@
+"""What heads that compare rows with columns share: their options, their call, and the walk over a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from inspect import signature
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from tercet.checks import choice, real, refusal, whole
+from tercet.compiling import outside_graph
+from tercet.distances import Distance, as_distance
+from tercet.pairwise import Pairwise, features, mined_rows, tile_height
+from tercet.relations import Relation, SameLabel, as_relation
+from tercet.sums import REDUCTIONS, summed, tiled_mean
+from tercet.tuples import References
+
+__all__ = ["Head", "above_zero", "pairs_of", "reduced"]
+
+
+class Head(nn.Module):
+    """The call: labels say who is positive and who is negative, or a list of mined tuples does.
+
+    A head adds its options, `of_all` for all pairs or triplets and `of_mined` for a list of them.
+    """
+
+    tuples = "pairs"  # what a list is of, for the sentences
+    listing: str | None = None  # how to list them all, where one loss each is given of a list alone
+
+    def __init__(
+        self, distance: Distance | str, relation: Relation, reduction: str, tile_rows: int | None
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        self.distance = as_distance(owner, distance, gradient=True)
+        self.relation = as_relation(owner, relation)
+        self.reduction = choice(owner, "reduction", reduction, REDUCTIONS)
+        self.tile_rows = None if tile_rows is None else whole(owner, "tile_rows", tile_rows, minimum=1)
+
+    @outside_graph
+    def forward(
+        self,
+        embeddings: Shaped[Tensor, "n d"],
+        labels: Shaped[Tensor, "n *c"] | None = None,
+        mined: Any = None,
+        *,
+        ids: Shaped[Tensor, " n"] | None = None,
+        ref: References | None = None,
+    ) -> Float[Tensor, "..."]:
+        """The loss of the mined tuples, or of all.
+
+        It waits for the device, to look for NaN and where what comes next follows from the data, and stands
+        outside the graph of something compiled.
+
+        Args:
+            embeddings: [n, d] floats. Whatever their precision and that of autocast, they are compared in
+                float32 or float64.
+            labels: [n] integers or bools, or what `relation` takes; without `mined` they are needed.
+            mined: `Triplets`, `Pairs`, or any three or four index tensors like them; None for all.
+            ids: [n] integers, which image each row is; read only without `mined`.
+            ref: the columns that positives and negatives are rows of; None for the batch itself.
+
+        Returns:
+            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
+            there is nothing to compare. With `reduction="none"` one loss for each that the mean is over, in
+            the order of the list, or by anchor and then by positive.
+
+        Raises:
+            ValueError: neither labels nor tuples, what `Pairwise` refuses, or rows that do not exist.
+        """
+        owner = type(self).__name__
+        if mined is not None:
+            return self.of_mined(embeddings, labels, mined, ref)
+        if labels is None:
+            raise refusal(owner, "labels", None, f"labels, or mined {self.tuples}")
+        if self.listing and self.reduction == "none":
+            raise refusal(
+                owner, "mined", None, f'mined {self.tuples} with reduction="none"', f"pass {self.listing}"
+            )
+        return self.of_all(
+            Pairwise(
+                owner,
+                embeddings,
+                labels,
+                ids=ids,
+                ref=ref,
+                distance=self.distance,
+                relation=self.relation,
+                tile_rows=self.tile_rows,
+            )
+        )
+
+    def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
+        """The loss of rows against columns."""
+        raise NotImplementedError
+
+    def of_mined(
+        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    ) -> Float[Tensor, "..."]:
+        """The loss of a list."""
+        raise NotImplementedError
+
+    def listed(
+        self, embeddings: Tensor, mined: Any, ref: References | None, kinds: tuple[int, ...] = (3, 4)
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Checked and prepared features, and the list as row numbers."""
+        owner = type(self).__name__
+        inputs = features(owner, embeddings, self.distance, ref)
+        return inputs, mined_rows(owner, mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
+
+    def parts(self, inputs: tuple[Tensor, ...], *rows: Int[Tensor, " t"]) -> Iterator[tuple[Tensor, ...]]:
+        """A list, some tuples at a time: as many rows of features as a tile has numbers."""
+        height = tile_height(type(self).__name__, inputs[0].shape[1], inputs[0].dtype, self.tile_rows)
+        return zip(*(index.split(height) for index in rows))
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        shown = {name: vars(self)[name] for name in signature(type(self)).parameters if name in vars(self)}
+        return ", ".join(
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}"
+            for name, value in shown.items()
+            if name != "tile_rows" and value != SameLabel()
+        )
+
+
+def pairs_of(rows: tuple[Int[Tensor, " _"], ...]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The positive and the negative pairs (row, column) of a list; of triplets (a, p) and (a, n)."""
+    return (rows[0], rows[1]), (rows[2] if len(rows) == 4 else rows[0], rows[-1])
+
+
+def above_zero(owner: str, argument: str, value: Any) -> float:
+    """`value` as a float, refused unless it is finite and above 0."""
+    number = real(owner, argument, value)
+    if number <= 0:
+        raise refusal(owner, argument, value, "a finite number above 0")
+    return number
+
+
+def reduced(
+    reduction: str,
+    losses: Callable[..., Iterator[Tensor]],
+    *inputs: Float[Tensor, "..."],
+    whole: bool = False,
+) -> Float[Tensor, "..."]:
+    """The losses that a generator makes of tensors like `inputs`, some at a time, as `reduction` says.
+
+    `whole` says that it gives them all at once: then their own graph is the cheapest.
+    """
+    if reduction == "none":
+        return torch.cat([inputs[0].sum(1)[:0], *losses(*inputs)])
+    if whole:
+        (part,) = losses(*inputs)
+        total, count = summed(part, reduction)
+        return (total if reduction == "sum" else total / count.clamp(min=1)).to(part.dtype)
+
+    def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in losses(*inputs):
+            yield summed(part, reduction)
+
+    return tiled_mean(reduction, terms, *inputs)

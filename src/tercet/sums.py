@@ -1,0 +1,127 @@
+"""Sums of losses with their gradient, a part at a time: what stays of a part is its gradient alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tercet.checks import refusal
+from tercet.squares import full_precision
+
+__all__ = ["REDUCTIONS", "summed", "tiled_mean", "tiled_sum", "with_gradient"]
+
+REDUCTIONS = ("mean_active", "mean", "sum", "none")
+"""How a head makes one number of its losses: over those above 0, over all, no division, or not at all."""
+
+
+def tiled_sum(
+    terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """The sum of a loss over tiles and of a count, with the loss's gradient, in the memory of one tile.
+
+    Each term is differentiated when it is made and then forgotten: what stays is a gradient of the size of
+    each input. So the result can be differentiated once; `create_graph=True` is refused.
+
+    Args:
+        terms: from tensors like `inputs`, makes (a scalar with its graph, a count) one after the other.
+        inputs: what the gradient flows to.
+
+    Returns:
+        The sum, added up in float64 and given in the inputs' precision, and the int64 sum of the counts.
+        Without terms it is 0, with a graph whose gradient is 0.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> total, count = tiled_sum(lambda x: ((v.square(), torch.tensor(1)) for v in x), x)
+        >>> total.backward()
+        >>> total.item(), count.item(), x.grad.tolist()
+        (5.0, 2, [2.0, 4.0])
+    """
+    value, count, gradients = _walked(terms, inputs)
+    return with_gradient("sum", value, count, gradients, inputs), count
+
+
+def summed(losses: Float[Tensor, " t"], reduction: str) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """One term of `tiled_mean`: the sum of some losses, and how many of them the mean is over."""
+    if reduction == "mean_active":
+        count = (losses.detach() > 0).sum()
+    else:
+        count = torch.tensor(len(losses), device=losses.device)
+    return losses.sum(dtype=torch.float64), count
+
+
+def tiled_mean(
+    reduction: str, terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
+) -> Float[Tensor, ""]:
+    """What `tiled_sum` gives, divided by its count unless `reduction` is `"sum"`; 0 over nothing.
+
+    Args are those of `tiled_sum`; the terms count what the mean is over, as `summed` does.
+    """
+    return with_gradient(reduction, *_walked(terms, inputs), inputs)
+
+
+def with_gradient(
+    reduction: str,
+    value: Float[Tensor, ""],
+    count: Int[Tensor, ""],
+    gradients: Sequence[Float[Tensor, "..."] | None],
+    inputs: Sequence[Float[Tensor, "..."]],
+) -> Float[Tensor, ""]:
+    """A sum whose gradient is known, in the inputs' precision, divided by a count unless it is `"sum"`.
+
+    Args:
+        reduction: how a head makes one number of its losses.
+        value: the sum, float64, without a graph.
+        count: what it is divided by; 0 counts as 1.
+        gradients: of the sum, by each input; None where none is wanted, empty where none is at all.
+        inputs: what the gradient flows to.
+    """
+    share = None if reduction == "sum" else count.clamp(min=1)
+    loss = (value if share is None else value / share).to(inputs[0].dtype)
+    return _Known.apply((loss, share, gradients), *inputs) if gradients else loss
+
+
+def _walked(
+    terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], inputs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """The sum of the terms in float64, that of the counts, and the gradient, where one is wanted."""
+    enabled = torch.is_grad_enabled()
+    leaves = [v.detach().requires_grad_(enabled and v.requires_grad) for v in inputs]
+    sought = [v for v in leaves if v.requires_grad]
+    total = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
+    count = torch.zeros((), dtype=torch.int64, device=inputs[0].device)
+    gradients = [torch.zeros_like(v) if v.requires_grad else None for v in leaves] if sought else []
+    sums = [v for v in gradients if v is not None]
+    # Outside autocast, or the gradients of float32 products would be taken in 16 bits.
+    with full_precision(total.device), torch.set_grad_enabled(bool(sought)):
+        for value, number in terms(*leaves):
+            total += value.detach()
+            count += number
+            if value.requires_grad:
+                for gradient, part in zip(sums, torch.autograd.grad(value, sought, allow_unused=True)):
+                    if part is not None:
+                        gradient += part
+    return total, count, gradients
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, known: Any, *inputs: Any) -> Any:
+        loss, ctx.share, gradients = known
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        if torch.is_grad_enabled():  # else a gradient penalty would silently be a constant
+            way_out = 'differentiate per-triplet losses of reduction="none" twice instead'
+            raise refusal(
+                "backward", "create_graph", True, "False: a tiled loss has no second derivative", way_out
+            )
+        if ctx.share is not None:
+            grad = grad / ctx.share
+        return None, *(None if gradient is None else gradient * grad for gradient in ctx.saved_tensors)
