@@ -12,7 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet.relevance import FolderRelevance, FunctionRelevance, Relevance, TableRelevance, TeacherRelevance
+from tercet.relevance import (
+    FolderRelevance,
+    FunctionRelevance,
+    Relevance,
+    TableRelevance,
+    TeacherRelevance,
+    unit_rows,
+)
 
 PATHS = ["a/x/1.png", "a/x/2.png", "a/y/1.png", "a/1.png", "b/x/1.png", "1.png", "2.png", "/a/x/v/1.png", "b"]
 TABLE = {(0, 1): 0.5, (1, 2): 1.0, (0, 3): 0.0, (4, 8): 0.25, (2, 2): 0.75}
@@ -108,8 +115,38 @@ def test_case_a_teacher_gives_the_same_bits_in_any_block(d, monkeypatch):
     assert (teacher.pairs(rows, rows[::-1]) == whole[rows, rows[::-1]]).all()
     steps = np.rint(x / np.sqrt((x**2).sum(axis=1, keepdims=True)) * 2048).astype(object)  # exact integers
     for i, j in [(0, 1), (5, 299), (17, 17)]:
-        assert whole[i, j] == min(1.0, max(0.0, int(steps[i] @ steps[j]) / 2048**2))
+        scale = 1 / math.sqrt(int(steps[i] @ steps[i])) * (1 / math.sqrt(int(steps[j] @ steps[j])))
+        assert whole[i, j] == np.float32(min(1.0, max(0.0, int(steps[i] @ steps[j]) * scale)))
     assert abs(float(whole[0, 1]) - cosine(x[0], x[1])) < 2e-3
+
+
+@pytest.mark.parametrize("d", [2048, 12288, 150528])
+def test_a_teacher_of_long_vectors_stays_within_its_bound(d):
+    noise = np.random.default_rng(d).standard_normal((4, d))
+    usual = np.concatenate([np.ones((2, d)), 1 + 0.1 * noise[:2], noise[2:]])
+    # all coordinates but the first are rounded away, or all of them by nearly half a step
+    small = np.full((1, d), 0.499 / 2048)
+    small[0, 0] = math.sqrt(max(0, 1 - (d - 1) * small[0, 1] ** 2))
+    worst = np.concatenate([usual, small, 1 - small])
+    unit = worst / np.sqrt((worst * worst).sum(axis=1, keepdims=True))
+    rows = np.arange(len(worst))
+    r = TeacherRelevance(worst).of(rows, rows)
+    off = np.abs(r - np.clip(unit @ unit.T, 0, 1))
+    assert (r.diagonal() == 1).all()
+    assert r[0, 1] == 1
+    assert (r == r.T).all()
+    assert off[:6, :6].max() < 1e-3 + 2e-8 * d
+    assert off.max() <= 2 * math.asin(math.sqrt(d) / 4096)
+    if d > 2048:
+        assert off[6].max() > 0.5 * math.asin(math.sqrt(d) / 4096)  # the bound is no idle one
+
+
+def test_unit_rows_are_as_long_as_said_at_any_scale():
+    rows = np.array([[3e300, 4e300], [3e-310, 4e-310], [0.0, 0.0], [-3.0, 4.0]])
+    np.testing.assert_allclose(unit_rows(rows), [[0.6, 0.8], [0.6, 0.8], [0, 0], [-0.6, 0.8]], rtol=1e-12)
+    half = np.array([[3.0, 4.0]], dtype=np.float16) * np.float16(8000)  # its square is infinite
+    np.testing.assert_allclose(unit_rows(half), [[0.6, 0.8]], rtol=1e-3)
+    assert unit_rows(np.empty((2, 0))).shape == (2, 0)
 
 
 def test_a_teacher_takes_any_scale_kind_and_place(tmp_path):
@@ -261,6 +298,8 @@ TWO = "TableRelevance(r='0.5 and 0.25 of rows 0 and 1'): expected one relevance 
             "'it gave shape (1,) for 2 pairs'): expected a number from 0 to 1 for each pair",
         ),
         (lambda: give("often"), "expected a number from 0 to 1 for each pair"),
+        (lambda: give(np.array([0.5, 0.5j])), "expected a number from 0 to 1 for each pair"),
+        (lambda: give([0.5, 0.5j]), "expected a number from 0 to 1 for each pair"),
     ],
 )
 def test_bad_input_gets_a_sentence(monkeypatch, call, said):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tercet.randomness import derive_key, keyed_uniform
+from tercet.triplets.buffers import Distinct
 from tercet.triplets.reservoir import ReservoirTriplets
 
 
@@ -101,20 +102,20 @@ def test_with_known_totals_the_order_of_arrival_is_all_the_same():
 )
 def test_what_add_returns_lets_the_caller_keep_what_stays(arrivals, capacity, known):
     reservoir = ReservoirTriplets(capacity, seed=1)
-    held, came = set(), Counter()
+    held, came = set(), set()
     for key, label in arrivals:
         key = key * 3 + label  # so that a key has one label
-        new = key not in held
         gone = reservoir.add(key, label, numbers(3, key), float(key % 5) if known else None)
         held = (held | {key}) - {gone}
-        came[label] += new
+        came.add(key)
         assert gone is None or gone % 3 == label
     stay = kept(reservoir)
     assert set().union(*stay.values()) == held if stay else not held
     assert len(reservoir) == len(held)
-    assert reservoir.seen == sum(came.values())
+    assert reservoir.seen == len(came)
     if not known:
-        assert all(len(stay[label]) == min(capacity, count) for label, count in came.items() if count)
+        different = Counter(key % 3 for key in came)
+        assert all(len(stay[label]) == min(capacity, count) for label, count in different.items())
 
 
 def test_what_is_not_known_is_estimated():
@@ -214,7 +215,8 @@ def law(labels, r, totals, cap, gap, out_of_class, tries):
     for q in images:
         mates = [p for p in images if labels[p] == labels[q] and p != q]
         others = [n for n in images if labels[n] != labels[q]]
-        accept = {p: min(1, min(cap, r[q][p]) / totals[p]) for p in mates}
+        scale = max(1, min(totals[p] for p in [q, *mates]) / cap)
+        accept = {p: min(1, scale * min(cap, r[q][p]) / totals[p]) for p in mates}
         for positive, share in tried(mates, accept, tries).items():
             share /= len(labels)
             if positive is None:
@@ -261,6 +263,115 @@ def test_the_draws_follow_the_law(cap, gap, out_of_class, tries):
 
 
 @pytest.mark.filterwarnings("ignore:ReservoirTriplets:UserWarning")
+def test_the_scale_changes_no_law_of_a_querys_positive():
+    reservoir, _, r, totals = filled(cap=0.4, out_of_class=1.0)
+    drawn = Counter((q - 100, p - 100) for q, p, _ in listed(reservoir.triplets(60_000)))
+    for q in range(4):  # the class whose totals are all above T_p, so that it is scaled
+        mates = [p for p in range(4) if p != q]
+        due = {p: min(0.4, r[q][p]) / totals[p] for p in mates}  # as in the paper, none above 1
+        assert max(due.values()) <= 1 < min(totals[:4]) / 0.4
+        of_q = Counter({p: drawn[q, p] for p in mates})
+        assert p_value(of_q, {p: share / sum(due.values()) for p, share in due.items()}) > 1e-3
+
+
+def test_the_yield_depends_neither_on_the_size_of_a_class_nor_on_replays(unchecked):
+    shares = []
+    for size, epochs in [(100, 1), (4000, 1), (100, 16)]:
+        reservoir = ReservoirTriplets(16, seed=3, out_of_class=1, tries=20)
+        for key in list(range(2 * size)) * epochs:
+            reservoir.add(key, key % 2, numbers(8, key))
+        shares.append(reservoir.triplets(2000).count / 2000)
+        assert shares[-1] * 2000 + reservoir.given_up.total() == 2000
+    assert min(shares) > 0.95
+    assert max(shares) - min(shares) < 0.03
+
+
+def test_a_replayed_stream_is_counted_once():
+    for images, warned in [(20, True), (25, False)]:
+        reservoir = ReservoirTriplets(5, seed=0)
+        for key in list(range(images)) * 10:
+            reservoir.add(key, 0, numbers(3, key))
+        assert reservoir.seen == images
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            reservoir.triplets(3)
+        assert [str(one.message)[:30] for one in told] == ["ReservoirTriplets(capacity=5):"] * warned
+
+
+def test_different_numbers_are_counted_exactly_up_to_the_limit_and_well_beyond():
+    shares = []
+    for run in range(300):
+        came, u = Distinct(50), numbers(400, "distinct", run).tolist()
+        for n, number in enumerate(u):
+            for again in (number, u[n // 2], u[0]):
+                came.add(again)
+            if n in (0, 30, 49):
+                assert came.count == n + 1
+        shares.append(came.count / 400)
+    spread = 1 / np.sqrt(50 - 2)
+    assert abs(np.mean(shares) - 1) < 4 * spread / np.sqrt(300)
+    assert 0.75 * spread < np.std(shares) < 1.25 * spread
+
+
+def test_case_float16_features_are_as_float32():
+    x = (np.random.default_rng(0).standard_normal((50, 512)) * 12).astype(np.float16)
+    drawn = []
+    for kind in (np.float16, np.float32, np.float64):
+        reservoir = ReservoirTriplets(5, seed=1, gap=0.01)
+        for key, row in enumerate(x.astype(kind)):
+            reservoir.add(key, key % 2, row)
+        drawn.append(listed(reservoir.triplets(200)))
+    assert drawn[0]
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_features_of_a_wider_kind_are_not_narrowed():
+    reservoir = ReservoirTriplets(5, seed=1)
+    reservoir.add(1, 0, np.array([1.0, 2.0], dtype=np.float16))
+    reservoir.add(2, 0, np.array([1e30, 1.0], dtype=np.float32))
+    reservoir.add(1, 0, np.array([1e300, 1.0]))
+    assert reservoir._buffers[0].features[:2].tolist() == [[1e300, 1.0], [float(np.float32(1e30)), 1.0]]
+
+
+def test_with_a_gap_of_0_what_is_equal_but_for_rounding_is_equal():
+    def relevance(a, b):
+        return np.where(a[:, :1] == b[:, 0], 1, np.where(a[:, :1] * b[:, 0] == 2, 0.45, 0.45 - 2**-54))
+
+    reservoir = ReservoirTriplets(3, relevance, gap=0, out_of_class=0)
+    for key in (1, 2, 3):
+        reservoir.add(key, 0, [float(key)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = set(listed(reservoir.triplets(500)))
+    assert found == set(itertools.permutations((1, 2, 3)))
+
+
+def test_what_is_refused_leaves_no_trace():
+    reservoir = ReservoirTriplets(3, lambda a, b: np.full((len(a), len(b)), a[0, 0]))
+    reservoir.add(1, "ant", [0.5])
+    for bad in ({"features": [7.0]}, {"label": "bee", "features": [0.5, 0.5]}, {"total": -1}):
+        with pytest.raises(ValueError, match=r"expected"):
+            reservoir.add(**{"key": 2, "label": "ant", "features": [0.5], **bad})
+        assert repr(reservoir) == "ReservoirTriplets(1 of 1 images, 1 classes)"
+
+
+@pytest.mark.filterwarnings("ignore:ReservoirTriplets:UserWarning")
+def test_a_key_has_one_label_while_it_is_in_a_buffer():
+    reservoir = ReservoirTriplets(2, seed=0)
+    reservoir.add(7, "ant", [1.0, 0.0])
+    said = r"add\(label='bee'\): expected 'ant', as key 7 is in the buffer of that label"
+    with pytest.raises(ValueError, match=said):
+        reservoir.add(7, "bee", [1.0, 0.0])
+    gone = None
+    for key in range(8, 40):
+        gone = reservoir.add(key, "ant", [1.0, 0.0])
+        if gone == 7:
+            break
+    assert gone == 7
+    reservoir.add(7, "bee", [1.0, 0.0])  # no longer there
+
+
+@pytest.mark.filterwarnings("ignore:ReservoirTriplets:UserWarning")
 def test_draws_go_on_where_those_before_ended():
     one, two = filled(3)[0], filled(3)[0]
     both = listed(one.triplets(20)) + listed(one.triplets(0)) + listed(one.triplets(30))
@@ -282,9 +393,10 @@ def pickle_safe():
 def test_case_nothing_there_one_class_one_image_no_relevance():
     reservoir = ReservoirTriplets(4, out_of_class=0.5)
     assert reservoir.triplets(3).count == 0
-    assert reservoir.given_up["no image in any buffer"] == 3
+    assert reservoir.given_up == {"no image in any buffer": 3}  # no reason with 0
     reservoir.add(5, "ant", [1.0, 0.0])
     assert listed(reservoir.triplets(10)) == []
+    assert reservoir.given_up == {"no image in any buffer": 3, "no positive accepted": 10}  # each once
     reservoir.add(6, "ant", [1.0, 0.0])
     reservoir.add(7, "ant", [1.0, 0.0])
     found = reservoir.triplets(10)  # equally relevant, and of one class
@@ -375,6 +487,19 @@ def after(add, **options):
         (lambda: after({"features": [1.0, np.nan]}), "expected an array of finite numbers"),
         (lambda: after({"features": ["a", "b"]}), "expected an array of finite numbers"),
         (lambda: after({"features": [1.0]}), "'shape (1,)'): expected shape (2,), as of the images before"),
+        (
+            lambda: after({"features": [[1.0], [1.0, 2.0]]}),
+            "ReservoirTriplets.add(features='list'): expected an array of finite numbers; ",
+        ),
+        (
+            lambda: lone().add(1, 0, [[1.0], [2.0]]),
+            "(features='shape (2, 1)'): expected a vector [d]; pass a relevance of your own for others",
+        ),
+        (lambda: lone().add(1, 0, 3.0), "(features='shape ()'): expected a vector [d]"),
+        (
+            lambda: after({}, relevance=lambda a, b: np.array([[0.5j]])),
+            "'it gave an array of complex128'): expected numbers from 0 to 1",
+        ),
         (lambda: after({"total": -1.0}), "(total=-1.0): expected a finite number of at least 0"),
         (lambda: after({"total": 1.0}), "(total=1.0): expected a total for every image or for none"),
         (

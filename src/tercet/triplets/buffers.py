@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+from heapq import heappush, heappushpop
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 __all__ = ["ClassBuffer"]
+
+_LEAST = 4096  # of the smallest u, by which a class is counted
+_MOST_SHARE = 0.2  # of a class, in a buffer whose draws are near enough to their law
+
+
+class Distinct:
+    """How many different numbers came, however often each: exact up to a limit, then by their smallest.
+
+    Of n numbers uniform in (0, 1) the k-th smallest is about k / n, so that n is told to within 1 / √k.
+
+    Args:
+        limit: how many numbers are held.
+
+    Example:
+        >>> came = Distinct(limit=10)
+        >>> for u in [0.5, 0.25, 0.5]:
+        ...     came.add(u)
+        >>> came.count
+        2
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._heap: list[float] = []  # the smallest numbers, negated: the largest of them is first
+        self._held: set[float] = set()
+        self._more = False
+
+    def add(self, u: float) -> None:
+        """A number comes, uniform in (0, 1) for a new image and the same whenever that image comes."""
+        if u in self._held:
+            return
+        if len(self._heap) < self.limit:
+            heappush(self._heap, -u)
+            self._held.add(u)
+            return
+        self._more = True
+        gone = -heappushpop(self._heap, -u)
+        if gone != u:
+            self._held.remove(gone)
+            self._held.add(u)
+
+    @property
+    def count(self) -> int:
+        """How many came."""
+        if not self._more:
+            return len(self._heap)
+        return max(self.limit + 1, round((self.limit - 1) / -self._heap[0]))
 
 
 class ClassBuffer:
@@ -32,9 +80,25 @@ class ClassBuffer:
         self.sums = np.empty(capacity)  # of relevances to `counts` images; a total given counts as one
         self.counts = np.empty(capacity)
         self.fill = 0
-        self.seen = 0
         self.given = False
+        self._came = Distinct(max(_LEAST, int(capacity / _MOST_SHARE) + 1))
         self._all = np.zeros(2)  # the sum and number of all relevances so far
+
+    @property
+    def seen(self) -> int:
+        """How many different images have come, exactly while that decides `full`."""
+        return self._came.count
+
+    @property
+    def full(self) -> bool:
+        """Whether the buffer holds over a fifth of what has come."""
+        return self.fill > _MOST_SHARE * self.seen
+
+    def put(self, slot: int, features: np.ndarray) -> None:
+        """Enters features, and widens all where these are of a wider kind."""
+        kind = np.promote_types(self.features.dtype, features.dtype)
+        self.features = self.features.astype(kind, copy=False)
+        self.features[slot] = features
 
     def means(self) -> Float[np.ndarray, " B"]:
         """The mean relevance of each image to one of its class; a given total as it is.
@@ -60,7 +124,7 @@ class ClassBuffer:
         near: Float[np.ndarray, " B"],
     ) -> int | None:
         """Enters an image, `near` its relevance to those here; the key that leaves, its own, or None."""
-        self.seen += 1
+        self._came.add(float(np.exp(log_u)))
         self.given = known is not None
         if known is not None:
             total, count, mean = known, 1.0, known
@@ -84,7 +148,8 @@ class ClassBuffer:
             gone = int(self.keys[slot])
         else:
             self.fill += 1
-        self.keys[slot], self.features[slot], self.log_u[slot] = key, features, log_u
+        self.put(slot, features)
+        self.keys[slot], self.log_u[slot] = key, log_u
         self.sums[slot], self.counts[slot] = total, count
         return gone
 

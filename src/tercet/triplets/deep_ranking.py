@@ -12,13 +12,12 @@ from jaxtyping import Bool, Float, Int64
 from tercet.checks import label_codes, real, refusal, whole
 from tercet.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.relevance import Relevance
-from tercet.triplets.drawing import below, drawn_columns
+from tercet.triplets.drawing import ROUNDING, below, drawn_columns
 from tercet.tuples import Triplets, rows_at
 
 __all__ = ["DeepRankingTriplets"]
 
 _CELLS = 2**20  # relevances held at a time, unless one query has more
-_ROUNDING = 1e-9  # so that 0.3 − 0.1 is a gap of 0.2
 _SURVEYED = 2**16  # queries surveyed at a time
 
 
@@ -39,7 +38,7 @@ class DeepRankingTriplets:
     in-class negative, the query is drawn ∝ r_q among those that have one for at least one positive, and the
     positive ∝ w_qp among those that leave one. Queries without any are counted in `unserved`; they get
     negatives out of class only. As w = 0 where r = 0, images of no relevance are neither positives nor
-    in-class negatives. r and T_r are compared to within 10⁻⁹.
+    in-class negatives. r and T_r are compared to within 10⁻⁷, as near as float32 tells relevances apart.
 
     Triplet t is a pure function of (labels, relevance, seed, t): any slice is ready at once. Queries come
     from a cumulative table of all r_i; positives and negatives from cumulative sums over the query's class,
@@ -115,7 +114,7 @@ class DeepRankingTriplets:
                 "0, as all images are of 1 class",
                 "only in-class negatives exist",
             )
-        self._least = max(self.gap - _ROUNDING, 0.0)
+        self._least = round(self.gap - ROUNDING, 15)  # if not 0, then a step that a relevance of 1 feels
         self._rows = np.argsort(codes, kind="stable")  # images, class by class; a place is a position here
         self._sizes = np.bincount(codes)
         self._starts = np.cumsum(self._sizes) - self._sizes
@@ -144,8 +143,8 @@ class DeepRankingTriplets:
     ]:
         """For the query at each place: r_i, least r of an in-class negative, widest gap, whether it has one.
 
-        With T_r > 0 the least r is the smallest above 0. With T_r = 0 it is the second smallest: a positive
-        then needs another image that is no more relevant than itself.
+        With T_r > 0 the least r is the smallest above 0. With T_r = 0 it is the second smallest: to the least
+        relevant positive the next one may be near enough, and the others have that positive for a negative.
         """
         total, floor = np.zeros(len(self._rows)), np.full(len(self._rows), np.inf)
         widest, served = np.full(len(self._rows), -np.inf), np.zeros(len(self._rows), dtype=bool)
@@ -161,7 +160,7 @@ class DeepRankingTriplets:
                 positive = np.where(r > 0, r, np.inf)
                 low = positive.min(axis=1) if nth == 0 else np.partition(positive, nth, axis=1)[:, nth]
                 high = r.max(axis=1)
-                total[where], floor[where], widest[where] = r.sum(axis=1, dtype=np.float64), low, high - low
+                total[where], floor[where], widest[where] = r.sum(axis=1), low, high - low
                 served[where] = high >= low + self._least  # as `_at` compares, to the last bit
         return total, floor, widest, served
 
@@ -203,7 +202,7 @@ class DeepRankingTriplets:
         for_positive, for_negative = keyed_uniform(key, 2), keyed_uniform(key, 3)
         for at, begin, r in self._blocks(query):
             weight = np.minimum(r, self.cap)  # [b, m]
-            floor = np.where(inside[at], self._floor[query[at]], -np.inf).astype(r.dtype)
+            floor = np.where(inside[at], self._floor[query[at]], -np.inf)
             leaves_one = r >= (floor + self._least)[:, None]
             chosen = self._picked(weight * leaves_one, for_positive[at])
             positive[at] = begin + chosen
@@ -262,6 +261,10 @@ class DeepRankingTriplets:
         column = np.arange(width)
         columns = start + np.minimum(column, size - 1)  # [g, m]
         r = self.relevance.of(self._rows[places], self._rows[columns])
+        if r.dtype.kind not in "fiub":
+            found = f"{self.relevance!r}: array of {r.dtype}"
+            raise refusal(type(self).__name__, "relevance", found, "relevances from 0 to 1")
+        r = r.astype(np.float64, copy=False)  # so that gaps are compared as the survey compared them
         r *= (column < size)[:, None, :]
         g, a = places.shape
         r[np.arange(g)[:, None], np.arange(a), places - start] = 0

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64
 
-__all__ = ["below", "drawn_columns"]
+__all__ = ["ROUNDING", "below", "drawn_columns"]
+
+ROUNDING = 1e-7  # so that 0.3 − 0.1 is a gap of 0.2, in float32 too
 
 
 def below(uniform: Any, total: Any) -> Any:

@@ -12,14 +12,12 @@ from jaxtyping import Bool, Float, Int64
 
 from tercet.checks import real, refusal, whole
 from tercet.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
+from tercet.relevance import unit_rows
 from tercet.triplets.buffers import ClassBuffer
-from tercet.triplets.drawing import drawn_columns
+from tercet.triplets.drawing import ROUNDING, drawn_columns
 from tercet.tuples import Triplets
 
 __all__ = ["ReservoirTriplets"]
-
-_ROUNDING = 1e-9  # so that 0.3 − 0.1 is a gap of 0.2
-_MOST_SHARE = 0.2  # of a class, in a buffer whose draws are near enough to their law
 
 
 class ReservoirTriplets:
@@ -30,13 +28,16 @@ class ReservoirTriplets:
 
         query         uniform over all buffered images, so that classes come as they fill their buffers
         positive      a candidate uniform over the other images of the buffer, accepted with probability
-                      min(1, min(T_p, r_qp) / r_p)
+                      min(1, s · min(T_p, r_qp) / r_p)
         negative      out of class with probability `out_of_class`: uniform over the other buffers;
                       else in class: a candidate accepted likewise, where r_qp⁺ − r_qp⁻ ≥ T_r
 
     and after `tries` candidates without success the query is given up and counted. (The candidates are not
     played through: whether one of them succeeds, and which, is drawn from the law of that game.) The paper
-    accepts with min(1, r_qp / r_p), which loses T_p.
+    accepts with min(1, r_qp / r_p), which loses T_p, and has s = 1: as r_p grows with the class, ever more
+    queries would be given up. Here s = max(1, min_p r_p / T_p) over the buffer: above 1 no probability of the
+    class gets beyond 1, so all are raised by one factor. Which positive and which negative a query gets is
+    as likely as with s = 1; only fewer queries are given up, no more in a large class than in a small one.
 
     The total relevance of an image in a stream is seldom known. Where `add` is not told, it is estimated:
     from the relevance of the image to those in the buffer when it comes (each weighted with one over its
@@ -63,8 +64,9 @@ class ReservoirTriplets:
         tries: the candidates for a positive, and again for a negative.
 
     Attributes:
-        seen: how many images have come.
-        given_up: why queries were given up → how many.
+        seen: how many different images have come; of more than 4096 of a class, or 5 · capacity if that is
+            more, an estimate, typically to within 2 %.
+        given_up: why queries were given up → how many, each query once.
 
     Raises:
         ValueError: an argument out of range.
@@ -108,9 +110,9 @@ class ReservoirTriplets:
         self.gap = real(owner, "gap", gap, 0)
         self.out_of_class = real(owner, "out_of_class", out_of_class, 0, 1)
         self.tries = whole(owner, "tries", tries, minimum=1)
-        self.seen = 0
         self.given_up: Counter[str] = Counter()
         self._buffers: dict[int | str, ClassBuffer] = {}
+        self._label_of: dict[int, int | str] = {}  # of the keys in the buffers
         self._totals_given: bool | None = None
         self._drawn = 0
         self._warned = False
@@ -119,6 +121,10 @@ class ReservoirTriplets:
 
     def __len__(self) -> int:
         return sum(buffer.fill for buffer in self._buffers.values())
+
+    @property
+    def seen(self) -> int:
+        return sum(buffer.seen for buffer in self._buffers.values())
 
     def __repr__(self) -> str:
         return f"ReservoirTriplets({len(self)} of {self.seen} images, {len(self._buffers)} classes)"
@@ -132,22 +138,34 @@ class ReservoirTriplets:
             key: a whole number from 0 to 2⁶³ − 1, such as the catalog row; a name becomes one by
                 `derive_key(name) >> 1` of `tercet.randomness`.
             label: its class, a whole number or a string.
-            features: what `relevance` takes, an array of the same shape for every image.
+            features: what `relevance` takes, an array of the same shape for every image; by default [d].
             total: r_j, its total relevance, where it is known: for every image or for none.
 
         Returns:
             The key of the image that made room, or that of this one where it has no room; else None.
 
         Raises:
-            ValueError: a bad key or label, features of another shape or not finite, a negative total, totals
-                for some images only, or relevances out of [0, 1].
+            ValueError: a bad key or label, a key that is in the buffer of another label, features of another
+                shape or not finite, a negative total, totals for some images only, or relevances out of
+                [0, 1]. Nothing has changed then.
         """
         owner = "ReservoirTriplets.add"
         number = whole(owner, "key", key, maximum=2**63 - 1)
         name = label if isinstance(label, str) else whole(owner, "label", label, minimum=-(2**63))
-        array = np.asarray(features)
+        held = self._label_of.get(number, name)
+        if held != name:
+            raise refusal(owner, "label", label, f"{held!r}, as key {number} is in the buffer of that label")
+        try:
+            array = np.asarray(features)
+        except (TypeError, ValueError, RuntimeError) as error:  # rows of unequal length
+            raise refusal(
+                owner, "features", type(features).__name__, "an array of finite numbers", str(error)
+            ) from error
         if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
             raise refusal(owner, "features", f"array of {array.dtype}", "an array of finite numbers")
+        if self._relevance is _cosine and array.ndim != 1:
+            way_out = "pass a relevance of your own for others"
+            raise refusal(owner, "features", f"shape {array.shape}", "a vector [d]", way_out)
         known = None if total is None else real(owner, "total", total, 0)
         if self._totals_given not in (None, known is not None):
             raise refusal(owner, "total", total, "a total for every image or for none")
@@ -156,19 +174,21 @@ class ReservoirTriplets:
         if array.shape != shaped.shape:
             found = f"shape {array.shape}"
             raise refusal(owner, "features", found, f"shape {shaped.shape}, as of the images before")
-        self._totals_given = known is not None
-        if buffer is None:
-            buffer = self._buffers[name] = ClassBuffer(self.capacity, array)
-        (slot,) = np.flatnonzero(buffer.keys[: buffer.fill] == number)[:1].tolist() or (None,)
-        if slot is not None:
-            buffer.features[slot] = array
+        if buffer is not None and number in self._label_of:
+            buffer.put(int(np.flatnonzero(buffer.keys[: buffer.fill] == number)[0]), array)
             return None
-        self.seen += 1
         near = np.empty(0)
-        if known is None:
+        if known is None and buffer is not None:
             near = self._asked(owner, array[None], buffer.features[: buffer.fill])[0]
+        self._totals_given = known is not None
+        buffer = self._buffers.setdefault(name, buffer or ClassBuffer(self.capacity, array))
         log_u = float(np.log(keyed_uniform(self._admission, np.int64(number)) + 2.0**-54)[0])
-        return buffer.admit(number, array, log_u, known, near)
+        gone = buffer.admit(number, array, log_u, known, near)
+        if gone != number:
+            self._label_of[number] = name
+            if gone is not None:
+                del self._label_of[gone]
+        return gone
 
     def triplets(self, n: int) -> Triplets:
         """The triplets of the next n queries, fewer where queries are given up.
@@ -187,7 +207,7 @@ class ReservoirTriplets:
         fill = np.array([buffer.fill for buffer in buffers], dtype=np.int64)
         ends = np.cumsum(fill)
         if not len(buffers):
-            self.given_up["no image in any buffer"] += n
+            self._give_up("no image in any buffer", n)
             return Triplets(*np.empty((3, 0), dtype=np.int64))
         key = keyed_bits(self._draws, np.arange(self._drawn, self._drawn + n))
         self._drawn += n
@@ -197,7 +217,6 @@ class ReservoirTriplets:
         start, others = (ends - fill)[which], ends[-1] - fill[which]
         away = keyed_integers(key, 2, high=np.maximum(others, 1))
         away += fill[which] * (away >= start)
-        self.given_up["no image of another class"] += int((~inside & (others == 0)).sum())
         positive = np.full(n, -1, dtype=np.int64)
         negative = np.where(others > 0, away, -1)
         uniform = keyed_uniform(key[:, None], np.arange(3, 7))  # [n, 4]
@@ -208,12 +227,16 @@ class ReservoirTriplets:
             positive[mine] = np.where(chosen[0] < 0, -1, begin + chosen[0])
             among = mine[inside[mine]]
             negative[among] = np.where(chosen[1] < 0, -1, begin + chosen[1])[inside[mine]]
-        self.given_up["no positive accepted"] += int((positive < 0).sum())
-        unserved = (positive >= 0) & inside & (negative < 0)
-        self.given_up["no in-class negative accepted"] += int(unserved.sum())
-        served = (positive >= 0) & (negative >= 0)
+        served, unserved = (positive >= 0) & (negative >= 0), (positive >= 0) & (negative < 0)
+        self._give_up("no positive accepted", int((positive < 0).sum()))
+        self._give_up("no in-class negative accepted", int((unserved & inside).sum()))
+        self._give_up("no image of another class", int((unserved & ~inside).sum()))
         keys = np.concatenate([buffer.keys[: buffer.fill] for buffer in buffers])
         return Triplets(*(keys[corner[served]] for corner in (place, positive, negative)))
+
+    def _give_up(self, reason: str, count: int) -> None:
+        if count:
+            self.given_up[reason] += count
 
     def _within(
         self,
@@ -227,11 +250,13 @@ class ReservoirTriplets:
         r = self._asked("ReservoirTriplets.triplets", features[query], features)  # [k, B]
         each = np.arange(len(query))
         bound = np.minimum(r, self.cap)
+        scale = max(1.0, total.min(initial=np.inf, where=total > 0) / self.cap)
+        bound *= scale if np.isfinite(scale) else 1  # infinite where all totals are 0
         accept = np.divide(bound, total, out=np.zeros_like(bound), where=total > 0)
         np.minimum(accept, 1, out=accept)
         accept[each, query] = 0
         positive = self._accepted(accept, uniform[:, 0], uniform[:, 1])
-        far = r[each, positive][:, None] - r >= max(self.gap - _ROUNDING, 0)
+        far = r[each, positive][:, None] - r >= self.gap - ROUNDING
         accept *= far & inside[:, None] & (positive >= 0)[:, None]
         accept[each, positive] = 0
         return np.stack([positive, self._accepted(accept, uniform[:, 2], uniform[:, 3])])
@@ -252,8 +277,11 @@ class ReservoirTriplets:
         """What the relevance function says, refused unless it is [a, r] and in [0, 1]."""
         if not len(others):
             return np.empty((len(features), 0))
-        r = np.array(self._relevance(features, others), dtype=np.float64)
         shape = (len(features), len(others))
+        r = np.asarray(self._relevance(features, others))
+        if r.dtype.kind not in "fiub":
+            raise refusal(owner, "relevance", f"it gave an array of {r.dtype}", "numbers from 0 to 1")
+        r = r.astype(np.float64)
         if r.shape != shape:
             raise refusal(owner, "relevance", f"it gave shape {r.shape}", f"shape {shape}, [a, r]")
         if not (r.min() >= 0 and r.max() <= 1):
@@ -262,7 +290,7 @@ class ReservoirTriplets:
         return r
 
     def _warn_of_full(self, buffers: list[ClassBuffer]) -> None:
-        full = sum(buffer.fill > _MOST_SHARE * buffer.seen for buffer in buffers)
+        full = sum(buffer.full for buffer in buffers)
         if not full or self._warned:
             return
         self._warned = True
@@ -275,8 +303,7 @@ class ReservoirTriplets:
         )
 
 
-def _cosine(features: Float[np.ndarray, "a d"], others: Float[np.ndarray, "r d"]) -> Float[np.ndarray, "a r"]:
+def _cosine(features: np.ndarray, others: np.ndarray) -> Float[np.ndarray, "a r"]:
     """The cosine of two vectors, 0 where it is negative or one of them is 0."""
-    lengths = np.linalg.norm(features, axis=-1)[:, None] * np.linalg.norm(others, axis=-1)
-    products = np.einsum("ad,rd->ar", features, others)  # each alone: BLAS rounds by the number of rows
-    return np.clip(products / np.where(lengths > 0, lengths, 1), 0, 1)
+    # each product alone: BLAS rounds by the number of rows
+    return np.clip(np.einsum("ad,rd->ar", unit_rows(features), unit_rows(others)), 0, 1)
