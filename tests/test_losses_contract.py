@@ -38,7 +38,7 @@ def refused(match, call, *given, **more):
         call(*given, **more)
 
 
-def equals_the_loop_at_every_tile_height(row):
+def uneven_positives_and_p_unlike_k_equal_the_loop_at_every_tile_height(row):
     for x, labels in BATCHES.values():
         expected = row.expected(x, labels)
         for head in row.heights(None, 1, 4):
@@ -69,7 +69,7 @@ def one_positive_pair_and_one_negative_pair_have_a_loss(row):
         check_finite(head, x, labels)
 
 
-def one_side_alone_or_nothing_has_the_loops_loss_and_a_graph(row):
+def no_positives_no_negatives_one_class_or_no_rows_have_the_loops_loss_and_a_graph(row):
     for x, labels in ONE_SIDED.values():
         expected = row.expected(x, labels)
         for head in row.heights(None, 2):
@@ -243,11 +243,11 @@ def a_misspelt_option_is_refused(row):
 
 
 OF_ALL = [
-    equals_the_loop_at_every_tile_height,
+    uneven_positives_and_p_unlike_k_equal_the_loop_at_every_tile_height,
     equals_the_loop_under_every_reduction,
     has_the_gradient_of_finite_differences,
     one_positive_pair_and_one_negative_pair_have_a_loss,
-    one_side_alone_or_nothing_has_the_loops_loss_and_a_graph,
+    no_positives_no_negatives_one_class_or_no_rows_have_the_loops_loss_and_a_graph,
     identical_images_and_collapsed_embeddings_have_a_finite_gradient,
     is_0_with_gradient_0_when_satisfied,
     rows_shuffled_give_the_same_loss_and_the_shuffled_gradient,
@@ -334,13 +334,17 @@ def careless(head, x, labels, mined, **call):
 
 
 WRONG = {
-    equals_the_loop_at_every_tile_height: of_value(lambda loss, x: loss * 1.001),
+    uneven_positives_and_p_unlike_k_equal_the_loop_at_every_tile_height: of_value(
+        lambda loss, x: loss * 1.001
+    ),
     equals_the_loop_under_every_reduction: spoiled(
         lambda head, *given, **call: head(*given, **call), reduction="sum"
     ),
     has_the_gradient_of_finite_differences: beside(lambda x: 0.1 * x.sum()),
     one_positive_pair_and_one_negative_pair_have_a_loss: of_value(lambda loss, x: loss * (len(x) > 3)),
-    one_side_alone_or_nothing_has_the_loops_loss_and_a_graph: of_value(lambda loss, x: loss.detach()),
+    no_positives_no_negatives_one_class_or_no_rows_have_the_loops_loss_and_a_graph: of_value(
+        lambda loss, x: loss.detach()
+    ),
     identical_images_and_collapsed_embeddings_have_a_finite_gradient: beside(
         lambda x: (x[:1] - x[1:]).norm(dim=1).sqrt().sum()
     ),

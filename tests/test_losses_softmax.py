@@ -79,3 +79,12 @@ def test_the_gradient_at_a_proxy_and_opposite_to_it_is_along_the_sphere_alone(na
         x, labels = at_proxies(head, sign)
         _, grad = gradient_of(head, x, labels)
         torch.testing.assert_close((grad * x).sum(1), torch.zeros(4, dtype=torch.float64))
+
+
+def test_arc_face_refuses_a_second_derivative():
+    head = make("ArcFace")
+    x, labels = BATCHES["all classes"]
+    x = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(head(x, labels), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -60,7 +61,7 @@ class ArcFace(ProxyHead):
     step down of cos m + m sin m − 1 at π − m. With `easy_margin`, ψ(θ) = cos θ beyond π/2.
 
     cos(θ + m) = cos m cos θ − sin m sin θ, with sin θ = ‖p − cos θ·x‖, whose gradient is finite everywhere: 0
-    at x = ±p.
+    at x = ±p. It can be differentiated once.
 
     Args:
         num_classes: how many classes, and proxies, there are.
@@ -103,18 +104,35 @@ class ArcFace(ProxyHead):
     ) -> Float[Tensor, ""]:
         s = products(x, proxies * self.scale)  # [n, p], σ cos θ
         own = s.gather(1, labels[:, None])
-        # The length's slope by cos θ is 0, x being at right angles to what it is the length of.
-        p = proxies.index_select(0, labels)
-        apart = torch.addcmul(p, own.detach(), x, value=-1 / self.scale)  # [n, d]
-        sine = torch.linalg.vector_norm(apart, dim=1, keepdim=True)
-        turned = torch.add(own * math.cos(self.margin), sine, alpha=-self.scale * math.sin(self.margin))
-        if self.easy_margin:
-            last, beyond = 0.0, own
-        else:
-            last, beyond = -math.cos(self.margin), own - self.scale * self.margin * math.sin(self.margin)
-        return cross_entropy(
-            s.scatter(1, labels[:, None], torch.where(own >= self.scale * last, turned, beyond)), labels
-        )
+        with torch.no_grad():
+            cosine = own / self.scale  # [n, 1]
+            sine = torch.addcmul(proxies[labels], cosine, x, value=-1).norm(dim=1, keepdim=True)
+            # dψ/d cos θ = cos m + sin m · cos θ / sin θ; where θ is rounding, its part that is finite.
+            none = sine <= 4 * torch.finfo(sine.dtype).eps
+            slope = cosine / sine.masked_fill(none, math.inf) * math.sin(self.margin)
+            slope += math.cos(self.margin)
+            turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
+            last, step = -math.cos(self.margin), self.margin * math.sin(self.margin)
+            if self.easy_margin:
+                last, step = 0.0, 0.0
+            near = cosine >= last
+            value = self.scale * torch.where(near, turned, cosine - step)
+            slope = torch.where(near, slope, 1.0)
+        return cross_entropy(s.scatter(1, labels[:, None], _WithSlope.apply(own, value, slope)), labels)
+
+
+class _WithSlope(torch.autograd.Function):
+    """A function of `own` whose value and slope are known."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Any, value: Any, slope: Any) -> Any:
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        return grad * ctx.saved_tensors[0], None, None
 
 
 class CosFace(ProxyHead):
