@@ -21,9 +21,9 @@ from torch import Tensor
 from tercet.checks import choice, whole
 from tercet.compiling import outside_graph
 from tercet.draws import batch_key, drawn_places
-from tercet.mining import Miner, margin_of, split_pairs, whole_tuples
+from tercet.mining import Miner, margin_of, whole_tuples
 from tercet.pairwise import TILE_BYTES, Pairwise
-from tercet.selection import Scan
+from tercet.selection import Scan, split_pairs
 from tercet.tuples import References, Triplets
 
 __all__ = ["BatchAll", "BatchHard", "EasyPositive", "HardestN", "SemiHard"]

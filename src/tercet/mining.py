@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,7 @@ from tercet.pairwise import Pairwise
 from tercet.relations import Relation, SameLabel, as_relation
 from tercet.tuples import Pairs, References, Triplets
 
-__all__ = ["Miner", "margin_of", "split_pairs", "whole_tuples"]
-
-_PAIRS_AT_ONCE = 2**20  # keys of so many triplets are looked at together
+__all__ = ["Miner", "margin_of", "whole_tuples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +133,6 @@ class Miner:
 def margin_of(miner: Miner, value: float | None) -> float | None:
     """A margin of at least 0, or None."""
     return None if value is None else real(type(miner).__name__, "margin", value, minimum=0)
-
-
-def split_pairs(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Equally long tensors side by side, so many at a time as make tables of a bounded size."""
-    step = max(1, _PAIRS_AT_ONCE // max(1, width))
-    parts = zip(*(column.split(step) for column in columns))
-    return (part for part in parts if len(part[0]))
 
 
 def whole_tuples(*columns: Int[Tensor, " t"]) -> tuple[Tensor, ...]:

@@ -28,7 +28,6 @@ __all__ = [
     "features",
     "mined_rows",
     "tile_height",
-    "whole_numbers",
 ]
 
 TILE_BYTES = 8 * 2**20

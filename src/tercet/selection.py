@@ -21,12 +21,12 @@ from tercet.distances import dot, exact
 from tercet.pairwise import TILE_BYTES, Pairwise
 from tercet.squares import by_differences, full_precision, roundoff, square_bound
 
-__all__ = ["Field", "Scan", "Strip"]
+__all__ = ["Field", "Scan", "Strip", "split_pairs"]
 
 _LOWEST = 128  # a product of fewer rows is slow
 _NARROW = 512  # rows up to which a band, and columns up to which a shortlist, cost more than they save
 _OFTEN = 32  # questions to a row from which on sorting its keys is faster than a pass for each
-_AT_ONCE = 2**20  # keys of so many questions are looked at together
+_PAIRS_AT_ONCE = 2**20  # keys of so many pairs are looked at together
 _GATHERED = 2**20  # numbers gathered at once for single pairs
 
 
@@ -292,9 +292,8 @@ class Scan:
         if len(at) > _OFTEN * len(strip.rows):
             chosen, sure = self._searched(strip, at, bound)
             (unsure,) = (~sure).nonzero(as_tuple=True)
-        for some in unsure.split(max(1, _AT_ONCE // strip.keys.shape[1])):
-            if len(some):
-                chosen[some] = self.nearest(strip.of_pairs(at[some]), beyond=bound[some])[:, 0]
+        for (some,) in split_pairs(strip.keys.shape[1], unsure):
+            chosen[some] = self.nearest(strip.of_pairs(at[some]), beyond=bound[some])[:, 0]
         return chosen
 
     def _searched(
@@ -338,6 +337,13 @@ class Scan:
             return torch.where(doubt, exactly, found)
         found[i, j] = below(sign * self.distances(rows[i], columns[j]), sign * bound[i])
         return found
+
+
+def split_pairs(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Equally long tensors side by side, so many at a time as make tables of a bounded size."""
+    step = max(1, _PAIRS_AT_ONCE // max(1, width))
+    parts = zip(*(column.split(step) for column in columns))
+    return (part for part in parts if len(part[0]))
 
 
 def _banded(pairwise: Pairwise) -> tuple[Tensor, Tensor] | None:

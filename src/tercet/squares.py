@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["by_differences", "centre_of", "fast_tile", "full_precision", "roundoff", "square_bound"]
+__all__ = ["NEAR", "by_differences", "centre_of", "fast_tile", "full_precision", "roundoff", "square_bound"]
 
 # Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
-_NEAR = 0.1
+NEAR = 0.1
 _CHUNK = 2**20  # numbers gathered at once for single pairs
 
 
@@ -93,7 +93,7 @@ class _Tile(torch.autograd.Function):
         u, v = x - centre, y - centre
         uu, vv = u.square().sum(1)[:, None], v.square().sum(1)[None, :]
         out = torch.addmm(vv, u, v.T, alpha=-2).add_(uu)  # [a, r]
-        i, j = (out <= _NEAR * (uu + vv)).nonzero(as_tuple=True)
+        i, j = (out <= NEAR * (uu + vv)).nonzero(as_tuple=True)
         ctx.dense = roundoff(x) > 2.0**-24 or 8 * len(i) > out.numel()
         if ctx.dense:
             out = by_differences(x, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any
@@ -21,7 +22,7 @@ from tercet.tuples import References
 __all__ = ["Head", "above_zero", "pairs_of", "reduced"]
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """The call: labels say who is positive and who is negative, or a list of mined tuples does.
 
     A head adds its options, `of_all` for all pairs or triplets and `of_mined` for a list of them.
@@ -93,15 +94,15 @@ class Head(nn.Module):
             )
         )
 
+    @abstractmethod
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
         """The loss of rows against columns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def of_mined(
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
     ) -> Float[Tensor, "..."]:
         """The loss of a list."""
-        raise NotImplementedError
 
     def listed(
         self, embeddings: Tensor, mined: Any, ref: References | None, kinds: tuple[int, ...] = (3, 4)

@@ -6,6 +6,7 @@ A head says what w is, a tile at a time; here it becomes one or two matrix produ
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from tercet.distances import Distance, Mahalanobis, cosine, dot, euclidean, squared_euclidean
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import CrossGroup, Graded, SameLabel, SharedLabel
-from tercet.squares import centre_of, full_precision, roundoff
+from tercet.squares import NEAR, centre_of, full_precision, roundoff
 from tercet.sums import summed, with_gradient
 
 __all__ = ["Compared", "NegativeCosine", "TileLoss", "differentiated", "mirrored", "sloped"]
@@ -24,8 +25,6 @@ __all__ = ["Compared", "NegativeCosine", "TileLoss", "differentiated", "mirrored
 # Many passes go over a tile; beyond the cache, or in memory fresh from the system, each takes several times
 # as long.
 _CACHED_NUMBERS = 2**20
-# Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
-_NEAR = 0.1
 _CHUNK = 2**20  # numbers gathered at once for single pairs
 
 
@@ -143,7 +142,7 @@ def _kind_of(distance: Distance, columns: Tensor) -> type[_Products] | type[_Squ
     return _Squares if closed and roundoff(columns) <= 2.0**-24 else _Tiles
 
 
-class _Gradient:
+class _Gradient(ABC):
     """The distances of some rows to all columns, and then Σ w_ij ∇D_ij of them."""
 
     def __init__(self, compared: Compared, spaces: tuple[Tensor, ...], symmetric: bool) -> None:
@@ -155,13 +154,13 @@ class _Gradient:
             torch.zeros_like(v) if given.requires_grad else None for v, given in zip(spaces, compared.inputs)
         ]
 
+    @abstractmethod
     def measure(self, rows: slice) -> Float[Tensor, "a r"]:
         """D of each of `rows` to every column, to be left as it is until `add`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add(self, rows: slice, slopes: Float[Tensor, "a r"]) -> None:
         """Take in w of the rows that were measured last."""
-        raise NotImplementedError
 
     def sums(self) -> list[Tensor | None]:
         """The gradient by each input."""
@@ -206,7 +205,7 @@ class _Squares(_Gradient):
         self.v = self.u if self.own else self.y - centre
         self.uu = self.u.square().sum(1)
         self.vv = self.uu if self.own else self.v.square().sum(1)
-        self.reach = (self.uu.amax() + self.vv.amax()) * _NEAR if len(self.uu) and len(self.vv) else 0.0
+        self.reach = (self.uu.amax() + self.vv.amax()) * NEAR if len(self.uu) and len(self.vv) else 0.0
         self.compared, self.symmetric = compared, symmetric
         self.many: _Tiles | None = None
         self.state: tuple[Tensor, tuple[Tensor, Tensor] | None] | None = None
@@ -217,7 +216,7 @@ class _Squares(_Gradient):
             d.diagonal(rows.start).fill_(torch.inf)  # a row and itself are near, and 0 apart
         near, known = None, len(d) if self.own else 0
         if 8 * known > d.numel() or bool(d.amin() <= self.reach):
-            i, j = (d <= (self.uu[rows, None] + self.vv) * _NEAR).nonzero(as_tuple=True)
+            i, j = (d <= (self.uu[rows, None] + self.vv) * NEAR).nonzero(as_tuple=True)
             if 8 * (known + len(i)) > d.numel():
                 self.many, self.state = self.many or _Tiles(self.compared, self.symmetric), None
                 return self.many.measure(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from tercet.randomness import derive_key, keyed_bits, permute
 __all__ = ["ClassQueries"]
 
 
-class ClassQueries:
+class ClassQueries(ABC):
     """What `RandomTriplets` and `RandomPairs` share: all but how positives and negatives meet.
 
     Images lie in `_rows` class by class, and within a class group by group where there are groups: a cell is
@@ -96,9 +97,9 @@ class ClassQueries:
             self._before = np.cumsum(self._having) - self._having  # images of rounds before r
             self._before_others = self._before - np.arange(len(self._before))  # while the own class has any
 
+    @abstractmethod
     def _slots(self, positives: Int64[np.ndarray, " c"], negatives: Int64[np.ndarray, " c"]) -> np.ndarray:
         """How many triplets or pairs a query has."""
-        raise NotImplementedError
 
     def _keyed_choice(
         self, codes: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " m"], limit: int
