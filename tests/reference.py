@@ -95,13 +95,15 @@ def batch_hard(d, positive, negative):
     return found
 
 
-def semi_hard(d, positive, negative, margin=0.2, fallback=None):
-    """Schroff et al. 2015: for each (a, p) the nearest negative beyond it; ties to the lower column."""
+def semi_hard(d, positive, negative, margin=0.2, fallback=None, negatives="nearest"):
+    """Schroff et al. 2015: for each (a, p) the nearest negative beyond it (ties: lower column), or all."""
     found = set()
     for a, p in sorted(positive):
         all_n = [j for i, j in sorted(negative) if i == a]
         window = [j for j in all_n if d[a][j] > d[a][p] and (margin is None or d[a][j] < d[a][p] + margin)]
-        if window:
+        if window and negatives == "all":
+            found |= {(a, p, j) for j in window}
+        elif window:
             found.add((a, p, min(window, key=lambda j: (d[a][j], j))))
         elif fallback == "easiest" and all_n:
             found.add((a, p, max(all_n, key=lambda j: (d[a][j], -j))))

@@ -19,6 +19,13 @@ MINERS = {
     "semi-hard, wide": (SemiHard, reference.semi_hard, {"margin": 1.0}),
     "semi-hard, unbounded": (SemiHard, reference.semi_hard, {"margin": None}),
     "semi-hard or easiest": (SemiHard, reference.semi_hard, {"fallback": "easiest"}),
+    "semi-hard, all": (SemiHard, reference.semi_hard, {"margin": 0.5, "negatives": "all"}),
+    "semi-hard, all, unbounded": (SemiHard, reference.semi_hard, {"margin": None, "negatives": "all"}),
+    "semi-hard, all, or easiest": (
+        SemiHard,
+        reference.semi_hard,
+        {"margin": 0.3, "fallback": "easiest", "negatives": "all"},
+    ),
     "easy positive": (EasyPositive, reference.easy_positive, {}),
     "easy positive, hard negative": (EasyPositive, reference.easy_positive, {"negative": "hard"}),
     "three hardest": (HardestN, reference.hardest_n, {"k": 3}),
@@ -413,6 +420,8 @@ def test_a_margin_that_is_none_is_refused_with_a_sentence():
         BatchAll(margin=float("nan"))
     with pytest.raises(ValueError, match=r"SemiHard\(fallback='easyest'\).*did you mean 'easiest'\?"):
         SemiHard(fallback="easyest")
+    with pytest.raises(ValueError, match=r"SemiHard\(negatives='every'\): expected one of 'nearest', 'all'"):
+        SemiHard(negatives="every")
     with pytest.raises(ValueError, match=r"EasyPositive\(negative='semihard'\).*did you mean 'semi_hard'\?"):
         EasyPositive(negative="semihard")
     with pytest.raises(ValueError, match=r"HardestN\(k=0\): expected a whole number of at least 1"):

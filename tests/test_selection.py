@@ -48,7 +48,7 @@ def test_the_nearest_and_the_farthest_equal_the_loop_ties_to_the_lower_column(
     scan, d, (positive, negative) = scan_of(seed, n, classes, distance, spread, ordered, height)
     for strip in scan.strips():
         for sign in (1, -1):
-            chosen = scan.nearest(strip.positives(sign), 3)
+            chosen = scan.nearest(strip.positives(farthest=sign < 0), 3)
             for a, row in zip(strip.rows.tolist(), chosen.tolist()):
                 assert [j for j in row if j >= 0] == reference.nearest(d, positive, a, sign)[:3]
         chosen = scan.nearest(strip.negatives(), 2)
@@ -65,7 +65,7 @@ def test_bounds_are_strict_even_at_a_column_s_own_distance(
     for strip in scan.strips():
         column = strip.rows.flip(0)
         bound = scan.distances(strip.rows, column)
-        farther, field = strip.positives(-1), strip.negatives()
+        farther, field = strip.positives(farthest=True), strip.negatives()
         beyond = scan.nearest(field, beyond=bound)
         for a, b, found in zip(strip.rows.tolist(), bound.tolist(), beyond.tolist()):
             assert found[0] == next((j for j in reference.nearest(d, negative, a) if d[a][j] > b), -1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from tercet.checks import choice, whole
@@ -23,7 +23,9 @@ from tercet.compiling import outside_graph
 from tercet.draws import batch_key, drawn_places
 from tercet.mining import Miner, margin_of, whole_tuples
 from tercet.pairwise import TILE_BYTES, Pairwise
-from tercet.selection import Scan, split_pairs
+from tercet.selection import Scan
+from tercet.small_tables import true_places
+from tercet.strips import Field, split_pairs
 from tercet.tuples import References, Triplets
 
 __all__ = ["BatchAll", "BatchHard", "EasyPositive", "HardestN", "SemiHard"]
@@ -96,10 +98,10 @@ class BatchAll(Miner):
         again = held if room >= 0 else self._masks(pairwise)
         for size, (anchor, positive, columns, mask) in zip(sizes, again):
             if places is None:
-                pair, at = mask.nonzero(as_tuple=True)
+                pair, at = true_places(mask)
             else:
                 low, high = torch.searchsorted(places, places.new_tensor([first, first + size])).tolist()
-                pair, at = _true_places(mask, places[low:high] - first)
+                pair, at = _ranked_places(mask, places[low:high] - first)
             for row, of, index in zip(out, (anchor, positive, columns), (pair, pair, at)):
                 torch.index_select(of, 0, index, out=row[done : done + len(index)])
             first, done = first + size, done + len(pair)
@@ -110,7 +112,7 @@ class BatchAll(Miner):
         if self.margin is None:
             for rows in pairwise.spans():
                 positive, negative = pairwise.sides(rows)
-                at, column = positive.nonzero(as_tuple=True)
+                at, column = true_places(positive)
                 every = torch.arange(negative.shape[1], device=at.device)
                 for i, p in split_pairs(negative.shape[1], at, column):
                     yield i + rows.start, p, every, negative[i]
@@ -126,10 +128,10 @@ class BatchAll(Miner):
                 yield field.rows, p, strip.columns, scan.within(field, bound)
 
 
-def _true_places(mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+def _ranked_places(mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
     """(row, column) of the true entries of these ranks, row by row."""
-    found = mask.nonzero() if len(ranks) else ranks.new_empty(0, 2)
-    return tuple(found[ranks].T)  # type: ignore[return-value]
+    row, column = true_places(mask) if len(ranks) else (ranks, ranks)
+    return row[ranks], column[ranks]
 
 
 @dataclass(frozen=True)
@@ -158,20 +160,19 @@ class BatchHard(Miner):
         """One triplet for each anchor that has a positive and a negative."""
         scan, parts = Scan(pairwise), []
         for strip in scan.strips():
-            positive = scan.nearest(strip.positives(-1))[:, 0]
-            negative = scan.nearest(strip.negatives())[:, 0]
-            parts.append(whole_tuples(strip.rows, positive, negative))
+            parts.append(whole_tuples(strip.rows, *scan.hardest(scan.extremes(strip))))
         return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))
 
 
 @dataclass(frozen=True)
 class SemiHard(Miner):
-    """For each anchor and positive the nearest negative that lies beyond the positive.
+    """For each anchor and positive the nearest negative beyond the positive, or all within a margin.
 
     n = argmin D(a, ·) over negatives with D(a,p) < D(a,n), and D(a,n) < D(a,p) + m where there is a margin
 
     Args:
         margin: m, in units of the distance; None for no upper bound.
+        negatives: `"nearest"`, FaceNet's choice, or `"all"` that lie there: several times as many triplets.
         fallback: what an (a, p) without such a negative gives: None for no triplet, `"easiest"` for the
             farthest negative of all.
         distance, relation, max_count, seed, tile_rows: as for `Miner`.
@@ -192,24 +193,32 @@ class SemiHard(Miner):
 
     margin: float | None = 0.2
     fallback: str | None = None
+    negatives: str = "nearest"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        choice("SemiHard", "negatives", self.negatives, ["nearest", "all"])
         if self.fallback is not None:
             choice("SemiHard", "fallback", self.fallback, ["easiest"])
         self._settle(margin=margin_of(self, self.margin))
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        """At most one triplet for each anchor and positive."""
-        scan, parts = Scan(pairwise), []
+        """At most one triplet for each anchor and positive, unless all negatives are asked for."""
+        every = self.negatives == "all"
+        scan, parts = Scan(pairwise, ordered=not every), []
         for strip in scan.strips():
             at, column = strip.positive_pairs()
             negatives = strip.negatives()
             easiest = None
             if self.fallback == "easiest":
                 keys = (-negatives.keys).masked_fill_(negatives.keys == torch.inf, torch.inf)
-                easiest = scan.nearest(negatives._replace(keys=keys, sign=-1))[:, 0]
+                easiest = scan.nearest(negatives._replace(keys=keys, flipped=len(keys)))[:, 0]
             at, column = strip.answerable(at, column)
+            if every:
+                for i, p in split_pairs(strip.keys.shape[1], at, column):
+                    instead = None if easiest is None else easiest[i]
+                    parts.append(self._all(scan, strip.of_pairs(i), p, instead))
+                continue
             rows, d_ap = strip.rows[at], scan.distances(strip.rows[at], column)
             n = scan.beyond(strip, at, d_ap)
             if self.margin is not None:
@@ -219,6 +228,22 @@ class SemiHard(Miner):
                 n = torch.where(n < 0, easiest[at], n)
             parts.append(whole_tuples(rows, column, n))
         return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))
+
+    def _all(
+        self, scan: Scan, field: Field, positive: Int[Tensor, " c"], easiest: Int[Tensor, " c"] | None
+    ) -> tuple[Tensor, ...]:
+        """Every negative of each pair's field that lies where one is wanted; columns are in order."""
+        d_ap = scan.distances(field.rows, positive)
+        wanted = ~scan.within(field, d_ap, equal=True)  # [c, r]
+        if self.margin is None:
+            wanted &= field.keys[:, : len(field.columns)] < torch.inf
+        else:
+            wanted &= scan.within(field, d_ap + self.margin)
+        if easiest is not None:
+            (none,) = (~wanted.any(1)).nonzero(as_tuple=True)
+            wanted[none, easiest[none]] = True
+        pair, negative = true_places(wanted)
+        return field.rows[pair], positive[pair], negative
 
 
 @dataclass(frozen=True)
@@ -256,7 +281,7 @@ class EasyPositive(Miner):
         """At most one triplet for each anchor."""
         scan, parts = Scan(pairwise), []
         for strip in scan.strips():
-            p = scan.nearest(strip.positives(1))[:, 0]
+            p = scan.nearest(strip.positives(farthest=False))[:, 0]
             beyond = scan.distances(strip.rows, p.clamp(min=0)) if self.negative == "semi_hard" else None
             n = scan.nearest(strip.negatives(), beyond=beyond)[:, 0]
             parts.append(whole_tuples(strip.rows, p, n))
@@ -302,7 +327,7 @@ class HardestN(Miner):
         skip = min(self.skip, len(pairwise.column_labels))
         k = min(self.k, len(pairwise.column_labels) - skip)
         for strip in scan.strips():
-            p = scan.nearest(strip.positives(-1)).expand(-1, k)
+            p = scan.nearest(strip.positives(farthest=True)).expand(-1, k)
             n = scan.nearest(strip.negatives(), skip + k)[:, skip:]
             a = strip.rows[:, None].expand(-1, k)
             parts.append(whole_tuples(a.flatten(), p.flatten(), n.flatten()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,5 +138,5 @@ def margin_of(miner: Miner, value: float | None) -> float | None:
 
 def whole_tuples(*columns: Int[Tensor, " t"]) -> tuple[Tensor, ...]:
     """Those tuples that lack nothing: a missing row is −1."""
-    found = (torch.stack(columns) >= 0).all(0)
-    return tuple(column[found] for column in columns)
+    found = functools.reduce(torch.minimum, columns) >= 0
+    return columns if bool(found.all()) else tuple(column[found] for column in columns)

@@ -11,7 +11,9 @@ from tercet.checks import real
 from tercet.distances import Distance
 from tercet.mining import Miner
 from tercet.pairwise import Pairwise
-from tercet.selection import Field, Scan
+from tercet.selection import Scan
+from tercet.small_tables import true_places
+from tercet.strips import Field
 from tercet.tuples import Pairs
 
 __all__ = ["MultiSimilarityMiner", "PairMargin"]
@@ -26,25 +28,23 @@ class _PairMiner(Miner):
         positives: list[tuple[Tensor, ...]] = []
         negatives: list[tuple[Tensor, ...]] = []
         for strip in scan.strips():
-            farthest, nearest = strip.positives(-1), strip.negatives()
-            above, below = self._bounds(scan, farthest, nearest)
-            for pairs, among, bound in ((positives, farthest, above), (negatives, nearest, below)):
-                at, column = scan.within(among, bound).nonzero(as_tuple=True)
+            fields, a = scan.extremes(strip), len(strip.rows)
+            bounds = torch.cat(self._bounds(scan, strip.rows, fields)).split([len(f.rows) for f in fields])
+            found = [true_places(scan.within(*each)) for each in zip(fields, bounds)]
+            if len(found) == 1:
+                ((at, column),) = found
+                first = int((at < a).sum())
+                found = [(at[:first], column[:first]), (at[first:] - a, column[first:])]
+            for pairs, (at, column) in zip((positives, negatives), found):
                 pairs.append((at + strip.rows[0], column))
         return Pairs(
             *self._gathered(positives, pairwise, 2 * step, width=2),
             *self._gathered(negatives, pairwise, 2 * step + 1, width=2),
         )
 
-    def _bounds(self, scan: Scan, positives: Field, negatives: Field) -> tuple[Tensor, Tensor]:
+    def _bounds(self, scan: Scan, rows: Tensor, fields: tuple[Field, ...]) -> tuple[Tensor, Tensor]:
+        """From where on a positive of each row is wanted, and up to where a negative."""
         raise TypeError(f"{type(self).__name__} has no rule")
-
-
-def _best(scan: Scan, field: Field, missing: float) -> Tensor:
-    """The distance of the first choice of each row; `missing` where it has none."""
-    column = scan.nearest(field)[:, 0]
-    distance = scan.distances(field.rows, column.clamp(min=0))
-    return distance.masked_fill_(column < 0, missing)
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,12 @@ class MultiSimilarityMiner(_PairMiner):
         super().__post_init__()
         self._settle(epsilon=real("MultiSimilarityMiner", "epsilon", self.epsilon))
 
-    def _bounds(self, scan: Scan, positives: Field, negatives: Field) -> tuple[Tensor, Tensor]:
-        below = _best(scan, positives, -torch.inf) + self.epsilon
-        above = _best(scan, negatives, torch.inf) - self.epsilon
-        return above, below
+    def _bounds(self, scan: Scan, rows: Tensor, fields: tuple[Field, ...]) -> tuple[Tensor, Tensor]:
+        columns = torch.stack(scan.hardest(fields))  # [2, a]
+        d_ap, d_an = scan.distances(rows.repeat(2), columns.clamp(min=0).flatten()).view(columns.shape)
+        d_ap.masked_fill_(columns[0] < 0, -torch.inf)
+        d_an.masked_fill_(columns[1] < 0, torch.inf)
+        return d_an - self.epsilon, d_ap + self.epsilon
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,6 @@ class PairMargin(_PairMiner):
         }
         self._settle(**margins)
 
-    def _bounds(self, scan: Scan, positives: Field, negatives: Field) -> tuple[Tensor, Tensor]:
-        above, below = (
-            field.keys.new_full((len(field.rows),), margin)
-            for field, margin in ((positives, self.pos_margin), (negatives, self.neg_margin))
-        )
-        return above, below
+    def _bounds(self, scan: Scan, rows: Tensor, fields: tuple[Field, ...]) -> tuple[Tensor, Tensor]:
+        keys = fields[0].keys
+        return keys.new_full(rows.shape, self.pos_margin), keys.new_full(rows.shape, self.neg_margin)

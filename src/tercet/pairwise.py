@@ -18,6 +18,7 @@ from torch import Tensor
 from tercet.checks import refusal, whole
 from tercet.distances import Distance, exact
 from tercet.relations import Relation, SameLabel, whole_numbers
+from tercet.small_tables import true_places
 from tercet.tuples import References
 
 __all__ = [
@@ -196,7 +197,7 @@ class Pairwise:
         measure = self._measure(*inputs)
         for rows in self.spans():
             is_positive, negative = self.sides(rows)
-            anchors, columns = is_positive.nonzero(as_tuple=True)
+            anchors, columns = true_places(is_positive)
             for anchor, positive in zip(anchors.split(self.tile_rows), columns.split(self.tile_rows)):
                 if not len(anchor):  # split gives one empty chunk of nothing
                     continue
@@ -253,7 +254,8 @@ def _prepared(
         # overflows, nor its key. NaN passes no comparison.
         limit = math.sqrt(torch.finfo(x.dtype).max / (16 * max(x.shape[1], embeddings.shape[1])))
         given = [x] if x is embeddings else [embeddings, x]
-        if not all(float(v.detach().abs().amax()) <= limit for v in given):
+        ends = [end for v in given for end in torch.aminmax(v.detach())]
+        if not all(-limit <= float(end) <= limit for end in ends):
             bad = ~((embeddings.abs() <= limit).all(1) & (x.abs() <= limit).all(1))
             rows = bad.nonzero()[:, 0].tolist()
             raise refusal(
@@ -308,9 +310,11 @@ def mined_rows(
         raise refusal(owner, "mined", shown, "as many positives, and as many negatives, as anchors")
     out = [index.to(device, torch.int64) for index in out]
     sizes = (rows, columns, columns) if len(out) == 3 else (rows, columns, rows, columns)
-    outside = [(index < 0) | (index >= size) for index, size in zip(out, sizes)]
-    if bool(torch.stack([beyond.any() for beyond in outside]).any()):
-        index, size, beyond = next(each for each in zip(out, sizes, outside) if each[2].any())
-        way_out = "pass the embeddings, and the ref, that were mined"
-        raise refusal(owner, "mined", f"row {int(index[beyond][0])}", f"rows below {size}", way_out)
+    some = [(index, size) for index, size in zip(out, sizes) if len(index)]
+    ends = torch.stack([end for index, _ in some for end in index.aminmax()]).tolist() if some else []
+    for (index, size), low, high in zip(some, ends[::2], ends[1::2]):
+        if low < 0 or high >= size:
+            first = int(index[(index < 0) | (index >= size)][0])
+            way_out = "pass the embeddings, and the ref, that were mined"
+            raise refusal(owner, "mined", f"row {first}", f"rows below {size}", way_out)
     return tuple(out)

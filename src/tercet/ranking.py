@@ -179,7 +179,7 @@ def score_at_top_k(
     first = torch.full((len(queries), min(k, r)), -1, device=device)  # [m, k], columns
     scan = Scan(pairwise)
     for strip in scan.strips():  # a candidate is of the query's list and another image: a positive of it
-        first[strip.rows] = scan.nearest(strip.positives(1), min(k, r))
+        first[strip.rows] = scan.nearest(strip.positives(farthest=False), min(k, r))
     counted = torch.zeros_like(query, dtype=torch.bool)
     for part in torch.arange(len(query), device=device).split(tile_height(owner, k, first.dtype, None)):
         listed = first[query[part]]  # [c, k]

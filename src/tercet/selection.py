@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,78 +18,16 @@ from torch.nn.functional import pad
 
 from tercet.distances import dot, exact
 from tercet.pairwise import TILE_BYTES, Pairwise
+from tercet.small_tables import compared, fill_where, first_places, true_places
 from tercet.squares import by_differences, full_precision, roundoff, square_bound
+from tercet.strips import Field, Strip, split_pairs
 
-__all__ = ["Field", "Scan", "Strip", "split_pairs"]
+__all__ = ["Scan"]
 
 _LOWEST = 128  # a product of fewer rows is slow
 _NARROW = 512  # rows up to which a band, and columns up to which a shortlist, cost more than they save
 _OFTEN = 32  # questions to a row from which on sorting its keys is faster than a pass for each
-_PAIRS_AT_ONCE = 2**20  # keys of so many pairs are looked at together
 _GATHERED = 2**20  # numbers gathered at once for single pairs
-
-
-class Field(NamedTuple):
-    """Some rows and what may be chosen for each.
-
-    Args:
-        rows: int64 [a], the rows; one may stand there several times.
-        keys: float [a, w], inf where a column may not be chosen.
-        columns: int64 [c], c ≤ w, the column of each key; what lies beyond is padding of inf.
-        sign: 1, or −1 where the keys are negated, so that the nearest by key is the farthest.
-    """
-
-    rows: Int[Tensor, " a"]
-    keys: Float[Tensor, "a w"]
-    columns: Int[Tensor, " c"]
-    sign: int = 1
-
-
-class Strip(NamedTuple):
-    """Some rows against all columns.
-
-    Args:
-        rows: int64 [a].
-        keys: float [a, w], w a little over r: the last are padding of inf.
-        columns: int64 [r], the column of each key.
-        band: where keys of positives and of the same image are; beyond it all are negatives.
-        positive: bool [a, b], of the columns of the band.
-        negative: bool [a, b].
-    """
-
-    rows: Int[Tensor, " a"]
-    keys: Float[Tensor, "a w"]
-    columns: Int[Tensor, " r"]
-    band: slice
-    positive: Bool[Tensor, "a b"]
-    negative: Bool[Tensor, "a b"]
-
-    def positives(self, sign: int) -> Field:
-        """The positives of each row."""
-        keys = self.keys[:, self.band]
-        keys = torch.where(self.positive, keys if sign == 1 else -keys, math.inf)
-        return Field(self.rows, keys, self.columns[self.band], sign)
-
-    def negatives(self) -> Field:
-        """The negatives of each row. The strip's keys become the field's: ask for the positives before."""
-        self.keys[:, self.band].masked_fill_(~self.negative, math.inf)
-        return Field(self.rows, self.keys, self.columns)
-
-    def positive_pairs(self) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
-        """Each (anchor, positive) as (place in `rows`, column)."""
-        at, column = self.positive.nonzero(as_tuple=True)
-        return at, self.columns[self.band][column]
-
-    def answerable(
-        self, at: Int[Tensor, " t"], column: Int[Tensor, " t"]
-    ) -> tuple[Int[Tensor, " s"], Int[Tensor, " s"]]:
-        """Those positive pairs whose anchor has a negative at all; after `negatives()`."""
-        some = (self.keys.amin(1) < math.inf)[at]
-        return at[some], column[some]
-
-    def of_pairs(self, at: Int[Tensor, " t"]) -> Field:
-        """`negatives()` of the row at each place, as a field of its own; after `negatives()`."""
-        return Field(self.rows[at], self.keys[at], self.columns)
 
 
 class Scan:
@@ -124,7 +61,8 @@ class Scan:
         self._x, self._y = inputs[0], inputs[-1]  # their differences are the distances
         self._u, self._v = u, v = centred[0], centred[-1]  # their products are the keys
         if self._labels is None:
-            self._order = torch.arange(n, device=device), torch.arange(r, device=device)
+            every = torch.arange(n, device=device)
+            self._order = every, every if len(inputs) == 1 else torch.arange(r, device=device)
         else:
             self._labels, self._order = zip(*(key.sort(stable=True) for key in self._labels))
             self._u, self._v = u[self._order[0]], v[self._order[1]]
@@ -143,7 +81,9 @@ class Scan:
         n, r = len(self._x), len(self._y)
         if not r:
             return
-        buffer = self._u.new_full((self._height, self._width), math.inf)
+        buffer = self._u.new_empty((self._height, self._width))
+        if r < self._width:
+            buffer[:, r:] = math.inf
         for start in range(0, n, self._height):
             rows = slice(start, min(start + self._height, n))
             keys = buffer[: rows.stop - start]
@@ -169,12 +109,12 @@ class Scan:
     def distances(self, rows: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
         """The exact distance of each row to its column."""
         step = max(1, _GATHERED // max(1, self._x.shape[1]))
-        parts = [self._x.new_empty(0)]
-        for i, j in zip(rows.split(step), columns.split(step)):
-            if len(i):
-                x, y = self._x.index_select(0, i), self._y.index_select(0, j)
-                parts.append(self._exact(x[:, None], y[:, None])[:, 0, 0])
-        return torch.cat(parts)
+        if len(rows) > step:
+            return torch.cat([self.distances(*some) for some in zip(rows.split(step), columns.split(step))])
+        if not len(rows):
+            return self._x.new_empty(0)
+        x, y = self._x.index_select(0, rows), self._y.index_select(0, columns)
+        return self._exact(x[:, None], y[:, None])[:, 0, 0]
 
     def _exact(self, x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]) -> Float[Tensor, "*b a r"]:
         if self._square_of is None:
@@ -203,15 +143,15 @@ class Scan:
         Args:
             field: rows and what may be chosen.
             k: how many.
-            beyond: [a] distances; only columns farther than that count (sign 1 alone).
+            beyond: [a] distances; only columns farther than that count (where no keys are negated).
         """
-        rows, keys, columns, sign = field
+        rows, keys, columns, flipped = field
         if not len(columns):
             return rows.new_full((len(rows), k), -1)
         if k == 1 and len(columns) <= _NARROW:
             if beyond is not None:
                 near = self.within(field, beyond, equal=True)
-                field = field._replace(keys=torch.where(near, math.inf, keys[:, : len(columns)]))
+                field = field._replace(keys=fill_where(near, keys[:, : len(columns)].clone(), math.inf))
             return self._first(field)[:, None]
         slack = self._slack[rows]
         if beyond is not None:
@@ -228,7 +168,7 @@ class Scan:
         if len(unsure):
             limit = None if beyond is None else beyond[unsure]
             chosen[unsure, :k], settled = self._rank(
-                rows[unsure], chosen[unsure], values[unsure], k, sign, limit
+                rows[unsure], chosen[unsure], values[unsure], k, -1 if flipped else 1, limit
             )
             unsure = unsure[~settled]
             step = max(1, TILE_BYTES // (4 * keys.shape[1] * keys.element_size()))
@@ -238,16 +178,43 @@ class Scan:
                     chosen[some, :k] = self._rank_all(field, some, k, limit)
         return chosen[:, :k]
 
+    def extremes(self, strip: Strip) -> tuple[Field, ...]:
+        """The positives, farthest first, and the negatives, nearest first.
+
+        Two fields [a, w], or one [2a, w] of both: one way over small tables costs half of two.
+        """
+        farthest, nearest = strip.positives(farthest=True), strip.negatives()
+        r = len(strip.columns)
+        if farthest.keys.shape[1] < r or r > _NARROW:
+            return farthest, nearest
+        keys = torch.cat([farthest.keys, nearest.keys[:, :r]])
+        return (Field(torch.cat([strip.rows, strip.rows]), keys, strip.columns, farthest.flipped),)
+
+    def hardest(self, fields: tuple[Field, ...]) -> tuple[Int[Tensor, " a"], Int[Tensor, " a"]]:
+        """Of `extremes`, the farthest positive and the nearest negative of each row; −1 where none is."""
+        if len(fields) == 1:
+            positive, negative = self._first(fields[0]).chunk(2)
+        else:
+            positive, negative = (self.nearest(field)[:, 0] for field in fields)
+        return positive, negative
+
     def _first(self, field: Field) -> Int[Tensor, " a"]:
-        """The nearest column of each row, where a pass over all keys costs less than a shortlist."""
-        rows, keys, columns, _ = field
-        least = keys.amin(1, keepdim=True) + 2 * self._slack[rows, None]
-        i, j = (keys <= least.clamp_(max=torch.finfo(keys.dtype).max)).nonzero(as_tuple=True)
-        chosen = rows.new_full((len(rows),), -1)
-        chosen[i] = columns[j]
-        unsure = i[1:][i[1:] == i[:-1]].unique_consecutive()
-        if len(unsure):
+        """The nearest column of each row of a small table."""
+        rows, keys, columns, flipped = field
+        at, bound, unsure = first_places(keys, self._slack[rows])
+        chosen = torch.where(at < 0, at, columns[at])
+        if not len(unsure):
+            return chosen
+        i, j = true_places(keys[unsure] <= bound[unsure, None])
+        if len(i) > 2 * len(keys):  # as when all are equal
             chosen[unsure] = self._rank_all(field, unsure, 1, None)[:, 0]
+            return chosen
+        i, j = unsure[i], columns[j]
+        best: dict[int, tuple[float, int]] = {}
+        for row, d, column in zip(i.tolist(), self.distances(rows[i], j).tolist(), j.tolist()):
+            candidate = (-d if row < flipped else d), column
+            best[row] = min(best.get(row, candidate), candidate)
+        chosen[list(best)] = chosen.new_tensor([column for _, column in best.values()])
         return chosen
 
     def _rank(
@@ -256,7 +223,7 @@ class Scan:
         """The first k of a shortlist by exact distance, and whether nothing outside it can come before."""
         listed = torch.where(chosen < 0, len(self._y), chosen).sort(dim=1).values  # [u, s]
         d = self._x.new_full(listed.shape, math.inf)
-        i, j = (listed < len(self._y)).nonzero(as_tuple=True)
+        i, j = true_places(listed < len(self._y))
         d[i, j] = sign * self.distances(rows[i], listed[i, j])
         if beyond is not None:
             d.masked_fill_(d <= beyond[:, None], math.inf)
@@ -269,7 +236,8 @@ class Scan:
     def _rank_all(self, field: Field, some: Tensor, k: int, beyond: Tensor | None) -> Int[Tensor, "c k"]:
         """The first k of all columns by exact distance."""
         columns, order = field.columns.sort()
-        d = field.sign * self._table(field.rows[some], columns)
+        d = self._table(field.rows[some], columns)
+        d[some < field.flipped] *= -1
         d.masked_fill_(field.keys[some][:, order] == math.inf, math.inf)
         if beyond is not None:
             d.masked_fill_(d <= beyond[:, None], math.inf)
@@ -316,34 +284,28 @@ class Scan:
         return column.masked_fill(missing, -1), (low == high) & (missing | apart)
 
     def within(self, field: Field, bound: Float[Tensor, " a"], equal: bool = False) -> Bool[Tensor, "a c"]:
-        """Which columns lie nearer than `bound`, a distance for each row; by sign −1, which lie farther.
+        """Which columns lie nearer than `bound`, a distance for each row; of flipped rows, which lie farther.
 
         `equal` takes in those that lie as far.
         """
-        rows, columns, sign = field.rows, field.columns, field.sign
+        rows, keys, columns, flipped = field
         below = torch.le if equal else torch.lt
-        keys = field.keys[:, : len(columns)]
+        keys = keys[:, : len(columns)]
         largest = torch.finfo(keys.dtype).max  # not inf − inf
-        middle = sign * self._key(bound, rows).clamp_(-largest, largest)[:, None]
-        slack = self._slack[rows, None]
-        excess = keys - middle  # [a, c]
-        found = excess < 0
-        if float((excess.abs_().sub_(slack)).amin()) > 0:
-            return found
-        doubt = excess <= 0
-        i, j = doubt.nonzero(as_tuple=True)
+        middle = self._key(bound, rows).clamp(-largest, largest)
+        if flipped:
+            middle[:flipped].neg_()
+        found, near = compared(keys, middle, self._slack[rows])  # [a, c]
+        i, j = true_places(near)
         if 8 * len(i) > keys.numel():
-            exactly = below(sign * self._table(rows, columns), sign * bound[:, None])
-            return torch.where(doubt, exactly, found)
-        found[i, j] = below(sign * self.distances(rows[i], columns[j]), sign * bound[i])
+            table = self._table(rows, columns)
+            exactly = below(table, bound[:, None])
+            exactly[:flipped] = below(bound[:flipped, None], table[:flipped])
+            return torch.where(near, exactly, found)
+        if len(i):
+            d, b = self.distances(rows[i], columns[j]), bound[i]
+            found[i, j] = torch.where(i < flipped, below(b, d), below(d, b)) if flipped else below(d, b)
         return found
-
-
-def split_pairs(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Equally long tensors side by side, so many at a time as make tables of a bounded size."""
-    step = max(1, _PAIRS_AT_ONCE // max(1, width))
-    parts = zip(*(column.split(step) for column in columns))
-    return (part for part in parts if len(part[0]))
 
 
 def _banded(pairwise: Pairwise) -> tuple[Tensor, Tensor] | None:

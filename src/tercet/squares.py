@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tercet.small_tables import true_places
+
 __all__ = ["NEAR", "by_differences", "centre_of", "fast_tile", "full_precision", "roundoff", "square_bound"]
 
 # Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
@@ -47,14 +49,17 @@ def square_bound(
         The bound for each row against any column, ‖x_i‖² and ‖y_j‖².
     """
     k = x.shape[1]
-    lengths = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-    others = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
+    lengths: Any = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    others: Any = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
+    if x.device.type == "cpu":  # the same arithmetic for less a call
+        lengths, others = lengths.numpy(), others.numpy()
     largest = others.max() if len(others) else 0.0
     u, rounding, tiny = roundoff(x), torch.finfo(x.dtype).eps, torch.finfo(x.dtype).tiny
     share = max(u * (k + 8), u * 8 + rounding * (k / 8 + 16))
-    slack = ((lengths + largest).square_() * share + (4 * k + 16) * tiny).to(x.dtype)  # what underflows
-    xx = lengths.square().to(x.dtype)
-    return slack, xx, xx if y is x else others.square_().to(x.dtype)
+    slack = (lengths + largest) ** 2 * share + (4 * k + 16) * tiny  # what underflows
+    xx = torch.as_tensor(lengths**2, dtype=x.dtype)
+    yy = xx if y is x else torch.as_tensor(others**2, dtype=x.dtype)
+    return torch.as_tensor(slack, dtype=x.dtype), xx, yy
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -93,7 +98,7 @@ class _Tile(torch.autograd.Function):
         u, v = x - centre, y - centre
         uu, vv = u.square().sum(1)[:, None], v.square().sum(1)[None, :]
         out = torch.addmm(vv, u, v.T, alpha=-2).add_(uu)  # [a, r]
-        i, j = (out <= NEAR * (uu + vv)).nonzero(as_tuple=True)
+        i, j = true_places(out <= NEAR * (uu + vv))
         ctx.dense = roundoff(x) > 2.0**-24 or 8 * len(i) > out.numel()
         if ctx.dense:
             out = by_differences(x, y)

@@ -14,6 +14,7 @@ from tercet.distances import Distance
 from tercet.draws import batch_key, keyed
 from tercet.mining import Miner, whole_tuples
 from tercet.pairwise import Pairwise
+from tercet.small_tables import true_places
 from tercet.tuples import Triplets
 
 __all__ = ["DistanceWeighted"]
@@ -78,7 +79,7 @@ class DistanceWeighted(Miner):
             weights = _weights(square, wanted, dimensions, self.cutoff)
             heap = weights.cumsum(1, dtype=torch.float64)
             total = heap[:, -1:]
-            at, positive = is_positive.nonzero(as_tuple=True)
+            at, positive = true_places(is_positive)
             place = is_positive.cumsum(1)[at, positive] - 1
             mark = heap.new_zeros(len(heap), int(place.max()) + 1 if len(place) else 1)  # [a, q]
             mark[at, place] = keyed(key, at + rows.start, positive)

@@ -16,6 +16,7 @@ from tercet.losses.head import Head, above_zero, reduced
 from tercet.losses.rowwise import ListwiseHead, log_sum, products
 from tercet.pairwise import Pairwise, Tile, tile_height
 from tercet.relations import Relation, SameLabel
+from tercet.small_tables import true_places
 from tercet.tuples import References
 
 __all__ = ["InfoNCE", "NPair", "SupCon"]
@@ -236,7 +237,7 @@ class NPair(Head):
 def _against_negatives(logits: Float[Tensor, "a r"], tile: Tile) -> Float[Tensor, " u"]:
     """−log( exp(s_ap) / (exp(s_ap) + Σ_n exp(s_an)) ) of each positive pair of a tile."""
     negatives = log_sum(logits, tile.negative)
-    row, column = tile.positive.nonzero(as_tuple=True)
+    row, column = true_places(tile.positive)
     return softplus(negatives[row] - logits[row, column])
 
 

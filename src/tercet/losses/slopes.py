@@ -17,6 +17,7 @@ from torch import Tensor
 from tercet.distances import Distance, Mahalanobis, cosine, dot, euclidean, squared_euclidean
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import CrossGroup, Graded, SameLabel, SharedLabel
+from tercet.small_tables import true_places
 from tercet.squares import NEAR, centre_of, full_precision, roundoff
 from tercet.sums import summed, with_gradient
 
@@ -216,7 +217,7 @@ class _Squares(_Gradient):
             d.diagonal(rows.start).fill_(torch.inf)  # a row and itself are near, and 0 apart
         near, known = None, len(d) if self.own else 0
         if 8 * known > d.numel() or bool(d.amin() <= self.reach):
-            i, j = (d <= (self.uu[rows, None] + self.vv) * NEAR).nonzero(as_tuple=True)
+            i, j = true_places(d <= (self.uu[rows, None] + self.vv) * NEAR)
             if 8 * (known + len(i)) > d.numel():
                 self.many, self.state = self.many or _Tiles(self.compared, self.symmetric), None
                 return self.many.measure(rows)

@@ -15,6 +15,7 @@ from tercet.losses.head import above_zero
 from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
+from tercet.small_tables import true_places
 from tercet.sums import summed, tiled_mean
 
 __all__ = ["Circle", "LiftedStructure", "MultiSimilarity"]
@@ -111,7 +112,7 @@ class LiftedStructure(ListwiseHead):
         self, tile: Tile, rows: Float[Tensor, " n"], columns: Float[Tensor, " r"]
     ) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"], Float[Tensor, " u"]]:
         """The row, the column and h(J) of each positive pair of a tile."""
-        i, j = tile.positive.nonzero(as_tuple=True)
+        i, j = true_places(tile.positive)
         d = tile.distance[i, j]
         i = i + tile.start
         return i, j, torch.relu(torch.logaddexp(rows[i], columns[j]) + d)
