@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tercet.checks import real, refusal, whole
 from tercet.distances import Distance
-from tercet.losses.head import Head, pairs_of, reduced
+from tercet.losses.head import Head, pairs_of, picked, reduced
 from tercet.pairwise import Pairwise
 from tercet.relations import Relation, SameLabel
 from tercet.tuples import References
@@ -109,10 +109,11 @@ class MarginLoss(Head):
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for pairs, sign in zip(pairs_of(rows), (1, -1)):
                 for i, j in self.parts(inputs, *pairs):
-                    beyond = self.distance.paired(inputs[0][i], inputs[-2][j]) - inputs[-1][i]
+                    d = self.distance.paired(picked(inputs[0], i), picked(inputs[-2], j))
+                    beyond = d - picked(inputs[-1], i)
                     yield torch.relu(self.margin + sign * beyond)
 
-        return self._pulled(losses, inputs, labels)
+        return self._pulled(losses, inputs, labels, self.few(inputs, rows))
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
@@ -124,10 +125,11 @@ class MarginLoss(Head):
         losses: Callable[..., Iterator[Tensor]],
         inputs: tuple[Tensor, ...],
         labels: Tensor | None,
+        whole: bool = False,
     ) -> Float[Tensor, "..."]:
         """The reduced losses, whose last input is β of each row, and the pull of ν."""
         bounds = self._bounds(labels, inputs[0])
-        loss = reduced(self.reduction, losses, *inputs, bounds)
+        loss = reduced(self.reduction, losses, *inputs, bounds, whole=whole)
         return loss + self.nu * bounds.sum() / max(1, len(bounds)) if self.nu else loss
 
     def _bounds(self, labels: Tensor | None, x: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tercet.checks import real
 from tercet.distances import Distance
-from tercet.losses.head import Head, pairs_of, reduced
+from tercet.losses.head import Head, pairs_of, picked, reduced
 from tercet.losses.slopes import TileLoss, mirrored, sloped
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
@@ -86,9 +86,10 @@ class Contrastive(Head):
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for side, loss in zip(pairs, (self._apart, self._inside)):
                 for i, j in self.parts(inputs, *side):
-                    yield loss(self.distance.paired(inputs[0][i], inputs[-1][j]))
+                    yield loss(self.distance.paired(picked(inputs[0], i), picked(inputs[-1], j)))
 
-        return reduced(self.reduction, losses, *inputs)
+        listed = tuple(column for side in pairs for column in side)
+        return reduced(self.reduction, losses, *inputs, whole=self.few(inputs, listed))
 
     def _loss_of(self, tile: Tile) -> TileLoss:
         """All pairs of a tile: each loss is a square, so its slope is twice what is squared."""

@@ -13,10 +13,11 @@ from torch.nn.functional import softplus
 
 from tercet.checks import real, refusal, whole
 from tercet.distances import Distance
-from tercet.losses.head import Head, reduced
+from tercet.losses.head import Head, picked, reduced
 from tercet.losses.slopes import TileLoss, sloped
 from tercet.pairwise import PairTile, Pairwise, Tile
 from tercet.relations import Relation, SameLabel
+from tercet.sums import summed, tiled_mean
 from tercet.tuples import References
 
 __all__ = ["TripletMargin"]
@@ -95,11 +96,12 @@ class TripletMargin(Head):
         if not self.swap:
             return sloped(pairwise, self.reduction, self._loss_of_all)
 
-        def losses(*inputs: Tensor) -> Iterator[Tensor]:
+        def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for pairs in pairwise.positive_pairs(*inputs):
-                yield self._losses_of_pairs(pairs, inputs[-1])[pairs.negative]
+                value, active = summed(self._losses_of_pairs(pairs, inputs[-1]).flatten(), "mean_active")
+                yield value, active if self.reduction == "mean_active" else pairs.negative.sum()
 
-        return reduced(self.reduction, losses, *pairwise.inputs)
+        return tiled_mean(self.reduction, terms, *pairwise.inputs)
 
     def of_mined(
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
@@ -111,20 +113,23 @@ class TripletMargin(Head):
             for a, p, n in self.parts(inputs, *rows):
                 yield self._losses(inputs[0], inputs[-1], a, p, n)
 
-        return reduced(self.reduction, losses, *inputs)
+        return reduced(self.reduction, losses, *inputs, whole=self.few(inputs, rows))
 
     def _losses(self, x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
-        d_an = self.distance.paired(x[a], y[n])
+        columns = picked(y, torch.cat([p, n]))  # [2t, k]
+        d = self.distance.paired(picked(x, torch.cat([a, a])), columns)
+        d_ap, d_an = d.view(2, len(a))
         if self.swap:
-            d_an = torch.minimum(d_an, self.distance.paired(y[p], y[n]))
-        return self._loss(self.distance.paired(x[a], y[p]), d_an)
+            d_an = torch.minimum(d_an, self.distance.paired(*columns.view(2, *columns[: len(a)].shape)))
+        return self._loss(d_ap, d_an)
 
     def _losses_of_pairs(self, pairs: PairTile, y: Tensor) -> Float[Tensor, "c r"]:
+        """The losses of some pairs with every column; 0 with one that is no negative."""
         d_an = pairs.d_an
         if self.swap:
             once, again = torch.unique(pairs.positive, return_inverse=True)
             d_an = torch.minimum(d_an, self.distance.tile(y[once], y)[again])  # [c, r]
-        return self._loss(pairs.d_ap[:, None], d_an)
+        return self._loss(pairs.d_ap[:, None], d_an.masked_fill(~pairs.negative, math.inf))
 
     def _loss(self, d_ap: Tensor, d_an: Tensor) -> Tensor:
         if self.soft:
