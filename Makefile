@@ -16,7 +16,7 @@ lint: .venv/dev/installed
 	.venv/dev/bin/ruff format --check
 
 types: .venv/dev/installed
-	.venv/dev/bin/pyright
+	.venv/dev/bin/pyright --pythonpath .venv/dev/bin/python
 
 check: lint types  ## lint, format and types
 
@@ -41,6 +41,7 @@ bench: .venv/bench/installed  ## figures beside the peers'; TREE=<alphabet/chara
 .venv/bench/installed: pyproject.toml tools/constraints.txt
 	$(PYTHON) -m venv .venv/bench
 	.venv/bench/$(PIP_INSTALL) --editable '.[bench]'
+	.venv/bench/$(PIP_INSTALL) --no-deps open-metric-learning==4.0.0
 	touch $@
 
 clean:

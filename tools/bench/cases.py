@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from oml import miners as oml
 from pytorch_metric_learning import distances, losses, miners, reducers
 from sentence_transformers.sentence_transformer import losses as sentence
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 import tercet
 
 Side = Callable[[Tensor, Tensor], Any]
-OURS, PML, ST = "tercet", "pytorch-metric-learning", "sentence-transformers"
+OURS, PML, ST, OML = "tercet", "pytorch-metric-learning", "sentence-transformers", "open-metric-learning"
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,13 @@ def raw(power: int = 1) -> distances.LpDistance:
     return distances.LpDistance(normalize_embeddings=False, power=power)
 
 
-def plain(ours: Side, theirs: Side, more: Side | None = None) -> Callable[[int, int], dict[str, Side]]:
-    """Sides that depend on neither the number of classes nor the dimension."""
+def plain(
+    ours: Side, theirs: Side, more: Side | None = None, listed: Any = None
+) -> Callable[[int, int], dict[str, Side]]:
+    """Sides that depend on neither the number of classes nor the dimension; `listed` is a miner of OML's."""
     sides = {OURS: ours, PML: theirs} | ({ST: more} if more else {})
+    if listed is not None:
+        sides[OML] = of_list(listed)
     return lambda classes, dim: dict(sides)
 
 
@@ -90,6 +96,13 @@ def of_labels(call: Callable[[Tensor, Tensor], Tensor]) -> Side:
     return lambda embeddings, labels: call(labels, embeddings)
 
 
+def of_list(miner: Any) -> Side:
+    """A miner of open-metric-learning, which takes the labels as a list."""
+    return lambda embeddings, labels: [
+        torch.as_tensor(rows) for rows in miner._sample(embeddings, labels=labels.tolist())
+    ]
+
+
 MARGIN = 0.2
 NEAR, FAR = 1.2, 1.4  # margins of pairs that cut both the positives and the negatives of the bench's batches
 SOFT_ST = sentence.BatchHardSoftMarginTripletLoss(None).batch_hard_triplet_soft_margin_loss
@@ -99,17 +112,37 @@ NOT_SQUARED = (
 )
 
 MINERS: dict[str, Case] = {
-    "batch hard": Case(plain(tercet.BatchHard(), miners.BatchHardMiner()), "miner"),
+    "batch hard": Case(
+        plain(tercet.BatchHard(), miners.BatchHardMiner(), listed=oml.HardTripletsMiner()), "miner"
+    ),
     "semi-hard": Case(
         plain(tercet.SemiHard(margin=MARGIN), miners.TripletMarginMiner(MARGIN, "semihard")),
         "miner",
-        "theirs lists every negative between D(a,p) and D(a,p) + m, ours the nearest of them, as FaceNet",
+        "theirs lists every negative between D(a,p) and D(a,p) + m, ours the nearest of them, as FaceNet; "
+        'negatives="all" is theirs',
+    ),
+    "semi-hard, all": Case(
+        plain(tercet.SemiHard(margin=MARGIN, negatives="all"), miners.TripletMarginMiner(MARGIN, "semihard")),
+        "miner",
+        largest=2048,
     ),
     # At 8192 the list alone is 10 GB of row numbers.
     "batch all": Case(
         plain(tercet.BatchAll(margin=MARGIN), miners.TripletMarginMiner(MARGIN, "all")),
         "miner",
         largest=2048,
+    ),
+    "batch all, no margin": Case(
+        lambda classes, dim: {OURS: tercet.BatchAll(), OML: of_list(oml.AllTripletsMiner(2**62))},
+        "miner",
+        largest=512,  # theirs is a loop over triplets
+    ),
+    "three hardest": Case(
+        lambda classes, dim: {
+            OURS: tercet.HardestN(k=3),
+            OML: of_list(oml.NHardTripletsMiner(n_positive=1, n_negative=3)),
+        },
+        "miner",
     ),
     "easy positive": Case(plain(tercet.EasyPositive(), easy_hard("easy", "semihard")), "miner"),
     "easy positive, hard": Case(plain(tercet.EasyPositive("hard"), easy_hard("easy", "hard")), "miner"),

@@ -29,6 +29,7 @@ PRELOADED = [
     "pytorch_metric_learning.losses",
     "pytorch_metric_learning.miners",
     "sentence_transformers.sentence_transformer.losses",
+    "oml.miners",
 ]
 AT_LEAST = 0.4  # seconds of rounds, all sides together
 LONG = 4.0  # seconds after which one side has no more rounds

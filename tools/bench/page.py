@@ -11,7 +11,14 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ["tercet", "pytorch-metric-learning", "sentence-transformers", "torch", "numpy"]
+LIBRARIES = [
+    "tercet",
+    "pytorch-metric-learning",
+    "sentence-transformers",
+    "open-metric-learning",
+    "torch",
+    "numpy",
+]
 
 
 def machine(device: str = "cpu") -> str:

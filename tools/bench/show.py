@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
-from cases import CASES, OURS, PML, ST
+from cases import CASES, OML, OURS, PML, ST
 from measure import MATMUL, Figures, Setting
 from page import table
 
 Row = tuple[Setting, dict[str, Figures]]
-PEERS = {PML: "PML", ST: "S-T"}
+PEERS = {PML: "PML", ST: "S-T", OML: "OML"}
 HEADS = ["case", "N", "K", "D", "ms", "× matmul", "MiB", "peer", "peer ms", "× faster", "peer MiB", "× less"]
 GROWTH = ["batch hard", "hinge, all triplets"]
-COLOURS = {OURS: "#c1272d", PML: "#0f4c81", ST: "#e08a1e", MATMUL: "#8a8a8a"}
+COLOURS = {OURS: "#c1272d", PML: "#0f4c81", ST: "#e08a1e", OML: "#3a7d44", MATMUL: "#8a8a8a"}
 
 
 def short(value: float | None, unit: str = "") -> str:
@@ -120,8 +120,9 @@ def markdown(rows: list[Row], told: str, command: str) -> str:
         "Milliseconds are medians of rounds in which ours, the peers and the bare product `x @ x.T` run by "
         "turns in one process, forward and backward for a loss. MiB is the peak of one step above its inputs "
         "in a process of its own; below 1 MiB it is mostly pages of code. *× faster* and *× less* are the "
-        "peer over ours. PML is pytorch-metric-learning, S-T sentence-transformers; \\* marks cases whose "
-        "definitions differ. Unit vectors in float32. A peer that died is not tried at larger N.",
+        "peer over ours. PML is pytorch-metric-learning, S-T sentence-transformers, OML "
+        "open-metric-learning; \\* marks cases whose definitions differ. Unit vectors in float32. A peer "
+        "that died is not tried at larger N.",
     ]
     lost = defeats(rows)
     parts.append("**Where ours is slower, by median and by least time, or takes over 1 MiB more**")
@@ -186,7 +187,7 @@ def plot(path: Path, rows: Iterable[Row], told: str) -> None:
     for column in range(wide):  # the lowest panel of each column carries the numbers
         last = max(r for r in range(tall) if r * wide + column < len(names))
         axes[last, column].tick_params(labelbottom=True)
-    labels = {OURS: "tercet", PML: PML, ST: ST, MATMUL: "x @ x.T alone"}
+    labels = {OURS: "tercet", PML: PML, ST: ST, OML: OML, MATMUL: "x @ x.T alone"}
     handles = [
         plt.Line2D([], [], color=colour, label=labels[side], linestyle=":" if side == MATMUL else "-")
         for side, colour in COLOURS.items()
