@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet import small_tables
-from tercet.small_tables import compared, fill_where, first_places, true_places
+from tercet.small_tables import compared, extreme_keys, fill_where, first_places, true_places
 
 
 @pytest.fixture(params=[0, 2**19], ids=["by torch", "by numpy"], autouse=True)
@@ -70,6 +70,16 @@ def test_what_is_less_and_what_is_near_a_bound(seed, rows, columns, missing):
     less, near = compared(table, bound, slack)
     assert torch.equal(less, table < bound[:, None])
     assert torch.equal(near, (table - bound[:, None]).abs() <= 1.0)
+
+
+@tables
+@settings(max_examples=40, deadline=None)
+def test_the_keys_of_positives_stand_negated_above_those_of_negatives(seed, rows, columns, missing):
+    table = table_of(seed, rows, columns, 0.0)
+    side = table_of(seed + 1, rows, columns, missing)
+    above, below = extreme_keys(table, side < 2, side > 3).split(rows)
+    assert torch.equal(above, torch.where(side < 2, -table, math.inf))
+    assert torch.equal(below, torch.where(side > 3, table, math.inf))
 
 
 def test_a_view_is_filled_in_place():

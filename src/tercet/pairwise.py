@@ -154,10 +154,13 @@ class Pairwise:
 
         `columns` are all where they are a slice.
         """
-        positive, negative = self.relation.sides(self.labels[rows], self.column_labels[columns])
-        if self.own_column and isinstance(rows, slice) and isinstance(columns, slice):
+        every = isinstance(columns, slice)
+        positive, negative = self.relation.sides(
+            self.labels[rows], self.column_labels if every else self.column_labels[columns]
+        )
+        if self.own_column and every and isinstance(rows, slice):
             for side in (positive, negative):
-                side[:, rows].fill_diagonal_(False)
+                side.diagonal(rows.start).fill_(False)
         elif self.ids is not None and self.column_ids is not None:
             other_image = self.ids[rows, None] != self.column_ids[None, columns]  # [a, r]
             positive &= other_image

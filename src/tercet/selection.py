@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from tercet.distances import dot, exact
 from tercet.pairwise import TILE_BYTES, Pairwise
-from tercet.small_tables import compared, fill_where, first_places, true_places
+from tercet.small_tables import compared, extreme_keys, fill_where, first_places, true_places
 from tercet.squares import by_differences, full_precision, roundoff, square_bound
 from tercet.strips import Field, Strip, split_pairs
 
@@ -61,8 +61,9 @@ class Scan:
         self._x, self._y = inputs[0], inputs[-1]  # their differences are the distances
         self._u, self._v = u, v = centred[0], centred[-1]  # their products are the keys
         if self._labels is None:
-            every = torch.arange(n, device=device)
-            self._order = every, every if len(inputs) == 1 else torch.arange(r, device=device)
+            own = pairwise.own_column  # then the ids are the row numbers
+            every = pairwise.ids if own and pairwise.ids is not None else torch.arange(n, device=device)
+            self._order = every, every if own else torch.arange(r, device=device)
         else:
             self._labels, self._order = zip(*(key.sort(stable=True) for key in self._labels))
             self._u, self._v = u[self._order[0]], v[self._order[1]]
@@ -81,13 +82,17 @@ class Scan:
         n, r = len(self._x), len(self._y)
         if not r:
             return
+        if self.in_order and self._height == n and r <= _NARROW:
+            sides = self._pairwise.sides(slice(0, n))
+            yield Strip(self._order[0], self._keys(self._u), self._order[1], slice(0, r), *sides)
+            return
         buffer = self._u.new_empty((self._height, self._width))
         if r < self._width:
             buffer[:, r:] = math.inf
         for start in range(0, n, self._height):
             rows = slice(start, min(start + self._height, n))
             keys = buffer[: rows.stop - start]
-            self._fill(self._u[rows], keys[:, :r])
+            self._keys(self._u[rows], out=keys[:, :r])
             named = self._order[0][rows]
             if self._labels is None:
                 yield Strip(named, keys, self._order[1], slice(0, r), *self._pairwise.sides(rows))
@@ -99,12 +104,12 @@ class Scan:
             sides = self._pairwise.sides(named, self._order[1][band])
             yield Strip(named, keys, self._order[1], band, *sides)
 
-    def _fill(self, u: Tensor, out: Tensor) -> None:
+    def _keys(self, u: Tensor, out: Tensor | None = None) -> Float[Tensor, "a r"]:
         with full_precision(u.device):
-            if self._square_of is None:
-                out.copy_(self._pairwise.distance.tile(u, self._v))
-            else:
-                torch.addmm(self._squares, u, self._v.T, alpha=-2, out=out)
+            if self._square_of is not None:
+                return torch.addmm(self._squares, u, self._v.T, alpha=-2, out=out)
+            tile = self._pairwise.distance.tile(u, self._v)
+            return tile.clone() if out is None else out.copy_(tile)
 
     def distances(self, rows: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
         """The exact distance of each row to its column."""
@@ -183,12 +188,10 @@ class Scan:
 
         Two fields [a, w], or one [2a, w] of both: one way over small tables costs half of two.
         """
-        farthest, nearest = strip.positives(farthest=True), strip.negatives()
-        r = len(strip.columns)
-        if farthest.keys.shape[1] < r or r > _NARROW:
-            return farthest, nearest
-        keys = torch.cat([farthest.keys, nearest.keys[:, :r]])
-        return (Field(torch.cat([strip.rows, strip.rows]), keys, strip.columns, farthest.flipped),)
+        if not self.in_order or len(strip.columns) > _NARROW:
+            return strip.positives(farthest=True), strip.negatives()
+        keys = extreme_keys(strip.keys[:, : len(strip.columns)], strip.positive, strip.negative)
+        return (Field(torch.cat([strip.rows, strip.rows]), keys, strip.columns, len(strip.rows)),)
 
     def hardest(self, fields: tuple[Field, ...]) -> tuple[Int[Tensor, " a"], Int[Tensor, " a"]]:
         """Of `extremes`, the farthest positive and the nearest negative of each row; −1 where none is."""
@@ -202,7 +205,7 @@ class Scan:
         """The nearest column of each row of a small table."""
         rows, keys, columns, flipped = field
         at, bound, unsure = first_places(keys, self._slack[rows])
-        chosen = torch.where(at < 0, at, columns[at])
+        chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
         if not len(unsure):
             return chosen
         i, j = true_places(keys[unsure] <= bound[unsure, None])

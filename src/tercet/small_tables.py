@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["compared", "fill_where", "first_places", "true_places"]
+__all__ = ["compared", "extreme_keys", "fill_where", "first_places", "true_places"]
 
 _SMALL = 2**19  # numbers
 
@@ -49,6 +49,26 @@ def fill_where(mask: Bool[Tensor, "a r"], table: Float[Tensor, "a r"], value: fl
     numbers = table.numpy()
     np.copyto(numbers, numbers.dtype.type(value), where=mask.numpy())
     return table
+
+
+def extreme_keys(
+    table: Float[Tensor, "a r"], positive: Bool[Tensor, "a r"], negative: Bool[Tensor, "a r"]
+) -> Float[Tensor, "b r"]:
+    """[2a, r]: the positives negated, above the negatives; inf elsewhere.
+
+    Example:
+        >>> side = torch.tensor([[True, False]])
+        >>> extreme_keys(torch.tensor([[1.0, 2.0]]), side, ~side)
+        tensor([[-1., inf],
+                [inf, 2.]])
+    """
+    if not _small(table):
+        above, below = (-table).masked_fill_(~positive, math.inf), table.masked_fill(~negative, math.inf)
+        return torch.cat([above, below])
+    both = np.full((2 * len(table), table.shape[1]), np.inf, dtype=table.numpy().dtype)
+    np.negative(table.numpy(), out=both[: len(table)], where=positive.numpy())
+    np.copyto(both[len(table) :], table.numpy(), where=negative.numpy())
+    return torch.from_numpy(both)
 
 
 def first_places(
