@@ -73,9 +73,9 @@ def test_rows_come_in_the_order_asked_whatever_is_coalesced(written, data):
 
 def test_neighbours_are_read_at_once_and_repeats_once(written, monkeypatch):
     catalog, folder = written
-    index, reads, real = ShardIndex(folder), [], shards._Handle.pread
+    index, reads, real = ShardIndex(folder), [], shards.Handle.pread
     monkeypatch.setattr(
-        shards._Handle, "pread", lambda self, *args: (reads.append(args), real(self, *args))[1]
+        shards.Handle, "pread", lambda self, *args: (reads.append(args), real(self, *args))[1]
     )
     rows = np.flatnonzero(index._shard == 0)
     assert index.read([*rows, *rows[::-1]]) == contents(catalog, [*rows, *rows[::-1]])
@@ -171,13 +171,13 @@ def open_files(folder):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
 def test_files_are_opened_late_and_at_most_so_many_at_a_time(copied, monkeypatch):
-    index, most, real = ShardIndex(copied, max_open=2), [0], shards._Handle.pread
+    index, most, real = ShardIndex(copied, max_open=2), [0], shards.Handle.pread
 
     def counting(self, *args):
         most.append(open_files(copied))
         return real(self, *args)
 
-    monkeypatch.setattr(shards._Handle, "pread", counting)
+    monkeypatch.setattr(shards.Handle, "pread", counting)
     assert len(index.tars) > 3
     assert open_files(copied) == 0
     index.read(np.flatnonzero(index._shard == 0))
