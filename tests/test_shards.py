@@ -13,8 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sharding import photos, sentence
+from torch.utils.data import DataLoader
 
 from tercet import shards
+from tercet.catalog import scan_folder
+from tercet.datasets import ImageDataset
 from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler
 from tercet.sharding import write_shards
@@ -238,6 +241,28 @@ def test_another_size_is_noticed_when_the_index_is_opened_and_when_the_file_is(c
     row = int(np.flatnonzero(index._shard == 0)[0])
     assert "bytes, but it has" in sentence(index.read, [row])
     assert "as when it was indexed; it has changed" in sentence(ShardIndex, copied)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_tar_changed_after_it_was_indexed(tmp_path, workers):
+    # As large as before, and with the same names: two images have changed places.
+    for row in range(12):
+        file = tmp_path / "photos" / str(row // 4) / f"{row}.pgm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"P5 2 1 255 " + bytes([row, 255]))
+    index = write_shards(tmp_path / "shards", scan_folder(tmp_path / "photos"))
+    loader = DataLoader(ImageDataset(index), batch_sampler=PKSampler(index.labels, 3, 4), num_workers=workers)
+    assert sum(len(images) for images, _ in loader) == 12
+    (tar,) = index.tars
+    one, other = (int(index._offset[row]) for row in (1, 9))
+    whole = bytearray(tar.read_bytes())
+    whole[one : one + 13], whole[other : other + 13] = whole[other : other + 13], whole[one : one + 13]
+    tar.write_bytes(whole)
+    for opened in (index, ShardIndex(tmp_path / "shards")):  # neither gives an image with another's label
+        dataset = ImageDataset(opened)
+        loader = DataLoader(dataset, batch_sampler=PKSampler(index.labels, 3, 4), num_workers=workers)
+        assert "the tar has changed; restore it, or write the shards again" in sentence(list, loader)
 
 
 def test_a_tar_cut_while_it_is_open_gives_no_half_sample(copied):
