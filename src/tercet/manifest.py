@@ -106,6 +106,7 @@ class Manifest:
 
         Raises:
             IndexError: a number outside the manifest.
+            ValueError: an .arrow file that has been cut short since it was opened.
         """
         out = self._columns.take(rows_at(index, len(self)))
         if self.kind == "pairs":

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ["tercet", "pytorch-metric-learning", "sentence-transformers", "torch", "numpy"]
+LIBRARIES = [
+    "tercet",
+    "pytorch-metric-learning",
+    "sentence-transformers",
+    "webdataset",
+    "torch",
+    "numpy",
+    "pyarrow",
+]
 
 
 def machine(device: str = "cpu") -> str:

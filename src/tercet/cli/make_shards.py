@@ -57,7 +57,8 @@ def make_shards(
         typer.Option(
             metavar="P K",
             help="Lay the shards out for batches of P classes with K images each, and tell what share of the "
-            "images a stream of them uses; where next to none, that is an error, and nothing is written.",
+            "images a stream of them uses, read by one worker; where next to none, that is an error, and "
+            "nothing is written.",
         ),
     ] = None,
     unreadable: Annotated[
