@@ -64,7 +64,7 @@ def test_neighbours_are_read_at_once_and_far_values_alone(tmp_path, monkeypatch)
 def test_what_is_read_is_announced_before(tmp_path, monkeypatch):
     one = stored(tmp_path / "c", np.zeros((3, 10_000), dtype=int), [10_000])
     calls = []
-    monkeypatch.setattr(Handle, "announce", lambda self, *range: calls.append(range))
+    monkeypatch.setattr(Handle, "announce", lambda self, some: calls.extend(some))
     gather = Handle.gather
     monkeypatch.setattr(Handle, "gather", lambda self, some: calls.append("read") or gather(self, some))
     one.take(np.array([9000, 5]))

@@ -96,8 +96,7 @@ class StoredColumns:
                 for column, kind in enumerate(self._types)
             ]
             for reads, _ in plans:
-                for begin, length in reads:
-                    self._handle.announce(begin, length)
+                self._handle.announce(reads)
             for values, kind, (reads, places) in zip(out, self._types, plans):
                 joined = self._handle.gather(reads)
                 if len(joined) < sum(length for _, length in reads):

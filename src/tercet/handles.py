@@ -44,10 +44,12 @@ class Handle:
             raise refusal(owner, argument, str(path), kind, error.strerror or "") from error
         self.size = os.fstat(self._descriptor).st_size
 
-    def announce(self, start: int, length: int) -> None:
-        """Have the system fetch a range, so that many are on their way at once."""
+    def announce(self, reads: Sequence[tuple[int, int]]) -> None:
+        """Have the system fetch ranges (start, length), so that many are on their way at once."""
         if _CAN_ANNOUNCE:
-            os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
+            descriptor, advise, soon = self._descriptor, os.posix_fadvise, os.POSIX_FADV_WILLNEED
+            for start, length in reads:
+                advise(descriptor, start, length, soon)
 
     def pread(self, start: int, length: int) -> memoryview:
         """Up to `length` bytes; fewer where the file ends."""
@@ -62,6 +64,10 @@ class Handle:
         """The contents of many short ranges (start, length), joined; less where the file ends."""
         descriptor, pread = self._descriptor, os.pread  # in a loop of microseconds a look-up counts
         return b"".join([pread(descriptor, length, start) for start, length in reads])
+
+    def __getstate__(self) -> None:
+        # A copy would close the number a second time, when another file has it.
+        raise TypeError("an open file cannot be copied or sent to another process; open it there")
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone by then
         if self._descriptor >= 0:

@@ -198,7 +198,7 @@ class ShardIndex:
                     break
                 if shard not in handles:
                     handles[shard] = self._handle(shard)
-                handles[shard].announce(begin[first], length)
+                handles[shard].announce([(begin[first], length)])
                 announced, ahead = announced + length, ahead + 1
             for first, last in runs[done:ahead]:
                 start = begin[first]
