@@ -23,6 +23,11 @@ check: lint types  ## lint, format and types
 bench: .venv/bench/installed  ## figures beside the peers'; TREE=<alphabet/character/*.png> adds the learning
 	.venv/bench/bin/python tools/bench/bench_manifest.py
 	.venv/bench/bin/python tools/bench/bench_samplers.py
+	.venv/bench/bin/python tools/bench/bench_deep_ranking.py
+	.venv/bench/bin/python tools/bench/bench_dedup.py $(if $(TREE),"$(TREE)")
+	.venv/bench/bin/python tools/bench/bench_large_manifest.py $(PAGE)
+	.venv/bench/bin/python tools/bench/bench_shards.py $(PAGE)
+	.venv/bench/bin/python tools/bench/bench_yield.py $(PAGE)
 	.venv/bench/bin/python -m pytest -m peers
 	.venv/bench/bin/python tools/bench/bench_definitions.py $(PAGE)
 	.venv/bench/bin/python tools/bench/bench_peers.py $(PAGE)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from tercet.manifest import read_manifest
+from tercet.shards import ShardIndex
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -51,6 +52,20 @@ def test_deep_ranking_learns_the_teacher_s_order_of_images_that_it_never_saw(tmp
     triplets = read_manifest(tmp_path / "out/deep_ranking/triplets.parquet")
     assert len(triplets) == 5000
     assert triplets.provenance["strategy"] == "deep ranking"
+
+
+def test_streaming_learns_and_uses_what_was_predicted(tmp_path):
+    printed = run("streaming.py", "--epochs", 4, folder=tmp_path)
+    before, after = figures(printed)
+    assert after[0] > before[0] + 0.05
+    assert after[1] > before[1] + 0.1
+    predicted, counted = map(float, re.search(r"predicted ([\d.]+) +counted ([\d.]+)", printed).groups())
+    assert counted > 0.85
+    assert abs(predicted - counted) <= 0.05
+    assert len(ShardIndex(tmp_path / "out/streaming/shards", split="train")) == 1264
+    run(
+        "streaming.py", "--epochs", 1, "--workers", 0, folder=tmp_path
+    )  # a second run goes on with the shards
 
 
 def test_train_folder_on_a_nested_tree(tmp_path):

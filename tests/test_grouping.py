@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -105,6 +106,29 @@ def test_a_class_that_fills_the_stream_leaves_room_for_the_next():
     held, batches = played(labels, 4, 2, buffer=32)
     assert len(batches) >= 4
     assert set(held.dropped) <= {"more than cap of its class", "fewer than p classes at the end"}
+
+
+@pytest.mark.parametrize("buffer", [32, 35, 60, 150])
+@pytest.mark.parametrize(("classes", "least"), [(4, 0.85), (5, 0.93)])
+def test_about_p_classes_are_used_though_they_never_fill_the_buffer(buffer, classes, least):
+    # 4 classes of at most 35 // 4 items each are 32 items and never 35.
+    draw = random.Random(buffer)
+    labels = [draw.randrange(classes) for _ in range(2000)]
+    held, _ = played(labels, 4, 2, buffer=buffer)
+    assert held.used >= least * len(labels)
+
+
+def test_the_buffer_stays_half_full_for_a_class_that_comes_often():
+    draw = random.Random(0)
+    labels = [0 if draw.random() < 0.5 else draw.randrange(1, 200) for _ in range(4000)]
+    buffer, least = GroupBuffer(4, 2, buffer=64, on_short="drop"), []
+    for number, label in enumerate(labels):
+        before = sum(map(len, buffer.held().values()))
+        if any(buffer.put(label, number)):
+            least.append(before)
+    assert len(least) > 20
+    assert 32 <= min(least) < 64
+    assert buffer.dropped["more than cap of its class"]
 
 
 def test_of_a_full_class_any_items_stay():

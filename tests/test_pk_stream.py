@@ -153,6 +153,16 @@ def test_a_lane_that_has_read_its_shards_begins_again(shards):
     assert len(set(batches)) == 100
 
 
+@pytest.mark.parametrize(("lanes", "low", "high"), [(1, 0.98, 1), (8, 0.95, 1), (16, 0.75, 0.9)])
+def test_the_prediction_counts_what_lanes_of_more_shards_leave_unread(tmp_path, lanes, low, high):
+    # 24 shards: of 16 lanes half have two and half have one, and each gives as many batches.
+    labels = [n // 5 for n in range(2400)]
+    stream = PKStream(write_shards(tmp_path / "a", labels, 100), 4, 4, lanes=lanes)
+    used = {number for batch in listed(stream) for number, _ in batch}
+    assert abs(len(used) / len(labels) - stream.predicted.share) <= 0.05
+    assert low <= stream.predicted.share <= high
+
+
 # Resume.
 
 

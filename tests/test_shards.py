@@ -13,8 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sharding import photos, sentence
+from torch.utils.data import DataLoader
 
 from tercet import shards
+from tercet.catalog import scan_folder
+from tercet.datasets import ImageDataset
 from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler
 from tercet.sharding import write_shards
@@ -73,9 +76,9 @@ def test_rows_come_in_the_order_asked_whatever_is_coalesced(written, data):
 
 def test_neighbours_are_read_at_once_and_repeats_once(written, monkeypatch):
     catalog, folder = written
-    index, reads, real = ShardIndex(folder), [], shards._Handle.pread
+    index, reads, real = ShardIndex(folder), [], shards.Handle.pread
     monkeypatch.setattr(
-        shards._Handle, "pread", lambda self, *args: (reads.append(args), real(self, *args))[1]
+        shards.Handle, "pread", lambda self, *args: (reads.append(args), real(self, *args))[1]
     )
     rows = np.flatnonzero(index._shard == 0)
     assert index.read([*rows, *rows[::-1]]) == contents(catalog, [*rows, *rows[::-1]])
@@ -171,13 +174,13 @@ def open_files(folder):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
 def test_files_are_opened_late_and_at_most_so_many_at_a_time(copied, monkeypatch):
-    index, most, real = ShardIndex(copied, max_open=2), [0], shards._Handle.pread
+    index, most, real = ShardIndex(copied, max_open=2), [0], shards.Handle.pread
 
     def counting(self, *args):
         most.append(open_files(copied))
         return real(self, *args)
 
-    monkeypatch.setattr(shards._Handle, "pread", counting)
+    monkeypatch.setattr(shards.Handle, "pread", counting)
     assert len(index.tars) > 3
     assert open_files(copied) == 0
     index.read(np.flatnonzero(index._shard == 0))
@@ -238,6 +241,26 @@ def test_another_size_is_noticed_when_the_index_is_opened_and_when_the_file_is(c
     row = int(np.flatnonzero(index._shard == 0)[0])
     assert "bytes, but it has" in sentence(index.read, [row])
     assert "as when it was indexed; it has changed" in sentence(ShardIndex, copied)
+
+
+def test_a_tar_changed_after_it_was_indexed(tmp_path):
+    # As large as before, and with the same names: two images have changed places.
+    for row in range(12):
+        file = tmp_path / "photos" / str(row // 4) / f"{row}.pgm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"P5 2 1 255 " + bytes([row, 255]))
+    index = write_shards(tmp_path / "shards", scan_folder(tmp_path / "photos"))
+    loader = DataLoader(ImageDataset(index), batch_sampler=PKSampler(index.labels, 3, 4))
+    assert sum(len(images) for images, _ in loader) == 12
+    (tar,) = index.tars
+    one, other = (int(index._offset[row]) for row in (1, 9))
+    whole = bytearray(tar.read_bytes())
+    whole[one : one + 13], whole[other : other + 13] = whole[other : other + 13], whole[one : one + 13]
+    tar.write_bytes(whole)
+    for opened in (index, ShardIndex(tmp_path / "shards")):  # neither gives an image with another's label
+        dataset = ImageDataset(opened)
+        loader = DataLoader(dataset, batch_sampler=PKSampler(index.labels, 3, 4))
+        assert "the tar has changed; restore it, or write the shards again" in sentence(list, loader)
 
 
 def test_a_tar_cut_while_it_is_open_gives_no_half_sample(copied):

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from tercet.columns import StoredColumns
+
 __all__ = ["BLOCK", "COLUMNS", "FORMATS", "TEXT_FORMATS", "open_arrow", "read_paths", "write_paths"]
 
 BLOCK = 1 << 20
@@ -259,24 +261,36 @@ def _read_table(source: Path, suffix: str, kind: str | None) -> tuple[Any, str]:
     return table, kind or _kind_of(table.column_names)
 
 
-def open_arrow(source: Path, key: str) -> tuple[list[list[np.ndarray]], dict[str, str]] | None:
-    """The row numbers of an .arrow manifest that `write_paths` wrote, mapped and not loaded.
+def open_arrow(source: Path, key: str) -> tuple[StoredColumns, dict[str, str]] | None:
+    """The row numbers of an .arrow manifest that `write_paths` wrote, found and not loaded.
 
     Returns:
-        For each record batch three views into the file, int32 [b] rows of the catalog since the dictionary is
-        its list of paths, and int8 [b] for the column same; and the metadata. None where it has no `key`, or
-        columns of another type.
+        Its columns, int32 rows of the catalog since the dictionary is its list of paths, and int8 for the
+        column same; and the metadata. None where it has no `key`, columns of another type, or compressed
+        ones.
     """
     import pyarrow as pa
 
-    reader = pa.ipc.open_file(pa.memory_map(str(source)))
-    metadata = _decoded(reader.schema.metadata)
-    if key not in metadata or list(zip(reader.schema.names, reader.schema.types)) not in map(
-        _fields, COLUMNS
-    ):
+    with pa.memory_map(str(source)) as mapped:
+        content = mapped.read_buffer()
+        reader = pa.ipc.open_file(content)
+        metadata = _decoded(reader.schema.metadata)
+        if key not in metadata or list(zip(reader.schema.names, reader.schema.types)) not in map(
+            _fields, COLUMNS
+        ):
+            return None
+        batches = map(reader.get_batch, range(reader.num_record_batches))
+        columns = [[_numbers(column) for column in batch.columns] for batch in batches]
+        # The views are only asked where they lie: the file is read by offset, not through the mapping.
+        starts = [[column.ctypes.data - content.address for column in batch] for batch in columns]
+        counts = np.array([len(batch[0]) for batch in columns], dtype=np.int64)
+        within = all(0 <= start < content.size for batch in starts for start in batch)
+    if not within:
         return None
-    batches = map(reader.get_batch, range(reader.num_record_batches))
-    return [[_numbers(column) for column in batch.columns] for batch in batches], metadata
+    types = [
+        np.dtype(np.int32 if of_paths else np.int8) for of_paths in _of_paths(_kind_of(reader.schema.names))
+    ]
+    return StoredColumns(source, np.array(starts, np.int64).reshape(-1, 3), counts, types), metadata
 
 
 def _numbers(column: Any) -> np.ndarray:

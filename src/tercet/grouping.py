@@ -59,7 +59,8 @@ class GroupBuffer:
 
     A batch is drawn when the buffer is full: p of the classes that have k items, and k items of each, keyed.
     Where fewer than p classes have k, the class that has waited longest for an item makes room; with
-    "repeat" it counts as having k if it has two. A class holds at most `cap` items: then a keyed one goes.
+    "repeat" it counts as having k if it has two. A class holds at most `cap` items: for one more, batches are
+    drawn as long as the buffer is half full, and if that makes no room a keyed one goes.
 
     Args:
         p: classes in a batch.
@@ -116,8 +117,11 @@ class GroupBuffer:
         """
         self.seen += 1
         self._word = word
+        # Of about p classes none may ever fill the buffer alone: rather than drop, take a batch early.
+        while self._crowded(label) and 2 * self._held >= self.buffer and len(self._ready) >= self.p:
+            yield self._batch(list(self._ready))
         fresh = self._fresh.setdefault(label, [])
-        if len(fresh) + len(self._spare.get(label, ())) >= self.cap and not self._unspare(label):
+        if self._crowded(label) and not self._unspare(label):
             place = int(keyed_integers(self._key, self.seen, high=len(fresh) + 1)[0])
             self.dropped["more than cap of its class"] += 1
             if place < len(fresh):
@@ -152,6 +156,10 @@ class GroupBuffer:
         return {
             name: [one.item for one in (*self._fresh[name], *self._spare.get(name, ()))] for name in labels
         }
+
+    def _crowded(self, label: Any) -> bool:
+        """Whether a class has as many items as it may."""
+        return len(self._fresh.get(label, ())) + len(self._spare.get(label, ())) >= self.cap
 
     def _place(self, label: Any) -> None:
         """Puts a class with the ready ones or, as the latest, with the waiting ones."""

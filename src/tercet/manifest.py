@@ -17,6 +17,7 @@ import numpy as np
 from tercet.blocks import drawn_blocks, kind_and_count
 from tercet.catalog import Catalog
 from tercet.checks import refusal, whole
+from tercet.columns import HeldColumns, StoredColumns
 from tercet.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths, write_paths
 from tercet.provenance import (
     CATALOG_KEY,
@@ -58,7 +59,7 @@ class Manifest:
 
     def __init__(
         self,
-        blocks: list[Any],
+        columns: HeldColumns | StoredColumns,
         catalog: Catalog | Callable[[], Catalog],
         provenance: dict[str, Any],
         reopen: tuple[str, str | None] | None = None,
@@ -66,8 +67,7 @@ class Manifest:
     ) -> None:
         self.kind = kind
         self.provenance = provenance
-        self._blocks = blocks  # each three arrays [b]
-        self._ends = np.cumsum([0, *(len(block[0]) for block in blocks)])  # the last is the length
+        self._columns = columns  # three
         self._catalog = catalog
         self._reopen = reopen
 
@@ -99,22 +99,16 @@ class Manifest:
         return self[:]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._columns)
 
     def __getitem__(self, index: Any) -> Any:
         """The triplets or pairs at an int, a slice or an int array [t], as int64 [t] catalog rows.
 
         Raises:
             IndexError: a number outside the manifest.
+            ValueError: an .arrow file that has been cut short since it was opened.
         """
-        rows = rows_at(index, len(self))
-        block = np.searchsorted(self._ends, rows, side="right") - 1
-        out = np.empty((3, len(rows)), dtype=np.int64)
-        for number in np.unique(block):
-            here = np.flatnonzero(block == number)
-            within = rows[here] - self._ends[number]
-            for column, values in zip(out, self._blocks[number]):
-                column[here] = values[within]
+        out = self._columns.take(rows_at(index, len(self)))
         if self.kind == "pairs":
             return LabeledPairs(out[0], out[1], out[2] == 1)
         return Triplets(*out)
@@ -123,7 +117,7 @@ class Manifest:
         return f"Manifest({len(self)} {self.kind}, strategy={self.provenance.get('strategy')!r})"
 
     def __reduce__(self) -> Any:
-        # A worker process maps the file again instead of receiving what is mapped.
+        # A worker process opens the file again: an open file cannot be sent.
         return (read_manifest, self._reopen) if self._reopen else super().__reduce__()
 
 
@@ -290,13 +284,13 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
 
 def _read(source: Path, root: str | None) -> Manifest:
     place = source.parent if root is None else Path(root)
-    mapped = open_arrow(source, KEY) if source.suffix == ".arrow" else None
-    if mapped:
-        blocks, metadata = mapped
+    stored = open_arrow(source, KEY) if source.suffix == ".arrow" else None
+    if stored:
+        columns, metadata = stored
         provenance = json.loads(metadata[KEY])
         kind = provenance.get("kind", "triplets")
         unpack = partial(_unpacked, metadata[CATALOG_KEY], place)
-        manifest = Manifest(blocks, unpack, provenance, (str(source), root), kind)
+        manifest = Manifest(columns, unpack, provenance, (str(source), root), kind)
         _refuse_other_count(source, len(manifest), provenance, kind)
         return manifest
 
@@ -326,8 +320,8 @@ def _read(source: Path, root: str | None) -> Manifest:
         raise refusal("read_manifest", "path", str(source), "paths of its own catalog", way_out)
     translate = np.array([row_of[name] for name in paths], dtype=np.int32)
     named = 2 if kind == "pairs" else 3
-    blocks = [*translate[rows[:named]], *rows[named:]]
-    return Manifest([blocks], catalog, provenance, kind=kind)
+    columns = HeldColumns([*translate[rows[:named]], *rows[named:]])
+    return Manifest(columns, catalog, provenance, kind=kind)
 
 
 def _unpacked(text: str, place: Path) -> Catalog:

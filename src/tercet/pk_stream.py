@@ -173,7 +173,7 @@ class PKStream(IterableDataset):
         if not sum(map(len, labels.values())):
             raise refusal("PKStream", "shards", self.shards[0], "samples with an image and a label")
         made = {"p": stage.p, "k": stage.k, "buffer": stage.buffer, "cap": stage.cap}
-        found = play(parts, {**made, "on_short": stage.on_short}, 0, self.seed)
+        found = play(parts, {**made, "on_short": stage.on_short}, 0, self.seed, equal=True)
         if found.share < _LEAST or not found.batches:
             raise ValueError(
                 f"PKStream(p={self.p}, k={self.k}, buffer={stage.buffer}, lanes={self.lanes}): "

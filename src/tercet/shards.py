@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from jaxtyping import Int64
 
 from tercet.catalog import Catalog
 from tercet.checks import choice, refusal, whole
+from tercet.handles import Handle
 from tercet.shard_sets import INFO, find_tables, find_tars
 from tercet.tars import BLOCK, UNKNOWN, table_path
 from tercet.tuples import rows_at
@@ -24,7 +25,6 @@ __all__ = ["ShardIndex"]
 _GAP = 1 << 14  # bytes between two samples up to which one read takes both
 _RUN = 1 << 24  # bytes of one read, unless a single sample is larger
 _AHEAD = 1 << 27  # bytes that the system is told of before they are read
-_CAN_ANNOUNCE = hasattr(os, "posix_fadvise")
 
 
 class ShardIndex:
@@ -188,7 +188,7 @@ class ShardIndex:
         found: list[bytes] = [b""] * len(places)
         done = 0
         while done < len(runs):  # as many runs at a time as open files and memory allow
-            handles: dict[int, _Handle] = {}
+            handles: dict[int, Handle] = {}
             announced, ahead = 0, done
             while ahead < len(runs):
                 first, last = runs[ahead]
@@ -198,7 +198,7 @@ class ShardIndex:
                     break
                 if shard not in handles:
                     handles[shard] = self._handle(shard)
-                handles[shard].announce(begin[first], length)
+                handles[shard].announce([(begin[first], length)])
                 announced, ahead = announced + length, ahead + 1
             for first, last in runs[done:ahead]:
                 start = begin[first]
@@ -228,14 +228,14 @@ class ShardIndex:
         )
         return ValueError(f"ShardIndex: {tar}: expected {expected}, but {what}; {way_out}")
 
-    def _handle(self, shard: int) -> _Handle:
+    def _handle(self, shard: int) -> Handle:
         """The open file of a shard; beyond `max_open` the one that was asked for longest ago is let go."""
         if self._process != os.getpid():  # forked: the lock may have been held at that moment
             self._forget_handles()
         with self._lock:
             handle = self._handles.pop(shard, None)
             if handle is None:
-                handle = _Handle(self.tars[shard])
+                handle = Handle("ShardIndex", "tars", self.tars[shard], "a tar to read")
                 if handle.size != self._tar_sizes[shard]:
                     raise self._changed(shard, f"{self._tar_sizes[shard]} bytes", f"it has {handle.size}")
             self._handles[shard] = handle  # now the last to go
@@ -244,7 +244,7 @@ class ShardIndex:
             return handle
 
     def _forget_handles(self) -> None:
-        self._handles: dict[int, _Handle] = {}
+        self._handles: dict[int, Handle] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
 
@@ -255,36 +255,6 @@ class ShardIndex:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget_handles()
-
-
-class _Handle:
-    """A file open for reading at offsets; it closes when the last who reads from it lets go."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = -1
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise refusal("ShardIndex", "tars", str(path), "a tar to read", error.strerror or "") from error
-        self.size = os.fstat(self._descriptor).st_size
-
-    def announce(self, start: int, length: int) -> None:
-        """Have the system fetch a range, so that many are on their way at once."""
-        if _CAN_ANNOUNCE:
-            os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
-
-    def pread(self, start: int, length: int) -> memoryview:
-        """Up to `length` bytes; fewer where the file ends."""
-        block = os.pread(self._descriptor, length, start)
-        while len(block) < length and (
-            more := os.pread(self._descriptor, length - len(block), start + len(block))
-        ):
-            block += more
-        return memoryview(block)
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone by then
-        if self._descriptor >= 0:
-            close(self._descriptor)
 
 
 def _runs(

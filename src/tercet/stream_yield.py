@@ -69,7 +69,7 @@ def predict_yield(
         layout: as for `write_shards`: "identity" or "mixed"; or "stored", shards cut out of `labels`.
         images_per_shard: as for `write_shards`.
         workers: of a rank; each has a buffer of its own and takes its part of the shards. For `PKStream`
-            its `lanes`.
+            its `lanes`, if each has as many shards: else see its `predicted`.
         ranks: the number of processes.
         image_bytes: the size of a compressed image.
         least: the share below which the setting is refused; 0 refuses nothing.
@@ -149,7 +149,13 @@ def _shards(
     return [codes[rows[place]] for place in order.tolist()]
 
 
-def play(parts: list[list[np.ndarray]], made: dict[str, Any], bytes_a_sample: int, seed: int) -> StreamYield:
+def play(
+    parts: list[list[np.ndarray]],
+    made: dict[str, Any],
+    bytes_a_sample: int,
+    seed: int,
+    equal: bool = False,
+) -> StreamYield:
     """Plays the streams of some workers through, until enough samples have come.
 
     Args:
@@ -157,27 +163,57 @@ def play(parts: list[list[np.ndarray]], made: dict[str, Any], bytes_a_sample: in
         made: how their buffers are made: arguments of `GroupBuffer`.
         bytes_a_sample: what a sample held by one worker comes to, on all workers of a rank.
         seed: names the draws.
+        equal: each part gives as many batches of an epoch as every other, as `PKStream`'s lanes do: one
+            with more samples leaves some of them, one with fewer begins again.
 
     Example:
         >>> play([[np.arange(8) // 4]], {"p": 2, "k": 4, "buffer": 8}, 10, 0)
         StreamYield(share=1.0, batches=1, first_batch=8, held=8, memory=80)
     """
     most = max(_MOST, 20 * made["buffer"])
-    seen = used = batches = held = 0
+    sizes = [sum(map(len, part)) for part in parts]
+    seen = held = 0
     firsts: list[int] = []
+    used: list[list[int]] = []  # of each part that is played, after each of its batches
     for number, part in enumerate(parts):
         buffer = GroupBuffer(**made, key=derive_key("predict_yield", seed, number), owner="predict_yield")
-        first = 0
-        for _ in _batches(buffer, chain.from_iterable(map(np.ndarray.tolist, part)), most - seen):
+        labels = chain.from_iterable(map(np.ndarray.tolist, part))
+        first, after = 0, []
+        for _ in _batches(buffer, labels, most - seen):
             first = first or buffer.seen
-        seen, used, batches = seen + buffer.seen, used + buffer.used, batches + buffer.batches
-        held = max(held, buffer.most)
+            after.append(buffer.used)
+        used.append(after)
+        seen, held = seen + buffer.seen, max(held, buffer.most)
         firsts.append(first or buffer.seen)
         if seen >= most:
             break
-    total = sum(len(shard) for part in parts for shard in part)
-    scaled = round(batches * total / seen)
-    return StreamYield(used / seen, scaled, round(float(np.mean(firsts))), held, held * bytes_a_sample)
+    share = sum(after[-1] for after in used if after) / seen
+    batches = round(sum(map(len, used)) * sum(sizes) / seen)
+    if equal and batches:
+        share *= _of_equal(used, sizes, seen)
+    return StreamYield(share, batches, round(float(np.mean(firsts))), held, held * bytes_a_sample)
+
+
+def _of_equal(used: list[list[int]], sizes: list[int], seen: int) -> float:
+    """What of the samples used is left if each part gives as many batches as every other.
+
+    Args:
+        used: samples used after each batch, of the parts that were played; the last may be cut short.
+        sizes: samples of each part.
+        seen: samples that were played.
+    """
+    most = sum(sizes) / len(sizes) * sum(map(len, used)) / seen  # batches of each part
+    whole = used if sum(sizes[: len(used)]) == seen else used[:-1]
+    kept = total = 0.0
+    for number, size in enumerate(sizes):
+        if number < len(whole):
+            after = whole[number]
+            kept += after[min(len(after), round(most)) - 1] if after and round(most) else 0
+            total += after[-1] if after else 0
+        else:
+            each = sum(after[-1] for after in used if after) / seen
+            kept, total = kept + each * min(size, sum(sizes) / len(sizes)), total + each * size
+    return kept / total
 
 
 def _batches(buffer: GroupBuffer, labels: Iterator[int], most: int) -> Iterator[Any]:

@@ -61,8 +61,8 @@ def pk_batched(
             ("repeat"; one sample alone is dropped), they are in no batch ("drop"), or that is an
             error ("error"). At the end, samples of the last classes, fewer than p, are in no batch.
         buffer: samples held, at least p · k; by default 4 · p · k.
-        cap: samples of one class held, from k to buffer / p; by default buffer / p. Of those that come
-            beyond, keyed ones are dropped.
+        cap: samples of one class held, from k to buffer / p; by default buffer / p. For those that come
+            beyond, batches are drawn while the buffer is half full; then keyed ones are dropped.
         label: the field that holds the class, or a function of the sample that gives it.
         decode: a function of a sample that gives what stands in the batch for it; it gets a copy with the
             field "__view__": how often the sample was in a batch before, or below 0 where it stands in

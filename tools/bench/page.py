@@ -16,8 +16,10 @@ LIBRARIES = [
     "pytorch-metric-learning",
     "sentence-transformers",
     "open-metric-learning",
+    "webdataset",
     "torch",
     "numpy",
+    "pyarrow",
 ]
 
 

@@ -7,6 +7,8 @@ from importlib.metadata import version
 import typer
 
 from tercet.cli import make_triplets
+from tercet.cli.index_shards import index_shards
+from tercet.cli.make_shards import make_shards
 from tercet.cli.run import run
 
 __all__ = ["main"]
@@ -23,6 +25,8 @@ def main() -> None:
     )
     app.callback()(_options)
     app.add_typer(make_triplets.app, name="make-triplets")
+    app.command("make-shards")(make_shards)
+    app.command("index-shards")(index_shards)
     run(app)
 
 

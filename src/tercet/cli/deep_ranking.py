@@ -76,7 +76,7 @@ def deep_ranking_triplets(
     started = time.perf_counter()
     manifest_target("make-triplets", output, overwrite)  # before the images are looked at
     file = Path(relevance)
-    refuse_input(output, source, file)
+    refuse_input("make-triplets", output, source, file)
     if one_way and file.suffix not in TABLES:
         raise typer.BadParameter("--one-way is for a --relevance table")
     known: Any = None
@@ -88,6 +88,7 @@ def deep_ranking_triplets(
         expected = "folders, or a file ending in .npy, .csv, .parquet"
         raise refusal("make-triplets", "--relevance", relevance, expected)
     catalog = opened_catalog(
+        "make-triplets",
         source,
         class_depth=class_depth,
         root=root,

@@ -93,12 +93,13 @@ def random_triplets(
         outputs = {"train": output, "validation": output.with_suffix(f".validation{output.suffix}")}
     for target in outputs.values():  # before the images are looked at
         manifest_target("make-triplets", target, overwrite)
-        refuse_input(target, source)
+        refuse_input("make-triplets", target, source)
 
     columns = group or []
     if groups is not None and groups not in columns and not source.is_dir():
         columns = [*columns, groups]
     catalog = opened_catalog(
+        "make-triplets",
         source,
         class_depth=class_depth,
         root=root,
@@ -110,7 +111,7 @@ def random_triplets(
     )
     values = None
     if groups is not None:
-        catalog, values = with_groups(catalog, groups, source.is_dir())
+        catalog, values = with_groups("make-triplets", catalog, groups, source.is_dir())
     options: dict[str, Any] = {"negatives_from": negatives_from, "limit": limit_per_class}
     parts, facts = [], []
     for name, rows in _parts(catalog, validation_fraction, seed, split_by or "image"):

@@ -1,7 +1,9 @@
-"""The closing table of `make-triplets`: what there was, what was written, what was left out."""
+"""The closing tables of the commands: what there was, what was written, what was left out."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +15,9 @@ from rich.text import Text
 
 from tercet.blocks import kind_and_count
 from tercet.catalog import Catalog
+from tercet.folders import LeftOut
 
-__all__ = ["Part", "report"]
+__all__ = ["Part", "finish", "grid", "report", "tell_left_out"]
 
 SHOWN = 20  # of what was left out, by name; the table counts the rest
 REASONS = {  # attributes of the strategies that count, and what a person reads; shown where they are not 0
@@ -38,17 +41,11 @@ class Part(NamedTuple):
 def report(parts: list[Part], seconds: float, quiet: bool) -> None:
     """Names the manifests and shows a table, a column for each; on standard error what was left out."""
     left_out = parts[0].catalog.left_out
-    for item in left_out[:SHOWN]:
-        typer.echo(f"left out: {item.path}: {item.reason}", err=True)
-    if len(left_out) > SHOWN:
-        typer.echo(f"left out: and {len(left_out) - SHOWN:,} more", err=True)
+    tell_left_out(left_out)
     if quiet:
         return
     for part in parts:
         typer.echo(part.output)
-    table = Table("", *(part.name for part in parts), show_header=len(parts) > 1)
-    for column in table.columns[1:]:
-        column.justify = "right"
     sequences = [part.triplets for part in parts]
     rows = {
         "images": [len(part.catalog) for part in parts],
@@ -60,10 +57,31 @@ def report(parts: list[Part], seconds: float, quiet: bool) -> None:
         counts = [getattr(sequence, name, 0) for sequence in sequences]
         if any(counts):
             rows[reason] = counts
+    finish(grid(rows, [part.name for part in parts]), left_out, seconds)
+
+
+def grid(rows: Mapping[str, Sequence[int]], heads: Sequence[str] = ("",)) -> Table:
+    """A table of counts by name, a column for each head; a single head is not shown."""
+    table = Table("", *heads, show_header=len(heads) > 1)
+    for column in table.columns[1:]:
+        column.justify = "right"
     for name, counts in rows.items():
         table.add_row(name, *(f"{count:,}" for count in counts))
+    return table
+
+
+def tell_left_out(left_out: Sequence[LeftOut]) -> None:
+    """Names on standard error what was left out, and why."""
+    for item in left_out[:SHOWN]:
+        typer.echo(f"left out: {item.path}: {item.reason}", err=True)
+    if len(left_out) > SHOWN:
+        typer.echo(f"left out: and {len(left_out) - SHOWN:,} more", err=True)
+
+
+def finish(table: Table, left_out: Sequence[LeftOut], seconds: float) -> None:
+    """Adds how much was left out for which reason, and the time, and shows the table."""
     table.add_row("left out", f"{len(left_out):,}")
-    for reason, count in parts[0].catalog.left_out_counts().items():
+    for reason, count in Counter(item.reason for item in left_out).most_common():
         table.add_row(Text(f"  {reason}"), f"{count:,}")
     table.add_row("seconds", f"{seconds:.2f}")
     Console().print(table)

@@ -1,4 +1,4 @@
-"""What the strategies of `make-triplets` share: options, the catalog of a source, groups of images."""
+"""What the commands share: options, the catalog of a source, groups of images."""
 
 from __future__ import annotations
 
@@ -45,11 +45,12 @@ LabelColumn = Annotated[str, typer.Option(help="The column of classes (tables)."
 Verify = Annotated[bool, typer.Option("--verify", help="Decode every image; leave out those that fail.")]
 PathPrefix = Annotated[str, typer.Option(help="Put before every path in .csv, .jsonl and .txt.")]
 ChunkSize = Annotated[int, typer.Option(help="Triplets drawn at a time; the result is the same.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was written before.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
 
 
 def opened_catalog(
+    owner: str,
     source: Path,
     *,
     class_depth: int | None,
@@ -62,12 +63,17 @@ def opened_catalog(
 ) -> Catalog:
     """The images of a folder of class folders or of a table.
 
+    Args:
+        owner: the command, for the sentence.
+        source: the folder or the table.
+        class_depth, root, columns, path_column, label_column, verify, quiet: the options of their names.
+
     Raises:
         ValueError: no such source, or one without images.
         typer.BadParameter: an option for the other kind of source.
     """
     if not source.exists():
-        raise refusal("make-triplets", "source", str(source), "an existing folder or table")
+        raise refusal(owner, "source", str(source), "an existing folder or table")
     if source.is_dir():
         if root or columns or path_column != "path" or label_column != "label":
             raise typer.BadParameter("--root, --group, --path-column and --label-column are for tables")
@@ -78,17 +84,19 @@ def opened_catalog(
     return read_catalog(source, root=root, verify=verify, progress=not quiet, **names)
 
 
-def refuse_input(output: Path, *inputs: Path) -> None:
-    """Refuse an output that is one of the files it would be made from: `--overwrite` would lose it."""
+def refuse_input(owner: str, output: Path, *inputs: Path) -> None:
+    """Refuse an output that is what it would be made from: `--overwrite` would lose it."""
     for given in inputs:
         if output.resolve() == given.resolve():
-            raise refusal("make-triplets", "output", str(output), "another file than what is read")
+            kind = "folder" if given.is_dir() else "file"
+            raise refusal(owner, "output", str(output), f"another {kind} than what is read")
 
 
-def with_groups(catalog: Catalog, groups: str, of_folder: bool) -> tuple[Catalog, Any]:
+def with_groups(owner: str, catalog: Catalog, groups: str, of_folder: bool) -> tuple[Catalog, Any]:
     """The catalog with the column of groups in it, and the column.
 
     Args:
+        owner: the command, for the sentence.
         catalog: the images.
         groups: of a table the name of a column; of a folder the level of the folder that names the group,
             1 the highest, or a regular expression with one group, searched in each path.
@@ -109,15 +117,15 @@ def with_groups(catalog: Catalog, groups: str, of_folder: bool) -> tuple[Catalog
         try:
             pattern = re.compile(groups)
         except re.error as error:
-            raise refusal("make-triplets", "--groups", groups, expected, str(error)) from None
+            raise refusal(owner, "--groups", groups, expected, str(error)) from None
         if pattern.groups != 1:
             way_out = f"put one part of it in parentheses; it has {pattern.groups}"
-            raise refusal("make-triplets", "--groups", groups, expected, way_out)
+            raise refusal(owner, "--groups", groups, expected, way_out)
         matches = map(pattern.search, catalog.paths)
         found = [match and match[1] for match in matches]
         expected = "an expression that is found in every path, its group too"
     if None in found:
         path = catalog.paths[found.index(None)]
-        raise refusal("make-triplets", "--groups", groups, expected, f"not in {path!r}")
+        raise refusal(owner, "--groups", groups, expected, f"not in {path!r}")
     values = np.array(found, dtype=object)
     return replace(catalog, groups={**catalog.groups, "group": values}), values

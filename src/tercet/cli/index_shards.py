@@ -1,0 +1,46 @@
+"""`tercet index-shards`: random access to the images in tars that another program wrote."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tercet.cli.report import finish, grid, tell_left_out
+from tercet.cli.sources import Quiet
+from tercet.shards import ShardIndex
+
+__all__ = ["index_shards"]
+
+
+def index_shards(
+    tars: Annotated[list[Path], typer.Argument(help="Tars, or one folder of tars.")],
+    image: Annotated[
+        str | None,
+        typer.Option(help="The extension of the image's member; if not given, the one that is an image's."),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Where the class is: the extension of a member, or a field such as json:label."),
+    ] = None,
+    damaged: Annotated[
+        str, typer.Option(help="A tar that is cut short: error, or drop to keep the samples before that.")
+    ] = "error",
+    quiet: Quiet = False,
+) -> None:
+    """Write an index beside each tar of webdataset's kind, so that `ShardIndex` opens it without a scan.
+
+    A tar that has a fitting index keeps it. Shards of make-shards have theirs from the beginning.
+    """
+    started = time.perf_counter()
+    source = tars[0] if len(tars) == 1 else tars
+    index = ShardIndex(
+        source, image=image, label=label, damaged=damaged, write_index=True, progress=not quiet
+    )
+    tell_left_out(index.catalog.left_out)
+    if quiet:
+        return
+    rows = {"shards": [len(index.tars)], "images": [len(index)], "classes": [len(index.classes)]}
+    finish(grid(rows), index.catalog.left_out, time.perf_counter() - started)

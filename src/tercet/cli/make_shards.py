@@ -1,0 +1,148 @@
+"""`tercet make-shards`: class folders or a table of images as tar shards."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tercet.checks import choice
+from tercet.cli.report import finish, grid, tell_left_out
+from tercet.cli.sources import (
+    ClassDepth,
+    Group,
+    LabelColumn,
+    Overwrite,
+    PathColumn,
+    Quiet,
+    Root,
+    Source,
+    Verify,
+    opened_catalog,
+    refuse_input,
+    with_groups,
+)
+from tercet.sharding import write_shards
+from tercet.stream_yield import predict_yield
+
+__all__ = ["app", "make_shards"]
+
+OWNER = "make-shards"
+LAYOUTS = ("identity", "mixed")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def make_shards(
+    source: Source,
+    folder: Annotated[Path, typer.Argument(help="Where the shards go; made if the folder above exists.")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="identity: a class in one shard, its images in groups side by side, for streams of many "
+            "classes; mixed: images shuffled over all shards, for few classes or random access."
+        ),
+    ] = "identity",
+    k: Annotated[
+        int | None,
+        typer.Option("--k", help="The least size of a group (identity); if not given, K of --batches, or 4."),
+    ] = None,
+    images_per_shard: Annotated[int, typer.Option(help="About how many images a shard has.")] = 5000,
+    split: Annotated[str, typer.Option(help="The name of the split: train-000000.tar.")] = "train",
+    seed: Annotated[int, typer.Option(help="Another seed gives another order.")] = 0,
+    batches: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            metavar="P K",
+            help="Lay the shards out for batches of P classes with K images each, and tell what share of the "
+            "images a stream of them uses, read by one worker; where next to none, that is an error, and "
+            "nothing is written.",
+        ),
+    ] = None,
+    unreadable: Annotated[
+        str, typer.Option(help="A file that is missing or empty: error, or skip to leave it out.")
+    ] = "error",
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that write; if not given, one for each processor.")
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the camera or session of each image as its group: the level of the folder that names "
+            "it, or a regular expression with one group for the path (folders)."
+        ),
+    ] = None,
+    class_depth: ClassDepth = None,
+    root: Root = None,
+    group: Group = None,
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    verify: Verify = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write images as tar shards that webdataset and timm read, laid out for batches of P classes × K.
+
+    The same command goes on after an interrupted run.
+    """
+    started = time.perf_counter()
+    choice(OWNER, "--layout", layout, LAYOUTS)
+    refuse_input(OWNER, folder, source)
+    if batches is not None and layout == "identity":
+        if k not in (None, batches[1]):
+            raise typer.BadParameter(f"--k {k} and --batches {batches[0]} {batches[1]}: give one of them")
+        k = batches[1]
+    if groups is not None and source.exists() and not source.is_dir():
+        raise typer.BadParameter("--groups is for folders; of a table, --group names the column")
+    catalog = opened_catalog(
+        OWNER,
+        source,
+        class_depth=class_depth,
+        root=root,
+        columns=group or [],
+        path_column=path_column,
+        label_column=label_column,
+        verify=verify,
+        quiet=quiet,
+    )
+    if groups is not None:
+        catalog, _ = with_groups(OWNER, catalog, groups, of_folder=True)
+    expected = None
+    if batches is not None:
+        order = {"layout": layout, "images_per_shard": images_per_shard, "seed": seed}
+        expected = predict_yield(catalog.labels, *batches, **order)
+    index = write_shards(
+        folder,
+        catalog,
+        layout=layout,
+        k=k,
+        images_per_shard=images_per_shard,
+        split=split,
+        seed=seed,
+        unreadable=unreadable,
+        workers=workers,
+        overwrite=overwrite,
+        progress=not quiet,
+    )
+    left_out = [*catalog.left_out, *index.catalog.left_out]
+    tell_left_out(left_out)
+    if quiet:
+        return
+    typer.echo(folder)
+    rows = {
+        "shards": [len(index.tars)],
+        "images": [len(index)],
+        "classes": [len(set(index.labels.tolist()))],
+        "bytes": [sum(tar.stat().st_size for tar in index.tars)],
+    }
+    table = grid(rows)
+    if batches is not None and expected is not None:
+        p, per_class = batches
+        table.add_row(f"predicted yield at {p} × {per_class}", f"{expected.share:.2f}")
+        table.add_row("batches an epoch", f"{expected.batches:,}")
+    finish(table, left_out, time.perf_counter() - started)
+
+
+app.command()(make_shards)

@@ -1,0 +1,74 @@
+"""A file open for reading at offsets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tercet.checks import refusal
+
+__all__ = ["Handle"]
+
+_CAN_ANNOUNCE = hasattr(os, "posix_fadvise")
+
+
+class Handle:
+    """A file open for reading at offsets; it closes when the last who reads from it lets go.
+
+    It has no position, so threads and forked processes share it.
+
+    Args:
+        owner: who reads, for the sentence.
+        argument: of which argument the file is.
+        path: the file.
+        kind: what it should be, such as "a tar to read".
+
+    Attributes:
+        size: bytes of the file when it was opened.
+
+    Raises:
+        ValueError: it cannot be opened.
+
+    Example:
+        >>> _ = Path("some.bin").write_bytes(b"0123456789")
+        >>> bytes(Handle("read", "path", Path("some.bin"), "a file").pread(3, 4))
+        b'3456'
+    """
+
+    def __init__(self, owner: str, argument: str, path: Path, kind: str) -> None:
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise refusal(owner, argument, str(path), kind, error.strerror or "") from error
+        self.size = os.fstat(self._descriptor).st_size
+
+    def announce(self, reads: Sequence[tuple[int, int]]) -> None:
+        """Have the system fetch ranges (start, length), so that many are on their way at once."""
+        if _CAN_ANNOUNCE:
+            descriptor, advise, soon = self._descriptor, os.posix_fadvise, os.POSIX_FADV_WILLNEED
+            for start, length in reads:
+                advise(descriptor, start, length, soon)
+
+    def pread(self, start: int, length: int) -> memoryview:
+        """Up to `length` bytes; fewer where the file ends."""
+        block = os.pread(self._descriptor, length, start)
+        while len(block) < length and (
+            more := os.pread(self._descriptor, length - len(block), start + len(block))
+        ):
+            block += more
+        return memoryview(block)
+
+    def gather(self, reads: Sequence[tuple[int, int]]) -> bytes:
+        """The contents of many short ranges (start, length), joined; less where the file ends."""
+        descriptor, pread = self._descriptor, os.pread  # in a loop of microseconds a look-up counts
+        return b"".join([pread(descriptor, length, start) for start, length in reads])
+
+    def __getstate__(self) -> None:
+        # A copy would close the number a second time, when another file has it.
+        raise TypeError("an open file cannot be copied or sent to another process; open it there")
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone by then
+        if self._descriptor >= 0:
+            close(self._descriptor)

@@ -1,0 +1,96 @@
+"""Columns held in memory and stored in a file: the same values at any rows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tercet import columns
+from tercet.columns import HeldColumns, StoredColumns
+from tercet.handles import Handle
+
+TYPES = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.int8)]
+
+
+def stored(path, values, counts):
+    """`values` [c, n] written in parts, each column at a multiple of 8 bytes with something before it."""
+    content, starts = b"", []
+    for part in np.split(values, np.cumsum(counts)[:-1], axis=1):
+        starts.append([])
+        for column, kind in zip(part, TYPES):
+            content += b"\xff" * (8 + -len(content) % 8)
+            starts[-1].append(len(content))
+            content += column.astype(kind).tobytes()
+    path.write_bytes(content)
+    return StoredColumns(path, np.array(starts), np.array(counts), TYPES)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_rows_in_any_order_however_much_is_read_at_once(tmp_path_factory, data):
+    counts = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))
+    total = sum(counts)
+    values = np.random.default_rng(total).integers(-128, 128, (3, total))
+    rows = np.array(data.draw(st.lists(st.integers(0, total - 1), max_size=50)), dtype=np.int64)
+    one = stored(tmp_path_factory.mktemp("columns") / "c", values, counts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "_AT_ONCE", data.draw(st.sampled_from([1, 7, 1 << 16])))
+        patch.setattr(columns, "_GAP", data.draw(st.sampled_from([0, 4, 512])))
+        found = one.take(rows)
+    assert found.dtype == np.int64
+    assert found.tolist() == values[:, rows].tolist()
+    assert HeldColumns(list(values)).take(rows).tolist() == found.tolist()
+    assert len(one) == len(HeldColumns(list(values))) == total
+
+
+def test_neighbours_are_read_at_once_and_far_values_alone(tmp_path, monkeypatch):
+    values = np.arange(30_000).reshape(3, 10_000) % 100
+    one = stored(tmp_path / "c", values, [10_000])
+    reads = []
+    gather = Handle.gather
+    monkeypatch.setattr(Handle, "gather", lambda self, some: reads.append(list(some)) or gather(self, some))
+    assert one.take(np.arange(2000, 3000)).tolist() == values[:, 2000:3000].tolist()
+    assert [[length for _, length in some] for some in reads] == [[4000], [4000], [1000]]
+    reads.clear()
+    one.take(np.array([9000, 5, 7, 5]))
+    assert [[length for _, length in some] for some in reads] == [[12, 4], [12, 4], [3, 1]]
+
+
+def test_what_is_read_is_announced_before(tmp_path, monkeypatch):
+    one = stored(tmp_path / "c", np.zeros((3, 10_000), dtype=int), [10_000])
+    calls = []
+    monkeypatch.setattr(Handle, "announce", lambda self, some: calls.extend(some))
+    gather = Handle.gather
+    monkeypatch.setattr(Handle, "gather", lambda self, some: calls.append("read") or gather(self, some))
+    one.take(np.array([9000, 5]))
+    assert len(calls) == 9
+    assert calls[6:] == ["read"] * 3
+
+
+def test_a_file_that_is_replaced_stays_the_old_one(tmp_path):
+    values = np.arange(30).reshape(3, 10)
+    one = stored(tmp_path / "c", values, [10])
+    (tmp_path / "other").write_bytes(bytes(1000))
+    os.replace(tmp_path / "other", tmp_path / "c")
+    assert one.take(np.array([3])).T.tolist() == [[3, 13, 23]]
+
+
+def test_a_file_cut_short_is_noticed(tmp_path):
+    one = stored(tmp_path / "c", np.zeros((3, 10), dtype=int), [10])
+    os.truncate(tmp_path / "c", 60)
+    with pytest.raises(
+        ValueError, match=r"expected the file as it was; it was cut short since it was opened"
+    ):
+        one.take(np.array([9]))
+
+
+def test_no_such_file():
+    with pytest.raises(
+        ValueError, match=r"read_manifest\(path='gone'\): expected a file to read; No such file"
+    ):
+        StoredColumns(Path("gone"), np.zeros((1, 1), dtype=int), np.ones(1, dtype=int), TYPES[:1])
