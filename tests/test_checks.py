@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet.checks import choice, label_codes, real, refusal, whole
+from tercet.checks import choice, flag, label_codes, real, refusal, whole
 
 
 def sentence(call, *args, **options):
@@ -126,6 +126,20 @@ def test_real_refuses_what_is_out_of_range(value, bounds, expected):
     assert (
         sentence(real, "Circle", "margin", value, **bounds) == f"Circle(margin={value}): expected {expected}"
     )
+
+
+# flag
+
+
+@pytest.mark.parametrize("value", [True, False, np.True_, torch.tensor(False)])
+def test_a_flag_is_a_bool(value):
+    assert flag("f", "swap", value) is bool(value)
+
+
+@pytest.mark.parametrize("value", ["no", 0, 1, None])
+def test_what_is_no_flag_is_refused(value):
+    with pytest.raises(ValueError, match=rf"f\(swap={value!r}\): expected True or False"):
+        flag("f", "swap", value)
 
 
 # choice

@@ -335,3 +335,31 @@ def test_options_show_when_printed():
     assert repr(TripletMargin(0.3, swap=True)) == f"TripletMargin({options})"
     assert "soft=True" in repr(TripletMargin(soft=True))
     assert "pos_margin=0.1, distance=cosine" in repr(Contrastive(pos_margin=0.1, distance="cosine"))
+
+
+@pytest.mark.parametrize("count", [0, 3, 2000])
+@pytest.mark.parametrize("head", [TripletMargin(1.0), Contrastive(1.0)], ids=["triplets", "pairs"])
+def test_a_second_derivative_is_refused_of_a_list_of_any_length(head, count):
+    x = torch.randn(16, 128, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mined = Triplets(*torch.randint(0, 16, (3, count), generator=torch.Generator().manual_seed(1)))
+    with pytest.raises(ValueError, match=r"backward\(create_graph=True\)"):
+        torch.autograd.grad(head(x, None, mined), x, create_graph=True)
+
+
+@pytest.mark.parametrize("option", ["soft", "swap"])
+def test_a_word_is_no_flag(option):
+    text = rf"TripletMargin\({option}='no'\): expected True or False"
+    with unchecked(), pytest.raises(ValueError, match=text):
+        TripletMargin(**{option: "no"})
+
+
+@pytest.mark.parametrize("mined", [("a", "b", "c"), (None, [0], [0]), ([[0], [1, 2]], [0], [0])])
+def test_what_is_no_list_of_rows_gets_a_sentence(mined):
+    with pytest.raises(
+        ValueError, match=r"TripletMargin\(mined=.*\): expected one-dimensional tensors of row"
+    ):
+        TripletMargin()(torch.eye(3), None, mined)
+
+
+def test_empty_lists_are_a_list():
+    assert TripletMargin()(torch.eye(3), None, ([], [], [])) == 0

@@ -164,13 +164,16 @@ def is_copied_and_pickled_with_the_same_loss(row):
 
 
 def gives_no_gradient_where_none_is_wanted(row):
-    x, labels = UNEVEN
-    x = x.clone().requires_grad_()
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            loss = row.head()(x, labels)
-        assert not loss.requires_grad
-        assert torch.equal(loss, row.head()(x, labels).detach())
+    small, classes = UNEVEN
+    collapsed = torch.ones_like(small)  # all pairs are near
+    for x, labels in ((small, classes), (small[:5], classes[:5]), (collapsed, classes)):
+        x = x.clone().requires_grad_()
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                loss, copy = row.head()(x, labels), x.detach().clone()
+            assert not loss.requires_grad
+            assert torch.equal(loss, row.head()(x, labels).detach())
+            assert torch.equal(loss, row.head()(copy, labels).detach())  # of inference, outside it
 
 
 def references_of_another_size_than_the_batch(row):

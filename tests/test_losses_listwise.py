@@ -328,3 +328,13 @@ def test_the_loops_differ_from_a_wrong_head():
             check_equal(HEADS[name].head(**option)(x, labels), HEADS[name].expected(x, labels))
     with pytest.raises(AssertionError):  # whether other positives stand in the denominator
         check_equal(InfoNCE(0.5)(x, labels), HEADS["SupCon"].expected(x, labels))
+
+
+@pytest.mark.parametrize("name", OF_TUPLES)
+def test_no_rows_and_no_losses_still_have_the_graph_of_the_columns(name):
+    columns = points(5).requires_grad_()
+    ref = References(columns, torch.zeros(5).long())
+    losses = HEADS[name].head(reduction="none")(points(1)[:0], torch.zeros(0).long(), ref=ref)
+    assert losses.shape == (0,)
+    (gradient,) = torch.autograd.grad(losses.sum(), columns)
+    assert not gradient.any()

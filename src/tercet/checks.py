@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["choice", "label_codes", "real", "refusal", "whole"]
+__all__ = ["choice", "flag", "label_codes", "real", "refusal", "whole"]
 
 
 def refusal(owner: str, argument: str, got: object, expected: str, way_out: str = "") -> ValueError:
@@ -89,6 +89,21 @@ def real(
     if not math.isfinite(number) or not minimum <= number <= maximum:
         raise refusal(owner, argument, value, expected)
     return number
+
+
+def flag(owner: str, argument: str, value: Any) -> bool:
+    """`value`, refused unless it is true or false: "no" is neither.
+
+    Raises:
+        ValueError: not a boolean.
+
+    Example:
+        >>> flag("TripletMargin", "swap", True)
+        True
+    """
+    if not _boolean(value):
+        raise refusal(owner, argument, value, "True or False")
+    return bool(value)
 
 
 def choice(owner: str, argument: str, value: Any, options: Iterable[str]) -> Any:

@@ -87,8 +87,10 @@ class BatchAll(Miner):
         sizes, held, room = [], [], TILE_BYTES
         for part in self._masks(pairwise):
             sizes.append(int(part[-1].sum()))
-            room -= part[-1].numel()
-            held = [*held, part] if room >= 0 else []
+            room -= sum(column.nbytes for column in part)
+            held.append(part)
+            if room < 0:
+                held.clear()
         total, places = sum(sizes), None
         if self.max_count is not None and total > self.max_count:
             key = batch_key("BatchAll", self.seed, step, pairwise)

@@ -241,7 +241,7 @@ def _prepared(
 ) -> Float[Tensor, "n k"]:
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
         shape = getattr(embeddings, "shape", None)
-        shown = type(embeddings).__name__ if shape is None else f"shape {tuple(shape)}"
+        shown = type(embeddings).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
         raise refusal(owner, argument, shown, "a tensor [n, d], one embedding a row")
     if embeddings.layout != torch.strided or embeddings.is_meta:
         raise refusal(
@@ -302,8 +302,14 @@ def mined_rows(
         shown = f"{type(mined).__name__} of {len(mined)}" if hasattr(mined, "__len__") else mined
         names = {3: "Triplets (three index tensors)", 4: "Pairs (four index tensors)"}
         raise refusal(owner, "mined", shown, " or ".join(names[kind] for kind in kinds))
-    out = [torch.as_tensor(index) for index in mined]
+    try:
+        out = [torch.as_tensor(index) for index in mined]
+    except (TypeError, ValueError, RuntimeError):  # strings, None, ragged lists
+        shown = ", ".join(type(index).__name__ for index in mined)
+        raise refusal(owner, "mined", shown, "one-dimensional tensors of row numbers") from None
     for index in out:
+        if not index.numel() and index.ndim == 1:
+            continue
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool or index.ndim != 1:
             shown = f"{index.dtype} of shape {tuple(index.shape)}"
             raise refusal(owner, "mined", shown, "one-dimensional tensors of row numbers")

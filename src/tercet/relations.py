@@ -226,10 +226,14 @@ class Graded:
         r = relevance(rows, columns)  # [a, r]
         if callable(self.relevance):
             shape = (len(rows), len(columns))
-            if not isinstance(r, Tensor) or r.shape != shape or bool(r.isnan().any()):
+            if not isinstance(r, Tensor) or r.shape != shape:
                 shown = f"shape {tuple(r.shape)}" if isinstance(r, Tensor) else type(r).__name__
-                shown = "NaN" if isinstance(r, Tensor) and r.shape == shape else shown
                 raise refusal("Graded", "relevance", shown, f"a function that gives numbers of shape {shape}")
+            inside = (r >= 0) & (r <= 1)  # NaN is not
+            if not bool(inside.all()):
+                shown = "NaN" if bool(r.isnan().any()) else float(r[~inside][0])
+                expected = f"a function that gives numbers of shape {shape} from 0 to 1"
+                raise refusal("Graded", "relevance", shown, expected)
         return r >= self.positive, r <= self.negative
 
 

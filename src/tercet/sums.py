@@ -12,7 +12,7 @@ from torch import Tensor
 from tercet.checks import refusal
 from tercet.squares import full_precision
 
-__all__ = ["REDUCTIONS", "summed", "tiled_mean", "tiled_sum", "with_gradient"]
+__all__ = ["REDUCTIONS", "once_differentiable", "summed", "tiled_mean", "tiled_sum", "with_gradient"]
 
 REDUCTIONS = ("mean_active", "mean", "sum", "none")
 """How a head makes one number of its losses: over those above 0, over all, no division, or not at all."""
@@ -108,6 +108,28 @@ def _walked(
     return total, count, gradients
 
 
+def once_differentiable(loss: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The loss, refused to `create_graph=True` as every tiled one is, whichever way it was computed."""
+    return _Once.apply(loss)  # type: ignore[return-value]
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # else a gradient penalty would silently be a constant
+        way_out = 'differentiate per-triplet losses of reduction="none" twice instead'
+        raise refusal("backward", "create_graph", True, "False: a loss has no second derivative", way_out)
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Any) -> Any:
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        _refuse_second_derivative()
+        return grad
+
+
 class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, known: Any, *inputs: Any) -> Any:
@@ -117,11 +139,7 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        if torch.is_grad_enabled():  # else a gradient penalty would silently be a constant
-            way_out = 'differentiate per-triplet losses of reduction="none" twice instead'
-            raise refusal(
-                "backward", "create_graph", True, "False: a tiled loss has no second derivative", way_out
-            )
+        _refuse_second_derivative()
         if ctx.share is not None:
             grad = grad / ctx.share
         return None, *(None if gradient is None else gradient * grad for gradient in ctx.saved_tensors)

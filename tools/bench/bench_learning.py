@@ -35,6 +35,7 @@ from torch import Tensor, nn
 import tercet
 
 SIZE = 28  # pixels
+RATE = 1e-3  # at which learning begins
 HEADS = ["rule", "side", "MAP@R", "spread", "steps a second", "steps"]
 
 RULES: dict[str, Callable[[], dict[str, Mined]]] = {
@@ -93,10 +94,12 @@ def trained(step: Mined, images: Tensor, labels: Tensor, seed: int, options: Any
     """The network after so many seconds of steps, and how many there were."""
     torch.manual_seed(seed)
     model = SmallNet()
-    optimizer = torch.optim.AdamW([*model.parameters(), *step.parameters()], lr=1e-3)
+    optimizer = torch.optim.AdamW([*model.parameters(), *step.parameters()], lr=RATE)
     spent, done = 0.0, 0
     for rows in batches(labels.numpy(), options.p, options.k, seed):
         x, y = images[rows], labels[rows]
+        for group in optimizer.param_groups:  # falls to 0, so that the last steps settle what is measured
+            group["lr"] = RATE * (1 - spent / options.seconds)
         start = time.perf_counter()
         optimizer.zero_grad()
         step(model(x), y).backward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from typing import Any
 
@@ -17,10 +17,10 @@ from tercet.distances import Distance, as_distance
 from tercet.pairwise import Pairwise, features, mined_rows, tile_height
 from tercet.relations import Relation, SameLabel, as_relation
 from tercet.squares import full_precision
-from tercet.sums import REDUCTIONS, summed, tiled_mean
+from tercet.sums import REDUCTIONS, once_differentiable, summed, tiled_mean
 from tercet.tuples import References
 
-__all__ = ["Head", "above_zero", "pairs_of", "picked", "reduced"]
+__all__ = ["Head", "above_zero", "distinct", "nothing_of", "pairs_of", "picked", "reduced"]
 
 _FEW_NUMBERS = 2**17  # of the features of a list
 
@@ -140,6 +140,22 @@ def pairs_of(rows: tuple[Int[Tensor, " _"], ...]) -> tuple[tuple[Tensor, Tensor]
     return (rows[0], rows[1]), (rows[2] if len(rows) == 4 else rows[0], rows[-1])
 
 
+def distinct(
+    i: Int[Tensor, " t"], j: Int[Tensor, " t"], columns: int, *, unordered: bool = False
+) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"]]:
+    """Each pair (row, column) once, in order; and (j, i) with (i, j) where the pairs are unordered."""
+    if unordered:
+        i, j = torch.minimum(i, j), torch.maximum(i, j)
+    columns = max(1, columns)
+    key = torch.unique(i * columns + j)
+    return key // columns, key % columns
+
+
+def nothing_of(inputs: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, " 0"]:
+    """No losses, with the graph of all inputs: another rank may wait for this one's gradient."""
+    return torch.stack([v.sum() for v in inputs]).sum()[None][:0]
+
+
 def picked(x: Float[Tensor, "n *k"], rows: Int[Tensor, " t"]) -> Float[Tensor, "t *k"]:
     """x[rows]; on a processor by `index_select`: faster, but its gradient on a card has no order."""
     return x.index_select(0, rows) if x.device.type == "cpu" else x[rows]
@@ -164,13 +180,14 @@ def reduced(
     `whole` says that they are few, and some: then their own graph is the cheapest.
     """
     if reduction == "none":
-        return torch.cat([inputs[0].sum(1)[:0], *losses(*inputs)])
+        return torch.cat([nothing_of(inputs), *losses(*inputs)])
     if whole:
         with full_precision(inputs[0].device):
             part, *more = losses(*inputs)
             part = torch.cat([part, *more]) if more else part
         total, count = summed(part, reduction)
-        return (total if reduction == "sum" else total / count.clamp(min=1)).to(part.dtype)
+        loss = total if reduction == "sum" else total / count.clamp(min=1)
+        return once_differentiable(loss.to(part.dtype))
 
     def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for part in losses(*inputs):

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from tercet.checks import refusal, whole
-from tercet.losses.head import Head, pairs_of
+from tercet.losses.head import Head, distinct, pairs_of
 from tercet.losses.slopes import NegativeCosine, mirrored
 from tercet.pairwise import Pairwise, Tile, tile_height
 from tercet.relations import Relation, SameLabel
@@ -85,7 +85,7 @@ class Histogram(Head):
     ) -> Float[Tensor, ""]:
         """The loss of listed pairs."""
         inputs, rows = self.listed(embeddings, mined, ref)
-        pairs = [_distinct(i, j, len(inputs[-1]), unordered=ref is None) for i, j in pairs_of(rows)]
+        pairs = [distinct(i, j, len(inputs[-1]), unordered=ref is None) for i, j in pairs_of(rows)]
 
         def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for side, listed in enumerate(pairs, start=1):
@@ -234,14 +234,3 @@ def _soft_counts(
     """The histograms of the three sides for each row."""
     counts = share.new_zeros(len(cell), 3 * (bins + 1))
     return counts.scatter_add(1, cell, 1 - share).scatter_add(1, cell + 1, share).view(-1, 3, bins + 1)
-
-
-def _distinct(
-    i: Int[Tensor, " t"], j: Int[Tensor, " t"], columns: int, *, unordered: bool
-) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"]]:
-    """Each pair (i, j) once, and (j, i) with it where the pairs are unordered."""
-    if unordered:
-        i, j = torch.minimum(i, j), torch.maximum(i, j)
-    key = torch.unique(i * columns + j)
-    columns = max(1, columns)
-    return key // columns, key % columns

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tercet.checks import real
 from tercet.distances import Distance
-from tercet.losses.head import Head, pairs_of, picked, reduced
+from tercet.losses.head import Head, distinct, pairs_of, picked, reduced
 from tercet.losses.slopes import TileLoss, mirrored, sloped
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
@@ -81,7 +81,7 @@ class Contrastive(Head):
         inputs, rows = self.listed(embeddings, mined, ref)
         pairs = pairs_of(rows)
         if len(rows) == 3:
-            pairs = tuple(_once(*side, len(inputs[-1])) for side in pairs)
+            pairs = tuple(distinct(*side, len(inputs[-1])) for side in pairs)
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for side, loss in zip(pairs, (self._apart, self._inside)):
@@ -110,10 +110,3 @@ class Contrastive(Head):
 
     def _inside(self, d_an: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
         return torch.relu(self.margin - d_an).square()
-
-
-def _once(i: Int[Tensor, " t"], j: Int[Tensor, " t"], columns: int) -> tuple[Tensor, Tensor]:
-    """Each distinct pair (row, column), in order."""
-    columns = max(1, columns)
-    key = torch.unique(i * columns + j)
-    return key // columns, key % columns

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
-from tercet.checks import real, refusal, whole
+from tercet.checks import flag, real, refusal, whole
 from tercet.compiling import outside_graph
 from tercet.distances import cosine
 from tercet.losses.head import above_zero
@@ -104,7 +104,7 @@ class ProxyHead(nn.Module, ABC):
         if x.device != self.proxies.device:
             expected = f"the proxies' device {self.proxies.device}"
             raise refusal(owner, "embeddings", str(x.device), expected, "move the head with .to(device)")
-        if labels.ndim > 1:
+        if isinstance(labels, Tensor) and labels.ndim > 1:
             expected = f"shape ({len(x)},), a class number for each embedding"
             way_out = "take a head with relation= for several labels a row"
             raise refusal(owner, "labels", f"shape {tuple(labels.shape)}", expected, way_out)
@@ -165,7 +165,7 @@ class ProxyNCA(ProxyHead):
         seed: int = 0,
     ) -> None:
         super().__init__(num_classes, dim, seed)
-        self.plus_plus = plus_plus
+        self.plus_plus = flag("ProxyNCA", "plus_plus", plus_plus)
         if temperature is None:
             temperature = 1 / 9 if plus_plus else 1.0
         self.temperature = above_zero("ProxyNCA", "temperature", temperature)

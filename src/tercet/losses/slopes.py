@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -106,13 +107,14 @@ def sloped(
     inputs = compared.inputs
     columns = inputs[-1]
     if compared.given_tile_rows is None and columns.device.type == "cpu":
+        compared = copy(compared)  # the caller's keeps its height
         compared.tile_rows = min(compared.tile_rows, max(64, _CACHED_NUMBERS // max(1, len(columns))))
     wanted = torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
     sums = []
     with torch.no_grad(), full_precision(columns.device):
         kind = _kind_of(compared.distance, columns)
         # A distance of somebody else's may not be the same both ways.
-        gradient = kind(compared, symmetric and kind is not _Tiles)
+        gradient = kind(compared, symmetric and kind is not _Tiles, wanted)
         for rows in compared.spans():
             tile = Tile(rows.start, gradient.measure(rows), *compared.sides(rows))
             loss = loss_of(tile)
@@ -127,6 +129,8 @@ def sloped(
 
 def differentiated(losses_of: Callable[[Tile], Tensor], reduction: str, tile: Tile) -> TileLoss:
     """A `TileLoss` of the losses of a tile, by differentiating them."""
+    if torch.is_inference_mode_enabled():  # where nothing can be differentiated
+        return TileLoss(*summed(losses_of(tile), reduction), None)
     with torch.enable_grad():
         d = tile.distance.requires_grad_()
         value, count = summed(losses_of(tile._replace(distance=d)), reduction)
@@ -146,8 +150,8 @@ def _kind_of(distance: Distance, columns: Tensor) -> type[_Products] | type[_Squ
 class _Gradient(ABC):
     """The distances of some rows to all columns, and then Σ w_ij ∇D_ij of them."""
 
-    def __init__(self, compared: Compared, spaces: tuple[Tensor, ...], symmetric: bool) -> None:
-        self.distance = compared.distance
+    def __init__(self, compared: Compared, spaces: tuple[Tensor, ...], symmetric: bool, wanted: bool) -> None:
+        self.distance, self.wanted = compared.distance, wanted
         self.x, self.y = spaces[0], spaces[-1]
         self.own = len(spaces) == 1
         self.once = symmetric and self.own
@@ -173,8 +177,8 @@ class _Gradient(ABC):
 class _Products(_Gradient):
     """D = −x·y, whose gradient by x is −y."""
 
-    def __init__(self, compared: Compared, symmetric: bool) -> None:
-        super().__init__(compared, tuple(v.detach() for v in compared.inputs), symmetric)
+    def __init__(self, compared: Compared, symmetric: bool, wanted: bool) -> None:
+        super().__init__(compared, tuple(v.detach() for v in compared.inputs), symmetric, wanted)
         self.minus = self.y.neg()  # fewer numbers than the product
 
     def measure(self, rows: slice) -> Float[Tensor, "a r"]:
@@ -196,10 +200,10 @@ class _Squares(_Gradient):
     a tile that has many of them is differentiated instead.
     """
 
-    def __init__(self, compared: Compared, symmetric: bool) -> None:
+    def __init__(self, compared: Compared, symmetric: bool, wanted: bool) -> None:
         distance = compared.distance
         spaces = tuple(distance.space(v.detach()) for v in compared.inputs)  # type: ignore[attr-defined]
-        super().__init__(compared, spaces, symmetric)
+        super().__init__(compared, spaces, symmetric, wanted)
         self.root = distance == euclidean or isinstance(distance, Mahalanobis)
         centre = centre_of(self.y)
         self.u = self.x - centre
@@ -219,7 +223,8 @@ class _Squares(_Gradient):
         if 8 * known > d.numel() or bool(d.amin() <= self.reach):
             i, j = true_places(d <= (self.uu[rows, None] + self.vv) * NEAR)
             if 8 * (known + len(i)) > d.numel():
-                self.many, self.state = self.many or _Tiles(self.compared, self.symmetric), None
+                self.many = self.many or _Tiles(self.compared, self.symmetric, self.wanted)
+                self.state = None
                 return self.many.measure(rows)
             if len(i):
                 near = i, j
@@ -287,10 +292,12 @@ class _Squares(_Gradient):
 class _Tiles(_Gradient):
     """Any other distance, by differentiating `tile`."""
 
-    def __init__(self, compared: Compared, symmetric: bool) -> None:
-        super().__init__(compared, tuple(v.detach() for v in compared.inputs), symmetric)
+    def __init__(self, compared: Compared, symmetric: bool, wanted: bool) -> None:
+        super().__init__(compared, tuple(v.detach() for v in compared.inputs), symmetric, wanted)
 
     def measure(self, rows: slice) -> Float[Tensor, "a r"]:
+        if not self.wanted:
+            return self.distance.tile(self.x[rows], self.y)
         self.leaves = self.x[rows].detach().requires_grad_(), self.y.detach().requires_grad_()
         with torch.enable_grad():
             self.d = self.distance.tile(*self.leaves)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tercet.checks import real
+from tercet.checks import flag, real
 from tercet.losses.head import above_zero
 from tercet.losses.proxy import ProxyHead
 from tercet.losses.rowwise import products
@@ -97,7 +97,7 @@ class ArcFace(ProxyHead):
         super().__init__(num_classes, dim, seed)
         self.margin = real("ArcFace", "margin", margin, minimum=0, maximum=math.pi)
         self.scale = above_zero("ArcFace", "scale", scale)
-        self.easy_margin = easy_margin
+        self.easy_margin = flag("ArcFace", "easy_margin", easy_margin)
 
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tercet.checks import real, refusal, whole
+from tercet.checks import flag, real, refusal, whole
 from tercet.distances import Distance
 from tercet.losses.head import Head, picked, reduced
 from tercet.losses.slopes import TileLoss, sloped
@@ -82,14 +82,13 @@ class TripletMargin(Head):
     ) -> None:
         super().__init__(distance, relation, reduction, tile_rows)
         owner = "TripletMargin"
+        self.soft, self.swap = flag(owner, "soft", soft), flag(owner, "swap", swap)
         if soft and margin is not None:
             raise refusal(owner, "margin", margin, "no margin with soft=True", "leave one of the two away")
         if soft and power != 1:
             raise refusal(owner, "power", power, "1 with soft=True", "leave one of the two away")
         self.margin = 0.0 if soft else 0.2 if margin is None else real(owner, "margin", margin, minimum=0)
         self.power = whole(owner, "power", power, minimum=1, maximum=2)
-        self.soft = soft
-        self.swap = swap
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all triplets."""

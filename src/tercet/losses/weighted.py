@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from tercet.checks import real
 from tercet.distances import Distance
-from tercet.losses.head import above_zero
+from tercet.losses.head import above_zero, nothing_of
 from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
@@ -76,7 +76,7 @@ class LiftedStructure(ListwiseHead):
         if self.reduction == "none":
             sums = self._log_sums(compared.tiles(), own)
             parts = [self._pairs(tile, *sums)[-1].square() / 2 for tile in compared.tiles()]
-            return torch.cat([compared.inputs[0].sum(1)[:0], *parts])
+            return torch.cat([nothing_of(compared.inputs), *parts])
 
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             bare = [v.detach() for v in inputs]
