@@ -14,7 +14,7 @@ from tercet.distances import Distance
 from tercet.draws import batch_key, keyed
 from tercet.mining import Miner, whole_tuples
 from tercet.pairwise import Pairwise
-from tercet.small_tables import true_places
+from tercet.small_tables import fill_where, true_places
 from tercet.tuples import Triplets
 
 __all__ = ["DistanceWeighted"]
@@ -68,19 +68,21 @@ class DistanceWeighted(Miner):
         key = batch_key("DistanceWeighted", self.seed, step, pairwise)
         # Distances below the cutoff do not count, so a product serves: taken in float64 and rounded to
         # float32, it is the same however rows are cut into tiles, on the bounds too.
-        x, y = (normalize(v.detach().double()) for v in (pairwise.inputs[0], pairwise.inputs[-1]))
+        units = [normalize(v.detach().double()) for v in pairwise.inputs]
+        x, y, two = units[0], units[-1], units[0].new_full((1, 1), 2.0)
         dimensions = x.shape[1]
         height = self.tile_rows or max(1, pairwise.tile_rows // 4)  # several tables of a tile's size
         parts = []
         for rows in (slice(i, i + height) for i in range(0, len(x) if len(y) else 0, height)):
             is_positive, is_negative = pairwise.sides(rows)
-            square = (2 - 2 * (x[rows] @ y.T)).float()  # [a, r]
+            square = torch.addmm(two, x[rows], y.T, alpha=-2).float()  # [a, r]
             wanted = is_negative & (square < self.nonzero_loss_cutoff**2)
             weights = _weights(square, wanted, dimensions, self.cutoff)
             heap = weights.cumsum(1, dtype=torch.float64)
             total = heap[:, -1:]
             at, positive = true_places(is_positive)
-            place = is_positive.cumsum(1)[at, positive] - 1
+            every = torch.arange(max(len(at), len(heap)), device=at.device)
+            place = every[: len(at)] - torch.searchsorted(at, every[: len(heap)])[at]
             mark = heap.new_zeros(len(heap), int(place.max()) + 1 if len(place) else 1)  # [a, q]
             mark[at, place] = keyed(key, at + rows.start, positive)
             mark = torch.minimum(mark * total, torch.nextafter(total, total.new_zeros(())))
@@ -96,6 +98,6 @@ def _weights(
     """1/q(d) of each row's wanted columns, given d², as shares of the row's largest; 0 elsewhere."""
     square = square.clamp(cutoff**2, 4 - 1e-6)
     log = (3 - dimensions) / 2 * torch.log1p(-square / 4) + (2 - dimensions) / 2 * square.log_()
-    log.masked_fill_(~wanted, -torch.inf)
+    fill_where(~wanted, log, -torch.inf)
     largest = log.amax(1, keepdim=True)
     return (log - largest.masked_fill(largest == -torch.inf, 0.0)).exp_()
