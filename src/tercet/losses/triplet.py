@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from tercet.sums import summed, tiled_mean
 from tercet.tuples import References
 
 __all__ = ["TripletMargin"]
+
+_SWAPPED = 2**16
+"""Triplets looked at together in a small batch, with `swap`; their graph takes a dozen times as much."""
 
 FEW_POSITIVES = 32
 """Up to so many positives an anchor, a pass over the negatives for each is faster than a search in them."""
@@ -94,6 +98,11 @@ class TripletMargin(Head):
         """The loss of all triplets."""
         if not self.swap:
             return sloped(pairwise, self.reduction, self._loss_of_all)
+
+        if pairwise.given_tile_rows is None:
+            n, r = len(pairwise.inputs[0]), max(1, len(pairwise.inputs[-1]))
+            pairwise = copy(pairwise)
+            pairwise.tile_rows = min(pairwise.tile_rows, max(_SWAPPED // r, 2 * n))
 
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for pairs in pairwise.positive_pairs(*inputs):
