@@ -1,9 +1,9 @@
 """Training on several ranks under Accelerate: it prepares model and optimizer, and not the loader.
 
-    torchrun --nproc-per-node 2 examples/ranks_accelerate.py [--output out/ranks]
+    torchrun --standalone --nproc-per-node 2 examples/ranks_accelerate.py [--output out/ranks]
 
-On GPUs `accelerate launch --multi_gpu --num_processes 2` does as well. On CPUs, without MPI, `accelerate launch
---cpu --num_processes 2` starts one process and says nothing: hence torchrun.
+On GPUs `accelerate launch --multi_gpu --num_processes 2` does as well. On CPUs, without MPI, `accelerate
+launch --cpu --num_processes 2` starts one process and says nothing: hence torchrun.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("out/ranks"))
     output = parser.parse_args().output
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available()
-    )  # unless told so, it would see one CPU process
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     rank, world_size = accelerator.process_index, accelerator.num_processes
     if accelerator.is_main_process:
         write_digits(output / "digits")

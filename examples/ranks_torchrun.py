@@ -1,6 +1,6 @@
 """Training on several ranks under torchrun: each has its own classes of a step, and mines among those of all.
 
-torchrun --nproc-per-node 2 examples/ranks_torchrun.py [--output out/ranks]
+torchrun --standalone --nproc-per-node 2 examples/ranks_torchrun.py [--output out/ranks]
 """
 
 from __future__ import annotations

@@ -27,18 +27,18 @@ from torch.utils.data import DataLoader
 import tercet
 from tercet.distributed import gather
 
-EPOCHS = 2
-STOP = 1, 5  # the epoch, and the batches of it that the loop has seen
+EPOCHS, STEPS = 2, 25  # short epochs: 25 batches of 5 classes × 8 images
+STOP = 1, 7  # the epoch, and the batches of it that the loop has seen
 
 
 def data(kind: str, shards: Path, workers: int) -> tuple[Any, DataLoader]:
     """What keeps the position, and a loader."""
     transform = A.Affine(rotate=(-20, 20), scale=(0.85, 1.15), translate_percent=(-0.1, 0.1), p=1)
     if kind == "stream":
-        stream = tercet.PKStream(shards, p=5, k=8, transform=transform, seed=0)
+        stream = tercet.PKStream(shards, p=5, k=8, transform=transform, steps=STEPS, seed=0)
         return stream, DataLoader(stream, batch_size=None, num_workers=workers)
     index = tercet.ShardIndex(shards)
-    sampler = tercet.PKSampler(index.labels, p=5, k=8, seed=0)
+    sampler = tercet.PKSampler(index.labels, p=5, k=8, epoch_length=STEPS, seed=0)
     dataset = tercet.ImageDataset(index, transform)
     return sampler, DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
 
@@ -96,9 +96,8 @@ def main() -> None:
         return
 
     write_digits(output / "digits")
-    index = tercet.write_shards(
-        shards, tercet.scan_folder(output / "digits"), images_per_shard=180, overwrite=True
-    )
+    catalog = tercet.scan_folder(output / "digits")
+    index = tercet.write_shards(shards, catalog, layout="mixed", images_per_shard=200, overwrite=True)
     print(f"{len(index):,} images in {len(index.tars)} shards")
     whole = {kind: train(kind, shards, output / f"{kind}.pt") for kind in kinds}
     stopped = {kind: train(kind, shards, output / f"{kind}.pt", stop=True) for kind in kinds}
@@ -107,9 +106,8 @@ def main() -> None:
         resumed = torch.load(output / f"{kind}-end.pt", weights_only=True)
         went_on = any(not torch.equal(stopped[kind][name], resumed[name]) for name in resumed)
         same = all(torch.equal(whole[kind][name], resumed[name]) for name in resumed)
-        steps = len(data(kind, shards, 0)[0])
         print(
-            f"{kind:>6}: stopped after {STOP[0] * steps + STOP[1]} of {EPOCHS * steps} batches, resumed with "
+            f"{kind:>6}: stopped after {STOP[0] * STEPS + STOP[1]} of {EPOCHS * STEPS} batches, resumed with "
             f"2 workers; weights {'equal, bit for bit' if same and went_on else 'DIFFER'}"
         )
         if not (same and went_on):
