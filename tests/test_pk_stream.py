@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 from tercet.pk_stream import PKStream
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 
 def picture(number):

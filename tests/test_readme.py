@@ -81,7 +81,6 @@ def test_make_quickstart_and_make_test_run_what_the_other_tests_run(folder):
     assert "-m pytest" in run("make test", folder)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
 def test_python_blocks_run(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for part, made in (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from dataclasses import dataclass
 from itertools import combinations, islice, product
 from typing import Any
@@ -31,10 +32,6 @@ import albumentations as A
 import cv2
 
 torch.set_num_threads(1)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # torchdata's own
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-]
 STEPS = 7  # batches of an epoch, of every subject
 ROWS_OF_7 = 7  # triplets in a batch of ShuffledSampler; the last batch has 6
 CLASSES, EACH = 8, 6
@@ -327,13 +324,14 @@ def test_one_worker_s_state_is_not_the_stream_s(data):
         stream.load_state_dict(running.state_dict())
 
 
-@pytest.mark.parametrize("subject", ["PKSampler", "PKStream"])
-def test_passing_over_what_was_seen_decodes_nothing(subject, data, monkeypatch):
-    decoded = []
-    for module in ("datasets", "pk_stream"):
-        name = f"tercet.{module}." + ("read_image" if module == "datasets" else "decode_image")
-        inner = getattr(__import__(f"tercet.{module}", fromlist=["x"]), name.rpartition(".")[2])
-        monkeypatch.setattr(name, lambda *given, inner=inner: decoded.append(1) or inner(*given))
+@pytest.mark.parametrize(
+    ("subject", "decoder"),
+    [("PKSampler", "tercet.datasets.read_image"), ("PKStream", "tercet.pk_stream.decode_image")],
+)
+def test_passing_over_what_was_seen_decodes_nothing(subject, decoder, data, monkeypatch):
+    module, _, name = decoder.rpartition(".")
+    decode, decoded = getattr(sys.modules[module], name), []
+    monkeypatch.setattr(decoder, lambda *given: decoded.append(1) or decode(*given))
     source = SUBJECTS[subject](data)
     source.position.load_state_dict(source.state_at(0, STEPS - 1))
     (batch,) = source.loader(DataLoader)

@@ -10,7 +10,7 @@ from tercet.randomness import derive_key
 __all__ = ["SharedEpochs"]
 
 _KEPT = 64  # iterations that are noted, and seeds that a worker remembers: so no name stands for two notes
-_MOST_WORKERS = 256
+_MOST_WORKERS = 1024
 _STEPS = 1 << 31  # an epoch and a step share one word, which is written at once
 
 
