@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from tercet.manifest import read_manifest
 from tercet.shards import ShardIndex
@@ -66,6 +67,19 @@ def test_streaming_learns_and_uses_what_was_predicted(tmp_path):
     run(
         "streaming.py", "--epochs", 1, "--workers", 0, folder=tmp_path
     )  # a second run goes on with the shards
+
+
+def test_resume_ends_with_the_weights_of_the_unbroken_run(tmp_path):
+    printed = run("resume.py", folder=tmp_path)
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    lines = [line for line in printed.splitlines() if "stopped after" in line]
+    assert len(lines) == 2
+    assert "\n".join(lines) in readme
+    for kind in ("stream", "index"):
+        stopped = torch.load(tmp_path / f"out/resume/{kind}.pt", weights_only=True)
+        assert (stopped["position"]["epoch"], stopped["position"]["step"]) == (1, 7)
+        end = torch.load(tmp_path / f"out/resume/{kind}-end.pt", weights_only=True)
+        assert not any(torch.equal(end[name], stopped["model"][name]) for name in end)
 
 
 def test_train_folder_on_a_nested_tree(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -16,13 +17,10 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.pk_stream import PKStream
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-stateful = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
 
 
 def picture(number):
@@ -163,47 +161,7 @@ def test_the_prediction_counts_what_lanes_of_more_shards_leave_unread(tmp_path, 
     assert low <= stream.predicted.share <= high
 
 
-# Resume.
-
-
-def stopped(make, at, epoch, **keywords):
-    """The state that a loader gives after `at` batches of an epoch, as JSON would keep it.
-
-    At `len + 1` the loop has run to its end.
-    """
-    stream = make()
-    stream.set_epoch(epoch)
-    loader = StatefulDataLoader(stream, batch_size=None, **keywords)
-    iterator = iter(loader)
-    seen = list(islice(iterator, at))
-    return listed(seen), json.loads(json.dumps(loader.state_dict()))
-
-
-@stateful
-@pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_resume_equals_replay(shards, workers, every, persistent):
-    if persistent and not workers:
-        pytest.skip("nothing persists without workers")
-
-    def make():
-        return PKStream(shards, 4, 4, steps=7, lanes=2, buffer=32)
-
-    whole = epochs_of(make(), 4)
-    keywords = {"num_workers": workers, "snapshot_every_n_steps": every, "persistent_workers": persistent}
-    keywords["persistent_workers"] = persistent and workers > 0
-    for epoch, at in [(0, 1), (1, 7), (0, 8)] if every == 1 else [(0, 0), (1, 4), (0, 6), (0, 8)]:
-        seen, state = stopped(make, at, epoch, **keywords)
-        assert seen == whole[epoch][:at]
-        loader = StatefulDataLoader(make(), batch_size=None, **keywords)
-        loader.load_state_dict(state)
-        # A loop that has ended goes on with the next epoch; after the last batch nothing is left of this.
-        rest = [listed(loader) for _ in range(2)]
-        if at > 7:
-            assert rest == whole[epoch + 1 : epoch + 3]
-        else:
-            assert rest == [whole[epoch][at:], whole[epoch + 1]]
+# Resume; the grid is in test_resume.py.
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -239,6 +197,24 @@ def test_after_a_loop_that_breaks_off_comes_the_next_epoch(shards, persistent):
     assert listed(loader) == whole[3]
 
 
+def test_set_epoch_while_a_worker_has_not_begun_yet(shards):
+    whole = epochs_of(PKStream(shards, 4, 4, steps=7, buffer=32), 5)
+    stream, gate = PKStream(shards, 4, 4, steps=7, buffer=32), multiprocessing.Event()
+    loader = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=2,
+        persistent_workers=True,
+        worker_init_fn=lambda worker: gate.wait() if worker else None,
+        multiprocessing_context="fork",
+    )
+    assert listed(islice(iter(loader), 1)) == whole[0][:1]  # worker 0's
+    stream.set_epoch(3)
+    gate.set()
+    assert listed(loader) == whole[3]
+    assert listed(loader) == whole[4]
+
+
 def test_a_state_is_small_ints_and_fits_one_setting_only(shards):
     iterator = iter(PKStream(shards, 4, 4, steps=7))
     next(iterator), next(iterator)
@@ -249,7 +225,9 @@ def test_a_state_is_small_ints_and_fits_one_setting_only(shards):
     for keywords, name in [({"seed": 1}, "seed"), ({"buffer": 20}, "buffer"), ({"steps": 6}, "steps")]:
         other = iter(PKStream(shards, 4, 4, **{"steps": 7, **keywords}))
         assert f"the state was saved with {name}=" in refusal_of(other.load_state_dict, state)
-    assert "expected what an iterator's state_dict() returned" in refusal_of(iterator.load_state_dict, {})
+    assert "expected what state_at() or an iterator's state_dict() returned" in refusal_of(
+        iterator.load_state_dict, {}
+    )
     iterator.load_state_dict({**state, "step": 1})
     assert iterator.state_dict()["step"] == 1
 

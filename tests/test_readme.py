@@ -81,7 +81,6 @@ def test_make_quickstart_and_make_test_run_what_the_other_tests_run(folder):
     assert "-m pytest" in run("make test", folder)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
 def test_python_blocks_run(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for part, made in (
@@ -123,5 +122,5 @@ def test_the_reader_of_blocks_finds_them():
     assert blocks("console", text) == ["$ a b\nout\n$ c\n"]
 
 
-def test_readme_is_at_most_190_lines():
-    assert len(README.splitlines()) <= 190
+def test_readme_is_at_most_210_lines():
+    assert len(README.splitlines()) <= 210

@@ -57,6 +57,24 @@ def test_loaders_with_the_same_seed_are_told_apart(epochs, monkeypatch):
     assert [epochs.begin(ticket) for ticket in wider] == [(3, 0)] * 4
 
 
+def test_seeds_that_come_again_name_other_iterations(epochs, monkeypatch):
+    # As when a run sets the global seed, has two epochs, and is started once more.
+    for epoch, seed in enumerate([5, 9, 5, 9, 5]):
+        tickets = Workers(monkeypatch, epochs, seed, 2).tickets()
+        assert [epochs.begin(ticket) for ticket in tickets] == [(epoch, 0)] * 2
+
+
+@pytest.mark.parametrize("move", [lambda epochs: epochs.set(7, 3), lambda epochs: epochs.follow(6)])
+def test_a_worker_that_begins_late_is_in_its_own_iteration_still(epochs, monkeypatch, move):
+    early, late = Workers(monkeypatch, epochs, 5, 2).tickets()
+    assert epochs.begin(early) == (0, 0)
+    move(epochs)
+    expected = epochs.peek(None)
+    assert epochs.begin(late) == (0, 0)
+    tickets = Workers(monkeypatch, epochs, 5, 2).tickets()
+    assert [epochs.begin(ticket) for ticket in tickets] == [expected] * 2
+
+
 def test_set_is_seen_by_the_next_iteration_only(epochs, monkeypatch):
     workers = Workers(monkeypatch, epochs, 5, 2)
     epochs.set(7, 3)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tercet.checks import refusal, whole
 
-__all__ = ["EpochIterator", "EpochSampler"]
+__all__ = ["EpochIterator", "EpochSampler", "saved_position"]
 
 
 class EpochIterator:
@@ -87,18 +87,43 @@ class EpochSampler(ABC):
         Raises:
             ValueError: not whole numbers, or a step beyond the end.
         """
-        owner = f"{type(self).__name__}.set_epoch"
-        self._start = whole(owner, "epoch", epoch), whole(owner, "step", step, 0, len(self))
-        self._running = None
+        self._start, self._running = self._whole_position("set_epoch", epoch, step), None
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the running iteration, or where the next one begins: a few ints and strings.
 
         A DataLoader with workers draws ahead of the training loop, and moves this position with it.
         torchdata's StatefulDataLoader asks at the right moment; with a plain one, count the batches and
-        resume by `set_epoch(epoch, step)`.
+        take `state_at(epoch, step)`.
         """
         return self._running.state_dict() if self._running else self._state(self._start)
+
+    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
+        """The state at `step` of `epoch`, whatever was drawn: what a loop that counts its batches saves.
+
+        `load_state_dict` takes it, under any loader and any number of workers.
+
+        Args:
+            epoch: the epoch, from 0.
+            step: the number of its items that the training loop has seen, as in `set_epoch`: batches of a
+                batch sampler; rows, and not batches, of one that yields rows.
+
+        Raises:
+            ValueError: not whole numbers, or a step beyond the end.
+
+        Example:
+            >>> from tercet.samplers import PKSampler
+            >>> sampler = PKSampler([0, 0, 1, 1, 2, 2], p=2, k=2)
+            >>> drawn_ahead = list(sampler)
+            >>> sampler.load_state_dict(sampler.state_at(epoch=0, step=1))
+            >>> list(sampler) == drawn_ahead[1:]
+            True
+        """
+        return self._state(self._whole_position("state_at", epoch, step))
+
+    def _whole_position(self, method: str, epoch: Any, step: Any) -> tuple[int, int]:
+        owner = f"{type(self).__name__}.{method}"
+        return whole(owner, "epoch", epoch), whole(owner, "step", step, 0, len(self))
 
     def load_state_dict(self, state: Any) -> None:
         """Lets the next iteration go on where `state` was saved, on this rank or another.
@@ -114,13 +139,41 @@ class EpochSampler(ABC):
     def _restored(self, state: Any) -> tuple[int, int]:
         """The position in `state`, refused unless it was saved under the same settings."""
         owner = f"{type(self).__name__}.load_state_dict"
-        if not isinstance(state, dict) or not {"epoch", "step", "settings"} <= state.keys():
-            raise refusal(owner, "state", state, "what a sampler's state_dict() returned")
-        for name in sorted({*self._settings, *state["settings"]}):
-            saved, here = state["settings"].get(name), self._settings.get(name)
-            if saved != here:
-                raise ValueError(
-                    f"{owner}: the state was saved with {name}={saved!r}, but this sampler has "
-                    f"{name}={here!r}; build the sampler as it was, or start anew with set_epoch"
-                )
-        return whole(owner, "epoch", state["epoch"]), whole(owner, "step", state["step"], 0, len(self))
+        here = "this sampler has", "build the sampler as it was, or start anew with set_epoch"
+        position = saved_position(owner, state, self._settings, "a sampler's state_dict() returned", *here)
+        return self._whole_position("load_state_dict", *position)
+
+
+def saved_position(
+    owner: str, state: Any, settings: dict[str, Any], source: str, here: str, way_out: str
+) -> tuple[int, int]:
+    """The epoch and step in `state`, refused unless it was saved under these settings.
+
+    Args:
+        owner: the method that was called, for the sentence.
+        state: what came.
+        settings: all that the items depend on, by name.
+        source: what a state is, as in "what {source}".
+        here: the words before the setting as it is here.
+        way_out: what to do about another setting.
+
+    Returns:
+        (epoch, step), whole numbers.
+
+    Raises:
+        ValueError: not a state, or one saved under other settings, which give other items.
+
+    Example:
+        >>> state = {"epoch": 2, "step": 5, "settings": {"seed": 0}}
+        >>> saved_position("load", state, {"seed": 0}, "state_dict() gave", "here is", "keep the seed")
+        (2, 5)
+    """
+    if not isinstance(state, dict) or not {"epoch", "step", "settings"} <= state.keys():
+        raise refusal(owner, "state", state, f"what {source}")
+    for name in sorted({*settings, *state["settings"]}):
+        saved, now = state["settings"].get(name), settings.get(name)
+        if saved != now:
+            raise ValueError(
+                f"{owner}: the state was saved with {name}={saved!r}, but {here} {name}={now!r}; {way_out}"
+            )
+    return whole(owner, "epoch", state["epoch"]), whole(owner, "step", state["step"])

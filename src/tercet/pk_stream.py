@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tercet.augment import KeyedTransform
 from tercet.checks import refusal, whole
 from tercet.datasets import image_tensor
+from tercet.epochs import saved_position
 from tercet.folders import IMAGE_SUFFIXES
 from tercet.grouping import ON_SHORT, Group, GroupBuffer
 from tercet.images import decode_image
@@ -49,8 +50,9 @@ class PKStream(IterableDataset):
     number of workers or a multiple, each reads its own part only, and with one lane each reads all.
 
     Epochs follow each other, with persistent workers too. An iterator has `state_dict` and
-    `load_state_dict`, which torchdata's StatefulDataLoader uses; with a plain DataLoader count the batches
-    and resume by `set_epoch(epoch, step)`. Resuming reads the stream again up to there, without decoding.
+    `load_state_dict`, which torchdata's StatefulDataLoader uses; with a plain DataLoader count the batches,
+    save `state_at(epoch, step)` and resume by `load_state_dict`, with any number of workers. Resuming reads
+    the stream again up to there, without decoding.
 
     Args:
         shards: a folder of tars, a tar, webdataset's notation as "train-{000000..000099}.tar", or a list.
@@ -158,9 +160,39 @@ class PKStream(IterableDataset):
         Raises:
             ValueError: not whole numbers, or a step beyond the end.
         """
-        owner = "PKStream.set_epoch"
-        step = whole(owner, "step", step, 0, self.steps)
-        self._epochs.set(whole(owner, "epoch", epoch), step)
+        self._epochs.set(*self._whole_position("set_epoch", epoch, step))
+
+    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
+        """The state at `step` of `epoch`, whatever workers have made ahead: small ints.
+
+        Args:
+            epoch: the epoch, from 0.
+            step: the number of its batches that the training loop has seen.
+
+        Raises:
+            ValueError: not whole numbers, or a step beyond the end.
+        """
+        epoch, step = self._whole_position("state_at", epoch, step)
+        return {"epoch": epoch, "step": step, "settings": {**self._settings, "workers": 1}}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Lets the next iteration go on at a `state_at`, in persistent workers too.
+
+        Raises:
+            ValueError: not a state, one saved under other settings, which give other batches, or the state
+                of one worker's part.
+        """
+        self._epochs.set(*self._restored(state, 1))
+
+    def _whole_position(self, method: str, epoch: Any, step: Any) -> tuple[int, int]:
+        owner = f"PKStream.{method}"
+        return whole(owner, "epoch", epoch), whole(owner, "step", step, 0, self.steps)
+
+    def _restored(self, state: Any, workers: int) -> tuple[int, int]:
+        """The position in `state`, refused unless it was saved under the same settings."""
+        owner, source = "PKStream.load_state_dict", "state_at() or an iterator's state_dict() returned"
+        here = "here is", "build stream and loader as they were, or use set_epoch(epoch, step)"
+        return saved_position(owner, state, {**self._settings, "workers": workers}, source, *here)
 
     def _predict(self, stage: PKStage) -> StreamYield:
         """What one pass gives, by the labels in the tars or in the tables beside them."""
@@ -326,18 +358,7 @@ class PKStreamIterator:
         Raises:
             ValueError: not a state, or one saved under other settings, which give other batches.
         """
-        owner = "PKStream.load_state_dict"
-        if not isinstance(state, dict) or not {"epoch", "step", "settings"} <= state.keys():
-            raise refusal(owner, "state", state, "what an iterator's state_dict() returned")
-        here = {**self._stream._settings, "workers": self._stride}
-        for name, value in here.items():
-            saved = state["settings"].get(name)
-            if saved != value:
-                raise ValueError(
-                    f"{owner}: the state was saved with {name}={saved!r}, but here is {name}={value!r}; "
-                    "build stream and loader as they were, or use set_epoch(epoch, step)"
-                )
-        self._position = whole(owner, "epoch", state["epoch"]), whole(owner, "step", state["step"])
+        self._position = self._stream._restored(state, self._stride)
         self._forget_lanes()
         self._stream._epochs.follow(self._position[0])
 

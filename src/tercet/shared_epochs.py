@@ -9,7 +9,7 @@ from tercet.randomness import derive_key
 
 __all__ = ["SharedEpochs"]
 
-_KEPT = 64  # iterations that are told apart
+_KEPT = 64  # iterations that are noted, and seeds that a worker remembers: so no name stands for two notes
 _MOST_WORKERS = 1024
 _STEPS = 1 << 31  # an epoch and a step share one word, which is written at once
 
@@ -19,8 +19,8 @@ class SharedEpochs:
 
     A loader tells its workers no number of the iteration. But they share the seed that the loader drew,
     and each of them starts once an iteration. So (seed, workers, how many starts) names the iteration: the
-    first worker to begin it takes the next epoch, and the others find it noted. No lock is needed, for
-    whoever notes the same iteration notes the same.
+    first worker to begin it takes the next epoch, and the others find it noted, however late they are. No
+    lock is needed, for whoever notes the same iteration notes the same.
 
     Example:
         >>> epochs = SharedEpochs()
@@ -33,7 +33,8 @@ class SharedEpochs:
 
         self._next = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._begun = torch.full((_KEPT, 2), -1, dtype=torch.int64).share_memory_()  # ticket, word
-        self._starts = torch.full((_MOST_WORKERS, 2), -1, dtype=torch.int64).share_memory_()  # seed, times
+        # Of each worker, the seeds it started with, the latest first, and how many times with each.
+        self._starts = torch.full((_MOST_WORKERS, _KEPT, 2), -1, dtype=torch.int64).share_memory_()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -42,7 +43,6 @@ class SharedEpochs:
 
     def set(self, epoch: int, step: int = 0) -> None:
         """Lets the next iteration be `epoch` from `step` on."""
-        self._begun.fill_(-1)
         self._next[0] = whole("set_epoch", "epoch", epoch, maximum=_STEPS - 1) * _STEPS + step
 
     def ticket(self) -> int | None:
@@ -54,9 +54,10 @@ class SharedEpochs:
             return None
         number = whole("DataLoader", "num_workers", worker.num_workers, 1, _MOST_WORKERS)
         loader = derive_key("loader", worker.seed - worker.id, number) >> 1
-        starts = self._starts[worker.id]
-        times = int(starts[1]) + 1 if int(starts[0]) == loader else 0
-        starts[0], starts[1] = loader, times
+        starts = self._starts[worker.id].tolist()
+        times = next((times + 1 for seed, times in starts if seed == loader), 0)
+        starts = [[loader, times], *(start for start in starts if start[0] != loader)]
+        self._starts[worker.id] = self._starts.new_tensor(starts[:_KEPT])
         return derive_key(loader, times) >> 1
 
     def peek(self, ticket: int | None) -> tuple[int, int]:
