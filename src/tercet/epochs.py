@@ -106,7 +106,7 @@ class EpochSampler(ABC):
         Args:
             epoch: the epoch, from 0.
             step: the number of its items that the training loop has seen, as in `set_epoch`: batches of a
-                batch sampler; rows, and not batches, of one that yields rows.
+                batch sampler; of one that yields rows, `min(batches · batch_size, len(sampler))` rows.
 
         Raises:
             ValueError: not whole numbers, or a step beyond the end.
@@ -122,6 +122,7 @@ class EpochSampler(ABC):
         return self._state(self._whole_position("state_at", epoch, step))
 
     def _whole_position(self, method: str, epoch: Any, step: Any) -> tuple[int, int]:
+        """(epoch, step), refused in the method's name where that is no position."""
         owner = f"{type(self).__name__}.{method}"
         return whole(owner, "epoch", epoch), whole(owner, "step", step, 0, len(self))
 

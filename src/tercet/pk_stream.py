@@ -185,6 +185,7 @@ class PKStream(IterableDataset):
         self._epochs.set(*self._restored(state, 1))
 
     def _whole_position(self, method: str, epoch: Any, step: Any) -> tuple[int, int]:
+        """(epoch, step), refused in the method's name where that is no position."""
         owner = f"PKStream.{method}"
         return whole(owner, "epoch", epoch), whole(owner, "step", step, 0, self.steps)
 
