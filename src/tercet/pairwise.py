@@ -241,7 +241,9 @@ def _prepared(
 ) -> Float[Tensor, "n k"]:
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
         shape = getattr(embeddings, "shape", None)
-        shown = type(embeddings).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+        shown = type(embeddings).__name__ if shape is None else f"shape {tuple(shape)}"
+        if shape is not None and not isinstance(embeddings, Tensor):
+            shown = f"{type(embeddings).__name__} of {shown}"
         raise refusal(owner, argument, shown, "a tensor [n, d], one embedding a row")
     if embeddings.layout != torch.strided or embeddings.is_meta:
         raise refusal(
