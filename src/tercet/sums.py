@@ -116,7 +116,9 @@ def once_differentiable(loss: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def _refuse_second_derivative() -> None:
     if torch.is_grad_enabled():  # else a gradient penalty would silently be a constant
         way_out = 'differentiate per-triplet losses of reduction="none" twice instead'
-        raise refusal("backward", "create_graph", True, "False: a loss has no second derivative", way_out)
+        raise refusal(
+            "backward", "create_graph", True, "False: a tiled loss has no second derivative", way_out
+        )
 
 
 class _Once(torch.autograd.Function):
