@@ -18,6 +18,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tercet import sharding
+from tercet.catalog import scan_folder
 from tercet.pk_stream import PKStream
 
 torch.set_num_threads(1)
@@ -402,3 +404,21 @@ def test_a_stream_can_be_pickled_and_copied(shards):
     assert listed(stream) == first
     for twin in (pickle.loads(pickle.dumps(stream)), copy.deepcopy(stream)):
         assert listed(twin) == second
+
+
+def test_a_tar_cut_between_two_samples_since_it_was_indexed_is_told(tmp_path):
+    root = tmp_path / "photos"
+    for name in ("ant", "bee", "cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            (root / name / f"{number}.pgm").write_bytes(picture(number))
+    tar = sharding.write_shards(tmp_path / "shards", scan_folder(root), k=4).tars[0]
+    content = tar.read_bytes()
+    tar.write_bytes(content[: (len(content) // 2) // 3072 * 3072])
+    with pytest.raises(
+        ValueError, match=r"PKStream\(shards=.*\): expected \d+ bytes, as when it was indexed"
+    ):
+        PKStream(tar.parent, 2, 4)
+    handler = Continue()
+    assert len(PKStream(tar.parent, 2, 4, handler=handler)) >= 1
+    assert "as when it was indexed" in handler.told[0]
