@@ -257,3 +257,8 @@ def test_bad_arguments_of_the_triplet_stage_get_a_sentence(keywords, said, monke
     assert said in refusal_of(
         deep_ranking_batched, **{"count": 2, "features": vector, "capacity": 2, **keywords}
     )
+
+
+def test_names_that_int_would_merge_are_classes_of_their_own():
+    names = [b"10", b"010", b"1_0", b"+10"]
+    assert [label_of({"cls": name}, "cls") for name in names] == [10, "010", "1_0", "+10"]

@@ -98,7 +98,7 @@ def write_shards(
     choice(_OWNER, "layout", layout, ("identity", "mixed"))
     choice(_OWNER, "unreadable", unreadable, ("error", "skip"))
     seed = whole(_OWNER, "seed", seed)
-    workers = whole(_OWNER, "workers", workers or os.cpu_count() or 1 if workers is None else workers, 1)
+    workers = whole(_OWNER, "workers", (os.cpu_count() or 1) if workers is None else workers, 1)
     images_per_shard = whole(_OWNER, "images_per_shard", images_per_shard, minimum=1)
     if layout == "mixed" and k is not None:
         raise refusal(_OWNER, "k", k, 'no k for layout="mixed", which has no groups')

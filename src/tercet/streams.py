@@ -249,9 +249,10 @@ def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> Any:
     if isinstance(value, (bytes, bytearray)):
         value = bytes(value).decode().strip()
     try:
-        return int(value)
+        number = int(value)
     except (TypeError, ValueError):
         return value
+    return number if str(number) == str(value) else value  # "010" is another class than "10"
 
 
 def told(handler: Handler | None, error: Exception) -> bool:
