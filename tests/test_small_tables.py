@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet import small_tables
-from tercet.small_tables import compared, extreme_keys, fill_where, first_places, true_places
+from tercet.small_tables import compared, extreme_keys, first_places, kept_where, true_places
 
 
 @pytest.fixture(params=[0, 2**19], ids=["by torch", "by numpy"], autouse=True)
@@ -45,31 +45,44 @@ def test_an_empty_mask_has_no_places(shape):
 
 @tables
 @settings(max_examples=40, deadline=None)
-def test_the_first_place_of_a_row_and_who_else_is_near(seed, rows, columns, missing):
+@pytest.mark.parametrize("bounded", [False, True])
+def test_the_first_place_of_a_row_and_what_may_come_before_it(seed, rows, columns, missing, bounded):
     table = table_of(seed, rows, columns, missing)
     before, slack = table.clone(), torch.arange(rows) / 4
-    place, bound, unsure = first_places(table, slack)
+    bound = torch.arange(rows).flip(0) / 2 if bounded else None
+    place, (i, j), doubtful = first_places(table, slack, bound)
     assert torch.equal(table, before)
-    for row, numbers in enumerate(before.tolist()):
-        least = min(numbers)
-        if least == math.inf:
+    assert i.dtype == j.dtype == doubtful.dtype == place.dtype == torch.int64
+    for row, (numbers, width) in enumerate(zip(before.tolist(), slack.tolist())):
+        edge = -math.inf if bound is None else float(bound[row])
+        above = {column: number for column, number in enumerate(numbers) if edge - width < number < math.inf}
+        others = j[i == row].tolist()
+        if not above:
             assert place[row] == -1
-            assert row not in unsure
+            assert row not in doubtful
+            assert not others
             continue
-        assert numbers[place[row]] == least
-        assert bound[row] == least + 2 * float(slack[row])
-        near = [number for number in numbers if number <= bound[row]]
-        assert (row in unsure) == (len(near) > 1)
+        least = min(above.values())
+        assert above[int(place[row])] == least
+        assert (row in doubtful) == (least <= edge + width)
+        near = [column for column, number in above.items() if number <= least + 2 * width]
+        assert others == (near if len(near) > 1 and row not in doubtful else [])
 
 
 @tables
 @settings(max_examples=40, deadline=None)
-def test_what_is_less_and_what_is_near_a_bound(seed, rows, columns, missing):
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_is_below_a_bound_and_what_may_be(seed, rows, columns, missing, asked):
     table = table_of(seed, rows, columns, missing)
     bound, slack = torch.arange(rows).float(), torch.full((rows,), 1.0)
-    less, near = compared(table, bound, slack)
-    assert torch.equal(less, table < bound[:, None])
-    assert torch.equal(near, (table - bound[:, None]).abs() <= 1.0)
+    bound[rows // 2 :] = math.inf
+    among = (
+        table_of(seed + 1, rows, columns, 0.5) < 4 if asked else torch.ones(rows, columns, dtype=torch.bool)
+    )
+    below, places = compared(table, bound, slack, among if asked else None)
+    assert torch.equal(below, (table < bound[:, None] - 1) & among)
+    near = (table - bound[:, None]).abs() <= 1.0
+    assert torch.equal(torch.stack(places).T, (near & among).nonzero())
 
 
 @tables
@@ -82,8 +95,14 @@ def test_the_keys_of_positives_stand_negated_above_those_of_negatives(seed, rows
     assert torch.equal(below, torch.where(side > 3, table, math.inf))
 
 
-def test_a_view_is_filled_in_place():
-    table = torch.zeros(3, 5)
-    part = table[:, 1:3]
-    assert fill_where(torch.tensor([[True, False]] * 3), part, math.inf) is part
-    assert table.isinf().nonzero().tolist() == [[0, 1], [1, 1], [2, 1]]
+@tables
+@settings(max_examples=40, deadline=None)
+def test_what_is_not_kept_is_infinite(seed, rows, columns, missing):
+    table, mask = table_of(seed, rows, columns, missing), table_of(seed + 1, rows, columns, 0.5) < 4
+    expected = torch.where(mask, table, math.inf)
+    before = table.clone()
+    assert torch.equal(kept_where(mask, table), expected)
+    assert torch.equal(table, before)
+    for part in (table, torch.cat([table, table], 1)[:, columns:]):  # also of a wider one
+        assert kept_where(mask, part, inplace=True) is part
+        assert torch.equal(part, expected)

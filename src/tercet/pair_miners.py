@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from tercet.checks import real
@@ -13,38 +15,34 @@ from tercet.mining import Miner
 from tercet.pairwise import Pairwise
 from tercet.selection import Scan
 from tercet.small_tables import true_places
-from tercet.strips import Field
+from tercet.strips import Field, Strip
 from tercet.tuples import Pairs
 
 __all__ = ["MultiSimilarityMiner", "PairMargin"]
 
+Places = tuple[Int[Tensor, " _"], Int[Tensor, " _"]]  # (row, column) of each
+
 
 class _PairMiner(Miner):
-    """A rule that says for each row from where on a positive is wanted, and up to where a negative."""
+    """A rule that says for each row which positives are wanted and which negatives."""
 
     def select(self, pairwise: Pairwise, step: int) -> Pairs:
-        """Positives farther than the row's one bound and negatives nearer than its other."""
+        """The wanted positives and the wanted negatives of each row."""
         scan = Scan(pairwise, ordered=False)
         positives: list[tuple[Tensor, ...]] = []
         negatives: list[tuple[Tensor, ...]] = []
         for strip in scan.strips():
-            fields, a = scan.extremes(strip), len(strip.rows)
-            bounds = torch.cat(self._bounds(scan, strip.rows, fields)).split([len(f.rows) for f in fields])
-            found = [true_places(scan.within(*each)) for each in zip(fields, bounds)]
-            if len(found) == 1:
-                ((at, column),) = found
-                first = int((at < a).sum())
-                found = [(at[:first], column[:first]), (at[first:] - a, column[first:])]
-            for pairs, (at, column) in zip((positives, negatives), found):
-                pairs.append((at + strip.rows[0], column))
+            start = int(strip.rows[0])
+            for pairs, (at, column) in zip((positives, negatives), self._wanted(scan, strip)):
+                pairs.append((at + start if start else at, column))
         return Pairs(
             *self._gathered(positives, pairwise, 2 * step, width=2),
             *self._gathered(negatives, pairwise, 2 * step + 1, width=2),
         )
 
-    def _bounds(self, scan: Scan, rows: Tensor, fields: tuple[Field, ...]) -> tuple[Tensor, Tensor]:
-        """From where on a positive of each row is wanted, and up to where a negative."""
-        raise TypeError(f"{type(self).__name__} has no rule")
+    @abstractmethod
+    def _wanted(self, scan: Scan, strip: Strip) -> tuple[Places, Places]:
+        """(place in the strip, column) of each wanted positive, and of each wanted negative."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +79,19 @@ class MultiSimilarityMiner(_PairMiner):
         super().__post_init__()
         self._settle(epsilon=real("MultiSimilarityMiner", "epsilon", self.epsilon))
 
-    def _bounds(self, scan: Scan, rows: Tensor, fields: tuple[Field, ...]) -> tuple[Tensor, Tensor]:
+    def _wanted(self, scan: Scan, strip: Strip) -> tuple[Places, Places]:
+        fields, a = scan.extremes(strip), len(strip.rows)
         columns = torch.stack(scan.hardest(fields))  # [2, a]
-        d_ap, d_an = scan.distances(rows.repeat(2), columns.clamp(min=0).flatten()).view(columns.shape)
+        d_ap, d_an = scan.distances(strip.rows.repeat(2), columns.clamp(min=0).flatten()).view(columns.shape)
         d_ap.masked_fill_(columns[0] < 0, -torch.inf)
         d_an.masked_fill_(columns[1] < 0, torch.inf)
-        return d_an - self.epsilon, d_ap + self.epsilon
+        bounds = torch.cat([d_an - self.epsilon, d_ap + self.epsilon]).split([len(f.rows) for f in fields])
+        found = [true_places(scan.within(*each)) for each in zip(fields, bounds)]
+        if len(found) == 2:
+            return found[0], found[1]
+        ((at, column),) = found
+        first = int((at < a).sum())
+        return (at[:first], column[:first]), (at[first:] - a, column[first:])
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,9 @@ class PairMargin(_PairMiner):
         }
         self._settle(**margins)
 
-    def _bounds(self, scan: Scan, rows: Tensor, fields: tuple[Field, ...]) -> tuple[Tensor, Tensor]:
-        keys = fields[0].keys
-        return keys.new_full(rows.shape, self.pos_margin), keys.new_full(rows.shape, self.neg_margin)
+    def _wanted(self, scan: Scan, strip: Strip) -> tuple[Places, Places]:
+        every = Field(strip.rows, strip.keys, strip.columns)
+        far, near = (strip.keys.new_full(strip.rows.shape, m) for m in (self.pos_margin, self.neg_margin))
+        too_near = scan.within(every, far, equal=True, among=strip.positive)
+        wanted = scan.within(every, near, among=strip.negative)
+        return true_places(strip.positive & ~too_near), true_places(wanted)

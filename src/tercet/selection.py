@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from tercet.distances import dot, exact
 from tercet.pairwise import TILE_BYTES, Pairwise
-from tercet.small_tables import compared, extreme_keys, fill_where, first_places, true_places
+from tercet.small_tables import compared, extreme_keys, first_places, true_places
 from tercet.squares import by_differences, full_precision, roundoff, square_bound
 from tercet.strips import Field, Strip, split_pairs
 
@@ -134,11 +134,21 @@ class Scan:
             return self.distances(i, j).view(len(once), len(columns))[again]
         return self._exact(self._x[once], self._y[columns])[again]
 
+    def _of(self, values: Float[Tensor, " n"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
+        return values if self._every(rows) else values[rows]
+
+    def _named(self, names: Int[Tensor, " a"], places: Int[Tensor, " t"]) -> Int[Tensor, " t"]:
+        return places if self._every(names) else names[places]
+
+    def _every(self, names: Int[Tensor, " a"]) -> bool:
+        """Whether they are all rows, or columns, in order: each then stands in the place of its number."""
+        return self.in_order and (names is self._order[0] or names is self._order[1])
+
     def _key(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
         """The key of a distance from each row."""
         if self._square_of is None:
             return distance
-        return self._square_of(distance.clamp(min=0)) - self._offset[rows]
+        return self._square_of(distance.clamp(min=0)) - self._of(self._offset, rows)
 
     def nearest(
         self, field: Field, k: int = 1, beyond: Float[Tensor, " a"] | None = None
@@ -154,11 +164,8 @@ class Scan:
         if not len(columns):
             return rows.new_full((len(rows), k), -1)
         if k == 1 and len(columns) <= _NARROW:
-            if beyond is not None:
-                near = self.within(field, beyond, equal=True)
-                field = field._replace(keys=fill_where(near, keys[:, : len(columns)].clone(), math.inf))
-            return self._first(field)[:, None]
-        slack = self._slack[rows]
+            return self._first(field, beyond)[:, None]
+        slack = self._of(self._slack, rows)
         if beyond is not None:
             bound = self._key(beyond, rows)
             keys = keys.masked_fill(keys <= (bound - slack)[:, None], math.inf)
@@ -201,23 +208,26 @@ class Scan:
             positive, negative = (self.nearest(field)[:, 0] for field in fields)
         return positive, negative
 
-    def _first(self, field: Field) -> Int[Tensor, " a"]:
-        """The nearest column of each row of a small table."""
+    def _first(self, field: Field, beyond: Float[Tensor, " a"] | None = None) -> Int[Tensor, " a"]:
+        """`nearest` for k = 1 and a small table."""
         rows, keys, columns, flipped = field
-        at, bound, unsure = first_places(keys, self._slack[rows])
+        bound = None if beyond is None else self._key(beyond, rows)
+        at, (i, j), doubtful = first_places(keys, self._of(self._slack, rows), bound)
         chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
-        if not len(unsure):
+        if i.shape[0] > 2 * keys.shape[0]:  # as when all are equal
+            doubtful, i = torch.cat([doubtful, i.unique_consecutive()]), i[:0]
+        if doubtful.shape[0]:
+            limit = None if beyond is None else beyond[doubtful]
+            chosen[doubtful] = self._rank_all(field, doubtful, 1, limit)[:, 0]
+        if not i.shape[0]:
             return chosen
-        i, j = true_places(keys[unsure] <= bound[unsure, None])
-        if len(i) > 2 * len(keys):  # as when all are equal
-            chosen[unsure] = self._rank_all(field, unsure, 1, None)[:, 0]
-            return chosen
-        i, j = unsure[i], columns[j]
+        j = self._named(columns, j)
         best: dict[int, tuple[float, int]] = {}
-        for row, d, column in zip(i.tolist(), self.distances(rows[i], j).tolist(), j.tolist()):
+        for row, d, column in zip(i.tolist(), self.distances(self._named(rows, i), j).tolist(), j.tolist()):
             candidate = (-d if row < flipped else d), column
             best[row] = min(best.get(row, candidate), candidate)
-        chosen[list(best)] = chosen.new_tensor([column for _, column in best.values()])
+        places = chosen.new_tensor(list(best))
+        chosen[places] = chosen.new_tensor([column for _, column in best.values()])
         return chosen
 
     def _rank(
@@ -286,27 +296,28 @@ class Scan:
         apart = (following - key > 2 * slack) | (following == math.inf)
         return column.masked_fill(missing, -1), (low == high) & (missing | apart)
 
-    def within(self, field: Field, bound: Float[Tensor, " a"], equal: bool = False) -> Bool[Tensor, "a c"]:
+    def within(
+        self,
+        field: Field,
+        bound: Float[Tensor, " a"],
+        equal: bool = False,
+        among: Bool[Tensor, "a c"] | None = None,
+    ) -> Bool[Tensor, "a c"]:
         """Which columns lie nearer than `bound`, a distance for each row; of flipped rows, which lie farther.
 
-        `equal` takes in those that lie as far.
+        `equal` takes in those that lie as far, `among` leaves out those for which it is false.
         """
         rows, keys, columns, flipped = field
-        below = torch.le if equal else torch.lt
-        keys = keys[:, : len(columns)]
-        largest = torch.finfo(keys.dtype).max  # not inf − inf
-        middle = self._key(bound, rows).clamp(-largest, largest)
+        keys, middle = keys[:, : len(columns)], self._key(bound, rows)
         if flipped:
-            middle[:flipped].neg_()
-        found, near = compared(keys, middle, self._slack[rows])  # [a, c]
-        i, j = true_places(near)
-        if 8 * len(i) > keys.numel():
-            table = self._table(rows, columns)
-            exactly = below(table, bound[:, None])
-            exactly[:flipped] = below(bound[:flipped, None], table[:flipped])
-            return torch.where(near, exactly, found)
+            middle = torch.cat([-middle[:flipped], middle[flipped:]])
+        found, (i, j) = compared(keys, middle, self._of(self._slack, rows), among)  # [a, c]
         if len(i):
-            d, b = self.distances(rows[i], columns[j]), bound[i]
+            if 8 * len(i) > keys.numel():
+                d = self._table(rows, columns)[i, j]
+            else:
+                d = self.distances(self._named(rows, i), self._named(columns, j))
+            below, b = torch.le if equal else torch.lt, bound[i]
             found[i, j] = torch.where(i < flipped, below(b, d), below(d, b)) if flipped else below(d, b)
         return found
 

@@ -13,9 +13,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["compared", "extreme_keys", "fill_where", "first_places", "true_places"]
+__all__ = [
+    "compared",
+    "extreme_keys",
+    "first_places",
+    "kept_where",
+    "true_places",
+]
 
 _SMALL = 2**19  # numbers
+_NONE = np.zeros(0, np.int64)
 
 
 def _small(table: Tensor) -> bool:
@@ -33,22 +40,32 @@ def true_places(mask: Bool[Tensor, "a r"]) -> tuple[Int[Tensor, " t"], Int[Tenso
         row, column = mask.nonzero(as_tuple=True)
         return row, column
     place = np.flatnonzero(mask.numpy())  # faster at any size
-    row = torch.from_numpy(place // mask.shape[1])
-    return row, torch.from_numpy(place).sub_(row, alpha=mask.shape[1])
+    row = place // mask.shape[1]
+    place -= row * mask.shape[1]
+    return torch.from_numpy(row), torch.from_numpy(place)
 
 
-def fill_where(mask: Bool[Tensor, "a r"], table: Float[Tensor, "a r"], value: float) -> Float[Tensor, "a r"]:
-    """The table, with `value` written into it where the mask is true.
+def kept_where(
+    mask: Bool[Tensor, "a r"], table: Float[Tensor, "a r"], inplace: bool = False
+) -> Float[Tensor, "a r"]:
+    """The same numbers, inf where the mask is false: a new table, or the table itself.
 
     Example:
-        >>> fill_where(torch.tensor([[True, False]]), torch.zeros(1, 2), 7.0)
-        tensor([[7., 0.]])
+        >>> kept_where(torch.tensor([[True, False]]), torch.zeros(1, 2))
+        tensor([[0., inf]])
     """
-    if not _small(table):
-        return table.masked_fill_(mask, value)
-    numbers = table.numpy()
-    np.copyto(numbers, numbers.dtype.type(value), where=mask.numpy())
-    return table
+    kept = table if inplace else torch.empty_like(table)
+    if _small(table):
+        np.maximum(table.numpy(), _walls(mask, table.numpy().dtype), out=kept.numpy())
+        return kept
+    return (kept if inplace else kept.copy_(table)).masked_fill_(~mask, math.inf)
+
+
+def _walls(mask: Bool[Tensor, "a r"], dtype: np.dtype) -> np.ndarray:
+    """−inf where the mask is true, inf where not: arithmetic does not mind whether one can foresee a mask."""
+    walls = np.subtract(dtype.type(0.5), mask.numpy(), dtype=dtype)
+    walls *= np.inf
+    return walls
 
 
 def extreme_keys(
@@ -65,58 +82,101 @@ def extreme_keys(
     if not _small(table):
         above, below = (-table).masked_fill_(~positive, math.inf), table.masked_fill(~negative, math.inf)
         return torch.cat([above, below])
-    both = np.full((2 * len(table), table.shape[1]), np.inf, dtype=table.numpy().dtype)
-    np.negative(table.numpy(), out=both[: len(table)], where=positive.numpy())
-    np.copyto(both[len(table) :], table.numpy(), where=negative.numpy())
+    numbers, above = table.numpy(), table.shape[0]
+    both = np.empty((2 * above, table.shape[1]), numbers.dtype)
+    np.maximum(-numbers, _walls(positive, numbers.dtype), out=both[:above])
+    np.maximum(numbers, _walls(negative, numbers.dtype), out=both[above:])
     return torch.from_numpy(both)
 
 
 def first_places(
-    table: Float[Tensor, "a r"], slack: Float[Tensor, " a"]
-) -> tuple[Int[Tensor, " a"], Float[Tensor, " a"], Int[Tensor, " u"]]:
-    """Where the smallest number of each row is, and in which rows another is less than two slacks larger.
+    table: Float[Tensor, "a r"], slack: Float[Tensor, " a"], bound: Float[Tensor, " a"] | None = None
+) -> tuple[Int[Tensor, " a"], tuple[Int[Tensor, " t"], Int[Tensor, " t"]], Int[Tensor, " u"]]:
+    """Where the smallest number of each row is, of those above its bound, and where that is not sure.
+
+    Two numbers may be in either order when they are no more than two slacks apart, a number on either side
+    of the bound when it is no more than one slack off it.
 
     Returns:
-        The column, −1 where all are inf; up to which number another counts; the rows that have one.
+        The column, −1 where there is no number but inf; (row, column) of all that may be the smallest of a
+        row, where they are several; the rows where the one that is told may not be above the bound.
 
     Example:
-        >>> table = torch.tensor([[3.0, 1.0, 2.0], [1.1, 1.0, 9.0]])
-        >>> [each.tolist() for each in first_places(table, torch.tensor([0.25, 0.25]))]
-        [[1, 1], [1.5, 1.5], [1]]
+        >>> table, slack = torch.tensor([[3.0, 1.0, 2.0], [1.1, 1.0, 9.0]]), torch.tensor([0.25, 0.25])
+        >>> at, (row, column), doubtful = first_places(table, slack)
+        >>> at.tolist(), row.tolist(), column.tolist(), doubtful.tolist()
+        ([1, 1], [1, 1], [0, 1], [])
+        >>> at, _, doubtful = first_places(table, slack, torch.tensor([1.5, 1.05]))
+        >>> at.tolist(), doubtful.tolist()
+        ([2, 1], [1])
     """
     if not _small(table):
+        if bound is not None:
+            table = table.masked_fill(table <= (bound - slack)[:, None], math.inf)
         at = table.argmin(1, keepdim=True)
         least = table.gather(1, at)  # [a, 1]
-        second = table.scatter_(1, at, math.inf).amin(1)
-        table.scatter_(1, at, least)
-        least, bound = least[:, 0], least[:, 0] + 2 * slack
-        (unsure,) = ((second <= bound) & (second < math.inf)).nonzero(as_tuple=True)
-        return at[:, 0].masked_fill(least == math.inf, -1), bound, unsure
-    numbers, every = table.numpy(), np.arange(len(table))
+        second = table.scatter(1, at, math.inf).amin(1)
+        least, at = least[:, 0], at[:, 0].masked_fill(least[:, 0] == math.inf, -1)
+        limit = least + 2 * slack
+        early = torch.zeros_like(at, dtype=torch.bool)
+        if bound is not None:
+            early = (least <= bound + slack) & (at >= 0)
+        (some,) = ((second <= limit) & (second < math.inf) & ~early).nonzero(as_tuple=True)
+        i, j = true_places(table[some] <= limit[some, None])
+        return at, (some[i], j), early.nonzero()[:, 0]
+    numbers, width, every = table.numpy(), slack.numpy(), np.arange(table.shape[0])
+    if bound is not None:
+        edge = bound.numpy()
+        numbers = np.maximum(numbers, np.copysign(np.inf, (edge - width)[:, None] - numbers))
     place = numbers.argmin(1)
     first = numbers[every, place]
     numbers[every, place] = np.inf
-    following = numbers.min(1)
+    second = numbers[every, numbers.argmin(1)]  # an arg-minimum is found in vectors, a minimum is not
     numbers[every, place] = first
+    limit = first + 2 * width
     place[first == np.inf] = -1
-    limit = first + 2 * slack.numpy()
-    rows = np.flatnonzero((following <= limit) & (following < np.inf))
-    return torch.from_numpy(place), torch.from_numpy(limit), torch.from_numpy(rows)
+    several, doubtful = (second <= limit) & (second < np.inf), _NONE
+    if bound is not None:
+        early = first <= np.minimum(edge + width, np.finfo(first.dtype).max)
+        several &= ~early
+        (doubtful,) = early.nonzero()
+    (some,) = several.nonzero()
+    row, column = _NONE, _NONE
+    if some.size:
+        row, column = (numbers[some] <= limit[some, None]).nonzero()
+        row = some[row]
+    places = torch.from_numpy(row), torch.from_numpy(column)
+    return torch.from_numpy(place), places, torch.from_numpy(doubtful)
 
 
 def compared(
-    table: Float[Tensor, "a r"], bound: Float[Tensor, " a"], slack: Float[Tensor, " a"]
-) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
-    """Which numbers are less than the row's bound, and which are no more than the row's slack off it.
+    table: Float[Tensor, "a r"],
+    bound: Float[Tensor, " a"],
+    slack: Float[Tensor, " a"],
+    among: Bool[Tensor, "a r"] | None = None,
+) -> tuple[Bool[Tensor, "a r"], tuple[Int[Tensor, " t"], Int[Tensor, " t"]]]:
+    """Which numbers lie more than the row's slack below its bound; the places of those within the slack.
+
+    `among` says which are asked for at all, and inf never is.
 
     Example:
         >>> table, one = torch.tensor([[0.0, 0.9, 2.0]]), torch.ones(1)
         >>> compared(table, one, 0.2 * one)
-        (tensor([[ True,  True, False]]), tensor([[False,  True, False]]))
+        (tensor([[ True, False, False]]), (tensor([0]), tensor([1])))
     """
+    largest = torch.finfo(table.dtype).max
     if not _small(table):
-        excess = table - bound[:, None]
-        return excess < 0, excess.abs_() <= slack[:, None]
-    apart = table.numpy() - bound.numpy()[:, None]
-    found = torch.from_numpy(apart < 0)
-    return found, torch.from_numpy(np.abs(apart, out=apart) <= slack.numpy()[:, None])
+        below, near = table < (bound - slack)[:, None], table <= (bound + slack).clamp(max=largest)[:, None]
+        if among is not None:
+            below, near = below & among, near & among
+        return below, true_places(near & ~below)
+    numbers, middle, width = table.numpy(), bound.numpy(), slack.numpy()
+    below, near = numbers < (middle - width)[:, None], numbers <= np.minimum(middle + width, largest)[:, None]
+    if among is not None:
+        below &= among.numpy()
+        near &= among.numpy()
+    if np.count_nonzero(near) > np.count_nonzero(below):
+        places = true_places(torch.from_numpy(near & ~below))
+    else:
+        places = torch.from_numpy(_NONE), torch.from_numpy(_NONE)
+    return torch.from_numpy(below), places

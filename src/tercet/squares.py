@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -51,15 +52,23 @@ def square_bound(
     k = x.shape[1]
     lengths: Any = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     others: Any = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
+    share, tiny = _shares(k, x.dtype, roundoff(x))
     if x.device.type == "cpu":  # the same arithmetic for less a call
         lengths, others = lengths.numpy(), others.numpy()
-    largest = others.max() if len(others) else 0.0
-    u, rounding, tiny = roundoff(x), torch.finfo(x.dtype).eps, torch.finfo(x.dtype).tiny
-    share = max(u * (k + 8), u * 8 + rounding * (k / 8 + 16))
-    slack = (lengths + largest) ** 2 * share + (4 * k + 16) * tiny  # what underflows
-    xx = torch.as_tensor(lengths**2, dtype=x.dtype)
-    yy = xx if y is x else torch.as_tensor(others**2, dtype=x.dtype)
-    return torch.as_tensor(slack, dtype=x.dtype), xx, yy
+    slack = lengths + (others.max() if others.shape[0] else 0.0)
+    slack *= slack
+    slack *= share
+    slack += tiny
+    xx = torch.as_tensor(lengths * lengths).to(x.dtype)
+    yy = xx if y is x else torch.as_tensor(others * others).to(x.dtype)
+    return torch.as_tensor(slack).to(x.dtype), xx, yy
+
+
+@functools.cache
+def _shares(k: int, dtype: torch.dtype, u: float) -> tuple[float, float]:
+    """The share of (‖x‖ + ‖y‖)² in `square_bound`, and what may underflow beside it."""
+    limits = torch.finfo(dtype)
+    return max(u * (k + 8), u * 8 + limits.eps * (k / 8 + 16)), (4 * k + 16) * limits.tiny
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tercet.small_tables import fill_where, true_places
+from tercet.small_tables import kept_where, true_places
 
 __all__ = ["Field", "Strip", "split_pairs"]
 
@@ -54,12 +54,12 @@ class Strip(NamedTuple):
     def positives(self, farthest: bool) -> Field:
         """The positives of each row, the nearest first or the farthest."""
         keys = self.keys[:, self.band]
-        keys = fill_where(~self.positive, -keys if farthest else keys.clone(), math.inf)
+        keys = kept_where(self.positive, -keys if farthest else keys)
         return Field(self.rows, keys, self.columns[self.band], len(keys) if farthest else 0)
 
     def negatives(self) -> Field:
         """The negatives of each row. The strip's keys become the field's: ask for the positives before."""
-        fill_where(~self.negative, self.keys[:, self.band], math.inf)
+        kept_where(self.negative, self.keys[:, self.band], inplace=True)
         return Field(self.rows, self.keys, self.columns)
 
     def positive_pairs(self) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:

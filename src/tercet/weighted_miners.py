@@ -14,7 +14,7 @@ from tercet.distances import Distance
 from tercet.draws import batch_key, keyed
 from tercet.mining import Miner, whole_tuples
 from tercet.pairwise import Pairwise
-from tercet.small_tables import fill_where, true_places
+from tercet.small_tables import true_places
 from tercet.tuples import Triplets
 
 __all__ = ["DistanceWeighted"]
@@ -98,6 +98,6 @@ def _weights(
     """1/q(d) of each row's wanted columns, given d², as shares of the row's largest; 0 elsewhere."""
     square = square.clamp(cutoff**2, 4 - 1e-6)
     log = (3 - dimensions) / 2 * torch.log1p(-square / 4) + (2 - dimensions) / 2 * square.log_()
-    fill_where(~wanted, log, -torch.inf)
+    log.masked_fill_(~wanted, -torch.inf)
     largest = log.amax(1, keepdim=True)
     return (log - largest.masked_fill(largest == -torch.inf, 0.0)).exp_()
