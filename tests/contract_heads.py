@@ -10,6 +10,7 @@ import reference_histogram
 import reference_listwise as listwise
 import reference_proxy as proxy
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import InfoNCE, NPair, SupCon
@@ -296,3 +297,18 @@ def check_alike(one, other):
     """Two pairs of a loss and a gradient."""
     for u, v in zip(one, other):
         torch.testing.assert_close(u, v)
+
+
+class Largest(TorchDispatchMode):
+    """The size in numbers of the largest tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for v in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(v, torch.Tensor):
+                self.numbers = max(self.numbers, v.numel())
+        return out

@@ -10,6 +10,9 @@ from torch import nn
 
 from tercet import distances
 from tercet.distances import Distance, Mahalanobis, as_distance
+from tercet.losses.pair import Contrastive
+from tercet.miners import BatchHard
+from tercet.tuples import References
 
 NAMES = ["euclidean", "squared_euclidean", "cosine", "dot", "hamming"]
 TRAINABLE = NAMES[:4]
@@ -155,6 +158,11 @@ def test_integer_embeddings_are_refused_outside_hamming():
         ValueError, match=r"torch.int64.*expected floating-point embeddings.*\.float\(\).*hamming"
     ):
         distances.euclidean.prepare(torch.ones(2, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"BatchHard\(embeddings=.torch.int64.\): expected floating-point"):
+        BatchHard()(torch.ones(2, 2, dtype=torch.int64), torch.arange(2))
+    codes = References(torch.ones(2, 2, dtype=torch.int64), torch.arange(2))
+    with pytest.raises(ValueError, match=r"Contrastive\(ref.embeddings=.torch.int64.\): expected floating"):
+        Contrastive()(torch.ones(2, 2), torch.arange(2), ref=codes)
 
 
 def test_every_name_stands_for_its_object():

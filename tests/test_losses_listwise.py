@@ -8,6 +8,7 @@ import torch
 from contract_heads import (
     BATCHES,
     HEADS,
+    Largest,
     as_pairs,
     check_equal,
     check_finite,
@@ -19,9 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import unchecked
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tercet.distances import Mahalanobis
+from tercet.distances import Mahalanobis, cosine, euclidean
 from tercet.losses.listwise import InfoNCE, NPair, SupCon
 from tercet.losses.weighted import Circle, LiftedStructure, MultiSimilarity
 from tercet.miners import BatchHard
@@ -177,21 +177,6 @@ def test_losses_one_by_one_are_the_loop_s(name):
             torch.testing.assert_close(losses, expected, rtol=1e-7, atol=1e-9)
 
 
-class Largest(TorchDispatchMode):
-    """The size in numbers of the largest tensor that is made."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for v in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(v, torch.Tensor):
-                self.numbers = max(self.numbers, v.numel())
-        return out
-
-
 @pytest.mark.parametrize("mined", [False, True])
 @every_head
 def test_no_tensor_is_larger_than_a_tile(name, mined):
@@ -338,3 +323,24 @@ def test_no_rows_and_no_losses_still_have_the_graph_of_the_columns(name):
     assert losses.shape == (0,)
     (gradient,) = torch.autograd.grad(losses.sum(), columns)
     assert not gradient.any()
+
+
+def test_a_row_without_columns_is_still_a_row_of_multi_similarity():
+    x = points(3).requires_grad_()
+    ref = References(points(0), torch.zeros(0).long())
+    losses = MultiSimilarity(reduction="none")(x, torch.arange(3), ref=ref)
+    assert losses.tolist() == [0, 0, 0]
+    (gradient,) = torch.autograd.grad(losses.sum(), x)
+    assert not gradient.any()
+    for head in (
+        InfoNCE,
+        SupCon,
+        Circle,
+        LiftedStructure,
+    ):  # one loss a pair, or an anchor that has one
+        assert head(reduction="none")(x, torch.arange(3), ref=ref).shape == (0,)
+
+
+def test_the_distance_of_a_head_is_the_one_it_was_given():
+    assert InfoNCE().distance is SupCon().distance is MultiSimilarity().distance is cosine
+    assert InfoNCE(distance="euclidean").distance is euclidean

@@ -6,7 +6,16 @@ import pytest
 import reference
 import reference_listwise as loops
 import torch
-from contract_heads import BATCHES, ONE_SIDED, check_equal, check_gradient, check_zero, gradient_of, points
+from contract_heads import (
+    BATCHES,
+    ONE_SIDED,
+    Largest,
+    check_equal,
+    check_gradient,
+    check_zero,
+    gradient_of,
+    points,
+)
 from reference import unchecked
 from torch import nn
 
@@ -265,3 +274,20 @@ def test_the_loop_differs_from_a_wrong_head():
         for head in (wrong, make(name, margin=0.701), make(name, nu=0.001)):
             with pytest.raises(AssertionError):
                 check_equal(head(x, labels), expected_of(name, x, labels))
+
+
+@every_form
+def test_no_tensor_is_larger_than_a_tile(name):
+    n, height = 96, 8
+    x, labels = points(n, dtype=torch.float32), torch.arange(n) % 3
+    with Largest() as largest:
+        gradient_of(make(name, tile_rows=height), x, labels)
+    assert largest.numbers == height * n
+
+
+def test_beta_learns_where_the_embeddings_are_frozen():
+    x, labels = BATCHES["P × K"]
+    learned, frozen = make(), make()
+    learned(x.clone().requires_grad_(), labels).backward()
+    frozen(x, labels).backward()
+    assert frozen.beta.grad.item() == learned.beta.grad.item() != 0

@@ -249,6 +249,9 @@ def _prepared(
         raise refusal(
             owner, argument, f"{embeddings.layout} on {embeddings.device}", "a dense tensor with data"
         )
+    if distance.differentiable and not embeddings.is_floating_point() and not embeddings.is_complex():
+        way_out = 'convert with .float(), or take distance="hamming" for integer codes'
+        raise refusal(owner, argument, str(embeddings.dtype), "floating-point embeddings", way_out)
     if embeddings.is_floating_point() and embeddings.dtype.itemsize == 1:
         embeddings = embeddings.float()  # float8 has no arithmetic
     if dtype is not None:

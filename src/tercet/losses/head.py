@@ -91,11 +91,16 @@ class Head(nn.Module, ABC):
                 labels,
                 ids=ids,
                 ref=ref,
-                distance=self.distance,
+                distance=self.measured,
                 relation=self.relation,
                 tile_rows=self.tile_rows,
             )
         )
+
+    @property
+    def measured(self) -> Distance:
+        """What the loss is computed from: the distance, or one that differs from it where no loss minds."""
+        return self.distance
 
     @abstractmethod
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
@@ -112,7 +117,7 @@ class Head(nn.Module, ABC):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Checked and prepared features, and the list as row numbers."""
         owner = type(self).__name__
-        inputs = features(owner, embeddings, self.distance, ref)
+        inputs = features(owner, embeddings, self.measured, ref)
         return inputs, mined_rows(owner, mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
 
     def few(self, inputs: tuple[Tensor, ...], rows: tuple[Int[Tensor, " _"], ...]) -> bool:

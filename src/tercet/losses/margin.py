@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tercet.checks import real, refusal, whole
 from tercet.distances import Distance
 from tercet.losses.head import Head, pairs_of, picked, reduced
-from tercet.pairwise import Pairwise
+from tercet.losses.slopes import TileLoss, mirrored, sloped
+from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
 from tercet.tuples import References
 
@@ -86,14 +87,24 @@ class MarginLoss(Head):
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""
+        bounds = self._bounds(pairwise.labels, pairwise.inputs[0])
+        by_bound = torch.zeros_like(bounds)
 
-        def losses(*inputs: Tensor) -> Iterator[Tensor]:
-            for tile in pairwise.tiles(*inputs[:-1]):
-                beta = inputs[-1][tile.start : tile.start + len(tile.distance), None]
-                beyond = tile.distance - beta  # [a, r]
-                yield torch.relu(self.margin + torch.cat([beyond[tile.positive], -beyond[tile.negative]]))
+        def loss_of(tile: Tile) -> TileLoss:
+            rows = slice(tile.start, tile.start + len(tile.distance))
+            positive, negative = tile.positive.view(torch.int8), tile.negative.view(torch.int8)
+            sign = positive - negative
+            losses = (
+                (tile.distance - bounds[rows, None]).mul_(sign).add_(self.margin).relu_().mul_(sign.abs())
+            )
+            active = losses > 0
+            count = active.sum() if self.reduction == "mean_active" else positive.sum() + negative.sum()
+            value, slopes = losses.sum(dtype=torch.float64), torch.mul(sign, active, out=losses)
+            by_bound[rows] = -slopes.sum(1)
+            return TileLoss(value, count, slopes)
 
-        return self._pulled(losses, pairwise.inputs, pairwise.labels)
+        symmetric = self.beta.ndim == 0 and mirrored(pairwise)
+        return self._pulled(sloped(pairwise, self.reduction, loss_of, symmetric, (bounds, by_bound)), bounds)
 
     def of_mined(
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
@@ -113,23 +124,17 @@ class MarginLoss(Head):
                     beyond = d - picked(inputs[-1], i)
                     yield torch.relu(self.margin + sign * beyond)
 
-        return self._pulled(losses, inputs, labels, self.few(inputs, rows))
+        bounds = self._bounds(labels, inputs[0])
+        whole = self.few(inputs, rows)
+        return self._pulled(reduced(self.reduction, losses, *inputs, bounds, whole=whole), bounds)
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
         betas = "one β" if self.beta.ndim == 0 else f"num_classes={len(self.beta)}"
         return f"{betas}, {super().extra_repr()}"
 
-    def _pulled(
-        self,
-        losses: Callable[..., Iterator[Tensor]],
-        inputs: tuple[Tensor, ...],
-        labels: Tensor | None,
-        whole: bool = False,
-    ) -> Float[Tensor, "..."]:
-        """The reduced losses, whose last input is β of each row, and the pull of ν."""
-        bounds = self._bounds(labels, inputs[0])
-        loss = reduced(self.reduction, losses, *inputs, bounds, whole=whole)
+    def _pulled(self, loss: Float[Tensor, "..."], bounds: Float[Tensor, " n"]) -> Float[Tensor, "..."]:
+        """The loss and the pull of ν on β of each row."""
         return loss + self.nu * bounds.sum() / max(1, len(bounds)) if self.nu else loss
 
     def _bounds(self, labels: Tensor | None, x: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:

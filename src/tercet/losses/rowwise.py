@@ -14,7 +14,6 @@ from tercet.distances import Distance, cosine
 from tercet.losses.head import Head, pairs_of, reduced
 from tercet.losses.slopes import NegativeCosine, differentiated, sloped
 from tercet.pairwise import Pairwise, Tile, features, mined_rows, tile_height
-from tercet.relations import Relation
 from tercet.squares import full_precision
 from tercet.tuples import References
 
@@ -27,17 +26,15 @@ class ListwiseHead(Head):
     A head adds its options and `losses_of(tile)`, the losses of a tile that the mean is over. The memory is
     that of a few tiles, never positives × negatives.
 
-    No head minds 1 less in every distance, so `cosine` becomes −s, s the cosine similarity.
+    No head minds 1 less in every distance, so `cosine` is measured as −s, s the cosine similarity.
     """
 
     losses_of: Callable[[Tile], Tensor]
 
-    def __init__(
-        self, distance: Distance | str, relation: Relation, reduction: str, tile_rows: int | None
-    ) -> None:
-        super().__init__(distance, relation, reduction, tile_rows)
-        if self.distance == cosine:
-            self.distance = NegativeCosine()
+    @property
+    def measured(self) -> Distance:
+        """−s for `cosine`."""
+        return NegativeCosine() if self.distance == cosine else self.distance
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
         """The loss of rows against columns."""
@@ -48,7 +45,7 @@ class ListwiseHead(Head):
     ) -> Float[Tensor, "..."]:
         """The loss of the pairs of a list."""
         owner = type(self).__name__
-        return self.loss_of(MinedPairs(owner, embeddings, mined, self.distance, ref, self.tile_rows))
+        return self.loss_of(MinedPairs(owner, embeddings, mined, self.measured, ref, self.tile_rows))
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns, whoever says what is positive."""
@@ -58,6 +55,9 @@ class ListwiseHead(Head):
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for tile in compared.tiles(*inputs):
                 yield self.losses_of(tile)
+            if not len(inputs[-1]):  # a row without columns may still be one
+                d = compared.distance.tile(inputs[0], inputs[-1])  # [n, 0]
+                yield self.losses_of(Tile(0, d, *compared.sides(slice(0, len(d)))))
 
         return reduced("none", losses, *compared.inputs)
 

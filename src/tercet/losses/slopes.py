@@ -92,6 +92,7 @@ def sloped(
     reduction: str,
     loss_of: Callable[[Tile], TileLoss],
     symmetric: bool = False,
+    beside: tuple[Float[Tensor, "..."], Float[Tensor, "..."]] | None = None,
 ) -> Float[Tensor, ""]:
     """What `tiled_mean` gives, of losses whose derivative by each distance is known.
 
@@ -100,17 +101,19 @@ def sloped(
         reduction: `"mean_active"`, `"mean"` or `"sum"`.
         loss_of: the losses of a tile, called where no graph is recorded.
         symmetric: w_ij = w_ji, so that the columns' part of the gradient is the rows' part once more.
+        beside: one more input, and its gradient, which `loss_of` fills in.
 
     Returns:
         The loss, with a graph.
     """
-    inputs = compared.inputs
-    columns = inputs[-1]
+    columns = compared.inputs[-1]
+    inputs = compared.inputs if beside is None else (*compared.inputs, beside[0])
     if compared.given_tile_rows is None and columns.device.type == "cpu":
         compared = copy(compared)  # the caller's keeps its height
         compared.tile_rows = min(compared.tile_rows, max(64, _CACHED_NUMBERS // max(1, len(columns))))
-    wanted = torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
-    sums = []
+    sought = [torch.is_grad_enabled() and v.requires_grad for v in inputs]
+    wanted = any(sought[: len(compared.inputs)])
+    value = count = None
     with torch.no_grad(), full_precision(columns.device):
         kind = _kind_of(compared.distance, columns)
         # A distance of somebody else's may not be the same both ways.
@@ -118,13 +121,19 @@ def sloped(
         for rows in compared.spans():
             tile = Tile(rows.start, gradient.measure(rows), *compared.sides(rows))
             loss = loss_of(tile)
-            sums.append((loss.value, loss.count))
+            if value is None or count is None:
+                value, count = loss.value, loss.count
+            else:  # in place: a number kept of each tile would lie between their tables, and keep them apart
+                value += loss.value
+                count += loss.count
             if wanted and loss.slopes is not None:
                 gradient.add(rows, loss.slopes)
-        gradients = gradient.sums() if wanted else []
-    sums = sums or [(columns.new_zeros((), dtype=torch.float64), columns.new_zeros((), dtype=torch.int64))]
-    value, count = sums[0] if len(sums) == 1 else (torch.stack(part).sum() for part in zip(*sums))
-    return with_gradient(reduction, value, count, gradients, inputs)
+        gradients = gradient.sums() if wanted else [None for _ in compared.inputs]
+    if beside is not None:
+        gradients = [*gradients, beside[1]]
+    if value is None or count is None:
+        value, count = columns.new_zeros((), dtype=torch.float64), columns.new_zeros((), dtype=torch.int64)
+    return with_gradient(reduction, value, count, gradients if any(sought) else [], inputs)
 
 
 def differentiated(losses_of: Callable[[Tile], Tensor], reduction: str, tile: Tile) -> TileLoss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -74,13 +74,13 @@ class LiftedStructure(ListwiseHead):
         """
         own = len(compared.inputs) == 1
         if self.reduction == "none":
-            sums = self._log_sums(compared.tiles(), own)
+            sums = self._log_sums(compared.tiles(), compared.inputs)
             parts = [self._pairs(tile, *sums)[-1].square() / 2 for tile in compared.tiles()]
             return torch.cat([nothing_of(compared.inputs), *parts])
 
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             bare = [v.detach() for v in inputs]
-            rows, columns = self._log_sums(compared.tiles(*bare), own)
+            rows, columns = self._log_sums(compared.tiles(*bare), bare)
             by_row = torch.zeros_like(rows)
             by_column = by_row if own else torch.zeros_like(columns)
             for tile in compared.tiles(*bare):
@@ -96,16 +96,18 @@ class LiftedStructure(ListwiseHead):
 
         return tiled_mean(self.reduction, terms, *compared.inputs)
 
-    def _log_sums(self, tiles: Iterable[Tile], own: bool) -> tuple[Float[Tensor, " n"], Float[Tensor, " r"]]:
+    def _log_sums(
+        self, tiles: Iterable[Tile], inputs: Sequence[Tensor]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " r"]]:
         """log Σ exp(α − D) over the negatives of each row and of each column, which may be the rows."""
         rows, columns = [], None
         for tile in tiles:
             z = self.margin - tile.distance  # [a, r]
             rows.append(log_sum(z, tile.negative))
-            if not own:
+            if len(inputs) == 2:
                 part = log_sum(z, tile.negative, dim=0)
                 columns = part if columns is None else torch.logaddexp(columns, part)
-        sums = torch.cat(rows) if rows else torch.zeros(0)
+        sums = torch.cat(rows) if rows else inputs[0].new_zeros(0)
         return sums, sums if columns is None else columns
 
     def _pairs(
