@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -255,6 +256,16 @@ def test_foreign_tars_are_scanned_once(tercet, foreign, monkeypatch, arguments):
     assert index.read([5]) == [b"5"]
     assert tercet("index-shards", *arguments, "--label", "id", "--quiet") == (0, "", "")
     assert contents("tars") == before
+
+
+def test_one_split_of_a_folder_is_indexed(tercet, foreign):  # noqa: F811
+    splits = {f"part{shard}": {"filenames": [f"{shard}.tar"]} for shard in range(2)}
+    (foreign / "info.json").write_text(json.dumps({"splits": splits}))
+    code, out, err = tercet("index-shards", "tars", "--label", "id", "--quiet")
+    assert (code, out) == (1, "")
+    assert "ShardIndex(split=None): expected one of the splits in tars/info.json: part0, part1" in err
+    assert tercet("index-shards", "tars", "--label", "id", "--split", "part1", "--quiet") == (0, "", "")
+    assert sorted(contents("tars")) == ["0.tar", "1.index.parquet", "1.tar", "info.json"]
 
 
 def test_a_damaged_tar_is_refused_or_its_samples_kept(tercet, foreign):  # noqa: F811

@@ -283,6 +283,27 @@ def test_what_is_missing_is_named(copied, tmp_path):
     assert "a folder with .tar files" in sentence(ShardIndex, tmp_path)
     assert "a folder of shards, a tar, or a list" in sentence(ShardIndex, 3)
     assert "a folder of shards, a tar, or a list" in sentence(ShardIndex, [])
+    assert "a folder of shards, a tar, or a list" in sentence(ShardIndex, [3])
+    (tmp_path / "a.tar").mkdir()
+    assert "a.tar'): expected an existing tar; it is a folder" in sentence(ShardIndex, tmp_path)
+    assert "expected an existing tar; it is a folder" in sentence(ShardIndex, [tmp_path / "a.tar"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"image": 3}, 'ShardIndex(image=3): expected the extension of a member, such as "jpg"'),
+        ({"image": "."}, "ShardIndex(image='.')"),
+        ({"image": "json:image"}, "ShardIndex(image='json:image')"),
+        ({"label": 3}, 'ShardIndex(label=3): expected the extension of a member, such as "cls", or a field'),
+        ({"label": "json:"}, "ShardIndex(label='json:')"),
+        ({"write_index": "no"}, "ShardIndex(write_index='no'): expected True or False"),
+        ({"progress": "no"}, "ShardIndex(progress='no'): expected True or False"),
+    ],
+)
+def test_options_of_another_kind_are_refused(copied, options, said, monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    assert said in sentence(ShardIndex, copied, **options)
 
 
 def test_shards_and_info_of_two_runs_are_refused(copied, written, tmp_path):
@@ -308,6 +329,10 @@ def test_a_damaged_index_is_refused(copied, damage):
 def test_the_index_of_written_shards_is_not_overwritten_by_a_scan(copied):
     before = (copied / "train-000000.index.parquet").read_bytes()
     tar = copied / "train-000000.tar"
-    assert len(ShardIndex(tar, label="cls")) == len(ShardIndex(tar))
-    assert "leave write_index out" in sentence(ShardIndex, tar, label="cls", write_index=True)
+    for keep in (True, False):
+        for given in ({"label": "cls"}, {"image": "jpg"}):
+            said = sentence(ShardIndex, tar, **given, write_index=keep)
+            assert "image and label are for tars of other programs; leave it out" in said
+    assert "write the shards again" not in sentence(ShardIndex, copied, image="jpg")
+    assert len(ShardIndex(tar, write_index=True))
     assert (copied / "train-000000.index.parquet").read_bytes() == before

@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 
+import pyarrow.parquet as pq
 import pytest
 from test_sharding import sentence
 from test_shards import flip
@@ -186,6 +187,52 @@ def test_a_kept_index_is_used_until_the_tar_or_what_is_asked_changes(tmp_path, m
     with open(tar, "ab") as file:
         file.write(bytes(512))
     assert "delete a.index.parquet to index the tar as it is" in sentence(ShardIndex, tar)
+
+
+def test_indexes_that_disagree_are_refused_unless_one_is_asked_for(tmp_path):
+    for number in range(3):
+        members = [(f"{number}.jpg", b"photo"), (f"{number}.json", b'{"id": 4}'), (f"{number}.cls", b"1")]
+        foreign(tmp_path / f"{number}.tar", *members)
+    ShardIndex(tmp_path / "0.tar", label="json:id", write_index=True)
+    assert ShardIndex(tmp_path).classes == ["4"]  # those without an index too: never half of each
+    ShardIndex(tmp_path / "1.tar", label="cls", write_index=True)
+    said = sentence(ShardIndex, tmp_path)
+    assert "ShardIndex(label=None): expected one that all indexes beside the tars are made with" in said
+    assert "and they are with 'cls' and 'json:id'; pass label=" in said
+    assert ShardIndex(tmp_path, label="cls").classes == ["1"]
+    assert ShardIndex(tmp_path, label=".CLS", write_index=True).classes == ["1"]
+    ShardIndex(tmp_path / "2.tar", image="jpg", write_index=True)
+    assert "ShardIndex(image=None): expected one that all indexes" in sentence(ShardIndex, tmp_path)
+
+
+def test_tars_of_one_stem_have_an_index_each(tmp_path):
+    tars = [foreign(tmp_path / f"part.{n}", (f"{n}.jpg", b"photo"), (f"{n}.cls", b"%d" % n)) for n in range(2)]
+    for tar in tars:
+        ShardIndex(tar, write_index=True)
+    names = ["part.0", "part.0.index.parquet", "part.1", "part.1.index.parquet"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert ShardIndex(tars).classes == ["0", "1"]
+
+
+def test_the_index_of_another_tar_is_refused_and_one_without_a_name_taken(tmp_path):
+    for name in "ab":
+        foreign(tmp_path / f"{name}.tar", ("1.jpg", name.encode()), ("1.cls", name.encode()))
+    ShardIndex(tmp_path / "a.tar", write_index=True)
+    source, other = tmp_path / "a.index.parquet", tmp_path / "b.index.parquet"
+    other.write_bytes(source.read_bytes())
+    said = sentence(ShardIndex, tmp_path / "b.tar")
+    assert "b.index.parquet'): expected the index of b.tar; it is that of a.tar; rename both, or delete" in said
+    table = pq.read_table(source)
+    told = json.loads(table.schema.metadata[b"tercet.shard"])
+    del told["tar"], told["contents"]  # as the first indexes were
+    pq.write_table(table.replace_schema_metadata({"tercet.shard": json.dumps(told)}), other)
+    assert ShardIndex(tmp_path / "b.tar").classes == ["a"]
+
+
+def test_notes_of_the_system_are_no_tars(tmp_path):
+    foreign(tmp_path / "a.tar", ("1.jpg", b"1"), ("1.cls", b"1"))
+    (tmp_path / "._a.tar").write_bytes(b"note")
+    assert len(ShardIndex(tmp_path)) == 1
 
 
 def test_a_kept_index_of_a_damaged_tar_does_not_hide_the_damage(tmp_path):

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from tercet.catalog import Catalog
-from tercet.checks import choice, refusal, whole
+from tercet.checks import choice, flag, refusal, whole
 from tercet.handles import Handle
-from tercet.shard_sets import INFO, find_tables, find_tars
+from tercet.shard_sets import find_tables, find_tars, refuse_other_runs
 from tercet.tars import BLOCK, UNKNOWN, table_path
 from tercet.tuples import rows_at
 
@@ -42,13 +42,15 @@ class ShardIndex:
     Args:
         tars: a folder of shards, a tar, or a list of tars.
         split: which of the splits in the folder's info.json; needed where it has several.
-        image: the extension of the member that is the image, such as "jpg"; by default the one that is an
-            image's. As the next two, for tars of other programs.
-        label: where the class is: the extension of a member, "cls" by default, or a field of the JSON
-            member, such as "json:label".
+        image: the extension of the member that is the image, such as "jpg"; by default what the indexes
+            beside the tars are made with, and without any the one that is an image's. As the next two,
+            for tars of other programs.
+        label: where the class is: the extension of a member, or a field of the JSON member, such as
+            "json:label"; by default what the indexes beside the tars are made with, and without any "cls".
         damaged: what to do with a tar that is cut short or has a broken header: "error", or "drop" to keep
             the samples before that are surely whole.
-        write_index: keep what a scan found beside the tar, as name.index.parquet.
+        write_index: keep what a scan found beside the tar, as name.index.parquet; it replaces an index
+            made with another image or label.
         max_open: files held open at a time.
         progress: show a progress bar while scanning.
 
@@ -58,7 +60,8 @@ class ShardIndex:
 
     Raises:
         ValueError: no tar, a tar that is missing, damaged, compressed or changed since it was indexed,
-            shards that are not all there, or a sample without a class.
+            shards that are not all there, indexes of several images or labels while none is given, or a
+            sample without a class.
 
     Example:
         >>> import pathlib
@@ -89,19 +92,14 @@ class ShardIndex:
         owner = "ShardIndex"
         choice(owner, "damaged", damaged, ("error", "drop"))
         self.max_open = whole(owner, "max_open", max_open, minimum=1)
-        self.tars, info = find_tars(tars, split)
+        write_index, progress = flag(owner, "write_index", write_index), flag(owner, "progress", progress)
+        self.tars, info = find_tars(owner, "tars", tars, split)
         tables = find_tables(self.tars, image, label, damaged, write_index, progress)
         if not sum(map(len, tables)):
             raise refusal(owner, "tars", str(tars), "at least one sample with an image")
         plans = {table.facts.get("plan") for table in tables}
+        refuse_other_runs(owner, "tars", tars, info, plans)
         written = len(plans) == 1 and None not in plans
-        if info and "plan" in info and plans != {info["plan"]}:
-            expected = "shards and info.json of one run of write_shards"
-            raise refusal(owner, "tars", str(tars), expected, "write the shards again")
-        if not info and isinstance(tars, (str, os.PathLike)) and Path(tars).is_dir() and written:
-            way_out = "the writing was interrupted; run write_shards again, and it goes on"
-            raise refusal(owner, "tars", str(tars), f"all shards and {INFO}", way_out)
-
         columns = {name: np.concatenate([t.columns[name] for t in tables]) for name in tables[0].columns}
         shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         order = np.arange(len(shard))

@@ -17,7 +17,19 @@ import numpy as np
 from tercet.checks import refusal
 from tercet.folders import IMAGE_SUFFIXES, LeftOut
 
-__all__ = ["BLOCK", "UNKNOWN", "ShardTable", "read_table", "scan_tar", "table_path", "write_table"]
+__all__ = [
+    "BLOCK",
+    "UNKNOWN",
+    "ShardTable",
+    "class_in",
+    "contents_crc",
+    "extension",
+    "other_size",
+    "read_table",
+    "scan_tar",
+    "table_path",
+    "write_table",
+]
 
 BLOCK = 512  # bytes: every header, and the unit that contents are padded to
 UNKNOWN = -1  # the CRC of content that was never read
@@ -30,6 +42,7 @@ _NUMBERS = ("offset", "size", "header_crc32", "crc32")
 _SAMPLE_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")
 _ENDS = "the tar is cut short or damaged here"
+_SUCH = {"image": '"jpg"', "label": '"cls", or a field of JSON, such as "json:label"'}
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,8 @@ class ShardTable:
 
 
 def table_path(tar: Path) -> Path:
-    """Where the table of a tar lies: train-000000.index.parquet beside train-000000.tar."""
-    return tar.with_suffix(".index.parquet")
+    """Where the table of a tar lies: a.index.parquet beside a.tar, part.000.index.parquet beside part.000."""
+    return tar.with_name(tar.name.removesuffix(".tar") + ".index.parquet")
 
 
 def write_table(table: ShardTable, target: Path) -> None:
@@ -75,16 +88,22 @@ def write_table(table: ShardTable, target: Path) -> None:
     columns = {name: pa.array(table.columns[name], pa.string()) for name in _TEXT}
     columns |= {name: pa.array(table.columns[name], pa.int64()) for name in _NUMBERS}
     columns |= {_GROUP + name: pa.array(values) for name, values in table.groups.items()}
-    told = {"format": FORMAT, "tar_size": table.tar_size, "left_out": table.left_out, **table.facts}
+    told = {"format": FORMAT, "tar": table.tar.name, "tar_size": table.tar_size, "left_out": table.left_out}
+    told |= {**table.facts, "contents": contents_crc(table)}
     metadata = {_KEY: json.dumps(told, sort_keys=True)}
     pq.write_table(pa.table(columns, metadata=metadata), target, compression="zstd")
 
 
-def read_table(owner: str, tar: Path) -> ShardTable | None:
+def read_table(owner: str, tar: Path, rows: bool = True) -> ShardTable | None:
     """The table beside a tar; None where there is none.
 
+    Args:
+        owner: who asks, for the sentences.
+        tar: the file.
+        rows: False leaves the samples unread, and gives a table of none with its size and facts.
+
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or is that of a tar of another name.
     """
     source = table_path(tar)
     if not source.is_file():
@@ -93,14 +112,16 @@ def read_table(owner: str, tar: Path) -> ShardTable | None:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(source).read()
+        file = pq.ParquetFile(source)
+        table = file.read() if rows else file.schema_arrow.empty_table()
         facts = json.loads(table.schema.metadata[_KEY.encode()])
         if facts.pop("format") != FORMAT:
             raise KeyError(f"a format other than {FORMAT}")
         left_out = tuple(LeftOut(*item) for item in facts.pop("left_out"))
+        name = facts.pop("tar", tar.name)
         columns = {name: _values(table[name]) for name in (*_TEXT, *_NUMBERS)}
         groups = [name for name in table.column_names if name.startswith(_GROUP)]
-        return ShardTable(
+        found = ShardTable(
             tar=tar,
             tar_size=facts.pop("tar_size"),
             columns=columns,
@@ -111,6 +132,51 @@ def read_table(owner: str, tar: Path) -> ShardTable | None:
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         way_out = f"delete it, and the tar is scanned instead ({str(error).partition(chr(10))[0]})"
         raise refusal(owner, "index", str(source), "the index of a tar", way_out) from error
+    if name != tar.name:  # of tars as large, with the same keys, nothing else would tell them apart
+        way_out = f"it is that of {name}; rename both, or delete it, and the tar is scanned instead"
+        raise refusal(owner, "index", str(source), f"the index of {tar.name}", way_out)
+    return found
+
+
+def contents_crc(table: ShardTable) -> int:
+    """A CRC of the keys and classes of the samples, in their order; that of a table which is kept is in
+    its facts, as "contents"."""
+    names = [table.columns["key"].tolist(), table.columns["label"].tolist()]
+    return zlib.crc32(json.dumps(names).encode())
+
+
+def other_size(owner: str, argument: str, tar: Path, expected: int) -> ValueError | None:
+    """The refusal of a tar that is not as large as when it was looked at; None where it is."""
+    size = tar.stat().st_size
+    if size == expected:
+        return None
+    index = table_path(tar)
+    way_out = f"it has changed to {size}; write the shards again, or "
+    way_out += f"delete {index.name} to index the tar as it is" if index.is_file() else "open them anew"
+    when = "indexed" if index.is_file() else "opened"
+    return refusal(owner, argument, str(tar), f"{expected} bytes, as when it was {when}", way_out)
+
+
+def extension(owner: str, argument: str, value: Any) -> str:
+    """The extension of a member as webdataset names it, without a dot and in lower case.
+
+    Args:
+        owner: who asks, for the sentence.
+        argument: "image" or "label"; a label may be "json:field" too.
+        value: what came.
+
+    Raises:
+        ValueError: not a string, or an empty one.
+
+    Example:
+        >>> extension("ShardIndex", "image", ".JPG"), extension("ShardIndex", "label", "json:Name")
+        ('jpg', 'json:Name')
+    """
+    name, colon, field = value.partition(":") if isinstance(value, str) else ("", "", "")
+    name = name.lstrip(".").lower()
+    if not name or (colon and not (field and argument == "label")):
+        raise refusal(owner, argument, value, f"the extension of a member, such as {_SUCH[argument]}")
+    return name + colon + field
 
 
 def _values(column: Any) -> np.ndarray:
@@ -125,7 +191,7 @@ def scan_tar(owner: str, tar: Path, image: str | None, label: str, damaged: str)
         owner: who asks, for the sentences.
         tar: an uncompressed tar; long names of GNU tar and pax are understood.
         image: the extension of the member that is the image; None for the one that is an image's.
-        label: the extension of the member that holds the class, or "json:field".
+        label: the extension of the member that holds the class, or "json:field"; both as `extension` gives them.
         damaged: "drop" ends a tar that is cut short, or has a broken header, before the sample in question.
 
     Raises:
@@ -240,10 +306,26 @@ def _class_of(
     info = members[extension]
     content = os.pread(file.fileno(), info.size, info.offset_data)
     try:
-        value = json.loads(content)[name] if name else content.decode().strip()
-        if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-            raise ValueError("it is " + (repr(value) or "empty"))
+        return str(class_in(content, name))
     except (ValueError, LookupError, TypeError) as error:
         expected = f"a whole number or a name in {key}.{extension} of {tar}"
         raise refusal(owner, "label", label, expected, f"{type(error).__name__}: {error}") from error
-    return str(value)
+
+
+def class_in(content: bytes | bytearray | str, field: str) -> int | str:
+    """The class that a member holds: its text, or a field of its JSON.
+
+    Raises:
+        ValueError, LookupError, TypeError: neither a whole number nor a name.
+
+    Example:
+        >>> class_in(b"ant ", ""), class_in(b'{"id": 3}', "id")
+        ('ant', 3)
+    """
+    if not field:
+        value = (content if isinstance(content, str) else bytes(content).decode()).strip()
+    else:
+        value = json.loads(content)[field]
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        raise ValueError(f"it is {value!r}")
+    return value

@@ -25,6 +25,9 @@ def index_shards(
         str | None,
         typer.Option(help="Where the class is: the extension of a member, or a field such as json:label."),
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which of the splits in the folder's info.json; needed for several.")
+    ] = None,
     damaged: Annotated[
         str, typer.Option(help="A tar that is cut short: error, or drop to keep the samples before that.")
     ] = "error",
@@ -36,9 +39,8 @@ def index_shards(
     """
     started = time.perf_counter()
     source = tars[0] if len(tars) == 1 else tars
-    index = ShardIndex(
-        source, image=image, label=label, damaged=damaged, write_index=True, progress=not quiet
-    )
+    options = {"split": split, "image": image, "label": label, "damaged": damaged}
+    index = ShardIndex(source, **options, write_index=True, progress=not quiet)
     tell_left_out(index.catalog.left_out)
     if quiet:
         return
