@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tercet import sharding
 from tercet.catalog import scan_folder
 from tercet.pk_stream import PKStream
+from tercet.shards import ShardIndex
 
 torch.set_num_threads(1)
 
@@ -227,9 +228,12 @@ def test_a_state_is_small_ints_and_fits_one_setting_only(shards):
     for keywords, name in [({"seed": 1}, "seed"), ({"buffer": 20}, "buffer"), ({"steps": 6}, "steps")]:
         other = iter(PKStream(shards, 4, 4, **{"steps": 7, **keywords}))
         assert f"the state was saved with {name}=" in refusal_of(other.load_state_dict, state)
-    assert "expected what state_at() or an iterator's state_dict() returned" in refusal_of(
-        iterator.load_state_dict, {}
-    )
+    for broken in ({}, {**state, "settings": None}, {**state, "settings": []}):
+        assert "expected what state_at() or an iterator's state_dict() returned" in refusal_of(
+            iterator.load_state_dict, broken
+        )
+    for load in (iterator.load_state_dict, iterator._stream.load_state_dict):
+        assert "(step=8): expected a whole number from 0 to 7" in refusal_of(load, {**state, "step": 8})
     iterator.load_state_dict({**state, "step": 1})
     assert iterator.state_dict()["step"] == 1
 
@@ -361,8 +365,24 @@ def test_shards_without_a_batch_are_refused(tmp_path, shards):
         ({"steps": 0}, "PKStream(steps=0): expected a whole number from 1"),
         ({"label": len}, "expected local files and the name of a field"),
         ({"shards": "s3://bucket/{0..12}.tar"}, "expected local files and the name of a field"),
-        ({"shards": []}, "expected a folder of tars, or different tars"),
-        ({"shards": ["a.tar", "a.tar"]}, "PKStream(shards='1 twice')"),
+        ({"shards": []}, "PKStream(shards=[]): expected a folder of shards, a tar, or a list of tars"),
+        ({"shards": 5}, "PKStream(shards=5): expected a folder of shards, a tar, or a list of tars"),
+        ({"shards": [5]}, "PKStream(shards=[5]): expected a folder of shards, a tar, or a list of tars"),
+        ({"shards": "nope", "steps": 2}, "PKStream(shards='nope'): expected an existing tar"),
+        ({"shards": ["s3://bucket/0.tar"] * 2, "steps": 2}, "PKStream(shards='1 twice')"),
+        (
+            {"world_size": 13},
+            "PKStream(world_size=13): expected at most as many as shards, and there are 12;",
+        ),
+        ({"image": 3, "steps": 2}, "PKStream(image=3): expected the extension of a member"),
+        ({"label": 3, "steps": 2}, "(label=3): expected the name of a field or a function"),
+        ({"label": "json:", "steps": 2}, "PKStream(label='json:'): expected the extension of a member"),
+        ({"return_keys": 3}, "PKStream(return_keys=3): expected True or False"),
+        ({"split": "train"}, "PKStream(split='train'): expected info.json in "),
+        (
+            {"shards": ["s3://bucket/0.tar"], "split": "train", "steps": 2},
+            "PKStream(split='train'): expected",
+        ),
         ({"buffer": 3}, "(buffer=3): expected at least p · k = 16 images"),
     ],
 )
@@ -422,3 +442,160 @@ def test_a_tar_cut_between_two_samples_since_it_was_indexed_is_told(tmp_path):
     handler = Continue()
     assert len(PKStream(tar.parent, 2, 4, handler=handler)) >= 1
     assert "as when it was indexed" in handler.told[0]
+
+
+# Shards of write_shards, and tars with an index.
+
+
+@pytest.fixture
+def ours(tmp_path):
+    """The folder of two shards of write_shards, of 8 classes of 8 images."""
+    for number in range(64):
+        file = tmp_path / "photos" / f"class {number // 8}" / f"{number:02}.pgm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture(number))
+    catalog = scan_folder(tmp_path / "photos")
+    sharding.write_shards(tmp_path / "shards", catalog, images_per_shard=32)
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_shards_that_are_not_all_there_are_refused(ours, steps):
+    (ours / "train-000001.tar").rename(ours / "elsewhere")
+    said = refusal_of(PKStream, ours, 2, 4, steps=steps)
+    assert "expected every tar that" in said
+    assert "run write_shards again, which writes what is missing" in said
+    (ours / "info.json").unlink()  # as an interrupted run leaves it
+    said = refusal_of(PKStream, ours, 2, 4, steps=steps)
+    assert "expected all shards and info.json; the writing was interrupted; run write_shards again" in said
+    assert len(list(PKStream([ours / "train-000000.tar"], 2, 4, steps=steps)))
+    (ours / "train-000000.index.parquet").unlink()
+    assert len(list(PKStream(ours, 2, 4, steps=steps)))  # tars of another program, as far as one can tell
+
+
+def test_a_stream_does_without_the_indexes(ours):
+    whole = listed(PKStream(ours, 2, 4))
+    (ours / "train-000001.index.parquet").unlink()
+    assert listed(PKStream(ours, 2, 4)) == whole
+
+
+def test_shards_of_two_runs_are_refused(ours, tmp_path):
+    catalog = scan_folder(tmp_path / "photos")
+    sharding.write_shards(tmp_path / "other", catalog, images_per_shard=32, seed=1)
+    for name in ("train-000000.tar", "train-000000.index.parquet"):
+        os.replace(tmp_path / "other" / name, ours / name)
+    assert "expected shards and info.json of one run of write_shards" in refusal_of(PKStream, ours, 2, 4)
+
+
+def test_one_split_of_a_folder_is_streamed(ours, tmp_path):
+    catalog = scan_folder(tmp_path / "photos").select(range(16))
+    sharding.write_shards(ours, catalog, split="val")
+    said = refusal_of(PKStream, ours, 2, 4)
+    assert "PKStream(split=None): expected one of the splits in" in said
+    assert said.endswith("train, val")
+    stream = PKStream(ours, 2, 4, split="val")
+    assert [os.path.basename(shard) for shard in stream.shards] == ["val-000000.tar"]
+    assert len(listed(stream)) == 2
+
+
+def test_notes_of_the_system_are_no_shards(tmp_path):
+    folder = write_shards(tmp_path / "a", LABELS[:40], 20)
+    (folder / "._train-000000.tar").write_bytes(b"note")
+    (folder / "b.tar").mkdir()
+    assert "expected an existing tar; it is a folder" in refusal_of(PKStream, folder, 2, 4)
+    (folder / "b.tar").rmdir()
+    assert len(PKStream(folder, 2, 4).shards) == 2
+
+
+def relabelled(labels):
+    """The same number of images in the same classes, of which some have changed places."""
+    return [*labels[:5], *labels[10:15], *labels[5:10], *labels[15:]]
+
+
+@pytest.mark.parametrize("steps", [None, 5])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_state_does_not_fit_another_data_set_of_the_same_names(tmp_path, steps, indexed):
+    labels = LABELS[50:90]
+    folders = [write_shards(tmp_path / "a", labels, 20), write_shards(tmp_path / "b", relabelled(labels), 20)]
+    names = {tar.name: tar.stat().st_size for tar in folders[0].glob("*.tar")}
+    assert names == {tar.name: tar.stat().st_size for tar in folders[1].glob("*.tar")}
+    if indexed:
+        for folder in folders:
+            ShardIndex(folder, write_index=True)
+    state, other = (PKStream(folder, 2, 4, steps=steps) for folder in folders)
+    state = state.state_at(0, 1)
+    assert all(type(value) is int for value in state["settings"].values())
+    if steps and not indexed:  # nothing is known of the labels before they are read
+        other.load_state_dict(state)
+    else:
+        assert "the state was saved with contents=" in refusal_of(other.load_state_dict, state)
+
+
+def test_a_state_does_not_fit_another_label_or_image(shards):
+    state = PKStream(shards, 4, 4, steps=7).state_at(0, 1)
+    for other, name in [({"label": "id"}, "label"), ({"image": "pgm"}, "image"), ({"label": len}, "label")]:
+        stream = PKStream(shards, 4, 4, steps=7, **other)
+        assert f"the state was saved with {name}=" in refusal_of(stream.load_state_dict, state)
+    PKStream(shards, 4, 4, steps=7, label=".CLS").load_state_dict(state)
+
+
+def cut(tar):
+    """A tar cut between two samples: one that reads without complaint."""
+    content = tar.read_bytes()
+    tar.write_bytes(content[: (len(content) // 2) // 3072 * 3072])
+
+
+def test_a_tar_cut_since_it_was_indexed_is_told_with_steps_too(ours):
+    cut(ours / "train-000000.tar")
+    assert "bytes, as when it was indexed; it has changed to" in refusal_of(PKStream, ours, 2, 4, steps=3)
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("steps", [None, 5])
+def test_a_tar_cut_since_the_stream_was_made_is_told(ours, steps, index):
+    if not index:
+        for table in ours.glob("*.parquet"):
+            table.unlink()
+    handler = Continue()
+    stream, going_on = PKStream(ours, 2, 4, steps=steps), PKStream(ours, 2, 4, steps=steps, handler=handler)
+    cut(ours / "train-000000.tar")
+    when = "indexed" if index else "opened"
+    assert f"bytes, as when it was {when}; it has changed to" in refusal_of(list, stream)
+    assert len(listed(going_on)) == len(going_on)
+    assert f"as when it was {when}" in handler.told[0]
+
+
+# Labels in JSON.
+
+
+def tar_of_json(path, names, first=0):
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names, first):
+            parts = {"pgm": picture(number), "json": json.dumps({"id": name, "other": number % 2}).encode()}
+            for extension, content in parts.items():
+                info = tarfile.TarInfo(f"{number:06}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_a_label_in_json_is_streamed(tmp_path):
+    tar = tar_of_json(tmp_path / "a.tar", LABELS[:40])
+    batches = listed(PKStream(tar, 2, 4, label="json:id"))
+    assert not faults(batches, 2, 4)
+    assert len({number for batch in batches for number, _ in batch}) > 36
+    ShardIndex(tar, label="json:id", write_index=True)
+    assert listed(PKStream(tar, 2, 4, label="json:id")) == batches
+    assert "expected a member 000000.cls in" in refusal_of(PKStream, tar, 2, 4)
+    assert "KeyError: 'name'" in refusal_of(list, PKStream(tar, 2, 4, label="json:name", steps=1))
+
+
+def test_a_table_made_for_another_label_or_image_is_not_trusted(tmp_path):
+    tar = tar_of_json(tmp_path / "a.tar", LABELS[:40])
+    ShardIndex(tar, label="json:other", write_index=True)
+    few = "of the samples would end in a batch"
+    assert PKStream(tar, 4, 4, label="json:id").predicted.share > 0.9
+    assert few in refusal_of(PKStream, tar, 4, 4, label="json:other")
+    said = refusal_of(PKStream, tar, 2, 4, label="json:id", image="jpg")
+    assert "expected samples with an image and a label" in said
+    assert listed(PKStream(tar, 2, 4, label="json:id", image=".PGM"))

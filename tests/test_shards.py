@@ -285,7 +285,7 @@ def test_what_is_missing_is_named(copied, tmp_path):
     assert "a folder of shards, a tar, or a list" in sentence(ShardIndex, [])
     assert "a folder of shards, a tar, or a list" in sentence(ShardIndex, [3])
     (tmp_path / "a.tar").mkdir()
-    assert "a.tar'): expected an existing tar; it is a folder" in sentence(ShardIndex, tmp_path)
+    assert "expected an existing tar; it is a folder" in sentence(ShardIndex, tmp_path)
     assert "expected an existing tar; it is a folder" in sentence(ShardIndex, [tmp_path / "a.tar"])
 
 
@@ -330,8 +330,8 @@ def test_the_index_of_written_shards_is_not_overwritten_by_a_scan(copied):
     before = (copied / "train-000000.index.parquet").read_bytes()
     tar = copied / "train-000000.tar"
     for keep in (True, False):
-        for given in ({"label": "cls"}, {"image": "jpg"}):
-            said = sentence(ShardIndex, tar, **given, write_index=keep)
+        for option in ({"label": "cls"}, {"image": "jpg"}):
+            said = sentence(ShardIndex, tar, **option, write_index=keep)
             assert "image and label are for tars of other programs; leave it out" in said
     assert "write the shards again" not in sentence(ShardIndex, copied, image="jpg")
     assert len(ShardIndex(tar, write_index=True))

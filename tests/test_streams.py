@@ -171,6 +171,17 @@ def test_handlers_are_webdatasets_own():
 def test_labels_come_from_a_field_or_a_function():
     assert label_of({"json": b'{"a": 1}'}, "json") == '{"a": 1}'
     assert label_of({"cls": 7}, "cls") == 7
+    assert label_of({"json": b'{"a": 1}'}, "json:a") == label_of({"json": {"a": 1}}, "json:a") == 1
+    for content, said in [
+        (b"{", "JSONDecodeError"),
+        (b'{"b": 1}', "KeyError: 'a'"),
+        (b'{"a": 1.5}', "it is 1.5"),
+    ]:
+        told = refusal_of(label_of, {"__key__": "x", "json": content}, "json:a")
+        assert "sample 'x' of None: expected a whole number or a name as 'json:a'; " in told
+        assert said in told
+    assert "has no field 'json', only cls" in refusal_of(label_of, {"cls": b"1"}, "json:a")
+    assert "UnicodeDecodeError" in refusal_of(label_of, {"cls": b"\xff"}, "cls")
     stream = [{"__key__": "x/1"}, {"__key__": "x/2"}, {"__key__": "y/3"}, {"__key__": "y/4"}]
     (batch,) = pk_batched(2, 2, label=lambda sample: sample["__key__"][0])(stream)
     assert sorted(sample["__key__"] for sample in batch) == ["x/1", "x/2", "y/3", "y/4"]

@@ -169,7 +169,8 @@ def saved_position(
         >>> saved_position("load", state, {"seed": 0}, "state_dict() gave", "here is", "keep the seed")
         (2, 5)
     """
-    if not isinstance(state, dict) or not {"epoch", "step", "settings"} <= state.keys():
+    is_state = isinstance(state, dict) and {"epoch", "step", "settings"} <= state.keys()
+    if not is_state or not isinstance(state["settings"], dict):
         raise refusal(owner, "state", state, f"what {source}")
     for name in sorted({*settings, *state["settings"]}):
         saved, now = state["settings"].get(name), settings.get(name)

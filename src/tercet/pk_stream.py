@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tercet.augment import KeyedTransform
-from tercet.checks import refusal, whole
+from tercet.checks import flag, refusal, whole
 from tercet.datasets import image_tensor
 from tercet.epochs import saved_position
 from tercet.folders import IMAGE_SUFFIXES
@@ -24,9 +22,10 @@ from tercet.grouping import ON_SHORT, Group, GroupBuffer
 from tercet.images import decode_image
 from tercet.randomness import derive_key, permute
 from tercet.shared_epochs import SharedEpochs
+from tercet.stream_shards import KnownShard, base_name, known_shards
 from tercet.stream_yield import StreamYield, play
 from tercet.streams import Handler, PKStage, Sample, label_of, pk_batched, told
-from tercet.tars import read_table, scan_tar
+from tercet.tars import extension, other_size
 
 __all__ = ["PKStream", "PKStreamIterator"]
 
@@ -55,7 +54,8 @@ class PKStream(IterableDataset):
     the stream again up to there, without decoding.
 
     Args:
-        shards: a folder of tars, a tar, webdataset's notation as "train-{000000..000099}.tar", or a list.
+        shards: a folder of tars, those that its info.json lists if it has one; a tar, webdataset's notation
+            as "train-{000000..000099}.tar", or a list.
         p: classes in a batch, on each rank.
         k: images of each class in a batch, at least 2.
         transform: as in `ImageDataset`; it must make the images equal in size.
@@ -65,6 +65,7 @@ class PKStream(IterableDataset):
         on_short, buffer, cap, label, handler: as for `pk_batched`; `buffer` is that of a lane. A handler
             that ends the stream ends a pass over the shards.
         image: the field that holds the image; by default the one with an image's extension.
+        split: which of the splits in the folder's info.json; needed where it has several.
         seed: names the order of shards, the draws and the augmentations.
         rank: the part of the shards that this process takes, from 0.
         world_size: the number of processes.
@@ -74,9 +75,10 @@ class PKStream(IterableDataset):
         predicted: the `StreamYield` that `steps` comes from; None where `steps` is given.
 
     Raises:
-        ValueError: an argument out of range, fewer shards than lanes and ranks need, or shards of whose
-            samples nearly none would end in a batch; while running, what `pk_batched` raises, a label that
-            is no whole number, or images of different sizes.
+        ValueError: an argument out of range, shards that are missing or have changed since they were
+            indexed, fewer shards than lanes and ranks need, or shards of whose samples nearly none would
+            end in a batch; while running, what `pk_batched` raises, a tar that has changed since, a label
+            that is no whole number, or images of different sizes.
 
     Example:
         >>> import io, tarfile
@@ -106,6 +108,7 @@ class PKStream(IterableDataset):
         cap: int | None = None,
         label: Any = "cls",
         image: str | None = None,
+        split: str | None = None,
         handler: Handler | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -113,20 +116,22 @@ class PKStream(IterableDataset):
         return_keys: bool = False,
     ) -> None:
         owner = "PKStream"
-        self.shards = _listed(shards)
+        self.image = None if image is None else extension(owner, "image", image)
+        label = extension(owner, "label", label) if isinstance(label, str) else label
         self._made = {"on_short": on_short, "buffer": buffer, "cap": cap, "label": label, "handler": handler}
         stage = pk_batched(p, k, **self._made)  # refuses what it does not take
         self.p, self.k = stage.p, stage.k
         self.lanes, self.seed = whole(owner, "lanes", lanes, 1), whole(owner, "seed", seed)
         self.world_size = whole(owner, "world_size", world_size, 1)
         self.rank = whole(owner, "rank", rank, 0, self.world_size - 1)
-        self.image, self.return_keys = image, return_keys
-        if len(self.shards) < self.lanes * self.world_size:
-            ranks = f" on {self.world_size} ranks" if self.world_size > 1 else ""
-            expected = f"at most as many as shards, and there are {len(self.shards)}{ranks}"
-            raise refusal(owner, "lanes", lanes, expected, "lower lanes or write smaller shards")
+        self.return_keys = flag(owner, "return_keys", return_keys)
+        looked_for: dict[str, Any] = {"image": self.image, "label": label, "handler": handler}
+        known = known_shards(shards, split, **looked_for, count=steps is None)
+        self.shards = list(known)
+        self._sizes = {shard: one.size for shard, one in known.items() if one.size is not None}
+        self._check_parts()
         self._transform = None if transform is None else KeyedTransform(transform, self.seed)
-        self.predicted = self._predict(stage) if steps is None else None
+        self.predicted = self._predict(stage, known) if steps is None else None
         if self.predicted is not None:
             steps = max(1, self.predicted.batches // self.world_size)
         self.steps = whole(owner, "steps", steps, 1, (1 << 31) - 1)
@@ -140,7 +145,10 @@ class PKStream(IterableDataset):
             "cap": stage.cap,
             "on_short": ON_SHORT.index(on_short),
             "world_size": self.world_size,
-            "shards": zlib.crc32("\n".join(map(_base, self.shards)).encode(errors="surrogatepass")),
+            "label": _crc([label]) if isinstance(label, str) else 0,
+            "image": _crc([self.image or ""]),
+            "shards": _crc(map(base_name, self.shards)),
+            "contents": _crc(str(one.contents) for one in known.values()),
         }
         self._epochs = SharedEpochs()
 
@@ -193,11 +201,24 @@ class PKStream(IterableDataset):
         """The position in `state`, refused unless it was saved under the same settings."""
         owner, source = "PKStream.load_state_dict", "state_at() or an iterator's state_dict() returned"
         here = "here is", "build stream and loader as they were, or use set_epoch(epoch, step)"
-        return saved_position(owner, state, {**self._settings, "workers": workers}, source, *here)
+        epoch, step = saved_position(owner, state, {**self._settings, "workers": workers}, source, *here)
+        return epoch, whole(owner, "step", step, 0, self.steps + workers - 1)  # of one that has ended
 
-    def _predict(self, stage: PKStage) -> StreamYield:
-        """What one pass gives, by the labels in the tars or in the tables beside them."""
-        labels = {shard: self._labels(shard) for shard in self.shards}
+    def _check_parts(self) -> None:
+        """Refuses fewer shards than the lanes of all ranks need."""
+        number, ranks = len(self.shards), self.world_size
+        if number < ranks:
+            expected = f"at most as many as shards, and there are {number}"
+            way_out = "use fewer ranks or write smaller shards"
+            raise refusal("PKStream", "world_size", ranks, expected, way_out)
+        if number < self.lanes * ranks:
+            expected = f"at most as many as shards, and there are {number}"
+            expected += f" on {ranks} ranks" if ranks > 1 else ""
+            raise refusal("PKStream", "lanes", self.lanes, expected, "lower lanes or write smaller shards")
+
+    def _predict(self, stage: PKStage, known: dict[str, KnownShard]) -> StreamYield:
+        """What one pass gives, by the labels of the shards."""
+        labels = {shard: one.labels for shard, one in known.items() if one.labels is not None}
         parts = [
             [labels[shard] for shard in self._order(0, rank, lane)]
             for rank in range(self.world_size)
@@ -215,25 +236,6 @@ class PKStream(IterableDataset):
                 "or lower p or k; steps= leaves this check out"
             )
         return found
-
-    def _labels(self, shard: str) -> np.ndarray:
-        tar, label = Path(shard), self._made["label"]
-        if not isinstance(label, str) or not tar.is_file():
-            what = shard if isinstance(label, str) else label
-            expected = "local files and the name of a field, to count the batches of an epoch"
-            raise refusal("PKStream", "shards", what, expected, "or pass steps=")
-        table, size = read_table("PKStream", tar), tar.stat().st_size
-        if table is not None and table.tar_size != size:  # a cut between two members would go unnoticed
-            expected = f"{table.tar_size} bytes, as when it was indexed, not {size}"
-            way_out = "restore it, or delete its index if the tar is as it should be"
-            error = refusal("PKStream", "shards", shard, expected, way_out)
-            if not told(self._made["handler"], error):
-                raise error
-            table = None
-        if table is None or label != "cls":
-            table = scan_tar("PKStream", tar, self.image, label, "drop")
-        names = table.columns["label"].tolist()
-        return np.fromiter((zlib.crc32(name.encode()) for name in names), np.int64, len(names))
 
     def _order(self, epoch: int, rank: int, lane: int, lap: int = 0) -> list[str]:
         """The shards of a lane, in the order in which it reads them for the `lap`-th time in an epoch."""
@@ -267,6 +269,10 @@ class PKStream(IterableDataset):
         from webdataset.tariterators import tarfile_samples
 
         for shard in shards:  # each alone: else half a sample could join with one of the next shard
+            if shard in self._sizes and Path(shard).is_file():  # a cut between two members goes unnoticed
+                changed = other_size("PKStream", "shards", Path(shard), self._sizes[shard])
+                if changed and not told(self._made["handler"], changed):
+                    return
             source: dict[str, Any] = {"url": shard}
             try:
                 yield from tarfile_samples([source], handler=self._made["handler"] or reraise_exception)
@@ -371,30 +377,10 @@ class PKStreamIterator:
         self._stream._epochs.follow(self._position[0])
 
 
-def _listed(shards: Any) -> list[str]:
-    """The addresses of the shards, in one order whatever the order given."""
-    if isinstance(shards, (str, os.PathLike)) and Path(shards).is_dir():
-        found = sorted(str(path) for path in Path(shards).glob("*.tar"))
-        splits = sorted({re.sub(r"\d*\.tar$", "", _base(path)) for path in found})
-        if len(splits) > 1:
-            expected = f"tars of one split, and there are {', '.join(splits)}"
-            raise refusal("PKStream", "shards", str(shards), expected, "pass a list of tars")
-    elif isinstance(shards, str):
-        from webdataset.shardlists import expand_urls
-
-        found = expand_urls(shards)
-    else:
-        found = [str(shard) for shard in ([shards] if isinstance(shards, os.PathLike) else shards)]
-    if not found or len(set(found)) < len(found):
-        got = str(shards) if not found else f"{len(found) - len(set(found))} twice"
-        raise refusal("PKStream", "shards", got, "a folder of tars, or different tars")
-    return sorted(found)
-
-
-def _base(shard: str) -> str:
-    return shard.replace("\\", "/").rpartition("/")[2]
+def _crc(words: Iterable[str]) -> int:
+    return zlib.crc32("\n".join(words).encode(errors="surrogatepass"))
 
 
 def _name(sample: Sample) -> str:
     """What keys the augmentation of a sample: its shard, wherever that lies, and its key."""
-    return f"{_base(str(sample.get('__url__', '')))}/{sample.get('__key__', '')}"
+    return f"{base_name(str(sample.get('__url__', '')))}/{sample.get('__key__', '')}"

@@ -58,9 +58,7 @@ def _existing(owner: str, argument: str, tars: list[Path]) -> list[Path]:
     return tars
 
 
-def _listed(
-    owner: str, argument: str, folder: Path, split: str | None
-) -> tuple[list[Path], dict[str, Any]]:
+def _listed(owner: str, argument: str, folder: Path, split: str | None) -> tuple[list[Path], dict[str, Any]]:
     """The tars of a split as info.json lists them."""
     source = folder / INFO
     try:
@@ -140,8 +138,8 @@ def find_tables(
 def _current(tar: Path) -> ShardTable | None:
     """The table beside a tar, refused where the tar has changed since."""
     table = read_table("ShardIndex", tar)
-    changed = table and other_size("ShardIndex", "tars", tar, table.tar_size)
-    if changed:
+    changed = None if table is None else other_size("ShardIndex", "tars", tar, table.tar_size)
+    if changed is not None:
         raise changed
     return table
 

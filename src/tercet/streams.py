@@ -11,6 +11,7 @@ import numpy as np
 from tercet.checks import choice, refusal, whole
 from tercet.grouping import ON_SHORT, Group, GroupBuffer, sized
 from tercet.randomness import derive_key
+from tercet.tars import class_in
 from tercet.triplets.reservoir import ReservoirTriplets
 from tercet.tuples import Triplets
 
@@ -63,7 +64,8 @@ def pk_batched(
         buffer: samples held, at least p · k; by default 4 · p · k.
         cap: samples of one class held, from k to buffer / p; by default buffer / p. For those that come
             beyond, batches are drawn while the buffer is half full; then keyed ones are dropped.
-        label: the field that holds the class, or a function of the sample that gives it.
+        label: the field that holds the class, as "cls", a field of its JSON, as "json:id", or a function of
+            the sample that gives it.
         decode: a function of a sample that gives what stands in the batch for it; it gets a copy with the
             field "__view__": how often the sample was in a batch before, or below 0 where it stands in
             for another.
@@ -230,29 +232,46 @@ class _StandIns:
 def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> Any:
     """The class of a raw sample: what the function gives, or a field as text, or as an int where it is one.
 
+    Args:
+        sample: as webdataset gives it.
+        label: a field of the sample, a field of its JSON as "json:id", or a function of the sample.
+
     Raises:
-        ValueError: the sample has no such field.
+        ValueError: the sample has no such field, or no whole number or name in it.
 
     Example:
         >>> label_of({"__key__": "a", "cls": b"17"}, "cls"), label_of({"__key__": "b", "cls": b"ant"}, "cls")
         (17, 'ant')
+        >>> label_of({"__key__": "c", "json": b'{"id": 4}'}, "json:id")
+        4
     """
     if callable(label):
         return label(sample)
-    if label not in sample:
+    name, field = (label, "") if label in sample else label.partition(":")[::2]
+    if name not in sample:
         raise ValueError(
-            f"sample {sample.get('__key__')!r} of {sample.get('__url__')!r} has no field {label!r}, only "
+            f"{_which(sample)} has no field {name!r}, only "
             f"{', '.join(sorted(name for name in sample if not name.startswith('__'))) or 'its name'}; "
             "half a sample ends a truncated tar; else pass label=, a field or a function of a sample"
         )
-    value = sample[label]
-    if isinstance(value, (bytes, bytearray)):
-        value = bytes(value).decode().strip()
+    value = sample[name]
+    try:
+        if isinstance(value, (bytes, bytearray, str)):
+            value = class_in(value, field)
+        elif field:
+            value = value[field]  # decoded before
+    except (ValueError, LookupError, TypeError) as error:
+        expected = f"expected a whole number or a name as {label!r}"
+        raise ValueError(f"{_which(sample)}: {expected}; {type(error).__name__}: {error}") from error
     try:
         number = int(value)
     except (TypeError, ValueError):
         return value
     return number if str(number) == str(value) else value  # "010" is another class than "10"
+
+
+def _which(sample: Sample) -> str:
+    return f"sample {sample.get('__key__')!r} of {sample.get('__url__')!r}"
 
 
 def told(handler: Handler | None, error: Exception) -> bool:
@@ -301,7 +320,7 @@ def deep_ranking_batched(
         capacity: samples held of each class.
         every: samples that come between two draws; by default `count`.
         warmup: samples that come before the first draw.
-        label: the field that holds the class, or a function of the sample that gives it.
+        label: where the class is, as for `pk_batched`.
         handler: webdataset's, as for `pk_batched`.
         seed: names the reservoir's draws.
         law: `relevance`, `cap`, `gap`, `out_of_class` and `tries`, as for `ReservoirTriplets`.

@@ -191,7 +191,7 @@ def scan_tar(owner: str, tar: Path, image: str | None, label: str, damaged: str)
         owner: who asks, for the sentences.
         tar: an uncompressed tar; long names of GNU tar and pax are understood.
         image: the extension of the member that is the image; None for the one that is an image's.
-        label: the extension of the member that holds the class, or "json:field"; both as `extension` gives them.
+        label: the extension of the member that holds the class, or "json:field"; as `extension` gives them.
         damaged: "drop" ends a tar that is cut short, or has a broken header, before the sample in question.
 
     Raises:
