@@ -103,6 +103,17 @@ def test_the_advice_holds():
     assert abs(share - promised) <= 0.05
 
 
+def test_a_remedy_that_would_be_refused_is_not_advised():
+    # By identity the 4 classes make fewer shards than there are workers.
+    labels = np.arange(400) // 100
+    with pytest.raises(ValueError, match=r"^predict_yield\(layout='mixed'.*lower p or k$"):
+        predict_yield(labels, 8, 4, layout="mixed", images_per_shard=20, workers=8)
+    labels = np.arange(4000) // 5
+    asked = {"layout": "stored", "images_per_shard": 1000, "workers": 4, "buffer": 32, "on_short": "error"}
+    with pytest.raises(ValueError, match=r"class .* leaves the buffer"):
+        predict_yield(labels, 8, 4, **asked)
+
+
 def test_where_nothing_helps_the_sentence_says_so():
     with pytest.raises(ValueError, match=r"too few classes have 4 images for that; lower p or k$"):
         predict_yield(np.arange(200), 8, 4)
@@ -121,6 +132,11 @@ def test_memory_is_what_the_workers_of_a_rank_hold():
     [
         ({"layout": "identiy"}, "did you mean 'identity'?"),
         ({"workers": 9, "images_per_shard": 400}, "expected at most 9 shards / 2 ranks"),
+        (
+            {"ranks": 99},
+            "predict_yield(ranks=99): expected at most as many as shards, and there are 1; lower",
+        ),
+        ({"ranks": 99}, "lower ranks or images_per_shard"),
         ({"least": 2}, "predict_yield(least=2): expected a finite number from 0 to 1"),
         ({"buffer": 3}, "predict_yield(buffer=3): expected at least p · k = 32 images"),
         ({"image_bytes": -1}, "predict_yield(image_bytes=-1)"),

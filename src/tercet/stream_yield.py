@@ -79,8 +79,8 @@ def predict_yield(
         The prediction.
 
     Raises:
-        ValueError: an argument out of range, fewer shards than workers, or a share below `least`: then with
-            what would help, and how much.
+        ValueError: an argument out of range, fewer shards than ranks or workers, or a share below `least`:
+            then with what would help, and how much.
 
     Example:
         >>> labels = np.arange(3000) // 5
@@ -105,6 +105,9 @@ def predict_yield(
     def played(layout: str, buffer: int, cap: int | None, workers: int) -> StreamYield:
         shards = _shards(codes, k, layout, images_per_shard, seed)
         parts = ranks * workers
+        if len(shards) < ranks:
+            expected = f"at most as many as shards, and there are {len(shards)}"
+            raise refusal(owner, "ranks", ranks, expected, "lower ranks or images_per_shard")
         if len(shards) < parts:
             way_out = "lower workers or images_per_shard"
             raise refusal(owner, "workers", workers, f"at most {len(shards)} shards / {ranks} ranks", way_out)
@@ -125,7 +128,10 @@ def predict_yield(
             ways.append((f"raise buffer to {larger}", (layout, larger, None, workers)))
     told = []
     for way, setting in ways:
-        share = played(*setting).share
+        try:
+            share = played(*setting).share
+        except ValueError:  # a remedy that would be refused is none
+            continue
         if share >= max(least, 2 * found.share):
             told.append(f"{way} ({share:.2f})")
     raise ValueError(
