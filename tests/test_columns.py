@@ -17,7 +17,7 @@ from tercet.handles import Handle
 TYPES = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.int8)]
 
 
-def stored(path, values, counts):
+def stored(path, values, counts, limits=(1 << 31,) * 3):
     """`values` [c, n] written in parts, each column at a multiple of 8 bytes with something before it."""
     content, starts = b"", []
     for part in np.split(values, np.cumsum(counts)[:-1], axis=1):
@@ -27,7 +27,7 @@ def stored(path, values, counts):
             starts[-1].append(len(content))
             content += column.astype(kind).tobytes()
     path.write_bytes(content)
-    return StoredColumns(path, np.array(starts), np.array(counts), TYPES)
+    return StoredColumns(path, np.array(starts), np.array(counts), TYPES, limits)
 
 
 @settings(deadline=None, max_examples=60)
@@ -35,7 +35,7 @@ def stored(path, values, counts):
 def test_any_rows_in_any_order_however_much_is_read_at_once(tmp_path_factory, data):
     counts = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))
     total = sum(counts)
-    values = np.random.default_rng(total).integers(-128, 128, (3, total))
+    values = np.random.default_rng(total).integers(0, 128, (3, total))
     rows = np.array(data.draw(st.lists(st.integers(0, total - 1), max_size=50)), dtype=np.int64)
     one = stored(tmp_path_factory.mktemp("columns") / "c", values, counts)
     with pytest.MonkeyPatch.context() as patch:
@@ -89,8 +89,19 @@ def test_a_file_cut_short_is_noticed(tmp_path):
         one.take(np.array([9]))
 
 
+@pytest.mark.parametrize(("column", "value"), [(0, 7), (1, -1), (2, 2)])
+def test_a_value_out_of_range_is_noticed(tmp_path, column, value):
+    values = np.ones((3, 10), dtype=int)
+    values[column, 4] = value
+    one = stored(tmp_path / "c", values, [3, 7], limits=(7, 7, 2))
+    assert one.take(np.array([3, 5])).tolist() == [[1, 1]] * 3
+    said = rf"c'\): expected whole numbers below \d, and row 4 holds {value}; it is damaged; write it again"
+    with pytest.raises(ValueError, match=said):
+        one.take(np.array([5, 4]))
+
+
 def test_no_such_file():
     with pytest.raises(
         ValueError, match=r"read_manifest\(path='gone'\): expected a file to read; No such file"
     ):
-        StoredColumns(Path("gone"), np.zeros((1, 1), dtype=int), np.ones(1, dtype=int), TYPES[:1])
+        StoredColumns(Path("gone"), np.zeros((1, 1), dtype=int), np.ones(1, dtype=int), TYPES[:1], [1])

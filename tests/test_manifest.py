@@ -244,6 +244,54 @@ def test_a_manifest_cut_short_while_it_is_open_is_noticed(tmp_path):
     assert "expected the file as it was; it was cut short" in sentence(found.__getitem__, 99_999)
 
 
+def test_a_manifest_that_has_become_another_is_not_unpickled(tmp_path):
+    path = tmp_path / "t.arrow"
+    rows = np.random.default_rng(0).integers(0, len(CATALOG), (3, 5000))
+    write_manifest(path, Triplets(*rows), CATALOG)
+    found = read_manifest(path)
+    sent, content = pickle.dumps(found), path.read_bytes()
+    os.utime(path, (0, 0))  # as a copy on another machine has
+    assert listed(pickle.loads(sent)[:]) == listed(found[:])
+    others = {
+        "as many other rows": (Triplets(*rows[:, ::-1]), CATALOG),
+        "fewer": (Triplets(*rows[:, 1:]), CATALOG),
+        "none": (given_triplets([]), CATALOG),
+        "another catalog": (Triplets(*rows), CATALOG.select(range(6)).select([1, 0, 2, 3, 4, 5])),
+    }
+    for triplets, catalog in others.values():
+        write_manifest(path, triplets, catalog, overwrite=True)
+        said = sentence(pickle.loads, sent)
+        assert "expected the file as it was when it was pickled; read it anew, with read_manifest" in said
+    path.write_bytes(content)
+    assert listed(pickle.loads(sent)[:]) == listed(found[:])
+
+
+@pytest.mark.parametrize(
+    ("bit", "expected"),
+    [
+        (0x80, ["whole numbers below 6, and row", "text in UTF-8; it is damaged"]),
+        (0x01, ["whole numbers below 6, and row", "its catalog in it; it is damaged"]),
+    ],
+)
+def test_a_flipped_bit_in_an_arrow_file_gives_a_sentence_or_rows_of_the_catalog(tmp_path, bit, expected):
+    write_manifest(tmp_path / "t.arrow", DRAWN, CATALOG)
+    content, said, kinds = (tmp_path / "t.arrow").read_bytes(), set(), set()
+    for place in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[place] ^= bit
+        (tmp_path / "u.arrow").write_bytes(damaged)
+        try:
+            found = read_manifest(tmp_path / "u.arrow")
+            triplets, images = found.triplets, len(found.catalog)
+        except ValueError as error:
+            kinds.add(type(error))
+            said.add(str(error).rpartition("expected ")[2])
+            continue
+        assert all((column >= 0).all() and (column < images).all() for column in triplets)
+    assert kinds == {ValueError}
+    assert [any(one.startswith(some) for one in said) for some in expected] == [True, True], said
+
+
 # The same bytes
 
 

@@ -53,6 +53,7 @@ class StoredColumns:
         starts: [parts, c], where the values of a part begin, in bytes.
         counts: [parts], the rows of each part.
         types: the types of the c columns.
+        limits: for each column what all its values, from 0 on, are below.
 
     Raises:
         ValueError: the file cannot be opened.
@@ -60,7 +61,8 @@ class StoredColumns:
     Example:
         >>> _ = Path("numbers.bin").write_bytes(np.arange(10, dtype=np.int32).tobytes())
         >>> starts, counts = np.array([[0], [24]]), np.array([2, 3])
-        >>> StoredColumns(Path("numbers.bin"), starts, counts, [np.dtype(np.int32)]).take(np.array([4, 0]))
+        >>> columns = StoredColumns(Path("numbers.bin"), starts, counts, [np.dtype(np.int32)], [9])
+        >>> columns.take(np.array([4, 0]))
         array([[8, 0]])
     """
 
@@ -70,11 +72,13 @@ class StoredColumns:
         starts: Int64[np.ndarray, "parts c"],
         counts: Int64[np.ndarray, " parts"],
         types: Sequence[np.dtype],
+        limits: Sequence[int],
     ) -> None:
         self._path = path
         self._starts = starts
         self._ends = np.concatenate([[0], np.cumsum(counts)])  # the last is the length
         self._types = types
+        self._limits = limits
         self._handle = Handle("read_manifest", "path", path, "a file to read")
 
     def __len__(self) -> int:
@@ -84,7 +88,7 @@ class StoredColumns:
         """The values at some rows, from 0 to n − 1.
 
         Raises:
-            ValueError: the file has been cut short since it was opened.
+            ValueError: the file has been cut short since it was opened, or holds a value out of range.
         """
         out = np.empty((len(self._types), len(rows)), dtype=np.int64)
         for first in range(0, len(rows), _AT_ONCE):
@@ -103,6 +107,11 @@ class StoredColumns:
                     way_out = "it was cut short since it was opened; write it again"
                     raise refusal("Manifest", "path", str(self._path), "the file as it was", way_out)
                 values[first : first + len(some)] = np.frombuffer(joined, kind)[places]
+        for values, limit in zip(out, self._limits):
+            wrong = np.flatnonzero(values.view(np.uint64) >= limit)  # so a negative one is large
+            if wrong.size:
+                expected = f"whole numbers below {limit}, and row {rows[wrong[0]]} holds {values[wrong[0]]}"
+                raise refusal("Manifest", "path", str(self._path), expected, "it is damaged; write it again")
         return out
 
 

@@ -231,6 +231,7 @@ def _read_table(source: Path, suffix: str, kind: str | None) -> tuple[Any, str]:
     elif suffix == ".arrow":
         with pa.OSFile(str(source)) as file:
             table = pa.ipc.open_file(file).read_all()
+        table.validate(full=True)  # else a position outside its dictionary would be followed
     elif suffix == ".jsonl":
         from pyarrow import json as arrow_json
 
@@ -279,18 +280,19 @@ def open_arrow(source: Path, key: str) -> tuple[StoredColumns, dict[str, str]] |
             _fields, COLUMNS
         ):
             return None
-        batches = map(reader.get_batch, range(reader.num_record_batches))
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         columns = [[_numbers(column) for column in batch.columns] for batch in batches]
         # The views are only asked where they lie: the file is read by offset, not through the mapping.
         starts = [[column.ctypes.data - content.address for column in batch] for batch in columns]
         counts = np.array([len(batch[0]) for batch in columns], dtype=np.int64)
+        of_paths = _of_paths(_kind_of(reader.schema.names))
+        names = len(batches[0].column(0).dictionary) if batches else 0
         within = all(0 <= start < content.size for batch in starts for start in batch)
     if not within:
         return None
-    types = [
-        np.dtype(np.int32 if of_paths else np.int8) for of_paths in _of_paths(_kind_of(reader.schema.names))
-    ]
-    return StoredColumns(source, np.array(starts, np.int64).reshape(-1, 3), counts, types), metadata
+    types = [np.dtype(np.int32 if path else np.int8) for path in of_paths]
+    limits = [names if path else 2 for path in of_paths]
+    return StoredColumns(source, np.array(starts, np.int64).reshape(-1, 3), counts, types, limits), metadata
 
 
 def _numbers(column: Any) -> np.ndarray:

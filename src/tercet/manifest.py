@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -37,13 +38,16 @@ from tercet.tuples import Triplets, TripletSequence, rows_at
 
 __all__ = ["Manifest", "manifest_target", "read_manifest", "unfinished_manifest", "write_manifest"]
 
+_SAMPLED = 256  # rows that stand for all of a file
+
 
 class Manifest:
     """Triplets or pairs read from disk: a sequence of rows of `catalog`. Made by `read_manifest`.
 
     `len(manifest)` is the number of triplets; `manifest[i]`, `manifest[a:b]` and `manifest[array]` give
     `Triplets` of int64 catalog rows; or, in a manifest of pairs, `LabeledPairs`. An .arrow manifest stays on
-    disk and is read where it is asked for.
+    disk and is read where it is asked for; a pickle of it opens the file again, and is refused if that has
+    become another.
 
     Attributes:
         kind: "triplets" or "pairs".
@@ -106,7 +110,8 @@ class Manifest:
 
         Raises:
             IndexError: a number outside the manifest.
-            ValueError: an .arrow file that has been cut short since it was opened.
+            ValueError: an .arrow file that has been cut short since it was opened, or holds a row outside
+                its catalog.
         """
         out = self._columns.take(rows_at(index, len(self)))
         if self.kind == "pairs":
@@ -118,7 +123,19 @@ class Manifest:
 
     def __reduce__(self) -> Any:
         # A worker process opens the file again: an open file cannot be sent.
-        return (read_manifest, self._reopen) if self._reopen else super().__reduce__()
+        return (_reopened, (*self._reopen, self._identity)) if self._reopen else super().__reduce__()
+
+    @cached_property
+    def _identity(self) -> tuple[int, int]:
+        """What tells this file from another that takes its name: the count, and a CRC.
+
+        The CRC is of provenance, which has the catalog's fingerprint, and of some rows: for a copy on another
+        machine has another time of change, and reading all rows would take long.
+        """
+        some = np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(np.int64)) if len(self) else []
+        rows = self._columns.take(np.asarray(some, dtype=np.int64))
+        told = json.dumps(self.provenance, sort_keys=True).encode()
+        return len(self), zlib.crc32(rows.astype("<i8").tobytes(), zlib.crc32(told))
 
 
 def write_manifest(
@@ -276,10 +293,22 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
 
     try:
         return _read(source, None if root is None else str(root))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        way_out = f"it is damaged ({str(error).partition(chr(10))[0]}); write it again"
+        raise refusal("read_manifest", "path", str(path), "text in UTF-8", way_out) from error
     except (pa.ArrowException, KeyError, OSError) as error:
         way_out = "it has others" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         expected = "columns anchor, positive, negative of paths, or first, second, same"
         raise refusal("read_manifest", "path", str(path), expected, way_out) from error
+
+
+def _reopened(path: str, root: str | None, identity: tuple[int, int]) -> Manifest:
+    """The manifest that was pickled, refused where its file has become another."""
+    manifest = read_manifest(path, root)
+    if manifest._identity != identity:
+        way_out = "read it anew, with read_manifest, in the process that sends it"
+        raise refusal("Manifest", "path", path, "the file as it was when it was pickled", way_out)
+    return manifest
 
 
 def _read(source: Path, root: str | None) -> Manifest:
@@ -289,7 +318,7 @@ def _read(source: Path, root: str | None) -> Manifest:
         columns, metadata = stored
         provenance = json.loads(metadata[KEY])
         kind = provenance.get("kind", "triplets")
-        unpack = partial(_unpacked, metadata[CATALOG_KEY], place)
+        unpack = partial(_unpacked, source, metadata[CATALOG_KEY], place)
         manifest = Manifest(columns, unpack, provenance, (str(source), root), kind)
         _refuse_other_count(source, len(manifest), provenance, kind)
         return manifest
@@ -303,7 +332,8 @@ def _read(source: Path, root: str | None) -> Manifest:
         if root is None and provenance.get("path_prefix", "").endswith("/"):  # the folder of the images
             catalog = replace(catalog, root=Path(provenance["path_prefix"]))
     elif KEY in metadata:
-        provenance, catalog = json.loads(metadata[KEY]), _unpacked(metadata[CATALOG_KEY], place)
+        provenance = json.loads(metadata[KEY])
+        catalog = _unpacked(source, metadata[CATALOG_KEY], place)
     elif paths.size:
         if "" in paths:
             raise refusal("read_manifest", "path", str(source), "paths on every line", "one is empty")
@@ -324,8 +354,13 @@ def _read(source: Path, root: str | None) -> Manifest:
     return Manifest(columns, catalog, provenance, kind=kind)
 
 
-def _unpacked(text: str, place: Path) -> Catalog:
-    return catalog_from(decompressed(text), place)
+def _unpacked(source: Path, text: str, place: Path) -> Catalog:
+    """The catalog in the metadata of a file, its paths starting from `place`."""
+    try:
+        return catalog_from(decompressed(text), place)
+    except (zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
+        way_out = f"it is damaged ({type(error).__name__}); write it again"
+        raise refusal("read_manifest", "path", str(source), "its catalog in it", way_out) from error
 
 
 def _catalog_of(paths: np.ndarray, root: Path) -> Catalog:
