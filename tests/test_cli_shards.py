@@ -161,7 +161,17 @@ def test_shards_of_other_options_are_refused_without_overwrite(tercet, photos): 
         (
             ["photos", "./photos"],
             1,
-            "make-shards(output='photos'): expected another folder than what is read",
+            "make-shards(folder='photos'): expected another folder than what is read",
+        ),
+        (
+            ["photos", "photos/shards"],
+            1,
+            "make-shards(folder='photos/shards'): expected a folder outside photos, which is read",
+        ),
+        (
+            [".", "photos/00"],
+            1,
+            "make-shards(folder='photos/00'): expected a folder outside ., which is read",
         ),
         (["photos", "a/b"], 1, "Error: write_shards(folder='a/b'): expected an existing a to make it in"),
         (["photos", "t.csv"], 1, "Error: write_shards(folder='t.csv'): expected a folder, not a file"),
@@ -212,6 +222,22 @@ def test_what_cannot_be_done_is_said_and_nothing_written(tercet, photos, argumen
     assert said in err
     assert "Traceback" not in err
     assert sorted(os.listdir()) == ["photos", "t.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["out", "--split", "a/b"], "write_shards(split='a/b'): expected letters, digits and"),
+        (["a/b"], "write_shards(folder='a/b'): expected an existing a to make it in"),
+        (["t.csv"], "write_shards(folder='t.csv'): expected a folder, not a file"),
+    ],
+)
+def test_split_and_folder_are_looked_at_before_the_images(tercet, photos, monkeypatch, arguments, said):  # noqa: F811
+    Path("t.csv").write_text("path,label\n")
+    monkeypatch.setattr("tercet.cli.sources.scan_folder", lambda *given, **options: pytest.fail("scanned"))
+    code, out, err = tercet("make-shards", "photos", *arguments)
+    assert (code, out) == (1, "")
+    assert said in err
 
 
 def test_the_tool_is_the_same_command(photos):

@@ -328,9 +328,12 @@ def test_nothing_to_read_at_all_is_refused(tmp_path):
         ({"unreadable": "ignore"}, "expected one of 'error', 'skip'"),
         ({"split": "a/b"}, "expected letters, digits and underscores"),
         ({"split": "start"}, "without 'tar'"),
+        ({"overwrite": "no"}, "write_shards(overwrite='no'): expected True or False"),
+        ({"progress": 1}, "write_shards(progress=1): expected True or False"),
     ],
 )
-def test_options_out_of_range_are_refused(catalog, tmp_path, options, said):
+def test_options_out_of_range_are_refused(catalog, tmp_path, options, said, monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     assert said in sentence(write_shards, tmp_path / "out", catalog, **options)
     assert not (tmp_path / "out").exists()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.catalog import Catalog
-from tercet.checks import choice, refusal, whole
+from tercet.checks import choice, flag, refusal, whole
 from tercet.layouts import by_identity, mixed
 from tercet.shard_sets import INFO
 from tercet.shard_writing import (
@@ -29,7 +29,7 @@ from tercet.shards import ShardIndex
 from tercet.tables import atomically
 from tercet.tars import ShardTable
 
-__all__ = ["write_shards"]
+__all__ = ["shards_folder", "write_shards"]
 
 _OWNER = "write_shards"
 _SUFFIX = re.compile(r"[a-z0-9][a-z0-9_+-]{0,15}")
@@ -103,19 +103,9 @@ def write_shards(
     if layout == "mixed" and k is not None:
         raise refusal(_OWNER, "k", k, 'no k for layout="mixed", which has no groups')
     k = whole(_OWNER, "k", 4 if k is None else k, minimum=1)
-    if not isinstance(split, str) or not _SPLIT.fullmatch(split) or "tar" in split:
-        expected = "letters, digits and underscores, without 'tar', which timm takes for a file name"
-        raise refusal(_OWNER, "split", split, expected)
+    overwrite, progress = flag(_OWNER, "overwrite", overwrite), flag(_OWNER, "progress", progress)
+    target = shards_folder(folder, split)
     _check_catalog(catalog)
-
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise refusal(_OWNER, "folder", str(folder), "a folder, not a file")
-    if not target.parent.is_dir():
-        raise refusal(_OWNER, "folder", str(folder), f"an existing {target.parent} to make it in")
-    if not os.access(target if target.is_dir() else target.parent, os.W_OK):
-        raise refusal(_OWNER, "folder", str(folder), "a folder that may be written")
-
     if layout == "identity":
         shards = by_identity(catalog.labels, k, images_per_shard, seed)
         options = {"layout": layout, "k": k, "images_per_shard": images_per_shard, "seed": seed}
@@ -148,6 +138,28 @@ def write_shards(
     with atomically(target / INFO) as unfinished:
         unfinished.write_text(json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
     return ShardIndex(target, split=split)
+
+
+def shards_folder(folder: str | Path, split: str) -> Path:
+    """`folder`, refused before any work is done for it if no shards of this split could be written there.
+
+    Args:
+        folder, split: as for `write_shards`.
+
+    Raises:
+        ValueError: no name of a split, a file, no folder above it, or one that may not be written.
+    """
+    if not isinstance(split, str) or not _SPLIT.fullmatch(split) or "tar" in split:
+        expected = "letters, digits and underscores, without 'tar', which timm takes for a file name"
+        raise refusal(_OWNER, "split", split, expected)
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise refusal(_OWNER, "folder", str(folder), "a folder, not a file")
+    if not target.parent.is_dir():
+        raise refusal(_OWNER, "folder", str(folder), f"an existing {target.parent} to make it in")
+    if not os.access(target if target.is_dir() else target.parent, os.W_OK):
+        raise refusal(_OWNER, "folder", str(folder), "a folder that may be written")
+    return target
 
 
 def _check_catalog(catalog: Catalog) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tercet.checks import choice
+from tercet.checks import choice, refusal
 from tercet.cli.report import finish, grid, tell_left_out
 from tercet.cli.sources import (
     ClassDepth,
@@ -24,7 +24,7 @@ from tercet.cli.sources import (
     refuse_input,
     with_groups,
 )
-from tercet.sharding import write_shards
+from tercet.sharding import shards_folder, write_shards
 from tercet.stream_yield import predict_yield
 
 __all__ = ["app", "make_shards"]
@@ -89,7 +89,11 @@ def make_shards(
     """
     started = time.perf_counter()
     choice(OWNER, "--layout", layout, LAYOUTS)
-    refuse_input(OWNER, folder, source)
+    refuse_input(OWNER, folder, source, argument="folder")
+    if source.is_dir() and source.resolve() in folder.resolve().parents:
+        expected = f"a folder outside {source}, which is read"
+        raise refusal(OWNER, "folder", str(folder), expected, "else shards and images would be mixed")
+    shards_folder(folder, split)  # before the images are looked at
     if batches is not None and layout == "identity":
         if k not in (None, batches[1]):
             raise typer.BadParameter(f"--k {k} and --batches {batches[0]} {batches[1]}: give one of them")

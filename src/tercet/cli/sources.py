@@ -84,12 +84,12 @@ def opened_catalog(
     return read_catalog(source, root=root, verify=verify, progress=not quiet, **names)
 
 
-def refuse_input(owner: str, output: Path, *inputs: Path) -> None:
+def refuse_input(owner: str, output: Path, *inputs: Path, argument: str = "output") -> None:
     """Refuse an output that is what it would be made from: `--overwrite` would lose it."""
     for given in inputs:
         if output.resolve() == given.resolve():
             kind = "folder" if given.is_dir() else "file"
-            raise refusal(owner, "output", str(output), f"another {kind} than what is read")
+            raise refusal(owner, argument, str(output), f"another {kind} than what is read")
 
 
 def with_groups(owner: str, catalog: Catalog, groups: str, of_folder: bool) -> tuple[Catalog, Any]:
