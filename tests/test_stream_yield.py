@@ -108,10 +108,6 @@ def test_a_remedy_that_would_be_refused_is_not_advised():
     labels = np.arange(400) // 100
     with pytest.raises(ValueError, match=r"^predict_yield\(layout='mixed'.*lower p or k$"):
         predict_yield(labels, 8, 4, layout="mixed", images_per_shard=20, workers=8)
-    labels = np.arange(4000) // 5
-    asked = {"layout": "stored", "images_per_shard": 1000, "workers": 4, "buffer": 32, "on_short": "error"}
-    with pytest.raises(ValueError, match=r"class .* leaves the buffer"):
-        predict_yield(labels, 8, 4, **asked)
 
 
 def test_where_nothing_helps_the_sentence_says_so():

@@ -108,9 +108,10 @@ class StoredColumns:
                     raise refusal("Manifest", "path", str(self._path), "the file as it was", way_out)
                 values[first : first + len(some)] = np.frombuffer(joined, kind)[places]
         for values, limit in zip(out, self._limits):
-            wrong = np.flatnonzero(values.view(np.uint64) >= limit)  # so a negative one is large
-            if wrong.size:
-                expected = f"whole numbers below {limit}, and row {rows[wrong[0]]} holds {values[wrong[0]]}"
+            unsigned = values.view(np.uint64)  # so a negative one is large
+            if len(rows) and unsigned.max() >= limit:
+                wrong = int(np.argmax(unsigned >= limit))
+                expected = f"whole numbers below {limit}, and row {rows[wrong]} holds {values[wrong]}"
                 raise refusal("Manifest", "path", str(self._path), expected, "it is damaged; write it again")
         return out
 
