@@ -8,8 +8,8 @@ PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --co
 quickstart: .venv/quickstart/installed  ## the main job on real images, with a result to look at
 	.venv/quickstart/bin/python examples/quickstart.py
 
-test: .venv/dev/installed  ## the tests
-	.venv/dev/bin/python -m pytest
+test: .venv/dev/installed  ## the tests, a process for each core
+	OMP_NUM_THREADS=1 .venv/dev/bin/python -m pytest --numprocesses logical --dist worksteal
 
 lint: .venv/dev/installed
 	.venv/dev/bin/ruff check

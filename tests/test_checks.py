@@ -36,7 +36,8 @@ def test_refusal_is_returned_and_says_owner_argument_got_expected_and_way_out():
 
 def test_refusal_shortens_what_came_to_80_characters():
     assert str(refusal("f", "x", "a" * 78, "b")) == f"f(x='{'a' * 78}'): expected b"
-    assert str(refusal("f", "x", "a" * 79, "b")) == f"f(x='{'a' * 76}...): expected b"
+    shown = f"'{'a' * 29}...{'c' * 46}'"  # a long path is told by its end
+    assert str(refusal("f", "x", "a" * 40 + "c" * 60, "b")) == f"f(x={shown}): expected b"
 
 
 # whole

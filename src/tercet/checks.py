@@ -19,7 +19,7 @@ def refusal(owner: str, argument: str, got: object, expected: str, way_out: str 
     Args:
         owner: the class or function that was called, `"PKSampler"`.
         argument: the name of the argument, `"p"`.
-        got: what came; shown by `repr`, shortened to 80 characters.
+        got: what came; shown by `repr`, shortened to 80 characters in the middle: a path ends with its name.
         expected: what would have been right, `"a whole number of at least 1"`.
         way_out: what to do instead; left away when `expected` says it.
 
@@ -32,7 +32,7 @@ def refusal(owner: str, argument: str, got: object, expected: str, way_out: str 
     """
     shown = repr(got)
     if len(shown) > 80:
-        shown = shown[:77] + "..."
+        shown = f"{shown[:30]}...{shown[-47:]}"
     tail = f"; {way_out}" if way_out else ""
     return ValueError(f"{owner}({argument}={shown}): expected {expected}{tail}")
 
