@@ -160,6 +160,10 @@ def test_integer_embeddings_are_refused_outside_hamming():
         distances.euclidean.prepare(torch.ones(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"BatchHard\(embeddings=.torch.int64.\): expected floating-point"):
         BatchHard()(torch.ones(2, 2, dtype=torch.int64), torch.arange(2))
+    with pytest.raises(ValueError, match=r"BatchHard\(embeddings=.torch.complex64.\).*real and imaginary"):
+        BatchHard()(torch.ones(2, 2, dtype=torch.complex64), torch.arange(2))
+    with pytest.raises(ValueError, match=r"torch.complex64.*expected floats, or whole numbers"):
+        BatchHard(distance="hamming")(torch.ones(2, 2, dtype=torch.complex64), torch.arange(2))
     codes = References(torch.ones(2, 2, dtype=torch.int64), torch.arange(2))
     with pytest.raises(ValueError, match=r"Contrastive\(ref.embeddings=.torch.int64.\): expected floating"):
         Contrastive()(torch.ones(2, 2), torch.arange(2), ref=codes)

@@ -174,6 +174,9 @@ def gives_no_gradient_where_none_is_wanted(row):
             assert not loss.requires_grad
             assert torch.equal(loss, row.head()(x, labels).detach())
             assert torch.equal(loss, row.head()(copy, labels).detach())  # of inference, outside it
+            with mode():
+                copied = labels.clone()
+            row.head()(x, copied).backward()
 
 
 def references_of_another_size_than_the_batch(row):

@@ -4,8 +4,13 @@ from contract_heads import points
 from torch import nn
 
 from tercet.distances import Mahalanobis, as_distance
-from tercet.losses import slopes
+from tercet.losses import margin, pair, slopes, triplet
+from tercet.losses.listwise import InfoNCE
+from tercet.losses.margin import MarginLoss
+from tercet.losses.pair import Contrastive
 from tercet.losses.slopes import NegativeCosine, TileLoss, differentiated, mirrored, sloped
+from tercet.losses.triplet import TripletMargin
+from tercet.losses.weighted import MultiSimilarity
 from tercet.pairwise import Pairwise
 from tercet.relations import CrossGroup, Graded, SameLabel, SharedLabel
 from tercet.sums import summed
@@ -50,7 +55,7 @@ def batch(kind, n=48):
 KINDS = ["spread", "near duplicates", "half of it collapsed", "duplicates"]
 
 
-def weighted(tile):
+def weighted(tile, wanted):
     """Σ of D² of positives and −3 D of negatives, whose slopes are known."""
     positive, negative = tile.positive.double(), tile.negative.double()
     d = tile.distance.double()
@@ -149,11 +154,13 @@ def test_a_tile_is_differentiated_by_its_distances_alone():
     (tile,) = pairwise.tiles()
     losses = lambda tile: torch.relu(tile.distance - 1)[tile.positive]  # noqa: E731
     for reduction in ("mean", "mean_active"):
-        found = differentiated(losses, reduction, tile)
+        found = differentiated(losses, reduction, tile, True)
         value, count = summed(losses(tile), reduction)
         assert (found.value, found.count) == (value, count)
         assert torch.equal(found.slopes, ((tile.distance > 1) & tile.positive).to(x))
-    nothing = differentiated(lambda tile: tile.distance.new_zeros(0), "mean", tile)
+        found = differentiated(losses, reduction, tile, False)
+        assert (found.value, found.count, found.slopes) == (value, count, None)
+    nothing = differentiated(lambda tile: tile.distance.new_zeros(0), "mean", tile, True)
     assert nothing.slopes is None or not nothing.slopes.any()
 
 
@@ -168,3 +175,23 @@ def test_lowered_precision_of_products_does_not_reach_a_distance():
     finally:
         torch.set_float32_matmul_precision(before)
     assert found == ["_Squares", "_Tiles"]
+
+
+@pytest.mark.parametrize("head", [InfoNCE(), MultiSimilarity(), MarginLoss(), Contrastive(), TripletMargin()])
+def test_no_slope_is_computed_where_nobody_wants_one(head, monkeypatch):
+    found = []
+
+    class Watched(TileLoss):
+        def __new__(cls, *args):
+            found.append(super().__new__(cls, *args))
+            return found[-1]
+
+    for module in (slopes, pair, margin, triplet):
+        monkeypatch.setattr(module, "TileLoss", Watched)
+    x, labels = points(9, 6), torch.arange(9) % 3
+    head.requires_grad_(False)
+    for wanted in (False, True):
+        found.clear()
+        loss = head(x.clone().requires_grad_(wanted), labels)
+        assert loss.requires_grad == wanted
+        assert [each.slopes is not None for each in found] == [wanted]

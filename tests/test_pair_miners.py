@@ -28,11 +28,13 @@ def as_sets(pairs):
 
 
 def check_valid(pairs):
-    """int64 rows, sorted by anchor, none twice."""
+    """int64 rows, sorted by anchor and then by column, none twice."""
     assert isinstance(pairs, Pairs)
     assert all(index.dtype == torch.int64 for index in pairs)
     assert pairs.count == sum(map(len, as_sets(pairs)))
-    assert all(torch.equal(a, a.sort().values) for a in (pairs.pos_anchor, pairs.neg_anchor))
+    for side in (pairs[:2], pairs[2:]):
+        listed = torch.stack(side).T.tolist()
+        assert listed == sorted(listed)
 
 
 def check_equal(pairs, expected):

@@ -73,6 +73,7 @@ class _Named:
     square_of: Callable[[Tensor], Tensor] | None = None
     space: Callable[[Tensor], Tensor] = _same
     differentiable: bool = True
+    floats_only: bool = True
 
     def __repr__(self) -> str:
         return self.name
@@ -107,9 +108,11 @@ def _codes(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Floats by sign, integers by value: float64 holds each integer up to 2⁵³."""
     if embeddings.is_floating_point():
         return (embeddings > 0).float()
+    if embeddings.is_complex():
+        raise refusal("distance", "embeddings", str(embeddings.dtype), "floats, or whole numbers")
     codes = embeddings.double()
-    if embeddings.is_complex() or (codes.numel() and not float(codes.abs().amax()) < 2.0**53):
-        shown = "complex numbers" if embeddings.is_complex() else f"codes up to {float(codes.abs().amax()):g}"
+    if codes.numel() and not float(codes.abs().amax()) < 2.0**53:
+        shown = f"codes up to {float(codes.abs().amax()):g}"
         raise refusal("distance", "embeddings", shown, "floats, or whole numbers below 2⁵³ in size")
     return codes
 
@@ -184,7 +187,9 @@ dot: Distance = _Named("dot", _floats, _product, _product_paired)
 The one distance by a matrix product, so its last bit may depend on how tiles are cut.
 """
 
-hamming: Distance = _Named("hamming", _codes, _differing, _differing_paired, differentiable=False)
+hamming: Distance = _Named(
+    "hamming", _codes, _differing, _differing_paired, differentiable=False, floats_only=False
+)
 """D = the number of differing positions of two codes: integers by value, floats by sign (x > 0).
 
 It has no gradient, so miners and metrics take it and losses refuse it.
@@ -220,6 +225,7 @@ class Mahalanobis(nn.Module):
     """
 
     differentiable = True
+    floats_only = True
     of_root = staticmethod(_same)
     square_of = staticmethod(torch.square)
     space = staticmethod(_same)

@@ -21,7 +21,7 @@ from torch import Tensor
 from tercet.checks import choice, whole
 from tercet.compiling import outside_graph
 from tercet.draws import batch_key, drawn_places
-from tercet.mining import Miner, margin_of, whole_tuples
+from tercet.mining import Collected, Miner, margin_of, whole_tuples
 from tercet.pairwise import TILE_BYTES, Pairwise
 from tercet.selection import Scan
 from tercet.small_tables import true_places
@@ -160,10 +160,10 @@ class BatchHard(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """One triplet for each anchor that has a positive and a negative."""
-        scan, parts = Scan(pairwise), []
+        scan, found = Scan(pairwise), Collected()
         for strip in scan.strips():
-            parts.append(whole_tuples(strip.rows, *scan.hardest(scan.extremes(strip))))
-        return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))
+            found.append(whole_tuples(strip.rows, *scan.hardest(scan.extremes(strip))))
+        return Triplets(*self._gathered(found, pairwise, step, in_order=scan.in_order))
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class SemiHard(Miner):
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most one triplet for each anchor and positive, unless all negatives are asked for."""
         every = self.negatives == "all"
-        scan, parts = Scan(pairwise, ordered=not every), []
+        scan, found = Scan(pairwise, ordered=not every), Collected()
         for strip in scan.strips():
             at, column = strip.positive_pairs()
             negatives = strip.negatives()
@@ -219,7 +219,7 @@ class SemiHard(Miner):
             if every:
                 for i, p in split_pairs(strip.keys.shape[1], at, column):
                     instead = None if easiest is None else easiest[i]
-                    parts.append(self._all(scan, strip.of_pairs(i), p, instead))
+                    found.append(self._all(scan, strip.of_pairs(i), p, instead))
                 continue
             rows, d_ap = strip.rows[at], scan.distances(strip.rows[at], column)
             n = scan.beyond(strip, at, d_ap)
@@ -228,8 +228,8 @@ class SemiHard(Miner):
                 n = n.masked_fill(d_an >= d_ap + self.margin, -1)
             if easiest is not None:
                 n = torch.where(n < 0, easiest[at], n)
-            parts.append(whole_tuples(rows, column, n))
-        return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))
+            found.append(whole_tuples(rows, column, n))
+        return Triplets(*self._gathered(found, pairwise, step, in_order=scan.in_order))
 
     def _all(
         self, scan: Scan, field: Field, positive: Int[Tensor, " c"], easiest: Int[Tensor, " c"] | None
@@ -281,13 +281,13 @@ class EasyPositive(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most one triplet for each anchor."""
-        scan, parts = Scan(pairwise), []
+        scan, found = Scan(pairwise), Collected()
         for strip in scan.strips():
             p = scan.nearest(strip.positives(farthest=False))[:, 0]
             beyond = scan.distances(strip.rows, p.clamp(min=0)) if self.negative == "semi_hard" else None
             n = scan.nearest(strip.negatives(), beyond=beyond)[:, 0]
-            parts.append(whole_tuples(strip.rows, p, n))
-        return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))
+            found.append(whole_tuples(strip.rows, p, n))
+        return Triplets(*self._gathered(found, pairwise, step, in_order=scan.in_order))
 
 
 @dataclass(frozen=True)
@@ -325,12 +325,12 @@ class HardestN(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most k triplets for each anchor."""
-        scan, parts = Scan(pairwise), []
+        scan, found = Scan(pairwise), Collected()
         skip = min(self.skip, len(pairwise.column_labels))
         k = min(self.k, len(pairwise.column_labels) - skip)
         for strip in scan.strips():
             p = scan.nearest(strip.positives(farthest=True)).expand(-1, k)
             n = scan.nearest(strip.negatives(), skip + k)[:, skip:]
             a = strip.rows[:, None].expand(-1, k)
-            parts.append(whole_tuples(a.flatten(), p.flatten(), n.flatten()))
-        return Triplets(*self._gathered(parts, pairwise, step, in_order=scan.in_order))
+            found.append(whole_tuples(a.flatten(), p.flatten(), n.flatten()))
+        return Triplets(*self._gathered(found, pairwise, step, in_order=scan.in_order))

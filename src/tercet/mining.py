@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,9 @@ from tercet.pairwise import Pairwise
 from tercet.relations import Relation, SameLabel, as_relation
 from tercet.tuples import Pairs, References, Triplets
 
-__all__ = ["Miner", "margin_of", "whole_tuples"]
+__all__ = ["Collected", "Miner", "margin_of", "whole_tuples"]
+
+_BLOCK = 2**16  # tuples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,7 @@ class Miner:
 
     def _gathered(
         self,
-        parts: list[tuple[Tensor, ...]],
+        found: Collected,
         pairwise: Pairwise,
         step: int,
         *,
@@ -118,9 +121,7 @@ class Miner:
 
         `in_order` says that it came by anchor.
         """
-        columns = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts))
-        if not parts:
-            columns = (pairwise.labels.new_empty(0, dtype=torch.int64),) * width
+        columns = found.columns() or (pairwise.labels.new_empty(0, dtype=torch.int64),) * width
         if not in_order:
             order = columns[0].argsort(stable=True)
             columns = tuple(column[order] for column in columns)
@@ -129,6 +130,50 @@ class Miner:
             drawn = drawn_places(self.max_count, len(columns[0]), key, columns[0].device)
             columns = tuple(column[drawn] for column in columns)
         return columns
+
+
+class Collected:
+    """Index tensors, those of one strip after those of another, in a few large blocks.
+
+    A small tensor kept of each strip would lie between the strip's tables once they are freed, where the next
+    ones then find no room: memory would grow by a table a strip.
+
+    Example:
+        >>> found = Collected()
+        >>> for first in (0, 2):
+        ...     found.append((torch.tensor([first, first + 1]), torch.tensor([7, 8])))
+        >>> [column.tolist() for column in found.columns()]
+        [[0, 1, 2, 3], [7, 8, 7, 8]]
+    """
+
+    def __init__(self) -> None:
+        self._full: list[tuple[Tensor, ...]] = []
+        self._block: Tensor | None = None
+        self._filled = self._count = 0
+
+    def append(self, columns: Sequence[Int[Tensor, " t"]]) -> None:
+        """Take in columns of one length, as many each time."""
+        count = len(columns[0])
+        self._count += count
+        if not self._full:  # mostly it is the only one
+            self._full.append(tuple(columns))
+            return
+        if self._block is None or self._filled + count > self._block.shape[1]:
+            self._close()
+            self._block = columns[0].new_empty((len(columns), max(_BLOCK, self._count)))
+        for row, column in zip(self._block, columns):
+            row[self._filled : self._filled + count] = column
+        self._filled += count
+
+    def columns(self) -> tuple[Int[Tensor, " t"], ...]:
+        """All of them, each as one; none where nothing came."""
+        self._close()
+        return self._full[0] if len(self._full) == 1 else tuple(map(torch.cat, zip(*self._full)))
+
+    def _close(self) -> None:
+        if self._block is not None:
+            self._full.append(tuple(self._block[:, : self._filled]))
+        self._block, self._filled = None, 0
 
 
 def margin_of(miner: Miner, value: float | None) -> float | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tercet.checks import real
 from tercet.distances import Distance
-from tercet.mining import Miner
+from tercet.mining import Collected, Miner
 from tercet.pairwise import Pairwise
 from tercet.selection import Scan
 from tercet.small_tables import true_places
@@ -29,8 +29,7 @@ class _PairMiner(Miner):
     def select(self, pairwise: Pairwise, step: int) -> Pairs:
         """The wanted positives and the wanted negatives of each row."""
         scan = Scan(pairwise, ordered=False)
-        positives: list[tuple[Tensor, ...]] = []
-        negatives: list[tuple[Tensor, ...]] = []
+        positives, negatives = Collected(), Collected()
         for strip in scan.strips():
             start = int(strip.rows[0])
             for pairs, (at, column) in zip((positives, negatives), self._wanted(scan, strip)):

@@ -249,8 +249,10 @@ def _prepared(
         raise refusal(
             owner, argument, f"{embeddings.layout} on {embeddings.device}", "a dense tensor with data"
         )
-    if distance.differentiable and not embeddings.is_floating_point() and not embeddings.is_complex():
+    if getattr(distance, "floats_only", False) and not embeddings.is_floating_point():
         way_out = 'convert with .float(), or take distance="hamming" for integer codes'
+        if embeddings.is_complex():
+            way_out = "take real and imaginary parts as columns of their own"
         raise refusal(owner, argument, str(embeddings.dtype), "floating-point embeddings", way_out)
     if embeddings.is_floating_point() and embeddings.dtype.itemsize == 1:
         embeddings = embeddings.float()  # float8 has no arithmetic

@@ -73,7 +73,9 @@ def whole_numbers(
         expected = f"shape ({count},), one for each embedding"
         way_out = "pass a relation that takes several labels a row" if values.ndim == 2 else ""
         raise refusal(owner, argument, f"shape {tuple(values.shape)}", expected, way_out)
-    return values.to(device, torch.int64)
+    # What was made under inference_mode is no index of a graph outside it.
+    outside = values.is_inference() and not torch.is_inference_mode_enabled()
+    return values.to(device, torch.int64, copy=outside)
 
 
 def label_rows(owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n *c"]:

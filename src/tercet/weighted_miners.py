@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from tercet.checks import real, refusal
 from tercet.distances import Distance
 from tercet.draws import batch_key, keyed
-from tercet.mining import Miner, whole_tuples
+from tercet.mining import Collected, Miner, whole_tuples
 from tercet.pairwise import Pairwise
 from tercet.small_tables import true_places
 from tercet.tuples import Triplets
@@ -72,7 +72,7 @@ class DistanceWeighted(Miner):
         x, y, two = units[0], units[-1], units[0].new_full((1, 1), 2.0)
         dimensions = x.shape[1]
         height = self.tile_rows or max(1, pairwise.tile_rows // 4)  # several tables of a tile's size
-        parts = []
+        found = Collected()
         for rows in (slice(i, i + height) for i in range(0, len(x) if len(y) else 0, height)):
             is_positive, is_negative = pairwise.sides(rows)
             square = torch.addmm(two, x[rows], y.T, alpha=-2).float()  # [a, r]
@@ -88,8 +88,8 @@ class DistanceWeighted(Miner):
             mark = torch.minimum(mark * total, torch.nextafter(total, total.new_zeros(())))
             negative = torch.searchsorted(heap, mark, right=True)[at, place]
             negative = negative.masked_fill(total[at, 0] == 0, -1)
-            parts.append(whole_tuples(at + rows.start, positive, negative))
-        return Triplets(*self._gathered(parts, pairwise, step))
+            found.append(whole_tuples(at + rows.start, positive, negative))
+        return Triplets(*self._gathered(found, pairwise, step))
 
 
 def _weights(

@@ -4,7 +4,7 @@
 
 TREE holds alphabet/character/*.png, as Omniglot does. A small ConvNet learns the characters of the first
 alphabets, MAP@R is that of the others. Both sides take the same batches from the same PKSampler and start
-from the same weights; whose turn is first alternates, and only training steps are timed.
+from the same weights; they take their steps by turns, and only those are timed.
 """
 
 from __future__ import annotations
@@ -90,26 +90,50 @@ def batches(labels: np.ndarray, p: int, k: int, seed: int) -> Iterator[list[int]
             yield [int(row) for row in sampler.batch(epoch=epoch, step=number)]
 
 
-def trained(step: Mined, images: Tensor, labels: Tensor, seed: int, options: Any) -> tuple[nn.Module, int]:
-    """The network after so many seconds of steps, and how many there were."""
-    torch.manual_seed(seed)
-    model = SmallNet()
-    optimizer = torch.optim.AdamW([*model.parameters(), *step.parameters()], lr=RATE)
-    spent, done = 0.0, 0
-    for rows in batches(labels.numpy(), options.p, options.k, seed):
-        x, y = images[rows], labels[rows]
-        for group in optimizer.param_groups:  # falls to 0, so that the last steps settle what is measured
-            group["lr"] = RATE * (1 - spent / options.seconds)
+def moved(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image turned by up to 12°, scaled by up to 1/8 and shifted by up to 2 pixels, at random."""
+    turn, scale, x, y = torch.rand(4, len(images), generator=generator) * 2 - 1
+    cos, sin = (1 + scale / 8) * torch.cos(turn / 5), (1 + scale / 8) * torch.sin(turn / 5)
+    rows = torch.stack([cos, -sin, x * 4 / SIZE]), torch.stack([sin, cos, y * 4 / SIZE])
+    grid = nn.functional.affine_grid(
+        torch.stack(rows).permute(2, 0, 1), list(images.shape), align_corners=False
+    )
+    return nn.functional.grid_sample(images, grid, align_corners=False)
+
+
+class Run:
+    """A network that learns by one side's miner and loss, and the seconds that its steps have taken."""
+
+    def __init__(self, step: Mined, images: Tensor, labels: Tensor, seed: int, options: Any) -> None:
+        torch.manual_seed(seed)
+        self.model = SmallNet()
+        self.spent, self.done = 0.0, 0
+        self._step, self._images, self._labels, self._options = step, images, labels, options
+        self._batches = batches(labels.numpy(), options.p, options.k, seed)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimizer = torch.optim.AdamW([*self.model.parameters(), *step.parameters()], lr=RATE)
+
+    def advance(self) -> None:
+        """One step."""
+        rows = next(self._batches)
+        x, y = moved(self._images[rows], self._generator), self._labels[rows]
+        for (
+            group
+        ) in self._optimizer.param_groups:  # falls to 0, so that the last steps settle what is measured
+            group["lr"] = RATE * (1 - self.spent / self._options.seconds)
         start = time.perf_counter()
-        optimizer.zero_grad()
-        step(model(x), y).backward()
-        optimizer.step()
-        if done >= options.warm:  # the first steps load code and count for nobody
-            spent += time.perf_counter() - start
-        done += 1
-        if spent >= options.seconds:
-            break
-    return model, done
+        self._optimizer.zero_grad()
+        self._step(self.model(x), y).backward()
+        self._optimizer.step()
+        if self.done >= self._options.warm:  # the first steps load code and count for nobody
+            self.spent += time.perf_counter() - start
+        self.done += 1
+
+
+def trained(runs: list[Run], seconds: float) -> None:
+    """Lets each learn for so many seconds, by turns: a machine that slows down does so for all of them."""
+    while waiting := [run for run in runs if run.spent < seconds]:
+        min(waiting, key=lambda run: (run.spent, run.done)).advance()
 
 
 @torch.no_grad()
@@ -151,10 +175,14 @@ def main() -> None:
         untrained.append(score(SmallNet(), unseen, unseen_labels))
         for turn, (rule, make) in enumerate(RULES.items()):
             sides = list(make().items())
-            for side, step in sides if (seed + turn) % 2 == 0 else sides[::-1]:
-                model, steps = trained(step, x, y, seed, options)
-                found.setdefault((rule, side), []).append((score(model, unseen, unseen_labels), steps))
-                print(f"seed {seed}  {rule:<18}{side:<26}MAP@R {found[rule, side][-1][0]:.4f}  {steps} steps")
+            if (seed + turn) % 2:
+                sides.reverse()
+            runs = [Run(step, x, y, seed, options) for _, step in sides]
+            trained(runs, options.seconds)
+            for (side, _), run in zip(sides, runs):
+                found.setdefault((rule, side), []).append((score(run.model, unseen, unseen_labels), run.done))
+                shown = f"MAP@R {found[rule, side][-1][0]:.4f}  {run.done} steps"
+                print(f"seed {seed}  {rule:<20}{side:<26}{shown}", flush=True)
 
     rows = [["untrained", "", f"{statistics.mean(untrained):.4f}", spread(untrained), "", ""]]
     for rule in RULES:
@@ -172,8 +200,9 @@ def main() -> None:
         command = shlex.join(["python", "tools/bench/bench_learning.py", "TREE", *given])
         about = (
             f"{told()} Regenerate with `{command}`. Omniglot's alphabets, {apart}. {options.seconds:g} s of "
-            f"training for each side and seed, {options.seeds} seeds, batches of {options.p} × {options.k}, "
-            f"{options.threads} threads; the means, and as spread the largest less the smallest."
+            f"training for each side and seed, both by turns, {options.seeds} seeds, batches of "
+            f"{options.p} × {options.k}, turned, scaled and shifted at random, {options.threads} threads; "
+            "the means, and as spread the largest less the smallest."
         )
         write_section(options.markdown, "learning", f"## Learning\n\n{about}\n\n{table(HEADS, rows, left=2)}")
 

@@ -90,7 +90,7 @@ class MarginLoss(Head):
         bounds = self._bounds(pairwise.labels, pairwise.inputs[0])
         by_bound = torch.zeros_like(bounds)
 
-        def loss_of(tile: Tile) -> TileLoss:
+        def loss_of(tile: Tile, wanted: bool) -> TileLoss:
             rows = slice(tile.start, tile.start + len(tile.distance))
             positive, negative = tile.positive.view(torch.int8), tile.negative.view(torch.int8)
             sign = positive - negative
@@ -99,7 +99,10 @@ class MarginLoss(Head):
             )
             active = losses > 0
             count = active.sum() if self.reduction == "mean_active" else positive.sum() + negative.sum()
-            value, slopes = losses.sum(dtype=torch.float64), torch.mul(sign, active, out=losses)
+            value = losses.sum(dtype=torch.float64)
+            if not wanted:
+                return TileLoss(value, count, None)
+            slopes = torch.mul(sign, active, out=losses)
             by_bound[rows] = -slopes.sum(1)
             return TileLoss(value, count, slopes)
 

@@ -91,7 +91,7 @@ class Contrastive(Head):
         listed = tuple(column for side in pairs for column in side)
         return reduced(self.reduction, losses, *inputs, whole=self.few(inputs, listed))
 
-    def _loss_of(self, tile: Tile) -> TileLoss:
+    def _loss_of(self, tile: Tile, wanted: bool) -> TileLoss:
         """All pairs of a tile: each loss is a square, so its slope is twice what is squared."""
         # As bytes: a product with bools takes four times as long.
         positive, negative = tile.positive.view(torch.uint8), tile.negative.view(torch.uint8)
@@ -103,7 +103,7 @@ class Contrastive(Head):
         else:
             count = positive.sum() + negative.sum()
         value = torch.linalg.vecdot(excess, excess).sum(dtype=torch.float64)
-        return TileLoss(value, count, excess.mul_(2))
+        return TileLoss(value, count, excess.mul_(2) if wanted else None)
 
     def _apart(self, d_ap: Float[Tensor, " u"]) -> Float[Tensor, " u"]:
         return torch.relu(d_ap - self.pos_margin).square()

@@ -26,7 +26,8 @@ class ListwiseHead(Head):
     A head adds its options and `losses_of(tile)`, the losses of a tile that the mean is over. The memory is
     that of a few tiles, never positives × negatives.
 
-    No head minds 1 less in every distance, so `cosine` is measured as −s, s the cosine similarity.
+    No head minds 1 less in every distance, so `cosine` is measured as −s, s the cosine similarity, 0
+    for a zero row.
     """
 
     losses_of: Callable[[Tile], Tensor]

@@ -65,7 +65,8 @@ class TileLoss(NamedTuple):
 class NegativeCosine:
     """D = −cos(x, y), the cosine distance less 1, by a matrix product: many times faster than by differences.
 
-    It is not exactly −1 for equal rows: a similarity does without the digits that a small distance needs.
+    It is not exactly −1 for equal rows: a similarity does without the digits that a small distance needs. A
+    zero row has no direction: its similarity is 0, to itself too, where `cosine` takes two such for equal.
     """
 
     differentiable = True
@@ -90,7 +91,7 @@ def mirrored(compared: Compared) -> bool:
 def sloped(
     compared: Compared,
     reduction: str,
-    loss_of: Callable[[Tile], TileLoss],
+    loss_of: Callable[[Tile, bool], TileLoss],
     symmetric: bool = False,
     beside: tuple[Float[Tensor, "..."], Float[Tensor, "..."]] | None = None,
 ) -> Float[Tensor, ""]:
@@ -99,7 +100,7 @@ def sloped(
     Args:
         compared: rows and columns.
         reduction: `"mean_active"`, `"mean"` or `"sum"`.
-        loss_of: the losses of a tile, called where no graph is recorded.
+        loss_of: the losses of a tile, and whether slopes are wanted; called where no graph is recorded.
         symmetric: w_ij = w_ji, so that the columns' part of the gradient is the rows' part once more.
         beside: one more input, and its gradient, which `loss_of` fills in.
 
@@ -120,7 +121,7 @@ def sloped(
         gradient = kind(compared, symmetric and kind is not _Tiles, wanted)
         for rows in compared.spans():
             tile = Tile(rows.start, gradient.measure(rows), *compared.sides(rows))
-            loss = loss_of(tile)
+            loss = loss_of(tile, any(sought))
             if value is None or count is None:
                 value, count = loss.value, loss.count
             else:  # in place: a number kept of each tile would lie between their tables, and keep them apart
@@ -136,9 +137,9 @@ def sloped(
     return with_gradient(reduction, value, count, gradients if any(sought) else [], inputs)
 
 
-def differentiated(losses_of: Callable[[Tile], Tensor], reduction: str, tile: Tile) -> TileLoss:
+def differentiated(losses_of: Callable[[Tile], Tensor], reduction: str, tile: Tile, wanted: bool) -> TileLoss:
     """A `TileLoss` of the losses of a tile, by differentiating them."""
-    if torch.is_inference_mode_enabled():  # where nothing can be differentiated
+    if not wanted:
         return TileLoss(*summed(losses_of(tile), reduction), None)
     with torch.enable_grad():
         d = tile.distance.requires_grad_()

@@ -144,7 +144,7 @@ class TripletMargin(Head):
             return softplus(d_ap - d_an)
         return torch.relu(d_ap + self.margin - d_an) ** self.power
 
-    def _loss_of_all(self, tile: Tile) -> TileLoss:
+    def _loss_of_all(self, tile: Tile, wanted: bool) -> TileLoss:
         """All triplets of a tile: Σ ℓ(t − D(a,n)), t = D(a,p) + m, over positives and negatives."""
         positives = tile.positive.sum(1)
         most = int(positives.max())
@@ -157,7 +157,7 @@ class TripletMargin(Head):
         else:
             value, active, by_positive, by_negative = _by_bucket(t, d_an, self.power)
         count = active if self.reduction == "mean_active" else (positives * tile.negative.sum(1)).sum()
-        return TileLoss(value, count, by_negative.scatter_add_(1, p, by_positive))
+        return TileLoss(value, count, by_negative.scatter_add_(1, p, by_positive) if wanted else None)
 
     def _by_positive(self, t: Float[Tensor, "a q"], d: Float[Tensor, "a r"]) -> tuple[Tensor, ...]:
         """Σ ℓ, how many ℓ > 0, and ∂/∂D of positives [a, q] and of negatives [a, r]: a pass a positive."""
