@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tercet.checks import refusal, whole
@@ -146,7 +147,13 @@ class EpochSampler(ABC):
 
 
 def saved_position(
-    owner: str, state: Any, settings: dict[str, Any], source: str, here: str, way_out: str
+    owner: str,
+    state: Any,
+    settings: Mapping[str, Any],
+    source: str,
+    here: str,
+    way_out: str,
+    sums: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, int]:
     """The epoch and step in `state`, refused unless it was saved under these settings.
 
@@ -157,6 +164,8 @@ def saved_position(
         source: what a state is, as in "what {source}".
         here: the words before the setting as it is here.
         way_out: what to do about another setting.
+        sums: of the settings those that are check sums, by name: what another one means. One that is 0 is
+            not known, and not compared.
 
     Returns:
         (epoch, step), whole numbers.
@@ -174,8 +183,11 @@ def saved_position(
         raise refusal(owner, "state", state, f"what {source}")
     for name in sorted({*settings, *state["settings"]}):
         saved, now = state["settings"].get(name), settings.get(name)
-        if saved != now:
-            raise ValueError(
-                f"{owner}: the state was saved with {name}={saved!r}, but {here} {name}={now!r}; {way_out}"
-            )
+        if saved == now or (name in sums and 0 in (saved, now)):
+            continue
+        if name in sums:
+            raise ValueError(f"{owner}: the state was saved with {sums[name]}; {way_out}")
+        raise ValueError(
+            f"{owner}: the state was saved with {name}={saved!r}, but {here} {name}={now!r}; {way_out}"
+        )
     return whole(owner, "epoch", state["epoch"]), whole(owner, "step", state["step"])
