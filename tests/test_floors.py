@@ -38,7 +38,8 @@ FLOORS = {
             "images",
         ],
         *["manifest", "samplers", "shards", "streams", "tables", "triplets", "relevance"],
-        *["grouping", "pk_stream", "shared_epochs", "stream_shards", "stream_yield"],
+        *["grouping", "pk_iterator", "pk_stream", "shared_epochs"],
+        *["stream_lanes", "stream_samples", "stream_shards", "stream_yield"],
         *["layouts", "shard_sets", "shard_writing", "sharding", "tars"],
     ],
     "right wing": [

@@ -18,10 +18,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tercet import sharding
+from tercet import sharding, stream_shards
 from tercet.catalog import scan_folder
+from tercet.checks import refusal
 from tercet.pk_stream import PKStream
 from tercet.shards import ShardIndex
+from tercet.stream_lanes import Lanes
 
 torch.set_num_threads(1)
 
@@ -85,6 +87,11 @@ def faults(batches, p, k):
     return found
 
 
+def faults_of_labels(batches, p, k):
+    counts = [Counter(label for _, label in batch) for batch in batches]
+    return [each for each in counts if len(each) != p or set(each.values()) != {k}]
+
+
 def test_an_epoch_is_p_times_k_and_nearly_every_image(shards):
     stream = PKStream(shards, 4, 4)
     assert stream.predicted.share > 0.9
@@ -99,7 +106,7 @@ def test_an_epoch_is_p_times_k_and_nearly_every_image(shards):
 
 def test_the_shard_order_does_not_repeat_every_epoch(shards):
     stream = PKStream(shards, 4, 4, seed=1)
-    orders = [tuple(stream._order(epoch, 0, 0)) for epoch in range(20)]
+    orders = [tuple(stream._lanes.order(epoch, 0, 0)) for epoch in range(20)]
     assert len(set(orders)) == 20
     assert all(sorted(order) == stream.shards for order in orders)
     assert len({order[0] for order in orders}) > 5
@@ -126,7 +133,7 @@ def test_a_worker_reads_the_shards_of_its_lanes_only(shards, monkeypatch):
     iterator = iter(stream)
     iterator._offset, iterator._stride = 1, 2
     assert len(list(iterator)) == 4
-    assert {shard for order in read for shard in order} == set(stream._order(0, 0, 1))
+    assert {shard for order in read for shard in order} == set(stream._lanes.order(0, 0, 1))
 
 
 def test_ranks_get_the_same_number_of_batches_and_disjoint_shards(tmp_path):
@@ -139,7 +146,7 @@ def test_ranks_get_the_same_number_of_batches_and_disjoint_shards(tmp_path):
         batches = [listed(stream) for stream in streams]
         assert {len(each) for each in batches} == steps
         assert not faults([batch for each in batches for batch in each], 4, 4)
-        orders = [set(stream._order(epoch, stream.rank, 0)) for stream in streams]
+        orders = [set(stream._lanes.order(epoch, stream.rank, 0)) for stream in streams]
         assert set.union(*orders) == set(streams[0].shards)
         assert sum(map(len, orders)) == 7
         drawn = [{number for batch in each for number, _ in batch} for each in batches]
@@ -152,6 +159,61 @@ def test_a_lane_that_has_read_its_shards_begins_again(shards):
     assert len(batches) == 100
     assert not faults(batches, 4, 4)
     assert len(set(batches)) == 100
+
+
+@pytest.mark.parametrize(("ranks", "lanes"), [(2, 2), (1, 3)])
+def test_a_lane_whose_shards_give_no_batch_goes_on_over_those_of_others(tmp_path, ranks, lanes):
+    # Some lanes of some epochs get shards of the three large classes only.
+    labels = [label for label, size in enumerate([100] * 3 + [5] * 60) for _ in range(size)]
+    folder = write_shards(tmp_path / "a", labels, 50)
+    alone = 0
+    for rank in range(ranks):
+        at = {"lanes": lanes, "rank": rank, "world_size": ranks}
+        stream = PKStream(folder, 8, 4, **at)
+        for epoch in range(20):
+            batches = listed(stream)
+            assert len(batches) == len(stream)
+            assert not faults_of_labels(batches, 8, 4)
+            for lane in range(lanes):
+                alone += not list(stream._pass(epoch, lane, 0, 0)[2])
+    assert alone
+    loader = DataLoader(PKStream(folder, 8, 4, **at), batch_size=None, num_workers=2)
+    assert listed(loader) == listed(PKStream(folder, 8, 4, **at))
+
+
+def test_shards_that_give_no_batch_in_the_order_of_last_resort_are_refused(tmp_path):
+    # Alone the second gives a batch; after the first, which keeps half of the buffer, it does not.
+    write_shards(tmp_path / "a", [0, 0], 2)
+    (tmp_path / "a" / "train-000000.tar").rename(tmp_path / "0.tar")
+    write_shards(tmp_path / "a", [1, 2, 1, 2], 4)
+    (tmp_path / "a" / "train-000000.tar").rename(tmp_path / "1.tar")
+    made = {"lanes": 2, "buffer": 4, "on_short": "drop"}
+    said = [refusal_of(PKStream, tmp_path, 2, 2, **made, seed=seed) for seed in range(6)]
+    assert any(
+        one.endswith("over all shards, by name, gives no batch; raise buffer or lower p or k") for one in said
+    )
+
+
+def test_where_lanes_end_depends_on_what_they_read_only():
+    lanes = Lanes([f"{n:02}" for n in range(24)], count=3, world_size=2, seed=0)
+    orders = [[lanes.order(4, rank, lane, 1, 1) for lane in range(3)] for rank in range(2)]
+    of_rank = [set().union(*(lanes.order(4, rank, lane) for lane in range(3))) for rank in range(2)]
+    assert [set(order) for order in (*orders[0], *orders[1])] == [of_rank[0]] * 3 + [of_rank[1]] * 3
+    assert len({tuple(order) for order in (*orders[0], *orders[1])}) == 6
+    assert sorted(lanes.order(4, 1, 2, 1, 2)) == lanes.order(4, 0, 0, 7, 3) == lanes.shards
+
+
+@pytest.mark.parametrize(("ranks", "lanes"), [(1, 1), (1, 3), (2, 2), (3, 1)])
+def test_what_is_predicted_is_what_the_ranks_give_together(tmp_path, ranks, lanes):
+    labels = [n // 7 for n in range(260)]
+    folder = write_shards(tmp_path / "a", labels, 23)
+    streams = [PKStream(folder, 4, 3, lanes=lanes, rank=rank, world_size=ranks) for rank in range(ranks)]
+    predicted = streams[0].predicted
+    epochs = [listed(stream) for stream in streams]
+    assert predicted.batches == sum(map(len, epochs)) == len(streams[0]) * ranks
+    used = {number for epoch in epochs for batch in epoch for number, _ in batch}
+    assert abs(len(used) / len(labels) - predicted.share) <= 0.03
+    assert predicted.memory == predicted.held * len(picture(0)) * lanes
 
 
 @pytest.mark.parametrize(("lanes", "low", "high"), [(1, 0.98, 1), (8, 0.95, 1), (16, 0.75, 0.9)])
@@ -328,6 +390,46 @@ def test_an_image_that_does_not_decode_is_replaced_by_one_of_its_class(tmp_path)
     assert "000023" in refusal_of(list, PKStream(folder, 3, 4))
 
 
+def spoiled(folder, number):
+    """The folder, in which an image is none."""
+    for tar in folder.glob("*.tar"):
+        tar.write_bytes(tar.read_bytes().replace(picture(number), b"P5 2 1 nonsense"[: len(picture(number))]))
+    return folder
+
+
+def test_a_batch_that_nothing_can_stand_in_for_has_another_in_its_place(tmp_path):
+    # The last batch of a pass finds an empty buffer; of two images of a class one does not decode.
+    folder = spoiled(write_shards(tmp_path / "a", [n // 2 for n in range(120)], 20), 15)
+    sound = write_shards(tmp_path / "b", [n // 2 for n in range(120)], 20)
+    handler, differ = Continue(), Counter()
+    stream, whole = PKStream(folder, 4, 2, handler=handler), PKStream(sound, 4, 2)
+    for _ in range(20):
+        batches = listed(stream)
+        assert len(batches) == len(stream)
+        assert not faults_of_labels(batches, 4, 2)
+        for batch, other in zip(batches, listed(whole)):
+            differ[batch != other, (15, 7) in other] += 1
+            assert (15, 7) not in batch
+    assert set(differ) == {(True, True), (False, False)}  # the batches around it are the same
+    assert any("a batch is passed over" in told for told in handler.told)
+    epochs = [listed(stream) for stream in [PKStream(folder, 4, 2, handler=handler)] for _ in range(20)]
+    loader = DataLoader(PKStream(folder, 4, 2, handler=lambda error: True), batch_size=None, num_workers=2)
+    assert [listed(loader) for _ in range(8)] == epochs[:8]
+    stream.set_epoch(7, 5)
+    assert listed(stream) == epochs[7][5:]
+    with pytest.raises(ValueError, match="000015"):
+        [listed(stream) for stream in [PKStream(folder, 4, 2)] for _ in range(2)]
+
+
+def test_images_none_of_which_decode_end_the_stream(tmp_path):
+    handler = Continue()
+    bad = write_shards(tmp_path / "a", LABELS[:40], 20)
+    for number in range(40):
+        spoiled(bad, number)
+    said = refusal_of(list, PKStream(bad, 2, 4, handler=handler))
+    assert said == "PKStream: too many images fail to decode, and all shards give no batch of others"
+
+
 def test_resume_past_a_bad_image_equals_replay(tmp_path):
     folder = write_shards(tmp_path / "a", LABELS[:60], 20)
     path = folder / "train-000001.tar"
@@ -351,8 +453,11 @@ def test_shards_without_a_batch_are_refused(tmp_path, shards):
     assert 'layout="identity"' in said
     # Of one lane the same shards give batches.
     assert PKStream(striped, 8, 4, buffer=240).predicted.share > 0.9
-    said = refusal_of(list, PKStream(striped, 8, 4, lanes=4, steps=3))
-    assert "a pass over the 1 shards of a lane gave no batch of 60 samples" in said
+    # A lane that alone gives none goes on over all shards; where that gives none either, the stream ends.
+    assert not faults_of_labels(listed(PKStream(striped, 8, 4, lanes=4, steps=3)), 8, 4)
+    said = refusal_of(list, PKStream(striped, 61, 4, steps=3))
+    assert "(p=61, k=4, buffer=976): a pass over all 4 shards gave no batch of 240 samples (" in said
+    assert said.endswith("fewer than p classes at the end); lower p or k, or raise buffer")
 
 
 @pytest.mark.parametrize(
@@ -528,15 +633,96 @@ def test_a_state_does_not_fit_another_data_set_of_the_same_names(tmp_path, steps
     if steps and not indexed:  # nothing is known of the labels before they are read
         other.load_state_dict(state)
     else:
-        assert "the state was saved with contents=" in refusal_of(other.load_state_dict, state)
+        assert "the state was saved with shards of other contents;" in refusal_of(
+            other.load_state_dict, state
+        )
 
 
 def test_a_state_does_not_fit_another_label_or_image(shards):
     state = PKStream(shards, 4, 4, steps=7).state_at(0, 1)
     for other, name in [({"label": "id"}, "label"), ({"image": "pgm"}, "image"), ({"label": len}, "label")]:
         stream = PKStream(shards, 4, 4, steps=7, **other)
-        assert f"the state was saved with {name}=" in refusal_of(stream.load_state_dict, state)
+        assert f"the state was saved with another {name}=;" in refusal_of(stream.load_state_dict, state)
     PKStream(shards, 4, 4, steps=7, label=".CLS").load_state_dict(state)
+
+
+def test_what_is_not_known_of_the_shards_is_not_compared(tmp_path):
+    folder = write_shards(tmp_path / "a", LABELS[:40], 20)
+    given, counted = PKStream(folder, 2, 4, steps=5), PKStream(folder, 2, 4)
+    states = [given.state_at(0, 1), counted.state_at(0, 1)]
+    PKStream(folder, 2, 4, steps=len(counted)).load_state_dict(states[1])
+    ShardIndex(folder, write_index=True)
+    PKStream(folder, 2, 4, steps=5).load_state_dict(states[0])
+    PKStream(folder, 2, 4).load_state_dict(states[1])
+
+
+def test_a_state_does_not_fit_shards_of_other_sizes_or_names(tmp_path):
+    folder, larger = (
+        write_shards(tmp_path / "a", LABELS[:80], 40),
+        write_shards(tmp_path / "b", LABELS[:120], 60),
+    )
+    state = PKStream(folder, 2, 4, steps=5).state_at(0, 1)
+    for other, said in [(larger, "shards of other sizes"), ([folder / "train-000000.tar"], "other shards")]:
+        assert refusal_of(PKStream(other, 2, 4, steps=5).load_state_dict, state) == (
+            f"PKStream.load_state_dict: the state was saved with {said}; "
+            "build stream and loader as they were, or use set_epoch(epoch, step)"
+        )
+
+
+def test_the_place_of_the_shards_changes_nothing(tmp_path, monkeypatch):
+    for name in "ab":
+        write_shards(tmp_path / name, LABELS[:80], 20)
+    tars = [tmp_path / ("a" if n % 2 else "b") / f"train-{n:06}.tar" for n in range(4)]
+    monkeypatch.chdir(tmp_path)
+    here, whole = PKStream("./a", 2, 4), PKStream(tmp_path / "a", 2, 4)
+    spread = PKStream(tars, 2, 4)
+    monkeypatch.chdir("/")
+    assert listed(here) == listed(whole) == listed(spread)
+    spread.load_state_dict(whole.state_at(0, 1))
+
+
+def test_a_tar_that_cannot_be_opened_is_named(tmp_path):
+    folder = write_shards(tmp_path / "a", LABELS[:40], 20)
+    handler = Continue()
+    stream, going_on = PKStream(folder, 2, 4), PKStream(folder, 2, 4, handler=handler)
+    gone = folder / "train-000001.tar"
+    gone.rename(tmp_path / "elsewhere")
+    named = "train-000001.tar'): expected a tar that can be read; No such file or directory"
+    assert named in refusal_of(list, stream)
+    assert len(listed(going_on)) == len(going_on)
+    assert named in handler.told[0]
+    (folder / "train-000000.tar").rename(tmp_path / "elsewhere too")
+    assert "no shard gave a sample, of which the handler was told" in refusal_of(list, going_on)
+
+
+def test_a_tar_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "a", LABELS[:40], 20)
+    named = "train-000001.tar'): expected a tar that can be read; Permission denied"
+
+    def unreadable(shard):
+        denied = refusal("PKStream", "shards", shard, "a tar that can be read", "Permission denied")
+        return denied if shard.endswith("1.tar") else None
+
+    monkeypatch.setattr(stream_shards, "unreadable", unreadable)
+    assert named in refusal_of(PKStream, folder, 2, 4)
+    assert named in refusal_of(PKStream, folder, 2, 4, steps=2)
+    handler = Continue()
+    alone = PKStream([folder / "train-000000.tar"], 2, 4)
+    assert PKStream(folder, 2, 4, handler=handler).predicted == alone.predicted
+    assert named in handler.told[0]
+
+
+def test_names_for_labels_are_refused_before_they_are_read(tmp_path, ours):
+    tar = tar_of_json(tmp_path / "a.tar", [f"class {n // 5}" for n in range(40)])
+    for _ in range(2):
+        said = refusal_of(PKStream, tar, 2, 4, label="json:id")
+        assert (
+            "PKStream(label='json:id'): expected a field of whole numbers, and in a.tar it has 'class" in said
+        )
+        assert said.endswith("a function of a sample that gives them, and steps=")
+        ShardIndex(tar, label="json:id", write_index=True)
+    assert "expected a field of whole numbers" in refusal_of(PKStream, ours, 2, 4, label="json:class")
+    assert len(PKStream(ours, 2, 4, label="json:label")) == len(PKStream(ours, 2, 4))
 
 
 def cut(tar):

@@ -9,9 +9,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 
-from tercet.streams import deep_ranking_batched, label_of, pk_batched
+from tercet.stream_samples import label_of
+from tercet.streams import deep_ranking_batched, pk_batched
 
 # webdataset leaves it to the collector to close its tars.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -142,13 +144,25 @@ def test_a_class_that_fails_whole_is_replaced_by_another():
     assert all(sample["cls"] != b"2" for batch in batches for sample in batch)
 
 
-def test_where_nothing_can_stand_in_that_is_an_error():
-    stage = pk_batched(2, 2, decode=failing({"000000", "000001"}), handler=Continue())
-    said = refusal_of(list, stage(samples_of([0, 0, 1, 1])))
-    assert said == (
-        "pk_batched(p=2, k=2): too many samples fail in decode: neither class 0 nor another in the buffer of "
-        "16 has 2 samples that decode; repair the shards or raise buffer"
+def test_a_batch_that_nothing_can_stand_in_for_is_passed_over():
+    # Each batch takes all that the buffer holds, so that of the first one nothing is left.
+    stream = samples_of([n // 2 for n in range(12)])
+    handler = Continue()
+    stage = pk_batched(2, 2, buffer=4, decode=failing({"000000"}), handler=handler)
+    batches = list(stage(stream))
+    assert [{sample["cls"] for sample in batch} for batch in batches] == [{b"2", b"3"}, {b"4", b"5"}]
+    assert all(exactly(batch, 2, 2) for batch in batches)
+    assert handler.told == [
+        "cannot decode 000000",
+        "pk_batched(p=2, k=2): a batch is passed over, as too many samples fail in decode: neither class 0 "
+        "nor another that is left in the buffer has 2 that do not; repair them",
+    ]
+    with pytest.raises(ValueError, match="cannot decode 000000"):
+        list(pk_batched(2, 2, buffer=4, decode=failing({"000000"}))(stream))
+    ending = pk_batched(
+        2, 2, buffer=4, decode=failing({"000000"}), handler=lambda error: "cannot" in str(error)
     )
+    assert not list(ending(stream))
 
 
 def test_handlers_are_webdatasets_own():
@@ -185,6 +199,60 @@ def test_labels_come_from_a_field_or_a_function():
     stream = [{"__key__": "x/1"}, {"__key__": "x/2"}, {"__key__": "y/3"}, {"__key__": "y/4"}]
     (batch,) = pk_batched(2, 2, label=lambda sample: sample["__key__"][0])(stream)
     assert sorted(sample["__key__"] for sample in batch) == ["x/1", "x/2", "y/3", "y/4"]
+
+
+@pytest.mark.parametrize("field", ["cls", lambda sample: sample["cls"]])
+def test_whole_numbers_of_any_type_are_one_class(field):
+    stream = [{"__key__": f"{n}", "cls": 0} for n in range(12)]
+    values = [np.int32(7), torch.tensor(7), 7, "7", b"7", np.array(7)] * 2
+    for sample, value in zip(stream, values):
+        sample["cls"] = value
+        assert label_of(sample, field) == 7
+    assert len(list(pk_batched(1, 4, label=field)(stream))) == 3
+
+
+@pytest.mark.parametrize("field", ["cls", lambda sample: sample["cls"]])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "it is None"),
+        (float("nan"), "it is nan"),
+        (torch.tensor(1.5), "it is Tensor"),
+        ([1, 2], "it is list"),
+        (True, "it is bool"),
+        (2.0, "it is 2.0"),
+    ],
+)
+def test_a_label_that_is_no_class_gets_a_sentence(field, value, shown):
+    stream = [{"__key__": f"{n}", "cls": value} for n in range(8)]
+    said = refusal_of(list, pk_batched(1, 4, label=field)(stream))
+    assert said.startswith("sample '0' of None: expected a whole number or a name as ")
+    assert shown in said
+    assert "convert it with int() or str()" in said
+    handler = Continue()
+    assert not list(pk_batched(1, 4, label=field, handler=handler)(stream))
+    assert len(handler.told) == 8
+
+
+def test_a_number_too_large_for_int64_is_a_name():
+    assert label_of({"json": b'{"id": 99999999999999999999}'}, "json:id") == "9" * 20
+    assert label_of({"cls": b"-9223372036854775808"}, "cls") == -(1 << 63)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        (pk_batched(2, 2, handler=Continue()), "pk_batched"),
+        (deep_ranking_batched(2, len, capacity=2, handler=Continue()), "deep_ranking_batched"),
+    ],
+)
+def test_a_stage_after_to_tuple_is_told_where_it_belongs(tmp_path, stage, name):
+    tar = write_tar(tmp_path / "0.tar", samples_of([0, 0, 1, 1]))
+    data = webdataset.WebDataset(tar, shardshuffle=False).to_tuple("jpg", "cls").compose(stage)
+    assert refusal_of(list, data) == (
+        f"{name}(samples='tuple'): expected raw samples, which are dicts; "
+        "put this stage before decode() and to_tuple()"
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,6 +305,28 @@ def test_triplets_of_a_stream_are_of_samples_that_came(tmp_path):
         for a, n in zip(triplets.anchor, triplets.negative)
     }
     assert classes == {True, False}
+
+
+def test_triplets_do_not_depend_on_where_the_shards_lie(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    tar = write_tar(tmp_path / "a" / "0.tar", embedded(100))
+    monkeypatch.chdir(tmp_path)
+    stage = deep_ranking_batched(16, vector, capacity=4, warmup=80)
+
+    def drawn(url):
+        batches = stage(webdataset.WebDataset(url, shardshuffle=False))
+        return [([sample["__key__"] for sample in samples], str(drawn)) for samples, drawn in batches]
+
+    assert drawn(tar) == drawn("a/0.tar") == drawn("./a/0.tar") == drawn(f"file:{tar}")
+
+
+def test_samples_of_two_shards_of_one_name_stay_apart():
+    rows = embedded(80, classes=2)
+    one, two = ([{**sample, "__url__": f"{folder}/0.tar"} for sample in rows] for folder in "ab")
+    two = [{**sample, "cls": b"%d" % (int(sample["cls"]) + 2)} for sample in two]
+    stage = deep_ranking_batched(64, vector, capacity=8, every=160, out_of_class=1)
+    ((samples, _),) = stage(one + two)
+    assert {sample["cls"] for sample in samples} == {b"0", b"1", b"2", b"3"}
 
 
 def test_a_sample_without_features_goes_to_the_handler():

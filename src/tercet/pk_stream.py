@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from tercet.augment import KeyedTransform
 from tercet.checks import flag, refusal, whole
@@ -20,16 +20,24 @@ from tercet.epochs import saved_position
 from tercet.folders import IMAGE_SUFFIXES
 from tercet.grouping import ON_SHORT, Group, GroupBuffer
 from tercet.images import decode_image
-from tercet.randomness import derive_key, permute
+from tercet.pk_iterator import PKStreamIterator
+from tercet.randomness import derive_key
 from tercet.shared_epochs import SharedEpochs
-from tercet.stream_shards import KnownShard, base_name, known_shards
-from tercet.stream_yield import StreamYield, play
-from tercet.streams import Handler, PKStage, Sample, label_of, pk_batched, told
+from tercet.stream_lanes import REACHES, Lanes
+from tercet.stream_samples import Handler, Sample, base_name, label_of, name_of, told
+from tercet.stream_shards import KnownShard, known_shards, unreadable
+from tercet.streams import PKStage, StreamEnded, pk_batched
 from tercet.tars import extension, other_size
 
-__all__ = ["PKStream", "PKStreamIterator"]
+__all__ = ["PKStream"]
 
-_LEAST = 0.1  # the share of samples in batches below which a stream is refused
+_SUMS = {  # of the settings in a state, those that are check sums
+    "label": "another label=",
+    "image": "another image=",
+    "shards": "other shards",
+    "sizes": "shards of other sizes",
+    "contents": "shards of other contents",
+}
 
 
 class PKStream(IterableDataset):
@@ -38,11 +46,13 @@ class PKStream(IterableDataset):
     `DataLoader(PKStream("shards/", 32, 4, transform), batch_size=None, num_workers=4)`. Shards come in
     another order each epoch and go through `pk_batched`; images are decoded and augmented after that, keyed
     by (seed, epoch, image, view). An image that fails to decode goes to the handler, and another of its
-    class stands in.
+    class stands in; a batch for which too few are left has another in its place, from a pass of its own over
+    the shards.
 
     Each rank gives `steps` batches an epoch, so none waits for another. Its shards are dealt to `lanes`, each
     with a buffer of its own: step s comes from lane s mod lanes. A lane that has read its shards begins
-    again, in another order; what a lane has left at the end of the epoch is in no batch.
+    again, in another order; what a lane has left at the end of the epoch is in no batch. Where its own shards
+    give no batch, a lane goes on over those of its rank, and where these give none over those of all ranks.
 
     Batches do not depend on the number of workers: worker w of W makes steps w, w + W, …, and passes over
     the others without decoding. It reads the shards of the lanes it makes steps of; so with `lanes` the
@@ -51,16 +61,19 @@ class PKStream(IterableDataset):
     Epochs follow each other, with persistent workers too. An iterator has `state_dict` and
     `load_state_dict`, which torchdata's StatefulDataLoader uses; with a plain DataLoader count the batches,
     save `state_at(epoch, step)` and resume by `load_state_dict`, with any number of workers. Resuming reads
-    the stream again up to there, without decoding.
+    the stream again up to there, without decoding. A state fits shards of the same names, of the same
+    sizes where they are local, and of the same keys and classes where these are known: by `steps` not given
+    or by an index. Two functions `label` cannot be told apart.
 
     Args:
         shards: a folder of tars, those that its info.json lists if it has one; a tar, webdataset's notation
-            as "train-{000000..000099}.tar", or a list.
+            as "train-{000000..000099}.tar", or a list. Where they lie changes no batch.
         p: classes in a batch, on each rank.
         k: images of each class in a batch, at least 2.
         transform: as in `ImageDataset`; it must make the images equal in size.
         steps: batches of an epoch on each rank; by default what one pass gives, predicted from the labels of
-            the tars, which have to be local files.
+            the tars, which have to be local files. With `steps` no labels are read before, and whether the
+            shards give a batch shows while running.
         lanes: parts of a rank's shards.
         on_short, buffer, cap, label, handler: as for `pk_batched`; `buffer` is that of a lane. A handler
             that ends the stream ends a pass over the shards.
@@ -72,13 +85,15 @@ class PKStream(IterableDataset):
         return_keys: give (images, labels, keys), keys as "shard.tar/key".
 
     Attributes:
-        predicted: the `StreamYield` that `steps` comes from; None where `steps` is given.
+        predicted: the `StreamYield` that `steps` comes from, with steps · world_size `batches`; None where
+            `steps` is given. What a lane reads when it begins again is not in its `share`.
 
     Raises:
-        ValueError: an argument out of range, shards that are missing or have changed since they were
-            indexed, fewer shards than lanes and ranks need, or shards of whose samples nearly none would
-            end in a batch; while running, what `pk_batched` raises, a tar that has changed since, a label
-            that is no whole number, or images of different sizes.
+        ValueError: an argument out of range, shards that are missing, cannot be read or have changed since
+            they were indexed, fewer shards than lanes and ranks need, labels that are names, or shards of
+            whose samples nearly none would end in a batch; while running, what `pk_batched` raises, a tar
+            that has changed since, a label that is no whole number, images of different sizes, or shards
+            that all together give no batch.
 
     Example:
         >>> import io, tarfile
@@ -118,38 +133,26 @@ class PKStream(IterableDataset):
         owner = "PKStream"
         self.image = None if image is None else extension(owner, "image", image)
         label = extension(owner, "label", label) if isinstance(label, str) else label
-        self._made = {"on_short": on_short, "buffer": buffer, "cap": cap, "label": label, "handler": handler}
-        stage = pk_batched(p, k, **self._made)  # refuses what it does not take
-        self.p, self.k = stage.p, stage.k
+        self._stage = pk_batched(
+            p, k, on_short=on_short, buffer=buffer, cap=cap, label=label, handler=handler
+        )
+        self.p, self.k = self._stage.p, self._stage.k
         self.lanes, self.seed = whole(owner, "lanes", lanes, 1), whole(owner, "seed", seed)
         self.world_size = whole(owner, "world_size", world_size, 1)
         self.rank = whole(owner, "rank", rank, 0, self.world_size - 1)
         self.return_keys = flag(owner, "return_keys", return_keys)
-        looked_for: dict[str, Any] = {"image": self.image, "label": label, "handler": handler}
-        known = known_shards(shards, split, **looked_for, count=steps is None)
+        self._transform = None if transform is None else KeyedTransform(transform, self.seed)
+        known = known_shards(
+            shards, split, image=self.image, label=label, handler=handler, count=steps is None
+        )
         self.shards = list(known)
         self._sizes = {shard: one.size for shard, one in known.items() if one.size is not None}
-        self._check_parts()
-        self._transform = None if transform is None else KeyedTransform(transform, self.seed)
-        self.predicted = self._predict(stage, known) if steps is None else None
+        self._lanes = Lanes(self.shards, self.lanes, self.world_size, self.seed)
+        self.predicted = self._lanes.predict(self._stage, known) if steps is None else None
         if self.predicted is not None:
-            steps = max(1, self.predicted.batches // self.world_size)
+            steps = self.predicted.batches // self.world_size
         self.steps = whole(owner, "steps", steps, 1, (1 << 31) - 1)
-        self._settings = {
-            "p": self.p,
-            "k": self.k,
-            "seed": self.seed,
-            "steps": self.steps,
-            "lanes": self.lanes,
-            "buffer": stage.buffer,
-            "cap": stage.cap,
-            "on_short": ON_SHORT.index(on_short),
-            "world_size": self.world_size,
-            "label": _crc([label]) if isinstance(label, str) else 0,
-            "image": _crc([self.image or ""]),
-            "shards": _crc(map(base_name, self.shards)),
-            "contents": _crc(str(one.contents) for one in known.values()),
-        }
+        self._settings = self._all_settings(known)
         self._epochs = SharedEpochs()
 
     def __len__(self) -> int:
@@ -192,6 +195,27 @@ class PKStream(IterableDataset):
         """
         self._epochs.set(*self._restored(state, 1))
 
+    def _all_settings(self, known: dict[str, KnownShard]) -> dict[str, int]:
+        """All that the batches depend on, save the rank, as small ints."""
+        stage, sizes = self._stage, [one.size for one in known.values()]
+        contents = [one.contents for one in known.values()]
+        return {
+            "p": self.p,
+            "k": self.k,
+            "seed": self.seed,
+            "steps": self.steps,
+            "lanes": self.lanes,
+            "buffer": stage.buffer,
+            "cap": stage.cap,
+            "on_short": ON_SHORT.index(stage.on_short),
+            "world_size": self.world_size,
+            "label": _crc(["label", stage.label if isinstance(stage.label, str) else ""]),
+            "image": _crc(["image", self.image or ""]),
+            "shards": _crc(map(base_name, self.shards)),
+            "sizes": 0 if None in sizes else _crc(map(str, sizes)),
+            "contents": _crc(map(str, contents)) if all(contents) else 0,
+        }
+
     def _whole_position(self, method: str, epoch: Any, step: Any) -> tuple[int, int]:
         """(epoch, step), refused in the method's name where that is no position."""
         owner = f"PKStream.{method}"
@@ -201,88 +225,66 @@ class PKStream(IterableDataset):
         """The position in `state`, refused unless it was saved under the same settings."""
         owner, source = "PKStream.load_state_dict", "state_at() or an iterator's state_dict() returned"
         here = "here is", "build stream and loader as they were, or use set_epoch(epoch, step)"
-        epoch, step = saved_position(owner, state, {**self._settings, "workers": workers}, source, *here)
+        settings = {**self._settings, "workers": workers}
+        epoch, step = saved_position(owner, state, settings, source, *here, _SUMS)
         return epoch, whole(owner, "step", step, 0, self.steps + workers - 1)  # of one that has ended
 
-    def _check_parts(self) -> None:
-        """Refuses fewer shards than the lanes of all ranks need."""
-        number, ranks = len(self.shards), self.world_size
-        if number < ranks:
-            expected = f"at most as many as shards, and there are {number}"
-            way_out = "use fewer ranks or write smaller shards"
-            raise refusal("PKStream", "world_size", ranks, expected, way_out)
-        if number < self.lanes * ranks:
-            expected = f"at most as many as shards, and there are {number}"
-            expected += f" on {ranks} ranks" if ranks > 1 else ""
-            raise refusal("PKStream", "lanes", self.lanes, expected, "lower lanes or write smaller shards")
-
-    def _predict(self, stage: PKStage, known: dict[str, KnownShard]) -> StreamYield:
-        """What one pass gives, by the labels of the shards."""
-        labels = {shard: one.labels for shard, one in known.items() if one.labels is not None}
-        parts = [
-            [labels[shard] for shard in self._order(0, rank, lane)]
-            for rank in range(self.world_size)
-            for lane in range(self.lanes)
-        ]
-        if not sum(map(len, labels.values())):
-            raise refusal("PKStream", "shards", self.shards[0], "samples with an image and a label")
-        made = {"p": stage.p, "k": stage.k, "buffer": stage.buffer, "cap": stage.cap}
-        found = play(parts, {**made, "on_short": stage.on_short}, 0, self.seed, equal=True)
-        if found.share < _LEAST or not found.batches:
-            raise ValueError(
-                f"PKStream(p={self.p}, k={self.k}, buffer={stage.buffer}, lanes={self.lanes}): "
-                f"{found.share:.2f} of the samples would end in a batch; write the shards with "
-                'layout="identity", raise buffer or lower lanes (tercet.predict_yield tells by how much), '
-                "or lower p or k; steps= leaves this check out"
-            )
-        return found
-
-    def _order(self, epoch: int, rank: int, lane: int, lap: int = 0) -> list[str]:
-        """The shards of a lane, in the order in which it reads them for the `lap`-th time in an epoch."""
-        key = derive_key("PKStream shards", self.seed, epoch)
-        places = permute(np.arange(len(self.shards)), len(self.shards), key)
-        mine = places[rank :: self.world_size][lane :: self.lanes]
-        if lap:
-            mine = mine[permute(np.arange(len(mine)), len(mine), derive_key(key, rank, lane, lap))]
-        return [self.shards[place] for place in mine.tolist()]
-
-    def _lane(self, epoch: int, lane: int) -> Iterator[tuple[PKStage, list[Group], GroupBuffer]]:
+    def _lane(self, epoch: int, lane: int) -> Iterator[tuple[PKStage, GroupBuffer, list[Group]]]:
         """The batches of a lane without end, not decoded yet."""
+        reach = 0
         for lap in count():
-            decode = partial(self._decoded, epoch=epoch, lap=lap)
-            seed = derive_key("PKStream", self.seed, epoch, self.rank, lane, lap)
-            stage = pk_batched(self.p, self.k, **self._made, decode=decode, seed=seed)
-            held = stage.held()
-            order = self._order(epoch, self.rank, lane, lap)
-            for groups in stage.groups(self._samples(order), held):
-                yield stage, groups, held
+            stage, held, batches = self._pass(epoch, lane, lap, reach)
+            for groups in batches:
+                yield stage, held, groups
             if not held.batches:
-                why = ", ".join(f"{number} {reason}" for reason, number in held.dropped.items())
-                raise ValueError(
-                    f"PKStream(p={self.p}, k={self.k}, lanes={self.lanes}): a pass over the {len(order)} "
-                    f"shards of a lane gave no batch of {held.seen} samples ({why or 'none came'}); "
-                    "lower lanes, p or k, or raise buffer"
-                )
+                reach += 1
+                if reach == REACHES:
+                    raise self._nothing(held)
+
+    def _pass(
+        self, epoch: int, lane: int, lap: int, reach: int
+    ) -> tuple[PKStage, GroupBuffer, Iterator[list[Group]]]:
+        """One pass of a lane over the shards: the stage, its buffer, and the batches."""
+        decode = partial(self._decoded, epoch=epoch, lap=lap)
+        seed = derive_key("PKStream", self.seed, epoch, self.rank, lane, lap)
+        stage = replace(self._stage, decode=decode, seed=seed)
+        held, order = stage.held(), self._lanes.order(epoch, self.rank, lane, lap, reach)
+        return stage, held, stage.groups(self._samples(order), held)
+
+    def _nothing(self, held: GroupBuffer) -> ValueError:
+        """The error of a pass over all shards that gave no batch."""
+        if not held.seen:
+            return ValueError("PKStream: no shard gave a sample, of which the handler was told; see why")
+        why = ", ".join(f"{number} {reason}" for reason, number in held.dropped.items())
+        return ValueError(
+            f"PKStream(p={self.p}, k={self.k}, buffer={held.buffer}): a pass over all {len(self.shards)} "
+            f"shards gave no batch of {held.seen} samples ({why}); lower p or k, or raise buffer"
+        )
 
     def _samples(self, shards: list[str]) -> Iterator[Sample]:
         from webdataset.handlers import reraise_exception
         from webdataset.tariterators import tarfile_samples
 
+        handler = self._stage.handler
         for shard in shards:  # each alone: else half a sample could join with one of the next shard
-            if shard in self._sizes and Path(shard).is_file():  # a cut between two members goes unnoticed
-                changed = other_size("PKStream", "shards", Path(shard), self._sizes[shard])
-                if changed and not told(self._made["handler"], changed):
+            if shard in self._sizes:
+                unread = unreadable(shard)
+                # A tar cut between two members goes unnoticed by who reads it.
+                fault = unread or other_size("PKStream", "shards", Path(shard), self._sizes[shard])
+                if fault and not told(handler, fault):
                     return
+                if unread:
+                    continue
             source: dict[str, Any] = {"url": shard}
             try:
-                yield from tarfile_samples([source], handler=self._made["handler"] or reraise_exception)
+                yield from tarfile_samples([source], handler=handler or reraise_exception)
             finally:
                 if "stream" in source:
                     source["stream"].close()
 
     def _decoded(self, sample: Sample, epoch: int, lap: int) -> tuple[Any, Any, str]:
         """The image of a sample as a tensor, its label and its name."""
-        name = _name(sample)
+        name = name_of(sample)
         fields = [field for field in sample if f".{field}" in IMAGE_SUFFIXES]
         field = self.image or (fields[0] if len(fields) == 1 else None)
         if field not in sample:
@@ -294,18 +296,37 @@ class PKStream(IterableDataset):
             view = sample["__view__"] + (lap << 32)  # each pass counts its views from 0
             image = self._transform(image, epoch=epoch, sample=name, view=view)
         try:
-            return image_tensor(image), label_of(sample, self._made["label"]), name
+            return image_tensor(image), label_of(sample, self._stage.label), name
         except TypeError as error:
             raise ValueError(f"PKStream: the transform gives {error}") from None
 
-    def _batch(self, stage: PKStage, groups: list[Group], held: GroupBuffer) -> tuple[Any, ...]:
-        made = stage.filled(groups, held)
-        if made is None:
+    def _instead(self, epoch: int, lane: int, turn: int) -> tuple[Any, ...]:
+        """What comes in place of a batch for which too few images decode: the first of passes of its own.
+
+        So the batches after it are the same whether this one is decoded or passed over.
+        """
+        for reach in range(REACHES):
+            stage, held, batches = self._pass(epoch, lane, -1 - turn, reach)
+            for groups in batches:
+                batch = self._batch(stage, held, groups)
+                if batch is not None:
+                    return batch
+        raise ValueError("PKStream: too many images fail to decode, and all shards give no batch of others")
+
+    def _batch(self, stage: PKStage, held: GroupBuffer, groups: list[Group]) -> tuple[Any, ...] | None:
+        """A batch as tensors; None where too few images decode, and the handler says to go on."""
+        try:
+            made = stage.filled(groups, held)
+        except StreamEnded as error:
             way_out = "return true to have another image stand in, or raise the error"
-            raise ValueError(f"PKStream: the handler ends the stream, which each rank needs whole; {way_out}")
+            raise ValueError(
+                f"PKStream: the handler ends the stream, which each rank needs whole; {way_out}"
+            ) from error
+        if made is None:
+            return None
         images, labels, names = zip(*made)
         for image, name, label in zip(images, names, labels):
-            if not isinstance(label, (int, np.integer)):
+            if isinstance(label, str):
                 way_out = "write numbers, or pass label=, a function of a sample that gives them"
                 raise refusal("PKStream", "label", label, f"a whole number as the class of {name}", way_out)
             if image.shape != images[0].shape:
@@ -318,69 +339,5 @@ class PKStream(IterableDataset):
         return (*batch, list(names)) if self.return_keys else batch
 
 
-class PKStreamIterator:
-    """One worker's part of an epoch, and the position in it."""
-
-    def __init__(self, stream: Any) -> None:
-        worker = get_worker_info()
-        self._stream: PKStream = stream
-        self._offset, self._stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        self._ticket = stream._epochs.ticket()
-        self._position: tuple[int, int] | None = None
-        self._forget_lanes()
-
-    def __iter__(self) -> PKStreamIterator:
-        return self
-
-    def __next__(self) -> tuple[Any, ...]:
-        stream = self._stream
-        if self._position is None:
-            epoch, step = stream._epochs.begin(self._ticket)
-            self._position = epoch, step + self._offset
-        epoch, step = self._position
-        if step >= stream.steps:
-            self._forget_lanes()
-            raise StopIteration
-        index, lane = divmod(step, stream.lanes)
-        if lane not in self._lanes:
-            self._lanes[lane] = stream._lane(epoch, lane)
-        while self._done.setdefault(lane, 0) < index:  # steps of other workers, or from before a stop
-            next(self._lanes[lane])
-            self._done[lane] += 1
-        batch = stream._batch(*next(self._lanes[lane]))
-        self._done[lane] += 1
-        self._position = epoch, step + self._stride
-        return batch
-
-    def _forget_lanes(self) -> None:
-        self._lanes: dict[int, Iterator[Any]] = {}
-        self._done: dict[int, int] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch and the next step of this worker, and the settings they depend on: small ints."""
-        if self._position is None:
-            epoch, step = self._stream._epochs.peek(self._ticket)
-            step += self._offset
-        else:
-            epoch, step = self._position
-        settings = {**self._stream._settings, "workers": self._stride}
-        return {"epoch": epoch, "step": step, "settings": settings}
-
-    def load_state_dict(self, state: Any) -> None:
-        """Goes on where `state` was saved; the iteration after this one is the epoch after that.
-
-        Raises:
-            ValueError: not a state, or one saved under other settings, which give other batches.
-        """
-        self._position = self._stream._restored(state, self._stride)
-        self._forget_lanes()
-        self._stream._epochs.follow(self._position[0])
-
-
 def _crc(words: Iterable[str]) -> int:
     return zlib.crc32("\n".join(words).encode(errors="surrogatepass"))
-
-
-def _name(sample: Sample) -> str:
-    """What keys the augmentation of a sample: its shard, wherever that lies, and its key."""
-    return f"{base_name(str(sample.get('__url__', '')))}/{sample.get('__key__', '')}"

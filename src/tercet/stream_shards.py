@@ -14,10 +14,10 @@ import numpy as np
 
 from tercet.checks import refusal
 from tercet.shard_sets import find_tars, fits, refuse_other_runs
-from tercet.streams import Handler, told
+from tercet.stream_samples import Handler, base_name, number_in, told
 from tercet.tars import contents_crc, other_size, read_table, scan_tar
 
-__all__ = ["KnownShard", "base_name", "known_shards"]
+__all__ = ["KnownShard", "known_shards", "unreadable"]
 
 _OWNER = "PKStream"
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # s3://…, pipe:…; a drive has one letter
@@ -29,15 +29,17 @@ class KnownShard:
 
     Args:
         size: its bytes when it was indexed, or else now; None where it is no local file.
-        contents: a CRC of its keys and classes; 0 without an index, unless the labels are asked for.
+        contents: a CRC of its keys and classes; 0 where no index tells them, unless the labels are asked for.
         plan: names the run of `write_shards` that wrote it; None for those of other programs.
         labels: int64 [n], a number for each sample that names its class; None unless asked for.
+        image_bytes: of all its images; 0 unless the labels are asked for.
     """
 
     size: int | None
     contents: int = 0
     plan: str | None = None
     labels: np.ndarray | None = None
+    image_bytes: int = 0
 
 
 def known_shards(
@@ -49,7 +51,7 @@ def known_shards(
     handler: Handler | None,
     count: bool,
 ) -> dict[str, KnownShard]:
-    """The shards by their addresses, in one order whatever the order given.
+    """The shards by their addresses, those of files in full: in one order, by name, whatever the order given.
 
     Args:
         source, split, image, label, handler: as for `PKStream`, the image and a label that is a string as
@@ -61,13 +63,18 @@ def known_shards(
             changed; with `count` also shards whose labels cannot be told before they are read.
     """
     found, info = _listed(source, split)
+    found = [shard if _ADDRESS.match(shard) else os.path.abspath(shard) for shard in found]
     if twice := len(found) - len(set(found)):
         raise refusal(_OWNER, "shards", f"{twice} twice", "a folder of tars, or different tars")
-    known = {shard: _known(shard, image, label, handler, count) for shard in sorted(found)}
+    known = {shard: _known(shard, image, label, handler, count) for shard in sorted(found, key=_by_name)}
     plans = {one.plan for one in known.values()} - {None}
     if plans:  # a stream does without the tables; those there are have to be of one run
         refuse_other_runs(_OWNER, "shards", source, info, plans)
     return known
+
+
+def _by_name(shard: str) -> tuple[str, str]:
+    return base_name(shard), shard
 
 
 def _listed(source: Any, split: str | None) -> tuple[list[str], dict[str, Any] | None]:
@@ -103,24 +110,41 @@ def _known(
     if not local:
         return KnownShard(None)
     table = read_table(_OWNER, tar, rows=count)
-    facts = {} if table is None else table.facts
+    plan = None if table is None else table.facts.get("plan")
     size = tar.stat().st_size if table is None else table.tar_size
-    changed = other_size(_OWNER, "shards", tar, size)
-    if changed and not told(handler, changed):
-        raise changed
-    contents, plan = facts.get("contents", 0), facts.get("plan")
+    unread = unreadable(shard)
+    fault = unread or other_size(_OWNER, "shards", tar, size)
+    if fault and not told(handler, fault):
+        raise fault
+    if unread:
+        return KnownShard(size, 0, plan, np.zeros(0, np.int64) if count else None)
+    if table is not None and (fault or not (callable(label) or fits(table, image, label, "drop"))):
+        table = None  # it tells of another tar, or of other classes
     if not count:
-        return KnownShard(size, contents, plan)
+        return KnownShard(size, 0 if table is None else table.facts.get("contents", 0), plan)
     assert isinstance(label, str)
-    if table is None or changed or not fits(table, image, label, "drop"):
-        scanned = scan_tar(_OWNER, tar, image, label, "drop")
-        contents = contents_crc(scanned) if table is None else contents
-        table = scanned
+    if table is None:
+        table = scan_tar(_OWNER, tar, image, label, "drop")
     names = table.columns["label"].tolist()
+    if plan is None or label == "json:class":  # else the column has names, and the field their numbers
+        _refuse_names(tar, label, set(names))
     labels = np.fromiter((zlib.crc32(name.encode()) for name in names), np.int64, len(names))
-    return KnownShard(size, contents, plan, labels)
+    contents = table.facts.get("contents") or contents_crc(table)
+    return KnownShard(size, contents, plan, labels, int(table.columns["size"].sum()))
 
 
-def base_name(shard: str) -> str:
-    """The name of a shard, wherever it lies."""
-    return shard.replace("\\", "/").rpartition("/")[2]
+def _refuse_names(tar: Path, label: str, names: set[str]) -> None:
+    for name in names:
+        if isinstance(number_in(name), str):
+            expected = f"a field of whole numbers, and in {tar.name} it has {name!r}"
+            way_out = "write numbers, or pass label=, a function of a sample that gives them, and steps="
+            raise refusal(_OWNER, "label", label, expected, way_out)
+
+
+def unreadable(shard: str) -> ValueError | None:
+    """The refusal of a tar that cannot be opened; None where it can."""
+    try:
+        with open(shard, "rb"):
+            return None
+    except OSError as error:
+        return refusal(_OWNER, "shards", shard, "a tar that can be read", error.strerror or str(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -15,7 +15,7 @@ from tercet.grouping import ON_SHORT, GroupBuffer, sized
 from tercet.layouts import by_identity, mixed
 from tercet.randomness import derive_key, permute
 
-__all__ = ["StreamYield", "play", "predict_yield"]
+__all__ = ["StreamYield", "gives_batch", "play", "predict_yield"]
 
 _LAYOUTS = ("identity", "mixed", "stored")
 _MOST = 200_000  # samples that are played through, if the buffer is not large beside that
@@ -28,9 +28,10 @@ class StreamYield:
     Args:
         share: of the samples, those that end in a batch.
         batches: of an epoch, all workers and ranks together.
-        first_batch: samples that a worker reads before its first batch, on average.
-        held: the most samples held at a time, in one worker.
-        memory: bytes held on one rank, all its workers together.
+        first_batch: samples that a worker, or a lane, reads before its first batch, on average.
+        held: the most samples held at a time, in one worker, or one lane.
+        memory: bytes of images held on one rank, all its workers together; for `PKStream` all its lanes, as
+            if no two workers read the same one.
     """
 
     share: float
@@ -158,9 +159,9 @@ def _shards(
 def play(
     parts: list[list[np.ndarray]],
     made: dict[str, Any],
-    bytes_a_sample: int,
+    bytes_a_sample: float,
     seed: int,
-    equal: bool = False,
+    lanes: int | None = None,
 ) -> StreamYield:
     """Plays the streams of some workers through, until enough samples have come.
 
@@ -169,8 +170,8 @@ def play(
         made: how their buffers are made: arguments of `GroupBuffer`.
         bytes_a_sample: what a sample held by one worker comes to, on all workers of a rank.
         seed: names the draws.
-        equal: each part gives as many batches of an epoch as every other, as `PKStream`'s lanes do: one
-            with more samples leaves some of them, one with fewer begins again.
+        lanes: the parts are so many lanes of each rank, which take turns, and each rank makes as many steps:
+            of a lane with more samples some are left, one with fewer begins again.
 
     Example:
         >>> play([[np.arange(8) // 4]], {"p": 2, "k": 4, "buffer": 8}, 10, 0)
@@ -183,9 +184,8 @@ def play(
     used: list[list[int]] = []  # of each part that is played, after each of its batches
     for number, part in enumerate(parts):
         buffer = GroupBuffer(**made, key=derive_key("predict_yield", seed, number), owner="predict_yield")
-        labels = chain.from_iterable(map(np.ndarray.tolist, part))
         first, after = 0, []
-        for _ in _batches(buffer, labels, most - seen):
+        for _ in _batches(buffer, part, most - seen):
             first = first or buffer.seen
             after.append(buffer.used)
         used.append(after)
@@ -195,34 +195,47 @@ def play(
             break
     share = sum(after[-1] for after in used if after) / seen
     batches = round(sum(map(len, used)) * sum(sizes) / seen)
-    if equal and batches:
-        share *= _of_equal(used, sizes, seen)
-    return StreamYield(share, batches, round(float(np.mean(firsts))), held, held * bytes_a_sample)
+    if lanes and batches:
+        ranks = len(parts) // lanes
+        steps = max(1, batches // ranks)
+        share, batches = _of_equal(used, sizes, seen, steps, lanes), steps * ranks
+    return StreamYield(share, batches, round(float(np.mean(firsts))), held, round(held * bytes_a_sample))
 
 
-def _of_equal(used: list[list[int]], sizes: list[int], seen: int) -> float:
-    """What of the samples used is left if each part gives as many batches as every other.
+def gives_batch(shards: Iterable[np.ndarray], made: dict[str, Any]) -> bool:
+    """Whether one pass gives a batch: that depends on the labels and their order only, not on the draws.
+
+    Example:
+        >>> [gives_batch([np.arange(8) // size], {"p": 2, "k": 4, "buffer": 8}) for size in (4, 8)]
+        [True, False]
+    """
+    return next(_batches(GroupBuffer(**made), shards, None), None) is not None
+
+
+def _of_equal(used: list[list[int]], sizes: list[int], seen: int, steps: int, lanes: int) -> float:
+    """The share of samples in batches where each rank makes `steps`, its lanes in turn.
 
     Args:
         used: samples used after each batch, of the parts that were played; the last may be cut short.
         sizes: samples of each part.
         seen: samples that were played.
+        steps: batches of each rank.
+        lanes: parts of each rank.
     """
-    most = sum(sizes) / len(sizes) * sum(map(len, used)) / seen  # batches of each part
     whole = used if sum(sizes[: len(used)]) == seen else used[:-1]
-    kept = total = 0.0
+    each, rate = (sum(counts) / seen for counts in ([after[-1] for after in used if after], map(len, used)))
+    kept = 0.0
     for number, size in enumerate(sizes):
-        if number < len(whole):
-            after = whole[number]
-            kept += after[min(len(after), round(most)) - 1] if after and round(most) else 0
-            total += after[-1] if after else 0
-        else:
-            each = sum(after[-1] for after in used if after) / seen
-            kept, total = kept + each * min(size, sum(sizes) / len(sizes)), total + each * size
-    return kept / total
+        turns = -((number % lanes - steps) // lanes)  # of the steps, those that are this lane's
+        if number >= len(whole):
+            kept += each * size * min(1, turns / (rate * size)) if size else 0
+        elif whole[number] and turns:
+            kept += whole[number][min(len(whole[number]), turns) - 1]
+    return kept / sum(sizes)
 
 
-def _batches(buffer: GroupBuffer, labels: Iterator[int], most: int) -> Iterator[Any]:
+def _batches(buffer: GroupBuffer, shards: Iterable[np.ndarray], most: int | None) -> Iterator[Any]:
+    labels = chain.from_iterable(map(np.ndarray.tolist, shards))
     for number, label in enumerate(islice(labels, most)):
         yield from buffer.put(label, number)
     yield from buffer.flush()

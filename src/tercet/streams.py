@@ -11,22 +11,18 @@ import numpy as np
 from tercet.checks import choice, refusal, whole
 from tercet.grouping import ON_SHORT, Group, GroupBuffer, sized
 from tercet.randomness import derive_key
-from tercet.tars import class_in
+from tercet.stream_samples import Handler, Sample, base_name, label_of, raw, told
 from tercet.triplets.reservoir import ReservoirTriplets
 from tercet.tuples import Triplets
 
 __all__ = [
     "DeepRankingStage",
     "PKStage",
+    "StreamEnded",
     "StreamedTriplets",
     "deep_ranking_batched",
-    "label_of",
     "pk_batched",
-    "told",
 ]
-
-Sample = dict[str, Any]
-Handler = Callable[[Exception], Any]
 
 
 def pk_batched(
@@ -45,7 +41,8 @@ def pk_batched(
 
     `webdataset.WebDataset(shards).compose(pk_batched(32, 4))` gives lists of p · k samples, those of a class
     side by side. It belongs before decoding: the buffer then holds compressed images. Give the decoding to
-    the stage, as `decode`, and a sample that fails is replaced by another of its class, in the same batch.
+    the stage, as `decode`, and a sample that fails is replaced by another of its class, in the same batch; a
+    batch for which too few are left in the buffer is passed over.
 
     The stage fills a buffer, then draws each batch from all of it; so the buffer also sets how well classes
     mix, and what is read before the first batch. The draws are a function of the seed and of the samples that
@@ -65,20 +62,20 @@ def pk_batched(
         cap: samples of one class held, from k to buffer / p; by default buffer / p. For those that come
             beyond, batches are drawn while the buffer is half full; then keyed ones are dropped.
         label: the field that holds the class, as "cls", a field of its JSON, as "json:id", or a function of
-            the sample that gives it.
+            the sample that gives it: a whole number or a name.
         decode: a function of a sample that gives what stands in the batch for it; it gets a copy with the
             field "__view__": how often the sample was in a batch before, or below 0 where it stands in
             for another.
-        handler: webdataset's: gets the error, gives true to go on without the sample and false to end the
-            stream. By default the error is raised.
+        handler: webdataset's: gets the error, gives true to go on without the sample, or without the batch
+            that is passed over, and false to end the stream. By default the error is raised.
         seed: names the draws.
 
     Returns:
         A function from an iterable of samples to an iterator of lists of p · k samples. It can be pickled.
 
     Raises:
-        ValueError: an argument out of range; while running, a sample without label, a batch in which too
-            many samples fail for others to stand in, or a short class with "error".
+        ValueError: an argument out of range; while running, samples that are no dicts, one without a
+            label, or a short class with "error".
 
     Example:
         >>> stream = [{"__key__": str(n), "cls": b"%d" % (n // 4)} for n in range(16)]
@@ -116,10 +113,12 @@ class PKStage:
         """The batches of a stream."""
         held = self.held()
         for groups in self.groups(samples, held):
-            batch = self.filled(groups, held)
-            if batch is None:
+            try:
+                batch = self.filled(groups, held)
+            except StreamEnded:
                 return
-            yield batch
+            if batch is not None:
+                yield batch
 
     def held(self) -> GroupBuffer:
         """An empty buffer with the bounds of this stage."""
@@ -129,7 +128,7 @@ class PKStage:
 
     def groups(self, samples: Iterable[Sample], held: GroupBuffer) -> Iterator[list[Group]]:
         """The batches as groups of raw samples; nothing is decoded, so to pass over one is cheap."""
-        for sample in samples:
+        for sample in raw("pk_batched", samples):
             try:
                 name = label_of(sample, self.label)
             except Exception as error:
@@ -140,21 +139,27 @@ class PKStage:
         yield from held.flush()
 
     def filled(self, groups: list[Group], held: GroupBuffer) -> list[Any] | None:
-        """A batch, decoded; None where the handler ends the stream.
+        """A batch, decoded; None where too few samples decode, and the handler says to go on.
 
         What stands in for a sample that fails stays in the buffer, so that the batches after this one
         are the same whether this one is decoded or passed over.
+
+        Raises:
+            StreamEnded: the handler says so.
         """
         if self.decode is None:
             return [_viewed(*one) for group in groups for one in zip(group.items, group.views)]
         stand_ins = _StandIns(self, groups, held)
-        try:
-            return [image for group in groups for image in stand_ins.of(group)]
-        except _Ended:
-            return None
+        images: list[Any] = []
+        for group in groups:
+            made = stand_ins.of(group)
+            if made is None:
+                return None
+            images += made
+        return images
 
 
-class _Ended(Exception):
+class StreamEnded(Exception):
     """The handler ends the stream."""
 
 
@@ -166,12 +171,13 @@ class _StandIns:
         self._taken = {group.label for group in groups}
         self._failed: set[int] = set()  # ids of samples, which the groups and the buffer keep alive
 
-    def of(self, group: Group) -> list[Any]:
+    def of(self, group: Group) -> list[Any] | None:
         """k decoded samples of the group's class, or of another where that has not two that decode.
 
+        None where no other class in the buffer has two either: at the end of a stream it is empty.
+
         Raises:
-            _Ended: the handler says so.
-            ValueError: neither does any other class in the buffer.
+            StreamEnded: the handler says so.
         """
         images = self._made(group.items, group.views, self._held.held(group.label).get(group.label, []))
         if images is None:
@@ -184,11 +190,12 @@ class _StandIns:
                     break
         if images is None:
             stage = self._stage
-            raise ValueError(
-                f"pk_batched(p={stage.p}, k={stage.k}): too many samples fail in decode: neither class "
-                f"{group.label!r} nor another in the buffer of {stage.buffer} has 2 samples that decode; "
-                "repair the shards or raise buffer"
+            error = ValueError(
+                f"pk_batched(p={stage.p}, k={stage.k}): a batch is passed over, as too many samples fail in "
+                f"decode: neither class {group.label!r} nor another that is left in the buffer has 2 that do "
+                "not; repair them"
             )
+            self._ask(error)
         return images
 
     def _made(self, items: list[Sample], views: list[int], others: list[Sample]) -> list[Any] | None:
@@ -223,62 +230,13 @@ class _StandIns:
             images[at] = stage.decode({**item, "__view__": view})
         except Exception as error:
             self._failed.add(id(item))
-            if not told(stage.handler, error):
-                raise _Ended from error
+            self._ask(error)
             return False
         return True
 
-
-def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> Any:
-    """The class of a raw sample: what the function gives, or a field as text, or as an int where it is one.
-
-    Args:
-        sample: as webdataset gives it.
-        label: a field of the sample, a field of its JSON as "json:id", or a function of the sample.
-
-    Raises:
-        ValueError: the sample has no such field, or no whole number or name in it.
-
-    Example:
-        >>> label_of({"__key__": "a", "cls": b"17"}, "cls"), label_of({"__key__": "b", "cls": b"ant"}, "cls")
-        (17, 'ant')
-        >>> label_of({"__key__": "c", "json": b'{"id": 4}'}, "json:id")
-        4
-    """
-    if callable(label):
-        return label(sample)
-    name, field = (label, "") if label in sample else label.partition(":")[::2]
-    if name not in sample:
-        raise ValueError(
-            f"{_which(sample)} has no field {name!r}, only "
-            f"{', '.join(sorted(name for name in sample if not name.startswith('__'))) or 'its name'}; "
-            "half a sample ends a truncated tar; else pass label=, a field or a function of a sample"
-        )
-    value = sample[name]
-    try:
-        if isinstance(value, (bytes, bytearray, str)):
-            value = class_in(value, field)
-        elif field:
-            value = value[field]  # decoded before
-    except (ValueError, LookupError, TypeError) as error:
-        expected = f"expected a whole number or a name as {label!r}"
-        raise ValueError(f"{_which(sample)}: {expected}; {type(error).__name__}: {error}") from error
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        return value
-    return number if str(number) == str(value) else value  # "010" is another class than "10"
-
-
-def _which(sample: Sample) -> str:
-    return f"sample {sample.get('__key__')!r} of {sample.get('__url__')!r}"
-
-
-def told(handler: Handler | None, error: Exception) -> bool:
-    """Whether the handler says to go on; without one the error is raised."""
-    if handler is None:
-        raise error
-    return bool(handler(error))
+    def _ask(self, error: Exception) -> None:
+        if not told(self._stage.handler, error):
+            raise StreamEnded from error
 
 
 def _viewed(sample: Sample, view: int) -> Sample:
@@ -371,9 +329,13 @@ class DeepRankingStage:
         """Triplets from a stream."""
         reservoir = ReservoirTriplets(**self.law)
         held: dict[int, Sample] = {}
+        shards: dict[str, dict[str, int]] = {}  # by name, in which places there is one: each its number
         came = 0
-        for sample in samples:
-            key = derive_key("sample", str(sample.get("__url__")), str(sample.get("__key__"))) >> 1
+        for sample in raw("deep_ranking_batched", samples):
+            url = str(sample.get("__url__"))
+            places = shards.setdefault(base_name(url), {})
+            place = places.setdefault(url, len(places))
+            key = derive_key("sample", base_name(url), place, str(sample.get("__key__"))) >> 1
             try:
                 gone = reservoir.add(key, label_of(sample, self.label), self.features(sample))
             except Exception as error:

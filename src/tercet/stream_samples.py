@@ -1,0 +1,111 @@
+"""A raw sample of a stream: its name, its class, and who is told of one that fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from tercet.checks import refusal, whole
+from tercet.tars import class_in
+
+__all__ = ["Handler", "Sample", "base_name", "label_of", "name_of", "number_in", "raw", "told"]
+
+Sample = dict[str, Any]
+Handler = Callable[[Exception], Any]
+
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1  # of int64, which labels become
+
+
+def raw(owner: str, samples: Iterable[Any]) -> Iterator[Sample]:
+    """The samples of a stream, as they come.
+
+    Raises:
+        ValueError: one is no dict, so that its fields have no names.
+    """
+    for sample in samples:
+        if not isinstance(sample, Mapping):
+            way_out = "put this stage before decode() and to_tuple()"
+            raise refusal(owner, "samples", type(sample).__name__, "raw samples, which are dicts", way_out)
+        yield sample  # pyright: ignore[reportReturnType]
+
+
+def base_name(shard: str) -> str:
+    """The name of a shard, wherever it lies."""
+    return shard.replace("\\", "/").rpartition("/")[2]
+
+
+def name_of(sample: Sample) -> str:
+    """The name of a sample, "shard.tar/key", wherever its shard lies."""
+    return f"{base_name(str(sample.get('__url__', '')))}/{sample.get('__key__', '')}"
+
+
+def told(handler: Handler | None, error: Exception) -> bool:
+    """Whether the handler says to go on; without one the error is raised."""
+    if handler is None:
+        raise error
+    return bool(handler(error))
+
+
+def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> int | str:
+    """The class of a raw sample: a field, or what a function gives, as an int where it is one, or as text.
+
+    Args:
+        sample: as webdataset gives it.
+        label: a field of the sample, a field of its JSON as "json:id", or a function of the sample.
+
+    Raises:
+        ValueError: the sample has no such field, or it is no whole number or name.
+
+    Example:
+        >>> label_of({"__key__": "a", "cls": b"17"}, "cls"), label_of({"__key__": "b", "cls": b"ant"}, "cls")
+        (17, 'ant')
+        >>> label_of({"__key__": "c", "json": b'{"id": 4}'}, "json:id")
+        4
+    """
+    if callable(label):
+        what, value, field = "what label= gives", label(sample), ""
+    else:
+        what = repr(label)
+        name, field = (label, "") if label in sample else label.partition(":")[::2]
+        if name not in sample:
+            raise ValueError(
+                f"{_which(sample)} has no field {name!r}, only "
+                f"{', '.join(sorted(name for name in sample if not name.startswith('__'))) or 'its name'}; "
+                "half a sample ends a truncated tar; else pass label=, a field or a function of a sample"
+            )
+        value = sample[name]
+    try:
+        if field and not isinstance(value, (bytes, bytearray, str)):
+            value, field = value[field], ""  # decoded before
+        if isinstance(value, (bytes, bytearray, str)):
+            value = str(class_in(value, field))
+    except (ValueError, LookupError, TypeError) as error:
+        expected = f"expected a whole number or a name as {what}"
+        raise ValueError(f"{_which(sample)}: {expected}; {type(error).__name__}: {error}") from error
+    if isinstance(value, str):
+        return number_in(value)
+    try:
+        return whole("", "", value, _LEAST, _MOST)  # of a tensor too, which is no key: equal ones differ
+    except ValueError:
+        shown = repr(value) if isinstance(value, (float, type(None))) else type(value).__name__
+        raise ValueError(
+            f"{_which(sample)}: expected a whole number or a name as {what}, and it is {shown}; "
+            "convert it with int() or str() in a function label="
+        ) from None
+
+
+def number_in(name: str) -> int | str:
+    """The number that a name spells, if int64 holds it: "010" is another class than "10".
+
+    Example:
+        >>> number_in("10"), number_in("010")
+        (10, '010')
+    """
+    number = int(name) if _NUMBER.fullmatch(name) else _MOST + 1
+    return number if _LEAST <= number <= _MOST else name
+
+
+def _which(sample: Sample) -> str:
+    return f"sample {sample.get('__key__')!r} of {sample.get('__url__')!r}"
