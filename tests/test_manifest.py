@@ -467,6 +467,40 @@ def test_an_arrow_file_that_was_rewritten_is_read_by_names(tmp_path):
     assert "it was cut short or changed" in sentence(read_manifest, tmp_path / "1.arrow")
 
 
+@pytest.mark.parametrize("kind", ["triplets", "pairs"])
+@pytest.mark.parametrize("columns", [[0], [1], [0, 1, 2]])
+def test_an_arrow_file_that_was_encoded_anew_gives_the_same_rows(tmp_path, kind, columns):
+    given = map(np.array, ([5, 0, 3], [2, 1, 4], [False, True, False]))
+    drawn = DRAWN if kind == "triplets" else LabeledPairs(*given)
+    write_manifest(tmp_path / "t.arrow", drawn, CATALOG)
+    expected = read_manifest(tmp_path / "t.arrow")[:]
+    with pa.OSFile(str(tmp_path / "t.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+    for number in columns:
+        if number == 2 and kind == "pairs":
+            continue
+        encoded = table[number].cast(pa.string()).combine_chunks().dictionary_encode()
+        table = table.set_column(number, table.field(number), pa.chunked_array([encoded]))
+    with pa.OSFile(str(tmp_path / "u.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    found = read_manifest(tmp_path / "u.arrow")
+    assert found.kind == kind
+    for column, same in zip(found[:], expected, strict=True):
+        assert column.tolist() == same.tolist()
+
+
+def test_an_arrow_file_with_a_row_left_empty_is_refused_in_words(tmp_path):
+    write_manifest(tmp_path / "t.arrow", DRAWN, CATALOG)
+    with pa.OSFile(str(tmp_path / "t.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+    names = table[1].cast(pa.string()).to_pylist()
+    gap = pa.array([None, *names[1:]]).dictionary_encode()
+    table = table.set_column(1, table.field(1), pa.chunked_array([gap]))
+    with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert sentence(read_manifest, tmp_path / "t.arrow").endswith("; a line without a path")
+
+
 # Refusals of reading
 
 

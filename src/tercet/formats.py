@@ -26,6 +26,9 @@ COLUMNS = {"triplets": ("anchor", "positive", "negative"), "pairs": ("first", "s
 TEXT_FORMATS = (".csv", ".jsonl", ".txt")
 FORMATS = (".parquet", ".arrow", *TEXT_FORMATS)
 _SAME = "same"
+# The number of paths, at each batch of an .arrow file, where no program that encodes the paths anew keeps
+# it: only where it stands are positions in the dictionaries known to be rows of the catalog.
+_MARK = "tercet.rows"
 _NAMES = [column for columns in COLUMNS.values() for column in columns if column != _SAME]
 
 
@@ -97,7 +100,8 @@ def _write_arrow(
                 pa.DictionaryArray.from_arrays(rows, names, safe=False) if path else pa.array(rows, pa.int8())
                 for rows, path in zip(block, _of_paths(kind))
             ]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+            mark = {_MARK: str(len(paths))}
+            writer.write_batch(pa.record_batch(columns, schema=schema), custom_metadata=mark)
 
 
 def _write_text(
@@ -266,9 +270,9 @@ def open_arrow(source: Path, key: str) -> tuple[StoredColumns, dict[str, str]] |
     """The row numbers of an .arrow manifest that `write_paths` wrote, found and not loaded.
 
     Returns:
-        Its columns, int32 rows of the catalog since the dictionary is its list of paths, and int8 for the
-        column same; and the metadata. None where it has no `key`, columns of another type, or compressed
-        ones.
+        Its columns, int32 rows of the catalog since each dictionary is its list of paths, and int8 for the
+        column same; and the metadata. None where it has no `key`, columns of another type, compressed ones,
+        or batches that another program wrote, whose dictionaries may be in any order.
     """
     import pyarrow as pa
 
@@ -280,18 +284,22 @@ def open_arrow(source: Path, key: str) -> tuple[StoredColumns, dict[str, str]] |
             _fields, COLUMNS
         ):
             return None
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        read = [reader.get_batch_with_custom_metadata(number) for number in range(reader.num_record_batches)]
+        batches = [batch for batch, _ in read]
+        marks = {_decoded(dict(mark or {})).get(_MARK, "") for _, mark in read} or {"0"}
+        names = marks.pop()
+        if marks or not names.isdecimal():
+            return None
         columns = [[_numbers(column) for column in batch.columns] for batch in batches]
         # The views are only asked where they lie: the file is read by offset, not through the mapping.
         starts = [[column.ctypes.data - content.address for column in batch] for batch in columns]
         counts = np.array([len(batch[0]) for batch in columns], dtype=np.int64)
-        of_paths = _of_paths(_kind_of(reader.schema.names))
-        names = len(batches[0].column(0).dictionary) if batches else 0
         within = all(0 <= start < content.size for batch in starts for start in batch)
     if not within:
         return None
+    of_paths = _of_paths(_kind_of(reader.schema.names))
     types = [np.dtype(np.int32 if path else np.int8) for path in of_paths]
-    limits = [names if path else 2 for path in of_paths]
+    limits = [int(names) if path else 2 for path in of_paths]
     return StoredColumns(source, np.array(starts, np.int64).reshape(-1, 3), counts, types, limits), metadata
 
 
