@@ -996,3 +996,11 @@ def test_two_manifests_appear_together_or_not_at_all(tmp_path, suffix):
     assert listed(read_manifest(one).triplets) == ROWS
     assert listed(read_manifest(two).pairs) == listed(PAIRS[:])
     assert len(list(tmp_path.iterdir())) == (4 if suffix in TEXT_FORMATS else 2)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_folder_may_be_called_like_an_address(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    Path("run:3").mkdir()
+    write_manifest(f"run:3/t{suffix}", DRAWN, CATALOG)
+    assert listed(read_manifest(f"run:3/t{suffix}").triplets) == ROWS

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
+import os
 import tarfile
 import threading
 
@@ -177,12 +179,15 @@ def test_an_interrupted_run_goes_on_where_it_ended(catalog, tmp_path, monkeypatc
     monkeypatch.setattr(shard_writing, "_add_sample", failing)
     with pytest.raises(OSError, match="no space"):
         write_shards(tmp_path / "out", catalog, **options)
-    names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {
-        f"train-{shard:06d}{suffix}" for shard in range(survived) for suffix in (".tar", ".index.parquet")
-    }
     if survived:
+        names = {file.name for file in (tmp_path / "out").iterdir()}
+        assert names == {
+            f"train-{shard:06d}{suffix}" for shard in range(survived) for suffix in (".tar", ".index.parquet")
+        }
         assert "run write_shards again" in sentence(ShardIndex, tmp_path / "out")
+    else:  # nothing is left behind, not even the folder
+        assert not (tmp_path / "out").exists()
+        (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".train-000002.tar.99999.unfinished").write_bytes(b"of a killed run")
     written.clear()
     monkeypatch.setattr(shard_writing, "_add_sample", lambda *args: (written.append(args[2]), real(*args))[1])
@@ -234,8 +239,86 @@ def test_an_error_in_one_thread_ends_the_others_and_is_the_one_told(catalog, tmp
     monkeypatch.setattr(shard_writing, "_add_sample", failing)
     with pytest.raises(OSError, match="no space"):
         write_shards(tmp_path / "out", catalog, images_per_shard=2, workers=3)
-    assert not [file for file in (tmp_path / "out").iterdir() if file.name.endswith("unfinished")]
+    assert not [file for file in (tmp_path / "out").glob(".*")]
     assert not (tmp_path / "out" / "info.json").exists()
+
+
+def test_overwrite_writes_everything_anew(catalog, tmp_path):
+    index = write_shards(tmp_path / "out", catalog, images_per_shard=5)
+    before = sums(tmp_path / "out")
+    tar, place = index.file(3).parent, int(index._offset[3])
+    with open(tar, "r+b") as file:
+        file.seek(place)
+        file.write(bytes([index.read([3])[0][0] ^ 1]))
+    assert "write the shards again with overwrite=True or --overwrite" in sentence(index.read, [3])
+    write_shards(tmp_path / "out", catalog, images_per_shard=5, overwrite=True)
+    assert sums(tmp_path / "out") == before
+    edited = catalog.file(7).read_bytes()[::-1]
+    catalog.file(7).write_bytes(edited)
+    index = write_shards(tmp_path / "out", catalog, images_per_shard=5, overwrite=True)
+    assert index.read([7]) == [edited]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_full_disk_is_told_with_the_file_and_leaves_no_empty_folder(catalog, tmp_path, monkeypatch, made):
+    if made:
+        (tmp_path / "out").mkdir()
+
+    def full(file, parts):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shard_writing, "_put", full)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        write_shards(tmp_path / "out", catalog)
+    assert raised.value.filename == str(tmp_path / "out" / "train-000000.tar")
+    assert (tmp_path / "out").exists() == made
+
+
+# Two runs at once
+
+
+def during(monkeypatch, act):
+    """Have `act` run once, in the middle of the next run of write_shards."""
+    real, done = shard_writing._add_sample, []
+
+    def acting(*given):
+        if not done:
+            done.append(True)
+            act()
+        return real(*given)
+
+    monkeypatch.setattr(shard_writing, "_add_sample", acting)
+    return done
+
+
+def test_two_splits_may_be_written_at_once(catalog, tmp_path, monkeypatch):
+    other = photos(tmp_path / "others", sizes=(3, 2), seed=1)
+    done = during(monkeypatch, lambda: write_shards(tmp_path / "out", other, split="val"))
+    write_shards(tmp_path / "out", catalog, split="train")
+    assert done
+    assert ShardIndex(tmp_path / "out", split="train").catalog == catalog
+    assert ShardIndex(tmp_path / "out", split="val").catalog == other
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_run_of_one_split_is_refused_and_the_first_goes_on(
+    catalog, tmp_path, monkeypatch, overwrite
+):
+    said = []
+
+    def second():
+        options = {"overwrite": overwrite, "images_per_shard": 5}
+        said.append(sentence(write_shards, tmp_path / "out", catalog, **options))
+
+    during(monkeypatch, second)
+    index = write_shards(tmp_path / "out", catalog, images_per_shard=5)
+    assert "in which no other run writes the split 'train'; wait for it to end, or stop it" in said[0]
+    assert index.catalog == catalog
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+# Shards of others
 
 
 def test_shards_of_another_plan_are_refused_or_replaced(catalog, tmp_path):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -272,3 +275,47 @@ def test_other_files_are_refused(tmp_path):
         read_columns("f", tmp_path / "t.xlsx")
     with pytest.raises(ValueError, match=r"expected an existing file$"):
         read_columns("f", tmp_path / "gone.csv")
+
+
+def test_an_error_of_writing_names_the_file_that_was_to_be(tmp_path):
+    target = tmp_path / "t.csv"
+    unwritable = tmp_path / "none" / "t.csv"
+    with pytest.raises(FileNotFoundError) as raised, atomically(unwritable) as unfinished:
+        unfinished.write_text("x")
+    assert raised.value.filename == str(unwritable)
+    with pytest.raises(OSError, match="No space left on device") as raised, atomically(target):
+        raise OSError(errno.ENOSPC, "in pyarrow's words, and without a name")
+    assert raised.value.filename == str(target)
+    with pytest.raises(PermissionError) as raised, atomically(target):
+        raise PermissionError(errno.EACCES, "of what is read", "source.jpg")
+    assert raised.value.filename == "source.jpg"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_threads_may_write_one_file(tmp_path):
+    with atomically(tmp_path / "t") as first:
+        first.write_text("first")
+        names = []
+
+        def other():
+            with atomically(tmp_path / "t") as second:
+                names.append(second)
+                second.write_text("second")
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert names != [first]
+    assert (tmp_path / "t").read_text() == "first"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_folder_may_be_called_like_an_address(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    Path("run:3").mkdir()
+    target = Path(f"run:3/t{suffix}")
+    write_columns({"path": ["a"], "n": [3]}, target)
+    assert {name: values.tolist() for name, values in read_columns("f", target).items()} == {
+        "path": ["a"],
+        "n": [3],
+    }

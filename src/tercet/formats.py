@@ -70,7 +70,8 @@ def _write_parquet(
     # is left away, since some refuse its dictionary type. The least and the greatest of random paths tell
     # nothing, and finding them takes half the time.
     options: Any = {"compression": "zstd", "store_schema": False, "write_statistics": False}
-    with pq.ParquetWriter(target, schema, **options) as writer:
+    # Opened here: of a name with a colon pyarrow would make an address.
+    with pa.OSFile(str(target), "wb") as file, pq.ParquetWriter(file, schema, **options) as writer:
         used = np.zeros(len(paths), dtype=bool)
         for block in blocks:
             columns = []
@@ -229,9 +230,10 @@ def _read_table(source: Path, suffix: str, kind: str | None) -> tuple[Any, str]:
     if suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        kind = kind or _kind_of(pq.read_schema(source).names)
-        names = [column for column in COLUMNS[kind] if column in _NAMES]
-        table = pq.ParquetFile(source, read_dictionary=names).read()
+        with pa.OSFile(str(source)) as file:
+            kind = kind or _kind_of(pq.read_schema(file).names)
+            names = [column for column in COLUMNS[kind] if column in _NAMES]
+            table = pq.ParquetFile(file, read_dictionary=names).read()
     elif suffix == ".arrow":
         with pa.OSFile(str(source)) as file:
             table = pa.ipc.open_file(file).read_all()

@@ -8,7 +8,9 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from tercet.catalog import Catalog
 from tercet.checks import choice, flag, refusal, whole
 from tercet.layouts import by_identity, mixed
+from tercet.locks import locked
 from tercet.shard_sets import INFO
 from tercet.shard_writing import (
     ShardJob,
@@ -58,7 +61,8 @@ def write_shards(
 
     The same catalog, files and options give the same tars on every machine, with any number of workers (and
     the same indexes, under the same version of pyarrow). Each shard appears when it is whole; a run that
-    was interrupted goes on with those that are missing, and writes those anew whose files changed in size.
+    was interrupted goes on with those that are missing, and writes those anew whose files changed in size. Of
+    two runs that write one split at once the second is refused; two splits may be written at once.
 
     Args:
         folder: where to; it is made if its parent exists. Several splits may share it.
@@ -74,7 +78,8 @@ def write_shards(
             anything is written; "skip" leaves it out and reports it in `index.catalog.left_out`. Images are
             not decoded: `scan_folder(root, verify=True)` leaves out those that do not decode.
         workers: threads that write, a shard each; by default one for each processor.
-        overwrite: replace the shards of another catalog or other options.
+        overwrite: write every shard anew, also those there are, and replace those of another catalog or
+            other options.
         progress: show a progress bar.
 
     Returns:
@@ -82,7 +87,8 @@ def write_shards(
 
     Raises:
         ValueError: an option out of range, an image without a suffix, a file that cannot be read, shards of
-            another run, or a folder that cannot be written.
+            another run, a run at work on this split, or a folder that cannot be written.
+        OSError: the shards do not fit on the disk.
 
     Example:
         >>> import pathlib
@@ -117,27 +123,31 @@ def write_shards(
     sizes = _source_sizes(catalog, workers, unreadable == "skip")
     job = ShardJob(target, catalog, shards, split, plan, sizes, unreadable == "skip")
 
-    info = _make_room(job, overwrite)
-    target.mkdir(exist_ok=True)
-    tables = _write_all(job, workers, progress)
-    lengths = [len(table) for table in tables]
-    info["splits"][split] = {
-        "name": split,
-        "num_samples": sum(lengths),
-        "filenames": [table.tar.name for table in tables],
-        "shard_lengths": lengths,
-    }
-    info["tercet"][split] = {
-        "library": f"tercet {version('tercet')}",
-        **options,
-        "fingerprint": catalog.fingerprint,
-        "plan": plan,
-        "classes": catalog.classes,
-        "left_out": [item for table in tables for item in table.left_out],
-    }
-    with atomically(target / INFO) as unfinished:
-        unfinished.write_text(json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    return ShardIndex(target, split=split)
+    with _alone(target, split):
+        _make_room(job, overwrite)
+        tables = _write_all(job, workers, overwrite, progress)
+        lengths = [len(table) for table in tables]
+        listed = {
+            "name": split,
+            "num_samples": sum(lengths),
+            "filenames": [table.tar.name for table in tables],
+            "shard_lengths": lengths,
+        }
+        written = {
+            "library": f"tercet {version('tercet')}",
+            **options,
+            "fingerprint": catalog.fingerprint,
+            "plan": plan,
+            "classes": catalog.classes,
+            "left_out": [item for table in tables for item in table.left_out],
+        }
+        with locked(target / f".{INFO}.lock"):  # the run of another split may end at this moment
+            info = _info(target) or {"splits": {}, "tercet": {}}
+            info["splits"][split], info["tercet"][split] = listed, written
+            text = json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+            with atomically(target / INFO) as unfinished:
+                unfinished.write_text(text, "utf-8")
+        return ShardIndex(target, split=split)
 
 
 def shards_folder(folder: str | Path, split: str) -> Path:
@@ -202,24 +212,58 @@ def _source_sizes(catalog: Catalog, workers: int, skip: bool) -> list[int]:
     return [size for size, _ in found]
 
 
-def _make_room(job: ShardJob, overwrite: bool) -> dict[str, Any]:
-    """The info.json to add to; shards of another plan are refused, or removed.
+@contextmanager
+def _alone(folder: Path, split: str) -> Iterator[None]:
+    """Make the folder and hold the lock of a split in it; a folder made for nothing is gone afterwards.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    made = not folder.is_dir()
+    with ExitStack() as at_the_end:
+        if made:
+            folder.mkdir(exist_ok=True)
+            at_the_end.callback(_remove_if_empty, folder)
+        if not at_the_end.enter_context(locked(folder / f".{split}.lock", wait=False)):
+            expected = f"a folder in which no other run writes the split {split!r}"
+            raise refusal(_OWNER, "folder", str(folder), expected, "wait for it to end, or stop it")
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _info(folder: Path) -> dict[str, Any] | None:
+    """The info.json there is, of whatever program, with what tercet wrote; None where there is none.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError: it cannot be read, or lists no splits.
+    """
+    try:
+        read = json.loads((folder / INFO).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    return {**read, "splits": dict(read["splits"]), "tercet": dict(read.get("tercet", {}))}
+
+
+def _make_room(job: ShardJob, overwrite: bool) -> None:
+    """Shards of another plan, and an info.json of no splits, are refused, or removed.
 
     Raises:
         ValueError: there are such, and they may not be overwritten.
     """
-    info: dict[str, Any] = {"splits": {}, "tercet": {}}
     source, foreign = job.folder / INFO, []
-    if source.is_file():
-        try:
-            read = json.loads(source.read_text("utf-8"))
-            info = {**read, "splits": dict(read["splits"]), "tercet": dict(read.get("tercet", {}))}
-        except (OSError, ValueError, LookupError, TypeError):
+    try:
+        info = _info(job.folder)
+        if info and job.split in info["splits"] and info["tercet"].get(job.split, {}).get("plan") != job.plan:
             foreign.append(source)
-    if job.split in info["splits"] and info["tercet"].get(job.split, {}).get("plan") != job.plan:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        info = None
         foreign.append(source)
     ours = re.compile(rf"{job.split}-\d{{6,}}\.(tar|index\.parquet)")
-    names = sorted(file.name for file in job.folder.iterdir()) if job.folder.is_dir() else []
+    names = sorted(file.name for file in job.folder.iterdir())
     for name in filter(ours.fullmatch, names):
         table = readable_table(job.folder / f"{name.partition('.')[0]}.tar")
         if table is None or table.facts.get("plan") != job.plan:
@@ -229,20 +273,19 @@ def _make_room(job: ShardJob, overwrite: bool) -> dict[str, Any]:
         way_out = f"{foreign[0].name} is one; overwrite=True or --overwrite replaces them"
         raise refusal(_OWNER, "folder", str(job.folder), expected, way_out)
     for file in foreign:
-        if file != source:
+        if file != source or info is None:  # one that lists other splits too is kept for them
             file.unlink()
     for name in names:  # of a run that was killed
         if name.startswith(f".{job.split}-") and name.endswith(".unfinished"):
             (job.folder / name).unlink()
-    return info
 
 
-def _write_all(job: ShardJob, workers: int, progress: bool) -> list[ShardTable]:
-    """The tables of all shards, those that are missing written in parallel."""
+def _write_all(job: ShardJob, workers: int, overwrite: bool, progress: bool) -> list[ShardTable]:
+    """The tables of all shards, written in parallel: those that are missing, or with `overwrite` all."""
     from rich.console import Console
     from rich.progress import Progress
 
-    tables = [job.finished(shard) for shard in range(len(job.shards))]
+    tables = [None if overwrite else job.finished(shard) for shard in range(len(job.shards))]
     stop = threading.Event()
     with Progress(console=Console(stderr=True), disable=not progress) as bar:
         done = sum(len(rows) for rows, table in zip(job.shards, tables) if table)

@@ -99,11 +99,11 @@ class ShardIndex:
             raise refusal(owner, "tars", str(tars), "at least one sample with an image")
         plans = {table.facts.get("plan") for table in tables}
         refuse_other_runs(owner, "tars", tars, info, plans)
-        written = len(plans) == 1 and None not in plans
+        self._written = None not in plans
         columns = {name: np.concatenate([t.columns[name] for t in tables]) for name in tables[0].columns}
         shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         order = np.arange(len(shard))
-        if written:  # keys are row numbers of the catalog
+        if self._written and len(plans) == 1:  # keys are row numbers of the catalog
             order = np.argsort(columns["key"].astype(np.int64), kind="stable")
         columns = {name: values[order] for name, values in columns.items()}
         self._shard: Int64[np.ndarray, " n"] = shard[order]
@@ -220,10 +220,10 @@ class ShardIndex:
 
     def _changed(self, shard: int, expected: str, what: str) -> ValueError:
         tar = self.tars[shard]
-        index = table_path(tar).name
-        way_out = (
-            f"the tar has changed; restore it, or write the shards again (delete {index} if it is there)"
-        )
+        way_out = "write the shards again with overwrite=True or --overwrite"
+        if not self._written:
+            way_out = f"open the tars anew (delete {table_path(tar).name} if it is there)"
+        way_out = f"the tar has changed; restore it, or {way_out}"
         return ValueError(f"ShardIndex: {tar}: expected {expected}, but {what}; {way_out}")
 
     def _handle(self, shard: int) -> Handle:

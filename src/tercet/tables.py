@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from tercet.checks import refusal
 
-__all__ = ["atomically", "fresh_target", "read_columns", "write_columns"]
+__all__ = ["atomically", "fresh_target", "naming", "read_columns", "write_columns"]
 
 
 def fresh_target(owner: str, path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
@@ -53,13 +54,28 @@ def atomically(target: Path) -> Iterator[Path]:
 
     Yields:
         The name to write to, in the same folder, so that the renaming is one step of the file system.
+
+    Raises:
+        OSError: it cannot be written; the error names `target`.
     """
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.unfinished")
     try:
-        yield unfinished
-        os.replace(unfinished, target)
+        with naming(target, unfinished):
+            yield unfinished
+            os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(target: Path, unfinished: Path) -> Iterator[None]:
+    """Have the system's errors in the block name `target`, where they name its unfinished file or none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(unfinished)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
 
 
 def write_columns(columns: Mapping[str, Any], target: Path) -> None:
@@ -76,7 +92,8 @@ def write_columns(columns: Mapping[str, Any], target: Path) -> None:
         if target.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            pq.write_table(table, unfinished, compression="zstd")
+            with pa.OSFile(str(unfinished), "wb") as file:  # of a name with a colon it would make an address
+                pq.write_table(table, file, compression="zstd")
         else:
             from pyarrow import csv
 
@@ -116,7 +133,8 @@ def read_columns(
         if source.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            table = pq.ParquetFile(source).read()
+            with pa.OSFile(str(source)) as file:
+                table = pq.ParquetFile(file).read()
         else:
             from pyarrow import csv
 

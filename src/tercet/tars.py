@@ -91,7 +91,8 @@ def write_table(table: ShardTable, target: Path) -> None:
     told = {"format": FORMAT, "tar": table.tar.name, "tar_size": table.tar_size, "left_out": table.left_out}
     told |= {**table.facts, "contents": contents_crc(table)}
     metadata = {_KEY: json.dumps(told, sort_keys=True)}
-    pq.write_table(pa.table(columns, metadata=metadata), target, compression="zstd")
+    with pa.OSFile(str(target), "wb") as file:  # of a name with a colon pyarrow would make an address
+        pq.write_table(pa.table(columns, metadata=metadata), file, compression="zstd")
 
 
 def read_table(owner: str, tar: Path, rows: bool = True) -> ShardTable | None:
@@ -112,8 +113,9 @@ def read_table(owner: str, tar: Path, rows: bool = True) -> ShardTable | None:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(source)
-        table = file.read() if rows else file.schema_arrow.empty_table()
+        with pa.OSFile(str(source)) as opened:
+            file = pq.ParquetFile(opened)
+            table = file.read() if rows else file.schema_arrow.empty_table()
         facts = json.loads(table.schema.metadata[_KEY.encode()])
         if facts.pop("format") != FORMAT:
             raise KeyError(f"a format other than {FORMAT}")
@@ -145,16 +147,27 @@ def contents_crc(table: ShardTable) -> int:
     return zlib.crc32(json.dumps(names).encode())
 
 
-def other_size(owner: str, argument: str, tar: Path, expected: int) -> ValueError | None:
-    """The refusal of a tar that is not as large as when it was looked at; None where it is."""
+def other_size(
+    owner: str, argument: str, tar: Path, expected: int, written: bool = False
+) -> ValueError | None:
+    """The refusal of a tar that is not as large as when it was looked at; None where it is.
+
+    Args:
+        owner, argument, tar: who asks, for which argument, and the file.
+        expected: its bytes then.
+        written: whether it is of `write_shards`, where an index belongs to each tar.
+    """
     size = tar.stat().st_size
     if size == expected:
         return None
     index = table_path(tar)
-    way_out = f"it has changed to {size}; write the shards again, or "
-    way_out += f"delete {index.name} to index the tar as it is" if index.is_file() else "open them anew"
+    if written:
+        way_out = "restore it, or write the shards again"
+    else:
+        way_out = f"delete {index.name} to index the tar as it is" if index.is_file() else "open it anew"
     when = "indexed" if index.is_file() else "opened"
-    return refusal(owner, argument, str(tar), f"{expected} bytes, as when it was {when}", way_out)
+    expectation = f"{expected} bytes, as when it was {when}"
+    return refusal(owner, argument, str(tar), expectation, f"it has changed to {size}; {way_out}")
 
 
 def extension(owner: str, argument: str, value: Any) -> str:
