@@ -499,9 +499,8 @@ def test_bad_arguments_get_a_sentence(shards, keywords, said, monkeypatch):
 def test_splits_are_not_mixed(shards, tmp_path):
     folder = write_shards(tmp_path / "a", LABELS[:40], 20)
     os.rename(folder / "train-000001.tar", folder / "test-000001.tar")
-    assert "tars of one split, and there are test-, train-; pass a list of tars" in refusal_of(
-        PKStream, folder, 2, 4
-    )
+    said = refusal_of(PKStream, folder, 2, 4)
+    assert "tars of one split, and by their names there are test and train; pass a list of tars" in said
     given = [folder / "train-000000.tar"]
     assert len(PKStream(given, 2, 4)) == len(PKStream(str(given[0]), 2, 4)) == len(PKStream(given[0], 2, 4))
     pattern = str(shards / "train-{000000..000011}.tar")

@@ -452,3 +452,18 @@ def test_groups_of_any_name_come_back(tmp_path):
     assert index.groups["size"].tolist() == [0, 1]
     assert index.groups["size"].dtype == np.int64
     assert index.groups["key"].tolist() == ["s0", "s1"]
+
+
+def test_groups_keep_their_kind(catalog, tmp_path):
+    count = len(catalog)
+    groups = {
+        "flag": np.arange(count) % 2 == 0,
+        "score": np.linspace(0, 1, count),
+        "big": np.full(count, 2**64 - 1, dtype=np.uint64),
+        "small": np.arange(count, dtype=np.int16),
+        "named": np.array([f"s{row}" for row in range(count)]),
+    }
+    given = Catalog(catalog.paths, catalog.labels, catalog.classes, groups, catalog.root)
+    index = write_shards(tmp_path / "out", given)
+    assert [index.groups[name].dtype.kind for name in groups] == ["b", "f", "u", "i", "O"]
+    assert index.catalog.fingerprint == given.fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -313,10 +314,57 @@ def test_shards_and_info_of_two_runs_are_refused(copied, written, tmp_path):
     assert "shards and info.json of one run" in sentence(ShardIndex, copied)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"splits": 3}', '{"splits": {"train": {}}}', "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "{", '{"splits": 3}', '{"splits": {"train": {}}}', "[]", "{}", '{"splits": {}}'],
+        *['{"splits": {"train": {"filenames": "a.tar"}}}', '{"splits": {"train": {"filenames": [1]}}}'],
+        '{"splits": {"train": {"filenames": []}, "val": 3}}',
+    ],
+)
 def test_a_damaged_info_is_refused(copied, text):
     (copied / "info.json").write_text(text)
-    assert "expected splits with their filenames" in sentence(ShardIndex, copied)
+    said = sentence(ShardIndex, copied)
+    assert "expected splits with their filenames; pass a list of tars to do without" in said
+
+
+def test_classes_keep_their_numbers_whichever_way_the_tars_are_passed(written, tmp_path):
+    catalog = written[0].select(np.isin(written[0].labels, [2, 3, 4]))
+    folder = tmp_path / "out"
+    index = write_shards(folder, catalog, images_per_shard=6)
+    assert set(index.labels.tolist()) == {2, 3, 4}
+    for tars in (folder, index.tars, index.tars[::-1]):
+        found = ShardIndex(tars)
+        assert found.catalog == catalog
+    part = ShardIndex(index.tars[1])
+    assert part.classes == catalog.classes
+    assert part.labels.tolist() == [catalog.labels[catalog.paths == path][0] for path in part.paths]
+
+    # another program's info.json lists them too
+    listed = {"splits": {"train": {"filenames": [tar.name for tar in index.tars]}}}
+    ours = (folder / "info.json").read_text()
+    (folder / "info.json").write_text(json.dumps(listed))
+    for tars in (folder, index.tars):
+        said = sentence(ShardIndex, tars)
+        assert "expected the info.json that was written with it in its folder: it numbers the cl" in said
+    (folder / "info.json").write_text(ours)
+
+    write_shards(folder, written[0].select(np.isin(written[0].labels, [0, 1])), split="val")
+    two = ShardIndex(sorted(folder.glob("*.tar")))
+    assert two.classes == catalog.classes
+    assert set(two.labels.tolist()) == {0, 1, 2, 3, 4}
+    renamed = type(catalog)(catalog.paths, catalog.labels, list("edcba"), root=catalog.root)
+    write_shards(folder, renamed, split="other")
+    assert "shards of one list of classes" in sentence(ShardIndex, sorted(folder.glob("*.tar")))
+    (folder / "train-000000.index.parquet").unlink()
+    assert "expected the index of write_shards beside it" in sentence(ShardIndex, index.tars)
+
+
+def test_a_folder_may_be_called_like_an_address(written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("run:3")
+    write_shards("run:3/out", written[0])
+    assert ShardIndex("run:3/out").catalog == written[0]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 and no more", None])

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ from test_sharding import sentence
 from test_shards import flip
 
 from tercet import shard_sets
+from tercet.pk_stream import PKStream
 from tercet.shards import ShardIndex
 
 
@@ -189,6 +191,76 @@ def test_a_kept_index_is_used_until_the_tar_or_what_is_asked_changes(tmp_path, m
     assert "delete a.index.parquet to index the tar as it is" in sentence(ShardIndex, tar)
 
 
+def test_a_tar_of_the_same_size_that_was_changed_is_scanned_again(tmp_path, monkeypatch):
+    tar = foreign(tmp_path / "a.tar", ("1.jpg", b"photo"), ("1.json", b'{"id": 4}'))
+    ShardIndex(tar, label="json:id", write_index=True)
+    kept = (tmp_path / "a.index.parquet").read_bytes()
+    before = tar.stat()
+    foreign(tar, ("1.jpg", b"photo"), ("1.json", b'{"id": 7}'))
+    assert tar.stat().st_size == before.st_size
+    os.utime(tar, ns=(before.st_mtime_ns, before.st_mtime_ns + 1))
+    assert ShardIndex(tar).classes == ["7"]  # the label that the index was made with, as it is now
+    assert (tmp_path / "a.index.parquet").read_bytes() == kept
+    assert ShardIndex(tar, write_index=True).classes == ["7"]
+    monkeypatch.setattr(shard_sets, "scan_tar", lambda *given: pytest.fail("scanned again"))
+    assert ShardIndex(tar).classes == ["7"]
+
+
+def test_an_index_that_cannot_be_kept_is_refused_before_the_scan(tmp_path, monkeypatch):
+    tar = foreign(tmp_path / "a.tar", ("1.jpg", b"photo"), ("1.cls", b"1"))
+    ShardIndex(tar, write_index=True)
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and real(path, mode))
+    monkeypatch.setattr(shard_sets, "scan_tar", lambda *given: pytest.fail("scanned"))
+    assert len(ShardIndex(tar, write_index=True)) == 1  # nothing is to be written
+    (tmp_path / "a.index.parquet").unlink()
+    said = sentence(ShardIndex, tar, write_index=True)
+    assert "ShardIndex(write_index=True): expected a folder that may be written, and " in said
+    assert said.endswith(" may not; leave it out: the tars are scanned")
+
+
+# Which tars
+
+
+@pytest.mark.parametrize("call", [ShardIndex, lambda tars: PKStream(tars, 1, 2, steps=1)])
+def test_a_tar_that_is_there_twice_is_refused(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    tar = foreign(Path("a.tar"), ("1.jpg", b"photo"), ("1.cls", b"1"))
+    assert "(" in sentence(call, [tar, tar])
+    assert "expected each tar once; it is there twice" in sentence(call, [tar, tar])
+    assert "expected each tar once; it is a.tar too" in sentence(call, [tar, tmp_path / "a.tar"])
+    Path("link.tar").symlink_to("a.tar")
+    assert "expected each tar once; it is a.tar too" in sentence(call, [tar, Path("link.tar")])
+    assert "expected each tar once; it is a.tar too" in sentence(call, ".")
+    listed = {"splits": {"train": {"filenames": ["a.tar", "a.tar"]}}}
+    Path("info.json").write_text(json.dumps(listed))
+    assert "expected each tar once; it is there twice" in sentence(call, ".")
+
+
+@pytest.mark.parametrize("call", [ShardIndex, lambda tars: PKStream(tars, 1, 2, steps=1)])
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["a", "b"], None),
+        (["ant-000", "bee-000", "training_set"], "others and train"),
+        (["train-000", "train-001"], None),
+        (["train-000", "val-000"], "train and val"),
+        (["photos_Validation.0", "photos_test.0"], "test and val"),
+        (["val-0", "validation-1", "dev2"], None),
+        (["trained", "valley"], None),
+    ],
+)
+def test_a_folder_without_info_holds_one_split(tmp_path, call, names, splits):
+    for name in names:
+        foreign(tmp_path / f"{name}.tar", (f"{name[:1]}.jpg", b"photo"), (f"{name[:1]}.cls", b"1"))
+    if splits is None:
+        call(tmp_path)
+        return
+    said = sentence(call, tmp_path)
+    assert said.endswith(f"tars of one split, and by their names there are {splits}; pass a list of tars")
+    call(sorted(tmp_path.glob("*.tar")))
+
+
 def test_indexes_that_disagree_are_refused_unless_one_is_asked_for(tmp_path):
     for number in range(3):
         members = [(f"{number}.jpg", b"photo"), (f"{number}.json", b'{"id": 4}'), (f"{number}.cls", b"1")]
@@ -226,6 +298,7 @@ def test_the_index_of_another_tar_is_refused_and_one_without_a_name_taken(tmp_pa
     table = pq.read_table(source)
     told = json.loads(table.schema.metadata[b"tercet.shard"])
     del told["tar"], told["contents"]  # as the first indexes were
+    os.utime(tmp_path / "b.tar", ns=(told["mtime_ns"], told["mtime_ns"]))
     pq.write_table(table.replace_schema_metadata({"tercet.shard": json.dumps(told)}), other)
     assert ShardIndex(tmp_path / "b.tar").classes == ["a"]
 

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from tercet.catalog import Catalog
 from tercet.checks import choice, flag, refusal, whole
 from tercet.handles import Handle
-from tercet.shard_sets import find_tables, find_tars, refuse_other_runs
+from tercet.shard_sets import find_tables, find_tars, refuse_other_runs, written_classes
 from tercet.tars import BLOCK, UNKNOWN, table_path
 from tercet.tuples import rows_at
 
@@ -30,17 +30,23 @@ _AHEAD = 1 << 27  # bytes that the system is told of before they are read
 class ShardIndex:
     """The images in tar shards as a catalog whose rows can be read: `index.read(rows)` gives their bytes.
 
-    On shards of `write_shards` the rows are those of the catalog they were written from, in its order, so
-    that a sampler with the same seed gives the same batches, and a manifest's triplets fit. On tars
-    of other programs (webdataset's) the rows are the samples in the order of the tars; the headers are
-    scanned, once if `write_index` keeps the result.
+    On all shards of a run of `write_shards` the rows are those of the catalog they were written from, in its
+    order, so that a sampler with the same seed gives the same batches, and a manifest's triplets fit; unless
+    images were skipped, or the tars are only some: then the rows are fewer and have other numbers, and
+    `TripletDataset` refuses triplets of all. Classes keep their numbers in any case: info.json, in the folder
+    of the shards, lists them. On tars of other programs (webdataset's) the rows are the samples in
+    the order of the tars, classes are sorted, as numbers where all are; the headers are scanned, once if
+    `write_index` keeps the result.
 
     A changed tar is noticed: by its size when it is opened, and with each read by a CRC of the sample's
-    header and, on shards of `write_shards`, of its content. Files are opened when first read from, in each
+    header and, on shards of `write_shards`, of its content. A tar of another program whose time of change is
+    not that in its index is scanned again, headers and classes; after a copy that keeps no times each
+    opening does so, until `write_index` has kept one scan. Files are opened when first read from, in each
     process for itself; an index can be pickled, inherited by forked workers and shared by threads.
 
     Args:
-        tars: a folder of shards, a tar, or a list of tars.
+        tars: a folder of shards, a tar, or a list of different tars. A folder without info.json must hold
+            one split: of names such as train-0.tar and val-0.tar it does not.
         split: which of the splits in the folder's info.json; needed where it has several.
         image: the extension of the member that is the image, such as "jpg"; by default what the indexes
             beside the tars are made with, and without any the one that is an image's. As the next two,
@@ -59,9 +65,9 @@ class ShardIndex:
         tars: the files.
 
     Raises:
-        ValueError: no tar, a tar that is missing, damaged, compressed or changed since it was indexed,
-            shards that are not all there, indexes of several images or labels while none is given, or a
-            sample without a class.
+        ValueError: no tar, a tar that is missing, damaged, compressed, there twice or changed since it was
+            indexed, shards that are not all there or lack their info.json, several splits, indexes of several
+            images or labels while none is given, or a sample without a class.
 
     Example:
         >>> import pathlib
@@ -94,7 +100,7 @@ class ShardIndex:
         self.max_open = whole(owner, "max_open", max_open, minimum=1)
         write_index, progress = flag(owner, "write_index", write_index), flag(owner, "progress", progress)
         self.tars, info = find_tars(owner, "tars", tars, split)
-        tables = find_tables(self.tars, image, label, damaged, write_index, progress)
+        tables = find_tables(owner, self.tars, image, label, damaged, write_index, progress)
         if not sum(map(len, tables)):
             raise refusal(owner, "tars", str(tars), "at least one sample with an image")
         plans = {table.facts.get("plan") for table in tables}
@@ -115,7 +121,7 @@ class ShardIndex:
         groups = {
             name: np.concatenate([table.groups[name] for table in tables])[order] for name in sorted(names)
         }
-        classes = info["classes"] if info and "classes" in info else _sorted_classes(set(columns["label"]))
+        classes = written_classes(owner, "tars", tables) or _sorted_classes(set(columns["label"]))
         number = {name: code for code, name in enumerate(classes)}
         labels = np.fromiter(map(number.__getitem__, columns["label"]), np.int64, len(order))
         left_out = [item for table in tables for item in table.left_out]

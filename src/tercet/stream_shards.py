@@ -90,11 +90,6 @@ def _listed(source: Any, split: str | None) -> tuple[list[str], dict[str, Any] |
     if remote and not source and split is None:
         return remote, None
     tars, info = find_tars(_OWNER, "shards", source, split)
-    if info is None and isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
-        splits = sorted({re.sub(r"\d*\.tar$", "", tar.name) for tar in tars})
-        if len(splits) > 1:
-            expected = f"tars of one split, and there are {', '.join(splits)}"
-            raise refusal(_OWNER, "shards", str(source), expected, "pass a list of tars")
     return [*remote, *map(str, tars)], info
 
 

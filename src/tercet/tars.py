@@ -24,6 +24,7 @@ __all__ = [
     "class_in",
     "contents_crc",
     "extension",
+    "of_this_file",
     "other_size",
     "read_table",
     "scan_tar",
@@ -170,6 +171,15 @@ def other_size(
     return refusal(owner, argument, str(tar), expectation, f"it has changed to {size}; {way_out}")
 
 
+def of_this_file(table: ShardTable) -> bool:
+    """Whether the tar of a scanned table has the time of change that it had then.
+
+    (The tables of `write_shards` have no time: their tars are copied from machine to machine, and images and
+    headers have CRCs.)
+    """
+    return table.facts.get("mtime_ns") == table.tar.stat().st_mtime_ns
+
+
 def extension(owner: str, argument: str, value: Any) -> str:
     """The extension of a member as webdataset names it, without a dot and in lower case.
 
@@ -194,7 +204,9 @@ def extension(owner: str, argument: str, value: Any) -> str:
 
 def _values(column: Any) -> np.ndarray:
     values = column.to_numpy()
-    return values.astype(np.int64 if values.dtype.kind in "iub" else object, copy=False)
+    if values.dtype.kind in "bfu":
+        return values
+    return values.astype(np.int64 if values.dtype.kind == "i" else object, copy=False)
 
 
 def scan_tar(owner: str, tar: Path, image: str | None, label: str, damaged: str) -> ShardTable:
@@ -213,6 +225,7 @@ def scan_tar(owner: str, tar: Path, image: str | None, label: str, damaged: str)
     left_out: list[LeftOut] = []
     rows: list[tuple[Any, ...]] = []
     with open(tar, "rb") as file:
+        before = os.fstat(file.fileno())
         for key, members in _samples(owner, tar, file, damaged, left_out):
             suffix = _image_of(owner, tar, key, members, image)
             if suffix is None:
@@ -223,14 +236,13 @@ def scan_tar(owner: str, tar: Path, image: str | None, label: str, damaged: str)
             header = zlib.crc32(os.pread(file.fileno(), BLOCK, info.offset_data - BLOCK))
             spelled = info.name[len(key) + 1 :]  # in whatever case
             rows.append((key, spelled, info.name, name, info.offset_data, info.size, header, UNKNOWN))
-        size = os.fstat(file.fileno()).st_size
     texts = len(_TEXT)
     columns = {}
     for place, column in enumerate((*_TEXT, *_NUMBERS)):
         columns[column] = np.array([row[place] for row in rows], dtype=object if place < texts else np.int64)
     cut = any(item.reason == _ENDS for item in left_out)
-    facts = {"image": image, "label": label, "damaged": cut}
-    return ShardTable(tar, size, columns, {}, tuple(left_out), facts)
+    facts = {"image": image, "label": label, "damaged": cut, "mtime_ns": before.st_mtime_ns}
+    return ShardTable(tar, before.st_size, columns, {}, tuple(left_out), facts)
 
 
 def _samples(
