@@ -19,6 +19,9 @@ from hypothesis import strategies as st
 
 from tercet.catalog import Catalog, read_catalog, scan_folder
 from tercet.folders import IMAGE_SUFFIXES, LeftOut
+from tercet.manifest import write_manifest
+from tercet.sharding import write_shards
+from tercet.tuples import Triplets
 
 NASTY = [
     "IMG_1.JPG",
@@ -506,3 +509,49 @@ def test_a_table_is_verified_when_asked(tmp_path):
 def test_a_class_name_twice_is_refused():
     with pytest.raises(ValueError, match=r"Catalog\(classes=\['a', 'a'\]\): expected each class name once"):
         Catalog(["1.png", "2.png"], [0, 1], ["a", "a"])
+
+
+# What files have no room for
+
+
+WRITERS = {
+    "write_shards": lambda catalog: write_shards("out", catalog),
+    "write_manifest": lambda catalog: write_manifest("t.parquet", Triplets(*np.eye(3, dtype=int)), catalog),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"groups": {"g": np.array([b"x", b"y"], dtype=object)}}, "(catalog.groups='g'): expected whole num"),
+        ({"groups": {"g": np.array([b"x", b"y"])}}, "it holds bytes8; leave it out"),
+        ({"groups": {"g": np.array(["2020-01-01", "2020-01-02"], dtype="M8[D]")}}, "it holds datetime64[D]"),
+        ({"groups": {"g": np.array(["2020-01-01", "2020-01-02"], dtype="M8[ns]")}}, "holds datetime64[ns]"),
+        ({"groups": {"g": np.array([1, "x"], dtype=object)}}, "it holds int and str; leave it out"),
+        ({"groups": {"g": np.array([True, 2], dtype=object)}}, "it holds bool and int; leave it out"),
+        ({"groups": {"g": np.array(["x", None], dtype=object)}}, "it holds NoneType and str; leave it out"),
+        ({"groups": {"g": ["x", "\ud800"]}}, "(catalog.groups['g']='\\ud800'): expected text that UTF-8 can"),
+        (
+            {"classes": ["a", "b\udcff"]},
+            "(catalog.classes='b\\udcff'): expected text that UTF-8 can write; re",
+        ),
+        ({"paths": ["a/1.jpg", "b/\udcff.jpg"]}, "(catalog.paths='b/\\udcff.jpg'): expected text that UTF-8"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_words(tmp_path, monkeypatch, writer, change, said):
+    monkeypatch.chdir(tmp_path)
+    given = {"paths": ["a/1.jpg", "b/1.jpg"], "labels": [0, 1], "classes": ["a", "b"], **change}
+    with pytest.raises(ValueError, match=r"expected") as raised:
+        WRITERS[writer](Catalog(**given))
+    assert str(raised.value).startswith(f"{writer}(catalog.")
+    assert said in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_is_no_catalog_is_refused_in_words(tmp_path, monkeypatch, writer):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=rf"{writer}\(catalog=\['a'\]\): expected a Catalog, such as"):
+        WRITERS[writer](["a"])

@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tercet.manifest import read_manifest, write_manifest
 from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
+from tercet.shards import ShardIndex
 from tercet.triplets.random import RandomTriplets
 from tercet.tuples import Triplets
 
@@ -693,3 +695,38 @@ def test_a_batch_from_shards_is_one_read(catalog, tmp_path, monkeypatch):
     monkeypatch.setattr(type(index), "read", lambda self, rows: asked.append(list(rows)) or read(self, rows))
     next(iter(DataLoader(ImageDataset(index), batch_size=4)))
     assert asked == [[0, 1, 2, 3]]
+
+
+# Triplets of a manifest, images of another catalog
+
+
+def test_a_catalog_with_other_rows_than_the_manifest_has_is_refused(tmp_path):
+    for row in range(12):
+        file = tmp_path / "photos" / str(row // 4) / f"{row:02d}.pgm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"P5 2 1 255 " + bytes([row, 255]))
+    catalog = scan_folder(tmp_path / "photos")
+    write_manifest(tmp_path / "t.arrow", RandomTriplets(catalog.labels), catalog)
+    manifest = read_manifest(tmp_path / "t.arrow")
+    index = write_shards(tmp_path / "all", catalog, images_per_shard=4)
+    dataset = TripletDataset(manifest, catalog=index)
+    assert len(dataset[:].images) == 12
+    with_groups = replace(catalog, groups={"n": range(12)}, classes=["0", "1", "2", "none has it"])
+    for same in (catalog, with_groups):  # the images and their classes are the same
+        assert len(TripletDataset(manifest, catalog=same)[:].images) == 12
+    said = "expected the images and classes that the manifest was made of, in their order; "
+
+    def refused(catalog):
+        with pytest.raises(ValueError, match=r"^TripletDataset\(catalog=") as raised:
+            TripletDataset(manifest, catalog=catalog)
+        assert said in str(raised.value)
+        return str(raised.value)
+
+    some = ShardIndex(index.tars[:2])
+    assert "it has 8 images and that one 12; leave catalog out to take the manifest's" in refused(some)
+    catalog.file(5).write_bytes(b"")
+    skipped = write_shards(tmp_path / "skipped", catalog, unreadable="skip")
+    assert "it has 11 images and that one 12" in refused(skipped)
+    other = refused(replace(catalog, labels=catalog.labels[::-1].copy()))
+    assert "its row 0 is '0/00.pgm' of class '2', and there '0/00.pgm' of '0'" in other
+    refused(catalog.select(np.arange(12)[::-1]))

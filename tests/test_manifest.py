@@ -1004,3 +1004,33 @@ def test_a_folder_may_be_called_like_an_address(tmp_path, monkeypatch, suffix):
     Path("run:3").mkdir()
     write_manifest(f"run:3/t{suffix}", DRAWN, CATALOG)
     assert listed(read_manifest(f"run:3/t{suffix}").triplets) == ROWS
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_groups_of_a_catalog_keep_their_kind(tmp_path, suffix):
+    groups = {
+        "flag": [True, False] * 3,
+        "score": [0.5, 1.0, 0.25] * 2,
+        "size": range(6),
+        "named": list("abcdef"),
+    }
+    given = Catalog(CATALOG.paths, CATALOG.labels, CATALOG.classes, groups)
+    write_manifest(tmp_path / f"t{suffix}", DRAWN, given)
+    found = read_manifest(tmp_path / f"t{suffix}").catalog
+    assert [found.groups[name].dtype.kind for name in groups] == ["b", "f", "i", "O"]
+    assert found.fingerprint == given.fingerprint
+
+
+def test_a_manifest_is_not_written_with_another_catalog(tmp_path):
+    write_manifest(tmp_path / "t.arrow", DRAWN, CATALOG)
+    found = read_manifest(tmp_path / "t.arrow")
+    other = CATALOG.select([1, 0, 2, 3, 4, 5])
+    said = sentence(write_manifest, tmp_path / "u.csv", found, other)
+    assert "write_manifest(catalog=Catalog(6 images" in said
+    assert (
+        "expected the images and classes that the manifest was made of, in their order; its row 0 is" in said
+    )
+    assert not (tmp_path / "u.csv").exists()
+    with_groups = Catalog(CATALOG.paths, CATALOG.labels, CATALOG.classes, {"n": range(6)})
+    write_manifest(tmp_path / "u.csv", found, with_groups)
+    assert listed(read_manifest(tmp_path / "u.csv").triplets) == ROWS

@@ -18,7 +18,9 @@ from tercet.checks import refusal, whole
 from tercet.folders import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
 from tercet.tables import fresh_target, read_columns, write_columns
 
-__all__ = ["Catalog", "read_catalog", "scan_folder"]
+__all__ = ["Catalog", "read_catalog", "refuse_unwritable", "scan_folder"]
+
+_KINDS = (bool, int, float, str)  # of the values of a group; the first that fits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,6 +157,42 @@ class Catalog:
         located = [name if os.path.isabs(name) else prefix + name for name in self.paths]
         paths = np.array(located, dtype=object)
         write_columns({"path": paths, "label": names, **self.groups}, target)
+
+
+def refuse_unwritable(owner: str, catalog: Any) -> None:
+    """Refuse what is no catalog, or holds what no file of shards or triplets has room for.
+
+    Args:
+        owner: who writes, for the sentence.
+        catalog: what came.
+
+    Raises:
+        ValueError: not a `Catalog`, a name that is not text in UTF-8, or a group of other values than whole
+            numbers, numbers, strings, or True and False, all of one kind.
+    """
+    if not isinstance(catalog, Catalog):
+        raise refusal(owner, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
+    texts = {"catalog.classes": catalog.classes, "catalog.paths": catalog.paths.tolist()}
+    for name, values in catalog.groups.items():
+        found = values.tolist()
+        kinds = {next((kind for kind in _KINDS if isinstance(value, kind)), type(value)) for value in found}
+        if len(kinds) > 1 or not kinds <= set(_KINDS) or values.dtype.kind == "M":  # times become numbers
+            shown = " and ".join(sorted(kind.__name__ for kind in kinds))
+            shown = shown if values.dtype.kind == "O" else values.dtype.name
+            expected = "whole numbers, numbers, strings, or True and False in each group, of one kind"
+            raise refusal(owner, "catalog.groups", name, expected, f"it holds {shown}; leave it out")
+        if kinds == {str}:
+            texts[f"catalog.groups[{name!r}]"] = found
+    for argument, names in texts.items():
+        try:
+            "".join(names).encode()
+        except UnicodeEncodeError:
+            name = next(name for name in names if not _is_text(name))
+            raise refusal(owner, argument, name, "text that UTF-8 can write", "rename it") from None
+
+
+def _is_text(name: str) -> bool:
+    return name == name.encode(errors="ignore").decode()
 
 
 def scan_folder(

@@ -17,6 +17,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from tercet.augment import KeyedTransform
 from tercet.checks import choice, refusal, whole
 from tercet.images import decode_image, read_image
+from tercet.provenance import refuse_other_catalog
 from tercet.randomness import KeyedRow
 from tercet.tuples import Triplets, TripletSequence, rows_at
 
@@ -183,13 +184,15 @@ class TripletDataset(Dataset):
     Args:
         manifest: a `Manifest`, or any sequence of triplets such as `RandomTriplets`.
         transform: as in `ImageDataset`; it must make the images equal in size.
-        catalog: what the triplets are rows of; by default the manifest's.
+        catalog: what the triplets are rows of; by default the manifest's. Instead of a manifest's own one
+            with the same images and classes in the same order, such as the `ShardIndex` of all its images.
         seed: names the stream of augmentations.
         layout: "unique" holds each image once; "interleaved" lays images out as q p n q p n …, the
             repeated ones too, for a network that takes triplets in that order.
 
     Raises:
-        ValueError: no catalog, an unknown layout, a transform that is not callable, a bad seed.
+        ValueError: no catalog, or another than that of the manifest, an unknown layout, a transform that is
+            not callable, a bad seed.
 
     Example:
         >>> import pathlib
@@ -217,8 +220,9 @@ class TripletDataset(Dataset):
     ) -> None:
         if getattr(manifest, "kind", "triplets") != "triplets":
             raise refusal("TripletDataset", "manifest", manifest, "triplets, not pairs")
-        if catalog is None:
-            catalog = getattr(manifest, "catalog", None)
+        if catalog is not None:
+            refuse_other_catalog("TripletDataset", manifest, catalog)
+        catalog = getattr(manifest, "catalog", None) if catalog is None else catalog
         if catalog is None:
             expected = "the Catalog that the triplets are rows of"
             raise refusal("TripletDataset", "catalog", None, expected, "only a Manifest brings its own")

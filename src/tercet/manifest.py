@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tercet.blocks import drawn_blocks, kind_and_count
-from tercet.catalog import Catalog
+from tercet.catalog import Catalog, refuse_unwritable
 from tercet.checks import refusal, whole
 from tercet.columns import HeldColumns, StoredColumns
 from tercet.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths, write_paths
@@ -30,6 +30,7 @@ from tercet.provenance import (
     provenance_of,
     read_beside,
     recorded_catalog,
+    refuse_other_catalog,
     sha256,
 )
 from tercet.tables import atomically, fresh_target
@@ -172,7 +173,8 @@ def write_manifest(
 
     Raises:
         ValueError: another suffix, an existing file, no such folder, a row outside the catalog, columns of
-            unequal length, or a catalog that names a path twice, so that a path would not name its row.
+            unequal length, a catalog that names a path twice, so that a path would not name its row, one with
+            names or groups that cannot be written, or triplets of a manifest of another catalog.
 
     Example:
         >>> from tercet.triplets.random import RandomTriplets
@@ -211,6 +213,8 @@ def unfinished_manifest(
         raise refusal(
             owner, "path_prefix", path_prefix, f"no prefix for {target.suffix}", "give it to a text format"
         )
+    refuse_unwritable(owner, catalog)
+    refuse_other_catalog(owner, triplets, catalog)
     if len(set(catalog.paths)) < len(catalog):
         name, count = Counter(catalog.paths).most_common(1)[0]
         raise refusal(owner, "catalog", catalog, "each path once", f"{name!r} is there {count} times")

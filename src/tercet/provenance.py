@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import zlib
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "provenance_of",
     "read_beside",
     "recorded_catalog",
+    "refuse_other_catalog",
     "sha256",
 ]
 
@@ -67,6 +69,39 @@ def provenance_of(
     }
 
 
+def refuse_other_catalog(owner: str, triplets: Any, catalog: Any) -> None:
+    """Refuse a catalog in which the rows of a manifest are other images, or images of other classes.
+
+    Fingerprints are compared, and where they differ the paths and classes of all rows: groups may differ.
+
+    Args:
+        owner: who asks, for the sentence.
+        triplets: what knows its catalog if it is a manifest that tells its catalog's fingerprint.
+        catalog: a `Catalog`, a `ShardIndex`, or anything else, of which nothing is known.
+
+    Raises:
+        ValueError: as above.
+    """
+    told = getattr(triplets, "provenance", None)
+    written = told.get("catalog", {}).get("fingerprint") if isinstance(told, Mapping) else None
+    if written is None or getattr(catalog, "fingerprint", written) == written:
+        return
+    there, here = (
+        list(zip(one.paths.tolist(), map(one.classes.__getitem__, one.labels.tolist())))
+        for one in (triplets.catalog, catalog)
+    )
+    if there == here:
+        return
+    way_out = f"it has {len(here)} images and that one {len(there)}"
+    if len(there) == len(here):
+        row = next(row for row in range(len(here)) if there[row] != here[row])
+        way_out = f"its row {row} is {here[row][0]!r} of class {here[row][1]!r}, and there "
+        way_out += f"{there[row][0]!r} of {there[row][1]!r}"
+    expected = "the images and classes that the manifest was made of, in their order"
+    way_out += "; leave catalog out to take the manifest's, or make a manifest of this one"
+    raise refusal(owner, "catalog", catalog, expected, way_out)
+
+
 def recorded_catalog(catalog: Catalog) -> dict[str, Any]:
     """A catalog as lists of strings and whole numbers, all but its root and what it left out."""
     groups = {name: values.tolist() for name, values in catalog.groups.items()}
@@ -78,8 +113,8 @@ def catalog_from(record: dict[str, Any], root: Path) -> Catalog:
     """The catalog that `recorded_catalog` recorded, its paths starting from `root`."""
     groups = {}
     for name, values in record["groups"].items():
-        whole_numbers = bool(values) and isinstance(values[0], int)
-        groups[name] = np.array(values, dtype=np.int64 if whole_numbers else object)
+        numbers = bool(values) and isinstance(values[0], (int, float))  # bool is one
+        groups[name] = np.array(values, dtype=None if numbers else object)
     return Catalog(record["paths"], record["labels"], record["classes"], groups, root)
 
 

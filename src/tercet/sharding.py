@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tercet.catalog import Catalog
+from tercet.catalog import Catalog, refuse_unwritable
 from tercet.checks import choice, flag, refusal, whole
 from tercet.layouts import by_identity, mixed
 from tercet.locks import locked
@@ -86,8 +86,9 @@ def write_shards(
         The index of what was written: its rows are those of the catalog, less what was skipped.
 
     Raises:
-        ValueError: an option out of range, an image without a suffix, a file that cannot be read, shards of
-            another run, a run at work on this split, or a folder that cannot be written.
+        ValueError: an option out of range, an image without a suffix, names or groups that cannot be written,
+            a file that cannot be read, shards of another run, a run at work on this split, or a folder that
+            cannot be written.
         OSError: the shards do not fit on the disk.
 
     Example:
@@ -173,6 +174,7 @@ def shards_folder(folder: str | Path, split: str) -> Path:
 
 
 def _check_catalog(catalog: Catalog) -> None:
+    refuse_unwritable(_OWNER, catalog)
     if not len(catalog):
         raise refusal(_OWNER, "catalog", catalog, "at least one image")
     if "class" in catalog.groups:

@@ -149,6 +149,11 @@ class ShardIndex:
         """The path of each image in the catalog it was written from; in other tars the member's name."""
         return self.catalog.paths
 
+    @property
+    def fingerprint(self) -> str:
+        """That of `catalog`: SHA-256 of paths, labels, classes and groups."""
+        return self.catalog.fingerprint
+
     def __len__(self) -> int:
         return len(self._shard)
 
