@@ -34,6 +34,7 @@ FLOORS = {
             "folders",
             "formats",
             "handles",
+            "locks",
             "provenance",
             "images",
         ],

@@ -99,20 +99,23 @@ def _listed(owner: str, argument: str, folder: Path, split: str | None) -> tuple
         raise refusal(owner, argument, str(source), expected, f"{way_out} ({error})") from error
     splits = info.get("splits") if isinstance(info, dict) else None
     told = splits if isinstance(splits, dict) else {}
-    listed = {name: one.get("filenames") for name, one in told.items() if isinstance(one, dict)}
+    listed: dict[str, Any] = {
+        name: one.get("filenames") for name, one in told.items() if isinstance(one, dict)
+    }
     if not listed or len(listed) < len(told) or not all(map(_are_names, listed.values())):
         raise refusal(owner, argument, str(source), expected, way_out)
     if split is None and len(listed) == 1:
         split = next(iter(listed))
-    if split not in listed:
+    if split is None or split not in listed:
         shown = ", ".join(sorted(listed))
         raise refusal(owner, "split", split, f"one of the splits in {source}: {shown}")
     tars = [folder / name for name in listed[split]]
-    missing = [str(tar) for tar in tars if not tar.is_file()]
+    written = _runs_in(source).get(split, {})
+    missing = [str(tar) for tar in tars if not tar.exists()]
     if missing:
-        way_out = "restore it, or run write_shards again, which writes what is missing"
+        way_out = "restore it" + (", or run write_shards again, which writes what is missing" * bool(written))
         raise refusal(owner, argument, missing[0], f"every tar that {source} lists", way_out)
-    return _existing(owner, argument, tars), _runs_in(source).get(split, {})
+    return _existing(owner, argument, tars), written
 
 
 def _are_names(value: Any) -> bool:
@@ -228,7 +231,7 @@ def find_tables(
 def _current(owner: str, tar: Path) -> ShardTable | None:
     """The table beside a tar, refused where the tar has another size."""
     table = read_table(owner, tar)
-    changed = None if table is None else other_size(owner, "tars", tar, table.tar_size, _ours(table))
+    changed = None if table is None else other_size(owner, "tars", tar, table.tar_size)
     if changed is not None:
         raise changed
     return table

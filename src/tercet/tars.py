@@ -148,27 +148,27 @@ def contents_crc(table: ShardTable) -> int:
     return zlib.crc32(json.dumps(names).encode())
 
 
-def other_size(
-    owner: str, argument: str, tar: Path, expected: int, written: bool = False
-) -> ValueError | None:
-    """The refusal of a tar that is not as large as when it was looked at; None where it is.
-
-    Args:
-        owner, argument, tar: who asks, for which argument, and the file.
-        expected: its bytes then.
-        written: whether it is of `write_shards`, where an index belongs to each tar.
-    """
+def other_size(owner: str, argument: str, tar: Path, expected: int) -> ValueError | None:
+    """The refusal of a tar that is not as large as when it was looked at; None where it is."""
     size = tar.stat().st_size
     if size == expected:
         return None
     index = table_path(tar)
-    if written:
+    way_out, when = f"delete {index.name} to index the tar as it is", "indexed"
+    if not index.is_file():
+        way_out, when = "open it anew", "opened"
+    elif _of_write_shards(owner, tar):
         way_out = "restore it, or write the shards again"
-    else:
-        way_out = f"delete {index.name} to index the tar as it is" if index.is_file() else "open it anew"
-    when = "indexed" if index.is_file() else "opened"
     expectation = f"{expected} bytes, as when it was {when}"
     return refusal(owner, argument, str(tar), expectation, f"it has changed to {size}; {way_out}")
+
+
+def _of_write_shards(owner: str, tar: Path) -> bool:
+    try:
+        table = read_table(owner, tar, rows=False)
+    except ValueError:  # a damaged index is told where it is read
+        return False
+    return table is not None and "plan" in table.facts
 
 
 def of_this_file(table: ShardTable) -> bool:
