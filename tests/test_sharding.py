@@ -259,6 +259,31 @@ def test_overwrite_writes_everything_anew(catalog, tmp_path):
     assert index.read([7]) == [edited]
 
 
+@pytest.mark.parametrize("other", [{}, {"seed": 1}])
+def test_an_overwriting_that_was_interrupted_goes_on_without_overwrite(catalog, tmp_path, monkeypatch, other):
+    options = {"images_per_shard": 5, "layout": "mixed", "workers": 1}
+    write_shards(tmp_path / "out", catalog, **options)
+    write_shards(tmp_path / "out", catalog, split="val")
+    edited = catalog.file(7).read_bytes()[::-1]
+    catalog.file(7).write_bytes(edited)
+    real, written = shard_writing._add_sample, []
+
+    def failing(file, job, row, content):
+        written.append(row)
+        if len(written) == 8:
+            raise OSError("no space left on device")
+        return real(file, job, row, content)
+
+    monkeypatch.setattr(shard_writing, "_add_sample", failing)
+    with pytest.raises(OSError, match="no space"):
+        write_shards(tmp_path / "out", catalog, **options, **other, overwrite=True)
+    assert "one of the splits in" in sentence(ShardIndex, tmp_path / "out", split="train")
+    assert ShardIndex(tmp_path / "out", split="val").catalog == catalog
+    index = write_shards(tmp_path / "out", catalog, **options, **other)
+    assert len(written) == len(catalog) + 3  # what the interrupted run finished is kept
+    assert index.read([7]) == [edited]
+
+
 @pytest.mark.parametrize("made", [True, False])
 def test_a_full_disk_is_told_with_the_file_and_leaves_no_empty_folder(catalog, tmp_path, monkeypatch, made):
     if made:

@@ -78,8 +78,8 @@ def write_shards(
             anything is written; "skip" leaves it out and reports it in `index.catalog.left_out`. Images are
             not decoded: `scan_folder(root, verify=True)` leaves out those that do not decode.
         workers: threads that write, a shard each; by default one for each processor.
-        overwrite: write every shard anew, also those there are, and replace those of another catalog or
-            other options.
+        overwrite: remove the shards of this split first, whatever wrote them, and write all anew. After an
+            interruption the run goes on without it; with it, it begins again.
         progress: show a progress bar.
 
     Returns:
@@ -126,7 +126,7 @@ def write_shards(
 
     with _alone(target, split):
         _make_room(job, overwrite)
-        tables = _write_all(job, workers, overwrite, progress)
+        tables = _write_all(job, workers, progress)
         lengths = [len(table) for table in tables]
         listed = {
             "name": split,
@@ -142,12 +142,8 @@ def write_shards(
             "classes": catalog.classes,
             "left_out": [item for table in tables for item in table.left_out],
         }
-        with locked(target / f".{INFO}.lock"):  # the run of another split may end at this moment
-            info = _info(target) or {"splits": {}, "tercet": {}}
+        with _told(target) as info:
             info["splits"][split], info["tercet"][split] = listed, written
-            text = json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-            with atomically(target / INFO) as unfinished:
-                unfinished.write_text(text, "utf-8")
         return ShardIndex(target, split=split)
 
 
@@ -237,11 +233,14 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+_NO_INFO = (OSError, ValueError, LookupError, TypeError, AttributeError)
+
+
 def _info(folder: Path) -> dict[str, Any] | None:
     """The info.json there is, of whatever program, with what tercet wrote; None where there is none.
 
     Raises:
-        OSError, ValueError, LookupError, TypeError: it cannot be read, or lists no splits.
+        One of `_NO_INFO`: it cannot be read, or lists no splits.
     """
     try:
         read = json.loads((folder / INFO).read_text("utf-8"))
@@ -250,44 +249,69 @@ def _info(folder: Path) -> dict[str, Any] | None:
     return {**read, "splits": dict(read["splits"]), "tercet": dict(read.get("tercet", {}))}
 
 
+@contextmanager
+def _told(folder: Path) -> Iterator[dict[str, Any]]:
+    """What info.json says, to be changed: no other run reads or writes it until the change is written."""
+    with locked(folder / f".{INFO}.lock"):
+        try:
+            info = _info(folder)
+        except _NO_INFO:  # of nobody's splits, and to be overwritten
+            info = None
+        info = info or {"splits": {}, "tercet": {}}
+        yield info
+        if not info["splits"] and info.keys() == {"splits", "tercet"}:
+            (folder / INFO).unlink(missing_ok=True)
+            return
+        with atomically(folder / INFO) as unfinished:
+            text = json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False)
+            unfinished.write_text(text + "\n", "utf-8")
+
+
 def _make_room(job: ShardJob, overwrite: bool) -> None:
-    """Shards of another plan, and an info.json of no splits, are refused, or removed.
+    """Refuse shards of another plan and an info.json of no splits, or remove all there is of the split.
 
     Raises:
         ValueError: there are such, and they may not be overwritten.
     """
-    source, foreign = job.folder / INFO, []
-    try:
-        info = _info(job.folder)
-        if info and job.split in info["splits"] and info["tercet"].get(job.split, {}).get("plan") != job.plan:
-            foreign.append(source)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        info = None
-        foreign.append(source)
-    ours = re.compile(rf"{job.split}-\d{{6,}}\.(tar|index\.parquet)")
-    names = sorted(file.name for file in job.folder.iterdir())
-    for name in filter(ours.fullmatch, names):
-        table = readable_table(job.folder / f"{name.partition('.')[0]}.tar")
-        if table is None or table.facts.get("plan") != job.plan:
-            foreign.append(job.folder / name)
-    if foreign and not overwrite:
+    name_of_ours = re.compile(rf"{job.split}-\d{{6,}}\.(tar|index\.parquet)")
+    names = [file.name for file in job.folder.iterdir()]
+    ours = sorted(filter(name_of_ours.fullmatch, names), reverse=True)  # a tar goes before its index
+    if overwrite:
+        with _told(job.folder) as info:
+            for facts in (info["splits"], info["tercet"]):
+                facts.pop(job.split, None)
+        for name in ours:
+            (job.folder / name).unlink()
+    elif foreign := _foreign(job, ours[::-1]):
         expected = "a folder without shards of another catalog or other options"
-        way_out = f"{foreign[0].name} is one; overwrite=True or --overwrite replaces them"
+        way_out = f"{foreign} is one; overwrite=True or --overwrite replaces them"
         raise refusal(_OWNER, "folder", str(job.folder), expected, way_out)
-    for file in foreign:
-        if file != source or info is None:  # one that lists other splits too is kept for them
-            file.unlink()
     for name in names:  # of a run that was killed
         if name.startswith(f".{job.split}-") and name.endswith(".unfinished"):
             (job.folder / name).unlink()
 
 
-def _write_all(job: ShardJob, workers: int, overwrite: bool, progress: bool) -> list[ShardTable]:
-    """The tables of all shards, written in parallel: those that are missing, or with `overwrite` all."""
+def _foreign(job: ShardJob, names: list[str]) -> str | None:
+    """The first file that is not of this plan: info.json, or one of those named; None if all are."""
+    try:
+        info = _info(job.folder) or {"splits": {}}
+        if job.split in info["splits"] and info["tercet"].get(job.split, {}).get("plan") != job.plan:
+            return INFO
+    except _NO_INFO:
+        return INFO
+    for name in names:
+        table = readable_table(job.folder / f"{name.partition('.')[0]}.tar")
+        if table is None or table.facts.get("plan") != job.plan:
+            return name
+    return None
+
+
+def _write_all(job: ShardJob, workers: int, progress: bool) -> list[ShardTable]:
+    """The tables of all shards, those that are missing written in parallel."""
     from rich.console import Console
     from rich.progress import Progress
 
-    tables = [None if overwrite else job.finished(shard) for shard in range(len(job.shards))]
+    tables = [job.finished(shard) for shard in range(len(job.shards))]
     stop = threading.Event()
     with Progress(console=Console(stderr=True), disable=not progress) as bar:
         done = sum(len(rows) for rows, table in zip(job.shards, tables) if table)

@@ -85,7 +85,7 @@ def make_shards(
 ) -> None:
     """Write images as tar shards that webdataset and timm read, laid out for batches of P classes × K.
 
-    The same command goes on after an interrupted run.
+    The same command goes on after an interrupted run; with --overwrite it begins again.
     """
     started = time.perf_counter()
     choice(OWNER, "--layout", layout, LAYOUTS)
