@@ -66,8 +66,9 @@ class PKStream(IterableDataset):
     or by an index. Two functions `label` cannot be told apart.
 
     Args:
-        shards: a folder of tars, those that its info.json lists if it has one; a tar, webdataset's notation
-            as "train-{000000..000099}.tar", or a list. Where they lie changes no batch.
+        shards: a folder of tars, those that its info.json lists, or without one all, if their names tell no
+            two splits, as train-0.tar and val-0.tar do; a tar, webdataset's notation as
+            "train-{000000..000099}.tar", or a list. Where they lie changes no batch.
         p: classes in a batch, on each rank.
         k: images of each class in a batch, at least 2.
         transform: as in `ImageDataset`; it must make the images equal in size.
