@@ -591,6 +591,19 @@ def test_shards_of_two_runs_are_refused(ours, tmp_path):
     assert "expected shards and info.json of one run of write_shards" in refusal_of(PKStream, ours, 2, 4)
 
 
+def test_a_list_of_tars_of_two_runs_is_of_one_list_of_classes(ours, tmp_path):
+    catalog = scan_folder(tmp_path / "photos")
+    sharding.write_shards(ours, catalog.select(range(16)), split="val")
+    mixed = sorted(ours.glob("*.tar"))
+    assert len(PKStream(mixed, 2, 4).shards) == len(mixed)
+    first = next((tmp_path / "photos").iterdir())
+    first.rename(tmp_path / "photos" / "zz")  # so that the same numbers are of other classes
+    sharding.write_shards(tmp_path / "other", scan_folder(tmp_path / "photos"))
+    mixed += sorted((tmp_path / "other").glob("*.tar"))
+    said = refusal_of(PKStream, mixed, 2, 4, steps=3)
+    assert "expected shards of one list of classes; by others the same number is another class" in said
+
+
 def test_one_split_of_a_folder_is_streamed(ours, tmp_path):
     catalog = scan_folder(tmp_path / "photos").select(range(16))
     sharding.write_shards(ours, catalog, split="val")

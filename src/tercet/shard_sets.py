@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ from tercet.tars import (
     write_table,
 )
 
-__all__ = ["INFO", "find_tables", "find_tars", "fits", "refuse_other_runs", "written_classes"]
+__all__ = [
+    "INFO",
+    "classes_of_runs",
+    "find_tables",
+    "find_tars",
+    "fits",
+    "refuse_other_runs",
+    "written_classes",
+]
 
 INFO = "info.json"
 _SPLITS = {"valid": "val", "validation": "val", "dev": "val", "testing": "test", "training": "train"}
@@ -173,6 +181,19 @@ def written_classes(owner: str, argument: str, tables: Sequence[ShardTable]) -> 
             expected = f"the index of write_shards beside it, as beside {next(iter(runs.values())).name}"
             way_out = "restore it; tars of other programs make an index of their own"
             raise refusal(owner, argument, str(table.tar), expected, way_out)
+    return classes_of_runs(owner, argument, runs)
+
+
+def classes_of_runs(owner: str, argument: str, runs: Mapping[tuple[Path, str], Path]) -> list[str]:
+    """The classes that runs of `write_shards` number alike, as info.json in each folder lists them.
+
+    Args:
+        owner, argument: who asks, and for which argument, for the sentences.
+        runs: by folder and plan, at least one; a tar of each, for the sentences.
+
+    Raises:
+        ValueError: no info.json of a run in its folder, or runs of different classes.
+    """
     found: list[list[str]] = []
     for (folder, plan), tar in runs.items():
         named = [run for run in _runs_in(folder / INFO).values() if run.get("plan") == plan]
@@ -181,7 +202,7 @@ def written_classes(owner: str, argument: str, tables: Sequence[ShardTable]) -> 
             raise refusal(owner, argument, str(tar), expected, "copy it there too")
         found.append(named[0]["classes"])
         if found[-1] != found[0]:
-            way_out = "make an index of each"
+            way_out = "by others the same number is another class; take the runs one by one"
             raise refusal(owner, argument, str(tar), "shards of one list of classes", way_out)
     return found[0]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tercet.checks import refusal
-from tercet.shard_sets import find_tars, fits, refuse_other_runs
+from tercet.shard_sets import classes_of_runs, find_tars, fits, refuse_other_runs
 from tercet.stream_samples import Handler, base_name, number_in, told
 from tercet.tars import contents_crc, other_size, read_table, scan_tar
 
@@ -67,9 +67,12 @@ def known_shards(
     if twice := len(found) - len(set(found)):
         raise refusal(_OWNER, "shards", f"{twice} twice", "a folder of tars, or different tars")
     known = {shard: _known(shard, image, label, handler, count) for shard in sorted(found, key=_by_name)}
-    plans = {one.plan for one in known.values()} - {None}
+    runs = {(Path(shard).parent, one.plan): Path(shard) for shard, one in known.items() if one.plan}
+    plans = {plan for _, plan in runs}
     if plans:  # a stream does without the tables; those there are have to be of one run
         refuse_other_runs(_OWNER, "shards", source, info, plans)
+    if len(plans) > 1:  # or of runs that number the classes alike
+        classes_of_runs(_OWNER, "shards", runs)
     return known
 
 
