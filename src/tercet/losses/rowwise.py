@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -100,15 +100,28 @@ class MinedPairs:
 
     def sides(self, rows: slice) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
         """Which columns are listed as positive and which as negative for each of `rows`."""
-        masks = []
-        for anchor, column in self._pairs:
-            mask = anchor.new_zeros(rows.stop - rows.start, len(self.inputs[-1]), dtype=torch.bool)
-            if len(mask) < len(self.inputs[0]):
-                here = (anchor >= rows.start) & (anchor < rows.stop)
+        masks, height = [], rows.stop - rows.start
+        every = height == len(self.inputs[0])
+        for anchor, column in self._pairs if every else self._by_anchor:
+            mask = anchor.new_zeros(height, len(self.inputs[-1]), dtype=torch.bool)
+            if not every:
+                ends = anchor.new_tensor([rows.start, rows.stop])
+                here = slice(*torch.searchsorted(anchor, ends).tolist())
                 anchor, column = anchor[here] - rows.start, column[here]
             mask[anchor, column] = True
             masks.append(mask)
         return masks[0], masks[1]
+
+    @cached_property
+    def _by_anchor(self) -> list[tuple[Tensor, Tensor]]:
+        """The pairs in the order of their anchors, in which a miner gives them."""
+        out = []
+        for anchor, column in self._pairs:
+            if bool((anchor[1:] < anchor[:-1]).any()):
+                anchor, order = anchor.sort()
+                column = column[order]
+            out.append((anchor.contiguous(), column))
+        return out
 
     def tiles(self, *inputs: Float[Tensor, "_ k"]) -> Iterator[Tile]:
         """Anchors × columns, in row order; `inputs` as `Pairwise.tiles` takes them."""
