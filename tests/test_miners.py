@@ -500,3 +500,14 @@ def test_the_check_of_equivariance_can_fail():
     first = lambda x, labels: Triplets(*(index[:1] for index in BatchHard()(x, labels)))  # noqa: E731
     with pytest.raises(AssertionError):
         check_permutation_equivariant(first, *BATCHES["P × K"])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@every_miner
+@pytest.mark.usefixtures("width")
+def test_a_cuda_device_mines_what_the_cpu_does(name):
+    x, labels = points(96, seed=12), torch.arange(96) % 12
+    mined = make(name)(x.cuda(), labels.cuda())
+    assert all(index.is_cuda for index in mined)
+    check_equal(Triplets(*(index.cpu() for index in mined)), as_set(make(name)(x, labels)))

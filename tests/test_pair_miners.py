@@ -121,3 +121,14 @@ def test_the_checks_can_fail():
         check_valid(Pairs(torch.tensor([1, 0]), torch.tensor([0, 1]), pairs[2], pairs[3]))
     with pytest.raises(AssertionError):
         check_valid(Pairs(torch.tensor([0, 0]), torch.tensor([1, 1]), pairs[2], pairs[3]))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@every_miner
+@pytest.mark.usefixtures("width")
+def test_a_cuda_device_mines_the_pairs_that_the_cpu_does(name):
+    x, labels = points(96, seed=12), torch.arange(96) % 12
+    mined = make(name)(x.cuda(), labels.cuda())
+    assert all(index.is_cuda for index in mined)
+    check_equal(Pairs(*(index.cpu() for index in mined)), as_sets(make(name)(x, labels)))
