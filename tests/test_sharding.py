@@ -9,6 +9,7 @@ import json
 import os
 import tarfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -282,6 +283,37 @@ def test_an_overwriting_that_was_interrupted_goes_on_without_overwrite(catalog, 
     index = write_shards(tmp_path / "out", catalog, **options, **other)
     assert len(written) == len(catalog) + 3  # what the interrupted run finished is kept
     assert index.read([7]) == [edited]
+
+
+@pytest.mark.parametrize("other", [{}, {"seed": 1}])
+@pytest.mark.parametrize("removed", range(10))
+def test_an_overwriting_that_was_interrupted_while_it_removes_leaves_no_old_image(
+    catalog, tmp_path, monkeypatch, other, removed
+):
+    options = {"images_per_shard": 5, "layout": "mixed", "workers": 1}
+    write_shards(tmp_path / "out", catalog, **options)
+    write_shards(tmp_path / "out", catalog, split="val")
+    for row in range(len(catalog)):  # all are other images, as large as before
+        catalog.file(row).write_bytes(bytes(byte ^ 1 for byte in catalog.file(row).read_bytes()))
+    real, gone = Path.unlink, []
+
+    def failing(path, *args, **kwargs):
+        if "train" in path.name and not path.name.endswith(".lock"):
+            if len(gone) == removed:
+                raise KeyboardInterrupt
+            gone.append(path.name)
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", failing)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(tmp_path / "out", catalog, **options, **other, overwrite=True)
+    if 0 < removed < 8:  # after those the split is no longer listed
+        assert "run write_shards again" in sentence(ShardIndex, tmp_path / "out", split="train")
+    index = write_shards(tmp_path / "out", catalog, **options, **other)
+    assert index.read(range(len(catalog))) == [catalog.file(row).read_bytes() for row in range(len(catalog))]
+    assert len(ShardIndex(tmp_path / "out", split="val")) == len(catalog)
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 @pytest.mark.parametrize("made", [True, False])

@@ -79,7 +79,7 @@ def write_shards(
             not decoded: `scan_folder(root, verify=True)` leaves out those that do not decode.
         workers: threads that write, a shard each; by default one for each processor.
         overwrite: remove the shards of this split first, whatever wrote them, and write all anew. After an
-            interruption the run goes on without it; with it, it begins again.
+            interruption, of the removal too, the run goes on without it; with it, it begins again.
         progress: show a progress bar.
 
     Returns:
@@ -270,19 +270,24 @@ def _told(folder: Path) -> Iterator[dict[str, Any]]:
 def _make_room(job: ShardJob, overwrite: bool) -> None:
     """Refuse shards of another plan and an info.json of no splits, or remove all there is of the split.
 
+    A removal that was interrupted is completed first: what it left might pass for shards of this run.
+
     Raises:
         ValueError: there are such, and they may not be overwritten.
     """
     name_of_ours = re.compile(rf"{job.split}-\d{{6,}}\.(tar|index\.parquet)")
     names = [file.name for file in job.folder.iterdir()]
-    ours = sorted(filter(name_of_ours.fullmatch, names), reverse=True)  # a tar goes before its index
-    if overwrite:
+    ours = sorted(filter(name_of_ours.fullmatch, names))
+    begun = job.folder / f".{job.split}.overwriting"
+    if overwrite or begun.exists():
+        begun.touch()
+        for name in reversed(ours):  # a tar goes before its index
+            (job.folder / name).unlink()
         with _told(job.folder) as info:
             for facts in (info["splits"], info["tercet"]):
                 facts.pop(job.split, None)
-        for name in ours:
-            (job.folder / name).unlink()
-    elif foreign := _foreign(job, ours[::-1]):
+        begun.unlink()
+    elif foreign := _foreign(job, ours):
         expected = "a folder without shards of another catalog or other options"
         way_out = f"{foreign} is one; overwrite=True or --overwrite replaces them"
         raise refusal(_OWNER, "folder", str(job.folder), expected, way_out)
