@@ -728,5 +728,29 @@ def test_a_catalog_with_other_rows_than_the_manifest_has_is_refused(tmp_path):
     skipped = write_shards(tmp_path / "skipped", catalog, unreadable="skip")
     assert "it has 11 images and that one 12" in refused(skipped)
     other = refused(replace(catalog, labels=catalog.labels[::-1].copy()))
-    assert "its row 0 is '0/00.pgm' of class '2', and there '0/00.pgm' of '0'" in other
+    assert "its row 0 is '0/00.pgm' of class '2', and there '0/00.pgm' of class '0'" in other
     refused(catalog.select(np.arange(12)[::-1]))
+
+
+def test_a_catalog_with_other_rows_than_a_manifest_of_another_program_has_is_refused(tmp_path):
+    for row in range(12):
+        file = tmp_path / "photos" / str(row // 4) / f"{row:02d}.pgm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"P5 2 1 255 " + bytes([row, 255]))
+    names = ["1/04.pgm", "1/06.pgm", "2/09.pgm"]
+    (tmp_path / "old.csv").write_text("anchor,positive,negative\n" + ",".join(names) + "\n")
+    manifest = read_manifest(tmp_path / "old.csv", root=tmp_path / "photos")
+    index = write_shards(tmp_path / "shards", scan_folder(tmp_path / "photos"))
+    said = "expected the images and classes that the manifest was made of, in their order; it has 12 images"
+    for call in (
+        lambda: TripletDataset(manifest, catalog=index),
+        lambda: write_manifest(tmp_path / "new.parquet", manifest, index.catalog),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+    assert not (tmp_path / "new.parquet").exists()
+    same = replace(manifest.catalog, classes=["a", "b"])  # its classes were guessed from the folders
+    assert TripletDataset(manifest, catalog=same)[:].images[:, 0, 0, 0].mul(255).round().tolist() == [4, 6, 9]
+    write_manifest(tmp_path / "new.parquet", manifest, same)
+    with pytest.raises(ValueError, match=r"its row 1 is '1/05.pgm', and there '1/06.pgm'; leave"):
+        TripletDataset(manifest, catalog=scan_folder(tmp_path / "photos").select([4, 5, 9]))

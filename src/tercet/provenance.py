@@ -72,34 +72,42 @@ def provenance_of(
 def refuse_other_catalog(owner: str, triplets: Any, catalog: Any) -> None:
     """Refuse a catalog in which the rows of a manifest are other images, or images of other classes.
 
-    Fingerprints are compared, and where they differ the paths and classes of all rows: groups may differ.
+    Fingerprints are compared, and where they differ the paths and classes of all rows: groups may differ. Of
+    another program's manifest only the paths are, for its classes are the folders of its images.
 
     Args:
         owner: who asks, for the sentence.
-        triplets: what knows its catalog if it is a manifest that tells its catalog's fingerprint.
+        triplets: what knows its catalog if it is a manifest.
         catalog: a `Catalog`, a `ShardIndex`, or anything else, of which nothing is known.
 
     Raises:
         ValueError: as above.
     """
     told = getattr(triplets, "provenance", None)
-    written = told.get("catalog", {}).get("fingerprint") if isinstance(told, Mapping) else None
-    if written is None or getattr(catalog, "fingerprint", written) == written:
+    if not isinstance(told, Mapping) or not hasattr(catalog, "fingerprint"):
         return
-    there, here = (
-        list(zip(one.paths.tolist(), map(one.classes.__getitem__, one.labels.tolist())))
-        for one in (triplets.catalog, catalog)
-    )
+    written = told.get("catalog", {}).get("fingerprint")
+    if catalog.fingerprint == written:
+        return
+    there, here = (_rows_of(one, classes=written is not None) for one in (triplets.catalog, catalog))
     if there == here:
         return
     way_out = f"it has {len(here)} images and that one {len(there)}"
     if len(there) == len(here):
         row = next(row for row in range(len(here)) if there[row] != here[row])
-        way_out = f"its row {row} is {here[row][0]!r} of class {here[row][1]!r}, and there "
-        way_out += f"{there[row][0]!r} of {there[row][1]!r}"
+        way_out = f"its row {row} is {here[row]}, and there {there[row]}"
     expected = "the images and classes that the manifest was made of, in their order"
     way_out += "; leave catalog out to take the manifest's, or make a manifest of this one"
     raise refusal(owner, "catalog", catalog, expected, way_out)
+
+
+def _rows_of(catalog: Any, classes: bool) -> list[str]:
+    """The rows of a catalog for a sentence: their paths, and their classes if asked."""
+    paths = map(repr, catalog.paths.tolist())
+    if not classes:
+        return list(paths)
+    names = [f" of class {name!r}" for name in catalog.classes]
+    return [path + names[label] for path, label in zip(paths, catalog.labels.tolist())]
 
 
 def recorded_catalog(catalog: Catalog) -> dict[str, Any]:
