@@ -89,6 +89,20 @@ def test_a_file_cut_short_is_noticed(tmp_path):
         one.take(np.array([9]))
 
 
+@pytest.mark.parametrize("change", ["content", "length"])
+def test_a_file_written_to_in_its_place_is_noticed(tmp_path, change):
+    one = stored(tmp_path / "c", np.zeros((3, 10), dtype=int), [10])
+    assert one.take(np.array([9])).T.tolist() == [[0, 0, 0]]
+    told = os.stat(tmp_path / "c")
+    with open(tmp_path / "c", "r+b") as file:
+        file.seek(0, os.SEEK_SET if change == "content" else os.SEEK_END)
+        file.write(bytes(8))
+    os.utime(tmp_path / "c", ns=(0, told.st_mtime_ns + (change == "content")))
+    said = r"expected the file as it was; it was written to since it was opened; read it anew"
+    with pytest.raises(ValueError, match=said):
+        one.take(np.array([9]))
+
+
 @pytest.mark.parametrize(("column", "value"), [(0, 7), (1, -1), (2, 2)])
 def test_a_value_out_of_range_is_noticed(tmp_path, column, value):
     values = np.ones((3, 10), dtype=int)

@@ -88,7 +88,7 @@ class StoredColumns:
         """The values at some rows, from 0 to n − 1.
 
         Raises:
-            ValueError: the file has been cut short since it was opened, or holds a value out of range.
+            ValueError: the file has been written to since it was opened, or holds a value out of range.
         """
         out = np.empty((len(self._types), len(rows)), dtype=np.int64)
         for first in range(0, len(rows), _AT_ONCE):
@@ -107,6 +107,9 @@ class StoredColumns:
                     way_out = "it was cut short since it was opened; write it again"
                     raise refusal("Manifest", "path", str(self._path), "the file as it was", way_out)
                 values[first : first + len(some)] = np.frombuffer(joined, kind)[places]
+        if self._handle.changed():  # asked after the reading: what is given was there before
+            way_out = "it was written to since it was opened; read it anew, with read_manifest"
+            raise refusal("Manifest", "path", str(self._path), "the file as it was", way_out)
         for values, limit in zip(out, self._limits):
             unsigned = values.view(np.uint64)  # so a negative one is large
             if len(rows) and unsigned.max() >= limit:

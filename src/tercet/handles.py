@@ -26,6 +26,7 @@ class Handle:
 
     Attributes:
         size: bytes of the file when it was opened.
+        time: of its last change then, in nanoseconds.
 
     Raises:
         ValueError: it cannot be opened.
@@ -42,7 +43,13 @@ class Handle:
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
             raise refusal(owner, argument, str(path), kind, error.strerror or "") from error
-        self.size = os.fstat(self._descriptor).st_size
+        told = os.fstat(self._descriptor)
+        self.size, self.time = told.st_size, told.st_mtime_ns
+
+    def changed(self) -> bool:
+        """Whether size or time of change are no longer those of when it was opened."""
+        told = os.fstat(self._descriptor)
+        return told.st_mtime_ns != self.time or told.st_size != self.size
 
     def announce(self, reads: Sequence[tuple[int, int]]) -> None:
         """Have the system fetch ranges (start, length), so that many are on their way at once."""

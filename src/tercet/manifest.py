@@ -111,7 +111,7 @@ class Manifest:
 
         Raises:
             IndexError: a number outside the manifest.
-            ValueError: an .arrow file that has been cut short since it was opened, or holds a row outside
+            ValueError: an .arrow file that has been written to since it was opened, or holds a row outside
                 its catalog.
         """
         out = self._columns.take(rows_at(index, len(self)))
