@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tercet import shards
 from tercet.catalog import scan_folder
 from tercet.datasets import ImageDataset
+from tercet.pk_stream import PKStream
 from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler
 from tercet.sharding import write_shards
@@ -281,7 +282,9 @@ def test_what_is_missing_is_named(copied, tmp_path):
     assert "expected a tar to read; No such file" in sentence(index.read, [row])
     assert "every tar that" in sentence(ShardIndex, copied)
     (copied / "info.json").unlink()
-    assert "the writing was interrupted; run write_shards again" in sentence(ShardIndex, copied)
+    said = sentence(ShardIndex, copied)
+    assert "the writing was interrupted; run write_shards again" in said
+    assert "or shards were copied here: copy their info.json too" in said
     assert "an existing tar" in sentence(ShardIndex, [tmp_path / "no.tar"])
     assert "a folder with .tar files" in sentence(ShardIndex, tmp_path)
     assert "a folder of shards, a tar, or a list" in sentence(ShardIndex, 3)
@@ -307,6 +310,21 @@ def test_what_is_missing_is_named(copied, tmp_path):
 def test_options_of_another_kind_are_refused(copied, options, said, monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     assert said in sentence(ShardIndex, copied, **options)
+
+
+@pytest.mark.parametrize("reader", [ShardIndex, lambda source, **options: PKStream(source, 2, 2, **options)])
+def test_an_unfinished_split_beside_a_finished_one_is_not_passed_over(copied, written, tmp_path, reader):
+    write_shards(copied, written[0], split="val")
+    info = json.loads((copied / "info.json").read_text())
+    del info["splits"]["train"], info["tercet"]["train"]
+    (copied / "info.json").write_text(json.dumps(info))
+    said = sentence(reader, copied)
+    assert "(split=None): expected a split, since info.json in " in said
+    assert "train-000000.tar; 'train' was interrupted; pass split='val', or run write_shards again" in said
+    assert reader(copied, split="val")
+    for file in copied.glob("train-*.index.parquet"):  # then they may be anyone's
+        file.write_bytes(b"PAR1")
+    assert reader(copied)
 
 
 def test_shards_and_info_of_two_runs_are_refused(copied, written, tmp_path):
@@ -373,7 +391,9 @@ def test_a_folder_may_be_called_like_an_address(written, tmp_path, monkeypatch):
 def test_a_damaged_index_is_refused(copied, damage):
     file = copied / "train-000000.index.parquet"
     file.write_bytes(file.read_bytes()[:-9] if damage is None else damage)
-    assert "delete it, and the tar is scanned instead" in sentence(ShardIndex, copied)
+    said = sentence(ShardIndex, copied)
+    assert "restore it, or write the shards again with overwrite=True" in said
+    assert "beside a tar of another program delete it, and the tar is scanned instead" in said
 
 
 def test_the_index_of_written_shards_is_not_overwritten_by_a_scan(copied):

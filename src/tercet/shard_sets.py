@@ -47,8 +47,8 @@ def find_tars(
         source, split: as in `ShardIndex`.
 
     Raises:
-        ValueError: no tar, one that is missing or there twice, no such split, or without info.json tars of
-            several splits, as their names have it.
+        ValueError: no tar, one that is missing or there twice, no such split, none asked for while there are
+            several, finished or not, or without info.json tars of several splits, as their names have it.
     """
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         folder = Path(source)
@@ -114,6 +114,7 @@ def _listed(owner: str, argument: str, folder: Path, split: str | None) -> tuple
         raise refusal(owner, argument, str(source), expected, way_out)
     if split is None and len(listed) == 1:
         split = next(iter(listed))
+        _refuse_unfinished(owner, folder, split, {name for names in listed.values() for name in names})
     if split is None or split not in listed:
         shown = ", ".join(sorted(listed))
         raise refusal(owner, "split", split, f"one of the splits in {source}: {shown}")
@@ -124,6 +125,24 @@ def _listed(owner: str, argument: str, folder: Path, split: str | None) -> tuple
         way_out = "restore it" + (", or run write_shards again, which writes what is missing" * bool(written))
         raise refusal(owner, argument, missing[0], f"every tar that {source} lists", way_out)
     return _existing(owner, argument, tars), written
+
+
+def _refuse_unfinished(owner: str, folder: Path, split: str, listed: Set[str]) -> None:
+    """Refuse to take the one split that is listed for all there is, beside shards of one that is not."""
+    for tar in sorted(set(folder.glob("*.tar")) - {folder / name for name in listed}):
+        other = tar.name.rpartition("-")[0]
+        if not tar.name.startswith(".") and other != split and _of_write_shards(owner, tar):
+            expected = f"a split, since {INFO} in {folder} does not list {tar.name}"
+            way_out = f"{other!r} was interrupted; pass split={split!r}, or run write_shards again for it"
+            raise refusal(owner, "split", None, expected, way_out)
+
+
+def _of_write_shards(owner: str, tar: Path) -> bool:
+    try:
+        table = read_table(owner, tar, rows=False)
+    except ValueError:  # a damaged index is told where it is read
+        return False
+    return table is not None and _ours(table)
 
 
 def _are_names(value: Any) -> bool:
@@ -159,6 +178,7 @@ def refuse_other_runs(
     folder = isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
     if info is None and folder and len(plans) == 1 and None not in plans:
         way_out = "the writing was interrupted; run write_shards again, and it goes on"
+        way_out += f"; or shards were copied here: copy their {INFO} too"
         raise refusal(owner, argument, str(source), f"all shards and {INFO}", way_out)
 
 

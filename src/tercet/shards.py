@@ -47,7 +47,8 @@ class ShardIndex:
     Args:
         tars: a folder of shards, a tar, or a list of different tars. A folder without info.json must hold
             one split: of names such as train-0.tar and val-0.tar it does not.
-        split: which of the splits in the folder's info.json; needed where it has several.
+        split: which of the splits in the folder's info.json; needed where it has several, or where shards
+            lie beside its one of another that `write_shards` has not finished.
         image: the extension of the member that is the image, such as "jpg"; by default what the indexes
             beside the tars are made with, and without any the one that is an image's. As the next two,
             for tars of other programs.

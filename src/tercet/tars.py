@@ -133,7 +133,9 @@ def read_table(owner: str, tar: Path, rows: bool = True) -> ShardTable | None:
             facts=facts,
         )
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
-        way_out = f"delete it, and the tar is scanned instead ({str(error).partition(chr(10))[0]})"
+        way_out = "restore it, or write the shards again with overwrite=True or --overwrite; beside a tar of "
+        way_out += "another program delete it, and the tar is scanned instead "
+        way_out += f"({str(error).partition(chr(10))[0]})"
         raise refusal(owner, "index", str(source), "the index of a tar", way_out) from error
     if name != tar.name:  # of tars as large, with the same keys, nothing else would tell them apart
         way_out = f"it is that of {name}; rename both, or delete it, and the tar is scanned instead"
