@@ -189,7 +189,8 @@ def test_an_interrupted_run_goes_on_where_it_ended(catalog, tmp_path, monkeypatc
     else:  # nothing is left behind, not even the folder
         assert not (tmp_path / "out").exists()
         (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".train-000002.tar.99999.unfinished").write_bytes(b"of a killed run")
+    for name in (".train-000002.tar.99999-1.unfinished", ".info.json.99999-1.unfinished"):
+        (tmp_path / "out" / name).write_bytes(b"of a killed run")
     written.clear()
     monkeypatch.setattr(shard_writing, "_add_sample", lambda *args: (written.append(args[2]), real(*args))[1])
     write_shards(tmp_path / "out", catalog, **options)
@@ -404,11 +405,56 @@ def test_a_foreign_tar_or_info_is_not_taken_for_ours(catalog, tmp_path):
     assert "train-000000.tar is one" in sentence(write_shards, tmp_path / "out", catalog)
     assert (tmp_path / "out" / "train-000000.tar").read_bytes() == b"precious"
     (tmp_path / "out" / "train-000000.tar").unlink()
-    for text in ("{", "[]", '{"splits": {"train": {}}}'):
-        (tmp_path / "out" / "info.json").write_text(text)
-        assert "info.json is one" in sentence(write_shards, tmp_path / "out", catalog)
+    (tmp_path / "out" / "info.json").write_text('{"splits": {"train": {}}}')
+    assert "info.json is one" in sentence(write_shards, tmp_path / "out", catalog)
     write_shards(tmp_path / "out", catalog, overwrite=True)
     assert ShardIndex(tmp_path / "out").catalog == catalog
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "expected splits with their filenames in its info.json; restore it, or move it away (JSON"),
+        ("[]", "restore it, or move it away"),
+        ('{"description": "mine"}', "restore it, or move it away (KeyError"),
+        ('{"splits": {"val": []}}', "restore it, or move it away"),
+        ('{"splits": {"train": {"filenames": ["train-0000.tar"]}}}', "it lists train-0000.tar; take another"),
+        (None, "restore it, or move it away (IsADirectoryError"),
+    ],
+)
+def test_an_info_of_something_else_is_refused_and_stays(catalog, tmp_path, overwrite, text, said):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train-000000.tar").write_bytes(b"precious")
+    info = tmp_path / "out" / "info.json"
+    info.write_text(text) if text else info.mkdir()
+    assert said in sentence(write_shards, tmp_path / "out", catalog, overwrite=overwrite)
+    assert text is None or info.read_text() == text
+    assert sorted(file.name for file in info.parent.iterdir()) == ["info.json", "train-000000.tar"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["train-000000.tar", "train-000007.index.parquet"])
+def test_a_folder_in_the_place_of_a_shard_is_refused(catalog, tmp_path, overwrite, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    said = sentence(write_shards, tmp_path / "out", catalog, overwrite=overwrite)
+    assert f"expected a file {name} or none; it is a folder; move it away" in said
+
+
+def test_an_info_that_cannot_be_read_at_the_end_keeps_the_other_splits(catalog, tmp_path, monkeypatch):
+    write_shards(tmp_path / "out", catalog, split="val")
+    real, read = Path.read_text, []
+
+    def failing(path, *args, **options):
+        if path.name == "info.json" and (read.append(path) or len(read) == 2):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", failing)
+        assert "Input/output error" in sentence(write_shards, tmp_path / "out", catalog)
+    write_shards(tmp_path / "out", catalog)
+    assert sorted(json.loads((tmp_path / "out" / "info.json").read_text())["splits"]) == ["train", "val"]
 
 
 def test_two_splits_share_a_folder(catalog, tmp_path):
@@ -494,6 +540,13 @@ def test_a_folder_that_cannot_be_made_is_refused(catalog, tmp_path):
     assert "an existing" in sentence(write_shards, tmp_path / "no" / "out", catalog)
     (tmp_path / "file").write_text("")
     assert "a folder, not a file" in sentence(write_shards, tmp_path / "file", catalog)
+
+
+@pytest.mark.parametrize("folder", [None, b"out", 3])
+def test_a_folder_that_is_no_path_is_refused(catalog, folder, monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    said = f"write_shards(folder={folder!r}): expected the path of a folder"
+    assert said in sentence(write_shards, folder, catalog)
 
 
 def test_groups_of_any_name_come_back(tmp_path):

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
@@ -78,8 +78,9 @@ def write_shards(
             anything is written; "skip" leaves it out and reports it in `index.catalog.left_out`. Images are
             not decoded: `scan_folder(root, verify=True)` leaves out those that do not decode.
         workers: threads that write, a shard each; by default one for each processor.
-        overwrite: remove the shards of this split first, whatever wrote them, and write all anew. After an
-            interruption, of the removal too, the run goes on without it; with it, it begins again.
+        overwrite: remove the shards of this split first, `train-000000.tar` and so on with their indexes,
+            whatever wrote them, and write all anew. After an interruption, of the removal too, the run goes
+            on without it; with it, it begins again.
         progress: show a progress bar.
 
     Returns:
@@ -87,7 +88,8 @@ def write_shards(
 
     Raises:
         ValueError: an option out of range, an image without a suffix, names or groups that cannot be written,
-            a file that cannot be read, shards of another run, a run at work on this split, or a folder that
+            a file that cannot be read, shards of another run, a run at work on this split, an info.json that
+            cannot be read, is of no splits or lists files of other names for this one, or a folder that
             cannot be written.
         OSError: the shards do not fit on the disk.
 
@@ -154,11 +156,13 @@ def shards_folder(folder: str | Path, split: str) -> Path:
         folder, split: as for `write_shards`.
 
     Raises:
-        ValueError: no name of a split, a file, no folder above it, or one that may not be written.
+        ValueError: no name of a split, no path, a file, no folder above it, or one that may not be written.
     """
     if not isinstance(split, str) or not _SPLIT.fullmatch(split) or "tar" in split:
         expected = "letters, digits and underscores, without 'tar', which timm takes for a file name"
         raise refusal(_OWNER, "split", split, expected)
+    if not isinstance(folder, (str, os.PathLike)):
+        raise refusal(_OWNER, "folder", folder, "the path of a folder")
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise refusal(_OWNER, "folder", str(folder), "a folder, not a file")
@@ -236,28 +240,32 @@ def _remove_if_empty(folder: Path) -> None:
 _NO_INFO = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
-def _info(folder: Path) -> dict[str, Any] | None:
-    """The info.json there is, of whatever program, with what tercet wrote; None where there is none.
+def _info(folder: Path) -> dict[str, Any]:
+    """What info.json says, whatever program wrote it, and of tercet by split; nothing where there is none.
 
     Raises:
-        One of `_NO_INFO`: it cannot be read, or lists no splits.
+        ValueError: it cannot be read, or lists no splits.
     """
     try:
         read = json.loads((folder / INFO).read_text("utf-8"))
+        for split in read["splits"].values():
+            list(split.get("filenames", ()))
+        return {**read, "tercet": dict(read.get("tercet", {}))}
     except FileNotFoundError:
-        return None
-    return {**read, "splits": dict(read["splits"]), "tercet": dict(read.get("tercet", {}))}
+        return {"splits": {}, "tercet": {}}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        way_out = f"restore it, or move it away ({type(error).__name__}: {error})"
+        expected = f"splits with their filenames in its {INFO}"
+        raise refusal(_OWNER, "folder", str(folder), expected, way_out) from error
 
 
 @contextmanager
 def _told(folder: Path) -> Iterator[dict[str, Any]]:
     """What info.json says, to be changed: no other run reads or writes it until the change is written."""
     with locked(folder / f".{INFO}.lock"):
-        try:
-            info = _info(folder)
-        except _NO_INFO:  # of nobody's splits, and to be overwritten
-            info = None
-        info = info or {"splits": {}, "tercet": {}}
+        for file in folder.glob(f".{INFO}.*.unfinished"):  # of a run that was killed
+            file.unlink()
+        info = _info(folder)
         yield info
         if not info["splits"] and info.keys() == {"splits", "tercet"}:
             (folder / INFO).unlink(missing_ok=True)
@@ -268,16 +276,19 @@ def _told(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _make_room(job: ShardJob, overwrite: bool) -> None:
-    """Refuse shards of another plan and an info.json of no splits, or remove all there is of the split.
+    """Refuse what would be in the way of the shards, or remove all there is of the split.
 
     A removal that was interrupted is completed first: what it left might pass for shards of this run.
 
     Raises:
-        ValueError: there are such, and they may not be overwritten.
+        ValueError: shards of another plan that may not be overwritten, an info.json of no splits or of other
+            files in this one, or a folder in the place of a shard.
     """
+    info = _info(job.folder)
     name_of_ours = re.compile(rf"{job.split}-\d{{6,}}\.(tar|index\.parquet)")
     names = [file.name for file in job.folder.iterdir()]
     ours = sorted(filter(name_of_ours.fullmatch, names))
+    _refuse_others(job, name_of_ours, ours, info["splits"].get(job.split, {}).get("filenames", ()))
     begun = job.folder / f".{job.split}.overwriting"
     if overwrite or begun.exists():
         begun.touch()
@@ -287,7 +298,7 @@ def _make_room(job: ShardJob, overwrite: bool) -> None:
             for facts in (info["splits"], info["tercet"]):
                 facts.pop(job.split, None)
         begun.unlink()
-    elif foreign := _foreign(job, ours):
+    elif foreign := _foreign(job, info, ours):
         expected = "a folder without shards of another catalog or other options"
         way_out = f"{foreign} is one; overwrite=True or --overwrite replaces them"
         raise refusal(_OWNER, "folder", str(job.folder), expected, way_out)
@@ -296,13 +307,25 @@ def _make_room(job: ShardJob, overwrite: bool) -> None:
             (job.folder / name).unlink()
 
 
-def _foreign(job: ShardJob, names: list[str]) -> str | None:
+def _refuse_others(
+    job: ShardJob, name_of_ours: re.Pattern[str], ours: list[str], listed: Iterable[Any]
+) -> None:
+    """Refuse what is in the way and no file of `write_shards` by its name: overwriting spares it."""
+    folder = str(job.folder)
+    for name in ours:
+        if (job.folder / name).is_dir():
+            raise refusal(_OWNER, "folder", folder, f"a file {name} or none", "it is a folder; move it away")
+    for name in listed:
+        if not name_of_ours.fullmatch(str(name)):
+            expected = f"an {INFO} that lists files of write_shards as the split {job.split!r}"
+            way_out = f"it lists {name}; take another split or folder, or move both away"
+            raise refusal(_OWNER, "folder", folder, expected, way_out)
+
+
+def _foreign(job: ShardJob, info: dict[str, Any], names: list[str]) -> str | None:
     """The first file that is not of this plan: info.json, or one of those named; None if all are."""
-    try:
-        info = _info(job.folder) or {"splits": {}}
-        if job.split in info["splits"] and info["tercet"].get(job.split, {}).get("plan") != job.plan:
-            return INFO
-    except _NO_INFO:
+    run = info["tercet"].get(job.split)
+    if job.split in info["splits"] and not (isinstance(run, dict) and run.get("plan") == job.plan):
         return INFO
     for name in names:
         table = readable_table(job.folder / f"{name.partition('.')[0]}.tar")
