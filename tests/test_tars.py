@@ -186,9 +186,18 @@ def test_a_kept_index_is_used_until_the_tar_or_what_is_asked_changes(tmp_path, m
     assert len(scans) == 3
     flip(tar, int(index._offset[0]) - 512 + 136)  # the header's time
     assert "another header stands in its place" in sentence(index.read, [0])
-    with open(tar, "ab") as file:
-        file.write(bytes(512))
-    assert "delete a.index.parquet to index the tar as it is" in sentence(ShardIndex, tar)
+    before = tar.stat()
+    foreign(tar, *members, ("2.jpg", b"more" * 5000), ("2.json", b'{"id": 5}'))
+    os.utime(tar, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    assert tar.stat().st_size != before.st_size
+    assert ShardIndex(tar).classes == ["4", "5"]  # the label that the index was made with, as it is now
+    assert ShardIndex(tar, write_index=True).read([1]) == [b"more" * 5000]
+    assert len(scans) == 5
+    assert ShardIndex(tar).classes == ["4", "5"]
+    assert len(scans) == 5
+    with open(tar, "r+b") as file:
+        file.truncate(700)
+    assert "expected a whole tar" in sentence(ShardIndex, tar)
 
 
 def test_a_tar_of_the_same_size_that_was_changed_is_scanned_again(tmp_path, monkeypatch):
@@ -248,6 +257,8 @@ def test_a_tar_that_is_there_twice_is_refused(tmp_path, monkeypatch, call):
         (["photos_Validation.0", "photos_test.0"], "test and val"),
         (["val-0", "validation-1", "dev2"], None),
         (["trained", "valley"], None),
+        (["trainset-0", "valset-0"], None),
+        (["cars_test", "planes"], "others and test"),
     ],
 )
 def test_a_folder_without_info_holds_one_split(tmp_path, call, names, splits):

@@ -92,7 +92,8 @@ def _existing(owner: str, argument: str, tars: list[Path]) -> list[Path]:
 
 
 def _split_named(tar: Path) -> str:
-    """The split that the name of a tar tells, by the first word that is one's: "train" of a_train-0.tar."""
+    """The split that the name of a tar tells, by the first word that is one's: "train" of a_train-0.tar, and
+    "", as that of others, where none is: of trainset-0.tar."""
     words = re.findall("[a-z]+", tar.name.lower())
     return next((_SPLITS[word] for word in words if word in _SPLITS), "")
 
@@ -244,8 +245,8 @@ def find_tables(
         image, label, damaged, keep, progress: as in `ShardIndex`, `keep` for its `write_index`.
 
     Raises:
-        ValueError: a tar that changed since it was indexed, an image or label for shards of `write_shards`,
-            indexes that disagree in theirs, one that cannot be kept, or as `scan_tar` says.
+        ValueError: a shard of `write_shards` that has changed, an image or label for such shards, indexes
+            that disagree in theirs, one that cannot be kept, or as `scan_tar` says.
     """
     from rich.console import Console
     from rich.progress import track
@@ -270,11 +271,12 @@ def find_tables(
 
 
 def _current(owner: str, tar: Path) -> ShardTable | None:
-    """The table beside a tar, refused where the tar has another size."""
+    """The table beside a tar, refused where a shard of `write_shards` has another size."""
     table = read_table(owner, tar)
-    changed = None if table is None else other_size(owner, "tars", tar, table.tar_size)
-    if changed is not None:
-        raise changed
+    if table is not None and _ours(table):
+        changed = other_size(owner, "tars", tar, table.tar_size)
+        if changed is not None:
+            raise changed
     return table
 
 
@@ -309,4 +311,5 @@ def fits(table: ShardTable, image: str | None, label: str, damaged: str) -> bool
     labels = ("cls", "json:label", "json:class") if _ours(table) else (facts.get("label"),)
     same = label in labels and image == facts.get("image")
     whole = damaged == "drop" or not facts.get("damaged", False)
-    return same and whole and (_ours(table) or of_this_file(table))
+    as_large = table.tar.stat().st_size == table.tar_size
+    return same and whole and as_large and (_ours(table) or of_this_file(table))

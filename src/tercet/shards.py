@@ -39,14 +39,18 @@ class ShardIndex:
     `write_index` keeps the result.
 
     A changed tar is noticed: by its size when it is opened, and with each read by a CRC of the sample's
-    header and, on shards of `write_shards`, of its content. A tar of another program whose time of change is
-    not that in its index is scanned again, headers and classes; after a copy that keeps no times each
-    opening does so, until `write_index` has kept one scan. Files are opened when first read from, in each
-    process for itself; an index can be pickled, inherited by forked workers and shared by threads.
+    header and, on shards of `write_shards`, of its content. A tar of another program whose size or time of
+    change is not that in its index is scanned again, headers and classes; after a copy that keeps no times
+    each opening does so, until `write_index` has kept one scan. Files are opened when first read from, in
+    each process for itself; an index can be pickled, inherited by forked workers and shared by threads.
 
     Args:
         tars: a folder of shards, a tar, or a list of different tars. A folder without info.json must hold
-            one split: of names such as train-0.tar and val-0.tar it does not.
+            one split, which the first of these words in a name tells: train, val, test, trainval, eval,
+            query, gallery, or training, valid, validation, dev, testing, which mean one of them. So
+            train-0.tar and val-0.tar are of two, cars_test.tar and planes.tar too, as one name has no such
+            word; trainset-0.tar and valset-0.tar, neither of which has one, are taken for one. A list of
+            tars is taken as it is.
         split: which of the splits in the folder's info.json; needed where it has several, or where shards
             lie beside its one of another that `write_shards` has not finished.
         image: the extension of the member that is the image, such as "jpg"; by default what the indexes
@@ -66,9 +70,10 @@ class ShardIndex:
         tars: the files.
 
     Raises:
-        ValueError: no tar, a tar that is missing, damaged, compressed, there twice or changed since it was
-            indexed, shards that are not all there or lack their info.json, several splits, indexes of several
-            images or labels while none is given, or a sample without a class.
+        ValueError: no tar, a tar that is missing, damaged, compressed or there twice, a shard of
+            `write_shards` that has changed since it was indexed, shards that are not all there or lack their
+            info.json, several splits, indexes of several images or labels while none is given, or a sample
+            without a class.
 
     Example:
         >>> import pathlib
