@@ -421,6 +421,19 @@ def test_a_batch_that_nothing_can_stand_in_for_has_another_in_its_place(tmp_path
         [listed(stream) for stream in [PKStream(folder, 4, 2)] for _ in range(2)]
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_no_class_of_a_batch_is_one_image(tmp_path, share):
+    folder = write_shards(tmp_path / "a", [n // 3 for n in range(240)], 24)
+    bad = np.random.default_rng(0).permutation(240)[: int(240 * share)].tolist()
+    for number in bad:
+        spoiled(folder, number)
+    stream = PKStream(folder, 4, 2, handler=Continue())
+    batches = [batch for epoch in epochs_of(stream, 3) for batch in epoch]
+    assert not faults_of_labels(batches, 4, 2)
+    assert not {number for batch in batches for number, _ in batch} & set(bad)
+    assert all(len(set(batch)) == 8 for batch in batches)
+
+
 def test_images_none_of_which_decode_end_the_stream(tmp_path):
     handler = Continue()
     bad = write_shards(tmp_path / "a", LABELS[:40], 20)

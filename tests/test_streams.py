@@ -165,6 +165,16 @@ def test_a_batch_that_nothing_can_stand_in_for_is_passed_over():
     assert not list(ending(stream))
 
 
+def test_an_image_does_not_stand_in_for_its_class_mate_alone():
+    # Of b or c one is drawn with a; the other is left, and keeps a beside it to fill up the class again.
+    stream = [{"__key__": key, "cls": b"0"} for key in "abc"]
+    for seed in range(20):
+        stage = pk_batched(1, 2, decode=failing({"b", "c"}), handler=Continue(), seed=seed, buffer=3)
+        assert not list(stage(stream))
+    stage = pk_batched(1, 2, decode=failing({"c"}), handler=Continue(), buffer=3)
+    assert [{sample["key"] for sample in batch} for batch in stage(stream)] == [{"a", "b"}]
+
+
 def test_handlers_are_webdatasets_own():
     stream = samples_of([n // 4 for n in range(40)])
     del stream[21]["cls"]

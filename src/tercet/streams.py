@@ -216,7 +216,7 @@ class _StandIns:
                 break
             place(empty[0], item, -1)
             empty = empty[empty[0] in images :]
-        if empty and len(good) < 2:
+        if len(good) < 2:  # also where one fills all places, as a spare of its own group
             return None
         for turn, at in enumerate(empty):
             if not self._decode(images, at, good[turn % len(good)], -2 - turn):
