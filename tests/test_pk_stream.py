@@ -487,7 +487,12 @@ def test_shards_without_a_batch_are_refused(tmp_path, shards):
         ({"shards": 5}, "PKStream(shards=5): expected a folder of shards, a tar, or a list of tars"),
         ({"shards": [5]}, "PKStream(shards=[5]): expected a folder of shards, a tar, or a list of tars"),
         ({"shards": "nope", "steps": 2}, "PKStream(shards='nope'): expected an existing tar"),
-        ({"shards": ["s3://bucket/0.tar"] * 2, "steps": 2}, "PKStream(shards='1 twice')"),
+        ({"shards": ["s3://bucket/0.tar"] * 2, "steps": 2}, "and there is 's3://bucket/0.tar' too"),
+        (
+            {"shards": ["s3://a/0.tar", "s3://b/0.tar"], "steps": 2},
+            "PKStream(shards='s3://b/0.tar'): expected shards of different names, which key their images, "
+            "and there is 's3://a/0.tar' too; rename one, or leave it out if it is the same",
+        ),
         (
             {"world_size": 13},
             "PKStream(world_size=13): expected at most as many as shards, and there are 12;",
@@ -611,7 +616,7 @@ def test_a_list_of_tars_of_two_runs_is_of_one_list_of_classes(ours, tmp_path):
     assert len(PKStream(mixed, 2, 4).shards) == len(mixed)
     first = next((tmp_path / "photos").iterdir())
     first.rename(tmp_path / "photos" / "zz")  # so that the same numbers are of other classes
-    sharding.write_shards(tmp_path / "other", scan_folder(tmp_path / "photos"))
+    sharding.write_shards(tmp_path / "other", scan_folder(tmp_path / "photos"), split="test")
     mixed += sorted((tmp_path / "other").glob("*.tar"))
     said = refusal_of(PKStream, mixed, 2, 4, steps=3)
     assert "expected shards of one list of classes; by others the same number is another class" in said
@@ -704,6 +709,28 @@ def test_the_place_of_the_shards_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     assert listed(here) == listed(whole) == listed(spread)
     spread.load_state_dict(whole.state_at(0, 1))
+
+
+def test_two_tars_of_one_name_are_refused(tmp_path):
+    tars = [
+        write_shards(tmp_path / name, labels, 20) / "train-000000.tar"
+        for name, labels in (("a", LABELS[:20]), ("b", LABELS[20:40]))
+    ]
+    for steps in (None, 3):
+        said = refusal_of(PKStream, tars[::-1], 2, 4, steps=steps)
+        assert "b/train-000000.tar'): expected shards of different names" in said
+    tars.append(tars.pop().rename(tmp_path / "b" / "other.tar"))
+    assert len(PKStream(tars, 2, 4).shards) == 2
+
+
+def test_an_epoch_beyond_the_last_is_refused_in_the_name_of_what_was_called(shards):
+    stream = PKStream(shards, 4, 4, steps=7)
+    state = {**stream.state_at(0, 1), "epoch": 1 << 31}
+    expected = f"(epoch={1 << 31}): expected a whole number from 0 to {(1 << 31) - 1}"
+    assert refusal_of(stream.load_state_dict, state) == f"PKStream.load_state_dict{expected}"
+    assert refusal_of(iter(stream).load_state_dict, state) == f"PKStream.load_state_dict{expected}"
+    assert refusal_of(stream.set_epoch, 1 << 31) == f"PKStream.set_epoch{expected}"
+    assert refusal_of(stream.state_at, 1 << 31, 0) == f"PKStream.state_at{expected}"
 
 
 def test_a_tar_that_cannot_be_opened_is_named(tmp_path):

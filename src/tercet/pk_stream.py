@@ -22,7 +22,7 @@ from tercet.grouping import ON_SHORT, Group, GroupBuffer
 from tercet.images import decode_image
 from tercet.pk_iterator import PKStreamIterator
 from tercet.randomness import derive_key
-from tercet.shared_epochs import SharedEpochs
+from tercet.shared_epochs import LAST_EPOCH, SharedEpochs
 from tercet.stream_lanes import REACHES, Lanes
 from tercet.stream_samples import Handler, Sample, base_name, label_of, name_of, told
 from tercet.stream_shards import KnownShard, known_shards, unreadable
@@ -68,7 +68,8 @@ class PKStream(IterableDataset):
     Args:
         shards: a folder of tars, those that its info.json lists, or without one all, if their names tell no
             two splits, as train-0.tar and val-0.tar do; a tar, webdataset's notation as
-            "train-{000000..000099}.tar", or a list. Where they lie changes no batch.
+            "train-{000000..000099}.tar", or a list. No two have one name, without the folder: where they lie
+            changes no batch.
         p: classes in a batch, on each rank.
         k: images of each class in a batch, at least 2.
         transform: as in `ImageDataset`; it must make the images equal in size.
@@ -87,11 +88,12 @@ class PKStream(IterableDataset):
 
     Attributes:
         predicted: the `StreamYield` that `steps` comes from, with steps · world_size `batches`; None where
-            `steps` is given. What a lane reads when it begins again is not in its `share`.
+            `steps` is given. Its `share` is that of the first epoch; the others deal the shards anew, so that
+            theirs differ a little. What a lane reads when it begins again is not in it.
 
     Raises:
-        ValueError: an argument out of range, shards that are missing, cannot be read or have changed since
-            they were indexed, fewer shards than lanes and ranks need, labels that are names, or shards of
+        ValueError: an argument out of range, shards that are missing, of one name, cannot be read or have
+            changed since they were indexed, fewer shards than lanes and ranks need, labels that are names, or shards of
             whose samples nearly none would end in a batch; while running, what `pk_batched` raises, a tar
             that has changed since, a label that is no whole number, images of different sizes, or shards
             that all together give no batch.
@@ -220,7 +222,7 @@ class PKStream(IterableDataset):
     def _whole_position(self, method: str, epoch: Any, step: Any) -> tuple[int, int]:
         """(epoch, step), refused in the method's name where that is no position."""
         owner = f"PKStream.{method}"
-        return whole(owner, "epoch", epoch), whole(owner, "step", step, 0, self.steps)
+        return whole(owner, "epoch", epoch, 0, LAST_EPOCH), whole(owner, "step", step, 0, self.steps)
 
     def _restored(self, state: Any, workers: int) -> tuple[int, int]:
         """The position in `state`, refused unless it was saved under the same settings."""
@@ -228,6 +230,7 @@ class PKStream(IterableDataset):
         here = "here is", "build stream and loader as they were, or use set_epoch(epoch, step)"
         settings = {**self._settings, "workers": workers}
         epoch, step = saved_position(owner, state, settings, source, *here, _SUMS)
+        epoch = whole(owner, "epoch", epoch, 0, LAST_EPOCH)
         return epoch, whole(owner, "step", step, 0, self.steps + workers - 1)  # of one that has ended
 
     def _lane(self, epoch: int, lane: int) -> Iterator[tuple[PKStage, GroupBuffer, list[Group]]]:

@@ -7,11 +7,12 @@ from typing import Any
 from tercet.checks import whole
 from tercet.randomness import derive_key
 
-__all__ = ["SharedEpochs"]
+__all__ = ["LAST_EPOCH", "SharedEpochs"]
 
 _KEPT = 64  # iterations that are noted, and seeds that a worker remembers: so no name stands for two notes
 _MOST_WORKERS = 1024
 _STEPS = 1 << 31  # an epoch and a step share one word, which is written at once
+LAST_EPOCH = _STEPS - 1
 
 
 class SharedEpochs:
@@ -43,7 +44,7 @@ class SharedEpochs:
 
     def set(self, epoch: int, step: int = 0) -> None:
         """Lets the next iteration be `epoch` from `step` on."""
-        self._next[0] = whole("set_epoch", "epoch", epoch, maximum=_STEPS - 1) * _STEPS + step
+        self._next[0] = whole("set_epoch", "epoch", epoch, maximum=LAST_EPOCH) * _STEPS + step
 
     def ticket(self) -> int | None:
         """The name of the iteration that starts here; None outside of workers, where each start is one."""

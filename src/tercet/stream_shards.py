@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,17 @@ def known_shards(
         count: look for the labels, in the tables beside the tars or else in the tars.
 
     Raises:
-        ValueError: no shard, one that is missing or there twice, shards that are not all there or have
+        ValueError: no shard, one that is missing, two of one name, shards that are not all there or have
             changed; with `count` also shards whose labels cannot be told before they are read.
     """
     found, info = _listed(source, split)
     found = [shard if _ADDRESS.match(shard) else os.path.abspath(shard) for shard in found]
-    if twice := len(found) - len(set(found)):
-        raise refusal(_OWNER, "shards", f"{twice} twice", "a folder of tars, or different tars")
-    known = {shard: _known(shard, image, label, handler, count) for shard in sorted(found, key=_by_name)}
+    found.sort(key=lambda shard: (base_name(shard), shard))
+    for one, other in pairwise(found):
+        if base_name(one) == base_name(other):
+            expected = f"shards of different names, which key their images, and there is {one!r} too"
+            raise refusal(_OWNER, "shards", other, expected, "rename one, or leave it out if it is the same")
+    known = {shard: _known(shard, image, label, handler, count) for shard in found}
     runs = {(Path(shard).parent, one.plan): Path(shard) for shard, one in known.items() if one.plan}
     plans = {plan for _, plan in runs}
     if plans:  # a stream does without the tables; those there are have to be of one run
@@ -74,10 +78,6 @@ def known_shards(
     if len(plans) > 1:  # or of runs that number the classes alike
         classes_of_runs(_OWNER, "shards", runs)
     return known
-
-
-def _by_name(shard: str) -> tuple[str, str]:
-    return base_name(shard), shard
 
 
 def _listed(source: Any, split: str | None) -> tuple[list[str], dict[str, Any] | None]:

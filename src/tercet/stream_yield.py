@@ -26,7 +26,8 @@ class StreamYield:
     """What a stream gives.
 
     Args:
-        share: of the samples, those that end in a batch.
+        share: of the samples, those that end in a batch, for one order of the shards: that of the first epoch
+            of a `PKStream`.
         batches: of an epoch, all workers and ranks together.
         first_batch: samples that a worker, or a lane, reads before its first batch, on average.
         held: the most samples held at a time, in one worker, or one lane.
