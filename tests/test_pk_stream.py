@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import io
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+import webdataset
 from torch.utils.data import DataLoader
 
 from tercet import sharding, stream_shards
@@ -390,6 +392,176 @@ def test_an_image_that_does_not_decode_is_replaced_by_one_of_its_class(tmp_path)
     assert "000023" in refusal_of(list, PKStream(folder, 3, 4))
 
 
+def with_a_broken_header(tar, number):
+    """The tar, of the same size, in which the header of a member does not fit its check sum."""
+    content = bytearray(tar.read_bytes())
+    with tarfile.open(tar) as file:
+        content[file.getmembers()[number].offset + 148] ^= 0xFF
+    tar.write_bytes(content)
+    return tar
+
+
+def images_of(stream):
+    return {number for batch in listed(stream) for number, _ in batch}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_tar_damaged_before_it_is_scanned_is_refused(tmp_path, cut):
+    folder = write_shards(tmp_path / "a", LABELS[:40], 20)
+    tar = folder / "train-000001.tar"
+    if cut:
+        tar.write_bytes(tar.read_bytes()[: 9 * 2048])
+    else:
+        with_a_broken_header(tar, 18)
+    said = refusal_of(PKStream, folder, 2, 4)
+    assert (
+        "train-000001.tar'): expected a whole tar, and the tar is cut short or damaged here, after " in said
+    )
+    assert said.endswith(
+        "train-000001.tar/000028; restore it, or pass a handler that returns true to go on without the rest"
+    )
+    assert refusal_of(PKStream, folder, 2, 4, handler=lambda error: False) == said
+    handler = Continue()
+    stream = PKStream(folder, 2, 4, handler=handler)
+    assert handler.told == [said]
+    assert max(images_of(stream)) in (27, 28)
+    ShardIndex(folder, damaged="drop", write_index=True)
+    for steps in (None, 3):
+        assert refusal_of(PKStream, folder, 2, 4, steps=steps) == said
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("images", [40, 400])
+def test_a_damaged_tar_that_nothing_is_known_of_is_told_when_it_is_read(tmp_path, images, cut):
+    folder = write_shards(tmp_path / "a", [n // 5 for n in range(images)], images)
+    tar = folder / "train-000000.tar"
+    list(PKStream(folder, 2, 4, steps=2 * images // 8))
+    if cut:
+        tar.write_bytes(tar.read_bytes()[: (images // 2 + 5) * 2048])
+    else:
+        with_a_broken_header(tar, images + 10)
+    named = "train-000000.tar'): expected a whole tar, and the tar is cut short or damaged here; restore it"
+    assert named in refusal_of(list, PKStream(folder, 2, 4, steps=images))
+    handler = Continue()
+    assert len(images_of(PKStream(folder, 2, 4, steps=images, handler=handler))) == images // 2 + 5
+    assert named in handler.told[0]
+
+
+def test_a_compressed_tar_is_read_as_before(tmp_path):
+    tar = write_shards(tmp_path / "a", LABELS[:40], 40) / "train-000000.tar"
+    tar.write_bytes(gzip.compress(tar.read_bytes()))
+    assert len(images_of(PKStream(tar, 2, 4, steps=40))) == 40
+
+
+@pytest.mark.parametrize("steps", [None, 20])
+@pytest.mark.parametrize("foreign", [False, True])
+def test_fewer_samples_than_an_index_tells_are_told(ours, steps, foreign):
+    tar = ours / "train-000000.tar"
+    if foreign:
+        (ours / "info.json").unlink()
+        for table in ours.glob("*.parquet"):
+            table.unlink()
+        ShardIndex(ours, write_index=True)
+    handler, times = Continue(), tar.stat()
+    with_a_broken_header(tar, 30)
+    os.utime(tar, ns=(times.st_atime_ns, times.st_mtime_ns))
+    said = refusal_of(list, PKStream(ours, 2, 4, steps=steps))
+    assert (
+        "train-000000.tar'): expected 32 samples, as its index or a scan has them, and only 10 came" in said
+    )
+    assert said.endswith("; it is damaged; restore it")
+    going_on = PKStream(ours, 2, 4, steps=steps, handler=handler)
+    assert len(listed(going_on)) == len(going_on)
+    assert set(handler.told) == {said}
+
+
+def test_an_index_of_other_images_tells_no_number_of_samples(tmp_path):
+    tar = tar_of_json(tmp_path / "a.tar", LABELS[:40])
+    ShardIndex(tar, label="json:id", image="json", write_index=True)
+
+    def label(sample):
+        return json.loads(sample["json"])["id"]
+
+    assert len(images_of(PKStream(tar, 2, 4, label=label, image="pgm", steps=20))) == 40
+
+
+def test_samples_without_an_image_are_not_counted(tmp_path):
+    tar = write_shards(tmp_path / "a", LABELS[:40], 40) / "train-000000.tar"
+    with tarfile.open(tmp_path / "b.tar", "w") as file:
+        for number in range(5):
+            info = tarfile.TarInfo(f"none{number}.cls")
+            info.size = 1
+            file.addfile(info, io.BytesIO(b"9"))
+    tar.write_bytes((tmp_path / "b.tar").read_bytes()[: 5 * 1024] + tar.read_bytes())
+    ShardIndex(tar, write_index=True)
+    times, handler = tar.stat(), Continue()
+    list(PKStream(tar, 2, 4, handler=handler, steps=20))
+    assert all("has not one image, only cls; " in told or "passed over" in told for told in handler.told)
+    with_a_broken_header(tar, 5 + 2 * 38)
+    os.utime(tar, ns=(times.st_atime_ns, times.st_mtime_ns))
+    list(PKStream(tar, 2, 4, handler=handler, steps=20))
+    assert any("expected 40 samples, as its index or a scan has them, and only 38" in t for t in handler.told)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("pipe:cat {}/nope.tar 2>/dev/null", "(exit 1)"),
+        ("file:{}/nope.tar", "(No such file or directory)"),
+        ("pipe:head -c 29188 {}/a/train-000000.tar", "(unexpected end of data)"),
+        ("pipe:cat {}/a/train-000000.tar; exit 3", "(exit 3)"),
+    ],
+)
+def test_what_webdataset_meets_is_told_with_the_shard(tmp_path, address, reason):
+    write_shards(tmp_path / "a", LABELS[:40], 40)
+    address = address.format(tmp_path)
+    shown = f"{address!r}"
+    start = f"PKStream(shards={shown if len(shown) <= 80 else f'{shown[:30]}...{shown[-47:]}'}): expected "
+    start += "a tar that can be read to its end; restore it, or see whether its address is right "
+    with pytest.raises(ValueError, match="read to its end") as told:
+        list(PKStream(address, 2, 4, steps=40))
+    assert str(told.value).replace("empty file", "exit 1") == start + reason  # whichever is seen first
+    assert told.value.__cause__ is not None
+    with pytest.raises(ValueError, match="read to its end"):
+        list(PKStream(address, 2, 4, steps=40, handler=webdataset.reraise_exception))
+    handler = Continue()
+    going_on = PKStream(address, 2, 4, steps=40, handler=handler)
+    if "a/train" in address:
+        assert len(list(going_on)) == 40
+    else:
+        said = "PKStream: no shard gave a sample; see what they hold, and what the handler was told"
+        assert refusal_of(list, going_on) == said
+    assert handler.told[0].replace("empty file", "exit 1") == start + reason
+
+
+def test_an_empty_file_is_told(tmp_path):
+    folder = write_shards(tmp_path / "a", LABELS[:40], 40)
+    (folder / "train-000001.tar").touch()
+    for steps in (None, 3):
+        handler = Continue()
+        stream = PKStream(folder, 2, 4, steps=steps, handler=handler)
+        assert len(listed(stream)) == len(stream)
+        (said,) = set(handler.told)
+        assert said.endswith("train-000001.tar'): expected a tar that can be read; it is empty")
+        assert refusal_of(PKStream, folder, 2, 4, steps=steps) == said
+
+
+def test_sentences_name_the_arguments_there_are(tmp_path):
+    tar = tmp_path / "a.tar"
+    tar.write_bytes(bytes(10240))
+    assert refusal_of(list, PKStream(tar, 2, 4, steps=2)) == (
+        "PKStream: no shard gave a sample; see what they hold"
+    )
+    tar.write_bytes(b"x" * 5000)
+    assert "PKStream(shards='" in refusal_of(PKStream, tar, 2, 4)
+    tar = write_shards(tmp_path / "a", LABELS[:40], 40) / "train-000000.tar"
+    said = refusal_of(list, PKStream(tar, 2, 4, steps=1, image="jpg"))
+    assert "has no field image='jpg', only cls, pgm; " in said
+    assert said.endswith("else name the one that holds the image")
+    tar.with_name("train-000000.index.parquet").write_bytes(b"nonsense")
+    assert "PKStream(shards='" in refusal_of(PKStream, tar, 2, 4)
+
+
 def spoiled(folder, number):
     """The folder, in which an image is none."""
     for tar in folder.glob("*.tar"):
@@ -744,7 +916,9 @@ def test_a_tar_that_cannot_be_opened_is_named(tmp_path):
     assert len(listed(going_on)) == len(going_on)
     assert named in handler.told[0]
     (folder / "train-000000.tar").rename(tmp_path / "elsewhere too")
-    assert "no shard gave a sample, of which the handler was told" in refusal_of(list, going_on)
+    assert "no shard gave a sample; see what they hold, and what the handler was told" in refusal_of(
+        list, going_on
+    )
 
 
 def test_a_tar_that_may_not_be_read_is_named(tmp_path, monkeypatch):

@@ -136,6 +136,11 @@ def test_a_compressed_tar_is_refused(tmp_path):
     assert "an uncompressed tar; decompress it first" in said
 
 
+def test_an_empty_file_is_refused_as_one(tmp_path):
+    (tmp_path / "a.tar").touch()
+    assert sentence(ShardIndex, tmp_path / "a.tar").endswith("expected an uncompressed tar; it is empty")
+
+
 @pytest.mark.parametrize(
     ("members", "options", "said"),
     [

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +16,16 @@ from tercet.augment import KeyedTransform
 from tercet.checks import flag, refusal, whole
 from tercet.datasets import image_tensor
 from tercet.epochs import saved_position
-from tercet.folders import IMAGE_SUFFIXES
 from tercet.grouping import ON_SHORT, Group, GroupBuffer
 from tercet.images import decode_image
 from tercet.pk_iterator import PKStreamIterator
 from tercet.randomness import derive_key
 from tercet.shared_epochs import LAST_EPOCH, SharedEpochs
 from tercet.stream_lanes import REACHES, Lanes
-from tercet.stream_samples import Handler, Sample, base_name, label_of, name_of, told
-from tercet.stream_shards import KnownShard, known_shards, unreadable
+from tercet.stream_samples import Handler, Sample, base_name, image_field, label_of, name_of
+from tercet.stream_shards import KnownShard, known_shards, read_shard
 from tercet.streams import PKStage, StreamEnded, pk_batched
-from tercet.tars import extension, other_size
+from tercet.tars import extension
 
 __all__ = ["PKStream"]
 
@@ -77,8 +75,10 @@ class PKStream(IterableDataset):
             the tars, which have to be local files. With `steps` no labels are read before, and whether the
             shards give a batch shows while running.
         lanes: parts of a rank's shards.
-        on_short, buffer, cap, label, handler: as for `pk_batched`; `buffer` is that of a lane. A handler
-            that ends the stream ends a pass over the shards.
+        on_short, buffer, cap, label, handler: as for `pk_batched`; `buffer` is that of a lane. The
+            handler is told of damaged shards too: one that goes on does so without what is lost, and where
+            ranks have copies of their own, `steps` keeps them equal. One that ends the stream ends a pass
+            over the shards.
         image: the field that holds the image; by default the one with an image's extension.
         split: which of the splits in the folder's info.json; needed where it has several.
         seed: names the order of shards, the draws and the augmentations.
@@ -92,11 +92,12 @@ class PKStream(IterableDataset):
             theirs differ a little. What a lane reads when it begins again is not in it.
 
     Raises:
-        ValueError: an argument out of range, shards that are missing, of one name, cannot be read or have
-            changed since they were indexed, fewer shards than lanes and ranks need, labels that are names, or shards of
-            whose samples nearly none would end in a batch; while running, what `pk_batched` raises, a tar
-            that has changed since, a label that is no whole number, images of different sizes, or shards
-            that all together give no batch.
+        ValueError: an argument out of range, shards that are missing, of one name, cannot be read, are
+            damaged or have changed since they were indexed, fewer shards than lanes and ranks need, labels
+            that are names, or shards of whose samples nearly none would end in a batch; while running, what
+            `pk_batched` raises, a tar that has changed since, breaks off or gives fewer samples than its
+            index or labels tell, a label that is no whole number, images of different sizes, or shards that
+            all together give no batch.
 
     Example:
         >>> import io, tarfile
@@ -149,7 +150,7 @@ class PKStream(IterableDataset):
             shards, split, image=self.image, label=label, handler=handler, count=steps is None
         )
         self.shards = list(known)
-        self._sizes = {shard: one.size for shard, one in known.items() if one.size is not None}
+        self._known = {shard: replace(one, labels=None) for shard, one in known.items()}
         self._lanes = Lanes(self.shards, self.lanes, self.world_size, self.seed)
         self.predicted = self._lanes.predict(self._stage, known) if steps is None else None
         if self.predicted is not None:
@@ -258,7 +259,8 @@ class PKStream(IterableDataset):
     def _nothing(self, held: GroupBuffer) -> ValueError:
         """The error of a pass over all shards that gave no batch."""
         if not held.seen:
-            return ValueError("PKStream: no shard gave a sample, of which the handler was told; see why")
+            see = "what they hold" + (", and what the handler was told" if self._stage.handler else "")
+            return ValueError(f"PKStream: no shard gave a sample; see {see}")
         why = ", ".join(f"{number} {reason}" for reason, number in held.dropped.items())
         return ValueError(
             f"PKStream(p={self.p}, k={self.k}, buffer={held.buffer}): a pass over all {len(self.shards)} "
@@ -266,35 +268,22 @@ class PKStream(IterableDataset):
         )
 
     def _samples(self, shards: list[str]) -> Iterator[Sample]:
-        from webdataset.handlers import reraise_exception
-        from webdataset.tariterators import tarfile_samples
-
-        handler = self._stage.handler
         for shard in shards:  # each alone: else half a sample could join with one of the next shard
-            if shard in self._sizes:
-                unread = unreadable(shard)
-                # A tar cut between two members goes unnoticed by who reads it.
-                fault = unread or other_size("PKStream", "shards", Path(shard), self._sizes[shard])
-                if fault and not told(handler, fault):
-                    return
-                if unread:
-                    continue
-            source: dict[str, Any] = {"url": shard}
-            try:
-                yield from tarfile_samples([source], handler=handler or reraise_exception)
-            finally:
-                if "stream" in source:
-                    source["stream"].close()
+            handler = self._stage.handler
+            if not (yield from read_shard(shard, self._known[shard], self.image, handler)):
+                return
 
     def _decoded(self, sample: Sample, epoch: int, lap: int) -> tuple[Any, Any, str]:
         """The image of a sample as a tensor, its label and its name."""
         name = name_of(sample)
-        fields = [field for field in sample if f".{field}" in IMAGE_SUFFIXES]
-        field = self.image or (fields[0] if len(fields) == 1 else None)
-        if field not in sample:
+        field = image_field(sample, self.image)
+        if field is None:
             found = ", ".join(sorted(one for one in sample if not one.startswith("__")))
-            way_out = "half a sample ends a truncated tar; else pass image=, the field that holds it"
-            raise ValueError(f"PKStream: {name} has not one image, only {found}; {way_out}")
+            lacks, way_out = "not one image", "pass image=, the field that holds it"
+            if self.image is not None:
+                lacks, way_out = f"no field image={self.image!r}", "name the one that holds the image"
+            way_out = f"half a sample ends a truncated tar; else {way_out}"
+            raise ValueError(f"PKStream: {name} has {lacks}, only {found}; {way_out}")
         image: Any = decode_image(sample[field], name)
         if self._transform is not None:
             view = sample["__view__"] + (lap << 32)  # each pass counts its views from 0

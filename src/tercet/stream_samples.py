@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tercet.checks import refusal, whole
+from tercet.folders import IMAGE_SUFFIXES
 from tercet.tars import class_in
 
-__all__ = ["Handler", "Sample", "base_name", "label_of", "name_of", "number_in", "raw", "told"]
+__all__ = ["Handler", "Sample", "base_name", "image_field", "label_of", "name_of", "number_in", "raw", "told"]
 
 Sample = dict[str, Any]
 Handler = Callable[[Exception], Any]
@@ -39,6 +40,15 @@ def base_name(shard: str) -> str:
 def name_of(sample: Sample) -> str:
     """The name of a sample, "shard.tar/key", wherever its shard lies."""
     return f"{base_name(str(sample.get('__url__', '')))}/{sample.get('__key__', '')}"
+
+
+def image_field(sample: Sample, image: str | None) -> str | None:
+    """The field that holds the image: `image`, or else the only one with an image's extension; None where
+    there is none such."""
+    if image is None:
+        found = [field for field in sample if f".{field}" in IMAGE_SUFFIXES]
+        image = found[0] if len(found) == 1 else None
+    return image if image in sample else None
 
 
 def told(handler: Handler | None, error: Exception) -> bool:

@@ -19,6 +19,7 @@ from tercet.folders import IMAGE_SUFFIXES, LeftOut
 
 __all__ = [
     "BLOCK",
+    "DAMAGED",
     "UNKNOWN",
     "ShardTable",
     "class_in",
@@ -42,7 +43,7 @@ _NUMBERS = ("offset", "size", "header_crc32", "crc32")
 # webdataset's rule: the key ends at the first dot of the file name.
 _SAMPLE_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")
-_ENDS = "the tar is cut short or damaged here"
+DAMAGED = "the tar is cut short or damaged here"
 _SUCH = {"image": '"jpg"', "label": '"cls", or a field of JSON, such as "json:label"'}
 
 
@@ -96,13 +97,15 @@ def write_table(table: ShardTable, target: Path) -> None:
         pq.write_table(pa.table(columns, metadata=metadata), file, compression="zstd")
 
 
-def read_table(owner: str, tar: Path, rows: bool = True) -> ShardTable | None:
+def read_table(owner: str, tar: Path, rows: bool = True, argument: str = "index") -> ShardTable | None:
     """The table beside a tar; None where there is none.
 
     Args:
         owner: who asks, for the sentences.
         tar: the file.
-        rows: False leaves the samples unread, and gives a table of none with its size and facts.
+        rows: False leaves the samples unread, and gives a table of none with its size and facts, and among
+            these their number, "samples".
+        argument: for which argument, for the sentences.
 
     Raises:
         ValueError: it cannot be read, or is that of a tar of another name.
@@ -120,6 +123,8 @@ def read_table(owner: str, tar: Path, rows: bool = True) -> ShardTable | None:
         facts = json.loads(table.schema.metadata[_KEY.encode()])
         if facts.pop("format") != FORMAT:
             raise KeyError(f"a format other than {FORMAT}")
+        if not rows:
+            facts["samples"] = file.metadata.num_rows
         left_out = tuple(LeftOut(*item) for item in facts.pop("left_out"))
         name = facts.pop("tar", tar.name)
         columns = {name: _values(table[name]) for name in (*_TEXT, *_NUMBERS)}
@@ -136,10 +141,10 @@ def read_table(owner: str, tar: Path, rows: bool = True) -> ShardTable | None:
         way_out = "restore it, or write the shards again with overwrite=True or --overwrite; beside a tar of "
         way_out += "another program delete it, and the tar is scanned instead "
         way_out += f"({str(error).partition(chr(10))[0]})"
-        raise refusal(owner, "index", str(source), "the index of a tar", way_out) from error
+        raise refusal(owner, argument, str(source), "the index of a tar", way_out) from error
     if name != tar.name:  # of tars as large, with the same keys, nothing else would tell them apart
         way_out = f"it is that of {name}; rename both, or delete it, and the tar is scanned instead"
-        raise refusal(owner, "index", str(source), f"the index of {tar.name}", way_out)
+        raise refusal(owner, argument, str(source), f"the index of {tar.name}", way_out)
     return found
 
 
@@ -211,7 +216,9 @@ def _values(column: Any) -> np.ndarray:
     return values.astype(np.int64 if values.dtype.kind == "i" else object, copy=False)
 
 
-def scan_tar(owner: str, tar: Path, image: str | None, label: str, damaged: str) -> ShardTable:
+def scan_tar(
+    owner: str, tar: Path, image: str | None, label: str, damaged: str, argument: str = "tars"
+) -> ShardTable:
     """The samples of a tar that any program wrote, from its headers and labels; images are not read.
 
     Args:
@@ -220,6 +227,7 @@ def scan_tar(owner: str, tar: Path, image: str | None, label: str, damaged: str)
         image: the extension of the member that is the image; None for the one that is an image's.
         label: the extension of the member that holds the class, or "json:field"; as `extension` gives them.
         damaged: "drop" ends a tar that is cut short, or has a broken header, before the sample in question.
+        argument: for which argument, for the sentences.
 
     Raises:
         ValueError: not such a tar, a damaged one, a sample with two images or without a class.
@@ -228,8 +236,8 @@ def scan_tar(owner: str, tar: Path, image: str | None, label: str, damaged: str)
     rows: list[tuple[Any, ...]] = []
     with open(tar, "rb") as file:
         before = os.fstat(file.fileno())
-        for key, members in _samples(owner, tar, file, damaged, left_out):
-            suffix = _image_of(owner, tar, key, members, image)
+        for key, members in _samples(owner, argument, tar, file, damaged, left_out):
+            suffix = _image_of(owner, argument, tar, key, members, image)
             if suffix is None:
                 left_out.append(LeftOut(f"{tar.name}/{key}", "sample without an image"))
                 continue
@@ -242,18 +250,18 @@ def scan_tar(owner: str, tar: Path, image: str | None, label: str, damaged: str)
     columns = {}
     for place, column in enumerate((*_TEXT, *_NUMBERS)):
         columns[column] = np.array([row[place] for row in rows], dtype=object if place < texts else np.int64)
-    cut = any(item.reason == _ENDS for item in left_out)
+    cut = any(item.reason == DAMAGED for item in left_out)
     facts = {"image": image, "label": label, "damaged": cut, "mtime_ns": before.st_mtime_ns}
     return ShardTable(tar, before.st_size, columns, {}, tuple(left_out), facts)
 
 
 def _samples(
-    owner: str, tar: Path, file: BinaryIO, damaged: str, left_out: list[LeftOut]
+    owner: str, argument: str, tar: Path, file: BinaryIO, damaged: str, left_out: list[LeftOut]
 ) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """(key, {extension in lower case: member}) of each run of members with one key, as webdataset has it."""
     reasons: list[str] = []
     current, members = "", {}
-    for info in _members(owner, tar, file, reasons):
+    for info in _members(owner, argument, tar, file, reasons):
         if info.isdir():
             continue
         matched = _SAMPLE_NAME.fullmatch(info.name)
@@ -270,46 +278,48 @@ def _samples(
             current, members = key, {}
         if extension in members:
             way_out = "webdataset does not read it either; write the tar again"
-            raise refusal(owner, "tars", str(tar), f"each member once, not {info.name!r} twice", way_out)
+            raise refusal(owner, argument, str(tar), f"each member once, not {info.name!r} twice", way_out)
         members[extension] = info
     if reasons and damaged == "error":
         where = f"{reasons[0]} after {current!r}" if current else reasons[0]
         way_out = 'restore it, or pass damaged="drop" to keep the samples before'
-        raise refusal(owner, "tars", str(tar), f"a whole tar, and {where}", way_out)
+        raise refusal(owner, argument, str(tar), f"a whole tar, and {where}", way_out)
     if reasons:  # what is missing may have belonged to the last sample
         left_out.append(LeftOut(f"{tar.name}/{current}", reasons[0]))
     elif members:
         yield current, members
 
 
-def _members(owner: str, tar: Path, file: BinaryIO, reasons: list[str]) -> Iterator[tarfile.TarInfo]:
+def _members(
+    owner: str, argument: str, tar: Path, file: BinaryIO, reasons: list[str]
+) -> Iterator[tarfile.TarInfo]:
     """The members whose content is there whole; `reasons` gets why the tar ends too soon, if it does."""
     size = os.fstat(file.fileno()).st_size
     try:
         archive = tarfile.TarFile(fileobj=file)
     except tarfile.TarError as error:
-        way_out = "decompress it first, with gunzip for instance"
-        raise refusal(owner, "tars", str(tar), "an uncompressed tar", f"{way_out} ({error})") from error
+        way_out = f"decompress it first, with gunzip for instance ({error})" if size else "it is empty"
+        raise refusal(owner, argument, str(tar), "an uncompressed tar", way_out) from error
     while True:
         try:
             info = archive.next()
         except (tarfile.TarError, ValueError):
-            reasons.append(_ENDS)
+            reasons.append(DAMAGED)
             return
         if info is None:
             break
         archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  else it keeps them all
         if info.offset_data + info.size > size:
-            reasons.append(_ENDS)
+            reasons.append(DAMAGED)
             return
         yield info
     end = os.pread(file.fileno(), BLOCK, archive.offset)
     if end != bytes(BLOCK):  # tarfile takes the lack of an end, and a broken header, for one
-        reasons.append(_ENDS)
+        reasons.append(DAMAGED)
 
 
 def _image_of(
-    owner: str, tar: Path, key: str, members: Mapping[str, tarfile.TarInfo], image: str | None
+    owner: str, argument: str, tar: Path, key: str, members: Mapping[str, tarfile.TarInfo], image: str | None
 ) -> str | None:
     """The extension of the sample's image; None where it has none."""
     if image is not None:
@@ -317,7 +327,7 @@ def _image_of(
     found = [extension for extension in members if f".{extension}" in IMAGE_SUFFIXES]
     if len(found) > 1:
         expected = f"one image a sample, and {key!r} has {' and '.join(sorted(found))}"
-        raise refusal(owner, "tars", str(tar), expected, f"say which, such as image={found[0]!r}")
+        raise refusal(owner, argument, str(tar), expected, f"say which, such as image={found[0]!r}")
     return found[0] if found else None
 
 
