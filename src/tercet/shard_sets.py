@@ -15,6 +15,7 @@ from tercet.tars import (
     ShardTable,
     extension,
     of_this_file,
+    of_write_shards,
     other_size,
     read_table,
     scan_tar,
@@ -132,18 +133,10 @@ def _refuse_unfinished(owner: str, folder: Path, split: str, listed: Set[str]) -
     """Refuse to take the one split that is listed for all there is, beside shards of one that is not."""
     for tar in sorted(set(folder.glob("*.tar")) - {folder / name for name in listed}):
         other = tar.name.rpartition("-")[0]
-        if not tar.name.startswith(".") and other != split and _of_write_shards(owner, tar):
+        if not tar.name.startswith(".") and other != split and of_write_shards(owner, tar):
             expected = f"a split, since {INFO} in {folder} does not list {tar.name}"
             way_out = f"{other!r} was interrupted; pass split={split!r}, or run write_shards again for it"
             raise refusal(owner, "split", None, expected, way_out)
-
-
-def _of_write_shards(owner: str, tar: Path) -> bool:
-    try:
-        table = read_table(owner, tar, rows=False)
-    except ValueError:  # a damaged index is told where it is read
-        return False
-    return table is not None and _ours(table)
 
 
 def _are_names(value: Any) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "contents_crc",
     "extension",
     "of_this_file",
+    "of_write_shards",
     "other_size",
     "read_table",
     "scan_tar",
@@ -164,13 +165,14 @@ def other_size(owner: str, argument: str, tar: Path, expected: int) -> ValueErro
     way_out, when = f"delete {index.name} to index the tar as it is", "indexed"
     if not index.is_file():
         way_out, when = "open it anew", "opened"
-    elif _of_write_shards(owner, tar):
+    elif of_write_shards(owner, tar):
         way_out = "restore it, or write the shards again"
     expectation = f"{expected} bytes, as when it was {when}"
     return refusal(owner, argument, str(tar), expectation, f"it has changed to {size}; {way_out}")
 
 
-def _of_write_shards(owner: str, tar: Path) -> bool:
+def of_write_shards(owner: str, tar: Path) -> bool:
+    """Whether `write_shards` wrote a tar, by the table beside it."""
     try:
         table = read_table(owner, tar, rows=False)
     except ValueError:  # a damaged index is told where it is read
