@@ -7,6 +7,7 @@ import torch
 from contract_heads import (
     BATCHES,
     HEADS,
+    Largest,
     check_equal,
     check_finite,
     check_gradient,
@@ -18,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import unchecked
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.miners import BatchAll, BatchHard
@@ -27,21 +27,6 @@ from tercet.tuples import Pairs, References, Triplets
 
 NAMES = [name for name in HEADS if HEADS[name].make in (Histogram, FastAP)]
 every_head = pytest.mark.parametrize("name", NAMES)
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for made in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(made, torch.Tensor):
-                self.numbers = max(self.numbers, made.numel())
-        return out
 
 
 @given(

@@ -850,12 +850,17 @@ def test_a_state_does_not_fit_another_label_or_image(shards):
 
 def test_what_is_not_known_of_the_shards_is_not_compared(tmp_path):
     folder = write_shards(tmp_path / "a", LABELS[:40], 20)
-    given, counted = PKStream(folder, 2, 4, steps=5), PKStream(folder, 2, 4)
+    counted = PKStream(folder, 2, 4)  # the labels; with steps= they are known by an index only
+    given, rest = PKStream(folder, 2, 4, steps=len(counted)), listed(counted)[1:]
     states = [given.state_at(0, 1), counted.state_at(0, 1)]
-    PKStream(folder, 2, 4, steps=len(counted)).load_state_dict(states[1])
-    ShardIndex(folder, write_index=True)
-    PKStream(folder, 2, 4, steps=5).load_state_dict(states[0])
-    PKStream(folder, 2, 4).load_state_dict(states[1])
+    for indexed in (False, True):
+        if indexed:
+            ShardIndex(folder, write_index=True)
+        for state in states:
+            for steps in (None, len(counted)):
+                stream = PKStream(folder, 2, 4, steps=steps)
+                stream.load_state_dict(state)
+                assert listed(stream) == rest
 
 
 def test_a_state_does_not_fit_shards_of_other_sizes_or_names(tmp_path):
