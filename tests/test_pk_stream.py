@@ -35,17 +35,24 @@ def picture(number):
     return b"P5 2 1 255 " + bytes(divmod(number, 256))
 
 
+def write_tar(path, samples):
+    """A tar of samples by number: a dict of extensions and contents each."""
+    with tarfile.open(path, "w") as tar:
+        for number, parts in samples.items():
+            for extension, content in parts.items():
+                info = tarfile.TarInfo(f"{number:06}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
 def write_shards(folder, labels, images_per_shard, suffix="pgm"):
     """Tars of images in the order of `labels`."""
     folder.mkdir(exist_ok=True)
     for start in range(0, len(labels), images_per_shard):
-        with tarfile.open(folder / f"train-{start // images_per_shard:06}.tar", "w") as tar:
-            for number in range(start, min(start + images_per_shard, len(labels))):
-                parts = {suffix: picture(number), "cls": b"%d" % labels[number]}
-                for extension, content in parts.items():
-                    info = tarfile.TarInfo(f"{number:06}.{extension}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+        some = range(start, min(start + images_per_shard, len(labels)))
+        samples = {number: {suffix: picture(number), "cls": b"%d" % labels[number]} for number in some}
+        write_tar(folder / f"train-{start // images_per_shard:06}.tar", samples)
     return folder
 
 
@@ -986,14 +993,11 @@ def test_a_tar_cut_since_the_stream_was_made_is_told(ours, steps, index):
 
 
 def tar_of_json(path, names, first=0):
-    with tarfile.open(path, "w") as tar:
-        for number, name in enumerate(names, first):
-            parts = {"pgm": picture(number), "json": json.dumps({"id": name, "other": number % 2}).encode()}
-            for extension, content in parts.items():
-                info = tarfile.TarInfo(f"{number:06}.{extension}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return path
+    samples = {}
+    for number, name in enumerate(names, first):
+        told = json.dumps({"id": name, "other": number % 2}).encode()
+        samples[number] = {"pgm": picture(number), "json": told}
+    return write_tar(path, samples)
 
 
 def test_a_label_in_json_is_streamed(tmp_path):

@@ -237,9 +237,6 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-_NO_INFO = (OSError, ValueError, LookupError, TypeError, AttributeError)
-
-
 def _info(folder: Path) -> dict[str, Any]:
     """What info.json says, whatever program wrote it, and of tercet by split; nothing where there is none.
 
