@@ -72,13 +72,15 @@ class DistanceWeighted(Miner):
         x, y, two = units[0], units[-1], units[0].new_full((1, 1), 2.0)
         dimensions = x.shape[1]
         height = self.tile_rows or max(1, pairwise.tile_rows // 4)  # several tables of a tile's size
+        tables = x.new_empty(min(height, len(x)), len(y))  # one for all strips: the heap does not fragment
         found = Collected()
         for rows in (slice(i, i + height) for i in range(0, len(x) if len(y) else 0, height)):
             is_positive, is_negative = pairwise.sides(rows)
-            square = torch.addmm(two, x[rows], y.T, alpha=-2).float()  # [a, r]
-            wanted = is_negative & (square < self.nonzero_loss_cutoff**2)
+            table = tables[: len(is_positive)]
+            square = torch.addmm(two, x[rows], y.T, alpha=-2, out=table).float()  # [a, r]
+            wanted = is_negative.logical_and_(square < self.nonzero_loss_cutoff**2)
             weights = _weights(square, wanted, dimensions, self.cutoff)
-            heap = weights.cumsum(1, dtype=torch.float64)
+            heap = torch.cumsum(weights, 1, dtype=torch.float64, out=table)
             total = heap[:, -1:]
             at, positive = true_places(is_positive)
             every = torch.arange(max(len(at), len(heap)), device=at.device)
@@ -95,9 +97,13 @@ class DistanceWeighted(Miner):
 def _weights(
     square: Float[Tensor, "a r"], wanted: Bool[Tensor, "a r"], dimensions: int, cutoff: float
 ) -> Float[Tensor, "a r"]:
-    """1/q(d) of each row's wanted columns, given d², as shares of the row's largest; 0 elsewhere."""
-    square = square.clamp(cutoff**2, 4 - 1e-6)
-    log = (3 - dimensions) / 2 * torch.log1p(-square / 4) + (2 - dimensions) / 2 * square.log_()
-    log.masked_fill_(~wanted, -torch.inf)
+    """1/q(d) of each row's wanted columns, given d², as shares of the row's largest; 0 elsewhere.
+
+    It works in place: d² and what is wanted are used up.
+    """
+    square.clamp_(cutoff**2, 4 - 1e-6)
+    log = (square / -4).log1p_().mul_((3 - dimensions) / 2)
+    log += square.log_().mul_((2 - dimensions) / 2)
+    log.masked_fill_(wanted.logical_not_(), -torch.inf)
     largest = log.amax(1, keepdim=True)
-    return (log - largest.masked_fill(largest == -torch.inf, 0.0)).exp_()
+    return log.sub_(largest.masked_fill_(largest == -torch.inf, 0.0)).exp_()
