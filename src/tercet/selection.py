@@ -71,7 +71,7 @@ class Scan:
                 self._squares = self._squares[self._order[1]]
         self._group = 2 ** max(0, round(math.log2(max(1, r)) / 2 - 1))  # columns of a group of `_shortlist`
         self._width = -(-r // self._group) * self._group
-        budget = TILE_BYTES if self._labels is not None else TILE_BYTES // 2
+        budget = TILE_BYTES if self._labels is not None else TILE_BYTES // 4
         height = max(1, budget // (max(1, r) * u.dtype.itemsize))
         if self._labels is not None:  # the band is about as wide as the strip is high
             height = min(height, max(_LOWEST, n // 8))
