@@ -1,4 +1,5 @@
 import math
+from unittest.mock import Mock
 
 import pytest
 import reference
@@ -68,7 +69,7 @@ def test_bounds_are_strict_even_at_a_column_s_own_distance(
         column = strip.rows.flip(0)
         bound = scan.distances(strip.rows, column)
         farther, field = strip.positives(farthest=True), strip.negatives()
-        beyond = scan.nearest(field, beyond=bound)
+        beyond = scan.nearest(field._replace(keys=field.keys.clone()), beyond=bound)
         for a, b, found in zip(strip.rows.tolist(), bound.tolist(), beyond.tolist()):
             assert found[0] == next((j for j in reference.nearest(d, negative, a) if d[a][j] > b), -1)
         for among, some, equal, before in (
@@ -80,6 +81,30 @@ def test_bounds_are_strict_even_at_a_column_s_own_distance(
             for a, b, inside in zip(strip.rows.tolist(), bound.tolist(), scan.within(some, bound, equal)):
                 expected = {j for i, j in among if i == a and before(d[a][j], b)}
                 assert set(some.columns[inside].tolist()) == expected
+
+
+@pytest.mark.parametrize(("crowd", "ranked", "ranked_whole"), [(1, 1, 0), (12, 2, 0), (60, 2, 1)])
+def test_a_crowd_is_told_apart_by_a_longer_shortlist_and_a_larger_one_by_all(
+    crowd, ranked, ranked_whole, monkeypatch
+):
+    monkeypatch.setattr(selection, "_NARROW", 0)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 8, generator=g)
+    x[0], x[1] = 0.0, torch.tensor([5.0, *[0.0] * 7])
+    x[2 : 2 + crowd] = x[1] + 1e-7 * torch.randn(crowd, 8, generator=g)  # farther than row 1, or not
+    labels = torch.ones(300, dtype=torch.int64)
+    labels[:2] = 0
+    scan = Scan(Pairwise("test", x, labels, distance=as_distance("test", "euclidean")), ordered=False)
+    rank, rank_all = Mock(wraps=scan._rank), Mock(wraps=scan._rank_all)
+    monkeypatch.setattr(scan, "_rank", rank)
+    monkeypatch.setattr(scan, "_rank_all", rank_all)
+    (strip,) = scan.strips()
+    field = strip.negatives()
+    bound = scan.distances(torch.tensor([0]), torch.tensor([1]))
+    found = scan.nearest(field._replace(rows=field.rows[:1], keys=field.keys[:1]), beyond=bound)
+    d = scan.distances(torch.zeros(300, dtype=torch.int64), torch.arange(300)).tolist()
+    assert found[0, 0] == min((d[j], j) for j in range(2, 300) if d[j] > bound)[1]
+    assert (rank.call_count, rank_all.call_count) == (ranked, ranked_whole)
 
 
 @pytest.mark.parametrize("group", [1, 4, 16])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet import small_tables
-from tercet.small_tables import compared, extreme_keys, first_places, kept_where, true_places
+from tercet.small_tables import compared, extreme_keys, first_places, kept_above, kept_where, true_places
 
 
 @pytest.fixture(params=[0, 2**19], ids=["by torch", "by numpy"], autouse=True)
@@ -41,6 +41,18 @@ def test_an_empty_mask_has_no_places(shape):
     row, column = true_places(torch.zeros(shape, dtype=torch.bool))
     assert row.dtype == column.dtype == torch.int64
     assert len(row) == len(column) == 0
+
+
+@tables
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_is_kept_above_a_bound_is_strictly_above_it(seed, rows, columns, missing, inplace):
+    table = table_of(seed, rows, columns, missing)
+    before, bound = table.clone(), torch.arange(rows).float()
+    bound[0] = -math.inf
+    kept = kept_above(bound, table, inplace)
+    assert torch.equal(kept, before.masked_fill(before <= bound[:, None], math.inf))
+    assert torch.equal(table, kept if inplace else before)
 
 
 @tables

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from tercet.distances import dot, exact
 from tercet.pairwise import TILE_BYTES, Pairwise
-from tercet.small_tables import compared, extreme_keys, first_places, true_places
+from tercet.small_tables import compared, extreme_keys, first_places, kept_above, true_places
 from tercet.squares import by_differences, full_precision, roundoff, square_bound
 from tercet.strips import Field, Strip, split_pairs
 
@@ -26,6 +26,7 @@ __all__ = ["Scan"]
 
 _LOWEST = 128  # a product of fewer rows is slow
 _NARROW = 512  # rows up to which a band, and columns up to which a shortlist, cost more than they save
+_LONGER = 8  # times as long a shortlist where one does not tell
 _OFTEN = 32  # questions to a row from which on sorting its keys is faster than a pass for each
 _GATHERED = 2**20  # numbers gathered at once for single pairs
 
@@ -158,9 +159,10 @@ class Scan:
         Args:
             field: rows and what may be chosen.
             k: how many.
-            beyond: [a] distances; only columns farther than that count (where no keys are negated).
+            beyond: [a] distances; only columns farther than that count (where no keys are negated). Keys of
+                nearer ones become inf.
         """
-        rows, keys, columns, flipped = field
+        rows, keys, columns, _ = field
         if not len(columns):
             return rows.new_full((len(rows), k), -1)
         if k == 1 and len(columns) <= _NARROW:
@@ -168,27 +170,30 @@ class Scan:
         slack = self._of(self._slack, rows)
         if beyond is not None:
             bound = self._key(beyond, rows)
-            keys = keys.masked_fill(keys <= (bound - slack)[:, None], math.inf)
-            field = field._replace(keys=keys)
+            kept_above(bound - slack, keys, inplace=True)
         values, at = _shortlist(keys, k + 2, self._group)
-        chosen = columns[at.clamp(max=len(columns) - 1)].masked_fill(values == math.inf, -1)
+        chosen = columns[at[:, :k].clamp(max=len(columns) - 1)].masked_fill(values[:, :k] == math.inf, -1)
         apart = (values[:, 1:] - values[:, :-1] > 2 * slack[:, None]) | (values[:, 1:] == math.inf)
         doubt = ~apart[:, :k].all(1)
         if beyond is not None:
             doubt |= values[:, 0] <= bound + slack
         (unsure,) = doubt.nonzero(as_tuple=True)
-        if len(unsure):
+        for longer in (1, _LONGER):
+            if not len(unsure):
+                return chosen
+            if longer == 1:
+                values, at = values[unsure], at[unsure]
+            else:
+                values, at = _shortlist(keys[unsure], longer * (k + 2), self._group)
             limit = None if beyond is None else beyond[unsure]
-            chosen[unsure, :k], settled = self._rank(
-                rows[unsure], chosen[unsure], values[unsure], k, -1 if flipped else 1, limit
-            )
+            chosen[unsure], settled = self._rank(field, unsure, values, at, k, limit)
             unsure = unsure[~settled]
-            step = max(1, TILE_BYTES // (4 * keys.shape[1] * keys.element_size()))
-            for some in unsure.split(step):
-                if len(some):
-                    limit = None if beyond is None else beyond[some]
-                    chosen[some, :k] = self._rank_all(field, some, k, limit)
-        return chosen[:, :k]
+        step = max(1, TILE_BYTES // (4 * keys.shape[1] * keys.element_size()))
+        for some in unsure.split(step):
+            if len(some):
+                limit = None if beyond is None else beyond[some]
+                chosen[some] = self._rank_all(field, some, k, limit)
+        return chosen
 
     def extremes(self, strip: Strip) -> tuple[Field, ...]:
         """The positives, farthest first, and the negatives, nearest first.
@@ -231,10 +236,12 @@ class Scan:
         return chosen
 
     def _rank(
-        self, rows: Tensor, chosen: Tensor, values: Tensor, k: int, sign: int, beyond: Tensor | None
+        self, field: Field, some: Tensor, values: Tensor, at: Tensor, k: int, beyond: Tensor | None
     ) -> tuple[Int[Tensor, "u k"], Bool[Tensor, " u"]]:
         """The first k of a shortlist by exact distance, and whether nothing outside it can come before."""
-        listed = torch.where(chosen < 0, len(self._y), chosen).sort(dim=1).values  # [u, s]
+        rows, sign, columns = field.rows[some], -1 if field.flipped else 1, field.columns
+        listed = columns[at.clamp(max=len(columns) - 1)].masked_fill(values == math.inf, len(self._y))
+        listed = listed.sort(dim=1).values  # [u, s]
         d = self._x.new_full(listed.shape, math.inf)
         i, j = true_places(listed < len(self._y))
         d[i, j] = sign * self.distances(rows[i], listed[i, j])

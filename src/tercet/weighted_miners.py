@@ -99,11 +99,11 @@ def _weights(
 ) -> Float[Tensor, "a r"]:
     """1/q(d) of each row's wanted columns, given d², as shares of the row's largest; 0 elsewhere.
 
-    It works in place: d² and what is wanted are used up.
+    It works in place: d² is used up.
     """
     square.clamp_(cutoff**2, 4 - 1e-6)
     log = (square / -4).log1p_().mul_((3 - dimensions) / 2)
     log += square.log_().mul_((2 - dimensions) / 2)
-    log.masked_fill_(wanted.logical_not_(), -torch.inf)
+    log = torch.minimum(log, square.copy_(wanted).sub_(0.5).mul_(torch.inf), out=log)  # −∞ where not wanted
     largest = log.amax(1, keepdim=True)
     return log.sub_(largest.masked_fill_(largest == -torch.inf, 0.0)).exp_()
