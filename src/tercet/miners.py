@@ -210,11 +210,8 @@ class SemiHard(Miner):
         scan, found = Scan(pairwise, ordered=not every), Collected()
         for strip in scan.strips():
             at, column = strip.positive_pairs()
-            negatives = strip.negatives()
-            easiest = None
-            if self.fallback == "easiest":
-                keys = (-negatives.keys).masked_fill_(negatives.keys == torch.inf, torch.inf)
-                easiest = scan.nearest(negatives._replace(keys=keys, flipped=len(keys)))[:, 0]
+            strip.negatives()
+            easiest = scan.farthest(strip) if self.fallback == "easiest" else None
             at, column = strip.answerable(at, column)
             if every:
                 for i, p in split_pairs(strip.keys.shape[1], at, column):

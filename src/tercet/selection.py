@@ -24,7 +24,7 @@ from tercet.strips import Field, Strip, split_pairs
 
 __all__ = ["Scan"]
 
-_LOWEST = 128  # a product of fewer rows is slow
+_LOWEST = 256  # a product of fewer rows is slow
 _NARROW = 512  # rows up to which a band, and columns up to which a shortlist, cost more than they save
 _LONGER = 8  # times as long a shortlist where one does not tell
 _OFTEN = 32  # questions to a row from which on sorting its keys is faster than a pass for each
@@ -76,6 +76,7 @@ class Scan:
         height = max(1, budget // (max(1, r) * u.dtype.itemsize))
         if self._labels is not None:  # the band is about as wide as the strip is high
             height = min(height, max(_LOWEST, n // 8))
+        self._room: Tensor | None = None
         self._height = min(pairwise.given_tile_rows or height, max(1, n))
 
     def strips(self) -> Iterator[Strip]:
@@ -281,8 +282,24 @@ class Scan:
             chosen, sure = self._searched(strip, at, bound)
             (unsure,) = (~sure).nonzero(as_tuple=True)
         for (some,) in split_pairs(strip.keys.shape[1], unsure):
-            chosen[some] = self.nearest(strip.of_pairs(at[some]), beyond=bound[some])[:, 0]
+            field = strip.of_pairs(at[some], out=self._room_for(strip, len(some)))
+            chosen[some] = self.nearest(field, beyond=bound[some])[:, 0]
         return chosen
+
+    def farthest(self, strip: Strip) -> Int[Tensor, " a"]:
+        """The farthest negative of each row, −1 where there is none; after `negatives()`."""
+        found = []
+        for rows, keys in split_pairs(strip.keys.shape[1], strip.rows, strip.keys):
+            negated = torch.neg(keys, out=self._room_for(strip, len(rows)))
+            negated.masked_fill_(keys == math.inf, math.inf)
+            found.append(self.nearest(Field(rows, negated, strip.columns, len(rows)))[:, 0])
+        return torch.cat(found)
+
+    def _room_for(self, strip: Strip, rows: int) -> Float[Tensor, "c w"]:
+        """Room for so many rows of a strip's keys, the same each time: fresh memory costs as much again."""
+        if self._room is None or len(self._room) < rows:
+            self._room = strip.keys.new_empty((rows, strip.keys.shape[1]))
+        return self._room[:rows]
 
     def _searched(
         self, strip: Strip, at: Int[Tensor, " t"], bound: Float[Tensor, " t"]

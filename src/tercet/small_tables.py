@@ -67,7 +67,8 @@ def kept_above(
 ) -> Float[Tensor, "a r"]:
     """The same numbers, inf where they are not above the row's bound: a new table, or the table itself.
 
-    By arithmetic, since nobody can foresee such a mask: a fifth of the time of `masked_fill`.
+    By arithmetic, since nobody can foresee such a mask: a fifth of the time of `masked_fill`. Large tables
+    are done in parts that a processor's cache holds.
 
     Example:
         >>> kept_above(torch.tensor([1.0]), torch.tensor([[0.0, 1.0, 2.0]]))
@@ -78,9 +79,13 @@ def kept_above(
         walls = np.subtract(bound.numpy()[:, None], numbers)
         np.copysign(np.inf, walls, out=walls)
         return torch.from_numpy(np.maximum(numbers, walls, out=numbers if inplace else walls))
-    walls = bound[:, None] - table
-    torch.copysign(table.new_full((), math.inf), walls, out=walls)
-    return torch.maximum(table, walls, out=table if inplace else walls)
+    kept = table if inplace else torch.empty_like(table)
+    rows = table.shape[0] if table.device.type != "cpu" else max(1, _SMALL // max(1, table.shape[1]))
+    infinite = table.new_full((), math.inf)
+    for edge, part, out in zip(bound.split(rows), table.split(rows), kept.split(rows)):
+        walls = edge[:, None] - part
+        torch.maximum(part, torch.copysign(infinite, walls, out=walls), out=out)
+    return kept
 
 
 def _walls(mask: Bool[Tensor, "a r"], dtype: np.dtype) -> np.ndarray:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -74,9 +75,9 @@ class Strip(NamedTuple):
         some = (self.keys.amin(1) < math.inf)[at]
         return at[some], column[some]
 
-    def of_pairs(self, at: Int[Tensor, " t"]) -> Field:
-        """`negatives()` of the row at each place, as a field of its own; after `negatives()`."""
-        return Field(self.rows[at], self.keys[at], self.columns)
+    def of_pairs(self, at: Int[Tensor, " t"], out: Float[Tensor, "t w"] | None = None) -> Field:
+        """`negatives()` of the row at each place, as a field of its own, in `out`; after `negatives()`."""
+        return Field(self.rows[at], torch.index_select(self.keys, 0, at, out=out), self.columns)
 
 
 def split_pairs(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
