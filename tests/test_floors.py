@@ -40,7 +40,7 @@ FLOORS = {
         ],
         *["manifest", "samplers", "shards", "streams", "tables", "triplets", "relevance"],
         *["grouping", "pk_iterator", "pk_stream", "shared_epochs"],
-        *["stream_lanes", "stream_samples", "stream_shards", "stream_yield"],
+        *["stream_batches", "stream_lanes", "stream_samples", "stream_shards", "stream_yield"],
         *["layouts", "shard_sets", "shard_writing", "sharding", "tars"],
     ],
     "right wing": [
@@ -52,7 +52,7 @@ FLOORS = {
     "roof": ["distributed", "embed", "gradient_cache", "loader", "reports"],
     "cli": ["cli"],
 }
-WITH_TORCH = {"datasets", "pk_stream"}  # the rooms of the left wing that load it
+WITH_TORCH = {"datasets", "pk_stream", "stream_batches"}  # the rooms of the left wing that load it
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 BELOW = {
     "root": [],
@@ -68,7 +68,7 @@ ALL = ["floor 0", "left wing", "right wing", "roof", "cli"]
 LIBRARIES = {
     "numpy": ALL,
     "jaxtyping": ALL,
-    "torch": ["right wing", "roof", "datasets", "pk_stream"],
+    "torch": ["right wing", "roof", "datasets", "pk_stream", "stream_batches"],
     "typer": ["cli"],
     "rich": ["cli"],
     **dict.fromkeys(("albumentations", "cv2", "faiss", "lightning", "matplotlib", "pandas"), ()),

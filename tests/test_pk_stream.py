@@ -25,6 +25,7 @@ from tercet.catalog import scan_folder
 from tercet.checks import refusal
 from tercet.pk_stream import PKStream
 from tercet.shards import ShardIndex
+from tercet.stream_batches import LaneBatches
 from tercet.stream_lanes import Lanes
 
 torch.set_num_threads(1)
@@ -115,7 +116,7 @@ def test_an_epoch_is_p_times_k_and_nearly_every_image(shards):
 
 def test_the_shard_order_does_not_repeat_every_epoch(shards):
     stream = PKStream(shards, 4, 4, seed=1)
-    orders = [tuple(stream._lanes.order(epoch, 0, 0)) for epoch in range(20)]
+    orders = [tuple(stream._batches.lanes.order(epoch, 0, 0)) for epoch in range(20)]
     assert len(set(orders)) == 20
     assert all(sorted(order) == stream.shards for order in orders)
     assert len({order[0] for order in orders}) > 5
@@ -136,13 +137,15 @@ def test_the_number_of_workers_changes_nothing(shards, lanes):
 
 def test_a_worker_reads_the_shards_of_its_lanes_only(shards, monkeypatch):
     read = []
-    samples = PKStream._samples
-    monkeypatch.setattr(PKStream, "_samples", lambda self, order: read.append(order) or samples(self, order))
+    samples = LaneBatches._samples
+    monkeypatch.setattr(
+        LaneBatches, "_samples", lambda self, order: read.append(order) or samples(self, order)
+    )
     stream = PKStream(shards, 2, 4, lanes=2, steps=8)
     iterator = iter(stream)
     iterator._offset, iterator._stride = 1, 2
     assert len(list(iterator)) == 4
-    assert {shard for order in read for shard in order} == set(stream._lanes.order(0, 0, 1))
+    assert {shard for order in read for shard in order} == set(stream._batches.lanes.order(0, 0, 1))
 
 
 def test_ranks_get_the_same_number_of_batches_and_disjoint_shards(tmp_path):
@@ -155,7 +158,7 @@ def test_ranks_get_the_same_number_of_batches_and_disjoint_shards(tmp_path):
         batches = [listed(stream) for stream in streams]
         assert {len(each) for each in batches} == steps
         assert not faults([batch for each in batches for batch in each], 4, 4)
-        orders = [set(stream._lanes.order(epoch, stream.rank, 0)) for stream in streams]
+        orders = [set(stream._batches.lanes.order(epoch, stream.rank, 0)) for stream in streams]
         assert set.union(*orders) == set(streams[0].shards)
         assert sum(map(len, orders)) == 7
         drawn = [{number for batch in each for number, _ in batch} for each in batches]
@@ -184,7 +187,7 @@ def test_a_lane_whose_shards_give_no_batch_goes_on_over_those_of_others(tmp_path
             assert len(batches) == len(stream)
             assert not faults_of_labels(batches, 8, 4)
             for lane in range(lanes):
-                alone += not list(stream._pass(epoch, lane, 0, 0)[2])
+                alone += not list(stream._batches._pass(epoch, lane, 0, 0)[1])
     assert alone
     loader = DataLoader(PKStream(folder, 8, 4, **at), batch_size=None, num_workers=2)
     assert listed(loader) == listed(PKStream(folder, 8, 4, **at))
@@ -290,7 +293,8 @@ def test_set_epoch_while_a_worker_has_not_begun_yet(shards):
 
 
 def test_a_state_is_small_ints_and_fits_one_setting_only(shards):
-    iterator = iter(PKStream(shards, 4, 4, steps=7))
+    stream = PKStream(shards, 4, 4, steps=7)
+    iterator = iter(stream)
     next(iterator), next(iterator)
     state = iterator.state_dict()
     assert (state["epoch"], state["step"]) == (0, 2)
@@ -303,7 +307,7 @@ def test_a_state_is_small_ints_and_fits_one_setting_only(shards):
         assert "expected what state_at() or an iterator's state_dict() returned" in refusal_of(
             iterator.load_state_dict, broken
         )
-    for load in (iterator.load_state_dict, iterator._stream.load_state_dict):
+    for load in (iterator.load_state_dict, stream.load_state_dict):
         assert "(step=8): expected a whole number from 0 to 7" in refusal_of(load, {**state, "step": 8})
     iterator.load_state_dict({**state, "step": 1})
     assert iterator.state_dict()["step"] == 1
@@ -313,9 +317,9 @@ def test_passing_over_decodes_nothing(shards, monkeypatch):
     stream = PKStream(shards, 4, 4, steps=7)
     whole = listed(stream)
     decoded = []
-    one = PKStream._decoded
+    one = LaneBatches._decoded
     monkeypatch.setattr(
-        PKStream, "_decoded", lambda self, sample, **keys: decoded.append(1) or one(self, sample, **keys)
+        LaneBatches, "_decoded", lambda self, sample, **keys: decoded.append(1) or one(self, sample, **keys)
     )
     stream.set_epoch(0, 6)
     assert listed(stream) == whole[6:]

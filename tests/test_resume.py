@@ -326,7 +326,7 @@ def test_one_worker_s_state_is_not_the_stream_s(data):
 
 @pytest.mark.parametrize(
     ("subject", "decoder"),
-    [("PKSampler", "tercet.datasets.read_image"), ("PKStream", "tercet.pk_stream.decode_image")],
+    [("PKSampler", "tercet.datasets.read_image"), ("PKStream", "tercet.stream_batches.decode_image")],
 )
 def test_passing_over_what_was_seen_decodes_nothing(subject, decoder, data, monkeypatch):
     module, _, name = decoder.rpartition(".")

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
-from itertools import count
 from typing import Any
 
-import torch
 from torch.utils.data import IterableDataset
 
 from tercet.augment import KeyedTransform
-from tercet.checks import flag, refusal, whole
-from tercet.datasets import image_tensor
+from tercet.checks import flag, whole
 from tercet.epochs import saved_position
-from tercet.grouping import ON_SHORT, Group, GroupBuffer
-from tercet.images import decode_image
+from tercet.grouping import ON_SHORT
 from tercet.pk_iterator import PKStreamIterator
-from tercet.randomness import derive_key
 from tercet.shared_epochs import LAST_EPOCH, SharedEpochs
-from tercet.stream_lanes import REACHES, Lanes
-from tercet.stream_samples import Handler, Sample, base_name, image_field, label_of, name_of
-from tercet.stream_shards import KnownShard, known_shards, read_shard
-from tercet.streams import PKStage, StreamEnded, pk_batched
+from tercet.stream_batches import LaneBatches
+from tercet.stream_lanes import Lanes
+from tercet.stream_samples import Handler, base_name
+from tercet.stream_shards import KnownShard, known_shards
+from tercet.streams import PKStage, pk_batched
 from tercet.tars import extension
 
 __all__ = ["PKStream"]
@@ -137,33 +132,34 @@ class PKStream(IterableDataset):
         owner = "PKStream"
         self.image = None if image is None else extension(owner, "image", image)
         label = extension(owner, "label", label) if isinstance(label, str) else label
-        self._stage = pk_batched(
-            p, k, on_short=on_short, buffer=buffer, cap=cap, label=label, handler=handler
-        )
-        self.p, self.k = self._stage.p, self._stage.k
+        stage = pk_batched(p, k, on_short=on_short, buffer=buffer, cap=cap, label=label, handler=handler)
+        self.p, self.k = stage.p, stage.k
         self.lanes, self.seed = whole(owner, "lanes", lanes, 1), whole(owner, "seed", seed)
         self.world_size = whole(owner, "world_size", world_size, 1)
         self.rank = whole(owner, "rank", rank, 0, self.world_size - 1)
         self.return_keys = flag(owner, "return_keys", return_keys)
-        self._transform = None if transform is None else KeyedTransform(transform, self.seed)
+        view = None if transform is None else KeyedTransform(transform, self.seed)
         known = known_shards(
             shards, split, image=self.image, label=label, handler=handler, count=steps is None
         )
         self.shards = list(known)
-        self._known = {shard: replace(one, labels=None) for shard, one in known.items()}
-        self._lanes = Lanes(self.shards, self.lanes, self.world_size, self.seed)
-        self.predicted = self._lanes.predict(self._stage, known) if steps is None else None
+        dealt = Lanes(self.shards, self.lanes, self.world_size, self.seed)
+        self.predicted = dealt.predict(stage, known) if steps is None else None
         if self.predicted is not None:
             steps = self.predicted.batches // self.world_size
         self.steps = whole(owner, "steps", steps, 1, (1 << 31) - 1)
-        self._settings = self._all_settings(known)
+        self._settings = self._all_settings(stage, known)
+        read = {shard: replace(one, labels=None) for shard, one in known.items()}
+        self._batches = LaneBatches(
+            dealt, read, stage, self.seed, self.rank, self.image, view, self.return_keys
+        )
         self._epochs = SharedEpochs()
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> PKStreamIterator:
-        return PKStreamIterator(self)
+        return PKStreamIterator(self._batches, self.steps, self._settings, self._epochs, self._restored)
 
     def set_epoch(self, epoch: int, step: int = 0) -> None:
         """Lets the next iteration be `epoch` from `step` on, in persistent workers too.
@@ -199,9 +195,9 @@ class PKStream(IterableDataset):
         """
         self._epochs.set(*self._restored(state, 1))
 
-    def _all_settings(self, known: dict[str, KnownShard]) -> dict[str, int]:
+    def _all_settings(self, stage: PKStage, known: dict[str, KnownShard]) -> dict[str, int]:
         """All that the batches depend on, save the rank, as small ints."""
-        stage, sizes = self._stage, [one.size for one in known.values()]
+        sizes = [one.size for one in known.values()]
         contents = [one.contents for one in known.values()]
         return {
             "p": self.p,
@@ -233,103 +229,6 @@ class PKStream(IterableDataset):
         epoch, step = saved_position(owner, state, settings, source, *here, _SUMS)
         epoch = whole(owner, "epoch", epoch, 0, LAST_EPOCH)
         return epoch, whole(owner, "step", step, 0, self.steps + workers - 1)  # of one that has ended
-
-    def _lane(self, epoch: int, lane: int) -> Iterator[tuple[PKStage, GroupBuffer, list[Group]]]:
-        """The batches of a lane without end, not decoded yet."""
-        reach = 0
-        for lap in count():
-            stage, held, batches = self._pass(epoch, lane, lap, reach)
-            for groups in batches:
-                yield stage, held, groups
-            if not held.batches:
-                reach += 1
-                if reach == REACHES:
-                    raise self._nothing(held)
-
-    def _pass(
-        self, epoch: int, lane: int, lap: int, reach: int
-    ) -> tuple[PKStage, GroupBuffer, Iterator[list[Group]]]:
-        """One pass of a lane over the shards: the stage, its buffer, and the batches."""
-        decode = partial(self._decoded, epoch=epoch, lap=lap)
-        seed = derive_key("PKStream", self.seed, epoch, self.rank, lane, lap)
-        stage = replace(self._stage, decode=decode, seed=seed)
-        held, order = stage.held(), self._lanes.order(epoch, self.rank, lane, lap, reach)
-        return stage, held, stage.groups(self._samples(order), held)
-
-    def _nothing(self, held: GroupBuffer) -> ValueError:
-        """The error of a pass over all shards that gave no batch."""
-        if not held.seen:
-            see = "what they hold" + (", and what the handler was told" if self._stage.handler else "")
-            return ValueError(f"PKStream: no shard gave a sample; see {see}")
-        why = ", ".join(f"{number} {reason}" for reason, number in held.dropped.items())
-        return ValueError(
-            f"PKStream(p={self.p}, k={self.k}, buffer={held.buffer}): a pass over all {len(self.shards)} "
-            f"shards gave no batch of {held.seen} samples ({why}); lower p or k, or raise buffer"
-        )
-
-    def _samples(self, shards: list[str]) -> Iterator[Sample]:
-        for shard in shards:  # each alone: else half a sample could join with one of the next shard
-            handler = self._stage.handler
-            if not (yield from read_shard(shard, self._known[shard], self.image, handler)):
-                return
-
-    def _decoded(self, sample: Sample, epoch: int, lap: int) -> tuple[Any, Any, str]:
-        """The image of a sample as a tensor, its label and its name."""
-        name = name_of(sample)
-        field = image_field(sample, self.image)
-        if field is None:
-            found = ", ".join(sorted(one for one in sample if not one.startswith("__")))
-            lacks, way_out = "not one image", "pass image=, the field that holds it"
-            if self.image is not None:
-                lacks, way_out = f"no field image={self.image!r}", "name the one that holds the image"
-            way_out = f"half a sample ends a truncated tar; else {way_out}"
-            raise ValueError(f"PKStream: {name} has {lacks}, only {found}; {way_out}")
-        image: Any = decode_image(sample[field], name)
-        if self._transform is not None:
-            view = sample["__view__"] + (lap << 32)  # each pass counts its views from 0
-            image = self._transform(image, epoch=epoch, sample=name, view=view)
-        try:
-            return image_tensor(image), label_of(sample, self._stage.label), name
-        except TypeError as error:
-            raise ValueError(f"PKStream: the transform gives {error}") from None
-
-    def _instead(self, epoch: int, lane: int, turn: int) -> tuple[Any, ...]:
-        """What comes in place of a batch for which too few images decode: the first of passes of its own.
-
-        So the batches after it are the same whether this one is decoded or passed over.
-        """
-        for reach in range(REACHES):
-            stage, held, batches = self._pass(epoch, lane, -1 - turn, reach)
-            for groups in batches:
-                batch = self._batch(stage, held, groups)
-                if batch is not None:
-                    return batch
-        raise ValueError("PKStream: too many images fail to decode, and all shards give no batch of others")
-
-    def _batch(self, stage: PKStage, held: GroupBuffer, groups: list[Group]) -> tuple[Any, ...] | None:
-        """A batch as tensors; None where too few images decode, and the handler says to go on."""
-        try:
-            made = stage.filled(groups, held)
-        except StreamEnded as error:
-            way_out = "return true to have another image stand in, or raise the error"
-            raise ValueError(
-                f"PKStream: the handler ends the stream, which each rank needs whole; {way_out}"
-            ) from error
-        if made is None:
-            return None
-        images, labels, names = zip(*made)
-        for image, name, label in zip(images, names, labels):
-            if isinstance(label, str):
-                way_out = "write numbers, or pass label=, a function of a sample that gives them"
-                raise refusal("PKStream", "label", label, f"a whole number as the class of {name}", way_out)
-            if image.shape != images[0].shape:
-                raise ValueError(
-                    f"PKStream: images of one batch have different sizes, {list(images[0].shape)} of "
-                    f"{names[0]} and {list(image.shape)} of {name}; give a transform that resizes or crops, "
-                    "such as albumentations.Resize(224, 224)"
-                )
-        batch = torch.stack(images), torch.tensor(labels, dtype=torch.int64)
-        return (*batch, list(names)) if self.return_keys else batch
 
 
 def _crc(words: Iterable[str]) -> int:
