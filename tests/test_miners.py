@@ -3,7 +3,7 @@ import reference
 import torch
 from reference import unchecked
 
-from tercet import selection
+from tercet import selection, small_tables, strips
 from tercet.distances import Mahalanobis
 from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.pair_miners import PairMargin
@@ -364,6 +364,20 @@ def test_rows_asked_often_are_sorted_once_and_mined_alike(options, spread, monke
     monkeypatch.setattr(selection, "_OFTEN", 8)
     x = grid(40, 2, seed=5) + spread * points(40, 2, seed=6)
     labels = torch.arange(40) % 2
+    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
+    expected = reference.semi_hard(d, *reference.relation(labels), **options)
+    check_equal(SemiHard(**options)(x, labels), expected)
+    check_tile_invariant(lambda height: SemiHard(**options, tile_rows=height)(x, labels), heights=(13,))
+
+
+@pytest.mark.parametrize("pairs", [64, 200, 2**20])
+@pytest.mark.parametrize("options", [{"fallback": "easiest"}, {"margin": None}], ids=str)
+@pytest.mark.usefixtures("width")
+def test_pairs_and_tables_taken_in_several_parts_are_mined_alike(options, pairs, monkeypatch):
+    """Parts of unequal heights, in room that is kept and grows."""
+    monkeypatch.setattr(strips, "_PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(small_tables, "_SMALL", 50)
+    x, labels = points(41, 3, seed=7), torch.arange(41) % 7
     d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
     expected = reference.semi_hard(d, *reference.relation(labels), **options)
     check_equal(SemiHard(**options)(x, labels), expected)

@@ -49,7 +49,7 @@ def test_an_empty_mask_has_no_places(shape):
 def test_what_is_kept_above_a_bound_is_strictly_above_it(seed, rows, columns, missing, inplace):
     table = table_of(seed, rows, columns, missing)
     before, bound = table.clone(), torch.arange(rows).float()
-    bound[0] = -math.inf
+    bound[0], bound[-1] = -math.inf, math.inf
     kept = kept_above(bound, table, inplace)
     assert torch.equal(kept, before.masked_fill(before <= bound[:, None], math.inf))
     assert torch.equal(table, kept if inplace else before)

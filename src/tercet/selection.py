@@ -26,7 +26,7 @@ __all__ = ["Scan"]
 
 _LOWEST = 256  # a product of fewer rows is slow
 _NARROW = 512  # rows up to which a band, and columns up to which a shortlist, cost more than they save
-_LONGER = 8  # times as long a shortlist where one does not tell
+_LONGER = 8  # times as long a shortlist, up to a quarter of the columns, where one does not tell
 _OFTEN = 32  # questions to a row from which on sorting its keys is faster than a pass for each
 _GATHERED = 2**20  # numbers gathered at once for single pairs
 
@@ -76,8 +76,8 @@ class Scan:
         height = max(1, budget // (max(1, r) * u.dtype.itemsize))
         if self._labels is not None:  # the band is about as wide as the strip is high
             height = min(height, max(_LOWEST, n // 8))
-        self._room: Tensor | None = None
         self._height = min(pairwise.given_tile_rows or height, max(1, n))
+        self._room: Tensor | None = None
 
     def strips(self) -> Iterator[Strip]:
         """All rows, some at a time. The keys of a strip are overwritten by the next."""
@@ -160,8 +160,8 @@ class Scan:
         Args:
             field: rows and what may be chosen.
             k: how many.
-            beyond: [a] distances; only columns farther than that count (where no keys are negated). Keys of
-                nearer ones become inf.
+            beyond: [a] distances; only columns farther than that count (where no keys are negated). The
+                field's keys are then used up: those of nearer columns may become inf.
         """
         rows, keys, columns, _ = field
         if not len(columns):
@@ -179,22 +179,25 @@ class Scan:
         if beyond is not None:
             doubt |= values[:, 0] <= bound + slack
         (unsure,) = doubt.nonzero(as_tuple=True)
-        for longer in (1, _LONGER):
-            if not len(unsure):
-                return chosen
-            if longer == 1:
-                values, at = values[unsure], at[unsure]
-            else:
-                values, at = _shortlist(keys[unsure], longer * (k + 2), self._group)
-            limit = None if beyond is None else beyond[unsure]
-            chosen[unsure], settled = self._rank(field, unsure, values, at, k, limit)
-            unsure = unsure[~settled]
-        step = max(1, TILE_BYTES // (4 * keys.shape[1] * keys.element_size()))
-        for some in unsure.split(step):
-            if len(some):
-                limit = None if beyond is None else beyond[some]
-                chosen[some] = self._rank_all(field, some, k, limit)
+        if not len(unsure):
+            return chosen
+        unsure = self._settled(chosen, field, unsure, values[unsure], at[unsure], beyond)
+        longer = _LONGER * (k + 2)
+        if len(unsure) and 4 * longer <= keys.shape[1]:
+            shortlist = _shortlist(keys[unsure], longer, self._group)
+            unsure = self._settled(chosen, field, unsure, *shortlist, beyond)
+        for (some,) in split_pairs(2 * keys.shape[1], unsure):
+            limit = None if beyond is None else beyond[some]
+            chosen[some] = self._rank_all(field, some, k, limit)
         return chosen
+
+    def _settled(
+        self, chosen: Tensor, field: Field, some: Tensor, values: Tensor, at: Tensor, beyond: Tensor | None
+    ) -> Int[Tensor, " u"]:
+        """Write what a shortlist of some rows gives into their rows of `chosen`; those it cannot settle."""
+        limit = None if beyond is None else beyond[some]
+        chosen[some], settled = self._rank(field, some, values, at, chosen.shape[1], limit)
+        return some[~settled]
 
     def extremes(self, strip: Strip) -> tuple[Field, ...]:
         """The positives, farthest first, and the negatives, nearest first.
@@ -282,7 +285,7 @@ class Scan:
             chosen, sure = self._searched(strip, at, bound)
             (unsure,) = (~sure).nonzero(as_tuple=True)
         for (some,) in split_pairs(strip.keys.shape[1], unsure):
-            field = strip.of_pairs(at[some], out=self._room_for(strip, len(some)))
+            field = strip.of_pairs(at[some], out=self._room_for(strip.keys, len(some)))
             chosen[some] = self.nearest(field, beyond=bound[some])[:, 0]
         return chosen
 
@@ -290,15 +293,15 @@ class Scan:
         """The farthest negative of each row, −1 where there is none; after `negatives()`."""
         found = []
         for rows, keys in split_pairs(strip.keys.shape[1], strip.rows, strip.keys):
-            negated = torch.neg(keys, out=self._room_for(strip, len(rows)))
+            negated = torch.neg(keys, out=self._room_for(strip.keys, len(rows)))
             negated.masked_fill_(keys == math.inf, math.inf)
             found.append(self.nearest(Field(rows, negated, strip.columns, len(rows)))[:, 0])
         return torch.cat(found)
 
-    def _room_for(self, strip: Strip, rows: int) -> Float[Tensor, "c w"]:
-        """Room for so many rows of a strip's keys, the same each time: fresh memory costs as much again."""
+    def _room_for(self, keys: Float[Tensor, "a w"], rows: int) -> Float[Tensor, "c w"]:
+        """Room for so many rows of such keys, the same each time: fresh memory costs as much again."""
         if self._room is None or len(self._room) < rows:
-            self._room = strip.keys.new_empty((rows, strip.keys.shape[1]))
+            self._room = keys.new_empty((rows, keys.shape[1]))
         return self._room[:rows]
 
     def _searched(

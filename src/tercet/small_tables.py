@@ -74,6 +74,7 @@ def kept_above(
         >>> kept_above(torch.tensor([1.0]), torch.tensor([[0.0, 1.0, 2.0]]))
         tensor([[inf, inf, 2.]])
     """
+    bound = bound.clamp(max=torch.finfo(table.dtype).max)  # ∞ − ∞ is no number
     if _small(table):
         numbers = table.numpy()
         walls = np.subtract(bound.numpy()[:, None], numbers)
@@ -153,7 +154,6 @@ def first_places(
         return at, (some[i], j), early.nonzero()[:, 0]
     numbers, width, every = table.numpy(), slack.numpy(), np.arange(table.shape[0])
     if bound is not None:
-        edge = bound.numpy()
         numbers = kept_above(bound - slack, table).numpy()
     place = numbers.argmin(1)
     first = numbers[every, place]
@@ -164,7 +164,7 @@ def first_places(
     place[first == np.inf] = -1
     several, doubtful = (second <= limit) & (second < np.inf), _NONE
     if bound is not None:
-        early = first <= np.minimum(edge + width, np.finfo(first.dtype).max)
+        early = first <= np.minimum(bound.numpy() + width, np.finfo(first.dtype).max)
         several &= ~early
         (doubtful,) = early.nonzero()
     (some,) = several.nonzero()
