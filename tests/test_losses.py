@@ -7,6 +7,7 @@ import torch
 from contract_heads import (
     BATCHES,
     HEADS,
+    check_alike,
     check_equal,
     check_gradient,
     check_zero,
@@ -19,7 +20,10 @@ from reference import unchecked
 from torch import nn
 
 from tercet.distances import Mahalanobis, as_distance
+from tercet.losses import head as heads
 from tercet.losses import triplet
+from tercet.losses.histogram import Histogram
+from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.miners import BatchAll, BatchHard
@@ -30,6 +34,20 @@ TRIPLETS = [name for name in FORMS if HEADS[name].make is TripletMargin]
 REDUCTIONS = ["mean_active", "mean", "sum"]
 every_head = pytest.mark.parametrize("name", FORMS)
 DISTANCES = ["euclidean", "squared_euclidean", "cosine", "dot"]
+
+
+class Counted:
+    """A distance, and in which of its ways it was taken."""
+
+    differentiable = True
+
+    def __init__(self, distance):
+        self.prepare, self.calls = distance.prepare, set()
+        for way in ("tile", "paired"):
+            setattr(self, way, self._counted(way, getattr(distance, way)))
+
+    def _counted(self, way, function):
+        return lambda x, y: self.calls.add(way) or function(x, y)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -201,6 +219,54 @@ def test_tiles_of_the_head_s_own_height_change_nothing(name):
     whole, whole_grad = gradient_of(HEADS[name].head(tile_rows=600), x, labels)
     torch.testing.assert_close(loss, whole, rtol=1e-6, atol=0)
     torch.testing.assert_close(grad, whole_grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize(
+    "make",
+    [
+        TripletMargin,
+        lambda **options: TripletMargin(swap=True, power=2, **options),
+        lambda **options: TripletMargin(soft=True, **options),
+        Contrastive,
+        lambda **options: MarginLoss(num_classes=7, **options),
+        lambda distance, **options: Histogram(**options),
+    ],
+    ids=["hinge", "squared, with swap", "soft", "contrastive", "margin loss", "histogram"],
+)
+def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_order, monkeypatch):
+    x, labels = points(40, 6, seed=1), torch.arange(40) % 7
+    x[1] = x[0] + 1e-9  # of another class
+    ref = References(points(30, 6, seed=2), torch.arange(30) % 7)
+    for columns in (None, ref):
+        mined = BatchAll()(x, labels, ref=columns)
+        order = torch.arange(len(mined[0]))[::3]
+        if not in_order:
+            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(0))]
+        mined = Triplets(*(index[order] for index in mined))
+        for tile_rows in (None, 50):
+            found = []
+            for entries, way in ((0, "paired"), (10**9, "tile")):
+                monkeypatch.setattr(heads, "_ENTRIES_TO_ONE", entries)
+                head = make(distance=distance, tile_rows=tile_rows).double()
+                head.distance = Counted(head.distance)
+                found.append(gradient_of(head, x, labels, mined=mined, ref=columns))
+                assert head.distance.calls == {way}
+            check_alike(*found)
+
+
+def test_a_table_is_taken_for_a_list_that_is_long_for_its_rows():
+    x, labels = points(128, 128, dtype=torch.float32), torch.arange(128) % 16
+    for miner, reduction, way in (
+        (BatchAll(), "mean", "tile"),
+        (BatchAll(), "none", "paired"),
+        (BatchHard(), "mean", "paired"),
+    ):
+        head = TripletMargin(reduction=reduction)
+        head.distance = Counted(head.distance)
+        head(x, labels, mined=miner(x, labels))
+        assert head.distance.calls == {way}
 
 
 def test_a_zero_embedding_has_no_cosine_gradient():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tercet.checks import choice, real, refusal, whole
 from tercet.compiling import outside_graph
 from tercet.distances import Distance, as_distance
-from tercet.pairwise import Pairwise, features, mined_rows, tile_height
+from tercet.pairwise import TILE_BYTES, Pairwise, features, mined_rows, tile_height
 from tercet.relations import Relation, SameLabel, as_relation
 from tercet.squares import full_precision
 from tercet.sums import REDUCTIONS, once_differentiable, summed, tiled_mean
@@ -23,6 +23,9 @@ from tercet.tuples import References
 __all__ = ["Head", "above_zero", "distinct", "nothing_of", "pairs_of", "picked", "reduced"]
 
 _FEW_NUMBERS = 2**17  # of the features of a list
+# A table takes as long as the distances of a list where there are so many entries to each that is listed,
+# and some more, of so many numbers of features, for setting it up.
+_ENTRIES_TO_ONE, _SET_UP = 24, 2**21
 
 
 class Head(nn.Module, ABC):
@@ -129,6 +132,19 @@ class Head(nn.Module, ABC):
         """A list, some tuples at a time: as many rows of features as a tile has numbers."""
         height = tile_height(type(self).__name__, inputs[0].shape[1], inputs[0].dtype, self.tile_rows)
         return zip(*(index.split(height) for index in rows))
+
+    def between(
+        self, x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
+    ) -> Float[Tensor, " t"]:
+        """D(x_i, y_j) of each listed pair, by a table where its rows are listed often."""
+        if self.reduction != "none" and len(i):  # else it may be differentiated twice
+            low, high = torch.stack(i.aminmax()).tolist()
+            entries = (high + 1 - low) * len(y)
+            worth = _ENTRIES_TO_ONE * len(i) - _SET_UP // max(1, x.shape[1])
+            if entries <= min(worth, TILE_BYTES // x.element_size()):
+                table = self.distance.tile(x[low : high + 1], y)
+                return picked(table.flatten(), (i - low) * len(y) + j)
+        return self.distance.paired(picked(x, i), picked(y, j))
 
     def extra_repr(self) -> str:
         """The options, for `print`."""

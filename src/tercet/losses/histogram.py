@@ -90,7 +90,7 @@ class Histogram(Head):
         def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for side, listed in enumerate(pairs, start=1):
                 for a, b in self.parts(inputs, *listed):
-                    yield NegativeCosine.paired(inputs[0][a], inputs[-1][b]), torch.full_like(a, side)
+                    yield self.between(inputs[0], inputs[-1], a, b), torch.full_like(a, side)
 
         return self._loss(parts, inputs)
 

@@ -123,7 +123,7 @@ class MarginLoss(Head):
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for pairs, sign in zip(pairs_of(rows), (1, -1)):
                 for i, j in self.parts(inputs, *pairs):
-                    d = self.distance.paired(picked(inputs[0], i), picked(inputs[-2], j))
+                    d = self.between(inputs[0], inputs[-2], i, j)
                     beyond = d - picked(inputs[-1], i)
                     yield torch.relu(self.margin + sign * beyond)
 

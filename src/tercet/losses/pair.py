@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tercet.checks import real
 from tercet.distances import Distance
-from tercet.losses.head import Head, distinct, pairs_of, picked, reduced
+from tercet.losses.head import Head, distinct, pairs_of, reduced
 from tercet.losses.slopes import TileLoss, mirrored, sloped
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
@@ -86,7 +86,7 @@ class Contrastive(Head):
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for side, loss in zip(pairs, (self._apart, self._inside)):
                 for i, j in self.parts(inputs, *side):
-                    yield loss(self.distance.paired(picked(inputs[0], i), picked(inputs[-1], j)))
+                    yield loss(self.between(inputs[0], inputs[-1], i, j))
 
         listed = tuple(column for side in pairs for column in side)
         return reduced(self.reduction, losses, *inputs, whole=self.few(inputs, listed))

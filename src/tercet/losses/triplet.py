@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from tercet.checks import flag, real, refusal, whole
 from tercet.distances import Distance
-from tercet.losses.head import Head, picked, reduced
+from tercet.losses.head import Head, reduced
 from tercet.losses.slopes import TileLoss, sloped
 from tercet.pairwise import PairTile, Pairwise, Tile
 from tercet.relations import Relation, SameLabel
@@ -124,11 +124,9 @@ class TripletMargin(Head):
         return reduced(self.reduction, losses, *inputs, whole=self.few(inputs, rows))
 
     def _losses(self, x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
-        columns = picked(y, torch.cat([p, n]))  # [2t, k]
-        d = self.distance.paired(picked(x, torch.cat([a, a])), columns)
-        d_ap, d_an = d.view(2, len(a))
+        d_ap, d_an = self.between(x, y, torch.cat([a, a]), torch.cat([p, n])).view(2, len(a))
         if self.swap:
-            d_an = torch.minimum(d_an, self.distance.paired(*columns.view(2, *columns[: len(a)].shape)))
+            d_an = torch.minimum(d_an, self.between(y, y, p, n))
         return self._loss(d_ap, d_an)
 
     def _losses_of_pairs(self, pairs: PairTile, y: Tensor) -> Float[Tensor, "c r"]:
