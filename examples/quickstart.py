@@ -28,7 +28,7 @@ import tercet
 from tercet.reports import plot_similarities
 
 UNSEEN = ["7", "8", "9"]
-EPOCHS = 4
+EPOCHS = 3
 
 
 def write_digits(root: Path) -> None:
@@ -87,7 +87,8 @@ def main() -> None:
     torch.manual_seed(0)
     model = SmallNet()
     miner, head = tercet.SemiHard(margin=0.2), tercet.TripletMargin(margin=0.2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=EPOCHS * len(loader))
     before = embed(model, unseen)
     for epoch in range(EPOCHS):
         model.train()
@@ -97,6 +98,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
     after = embed(model, unseen)
 
     print(f"\nThe {len(unseen)} images of {', '.join(UNSEEN)}, classes that training never saw:")

@@ -260,6 +260,14 @@ STEPS: dict[str, Case] = {
         },
         "both",
     ),
+    "semi-hard, all + hinge": Case(
+        plain(
+            Mined(tercet.SemiHard(margin=MARGIN, negatives="all"), tercet.TripletMargin(MARGIN)),
+            Mined(miners.TripletMarginMiner(MARGIN, "semihard"), triplet(margin=MARGIN)),
+        ),
+        "both",
+        largest=2048,
+    ),
     "multi-similarity, mined + loss": Case(
         plain(
             Mined(tercet.MultiSimilarityMiner(), tercet.MultiSimilarity()),
