@@ -21,7 +21,7 @@ from torch import nn
 
 from tercet.distances import Mahalanobis, as_distance
 from tercet.losses import head as heads
-from tercet.losses import triplet
+from tercet.losses import lists, triplet
 from tercet.losses.histogram import Histogram
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
@@ -248,7 +248,7 @@ def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_
         for tile_rows in (None, 50):
             found = []
             for entries, way in ((0, "paired"), (10**9, "tile")):
-                monkeypatch.setattr(heads, "_ENTRIES_TO_ONE", entries)
+                monkeypatch.setattr(lists, "_ENTRIES_TO_ONE", entries)
                 head = make(distance=distance, tile_rows=tile_rows).double()
                 head.distance = Counted(head.distance)
                 found.append(gradient_of(head, x, labels, mined=mined, ref=columns))
@@ -267,6 +267,18 @@ def test_a_table_is_taken_for_a_list_that_is_long_for_its_rows():
         head.distance = Counted(head.distance)
         head(x, labels, mined=miner(x, labels))
         assert head.distance.calls == {way}
+
+
+@pytest.mark.parametrize("long", [1, 20_000])
+def test_a_list_of_all_triplets_in_long_parts_gives_the_loss_of_all(long, monkeypatch):
+    monkeypatch.setattr(heads, "LONG", long)
+    x, labels = points(128, 128), torch.arange(128) % 16
+    mined = BatchAll()(x, labels)
+    head = TripletMargin(reduction="mean")
+    parts = [len(a) for a, *_ in head.parts(x, x, *mined)]
+    assert len(parts) > 1
+    assert max(parts) == max(long, 2**23 // (128 * 8))
+    check_alike(gradient_of(head, x, labels, mined=mined), gradient_of(head, x, labels))
 
 
 def test_a_zero_embedding_has_no_cosine_gradient():

@@ -14,18 +14,16 @@ from torch import Tensor, nn
 from tercet.checks import choice, real, refusal, whole
 from tercet.compiling import outside_graph
 from tercet.distances import Distance, as_distance
-from tercet.pairwise import TILE_BYTES, Pairwise, features, mined_rows, tile_height
+from tercet.losses.lists import LONG, picked, table_rows
+from tercet.pairwise import Pairwise, features, mined_rows, tile_height
 from tercet.relations import Relation, SameLabel, as_relation
 from tercet.squares import full_precision
 from tercet.sums import REDUCTIONS, once_differentiable, summed, tiled_mean
 from tercet.tuples import References
 
-__all__ = ["Head", "above_zero", "distinct", "nothing_of", "pairs_of", "picked", "reduced"]
+__all__ = ["Head", "above_zero", "nothing_of", "reduced"]
 
 _FEW_NUMBERS = 2**17  # of the features of a list
-# A table takes as long as the distances of a list where there are so many entries to each that is listed,
-# and some more, of so many numbers of features, for setting it up.
-_ENTRIES_TO_ONE, _SET_UP = 24, 2**21
 
 
 class Head(nn.Module, ABC):
@@ -128,23 +126,39 @@ class Head(nn.Module, ABC):
         count = len(rows[0]) + (len(rows[-1]) if len(rows) == 4 else 0)
         return self.tile_rows is None and 0 < count <= _FEW_NUMBERS // max(1, inputs[0].shape[1])
 
-    def parts(self, inputs: tuple[Tensor, ...], *rows: Int[Tensor, " t"]) -> Iterator[tuple[Tensor, ...]]:
-        """A list, some tuples at a time: as many rows of features as a tile has numbers."""
-        height = tile_height(type(self).__name__, inputs[0].shape[1], inputs[0].dtype, self.tile_rows)
-        return zip(*(index.split(height) for index in rows))
+    def parts(
+        self, x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], *rows: Int[Tensor, " t"], long: bool = True
+    ) -> Iterator[tuple[Int[Tensor, " c"], ...]]:
+        """A list, some tuples at a time: as many rows of features as a tile has numbers.
+
+        With `long` they are more where `between` takes a table for the first two of `rows`.
+        """
+        height = tile_height(type(self).__name__, x.shape[1], x.dtype, self.tile_rows)
+        longest = max(height, LONG) if long and self.tile_rows is None else height
+        for part in zip(*(index.split(longest) for index in rows)):
+            if len(part[0]) <= height or self._table_rows(x, y, part[0]):
+                yield part
+            else:
+                yield from zip(*(index.split(height) for index in part))
 
     def between(
-        self, x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
-    ) -> Float[Tensor, " t"]:
-        """D(x_i, y_j) of each listed pair, by a table where its rows are listed often."""
-        if self.reduction != "none" and len(i):  # else it may be differentiated twice
-            low, high = torch.stack(i.aminmax()).tolist()
-            entries = (high + 1 - low) * len(y)
-            worth = _ENTRIES_TO_ONE * len(i) - _SET_UP // max(1, x.shape[1])
-            if entries <= min(worth, TILE_BYTES // x.element_size()):
-                table = self.distance.tile(x[low : high + 1], y)
-                return picked(table.flatten(), (i - low) * len(y) + j)
-        return self.distance.paired(picked(x, i), picked(y, j))
+        self,
+        x: Float[Tensor, "n k"],
+        y: Float[Tensor, "r k"],
+        i: Int[Tensor, " t"],
+        *columns: Int[Tensor, " t"],
+    ) -> tuple[Float[Tensor, " t"], ...]:
+        """D(x_i, y_j) of each listed pair, for each j of `columns`."""
+        rows = self._table_rows(x, y, i, len(columns))
+        if rows is not None:
+            table, first = self.distance.tile(x[rows], y).flatten(), (i - rows.start) * len(y)
+            return tuple(picked(table, first + j) for j in columns)
+        x, y = picked(x, torch.cat([i] * len(columns))), picked(y, torch.cat(columns))
+        return tuple(self.distance.paired(x, y).view(len(columns), -1))
+
+    def _table_rows(self, x: Tensor, y: Tensor, i: Tensor, times: int = 1) -> slice | None:
+        """`table_rows`, where no second derivative may be asked for: a table has none."""
+        return None if self.reduction == "none" else table_rows(x, y, i, times)
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
@@ -156,30 +170,9 @@ class Head(nn.Module, ABC):
         )
 
 
-def pairs_of(rows: tuple[Int[Tensor, " _"], ...]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The positive and the negative pairs (row, column) of a list; of triplets (a, p) and (a, n)."""
-    return (rows[0], rows[1]), (rows[2] if len(rows) == 4 else rows[0], rows[-1])
-
-
-def distinct(
-    i: Int[Tensor, " t"], j: Int[Tensor, " t"], columns: int, *, unordered: bool = False
-) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"]]:
-    """Each pair (row, column) once, in order; and (j, i) with (i, j) where the pairs are unordered."""
-    if unordered:
-        i, j = torch.minimum(i, j), torch.maximum(i, j)
-    columns = max(1, columns)
-    key = torch.unique(i * columns + j)
-    return key // columns, key % columns
-
-
 def nothing_of(inputs: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, " 0"]:
     """No losses, with the graph of all inputs: another rank may wait for this one's gradient."""
     return torch.stack([v.sum() for v in inputs]).sum()[None][:0]
-
-
-def picked(x: Float[Tensor, "n *k"], rows: Int[Tensor, " t"]) -> Float[Tensor, "t *k"]:
-    """x[rows]; on a processor by `index_select`: faster, but its gradient on a card has no order."""
-    return x.index_select(0, rows) if x.device.type == "cpu" else x[rows]
 
 
 def above_zero(owner: str, argument: str, value: Any) -> float:

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from tercet.checks import refusal, whole
-from tercet.losses.head import Head, distinct, pairs_of
+from tercet.losses.head import Head
+from tercet.losses.lists import distinct, pairs_of
 from tercet.losses.slopes import NegativeCosine, mirrored
 from tercet.pairwise import Pairwise, Tile, tile_height
 from tercet.relations import Relation, SameLabel
@@ -89,8 +90,9 @@ class Histogram(Head):
 
         def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for side, listed in enumerate(pairs, start=1):
-                for a, b in self.parts(inputs, *listed):
-                    yield self.between(inputs[0], inputs[-1], a, b), torch.full_like(a, side)
+                for a, b in self.parts(inputs[0], inputs[-1], *listed):
+                    (v,) = self.between(inputs[0], inputs[-1], a, b)
+                    yield v, torch.full_like(a, side)
 
         return self._loss(parts, inputs)
 

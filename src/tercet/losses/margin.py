@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tercet.checks import real, refusal, whole
 from tercet.distances import Distance
-from tercet.losses.head import Head, pairs_of, picked, reduced
+from tercet.losses.head import Head, reduced
+from tercet.losses.lists import pairs_of, picked
 from tercet.losses.slopes import TileLoss, mirrored, sloped
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
@@ -122,8 +123,8 @@ class MarginLoss(Head):
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for pairs, sign in zip(pairs_of(rows), (1, -1)):
-                for i, j in self.parts(inputs, *pairs):
-                    d = self.between(inputs[0], inputs[-2], i, j)
+                for i, j in self.parts(inputs[0], inputs[-2], *pairs):
+                    (d,) = self.between(inputs[0], inputs[-2], i, j)
                     beyond = d - picked(inputs[-1], i)
                     yield torch.relu(self.margin + sign * beyond)
 

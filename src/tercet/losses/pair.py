@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tercet.checks import real
 from tercet.distances import Distance
-from tercet.losses.head import Head, distinct, pairs_of, reduced
+from tercet.losses.head import Head, reduced
+from tercet.losses.lists import distinct, pairs_of
 from tercet.losses.slopes import TileLoss, mirrored, sloped
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
@@ -85,8 +86,8 @@ class Contrastive(Head):
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for side, loss in zip(pairs, (self._apart, self._inside)):
-                for i, j in self.parts(inputs, *side):
-                    yield loss(self.between(inputs[0], inputs[-1], i, j))
+                for i, j in self.parts(inputs[0], inputs[-1], *side):
+                    yield loss(*self.between(inputs[0], inputs[-1], i, j))
 
         listed = tuple(column for side in pairs for column in side)
         return reduced(self.reduction, losses, *inputs, whole=self.few(inputs, listed))

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from tercet.distances import Distance, cosine
-from tercet.losses.head import Head, pairs_of, reduced
+from tercet.losses.head import Head, reduced
+from tercet.losses.lists import pairs_of
 from tercet.losses.slopes import NegativeCosine, differentiated, sloped
 from tercet.pairwise import Pairwise, Tile, features, mined_rows, tile_height
 from tercet.squares import full_precision

@@ -118,15 +118,15 @@ class TripletMargin(Head):
         inputs, rows = self.listed(embeddings, mined, ref, kinds=(3,))
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
-            for a, p, n in self.parts(inputs, *rows):
+            for a, p, n in self.parts(inputs[0], inputs[-1], *rows, long=not self.swap):
                 yield self._losses(inputs[0], inputs[-1], a, p, n)
 
         return reduced(self.reduction, losses, *inputs, whole=self.few(inputs, rows))
 
     def _losses(self, x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
-        d_ap, d_an = self.between(x, y, torch.cat([a, a]), torch.cat([p, n])).view(2, len(a))
+        d_ap, d_an = self.between(x, y, a, p, n)
         if self.swap:
-            d_an = torch.minimum(d_an, self.between(y, y, p, n))
+            d_an = torch.minimum(d_an, *self.between(y, y, p, n))
         return self._loss(d_ap, d_an)
 
     def _losses_of_pairs(self, pairs: PairTile, y: Tensor) -> Float[Tensor, "c r"]:
