@@ -7,6 +7,7 @@ import torch
 from contract_heads import (
     BATCHES,
     HEADS,
+    Largest,
     check_alike,
     check_equal,
     check_gradient,
@@ -23,6 +24,7 @@ from tercet.distances import Mahalanobis, as_distance
 from tercet.losses import head as heads
 from tercet.losses import lists, triplet
 from tercet.losses.histogram import Histogram
+from tercet.losses.lists import rows_of_table
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
@@ -43,11 +45,11 @@ class Counted:
 
     def __init__(self, distance):
         self.prepare, self.calls = distance.prepare, set()
-        for way in ("tile", "paired"):
+        for way in ("tile", "paired", "entries"):
             setattr(self, way, self._counted(way, getattr(distance, way)))
 
     def _counted(self, way, function):
-        return lambda x, y: self.calls.add(way) or function(x, y)
+        return lambda *given: self.calls.add(way) or function(*given)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -236,8 +238,9 @@ def test_tiles_of_the_head_s_own_height_change_nothing(name):
     ids=["hinge", "squared, with swap", "soft", "contrastive", "margin loss", "histogram"],
 )
 def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_order, monkeypatch):
+    monkeypatch.setattr(lists, "_LEAST", 0)
     x, labels = points(40, 6, seed=1), torch.arange(40) % 7
-    x[1] = x[0] + 1e-9  # of another class
+    x[1], x[7], x[9] = x[0] + 1e-9, x[0] + 1e-6, x[2]  # of other classes and of the same
     ref = References(points(30, 6, seed=2), torch.arange(30) % 7)
     for columns in (None, ref):
         mined = BatchAll()(x, labels, ref=columns)
@@ -247,7 +250,7 @@ def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_
         mined = Triplets(*(index[order] for index in mined))
         for tile_rows in (None, 50):
             found = []
-            for entries, way in ((0, "paired"), (10**9, "tile")):
+            for entries, way in ((0, "paired"), (10**9, "entries")):
                 monkeypatch.setattr(lists, "_ENTRIES_TO_ONE", entries)
                 head = make(distance=distance, tile_rows=tile_rows).double()
                 head.distance = Counted(head.distance)
@@ -259,7 +262,7 @@ def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_
 def test_a_table_is_taken_for_a_list_that_is_long_for_its_rows():
     x, labels = points(128, 128, dtype=torch.float32), torch.arange(128) % 16
     for miner, reduction, way in (
-        (BatchAll(), "mean", "tile"),
+        (BatchAll(), "mean", "entries"),
         (BatchAll(), "none", "paired"),
         (BatchHard(), "mean", "paired"),
     ):
@@ -267,6 +270,21 @@ def test_a_table_is_taken_for_a_list_that_is_long_for_its_rows():
         head.distance = Counted(head.distance)
         head(x, labels, mined=miner(x, labels))
         assert head.distance.calls == {way}
+
+
+def test_a_table_has_few_entries_to_a_pair_and_fits_a_tile():
+    x, y = torch.zeros(3000, 512), torch.zeros(100, 512)
+    rows = torch.arange(16) % 2 + 70
+    assert rows_of_table(x, y[:8], rows) is None  # too few pairs
+    rows = rows.repeat(32)  # 512
+    assert rows_of_table(x, y, rows) == slice(70, 72)
+    rows[5] = 110  # 41 rows × 100 columns
+    assert rows_of_table(x, y, rows) is None
+    assert rows_of_table(x, y[:99], rows) == slice(70, 111)  # 4,059 entries for 512 pairs
+    everywhere = (torch.arange(10**6) * 7919) % 3000
+    assert rows_of_table(x, x[:700], everywhere) is None  # 2.1 million entries, 8.4 MB
+    assert rows_of_table(x, x[:699], everywhere) == slice(0, 3000)
+    assert rows_of_table(x.double(), x[:699].double(), everywhere) is None
 
 
 @pytest.mark.parametrize("long", [1, 20_000])
@@ -279,6 +297,35 @@ def test_a_list_of_all_triplets_in_long_parts_gives_the_loss_of_all(long, monkey
     assert len(parts) > 1
     assert max(parts) == max(long, 2**23 // (128 * 8))
     check_alike(gradient_of(head, x, labels, mined=mined), gradient_of(head, x, labels))
+
+
+def test_parts_of_a_list_are_long_for_a_table_alone():
+    x, shuffled = torch.zeros(4000, 128), torch.randperm(40_000) % 4000
+    sorted_rows, head = shuffled.sort().values, TripletMargin()
+    height = 2**23 // (128 * 4)
+    for rows, y, options, most in (
+        (sorted_rows, x[:10], {}, 40_000),
+        (sorted_rows, x[:10], {"long": False}, height),
+        (shuffled, x, {}, height),
+    ):
+        parts = list(head.parts(x, y, rows, rows, **options))
+        assert max(len(a) for a, _ in parts) == most
+        assert torch.equal(torch.cat([a for a, _ in parts]), rows)
+    parts = list(TripletMargin(tile_rows=7).parts(x, x[:10], sorted_rows, sorted_rows))
+    assert max(len(a) for a, _ in parts) == 7
+
+
+def test_a_long_list_with_swap_takes_the_memory_of_parts():
+    """Between (p, n), of 3000 rows each, no table serves."""
+    x, ref = points(4, 128, dtype=torch.float32), points(3000, 128, seed=1, dtype=torch.float32)
+    mined = Triplets(torch.arange(80_000) % 4, *torch.randperm(160_000).view(2, -1) % 3000)
+    for swap in (False, True):
+        head = TripletMargin(swap=swap)
+        head.distance = Counted(head.distance)
+        with Largest() as seen:
+            gradient_of(head, x, None, mined=mined, ref=References(ref, torch.zeros(3000).long()))
+        assert seen.numbers <= 2**23 // 4 * 2  # both columns of a part, as features
+        assert head.distance.calls == ({"entries", "paired"} if swap else {"entries"})
 
 
 def test_a_zero_embedding_has_no_cosine_gradient():

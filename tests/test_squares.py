@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tercet.squares import by_differences, fast_tile, roundoff, square_bound
+from tercet.squares import by_differences, fast_entries, fast_tile, roundoff, square_bound
 
 
 def points(n, d, seed=0):
@@ -27,13 +27,24 @@ KINDS = ["spread", "near duplicates", "duplicates", "far from the origin", "of a
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
+def listed(x, y, root):
+    """Every entry of the table, in no order."""
+    place = torch.randperm(len(x) * len(y), generator=torch.Generator().manual_seed(3))
+    found = fast_entries(x, y, place // len(y), place % len(y), root)
+    return found[place.argsort()].view(len(x), len(y))
+
+
+every_way = pytest.mark.parametrize("measured", [fast_tile, listed])
+
+
 @pytest.mark.parametrize("d", [1, 64, 2048])
 @pytest.mark.parametrize("root", [True, False])
+@every_way
 @every_kind
-def test_every_distance_is_right_to_1_in_100_000(kind, root, d):
+def test_every_distance_is_right_to_1_in_100_000(kind, measured, root, d):
     x = batch(kind, d)
     exact = torch.linalg.vector_norm(x.double()[:, None] - x.double()[None, :60], dim=2)
-    tile = fast_tile(x, x[:60].clone(), root)
+    tile = measured(x, x[:60].clone(), root)
     torch.testing.assert_close(
         tile.double(), exact if root else exact**2, rtol=1e-5 if root else 2e-5, atol=0
     )
@@ -41,8 +52,9 @@ def test_every_distance_is_right_to_1_in_100_000(kind, root, d):
 
 
 @pytest.mark.parametrize("root", [True, False])
+@every_way
 @every_kind
-def test_the_gradient_is_that_of_differences(kind, root):
+def test_the_gradient_is_that_of_differences(kind, measured, root):
     x, weight = batch(kind), points(120, 60, 2)
 
     def gradients(dtype, tile):
@@ -55,7 +67,7 @@ def test_the_gradient_is_that_of_differences(kind, root):
         return d if root else d.square()
 
     fast, exact = (
-        gradients(torch.float32, lambda u, v: fast_tile(u, v, root)),
+        gradients(torch.float32, lambda u, v: measured(u, v, root)),
         gradients(torch.float64, plain),
     )
     for a, b in zip(fast, exact):

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from tercet.checks import choice, refusal
-from tercet.squares import by_differences, fast_tile, full_precision
+from tercet.squares import by_differences, fast_entries, fast_tile, full_precision
 
 __all__ = [
     "Distance",
@@ -69,6 +69,7 @@ class _Named:
     prepare: Callable[[Tensor], Tensor]
     tile: Callable[[Tensor, Tensor], Tensor]
     paired: Callable[[Tensor, Tensor], Tensor]
+    entries: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     of_root: Callable[[Tensor], Tensor] | None = None
     square_of: Callable[[Tensor], Tensor] | None = None
     space: Callable[[Tensor], Tensor] = _same
@@ -129,12 +130,24 @@ def _root(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a 
     return fast_tile(x, y, root=True)
 
 
+def _root_entries(
+    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
+) -> Float[Tensor, " t"]:
+    return fast_entries(x, y, i, j, root=True)
+
+
 def _root_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
     return torch.linalg.vector_norm(x - y, dim=1)
 
 
 def _square(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
     return fast_tile(x, y, root=False)
+
+
+def _square_entries(
+    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
+) -> Float[Tensor, " t"]:
+    return fast_entries(x, y, i, j, root=False)
 
 
 def _square_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
@@ -145,6 +158,12 @@ def _angle(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a
     return _square(_lifted(x), _lifted(y)) / 2
 
 
+def _angle_entries(
+    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
+) -> Float[Tensor, " t"]:
+    return _square_entries(_lifted(x), _lifted(y), i, j) / 2
+
+
 def _angle_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
     return _square_paired(_lifted(x), _lifted(y)) / 2
 
@@ -152,6 +171,14 @@ def _angle_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Ten
 def _product(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
     with full_precision(x.device):
         return -(x @ y.T)
+
+
+def _product_entries(
+    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
+) -> Float[Tensor, " t"]:
+    table, place = _product(x, y).flatten(), i * len(y) + j
+    # On a card the gradient of `index_select` has no order.
+    return table.index_select(0, place) if table.device.type == "cpu" else table[place]
 
 
 def _product_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
@@ -166,22 +193,24 @@ def _differing_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float
     return (x != y).sum(1).to(x.dtype)
 
 
-euclidean: Distance = _Named("euclidean", _floats, _root, _root_paired, _same, torch.square)
+euclidean: Distance = _Named("euclidean", _floats, _root, _root_paired, _root_entries, _same, torch.square)
 """D = ‖x − y‖. At x = y the gradient is 0: the root has none there, and 0 is its smallest subgradient."""
 
 squared_euclidean: Distance = _Named(
-    "squared_euclidean", _floats, _square, _square_paired, torch.square, _same
+    "squared_euclidean", _floats, _square, _square_paired, _square_entries, torch.square, _same
 )
 """D = ‖x − y‖²."""
 
-cosine: Distance = _Named("cosine", _directions, _angle, _angle_paired, _half_square, _twice, _lifted)
+cosine: Distance = _Named(
+    "cosine", _directions, _angle, _angle_paired, _angle_entries, _half_square, _twice, _lifted
+)
 """D = 1 − cos(x, y), in [0, 2].
 
 Computed as ½‖x/‖x‖ − y/‖y‖‖², which is the same number, but exactly 0 for equal rows, never negative, and
 accurate for near duplicates. A zero vector has no direction: it counts as orthogonal, D = 1, to all others.
 """
 
-dot: Distance = _Named("dot", _floats, _product, _product_paired)
+dot: Distance = _Named("dot", _floats, _product, _product_paired, _product_entries)
 """D = −x·y: negative for similar rows, and not 0 for equal ones.
 
 The one distance by a matrix product, so its last bit may depend on how tiles are cut.
@@ -228,6 +257,7 @@ class Mahalanobis(nn.Module):
     floats_only = True
     of_root = staticmethod(_same)
     square_of = staticmethod(torch.square)
+    entries = staticmethod(_root_entries)
     space = staticmethod(_same)
 
     def __init__(self, L: Tensor) -> None:

@@ -7,12 +7,21 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tercet.small_tables import true_places
 
-__all__ = ["NEAR", "by_differences", "centre_of", "fast_tile", "full_precision", "roundoff", "square_bound"]
+__all__ = [
+    "NEAR",
+    "by_differences",
+    "centre_of",
+    "fast_entries",
+    "fast_tile",
+    "full_precision",
+    "roundoff",
+    "square_bound",
+]
 
 # Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
 NEAR = 0.1
@@ -88,6 +97,14 @@ def fast_tile(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], root: bool) -> F
         return _Tile.apply(x, y, root)
 
 
+def fast_entries(
+    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"], root: bool
+) -> Float[Tensor, " t"]:
+    """`fast_tile` at single places: differences are taken of those near pairs alone that are asked for."""
+    with full_precision(x.device):
+        return _Entries.apply(x, y, i, j, root)
+
+
 def centre_of(y: Float[Tensor, "r k"]) -> Float[Tensor, " k"]:
     """The mean row, in float64 to 16 bits: rows on a grid stay on one about it, and equal distances equal."""
     if not y.numel():
@@ -126,24 +143,68 @@ class _Tile(torch.autograd.Function):
             x, y = ctx.saved_tensors
             return *_gradient_by_differences(x, y, grad, ctx.root), None
         x, y, centre, out, i, j = ctx.saved_tensors
-        # D = ‖x − y‖ has the gradient (x − y) / D, its square 2(x − y).
-        weight = 2 * grad if out is None else (grad / out).masked_fill_(out == 0, 0.0)  # [a, r]
+        weight = _weights(out, grad)  # [a, r]
         near = weight[i, j]
         weight[i, j] = 0.0
+        return *_pulls(ctx, x, y, centre, weight, (i, j, near)), None
+
+
+class _Entries(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any, y: Any, i: Any, j: Any, root: bool) -> Any:
+        centre = centre_of(y)
         u, v = x - centre, y - centre
-        by_x = by_y = None
-        with full_precision(x.device):
-            if ctx.needs_input_grad[0]:
-                by_x = (weight.sum(1)[:, None] * u).addmm_(weight, v, alpha=-1)
-            if ctx.needs_input_grad[1]:
-                by_y = (weight.sum(0)[:, None] * v).addmm_(weight.T, u, alpha=-1)
-        for rows, columns, w in _chunks(x.shape[1], i, j, near):
-            part = w[:, None] * (x[rows] - y[columns])
-            if by_x is not None:
-                by_x.index_add_(0, rows, part)
-            if by_y is not None:
-                by_y.index_add_(0, columns, part, alpha=-1)
-        return by_x, by_y, None
+        uu, vv = u.square().sum(1), v.square().sum(1)
+        table = torch.addmm(vv, u, v.T, alpha=-2).add_(uu[:, None])  # [a, r]
+        out = table.view(-1).index_select(0, i * len(y) + j)
+        near = i[:0]
+        if bool(out.amin() <= NEAR * (uu.amax() + vv.amax())):
+            (near,) = (out <= NEAR * (uu.index_select(0, i) + vv.index_select(0, j))).nonzero(as_tuple=True)
+            out[near] = _pair_squares(x, y, i[near], j[near])
+        if root:
+            out.sqrt_()
+        ctx.save_for_backward(x, y, centre, out if root else None, i, j, near)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        x, y, centre, out, i, j, near = ctx.saved_tensors
+        weight = _weights(out, grad)  # [t]
+        apart = weight[near]
+        weight[near] = 0.0
+        table = weight.new_zeros(len(x) * len(y))
+        if table.device.type == "cpu":
+            table.index_add_(0, i * len(y) + j, weight)
+        else:  # in an order that does not change
+            table.index_put_((i * len(y) + j,), weight, accumulate=True)
+        pulls = _pulls(ctx, x, y, centre, table.view(len(x), -1), (i[near], j[near], apart))
+        return *pulls, None, None, None
+
+
+def _weights(out: Tensor | None, grad: Tensor) -> Tensor:
+    """What x − y is multiplied by in the gradient: D = ‖x − y‖ has (x − y) / D, its square 2(x − y)."""
+    return 2 * grad if out is None else (grad / out).masked_fill_(out == 0, 0.0)
+
+
+def _pulls(
+    ctx: Any, x: Tensor, y: Tensor, centre: Tensor, weight: Tensor, near: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Σ w (x_i − y_j) by row, −Σ by column: a table of w by products, near (i, j, w) by differences."""
+    u, v = x - centre, y - centre
+    by_x = by_y = None
+    with full_precision(x.device):
+        if ctx.needs_input_grad[0]:
+            by_x = (weight.sum(1)[:, None] * u).addmm_(weight, v, alpha=-1)
+        if ctx.needs_input_grad[1]:
+            by_y = (weight.sum(0)[:, None] * v).addmm_(weight.T, u, alpha=-1)
+    for rows, columns, w in _chunks(x.shape[1], *near):
+        part = w[:, None] * (x[rows] - y[columns])
+        if by_x is not None:
+            by_x.index_add_(0, rows, part)
+        if by_y is not None:
+            by_y.index_add_(0, columns, part, alpha=-1)
+    return by_x, by_y
 
 
 def _gradient_by_differences(x: Tensor, y: Tensor, grad: Tensor, root: bool) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tercet.checks import choice, real, refusal, whole
 from tercet.compiling import outside_graph
 from tercet.distances import Distance, as_distance
-from tercet.losses.lists import LONG, picked, table_rows
+from tercet.losses.lists import LONG, picked, rows_of_table
 from tercet.pairwise import Pairwise, features, mined_rows, tile_height
 from tercet.relations import Relation, SameLabel, as_relation
 from tercet.squares import full_precision
@@ -131,12 +131,13 @@ class Head(nn.Module, ABC):
     ) -> Iterator[tuple[Int[Tensor, " c"], ...]]:
         """A list, some tuples at a time: as many rows of features as a tile has numbers.
 
-        With `long` they are more where `between` takes a table for the first two of `rows`.
+        They are more where `between` would take a table for all of them, unless `long` says that there are
+        other distances to take.
         """
         height = tile_height(type(self).__name__, x.shape[1], x.dtype, self.tile_rows)
         longest = max(height, LONG) if long and self.tile_rows is None else height
         for part in zip(*(index.split(longest) for index in rows)):
-            if len(part[0]) <= height or self._table_rows(x, y, part[0]):
+            if len(part[0]) <= height or self._rows_of_table(x, y, part[0]):
                 yield part
             else:
                 yield from zip(*(index.split(height) for index in part))
@@ -149,16 +150,19 @@ class Head(nn.Module, ABC):
         *columns: Int[Tensor, " t"],
     ) -> tuple[Float[Tensor, " t"], ...]:
         """D(x_i, y_j) of each listed pair, for each j of `columns`."""
-        rows = self._table_rows(x, y, i, len(columns))
-        if rows is not None:
-            table, first = self.distance.tile(x[rows], y).flatten(), (i - rows.start) * len(y)
-            return tuple(picked(table, first + j) for j in columns)
-        x, y = picked(x, torch.cat([i] * len(columns))), picked(y, torch.cat(columns))
-        return tuple(self.distance.paired(x, y).view(len(columns), -1))
+        first, second = torch.cat([i] * len(columns)), torch.cat(columns)
+        table = self._rows_of_table(x, y, first)
+        if table is None:
+            distances = self.distance.paired(picked(x, first), picked(y, second))
+        else:
+            distances = self.distance.entries(x[table], y, first - table.start, second)  # type: ignore[attr-defined]
+        return tuple(distances.view(len(columns), -1))
 
-    def _table_rows(self, x: Tensor, y: Tensor, i: Tensor, times: int = 1) -> slice | None:
-        """`table_rows`, where no second derivative may be asked for: a table has none."""
-        return None if self.reduction == "none" else table_rows(x, y, i, times)
+    def _rows_of_table(self, x: Tensor, y: Tensor, i: Tensor) -> slice | None:
+        """`rows_of_table`, where the distance has `entries` and no second derivative may be asked for."""
+        if self.reduction == "none" or getattr(self.distance, "entries", None) is None:
+            return None
+        return rows_of_table(x, y, i)
 
     def extra_repr(self) -> str:
         """The options, for `print`."""

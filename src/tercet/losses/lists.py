@@ -7,15 +7,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tercet.pairwise import TILE_BYTES
+from tercet.squares import roundoff
 
-__all__ = ["LONG", "distinct", "pairs_of", "picked", "table_rows"]
+__all__ = ["LONG", "distinct", "pairs_of", "picked", "rows_of_table"]
 
 LONG = 2**18
 """So much of a list is taken at a time where a table serves it."""
 
-# A table takes as long as the distances of a list where there are so many entries to each that is listed,
-# and some more, of so many numbers of features, for setting it up.
-_ENTRIES_TO_ONE, _SET_UP = 24, 2**21
+# A table is taken with at most so many entries to each pair that is listed, and for so many pairs at least,
+# times the dimension: fewer do not pay for its setting up.
+_ENTRIES_TO_ONE, _LEAST = 8, 2**18
 
 
 def pairs_of(rows: tuple[Int[Tensor, " _"], ...]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -39,22 +40,21 @@ def picked(x: Float[Tensor, "n *k"], rows: Int[Tensor, " t"]) -> Float[Tensor, "
     return x.index_select(0, rows) if x.device.type == "cpu" else x[rows]
 
 
-def table_rows(
-    x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], times: int = 1
-) -> slice | None:
-    """The rows whose table of distances to all columns takes less than those of a list; None if more.
+def rows_of_table(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"]) -> slice | None:
+    """The rows whose table of products with all columns takes less than the differences of listed pairs.
 
     Args:
         x: the rows.
         y: the columns.
         i: the row of each pair. That of a table is all from the lowest to the highest; finding them waits for
             the device where the list is long enough.
-        times: how many columns are asked for each.
+
+    Returns:
+        None where the list is too short for a table, or the table too large for a tile, and where products
+        are not of full precision.
     """
-    worth = _ENTRIES_TO_ONE * times * len(i) - _SET_UP // max(1, x.shape[1])
-    if not len(i) or worth < len(y):
+    most = min(_ENTRIES_TO_ONE * len(i), TILE_BYTES // x.element_size())
+    if len(i) * x.shape[1] < _LEAST or most < len(y) or roundoff(x) > 2.0**-24:
         return None
     low, high = torch.stack(i.aminmax()).tolist()
-    entries = (high + 1 - low) * len(y)
-    small = entries <= min(worth, TILE_BYTES // x.element_size())
-    return slice(low, high + 1) if small else None
+    return slice(low, high + 1) if (high + 1 - low) * len(y) <= most else None

@@ -39,7 +39,8 @@ class Contrastive(Head):
         relation: which columns are positive and which negative, by their labels.
         reduction: `"mean_active"` over the pairs with ℓ > 0, positive and negative together, `"mean"` over
             all pairs, `"sum"`, or `"none"` for one loss a mined pair, the positive pairs first.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
+            by rounding alone.
 
     Raises:
         ValueError: an option out of range.

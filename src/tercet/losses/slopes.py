@@ -73,6 +73,7 @@ class NegativeCosine:
     prepare = staticmethod(cosine.prepare)
     tile = staticmethod(dot.tile)
     paired = staticmethod(dot.paired)
+    entries = staticmethod(dot.entries)  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return "cosine"

@@ -50,7 +50,8 @@ class TripletMargin(Head):
         relation: which columns are positive and which negative, by their labels.
         reduction: `"mean_active"` over the triplets with ℓ > 0, `"mean"` over all, `"sum"`, or `"none"`
             for one loss a mined triplet.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
+            by rounding alone.
 
     Raises:
         ValueError: an option out of range, or two that contradict each other.
