@@ -173,11 +173,13 @@ class _Entries(torch.autograd.Function):
         weight = _weights(out, grad)  # [t]
         apart = weight[near]
         weight[near] = 0.0
-        table = weight.new_zeros(len(x) * len(y))
+        place = i * len(y) + j
+        table = weight.new_zeros(len(x) * len(y), dtype=torch.float64)  # a pair may be listed a million times
         if table.device.type == "cpu":
-            table.index_add_(0, i * len(y) + j, weight)
+            table.index_add_(0, place, weight.double())
         else:  # in an order that does not change
-            table.index_put_((i * len(y) + j,), weight, accumulate=True)
+            table.index_put_((place,), weight.double(), accumulate=True)
+        table = table.to(weight.dtype)
         pulls = _pulls(ctx, x, y, centre, table.view(len(x), -1), (i[near], j[near], apart))
         return *pulls, None, None, None
 
