@@ -304,7 +304,7 @@ def test_parts_of_a_list_are_long_for_a_table_alone():
     sorted_rows, head = shuffled.sort().values, TripletMargin()
     height = 2**23 // (128 * 4)
     for rows, y, options, most in (
-        (sorted_rows, x[:10], {}, 40_000),
+        (sorted_rows, x[:10], {}, heads.LONG),
         (sorted_rows, x[:10], {"long": False}, height),
         (shuffled, x, {}, height),
     ):

@@ -11,7 +11,7 @@ from tercet.squares import roundoff
 
 __all__ = ["LONG", "distinct", "pairs_of", "picked", "rows_of_table"]
 
-LONG = 2**18
+LONG = 2**15
 """So much of a list is taken at a time where a table serves it."""
 
 # A table is taken with at most so many entries to each pair that is listed, and for so many pairs at least,
