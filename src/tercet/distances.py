@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from tercet.checks import choice, refusal
-from tercet.squares import by_differences, fast_entries, fast_tile, full_precision
+from tercet.squares import by_differences, fast_entries, fast_tile, full_precision, picked
 
 __all__ = [
     "Distance",
@@ -39,7 +39,11 @@ __all__ = [
 
 @runtime_checkable
 class Distance(Protocol):
-    """What `distance=` takes beside a name: three functions, and whether a loss can train on them."""
+    """What `distance=` takes beside a name: three functions, and whether a loss can train on them.
+
+    The named ones, and `Mahalanobis`, also have `entries(x, y, i, j)`, D(x_i, y_j) of listed pairs by way of
+    a table: long lists are then measured faster. Without it they are `paired`.
+    """
 
     @property
     def differentiable(self) -> bool:
@@ -176,9 +180,7 @@ def _product(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, 
 def _product_entries(
     x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
 ) -> Float[Tensor, " t"]:
-    table, place = _product(x, y).flatten(), i * len(y) + j
-    # On a card the gradient of `index_select` has no order.
-    return table.index_select(0, place) if table.device.type == "cpu" else table[place]
+    return picked(_product(x, y).flatten(), i * len(y) + j)
 
 
 def _product_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:

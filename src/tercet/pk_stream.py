@@ -143,15 +143,15 @@ class PKStream(IterableDataset):
             shards, split, image=self.image, label=label, handler=handler, count=steps is None
         )
         self.shards = list(known)
-        dealt = Lanes(self.shards, self.lanes, self.world_size, self.seed)
-        self.predicted = dealt.predict(stage, known) if steps is None else None
+        deal = Lanes(self.shards, self.lanes, self.world_size, self.seed)
+        self.predicted = deal.predict(stage, known) if steps is None else None
         if self.predicted is not None:
             steps = self.predicted.batches // self.world_size
         self.steps = whole(owner, "steps", steps, 1, (1 << 31) - 1)
         self._settings = self._all_settings(stage, known)
         read = {shard: replace(one, labels=None) for shard, one in known.items()}
         self._batches = LaneBatches(
-            dealt, read, stage, self.seed, self.rank, self.image, view, self.return_keys
+            deal, read, stage, self.seed, self.rank, self.image, view, self.return_keys
         )
         self._epochs = SharedEpochs()
 

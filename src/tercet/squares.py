@@ -19,6 +19,7 @@ __all__ = [
     "fast_entries",
     "fast_tile",
     "full_precision",
+    "picked",
     "roundoff",
     "square_bound",
 ]
@@ -100,9 +101,20 @@ def fast_tile(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], root: bool) -> F
 def fast_entries(
     x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"], root: bool
 ) -> Float[Tensor, " t"]:
-    """`fast_tile` at single places: differences are taken of those near pairs alone that are asked for."""
+    """`fast_tile(x, y, root)[i, j]`: differences are taken of those near pairs alone that are asked for.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> fast_entries(x, x, torch.tensor([0, 2]), torch.tensor([2, 1]), root=True)
+        tensor([3., 2.])
+    """
     with full_precision(x.device):
         return _Entries.apply(x, y, i, j, root)
+
+
+def picked(x: Float[Tensor, "n *k"], rows: Int[Tensor, " t"]) -> Float[Tensor, "t *k"]:
+    """x[rows]; on a processor by `index_select`: faster, but its gradient on a card has no order."""
+    return x.index_select(0, rows) if x.device.type == "cpu" else x[rows]
 
 
 def centre_of(y: Float[Tensor, "r k"]) -> Float[Tensor, " k"]:
@@ -116,15 +128,20 @@ def centre_of(y: Float[Tensor, "r k"]) -> Float[Tensor, " k"]:
     return (centre * scale).round() / scale
 
 
+def _by_product(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, "a r"]]:
+    """The columns' centre, the squares ‖u_i‖² and ‖v_j‖² of what lies about it, and ‖u_i − v_j‖²."""
+    centre = centre_of(y)
+    u, v = x - centre, y - centre
+    uu, vv = u.square().sum(1), v.square().sum(1)
+    return centre, uu, vv, torch.addmm(vv, u, v.T, alpha=-2).add_(uu[:, None])
+
+
 class _Tile(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, y: Any, root: bool) -> Any:
         ctx.root = root
-        centre = centre_of(y)
-        u, v = x - centre, y - centre
-        uu, vv = u.square().sum(1)[:, None], v.square().sum(1)[None, :]
-        out = torch.addmm(vv, u, v.T, alpha=-2).add_(uu)  # [a, r]
-        i, j = true_places(out <= NEAR * (uu + vv))
+        centre, uu, vv, out = _by_product(x, y)
+        i, j = true_places(out <= NEAR * (uu[:, None] + vv))
         ctx.dense = roundoff(x) > 2.0**-24 or 8 * len(i) > out.numel()
         if ctx.dense:
             out = by_differences(x, y)
@@ -152,10 +169,7 @@ class _Tile(torch.autograd.Function):
 class _Entries(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, y: Any, i: Any, j: Any, root: bool) -> Any:
-        centre = centre_of(y)
-        u, v = x - centre, y - centre
-        uu, vv = u.square().sum(1), v.square().sum(1)
-        table = torch.addmm(vv, u, v.T, alpha=-2).add_(uu[:, None])  # [a, r]
+        centre, uu, vv, table = _by_product(x, y)
         out = table.view(-1).index_select(0, i * len(y) + j)
         near = i[:0]
         if bool(out.amin() <= NEAR * (uu.amax() + vv.amax())):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from tercet.checks import choice, real, refusal, whole
 from tercet.compiling import outside_graph
 from tercet.distances import Distance, as_distance
-from tercet.losses.lists import LONG, picked, rows_of_table
+from tercet.losses.lists import LONG, rows_of_table
 from tercet.pairwise import Pairwise, features, mined_rows, tile_height
 from tercet.relations import Relation, SameLabel, as_relation
-from tercet.squares import full_precision
+from tercet.squares import full_precision, picked
 from tercet.sums import REDUCTIONS, once_differentiable, summed, tiled_mean
 from tercet.tuples import References
 
@@ -131,8 +131,8 @@ class Head(nn.Module, ABC):
     ) -> Iterator[tuple[Int[Tensor, " c"], ...]]:
         """A list, some tuples at a time: as many rows of features as a tile has numbers.
 
-        They are more where `between` would take a table for all of them, unless `long` says that there are
-        other distances to take.
+        They are more where `between` would take a table for all of them. `long` is False where distances of
+        other rows are taken too, which may have no table.
         """
         height = tile_height(type(self).__name__, x.shape[1], x.dtype, self.tile_rows)
         longest = max(height, LONG) if long and self.tile_rows is None else height

@@ -9,14 +9,13 @@ from torch import Tensor
 from tercet.pairwise import TILE_BYTES
 from tercet.squares import roundoff
 
-__all__ = ["LONG", "distinct", "pairs_of", "picked", "rows_of_table"]
+__all__ = ["LONG", "distinct", "pairs_of", "rows_of_table"]
 
 LONG = 2**15
 """So much of a list is taken at a time where a table serves it."""
 
-# A table is taken with at most so many entries to each pair that is listed, and for so many pairs at least,
-# times the dimension: fewer do not pay for its setting up.
-_ENTRIES_TO_ONE, _LEAST = 8, 2**18
+_ENTRIES_TO_ONE = 8  # a table has at most so many entries to each pair that is listed
+_LEAST = 2**18  # numbers of features, pairs × dimension: fewer do not pay for setting a table up
 
 
 def pairs_of(rows: tuple[Int[Tensor, " _"], ...]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -33,11 +32,6 @@ def distinct(
     columns = max(1, columns)
     key = torch.unique(i * columns + j)
     return key // columns, key % columns
-
-
-def picked(x: Float[Tensor, "n *k"], rows: Int[Tensor, " t"]) -> Float[Tensor, "t *k"]:
-    """x[rows]; on a processor by `index_select`: faster, but its gradient on a card has no order."""
-    return x.index_select(0, rows) if x.device.type == "cpu" else x[rows]
 
 
 def rows_of_table(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"]) -> slice | None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tercet.checks import real, refusal, whole
 from tercet.distances import Distance
 from tercet.losses.head import Head, reduced
-from tercet.losses.lists import pairs_of, picked
+from tercet.losses.lists import pairs_of
 from tercet.losses.slopes import TileLoss, mirrored, sloped
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
+from tercet.squares import picked
 from tercet.tuples import References
 
 __all__ = ["MarginLoss"]
