@@ -31,6 +31,7 @@ FLOORS = {
             "datasets",
             "dealing",
             "epochs",
+            "facts",
             "folders",
             "formats",
             "handles",

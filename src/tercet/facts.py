@@ -1,0 +1,275 @@
+"""Facts in JSON, written with a checksum, read with bounds and refused with one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tercet.checks import refusal
+
+__all__ = ["CHECKSUM", "Facts", "as_json", "checksum_fits", "read_bounded", "warn_unchecked", "with_checksum"]
+
+CHECKSUM = "crc32"  # the field with the checksum of the others
+_MOST = 1 << 30  # bytes of a JSON text that are read, unless told otherwise
+_INT64 = 2**63 - 1
+_REQUIRED: Any = object()
+
+
+def with_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts, and at their end the field "crc32": a CRC of their canonical JSON.
+
+    The canonical form has sorted keys and no spaces, so that indenting a file anew changes nothing.
+
+    Args:
+        facts: strings, finite numbers, booleans, None, and lists and dicts of them, by strings.
+
+    Raises:
+        TypeError, ValueError: something that JSON has no form for, such as NaN.
+
+    Example:
+        >>> with_checksum({"seed": 0})
+        {'seed': 0, 'crc32': 3131001650}
+        >>> checksum_fits(with_checksum({"seed": 0}))
+        True
+    """
+    rest = {name: fact for name, fact in facts.items() if name != CHECKSUM}
+    return {**rest, CHECKSUM: _crc(rest)}
+
+
+def checksum_fits(facts: Mapping[str, Any]) -> bool | None:
+    """Whether the checksum is that of the other facts; None where there is no checksum."""
+    if CHECKSUM not in facts:
+        return None
+    try:
+        return with_checksum(facts)[CHECKSUM] == facts[CHECKSUM]
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def _crc(facts: dict[str, Any]) -> int:
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return zlib.crc32(canonical.encode())
+
+
+def as_json(facts: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON text of the facts and of their checksum, which `Facts` reads.
+
+    Args:
+        facts: as for `with_checksum`; keys that are no strings become strings.
+        indent: spaces a level; None for one line.
+
+    Raises:
+        TypeError, ValueError: something that JSON has no form for, such as NaN.
+
+    Example:
+        >>> as_json({"seed": 0})
+        '{"seed": 0, "crc32": 3131001650}'
+    """
+    as_read = json.loads(json.dumps(facts, allow_nan=False))  # keys as strings, tuples as lists
+    return json.dumps(with_checksum(as_read), indent=indent, ensure_ascii=False)
+
+
+def read_bounded(path: str | Path, most: int = _MOST) -> bytes:
+    """The content of a plain file, from one descriptor.
+
+    Args:
+        path: the file.
+        most: the most bytes that are read.
+
+    Raises:
+        OSError: it cannot be read, is a folder or a device, or is larger.
+
+    Example:
+        >>> _ = Path("some.json").write_text("{}")
+        >>> read_bounded("some.json")
+        b'{}'
+    """
+    # A pipe that nobody writes to would be waited for.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{str(path)!r} is not a plain file")
+        if status.st_size > most:
+            raise OSError(f"{str(path)!r} has {status.st_size:,} bytes, and at most {most:,} are read")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(f"{str(path)!r} grew above {most:,} bytes while it was read")
+    return content
+
+
+def warn_unchecked(source: str | Path, stacklevel: int = 2) -> None:
+    """Say that a file of an older version has no checksum, so that damage in it may pass."""
+    import warnings
+
+    text = f"{str(source)!r} has no checksum, so damage in it may pass; write it again to have one"
+    warnings.warn(text, UserWarning, stacklevel=stacklevel + 1)
+
+
+class Facts:
+    """A JSON object whose fields are asked for by name, type and range.
+
+    A field that is missing, or of another type or range, is a ValueError: one sentence with the file and the
+    field. JSON that is damaged, nested too deep, has a field twice, a number of 4,300 digits or more, NaN, or
+    a checksum that does not fit, is one too.
+
+    Args:
+        content: the JSON text.
+        owner: who reads, for the sentences.
+        argument: of which argument the file is, for the sentences.
+        source: the file that it stands in.
+        what: what it is, for the sentences, such as "provenance".
+
+    Attributes:
+        fields: the facts without their checksum.
+        checked: whether they had a checksum.
+
+    Raises:
+        ValueError: as above.
+
+    Example:
+        >>> facts = Facts('{"seed": 3, "counts": {"triplets": 5}}', "read_manifest", "path", "t.csv.json")
+        >>> facts.integer("seed"), facts.part("counts").integer("triplets", 1)
+        (3, 5)
+        >>> facts.string("seed")
+        Traceback (most recent call last):
+        ValueError: read_manifest(path='t.csv.json'): expected text in its field 'seed'; it has 3, so it is \
+damaged or of another program
+    """
+
+    def __init__(
+        self, content: str | bytes, owner: str, argument: str, source: str | Path, what: str = "facts"
+    ) -> None:
+        self._owner, self._argument, self._source = owner, argument, str(source)
+        self._above = ""  # the fields that lead here
+        try:
+            text = content if isinstance(content, str) else content.decode()
+            read = json.loads(
+                text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite_number
+            )
+        except (ValueError, RecursionError) as error:
+            found = "brackets nested too deep" if isinstance(error, RecursionError) else error
+            raise self._refusal(f"its {what} as JSON", f"it is damaged ({found})") from error
+        if not isinstance(read, dict):
+            raise self._refusal(f"its {what} as a JSON object", f"it has a {type(read).__name__}")
+        fits = checksum_fits(read)
+        if fits is False:
+            way_out = "it was changed or damaged; write it again, or restore it"
+            raise self._refusal(f"{what} that fit their checksum", way_out)
+        read.pop(CHECKSUM, None)
+        self.fields: dict[str, Any] = read
+        self.checked = fits is not None
+
+    @classmethod
+    def read(
+        cls, owner: str, argument: str, path: str | Path, what: str = "facts", most: int = _MOST
+    ) -> Facts:
+        """The facts in a file.
+
+        Args:
+            owner, argument, what: as above.
+            path: the file.
+            most: the most bytes that are read.
+
+        Raises:
+            ValueError: as above.
+            OSError: no such file, or one that cannot be read, or a larger one.
+        """
+        return cls(read_bounded(path, most), owner, argument, path, what)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fields)
+
+    def integer(self, name: str, low: int = 0, high: int = _INT64, default: Any = _REQUIRED) -> int:
+        """The whole number in a field, from `low` to `high`."""
+        return self._field(name, f"a whole number from {low} to {high}", _integer(low, high), default)
+
+    def string(self, name: str, default: Any = _REQUIRED) -> str:
+        """The text in a field."""
+        return self._field(name, "text", _is_text, default)
+
+    def strings(self, name: str, default: Any = _REQUIRED) -> list[str]:
+        """The list of texts in a field."""
+        return self._field(name, "a list of texts", _list_of(_is_text), default)
+
+    def integers(self, name: str, low: int = 0, high: int = _INT64, default: Any = _REQUIRED) -> list[int]:
+        """The list of whole numbers in a field, each from `low` to `high`."""
+        expected = f"a list of whole numbers from {low} to {high}"
+        return self._field(name, expected, _list_of(_integer(low, high)), default)
+
+    def items(self, name: str, default: Any = _REQUIRED) -> list[Any]:
+        """The list in a field, of whatever."""
+        return self._field(name, "a list", lambda value: isinstance(value, list), default)
+
+    def part(self, name: str, default: Any = _REQUIRED) -> Facts:
+        """The object in a field, as facts; those of `default`, a dict, where the field is missing."""
+        fields = self._field(name, "a JSON object", lambda value: isinstance(value, dict), default)
+        part = object.__new__(Facts)
+        part.__dict__.update(self.__dict__, fields=fields, _above=f"{self._above}{name}.")
+        return part
+
+    def wrong(self, name: str, expected: str) -> ValueError:
+        """The refusal of what a field holds: for a caller that expects more than a type."""
+        found = f"it has {_short(self.fields[name])}" if name in self.fields else "it has none"
+        way_out = f"{found}, so it is damaged or of another program"
+        return self._refusal(f"{expected} in its field {self._above + name!r}", way_out)
+
+    def _field(self, name: str, expected: str, fits: Callable[[Any], bool], default: Any) -> Any:
+        if name not in self.fields and default is not _REQUIRED:
+            return default
+        if name not in self.fields or not fits(self.fields[name]):
+            raise self.wrong(name, expected)
+        return self.fields[name]
+
+    def _refusal(self, expected: str, way_out: str) -> ValueError:
+        return refusal(self._owner, self._argument, self._source, expected, way_out)
+
+
+def _integer(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, refused where a field is there twice: readers would differ on which holds."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {_short(twice)} is there twice")
+    return fields
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite_number(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{_short(digits)} is too large")
+    return number
+
+
+def _short(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except (RecursionError, ValueError):  # nested deep, or a number of thousands of digits
+        shown = f"a {type(value).__name__}"
+    return shown if len(shown) <= 60 else f"{shown[:40]}...{shown[-15:]}"
