@@ -1,16 +1,41 @@
-"""The sentences of refusal: argument, what was expected, what came, and the way out."""
+"""Checks of arguments. A refusal is one sentence: argument, what was expected, what came, and the way out."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import operator
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-__all__ = ["choice", "flag", "label_codes", "real", "refusal", "whole"]
+__all__ = ["choice", "escaped", "flag", "label_codes", "real", "refusal", "whole"]
+
+
+def escaped(text: object) -> str:
+    r"""A text as one line that a terminal shows as it is: what does not print is escaped, as `repr` does.
+
+    Names of files and classes are written by others. A control character in one could clear the screen, an
+    end of line could forge a line, and a change of direction could show a name backwards.
+
+    Args:
+        text: a text, or what `str` makes one of, such as an error.
+
+    Returns:
+        The text, with `str.isprintable` true. Backslashes stay single, so a text that prints is not changed.
+
+    Example:
+        >>> print(escaped("cat\n\x1b[2J.jpg"))
+        cat\n\x1b[2J.jpg
+        >>> escaped("é x.jpg")
+        'é x.jpg'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def refusal(owner: str, argument: str, got: object, expected: str, way_out: str = "") -> ValueError:
@@ -19,22 +44,32 @@ def refusal(owner: str, argument: str, got: object, expected: str, way_out: str 
     Args:
         owner: the class or function that was called, `"PKSampler"`.
         argument: the name of the argument, `"p"`.
-        got: what came; shown by `repr`, shortened to 80 characters in the middle: a path ends with its name.
+        got: what came; shown by `repr` on one line, shortened in the middle to 80 characters: a path ends
+            with its name.
         expected: what would have been right, `"a whole number of at least 1"`.
         way_out: what to do instead; left away when `expected` says it.
 
     Returns:
-        The error. It is returned, not raised, so that the caller's `raise` shows in the traceback.
+        The error, its sentence `escaped`. It is returned, not raised, so that the caller's `raise` shows in
+        the traceback.
 
     Example:
         >>> print(refusal("PKSampler", "p", 0, "a whole number of at least 1"))
         PKSampler(p=0): expected a whole number of at least 1
     """
-    shown = repr(got)
+    shown = _shown(got)
     if len(shown) > 80:
         shown = f"{shown[:30]}...{shown[-47:]}"
     tail = f"; {way_out}" if way_out else ""
-    return ValueError(f"{owner}({argument}={shown}): expected {expected}{tail}")
+    return ValueError(escaped(f"{owner}({argument}={shown}): expected {expected}{tail}"))
+
+
+def _shown(got: object) -> str:
+    """What `repr` says of a value, on one line, or its type where `repr` fails."""
+    try:
+        return re.sub(r"\s*\n\s*", " ", repr(got))
+    except Exception:  # a number of 5,000 digits, a list in a list a thousand times, a class of the user's
+        return f"<{type(got).__name__}>"
 
 
 def _boolean(value: Any) -> bool:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tercet.augment import KeyedTransform
-from tercet.checks import choice, refusal, whole
+from tercet.checks import choice, escaped, refusal, whole
 from tercet.images import decode_image, read_image
 from tercet.provenance import refuse_other_catalog
 from tercet.randomness import KeyedRow
@@ -336,7 +336,7 @@ class _Pictures:
             ]
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
-            raise RuntimeError(f"{self._owner}: the transform fails on {path}: {what}") from error
+            raise RuntimeError(escaped(f"{self._owner}: the transform fails on {path}: {what}")) from error
         try:
             return [image_tensor(image) for image in images]
         except TypeError as error:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from tercet.checks import escaped
+
 __all__ = ["decode_image", "read_image", "why_unreadable"]
 
 _WAY_OUT = "restore the file, or leave it out with tercet.scan_folder(root, verify=True)"
@@ -50,7 +52,7 @@ def read_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         return _decoded(_content(path))
     except ValueError as error:
         way_out = _WAY_OUT if Path(path).exists() else "is the root of the catalog the right folder?"
-        raise ValueError(f"read_image: {Path(path)}: {error}; {way_out}") from None
+        raise ValueError(f"read_image: {escaped(Path(path))}: {error}; {way_out}") from None
 
 
 def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -73,7 +75,7 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     try:
         return _decoded(data)
     except ValueError as error:
-        raise ValueError(f"decode_image: {name}: {error}") from None
+        raise ValueError(f"decode_image: {escaped(name)}: {error}") from None
 
 
 def why_unreadable(path: str | PathLike[str]) -> str | None:

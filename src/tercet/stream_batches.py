@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tercet.augment import KeyedTransform
-from tercet.checks import refusal
+from tercet.checks import escaped, refusal
 from tercet.datasets import image_tensor
 from tercet.grouping import Group, GroupBuffer
 from tercet.images import decode_image
@@ -103,7 +103,7 @@ class LaneBatches:
             if self.image is not None:
                 lacks, way_out = f"no field image={self.image!r}", "name the one that holds the image"
             way_out = f"half a sample ends a truncated tar; else {way_out}"
-            raise ValueError(f"PKStream: {name} has {lacks}, only {found}; {way_out}")
+            raise ValueError(escaped(f"PKStream: {name} has {lacks}, only {found}; {way_out}"))
         image: Any = decode_image(sample[field], name)
         if self.transform is not None:
             view = sample["__view__"] + (lap << 32)  # each pass counts its views from 0
@@ -145,8 +145,8 @@ class LaneBatches:
             if image.shape != images[0].shape:
                 raise ValueError(
                     f"PKStream: images of one batch have different sizes, {list(images[0].shape)} of "
-                    f"{names[0]} and {list(image.shape)} of {name}; give a transform that resizes or crops, "
-                    "such as albumentations.Resize(224, 224)"
+                    f"{escaped(names[0])} and {list(image.shape)} of {escaped(name)}; "
+                    "give a transform that resizes or crops, such as albumentations.Resize(224, 224)"
                 )
         batch = torch.stack(images), torch.tensor(labels, dtype=torch.int64)
         return (*batch, list(names)) if self.return_keys else batch

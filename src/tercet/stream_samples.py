@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from tercet.checks import refusal, whole
+from tercet.checks import escaped, refusal, whole
 from tercet.folders import IMAGE_SUFFIXES
 from tercet.tars import class_in
 
@@ -80,9 +80,9 @@ def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> int | str:
         what = repr(label)
         name, field = (label, "") if label in sample else label.partition(":")[::2]
         if name not in sample:
+            fields = ", ".join(sorted(name for name in sample if not name.startswith("__")))
             raise ValueError(
-                f"{_which(sample)} has no field {name!r}, only "
-                f"{', '.join(sorted(name for name in sample if not name.startswith('__'))) or 'its name'}; "
+                f"{_which(sample)} has no field {name!r}, only {escaped(fields) or 'its name'}; "
                 "half a sample ends a truncated tar; else pass label=, a field or a function of a sample"
             )
         value = sample[name]
@@ -93,7 +93,7 @@ def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> int | str:
             value = str(class_in(value, field))
     except (ValueError, LookupError, TypeError) as error:
         expected = f"expected a whole number or a name as {what}"
-        raise ValueError(f"{_which(sample)}: {expected}; {type(error).__name__}: {error}") from error
+        raise ValueError(f"{_which(sample)}: {expected}; {type(error).__name__}: {escaped(error)}") from error
     if isinstance(value, str):
         return number_in(value)
     try:

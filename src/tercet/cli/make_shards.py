@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tercet.checks import choice, refusal
+from tercet.checks import choice, escaped, refusal
 from tercet.cli.report import finish, grid, tell_left_out
 from tercet.cli.sources import (
     ClassDepth,
@@ -134,7 +134,7 @@ def make_shards(
     tell_left_out(left_out)
     if quiet:
         return
-    typer.echo(folder)
+    typer.echo(escaped(folder))
     rows = {
         "shards": [len(index.tars)],
         "images": [len(index)],

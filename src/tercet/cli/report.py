@@ -15,6 +15,7 @@ from rich.text import Text
 
 from tercet.blocks import kind_and_count
 from tercet.catalog import Catalog
+from tercet.checks import escaped
 from tercet.folders import LeftOut
 
 __all__ = ["Part", "finish", "grid", "report", "tell_left_out"]
@@ -45,7 +46,7 @@ def report(parts: list[Part], seconds: float, quiet: bool) -> None:
     if quiet:
         return
     for part in parts:
-        typer.echo(part.output)
+        typer.echo(escaped(part.output))
     sequences = [part.triplets for part in parts]
     rows = {
         "images": [len(part.catalog) for part in parts],
@@ -73,7 +74,7 @@ def grid(rows: Mapping[str, Sequence[int]], heads: Sequence[str] = ("",)) -> Tab
 def tell_left_out(left_out: Sequence[LeftOut]) -> None:
     """Names on standard error what was left out, and why."""
     for item in left_out[:SHOWN]:
-        typer.echo(f"left out: {item.path}: {item.reason}", err=True)
+        typer.echo(escaped(f"left out: {item.path}: {item.reason}"), err=True)
     if len(left_out) > SHOWN:
         typer.echo(f"left out: and {len(left_out) - SHOWN:,} more", err=True)
 
@@ -82,6 +83,6 @@ def finish(table: Table, left_out: Sequence[LeftOut], seconds: float) -> None:
     """Adds how much was left out for which reason, and the time, and shows the table."""
     table.add_row("left out", f"{len(left_out):,}")
     for reason, count in Counter(item.reason for item in left_out).most_common():
-        table.add_row(Text(f"  {reason}"), f"{count:,}")
+        table.add_row(Text(escaped(f"  {reason}")), f"{count:,}")
     table.add_row("seconds", f"{seconds:.2f}")
     Console().print(table)
