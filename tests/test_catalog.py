@@ -21,6 +21,7 @@ from tercet.catalog import Catalog, read_catalog, scan_folder
 from tercet.folders import IMAGE_SUFFIXES, LeftOut
 from tercet.manifest import write_manifest
 from tercet.sharding import write_shards
+from tercet.tables import sorted_classes
 from tercet.tuples import Triplets
 
 NASTY = [
@@ -333,6 +334,42 @@ def test_a_table_is_read_as_written(tmp_path_factory, suffix, rows):
     assert again.classes == (order if numbers else names)
 
 
+odd = st.sampled_from(
+    ["", "NA", "nan", "null", "True", "007", "1.10", "1e5", "-0", "2\n", *map(str, (2**63, 2**64 - 1))]
+)
+values = st.one_of(
+    st.lists(texts | odd, min_size=3, max_size=3),
+    st.lists(st.integers(-(2**63), 2**64 - 1), min_size=3, max_size=3).map(
+        lambda n: np.array(n, dtype=object)
+    ),
+    st.lists(st.floats(allow_nan=False), min_size=3, max_size=3),
+    st.lists(st.booleans(), min_size=3, max_size=3),
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@settings(deadline=None, max_examples=60)
+@given(group=values, names=st.sets(texts, min_size=3, max_size=3))
+def test_a_group_comes_back_as_it_was_written(tmp_path_factory, suffix, group, names):
+    folder = tmp_path_factory.mktemp("table")
+    catalog = Catalog(["a.jpg", "b.jpg", "c.jpg"], [0, 1, 2], sorted_classes(names), {"g": group}, folder)
+    catalog.write(folder / f"t{suffix}")
+    again = read_catalog(folder / f"t{suffix}")
+    assert again == catalog  # by fingerprint: paths, labels, classes and groups as Python writes them
+    assert len(set(map(str, again.groups["g"].tolist()))) == len(set(map(str, catalog.groups["g"].tolist())))
+
+
+def test_a_group_that_no_table_holds_is_refused_in_words(tmp_path):
+    days = np.array(["2020-01-01"] * 3, dtype="M8[D]")
+    assert sentence(small(groups={"day": days}).write, tmp_path / "t.csv").startswith(
+        "Catalog.write(catalog.groups='day'): expected whole numbers, numbers, strings, or True and False"
+    )
+    assert "text that UTF-8 can write" in sentence(
+        small(paths=["a/1", "a/2", "\ud800"]).write, tmp_path / "t.csv"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_the_written_paths_lead_to_the_images(tmp_path, monkeypatch, suffix):
     tree(tmp_path / "photos", "ant/1.jpg", "bee/x y.jpg")
@@ -426,6 +463,8 @@ def test_a_group_may_not_take_the_name_of_the_path(tmp_path):
         (["²", "1"], ["1", "²"]),
         (["1.0", "2"], ["1.0", "2"]),
         (["NA", "null", "nan"], ["NA", "nan", "null"]),
+        ([f"{2**64 - 1}", f"{2**64 - 2}"], [f"{2**64 - 2}", f"{2**64 - 1}"]),
+        (["9" * 5000, "10"], ["10", "9" * 5000]),
     ],
 )
 def test_classes_are_sorted_as_numbers_where_all_are(tmp_path, labels, classes):
@@ -447,7 +486,7 @@ def test_other_columns_of_a_data_set_do_not_matter(tmp_path):
     columns = {"path": ["a"], "label": ["x"], "pixels": [[1, 2]], "note": pa.array([None], pa.string())}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     assert by_class(read_catalog(tmp_path / "t.parquet", groups=[])) == [("a", "x")]
-    assert "whole numbers or strings in column 'pixels'" in sentence(read_catalog, tmp_path / "t.parquet")
+    assert "numbers, text or booleans in column 'pixels'" in sentence(read_catalog, tmp_path / "t.parquet")
 
 
 def test_a_repeated_path_is_kept_once_and_reported(tmp_path):

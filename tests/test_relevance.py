@@ -204,7 +204,7 @@ def test_a_table_is_read_from_disk(tmp_path, suffix):
         ("i,j,r\n0,1,nan\n", "expected a value in every row of column 'r'; row 1 of 1 has none"),
         ("i,j,r\n0,1,-0.5\n", "TableRelevance(r='-0.5 of rows 0 and 1'): expected a number from 0 to 1"),
         ("i,j,r\n0,1,much\n", "expected numbers in column 'r'; "),
-        ("i,j,r\n0,1.5,0.2\n", "TableRelevance(j='array of object'): expected row numbers"),
+        ("i,j,r\n0,1.5,0.2\n", "expected whole numbers in column 'j'; "),
     ],
 )
 def test_a_table_on_disk_that_is_none_is_refused(tmp_path, text, said):

@@ -16,7 +16,7 @@ import numpy as np
 
 from tercet.checks import refusal, whole
 from tercet.folders import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
-from tercet.tables import fresh_target, read_columns, write_columns
+from tercet.tables import fresh_target, read_columns, sorted_classes, write_columns
 
 __all__ = ["Catalog", "read_catalog", "refuse_unwritable", "scan_folder"]
 
@@ -31,7 +31,7 @@ class Catalog:
         paths: str object array [n], relative to `root`, with forward slashes.
         labels: int64 [n], the class of each image, a position in `classes`.
         classes: the class names.
-        groups: further columns by name, each [n], whole numbers or strings: "parent" (the folder above
+        groups: further columns by name, each [n], whole numbers, strings, floats or booleans: "parent" (the folder above
             the class folder, for use as a super-label), or a camera, a session, … from a table. The names
             "path" and "label" are taken.
         root: the folder that `paths` start from.
@@ -149,6 +149,7 @@ class Catalog:
             ValueError: another suffix, an existing file, or a folder that cannot be written.
         """
         target = fresh_target("Catalog.write", path, overwrite, (".csv", ".parquet"))
+        refuse_unwritable("Catalog.write", self)
         base = os.path.relpath(self.root, target.parent)
         if base.startswith(".."):  # after a link, ".." is the folder above what the link leads to
             base = os.path.relpath(os.path.realpath(self.root), os.path.realpath(target.parent))
@@ -287,7 +288,9 @@ def read_catalog(
         path_column: the column of image paths.
         label_column: the column of classes, whole numbers or strings. Classes are sorted, as numbers
             where every one of them is a whole number.
-        groups: columns to keep as groups, whole numbers or strings; by default all others.
+        groups: columns to keep as groups; by default all others. Of a CSV they are strings, or whole numbers
+            where every value is written as Python writes an int64, so `007` and `7` stay two values; of a
+            Parquet they keep their type.
         verify: decode every image, in parallel, and leave out those that do not decode.
         progress: show a progress bar while verifying.
 
@@ -314,7 +317,7 @@ def read_catalog(
     if not names.size:
         raise refusal("read_catalog", "path", str(path), "at least one row")
     first, left_out = _without_repeats(path, names, labels)
-    classes = sorted(set(labels), key=int if all(map(_is_number, set(labels))) else None)
+    classes = sorted_classes(labels)
     number = {label: code for code, label in enumerate(classes)}
     catalog = Catalog(
         paths=names,
@@ -331,11 +334,6 @@ def read_catalog(
             raise refusal("read_catalog", "path", str(path), expected, f"of the first: {left_out[-1].reason}")
         catalog = catalog.select([rows[parts] for parts in kept])
     return replace(catalog, left_out=left_out)
-
-
-def _is_number(label: str) -> bool:
-    """Whether a label is a whole number, written as Python writes it."""
-    return label.removeprefix("-").isdecimal() and str(int(label)) == label
 
 
 def _without_repeats(

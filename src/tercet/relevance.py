@@ -260,7 +260,7 @@ class TableRelevance:
         Raises:
             ValueError: not such a table, or what is refused above.
         """
-        columns = read_columns(f"{cls.__name__}.read", path, others=("i", "j"), numbers=("r",))
+        columns = read_columns(f"{cls.__name__}.read", path, others=(), numbers=("r",), integers=("i", "j"))
         return cls(columns["i"], columns["j"], columns["r"], symmetric=symmetric)
 
     def __repr__(self) -> str:

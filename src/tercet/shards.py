@@ -127,7 +127,7 @@ class ShardIndex:
         groups = {
             name: np.concatenate([table.groups[name] for table in tables])[order] for name in sorted(names)
         }
-        classes = written_classes(owner, "tars", tables) or _sorted_classes(set(columns["label"]))
+        classes = written_classes(owner, "tars", tables) or sorted_classes(set(columns["label"]))
         number = {name: code for code, name in enumerate(classes)}
         labels = np.fromiter(map(number.__getitem__, columns["label"]), np.int64, len(order))
         left_out = [item for table in tables for item in table.left_out]
@@ -288,9 +288,3 @@ def _runs(
         if begin < stop:
             runs.append((begin, stop - 1))
     return runs
-
-
-def _sorted_classes(names: set[str]) -> list[str]:
-    """Sorted as numbers where every one is a whole number, as `read_catalog` sorts them."""
-    numbers = all(name.removeprefix("-").isdecimal() and str(int(name)) == name for name in names)
-    return sorted(names, key=int if numbers else None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import numpy as np
 
 from tercet.checks import refusal
 
-__all__ = ["atomically", "fresh_target", "naming", "read_columns", "write_columns"]
+__all__ = ["atomically", "fresh_target", "naming", "read_columns", "sorted_classes", "write_columns"]
+
+# As Python writes a whole number. It reads none of more digits than some hundred unless told to.
+_WHOLE = r"^(0|-?[1-9][0-9]{0,599})$"
 
 
 def fresh_target(owner: str, path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
@@ -82,12 +86,13 @@ def write_columns(columns: Mapping[str, Any], target: Path) -> None:
     """Write columns of equal length as a table, CSV or Parquet by the suffix of `target`.
 
     Args:
-        columns: by name, each [n], whole numbers or strings.
+        columns: by name, each [n]: whole numbers, strings, floats or booleans. CSV, which has no types, gets
+            the last two as Python writes them.
         target: a name that `fresh_target` has passed.
     """
     import pyarrow as pa
 
-    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    table = pa.table({name: _array(values, target.suffix == ".csv") for name, values in columns.items()})
     with atomically(target) as unfinished:
         if target.suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -100,14 +105,30 @@ def write_columns(columns: Mapping[str, Any], target: Path) -> None:
             csv.write_csv(table, unfinished)
 
 
+def _array(values: Any, text: bool) -> Any:
+    """Values as an Arrow array: as text what no reader would tell from text, and integers beyond 64 bits."""
+    import pyarrow as pa
+
+    with suppress(OverflowError):
+        array = pa.array(values)
+        if not text or not (pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):
+            return array
+    return pa.array(list(map(str, np.asarray(values).tolist())))
+
+
 def read_columns(
     owner: str,
     path: str | Path,
     text: Sequence[str] = (),
     others: Sequence[str] | None = None,
     numbers: Sequence[str] = (),
+    integers: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """Columns of a table, CSV or Parquet by suffix.
+    """Columns of a table, CSV or Parquet by suffix, with their values as written.
+
+    A CSV column is text, or whole numbers where every value is written as Python writes an int64: `007`,
+    `1.10` and `1e5` stay text. A Parquet column keeps its type: text, whole numbers, floats or booleans;
+    whole numbers of 2⁶³ and more become text, as in CSV, and so do dates and decimals.
 
     Args:
         owner: who asks, for the sentences.
@@ -115,12 +136,14 @@ def read_columns(
         text: columns that are read as strings, whatever they look like, and have a value in every row.
         others: further columns; None for all there are.
         numbers: columns that are read as numbers, with a value in every row.
+        integers: columns that are read as whole numbers, with a value in every row.
 
     Returns:
-        By name: str object array [n] or int64 [n]; float64 [n] for those of `numbers`.
+        By name: str object array, int64, float64 or bool [n]; float64 for `numbers`, int64 for `integers`.
 
     Raises:
-        ValueError: no such file, another suffix, not a table, a column missing, an empty value.
+        ValueError: no such file, another suffix, not a table, a column missing, a missing value (in CSV
+            an empty field; a quoted one, `""`, is an empty text), or one of another type than asked for.
     """
     import pyarrow as pa
 
@@ -130,63 +153,121 @@ def read_columns(
     if not source.is_file():
         raise refusal(owner, "path", str(path), "an existing file")
     try:
-        if source.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            with pa.OSFile(str(source)) as file:
-                table = pq.ParquetFile(file).read()
-        else:
-            from pyarrow import csv
-
-            table = csv.read_csv(
-                source,
-                parse_options=csv.ParseOptions(newlines_in_values=True),
-                convert_options=csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),
-            )
+        table = _parquet(source) if source.suffix == ".parquet" else _csv(source)
     except (pa.ArrowException, OSError) as error:
-        raise refusal(owner, "path", str(path), "a readable table", str(error).splitlines()[0]) from error
-    for name in (*text, *numbers, *(table.column_names if others is None else others)):
+        said = str(error).splitlines()[0][:200]  # it may quote a whole line of the table
+        raise refusal(owner, "path", str(path), "a readable table", said) from error
+    for name in (*text, *numbers, *integers, *(table.column_names if others is None else others)):
         if table.column_names.count(name) != 1:
             shown = ", ".join(table.column_names)
             raise refusal(owner, "path", str(path), f"one column {name!r}", f"its columns are: {shown}")
-    wanted = table.column_names if others is None else dict.fromkeys((*text, *numbers, *others))
-    return {
-        name: _numbers(owner, path, name, table[name])
-        if name in numbers
-        else _values(owner, path, name, table[name], name in text)
-        for name in wanted
-    }
+    kinds: dict[str, Any] = dict.fromkeys(table.column_names if others is None else others)
+    kinds |= {**dict.fromkeys(text, str), **dict.fromkeys(numbers, float), **dict.fromkeys(integers, int)}
+    columns = {}
+    for name, kind in kinds.items():
+        try:
+            columns[name], missing = _values(table[name], kind, guess=source.suffix == ".csv")
+        except pa.ArrowException as error:
+            expected, said = _refused(name, kind, table[name], error)
+            raise refusal(owner, "path", str(path), expected, said) from None
+        rows = np.flatnonzero(missing)
+        if rows.size:
+            expected = f"a value in every row of column {name!r}"
+            said = f"row {rows[0] + 1} of {len(table)} has none"
+            raise refusal(owner, "path", str(path), expected, said)
+    return columns
 
 
-def _values(owner: str, path: str | Path, name: str, column: Any, as_text: bool) -> np.ndarray:
-    """One Arrow column as numpy: int64 where it holds whole numbers, else strings."""
+def _parquet(source: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pa.OSFile(str(source)) as file:
+        return pq.ParquetFile(file).read()
+
+
+def _csv(source: Path) -> Any:
+    """The table with all columns as text; an empty field is null, a quoted one and words such as NA are not."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    parsing = csv.ParseOptions(newlines_in_values=True)
+    with csv.open_csv(source, parse_options=parsing) as head:
+        names = head.schema.names
+    options: dict[str, Any] = {"null_values": [""], "strings_can_be_null": True}
+    types = csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), quoted_strings_can_be_null=False, **options
+    )
+    return csv.read_csv(source, parse_options=parsing, convert_options=types)
+
+
+def _values(column: Any, kind: type | None, guess: bool) -> tuple[np.ndarray, np.ndarray]:
+    """One Arrow column as numpy, and in which rows it has no value, bool [n].
+
+    Args:
+        column: the column.
+        kind: str, int or float if that is asked for; None for that of the column.
+        guess: whether text may be whole numbers.
+
+    Raises:
+        pyarrow.ArrowException: values that are not of that kind.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if kind in (int, float):
+        column = pc.utf8_trim_whitespace(column) if is_text else column
+        column = column.cast(pa.float64() if kind is float else pa.int64())
+    elif kind is None and pa.types.is_floating(column.type):
+        column = column.cast(pa.float64())
+    elif kind is str or not pa.types.is_boolean(column.type):
+        whole = kind is None and (pa.types.is_integer(column.type) or (guess and _all_whole(column)))
+        column = _as_int64(column) if whole else column.cast(pa.string())
+    missing = pc.is_null(column, nan_is_null=True).to_numpy()  # pandas writes a missing number as NaN
+    values = column.to_numpy()
+    if pa.types.is_string(column.type):
+        values = values.astype(object)
+        missing = missing | (values == "") if kind is str else missing
+    return values, missing
+
+
+def _all_whole(column: Any) -> bool:
+    """Whether every text is a whole number as Python writes it."""
+    import pyarrow.compute as pc
+
+    return len(column) > 0 and bool(
+        pc.all(pc.match_substring_regex(column, _WHOLE), skip_nulls=False).as_py()
+    )
+
+
+def _as_int64(column: Any) -> Any:
+    """Whole numbers as int64, as text where one lies outside of it."""
     import pyarrow as pa
 
     try:
-        strings = column.cast(pa.string())
-    except pa.ArrowException:
-        expected = f"whole numbers or strings in column {name!r}"
-        raise refusal(owner, "path", str(path), expected, f"it holds {column.type}") from None
-    values = strings.to_numpy().astype(object)
-    empty = np.flatnonzero(values == "" if as_text and not strings.null_count else strings.is_null())
-    if empty.size:
-        expected = f"a value in every row of column {name!r}"
-        raise refusal(owner, "path", str(path), expected, f"row {empty[0] + 1} of {len(column)} has none")
-    whole_numbers = pa.types.is_integer(column.type) and not as_text
-    return column.to_numpy().astype(np.int64) if whole_numbers else values
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return column.cast(pa.string())
 
 
-def _numbers(owner: str, path: str | Path, name: str, column: Any) -> np.ndarray:
-    """One Arrow column as float64."""
-    import pyarrow as pa
+def _refused(name: str, kind: type | None, column: Any, error: Exception) -> tuple[str, str]:
+    """What was expected of a column that has values of another kind, and what came."""
+    if kind not in (int, float):
+        return f"numbers, text or booleans in column {name!r}", f"it holds {column.type}"
+    expected = f"{'whole ' if kind is int else ''}numbers in column {name!r}"
+    return expected, str(error).splitlines()[0][:200]
 
-    try:
-        values = column.cast(pa.float64())
-    except pa.ArrowException as error:
-        expected = f"numbers in column {name!r}"
-        raise refusal(owner, "path", str(path), expected, str(error).splitlines()[0]) from None
-    empty = np.flatnonzero(values.is_null())
-    if empty.size:
-        expected = f"a value in every row of column {name!r}"
-        raise refusal(owner, "path", str(path), expected, f"row {empty[0] + 1} of {len(column)} has none")
-    return values.to_numpy()
+
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """The distinct names of classes, sorted as numbers where every one is a whole number as Python writes it.
+
+    Example:
+        >>> sorted_classes(["10", "9", "10"]), sorted_classes(["10", "9", "x"])
+        (['9', '10'], ['10', '9', 'x'])
+    """
+    distinct = set(names)
+    numbers = all(re.fullmatch(_WHOLE, name) for name in distinct)
+    return sorted(distinct, key=int if numbers else None)
