@@ -31,9 +31,9 @@ class Catalog:
         paths: str object array [n], relative to `root`, with forward slashes.
         labels: int64 [n], the class of each image, a position in `classes`.
         classes: the class names.
-        groups: further columns by name, each [n], whole numbers, strings, floats or booleans: "parent" (the folder above
-            the class folder, for use as a super-label), or a camera, a session, … from a table. The names
-            "path" and "label" are taken.
+        groups: further columns by name, each [n], whole numbers, strings, floats or booleans: "parent" (the
+            folder above the class folder, for use as a super-label), or a camera, a session, … from a
+            table. The names "path" and "label" are taken.
         root: the folder that `paths` start from.
         left_out: what was found and is not in the catalog.
 

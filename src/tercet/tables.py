@@ -187,7 +187,7 @@ def _parquet(source: Path) -> Any:
 
 
 def _csv(source: Path) -> Any:
-    """The table with all columns as text; an empty field is null, a quoted one and words such as NA are not."""
+    """The table with all columns as text; an empty field is null, but neither `""` nor a word such as NA."""
     import pyarrow as pa
     from pyarrow import csv
 
