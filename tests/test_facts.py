@@ -166,9 +166,9 @@ def test_reading_is_bounded_and_never_waits(tmp_path):
     with pytest.raises(OSError, match="has 1,099,511,627,776 bytes"):
         Facts.read("read_manifest", "path", large)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="not a plain file"):
+    with pytest.raises(OSError, match="Not a plain file"):
         Facts.read("read_manifest", "path", tmp_path / "pipe")
-    with pytest.raises(OSError, match=r"not a plain file|directory"):
+    with pytest.raises(OSError, match="Not a plain file"):
         read_bounded(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_bounded(tmp_path / "none")

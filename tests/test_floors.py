@@ -36,6 +36,7 @@ FLOORS = {
             "formats",
             "handles",
             "locks",
+            "parquet_files",
             "provenance",
             "images",
         ],

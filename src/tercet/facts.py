@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tercet.checks import refusal
+from tercet.handles import open_plain
 
 __all__ = ["CHECKSUM", "Facts", "as_json", "checksum_fits", "read_bounded", "warn_unchecked", "with_checksum"]
 
@@ -90,14 +90,10 @@ def read_bounded(path: str | Path, most: int = _MOST) -> bytes:
         >>> read_bounded("some.json")
         b'{}'
     """
-    # A pipe that nobody writes to would be waited for.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{str(path)!r} is not a plain file")
-        if status.st_size > most:
-            raise OSError(f"{str(path)!r} has {status.st_size:,} bytes, and at most {most:,} are read")
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(f"{str(path)!r} has {size:,} bytes, and at most {most:,} are read")
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(f"{str(path)!r} grew above {most:,} bytes while it was read")

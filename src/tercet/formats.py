@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tercet.columns import StoredColumns
+from tercet.parquet_files import opened_parquet, parquet_writer
 
 __all__ = ["BLOCK", "COLUMNS", "FORMATS", "TEXT_FORMATS", "open_arrow", "read_paths", "write_paths"]
 
@@ -62,16 +63,14 @@ def _write_parquet(
     target: Path, blocks: Iterable[np.ndarray], paths: Sequence[str], metadata: dict[str, str], kind: str
 ) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     names = pa.array(paths, pa.string())
     schema = pa.schema(_fields(kind))
     # The stored type is plain string in dictionary encoding, which every reader knows; the Arrow schema
     # is left away, since some refuse its dictionary type. The least and the greatest of random paths tell
     # nothing, and finding them takes half the time.
-    options: Any = {"compression": "zstd", "store_schema": False, "write_statistics": False}
-    # Opened here: of a name with a colon pyarrow would make an address.
-    with pa.OSFile(str(target), "wb") as file, pq.ParquetWriter(file, schema, **options) as writer:
+    options: Any = {"store_schema": False, "write_statistics": False}
+    with parquet_writer(target, schema, metadata, **options) as writer:
         used = np.zeros(len(paths), dtype=bool)
         for block in blocks:
             columns = []
@@ -85,7 +84,6 @@ def _write_parquet(
                 dictionary = names.take(pa.array(np.flatnonzero(used)))
                 columns.append(pa.DictionaryArray.from_arrays(position[rows], dictionary))
             writer.write_table(pa.table(columns, schema=schema), row_group_size=BLOCK)
-        writer.add_key_value_metadata(metadata)
 
 
 def _write_arrow(
@@ -228,12 +226,8 @@ def _read_table(source: Path, suffix: str, kind: str | None) -> tuple[Any, str]:
         kind = kind or "triplets"
         return pa.schema(_fields(kind)).empty_table(), kind
     if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        with pa.OSFile(str(source)) as file:
-            kind = kind or _kind_of(pq.read_schema(file).names)
-            names = [column for column in COLUMNS[kind] if column in _NAMES]
-            table = pq.ParquetFile(file, read_dictionary=names).read()
+        with opened_parquet(source, _NAMES) as (file, _):
+            table = file.read()
     elif suffix == ".arrow":
         with pa.OSFile(str(source)) as file:
             table = pa.ipc.open_file(file).read_all()

@@ -1,16 +1,43 @@
-"""A file open for reading at offsets."""
+"""Plain files open for reading: from front to back, or at offsets."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from tercet.checks import refusal
 
-__all__ = ["Handle"]
+__all__ = ["Handle", "open_plain"]
 
 _CAN_ANNOUNCE = hasattr(os, "posix_fadvise")
+
+
+def open_plain(path: str | Path) -> BinaryIO:
+    """A plain file open for reading; a folder, a pipe or a device is refused, and none is waited for.
+
+    Raises:
+        OSError: no such file, not a plain one, or it may not be read.
+
+    Example:
+        >>> _ = Path("some.bin").write_bytes(b"0123456789")
+        >>> with open_plain("some.bin") as file:
+        ...     file.read(2)
+        b'01'
+    """
+    return open(_plain_descriptor(path), "rb")
+
+
+def _plain_descriptor(path: str | Path) -> int:
+    # A pipe that nobody writes to would be waited for.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a plain file", str(path))
+    return descriptor
 
 
 class Handle:
@@ -40,7 +67,7 @@ class Handle:
     def __init__(self, owner: str, argument: str, path: Path, kind: str) -> None:
         self._descriptor = -1
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = _plain_descriptor(path)
         except OSError as error:
             raise refusal(owner, argument, str(path), kind, error.strerror or "") from error
         told = os.fstat(self._descriptor)
