@@ -278,6 +278,18 @@ def check_gradient(head, x, labels, **call):
     assert torch.autograd.gradcheck(lambda x: head(x, labels, **call), x, fast_mode=True)
 
 
+def check_second_derivative(head, x, labels, mined=None):
+    """The second derivative is that of finite differences, by embeddings and parameters, or it is refused."""
+    given = x.clone().requires_grad_(), *head.parameters()
+    try:
+        assert torch.autograd.gradgradcheck(lambda x, *_: head(x, labels, mined), given, fast_mode=True)
+    except ValueError as error:
+        text = f"{type(head).__name__}(create_graph=True): expected False, since this loss can be "
+        assert str(error).startswith(text)  # noqa: PT017
+        return False
+    return True
+
+
 def check_finite(head, x, labels, **call):
     """Loss and gradient are finite."""
     loss, grad = gradient_of(head, x, labels, **call)

@@ -162,6 +162,16 @@ def half(r, dtype):
     return ref.embeddings.dtype, ref.labels.tolist(), x.grad
 
 
+def differentiated_twice(r):
+    """What a gradient penalty over gathered columns says."""
+    x = torch.ones(2, 3, requires_grad=True)
+    _, ref = gather(x, torch.zeros(2).bool())
+    try:
+        torch.autograd.grad(ref.embeddings.square().sum(), x, create_graph=True)
+    except ValueError as error:
+        return str(error)
+
+
 def worker(r, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -188,6 +198,7 @@ def worker(r, folder):
         "cached": cached(r),
         "memory": remembered(r),
         "refused": refused(r),
+        "twice": differentiated_twice(r),
         "half": [half(r, dtype) for dtype in (torch.float16, torch.bfloat16)],
     }
     torch.save(seen, f"{folder}/{r}.pt")
@@ -346,6 +357,11 @@ def test_fp16_and_bf16_embeddings_are_gathered_and_their_gradient_summed(ranks):
             assert dtype == grad.dtype == expected
             assert labels == [0, 0, 0]
             assert (grad == 3 * 2**-7).all()
+
+
+def test_a_second_derivative_through_gathered_columns_is_refused(ranks):
+    for seen in ranks:
+        assert seen["twice"].startswith("gather(create_graph=True): expected False, since the gradient that")
 
 
 def test_embeddings_that_are_no_rows_of_floats_are_refused():

@@ -529,6 +529,16 @@ class Odd(nn.Module):
         return self.out(x)
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph:UserWarning")
+def test_a_backward_that_creates_a_graph_is_refused():
+    chunks = list(zip(IMAGES.split(7), LABELS.split(7)))
+    text = (
+        r"cached_backward\(backward='create_graph=True'\): expected a call without create_graph=True, since"
+    )
+    with pytest.raises(ValueError, match=text):
+        cached_backward(network(), chunks, Proxies(), backward=lambda loss: loss.backward(create_graph=True))
+
+
 def test_what_is_no_step_is_refused():
     model, head, chunks = network(), TripletMargin(1.0), chunked(5, IMAGES, LABELS)
     refusals = [

@@ -17,6 +17,7 @@ from contract_heads import (
     check_equal,
     check_finite,
     check_gradient,
+    check_second_derivative,
     check_zero,
     gradient_of,
     hinge,
@@ -57,6 +58,16 @@ def has_the_gradient_of_finite_differences(row):
         return
     for head in row.heights(None, 2):
         check_gradient(head, *UNEVEN)
+
+
+def is_differentiated_twice_as_finite_differences_are_or_refuses_it(row):
+    if not row.reduction:
+        assert check_second_derivative(row.head(), *UNEVEN) != row.tiled
+        return
+    for head in row.heights(None, 2):
+        assert not check_second_derivative(head, *UNEVEN)
+    one_by_one = row.head(reduction="none"), *UNEVEN, row.everything(UNEVEN[1])
+    assert check_second_derivative(*one_by_one) == row.smooth
 
 
 def one_positive_pair_and_one_negative_pair_have_a_loss(row):
@@ -252,6 +263,7 @@ OF_ALL = [
     uneven_positives_and_p_unlike_k_equal_the_loop_at_every_tile_height,
     equals_the_loop_under_every_reduction,
     has_the_gradient_of_finite_differences,
+    is_differentiated_twice_as_finite_differences_are_or_refuses_it,
     one_positive_pair_and_one_negative_pair_have_a_loss,
     no_positives_no_negatives_one_class_or_no_rows_have_the_loops_loss_and_a_graph,
     identical_images_and_collapsed_embeddings_have_a_finite_gradient,
@@ -347,6 +359,7 @@ WRONG = {
         lambda head, *given, **call: head(*given, **call), reduction="sum"
     ),
     has_the_gradient_of_finite_differences: beside(lambda x: 0.1 * x.sum()),
+    is_differentiated_twice_as_finite_differences_are_or_refuses_it: beside(lambda x: (x * x.detach()).sum()),
     one_positive_pair_and_one_negative_pair_have_a_loss: of_value(lambda loss, x: loss * (len(x) > 3)),
     no_positives_no_negatives_one_class_or_no_rows_have_the_loops_loss_and_a_graph: of_value(
         lambda loss, x: loss.detach()

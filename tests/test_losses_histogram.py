@@ -250,7 +250,7 @@ def test_the_probe_sees_a_tensor_of_bins_times_pairs():
 def test_a_second_derivative_is_refused(name):
     x, labels = BATCHES["P × K"]
     x = x.clone().requires_grad_()
-    with pytest.raises(ValueError, match=r"backward\(create_graph=True\)"):
+    with pytest.raises(ValueError, match=r"(Histogram|FastAP)\(create_graph=True\): expected False, since"):
         torch.autograd.grad(HEADS[name].head()(x, labels), x, create_graph=True)
 
 

@@ -97,7 +97,12 @@ def test_value_and_gradient_are_those_of_differences(name, kind, with_ref, heigh
     expected = gradients(DISTANCES[name], x, y, torch.float64, slow)
     for dtype, far in ((torch.float64, 1e-9), (torch.float32, 2e-5)):
         found = gradients(
-            DISTANCES[name], x, y, dtype, lambda pairs: sloped(pairs, "sum", weighted), tile_rows=height
+            DISTANCES[name],
+            x,
+            y,
+            dtype,
+            lambda pairs: sloped("Head", pairs, "sum", weighted),
+            tile_rows=height,
         )
         for u, v in zip(found, expected):
             if v is not None:
@@ -108,7 +113,7 @@ def test_value_and_gradient_are_those_of_differences(name, kind, with_ref, heigh
 @every_distance
 def test_the_rows_part_twice_is_the_gradient_where_pairs_are_mirrored(name, kind):
     def loss(symmetric):
-        return lambda pairs: sloped(pairs, "mean", weighted, symmetric=symmetric)
+        return lambda pairs: sloped("Head", pairs, "mean", weighted, symmetric=symmetric)
 
     for height in (None, 12):
         args = DISTANCES[name], batch(kind), None, torch.float64
@@ -141,7 +146,7 @@ def test_only_gradients_that_are_wanted_are_computed(name, monkeypatch):
         inputs = [v.clone().requires_grad_(w) for v, w in zip((x, y), wanted)]
         ref = References(inputs[1], torch.arange(5) % 3)
         pairwise = Pairwise("test", inputs[0], labels, ref=ref, distance=DISTANCES[name])
-        loss = sloped(pairwise, "mean", weighted)
+        loss = sloped("Head", pairwise, "mean", weighted)
         assert loss.requires_grad == any(wanted)
         if any(wanted):
             loss.backward()

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from tercet.squares import by_differences, fast_entries, fast_tile, roundoff, square_bound
+from tercet.squares import (
+    by_differences,
+    differentiable_differences,
+    fast_entries,
+    fast_tile,
+    roundoff,
+    square_bound,
+)
 
 
 def points(n, d, seed=0):
@@ -72,6 +79,38 @@ def test_the_gradient_is_that_of_differences(kind, measured, root):
     )
     for a, b in zip(fast, exact):
         assert (a - b).abs().max() <= 2e-5 * b.abs().max()
+
+
+SECOND = {
+    "tile": lambda x, y: fast_tile(x, y, root=True),
+    "squared tile": lambda x, y: fast_tile(x, y, root=False),
+    "entries": lambda x, y: listed(x, y, root=True),
+    "squared entries": lambda x, y: listed(x, y, root=False),
+    "differences": differentiable_differences,
+}
+
+
+@pytest.mark.parametrize("near", [0, 1, 5], ids=["none near", "one near", "all near"])
+@pytest.mark.parametrize("name", SECOND)
+def test_the_second_derivative_is_that_of_finite_differences(name, near):
+    x, y = points(5, 3), points(6, 3, seed=1)
+    y[:near] = x[:near] + 1e-2 * points(near, 3, seed=2)
+    if near == 5:
+        x, y = x[:1] + 1e-2 * points(5, 3, seed=3), x[:1] + 1e-2 * points(6, 3, seed=4)
+    given = x.requires_grad_(), y.requires_grad_()
+    assert torch.autograd.gradgradcheck(SECOND[name], given, rtol=1e-2 if near else 1e-3)
+
+
+@pytest.mark.parametrize("equal", [1, 5], ids=["one pair", "all pairs"])
+@pytest.mark.parametrize("name", SECOND)
+def test_the_second_derivative_at_equal_rows_is_finite(name, equal):
+    x = points(5, 3)
+    y = torch.cat([x[:1].expand(equal, 3), points(6 - equal, 3, seed=1)])
+    x = x if equal == 1 else x[:1].expand(5, 3)
+    x = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(SECOND[name](x, y).sum(), x, create_graph=True)
+    assert grad.isfinite().all()
+    assert torch.autograd.grad(grad.square().sum(), x)[0].isfinite().all()
 
 
 def test_lowered_precision_of_products_does_not_reach_a_distance():

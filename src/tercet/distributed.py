@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tercet.checks import refusal
 from tercet.relations import label_rows, whole_numbers
+from tercet.sums import refuse_second_derivative
 from tercet.tuples import References
 
 __all__ = ["gather", "rank", "world_size"]
@@ -147,8 +147,9 @@ class _AllGather(torch.autograd.Function):
         return _all_gather(rows, sizes)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
+        expected = "False, since the gradient that the ranks exchange has no graph"
+        refuse_second_derivative("gather", expected, "take second derivatives of the rank's own rows alone")
         # Summed in float32 at least; a copy, for the gradient that came is not ours to change.
         dtype = torch.promote_types(grad.dtype, torch.float32)
         total = grad.to(dtype, copy=True, memory_format=torch.contiguous_format)

@@ -137,6 +137,9 @@ def cached_backward(
     with torch.autocast(where.type, enabled=False):
         backward(step.loss)
     grad = torch.zeros_like(embeddings) if embeddings.grad is None else embeddings.grad
+    if grad.requires_grad:
+        expected = "a call without create_graph=True, since chunks are differentiated once"
+        raise refusal(_OWNER, "backward", "create_graph=True", expected, "take the whole batch in one piece")
     alone = getattr(model, "no_sync", nullcontext)  # DDP's: gradients are exchanged once, with the last chunk
     for c, (chunk, upstream) in enumerate(zip(first, grad.split(sizes))):
         with alone() if c < len(first) - 1 else nullcontext():

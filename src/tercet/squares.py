@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "NEAR",
     "by_differences",
     "centre_of",
+    "differentiable_differences",
     "fast_entries",
     "fast_tile",
     "full_precision",
@@ -44,6 +46,21 @@ def roundoff(x: Tensor) -> float:
 def by_differences(x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]) -> Float[Tensor, "*b a r"]:
     """‖x_i − y_j‖: differences, squares, sum, root, for each pair by itself."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def differentiable_differences(
+    x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]
+) -> Float[Tensor, "*b a r"]:
+    """`by_differences` with a second derivative, which `torch.cdist` lacks; both are 0 where D is 0.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+        >>> (grad,) = torch.autograd.grad(differentiable_differences(x, x).sum(), x, create_graph=True)
+        >>> torch.autograd.grad(grad[0, 0], x)[0]
+        tensor([[ 0.2560, -0.1920],
+                [-0.2560,  0.1920]])
+    """
+    return _Differences.apply(x, y)
 
 
 def square_bound(
@@ -145,8 +162,9 @@ class _Tile(torch.autograd.Function):
         ctx.dense = roundoff(x) > 2.0**-24 or 8 * len(i) > out.numel()
         if ctx.dense:
             out = by_differences(x, y)
-            ctx.save_for_backward(x, y)
-            return out if root else out.square_()
+            out = out if root else out.square_()
+            ctx.save_for_backward(x, y, out)
+            return out
         out[i, j] = _pair_squares(x, y, i, j)
         if root:
             out.sqrt_()
@@ -154,11 +172,9 @@ class _Tile(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
         if ctx.dense:
-            x, y = ctx.saved_tensors
-            return *_gradient_by_differences(x, y, grad, ctx.root), None
+            return *_pulls_by_differences(*ctx.saved_tensors, grad, ctx.root), None
         x, y, centre, out, i, j = ctx.saved_tensors
         weight = _weights(out, grad)  # [a, r]
         near = weight[i, j]
@@ -181,7 +197,6 @@ class _Entries(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
         x, y, centre, out, i, j, near = ctx.saved_tensors
         weight = _weights(out, grad)  # [t]
@@ -198,9 +213,30 @@ class _Entries(torch.autograd.Function):
         return *pulls, None, None, None
 
 
+class _Differences(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any, y: Any) -> Any:
+        out = by_differences(x, y)
+        ctx.save_for_backward(x, y, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return _pulls_by_differences(*ctx.saved_tensors, grad, root=True)
+
+
+# Every backward here is made of operations that have a derivative themselves, so `create_graph=True` gives
+# second derivatives. `out` is then the saved output with its graph, and is not divided by where it is 0: what
+# is masked afterwards would still be NaN in the second derivative.
+
+
 def _weights(out: Tensor | None, grad: Tensor) -> Tensor:
     """What x − y is multiplied by in the gradient: D = ‖x − y‖ has (x − y) / D, its square 2(x − y)."""
-    return 2 * grad if out is None else (grad / out).masked_fill_(out == 0, 0.0)
+    if out is None:
+        return 2 * grad
+    if torch.is_grad_enabled():
+        return grad / out.masked_fill(out == 0, math.inf)
+    return (grad / out).masked_fill_(out == 0, 0.0)
 
 
 def _pulls(
@@ -223,11 +259,19 @@ def _pulls(
     return by_x, by_y
 
 
-def _gradient_by_differences(x: Tensor, y: Tensor, grad: Tensor, root: bool) -> tuple[Tensor, Tensor]:
+def _pulls_by_differences(
+    x: Tensor, y: Tensor, out: Tensor, grad: Tensor, root: bool
+) -> tuple[Tensor, Tensor]:
+    """Σ w (x_i − y_j) by row, −Σ by column; with a graph of all a·r·k differences where one is recorded."""
+    if torch.is_grad_enabled():
+        weight = _weights(out if root else None, grad)
+        pulls = weight[..., None] * (x[..., :, None, :] - y[..., None, :, :])  # [a, r, k]
+        return pulls.sum(-2), -pulls.sum(-3)
     with torch.enable_grad():
         x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
-        out = by_differences(x, y)
-        by_x, by_y = torch.autograd.grad(out, (x, y), grad if root else 2 * grad * out.detach())
+        distances = by_differences(x, y)
+        upstream = grad if root else 2 * grad * distances.detach()
+        by_x, by_y = torch.autograd.grad(distances, (x, y), upstream)
         return by_x, by_y
 
 

@@ -12,14 +12,22 @@ from torch import Tensor
 from tercet.checks import refusal
 from tercet.squares import full_precision
 
-__all__ = ["REDUCTIONS", "once_differentiable", "summed", "tiled_mean", "tiled_sum", "with_gradient"]
+__all__ = [
+    "REDUCTIONS",
+    "once_differentiable",
+    "refuse_second_derivative",
+    "summed",
+    "tiled_mean",
+    "tiled_sum",
+    "with_gradient",
+]
 
 REDUCTIONS = ("mean_active", "mean", "sum", "none")
 """How a head makes one number of its losses: over those above 0, over all, no division, or not at all."""
 
 
 def tiled_sum(
-    terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
+    owner: str, terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """The sum of a loss over tiles and of a count, with the loss's gradient, in the memory of one tile.
 
@@ -27,6 +35,7 @@ def tiled_sum(
     each input. So the result can be differentiated once; `create_graph=True` is refused.
 
     Args:
+        owner: the head that was called, for the sentence of refusal.
         terms: from tensors like `inputs`, makes (a scalar with its graph, a count) one after the other.
         inputs: what the gradient flows to.
 
@@ -36,13 +45,13 @@ def tiled_sum(
 
     Example:
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> total, count = tiled_sum(lambda x: ((v.square(), torch.tensor(1)) for v in x), x)
+        >>> total, count = tiled_sum("doc", lambda x: ((v.square(), torch.tensor(1)) for v in x), x)
         >>> total.backward()
         >>> total.item(), count.item(), x.grad.tolist()
         (5.0, 2, [2.0, 4.0])
     """
     value, count, gradients = _walked(terms, inputs)
-    return with_gradient("sum", value, count, gradients, inputs), count
+    return with_gradient(owner, "sum", value, count, gradients, inputs), count
 
 
 def summed(losses: Float[Tensor, " t"], reduction: str) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
@@ -55,16 +64,20 @@ def summed(losses: Float[Tensor, " t"], reduction: str) -> tuple[Float[Tensor, "
 
 
 def tiled_mean(
-    reduction: str, terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
+    owner: str,
+    reduction: str,
+    terms: Callable[..., Iterator[tuple[Tensor, Tensor]]],
+    *inputs: Float[Tensor, "..."],
 ) -> Float[Tensor, ""]:
     """What `tiled_sum` gives, divided by its count unless `reduction` is `"sum"`; 0 over nothing.
 
     Args are those of `tiled_sum`; the terms count what the mean is over, as `summed` does.
     """
-    return with_gradient(reduction, *_walked(terms, inputs), inputs)
+    return with_gradient(owner, reduction, *_walked(terms, inputs), inputs)
 
 
 def with_gradient(
+    owner: str,
     reduction: str,
     value: Float[Tensor, ""],
     count: Int[Tensor, ""],
@@ -74,6 +87,7 @@ def with_gradient(
     """A sum whose gradient is known, in the inputs' precision, divided by a count unless it is `"sum"`.
 
     Args:
+        owner: the head that was called, for the sentence of refusal.
         reduction: how a head makes one number of its losses.
         value: the sum, float64, without a graph.
         count: what it is divided by; 0 counts as 1.
@@ -82,7 +96,7 @@ def with_gradient(
     """
     share = None if reduction == "sum" else count.clamp(min=1)
     loss = (value if share is None else value / share).to(inputs[0].dtype)
-    return _Known.apply((loss, share, gradients), *inputs) if gradients else loss
+    return _Known.apply((owner, loss, share, gradients), *inputs) if gradients else loss
 
 
 def _walked(
@@ -108,40 +122,61 @@ def _walked(
     return total, count, gradients
 
 
-def once_differentiable(loss: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def once_differentiable(owner: str, loss: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The loss, refused to `create_graph=True` as every tiled one is, whichever way it was computed."""
-    return _Once.apply(loss)  # type: ignore[return-value]
+    return _Once.apply(owner, loss)  # type: ignore[return-value]
 
 
-def _refuse_second_derivative() -> None:
-    if torch.is_grad_enabled():  # else a gradient penalty would silently be a constant
-        way_out = 'differentiate per-triplet losses of reduction="none" twice instead'
-        raise refusal(
-            "backward", "create_graph", True, "False: a tiled loss has no second derivative", way_out
-        )
+def refuse_second_derivative(owner: str, expected: str, way_out: str) -> None:
+    """For a backward without a graph of its own: refuse `create_graph=True`, which is seen at no cost.
+
+    torch's `once_differentiable` does not serve: `autograd.grad(gradient, inputs)` never visits the node that
+    it leaves to raise the error, and a gradient penalty is silently wrong.
+
+    Args:
+        owner: the head or function that was called, for the sentence.
+        expected: what would have been right.
+        way_out: what to do instead.
+
+    Raises:
+        ValueError: gradients are recorded while this one is computed.
+
+    Example:
+        >>> with torch.no_grad():  # as in every backward without create_graph
+        ...     refuse_second_derivative("doc", "False", "differentiate once")
+    """
+    if torch.is_grad_enabled():
+        raise refusal(owner, "create_graph", True, expected, way_out)
+
+
+def _refuse_second_derivative(owner: str) -> None:
+    expected = "False, since this loss can be differentiated only once"
+    way_out = 'a head with proxies, or with reduction="none" except Circle, can be differentiated twice'
+    refuse_second_derivative(owner, expected, way_out)
 
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss: Any) -> Any:
+    def forward(ctx: Any, owner: Any, loss: Any) -> Any:
+        ctx.owner = owner
         return loss.view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        _refuse_second_derivative()
-        return grad
+        _refuse_second_derivative(ctx.owner)
+        return None, grad
 
 
 class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, known: Any, *inputs: Any) -> Any:
-        loss, ctx.share, gradients = known
+        ctx.owner, loss, ctx.share, gradients = known
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        _refuse_second_derivative()
+        _refuse_second_derivative(ctx.owner)
         if ctx.share is not None:
             grad = grad / ctx.share
         return None, *(None if gradient is None else gradient * grad for gradient in ctx.saved_tensors)

@@ -188,6 +188,7 @@ def above_zero(owner: str, argument: str, value: Any) -> float:
 
 
 def reduced(
+    owner: str,
     reduction: str,
     losses: Callable[..., Iterator[Tensor]],
     *inputs: Float[Tensor, "..."],
@@ -205,10 +206,10 @@ def reduced(
             part = torch.cat([part, *more]) if more else part
         total, count = summed(part, reduction)
         loss = total if reduction == "sum" else total / count.clamp(min=1)
-        return once_differentiable(loss.to(part.dtype))
+        return once_differentiable(owner, loss.to(part.dtype))
 
     def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for part in losses(*inputs):
             yield summed(part, reduction)
 
-    return tiled_mean(reduction, terms, *inputs)
+    return tiled_mean(owner, reduction, terms, *inputs)

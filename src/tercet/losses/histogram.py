@@ -122,7 +122,7 @@ class Histogram(Head):
                 line = slopes.index_select(0, cell.flatten()) @ v.flatten()
                 yield line - line.detach(), nothing  # 0 to the loss, its slopes to the gradient
 
-        return tiled_sum(terms, *inputs)[0]
+        return tiled_sum("Histogram", terms, *inputs)[0]
 
 
 class FastAP(Head):
@@ -175,7 +175,7 @@ class FastAP(Head):
                 precision = _average_precision(tile.distance[apart], _sides(tile)[apart], self.bins)
                 yield (1 - precision).sum(dtype=torch.float64), asked.sum()
 
-        return tiled_mean("mean", terms, *pairwise.inputs)
+        return tiled_mean("FastAP", "mean", terms, *pairwise.inputs)
 
     def of_mined(
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None

@@ -110,7 +110,9 @@ class MarginLoss(Head):
             return TileLoss(value, count, slopes)
 
         symmetric = self.beta.ndim == 0 and mirrored(pairwise)
-        return self._pulled(sloped(pairwise, self.reduction, loss_of, symmetric, (bounds, by_bound)), bounds)
+        return self._pulled(
+            sloped("MarginLoss", pairwise, self.reduction, loss_of, symmetric, (bounds, by_bound)), bounds
+        )
 
     def of_mined(
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
@@ -132,7 +134,9 @@ class MarginLoss(Head):
 
         bounds = self._bounds(labels, inputs[0])
         whole = self.few(inputs, rows)
-        return self._pulled(reduced(self.reduction, losses, *inputs, bounds, whole=whole), bounds)
+        return self._pulled(
+            reduced("MarginLoss", self.reduction, losses, *inputs, bounds, whole=whole), bounds
+        )
 
     def extra_repr(self) -> str:
         """The options, for `print`."""

@@ -74,7 +74,7 @@ class Contrastive(Head):
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""
-        return sloped(pairwise, self.reduction, self._loss_of, symmetric=mirrored(pairwise))
+        return sloped("Contrastive", pairwise, self.reduction, self._loss_of, symmetric=mirrored(pairwise))
 
     def of_mined(
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
@@ -91,7 +91,7 @@ class Contrastive(Head):
                     yield loss(*self.between(inputs[0], inputs[-1], i, j))
 
         listed = tuple(column for side in pairs for column in side)
-        return reduced(self.reduction, losses, *inputs, whole=self.few(inputs, listed))
+        return reduced("Contrastive", self.reduction, losses, *inputs, whole=self.few(inputs, listed))
 
     def _loss_of(self, tile: Tile, wanted: bool) -> TileLoss:
         """All pairs of a tile: each loss is a square, so its slope is twice what is squared."""

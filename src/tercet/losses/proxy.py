@@ -23,6 +23,7 @@ from tercet.losses.rowwise import products
 from tercet.pairwise import features
 from tercet.randomness import derive_key
 from tercet.relations import whole_numbers
+from tercet.squares import differentiable_differences
 from tercet.tuples import References
 
 __all__ = ["ProxyAnchor", "ProxyHead", "ProxyNCA", "SoftTriple"]
@@ -290,7 +291,7 @@ class SoftTriple(ProxyHead):
         if self.tau == 0 or self.centers == 1:
             return loss
         w = proxies.unflatten(0, (self.num_classes, self.centers))  # [C, K, d]
-        apart = torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum() / 2
+        apart = differentiable_differences(w, w).sum() / 2
         return loss + self.tau * apart / (self.num_classes * self.centers * (self.centers - 1))
 
 

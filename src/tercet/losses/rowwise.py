@@ -51,8 +51,10 @@ class ListwiseHead(Head):
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns, whoever says what is positive."""
+        owner = type(self).__name__
         if self.reduction != "none":
-            return sloped(compared, self.reduction, partial(differentiated, self.losses_of, self.reduction))
+            loss_of = partial(differentiated, self.losses_of, self.reduction)
+            return sloped(owner, compared, self.reduction, loss_of)
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for tile in compared.tiles(*inputs):
@@ -61,7 +63,7 @@ class ListwiseHead(Head):
                 d = compared.distance.tile(inputs[0], inputs[-1])  # [n, 0]
                 yield self.losses_of(Tile(0, d, *compared.sides(slice(0, len(d)))))
 
-        return reduced("none", losses, *compared.inputs)
+        return reduced(owner, "none", losses, *compared.inputs)
 
 
 class MinedPairs:

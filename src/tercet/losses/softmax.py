@@ -61,7 +61,7 @@ class ArcFace(ProxyHead):
     step down of cos m + m sin m − 1 at π − m. With `easy_margin`, ψ(θ) = cos θ beyond π/2.
 
     cos(θ + m) = cos m cos θ − sin m sin θ, with sin θ = ‖p − cos θ·x‖, whose gradient is finite everywhere: 0
-    at x = ±p. It can be differentiated once.
+    at x = ±p.
 
     Args:
         num_classes: how many classes, and proxies, there are.
@@ -103,36 +103,50 @@ class ArcFace(ProxyHead):
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
         s = products(x, proxies * self.scale)  # [n, p], σ cos θ
-        own = s.gather(1, labels[:, None])
+        own, own_proxies = s.gather(1, labels[:, None]), proxies[labels]
         with torch.no_grad():
-            cosine = own / self.scale  # [n, 1]
-            sine = torch.addcmul(proxies[labels], cosine, x, value=-1).norm(dim=1, keepdim=True)
-            # dψ/d cos θ = cos m + sin m · cos θ / sin θ; where θ is rounding, its part that is finite.
-            none = sine <= 4 * torch.finfo(sine.dtype).eps
-            slope = cosine / sine.masked_fill(none, math.inf) * math.sin(self.margin)
-            slope += math.cos(self.margin)
+            cosine, sine = self._angle(own, x, own_proxies)
             turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
-            last, step = -math.cos(self.margin), self.margin * math.sin(self.margin)
-            if self.easy_margin:
-                last, step = 0.0, 0.0
-            near = cosine >= last
-            value = self.scale * torch.where(near, turned, cosine - step)
-            slope = torch.where(near, slope, 1.0)
-        return cross_entropy(s.scatter(1, labels[:, None], _WithSlope.apply(own, value, slope)), labels)
+            step = 0.0 if self.easy_margin else self.margin * math.sin(self.margin)
+            value = self.scale * torch.where(cosine >= self._last, turned, cosine - step)
+        turned = _WithSlope.apply(value, self._slope, own, x, own_proxies)
+        return cross_entropy(s.scatter(1, labels[:, None], turned), labels)
+
+    @property
+    def _last(self) -> float:
+        """cos θ of the largest angle that the margin is added to."""
+        return 0.0 if self.easy_margin else -math.cos(self.margin)
+
+    def _angle(
+        self, own: Float[Tensor, "n 1"], x: Float[Tensor, "n d"], own_proxies: Float[Tensor, "n d"]
+    ) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n 1"]]:
+        """cos θ and sin θ."""
+        cosine = own / self.scale
+        return cosine, torch.addcmul(own_proxies, cosine, x, value=-1).norm(dim=1, keepdim=True)
+
+    def _slope(
+        self, own: Float[Tensor, "n 1"], x: Float[Tensor, "n d"], own_proxies: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n 1"]:
+        """dψ/d cos θ = cos m + sin m · cos θ / sin θ; where θ is rounding, its part that is finite."""
+        cosine, sine = self._angle(own, x, own_proxies)
+        none = sine <= 4 * torch.finfo(sine.dtype).eps
+        slope = cosine / sine.masked_fill(none, math.inf) * math.sin(self.margin) + math.cos(self.margin)
+        return torch.where(cosine >= self._last, slope, 1.0)
 
 
 class _WithSlope(torch.autograd.Function):
-    """A function of `own` whose value and slope are known."""
+    """`value` as a function of `own` with the slope `slope_of(own, *beside)`, which may have a graph."""
 
     @staticmethod
-    def forward(ctx: Any, own: Any, value: Any, slope: Any) -> Any:
-        ctx.save_for_backward(slope)
+    def forward(ctx: Any, value: Any, slope_of: Any, own: Any, *beside: Any) -> Any:
+        ctx.slope_of = slope_of
+        ctx.save_for_backward(own, *beside)
         return value
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
-        return grad * ctx.saved_tensors[0], None, None
+        own, *beside = ctx.saved_tensors
+        return None, None, grad * ctx.slope_of(own, *beside), *(None for _ in beside)
 
 
 class CosFace(ProxyHead):

@@ -98,7 +98,7 @@ class TripletMargin(Head):
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all triplets."""
         if not self.swap:
-            return sloped(pairwise, self.reduction, self._loss_of_all)
+            return sloped("TripletMargin", pairwise, self.reduction, self._loss_of_all)
 
         if pairwise.given_tile_rows is None:
             n, r = len(pairwise.inputs[0]), max(1, len(pairwise.inputs[-1]))
@@ -110,7 +110,7 @@ class TripletMargin(Head):
                 value, active = summed(self._losses_of_pairs(pairs, inputs[-1]).flatten(), "mean_active")
                 yield value, active if self.reduction == "mean_active" else pairs.negative.sum()
 
-        return tiled_mean(self.reduction, terms, *pairwise.inputs)
+        return tiled_mean("TripletMargin", self.reduction, terms, *pairwise.inputs)
 
     def of_mined(
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
@@ -122,7 +122,7 @@ class TripletMargin(Head):
             for a, p, n in self.parts(inputs[0], inputs[-1], *rows, long=not self.swap):
                 yield self._losses(inputs[0], inputs[-1], a, p, n)
 
-        return reduced(self.reduction, losses, *inputs, whole=self.few(inputs, rows))
+        return reduced("TripletMargin", self.reduction, losses, *inputs, whole=self.few(inputs, rows))
 
     def _losses(self, x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
         d_ap, d_an = self.between(x, y, a, p, n)

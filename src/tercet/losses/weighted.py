@@ -16,7 +16,7 @@ from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
 from tercet.small_tables import true_places
-from tercet.sums import summed, tiled_mean
+from tercet.sums import once_differentiable, summed, tiled_mean
 
 __all__ = ["Circle", "LiftedStructure", "MultiSimilarity"]
 
@@ -74,8 +74,9 @@ class LiftedStructure(ListwiseHead):
         """
         own = len(compared.inputs) == 1
         if self.reduction == "none":
-            sums = self._log_sums(compared.tiles(), compared.inputs)
-            parts = [self._pairs(tile, *sums)[-1].square() / 2 for tile in compared.tiles()]
+            sums = self._log_sums(compared.tiles(*compared.inputs), compared.inputs)
+            tiles = compared.tiles(*compared.inputs)
+            parts = [self._pairs(tile, *sums)[-1].square() / 2 for tile in tiles]
             return torch.cat([nothing_of(compared.inputs), *parts])
 
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,7 +95,7 @@ class LiftedStructure(ListwiseHead):
                 slope = (weights * tile.distance).sum(dtype=torch.float64)
                 yield slope - slope.detach(), torch.tensor(0)
 
-        return tiled_mean(self.reduction, terms, *compared.inputs)
+        return tiled_mean("LiftedStructure", self.reduction, terms, *compared.inputs)
 
     def _log_sums(
         self, tiles: Iterable[Tile], inputs: Sequence[Tensor]
@@ -240,4 +241,6 @@ class Circle(ListwiseHead):
         positive = self.gamma * torch.relu(1 + self.m - s).detach() * (1 - self.m - s)
         negative = self.gamma * torch.relu(s + self.m).detach() * (s - self.m)
         both = tile.positive.any(1) & tile.negative.any(1)
-        return softplus(log_sum(positive, tile.positive) + log_sum(negative, tile.negative))[both]
+        losses = softplus(log_sum(positive, tile.positive) + log_sum(negative, tile.negative))[both]
+        # With constant weights the gradient is no derivative, and what it is has no second one.
+        return once_differentiable("Circle", losses) if self.reduction == "none" else losses
