@@ -17,6 +17,7 @@ from tercet.catalog import Catalog
 from tercet.checks import choice, flag, refusal, whole
 from tercet.handles import Handle
 from tercet.shard_sets import find_tables, find_tars, refuse_other_runs, written_classes
+from tercet.tables import sorted_classes
 from tercet.tars import BLOCK, UNKNOWN, table_path
 from tercet.tuples import rows_at
 
