@@ -2,8 +2,17 @@
 
 import os
 
+import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # By PEP 484 an int passes for a float: `margin=1` is no mistake.
 install_import_hook("tercet", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk():
+    """No machine loses power in a test, and a thousand files that are forced to the disk take a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield

@@ -24,6 +24,7 @@ FLOORS = {
     "left wing": [
         *[
             "anchors",
+            "atomic",
             "augment",
             "blocks",
             "catalog",
@@ -35,6 +36,7 @@ FLOORS = {
             "folders",
             "formats",
             "handles",
+            "journal",
             "locks",
             "parquet_files",
             "provenance",

@@ -189,7 +189,7 @@ def test_an_interrupted_run_goes_on_where_it_ended(catalog, tmp_path, monkeypatc
     else:  # nothing is left behind, not even the folder
         assert not (tmp_path / "out").exists()
         (tmp_path / "out").mkdir()
-    for name in (".train-000002.tar.99999-1.unfinished", ".info.json.99999-1.unfinished"):
+    for name in (".train-000002.tar.0123456789abcdef.unfinished", ".info.json.0123456789abcdef.unfinished"):
         (tmp_path / "out" / name).write_bytes(b"of a killed run")
     written.clear()
     monkeypatch.setattr(shard_writing, "_add_sample", lambda *args: (written.append(args[2]), real(*args))[1])

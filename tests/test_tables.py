@@ -1,13 +1,10 @@
-"""Tables and files: read as written, refused with a sentence, whole or not at all."""
+"""Tables: read as written, refused with a sentence, written whole or not at all."""
 
 from __future__ import annotations
 
 import csv
-import errno
-import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tercet.tables import atomically, fresh_target, read_columns, write_columns
+from tercet.tables import read_columns, write_columns
 
 TABLES = (".csv", ".parquet")
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
@@ -41,85 +38,7 @@ NASTY = [
 NASTY += ["1", "01", "1.50", "true", "é", "e\u0301", "日本", "😀", "\ufeffmark", "\x1c", "\u2028", "x" * 5000]
 
 
-# fresh_target
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("t.txt", "f(path='t.txt'): expected a name ending in .csv, .parquet"),
-        ("t", "f(path='t'): expected a name ending in .csv, .parquet"),
-        (".csv", "f(path='.csv'): expected a name ending in .csv, .parquet"),
-        ("t.CSV", "f(path='t.CSV'): expected a name ending in .csv, .parquet"),
-        ("d.csv", "f(path='d.csv'): expected a file, not a folder"),
-        (
-            "old.csv",
-            "f(path='old.csv'): expected a new file; it exists; overwrite=True or --overwrite replaces it",
-        ),
-        ("no/t.csv", "f(path='no/t.csv'): expected an existing folder to write in; make no first"),
-        (
-            "old.csv/t.csv",
-            "f(path='old.csv/t.csv'): expected an existing folder to write in; make old.csv first",
-        ),
-    ],
-)
-def test_a_target_that_cannot_be_written_is_refused(tmp_path, monkeypatch, name, said):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "old.csv").write_text("")
-    (tmp_path / "d.csv").mkdir()
-    with pytest.raises(ValueError, match=r".") as raised:
-        fresh_target("f", name, False, TABLES)
-    assert str(raised.value) == said
-
-
-def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(ValueError, match=r"expected a folder that may be written$"):
-        fresh_target("f", tmp_path / "t.csv", False, TABLES)
-
-
-def test_a_good_target_is_returned_and_not_touched(tmp_path):
-    (tmp_path / "old.csv").write_text("old")
-    assert fresh_target("f", tmp_path / "new.csv", False, TABLES) == tmp_path / "new.csv"
-    assert fresh_target("f", str(tmp_path / "old.csv"), True, TABLES) == tmp_path / "old.csv"
-    assert [file.name for file in tmp_path.iterdir()] == ["old.csv"]
-    assert (tmp_path / "old.csv").read_text() == "old"
-
-
-# atomically
-
-
-def test_a_file_appears_when_it_is_whole(tmp_path):
-    target = tmp_path / "t.csv"
-    with atomically(target) as unfinished:
-        unfinished.write_text("all of it")
-        assert unfinished.parent == tmp_path
-        assert not target.exists()
-    assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
-    assert target.read_text() == "all of it"
-
-
-def write_half(target, error):
-    with atomically(target) as unfinished:
-        unfinished.write_text("half")
-        raise error
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
-@pytest.mark.parametrize("old", [None, "old"])
-def test_an_interruption_leaves_what_was_there(tmp_path, error, old):
-    target = tmp_path / "t.csv"
-    if old:
-        target.write_text(old)
-    with pytest.raises(error):
-        write_half(target, error)
-    assert [file.read_text() for file in tmp_path.iterdir()] == [old] * bool(old)
-
-
-def test_nothing_is_left_when_nothing_was_written(tmp_path):
-    with pytest.raises(FileNotFoundError), atomically(tmp_path / "t.csv"):
-        pass
-    assert not list(tmp_path.iterdir())
+# write_columns, read_columns
 
 
 FULL = """
@@ -139,9 +58,6 @@ def test_a_full_disk_leaves_nothing(tmp_path, suffix):
     command = [sys.executable, "-c", FULL, str(tmp_path / f"t{suffix}")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "OSError\n"
     assert not list(tmp_path.iterdir())
-
-
-# write_columns, read_columns
 
 
 @pytest.mark.parametrize("suffix", TABLES)
@@ -353,38 +269,6 @@ def test_other_files_are_refused(tmp_path):
         read_columns("f", tmp_path / "t.xlsx")
     with pytest.raises(ValueError, match=r"expected an existing file$"):
         read_columns("f", tmp_path / "gone.csv")
-
-
-def test_an_error_of_writing_names_the_file_that_was_to_be(tmp_path):
-    target = tmp_path / "t.csv"
-    unwritable = tmp_path / "none" / "t.csv"
-    with pytest.raises(FileNotFoundError) as raised, atomically(unwritable) as unfinished:
-        unfinished.write_text("x")
-    assert raised.value.filename == str(unwritable)
-    with pytest.raises(OSError, match="No space left on device") as raised, atomically(target):
-        raise OSError(errno.ENOSPC, "in pyarrow's words, and without a name")
-    assert raised.value.filename == str(target)
-    with pytest.raises(PermissionError) as raised, atomically(target):
-        raise PermissionError(errno.EACCES, "of what is read", "source.jpg")
-    assert raised.value.filename == "source.jpg"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_two_threads_may_write_one_file(tmp_path):
-    with atomically(tmp_path / "t") as first:
-        first.write_text("first")
-        names = []
-
-        def other():
-            with atomically(tmp_path / "t") as second:
-                names.append(second)
-                second.write_text("second")
-
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-        assert names != [first]
-    assert (tmp_path / "t").read_text() == "first"
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from tercet.atomic import fresh_target
 from tercet.checks import refusal, whole
 from tercet.folders import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
-from tercet.tables import fresh_target, read_columns, sorted_classes, write_columns
+from tercet.tables import read_columns, sorted_classes, write_columns
 
 __all__ = ["Catalog", "read_catalog", "refuse_unwritable", "scan_folder"]
 
@@ -157,7 +158,7 @@ class Catalog:
         names = np.array(self.classes, dtype=object)[self.labels]
         located = [name if os.path.isabs(name) else prefix + name for name in self.paths]
         paths = np.array(located, dtype=object)
-        write_columns({"path": paths, "label": names, **self.groups}, target)
+        write_columns({"path": paths, "label": names, **self.groups}, target, overwrite)
 
 
 def refuse_unwritable(owner: str, catalog: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tercet.atomic import atomically, fresh_target
 from tercet.blocks import drawn_blocks, kind_and_count
 from tercet.catalog import Catalog, refuse_unwritable
 from tercet.checks import refusal, whole
@@ -33,7 +34,6 @@ from tercet.provenance import (
     refuse_other_catalog,
     sha256,
 )
-from tercet.tables import atomically, fresh_target
 from tercet.triplets.pairs import LabeledPairs, PairSequence
 from tercet.tuples import Triplets, TripletSequence, rows_at
 

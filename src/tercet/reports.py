@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from tercet.atomic import atomically, fresh_target
 from tercet.checks import label_codes, refusal, whole
-from tercet.tables import atomically, fresh_target
 
 __all__ = ["plot_similarities", "similarity_histograms"]
 
@@ -99,5 +99,5 @@ def plot_similarities(
         panel.set_yticks([])
     panels[0].set_ylabel("share of pairs")
     panels[0].legend(loc="upper left", frameon=False)
-    with atomically(target) as unfinished:
+    with atomically(target, overwrite) as unfinished:
         figure.savefig(unfinished, dpi=120, format=target.suffix[1:])

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from tercet.atomic import atomically
 from tercet.checks import refusal
-from tercet.tables import atomically
 from tercet.tars import (
     ShardTable,
     extension,

@@ -15,10 +15,10 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Int64
 
+from tercet.atomic import atomically, naming
 from tercet.catalog import Catalog
 from tercet.checks import refusal
 from tercet.folders import LeftOut
-from tercet.tables import atomically, naming
 from tercet.tars import BLOCK, ShardTable, read_table, table_path, write_table
 
 __all__ = ["ShardJob", "Stopped", "member_suffix", "readable_table", "unreadable_file", "write_shard"]
@@ -86,7 +86,7 @@ def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable
     rows, places, left_out = [], [], []
     # The index gets its name first: a tar without one is then never ours.
     with atomically(tar) as unfinished, atomically(table_path(tar)) as unfinished_table:
-        with naming(tar, unfinished), open(unfinished, "wb") as file:
+        with naming({unfinished: tar}), open(unfinished, "wb") as file:
             for row in job.shards[shard].tolist():
                 if stop.is_set():
                     raise Stopped

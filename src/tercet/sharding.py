@@ -15,10 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tercet.atomic import atomically
 from tercet.catalog import Catalog, refuse_unwritable
 from tercet.checks import choice, flag, refusal, whole
+from tercet.journal import synced, tidy
 from tercet.layouts import by_identity, mixed
-from tercet.locks import locked
+from tercet.locks import lock_file, locked, opened
 from tercet.shard_sets import INFO
 from tercet.shard_writing import (
     ShardJob,
@@ -29,7 +31,6 @@ from tercet.shard_writing import (
     write_shard,
 )
 from tercet.shards import ShardIndex
-from tercet.tables import atomically
 from tercet.tars import ShardTable
 
 __all__ = ["shards_folder", "write_shards"]
@@ -218,6 +219,8 @@ def _source_sizes(catalog: Catalog, workers: int, skip: bool) -> list[int]:
 def _alone(folder: Path, split: str) -> Iterator[None]:
     """Make the folder and hold the lock of a split in it; a folder made for nothing is gone afterwards.
 
+    What runs that were killed left in the folder is removed.
+
     Raises:
         ValueError: another run holds it.
     """
@@ -226,9 +229,10 @@ def _alone(folder: Path, split: str) -> Iterator[None]:
         if made:
             folder.mkdir(exist_ok=True)
             at_the_end.callback(_remove_if_empty, folder)
-        if not at_the_end.enter_context(locked(folder / f".{split}.lock", wait=False)):
+        if not at_the_end.enter_context(locked(lock_file(folder, split), wait=False)):
             expected = f"a folder in which no other run writes the split {split!r}"
             raise refusal(_OWNER, "folder", str(folder), expected, "wait for it to end, or stop it")
+        tidy(folder)
         yield
 
 
@@ -259,9 +263,7 @@ def _info(folder: Path) -> dict[str, Any]:
 @contextmanager
 def _told(folder: Path) -> Iterator[dict[str, Any]]:
     """What info.json says, to be changed: no other run reads or writes it until the change is written."""
-    with locked(folder / f".{INFO}.lock"):
-        for file in folder.glob(f".{INFO}.*.unfinished"):  # of a run that was killed
-            file.unlink()
+    with locked(lock_file(folder, INFO)):
         info = _info(folder)
         yield info
         if not info["splits"] and info.keys() == {"splits", "tercet"}:
@@ -287,8 +289,8 @@ def _make_room(job: ShardJob, overwrite: bool) -> None:
     ours = sorted(filter(name_of_ours.fullmatch, names))
     _refuse_others(job, name_of_ours, ours, info["splits"].get(job.split, {}).get("filenames", ()))
     begun = job.folder / f".{job.split}.overwriting"
-    if overwrite or begun.exists():
-        begun.touch()
+    if overwrite or os.path.lexists(begun):
+        _mark(begun)
         for name in reversed(ours):  # a tar goes before its index
             (job.folder / name).unlink()
         with _told(job.folder) as info:
@@ -299,9 +301,12 @@ def _make_room(job: ShardJob, overwrite: bool) -> None:
         expected = "a folder without shards of another catalog or other options"
         way_out = f"{foreign} is one; overwrite=True or --overwrite replaces them"
         raise refusal(_OWNER, "folder", str(job.folder), expected, way_out)
-    for name in names:  # of a run that was killed
-        if name.startswith(f".{job.split}-") and name.endswith(".unfinished"):
-            (job.folder / name).unlink()
+
+
+def _mark(path: Path) -> None:
+    """Make an empty file on the disk, and follow no link that stands there."""
+    os.close(opened(path))
+    synced(path.parent)
 
 
 def _refuse_others(

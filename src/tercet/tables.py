@@ -1,99 +1,40 @@
-"""Columns on disk: CSV and Parquet tables, and the writing of a file whole or not at all."""
+"""Columns on disk: CSV and Parquet tables."""
 
 from __future__ import annotations
 
-import os
 import re
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tercet.atomic import atomically
 from tercet.checks import refusal
 
-__all__ = ["atomically", "fresh_target", "naming", "read_columns", "sorted_classes", "write_columns"]
+__all__ = ["read_columns", "sorted_classes", "write_columns"]
 
 # As Python writes a whole number. It reads none of more digits than some hundred unless told to.
 _WHOLE = r"^(0|-?[1-9][0-9]{0,599})$"
 
 
-def fresh_target(owner: str, path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
-    """`path`, refused before any work is done for it if nothing could be written there.
-
-    Args:
-        owner: who asks, for the sentence.
-        path: the file to be written.
-        overwrite: whether an existing file may be replaced.
-        suffixes: the suffixes that are known, with their dots.
-
-    Raises:
-        ValueError: another suffix, an existing file, or no such folder.
-    """
-    target = Path(path)
-    if target.suffix not in suffixes:
-        raise refusal(owner, "path", str(path), "a name ending in " + ", ".join(suffixes))
-    if target.is_dir():
-        raise refusal(owner, "path", str(path), "a file, not a folder")
-    if target.exists() and not overwrite:
-        way_out = "it exists; overwrite=True or --overwrite replaces it"
-        raise refusal(owner, "path", str(path), "a new file", way_out)
-    if not target.parent.is_dir():
-        raise refusal(
-            owner, "path", str(path), "an existing folder to write in", f"make {target.parent} first"
-        )
-    if not os.access(target.parent, os.W_OK):
-        raise refusal(owner, "path", str(path), "a folder that may be written")
-    return target
-
-
-@contextmanager
-def atomically(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target` that becomes `target` when the block ends well, and vanishes when not.
-
-    Args:
-        target: the final name.
-
-    Yields:
-        The name to write to, in the same folder, so that the renaming is one step of the file system.
-
-    Raises:
-        OSError: it cannot be written; the error names `target`.
-    """
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.unfinished")
-    try:
-        with naming(target, unfinished):
-            yield unfinished
-            os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(target: Path, unfinished: Path) -> Iterator[None]:
-    """Have the system's errors in the block name `target`, where they name its unfinished file or none."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, str(unfinished)):
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
-
-
-def write_columns(columns: Mapping[str, Any], target: Path) -> None:
+def write_columns(columns: Mapping[str, Any], target: Path, overwrite: bool = False) -> None:
     """Write columns of equal length as a table, CSV or Parquet by the suffix of `target`.
 
     Args:
         columns: by name, each [n]: whole numbers, strings, floats or booleans. CSV, which has no types, gets
             the last two as Python writes them.
         target: a name that `fresh_target` has passed.
+        overwrite: replace an existing file.
+
+    Raises:
+        OSError: it cannot be written, or without `overwrite` there is such a file.
     """
     import pyarrow as pa
 
     table = pa.table({name: _array(values, target.suffix == ".csv") for name, values in columns.items()})
-    with atomically(target) as unfinished:
+    with atomically(target, overwrite) as unfinished:
         if target.suffix == ".parquet":
             import pyarrow.parquet as pq
 

@@ -1,0 +1,236 @@
+"""The journal of a folder: a set of files gets its names as one, and a set of a killed run is settled.
+
+A set of files cannot be renamed in one step. Its temporary files are therefore listed in `.tercet.journal`
+first. From then on the set is the new one: readers find it through the journal (`located`), whatever has
+been renamed. The journal is a locked file, so the next run that writes in the folder tells a dead run from
+one at work. It completes a set that replaces files, and takes a set of new names back, so that the same
+command can run again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tercet.facts import Facts, with_checksum
+from tercet.locks import SAFELY, flock, foreign, release, taken
+
+__all__ = ["JOURNAL", "Journal", "journal", "located", "pending", "synced", "tidy"]
+
+JOURNAL = ".tercet.journal"
+_MARK = b'{"tercet": "journal"'  # what one begins with
+_LEFT_OVER = re.compile(r"\..+\.([0-9a-f]{16}\.unfinished|tercet\.lock)", re.DOTALL)
+
+
+class _Entry(NamedTuple):
+    """A file of a set: its two names, and what tells it from another under the final one."""
+
+    temporary: str
+    name: str
+    size: int
+    time: int
+
+
+class Journal:
+    """A journal that is held, so that no other run renames files of a set in its folder."""
+
+    def __init__(self, folder: Path, descriptor: int) -> None:
+        self._folder, self._descriptor = folder, descriptor
+
+    def enter(self, files: Mapping[Path, Path], overwrite: bool) -> None:
+        """List the files of a set; once the journal is on the disk, the set is the new one.
+
+        Args:
+            files: the final name of each temporary file; all in the folder of the journal.
+            overwrite: whether files under the final names are replaced; else nothing stands there.
+        """
+        status = [os.stat(file) for file in files]
+        facts = {
+            "tercet": "journal",
+            "order": "replace" if overwrite else "new",
+            "temporary": [file.name for file in files],
+            "names": [target.name for target in files.values()],
+            "sizes": [one.st_size for one in status],
+            "times": [one.st_mtime_ns for one in status],
+        }
+        os.pwrite(self._descriptor, json.dumps(with_checksum(facts)).encode(), 0)
+        os.fsync(self._descriptor)
+        synced(self._folder)
+
+    def settle(self) -> None:
+        """Complete the renaming that the journal lists, or take it back, and empty the journal.
+
+        Raises:
+            OSError: a file cannot be renamed; the journal is as it was.
+        """
+        content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+        if not content:
+            return
+        if not _MARK.startswith(content.rstrip(b"\0")[: len(_MARK)]):
+            raise foreign(self._folder / JOURNAL)
+        order, entries = _parsed(content)
+        for entry in entries:
+            file, target = self._folder / entry.temporary, self._folder / entry.name
+            if order == "replace":
+                if _is_plain(file):
+                    os.replace(file, target)
+                continue
+            if _size_and_time(target) == (entry.size, entry.time):  # else it is another's by now
+                target.unlink()
+            file.unlink(missing_ok=True)
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty the journal: its set has its names, on the disk too."""
+        synced(self._folder)
+        os.ftruncate(self._descriptor, 0)
+        os.fsync(self._descriptor)  # else, after a loss of power, the set would be taken back
+
+
+@contextmanager
+def journal(folder: Path) -> Iterator[Journal]:
+    """Hold the journal of a folder, after what a dead run listed there was settled.
+
+    Args:
+        folder: an existing folder that may be written.
+
+    Yields:
+        An empty journal. It is gone when the block ends, unless it still lists a set.
+
+    Raises:
+        OSError: something else stands under its name, or what a dead run listed cannot be settled.
+
+    Example:
+        >>> with journal(Path(".")):
+        ...     print(Path(JOURNAL).exists())
+        True
+        >>> Path(JOURNAL).exists()
+        False
+    """
+    path = folder / JOURNAL
+    descriptor = taken(path, wait=True)
+    assert descriptor is not None
+    try:
+        if os.fstat(descriptor).st_nlink > 1:  # written to, it would change under its other name
+            raise foreign(path)
+        held = Journal(folder, descriptor)
+        held.settle()
+        try:
+            yield held
+        finally:
+            if not os.fstat(descriptor).st_size:
+                path.unlink(missing_ok=True)
+    finally:
+        release(descriptor)
+
+
+def tidy(folder: Path) -> None:
+    """Settle and remove what dead runs left in a folder; what a run at work has there stays.
+
+    A temporary file or a lock is left over if its lock is free: the process that held it is gone.
+
+    Raises:
+        OSError: as `journal`.
+    """
+    hidden = [name for name in os.listdir(folder) if name.startswith(".")]
+    left_over = list(filter(_LEFT_OVER.fullmatch, hidden))
+    if not left_over and JOURNAL not in hidden:
+        return
+    with journal(folder):  # no run lists a temporary file meanwhile
+        for name in left_over:
+            _remove_if_dead(folder / name)
+
+
+def _remove_if_dead(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | SAFELY)
+    except OSError:  # gone, a link, or another user's
+        return
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and flock(descriptor, wait=False):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def pending(folder: Path) -> dict[str, str]:
+    """The temporary name of each file that a journal in `folder` lists, by its final name; mostly {}."""
+    try:
+        descriptor = os.open(folder / JOURNAL, os.O_RDONLY | SAFELY)
+    except OSError:
+        return {}
+    try:
+        status = os.fstat(descriptor)
+        content = os.pread(descriptor, status.st_size, 0) if stat.S_ISREG(status.st_mode) else b""
+    finally:
+        os.close(descriptor)
+    return {entry.name: entry.temporary for entry in _parsed(content)[1]} if content else {}
+
+
+def located(*paths: Path) -> list[Path]:
+    """Where the content of files of one folder is: under their names, or under those that a journal lists.
+
+    Args:
+        paths: at least one.
+
+    Example:
+        >>> located(Path("photos/t.csv"), Path("photos/t.csv.json"))
+        [PosixPath('photos/t.csv'), PosixPath('photos/t.csv.json')]
+    """
+    listed = pending(paths[0].parent)
+    places = [path.with_name(listed.get(path.name, path.name)) for path in paths]
+    return [place if _is_plain(place) else path for place, path in zip(places, paths)]
+
+
+def synced(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":  # Windows opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | SAFELY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of folders some systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _parsed(content: bytes) -> tuple[str, list[_Entry]]:
+    """The order and the entries of a journal; no entries for one that was not written to its end."""
+    try:
+        facts = Facts(content, "journal", "path", JOURNAL, "record")
+        columns = (facts.strings("temporary"), facts.strings("names"), facts.integers("sizes"))
+        entries = list(map(_Entry, *columns, facts.integers("times")))
+        order = facts.string("order")
+    except ValueError:
+        return "", []
+    # Names of this folder alone, whoever wrote the journal.
+    inside = all(os.path.basename(entry.name) == entry.name not in ("", ".", "..") for entry in entries)
+    ours = all(_LEFT_OVER.fullmatch(entry.temporary) and "/" not in entry.temporary for entry in entries)
+    return (order, entries) if facts.checked and inside and ours else ("", [])
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a file stands there, and no link to one."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    """What renaming keeps of a file."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
