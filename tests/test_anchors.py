@@ -18,11 +18,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.anchors import AnchorSampler
 from tercet.catalog import scan_folder
-from tercet.datasets import TripletDataset
 from tercet.losses.triplet import TripletMargin
 from tercet.manifest import read_manifest, write_manifest
 from tercet.relevance import FunctionRelevance
 from tercet.samplers import ShuffledSampler
+from tercet.triplet_dataset import TripletDataset
 from tercet.triplets.deep_ranking import DeepRankingTriplets
 from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,8 @@ NAMES = [
     "NormalizedSoftmax",
     "PKSampler",
     "PKStream",
+    "PairBatch",
+    "PairDataset",
     "PairMargin",
     "Pairs",
     "ProxyAnchor",
@@ -112,7 +116,19 @@ def test_the_public_names_are_these():
 
 def test_a_type_checker_sees_what_is_loaded_on_first_use():
     lazy = {name: f"tercet.{module}" for name, module in tercet._HOME.items()}
+    lazy.update(dict.fromkeys(tercet._MODULES, "tercet"))
     assert typed_names(Path(tercet.__file__).read_text("utf-8")) == lazy
+
+
+def test_gather_works_as_readme_writes_it_and_torch_is_loaded_no_sooner():
+    code = """
+import sys, tercet
+assert "distributed" in dir(tercet)
+assert "torch" not in sys.modules
+print(tercet.distributed.gather.__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "tercet.distributed\n"
 
 
 def test_the_reader_of_typed_names_sees_a_difference():

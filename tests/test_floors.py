@@ -31,6 +31,7 @@ FLOORS = {
             "columns",
             "datasets",
             "dealing",
+            "decoding",
             "epochs",
             "facts",
             "folders",
@@ -43,7 +44,7 @@ FLOORS = {
             "images",
         ],
         *["manifest", "samplers", "shards", "streams", "tables", "triplets", "relevance"],
-        *["grouping", "pk_iterator", "pk_stream", "shared_epochs"],
+        *["grouping", "pk_iterator", "pk_stream", "shared_epochs", "triplet_dataset", "visits"],
         *["stream_batches", "stream_lanes", "stream_samples", "stream_shards", "stream_yield"],
         *["layouts", "shard_sets", "shard_writing", "sharding", "tars"],
     ],
@@ -56,7 +57,14 @@ FLOORS = {
     "roof": ["distributed", "embed", "gradient_cache", "loader", "reports"],
     "cli": ["cli"],
 }
-WITH_TORCH = {"datasets", "pk_stream", "stream_batches"}  # the rooms of the left wing that load it
+WITH_TORCH = {
+    "datasets",
+    "decoding",
+    "pk_stream",
+    "stream_batches",
+    "triplet_dataset",
+    "visits",
+}  # the rooms of the left wing that load it
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 BELOW = {
     "root": [],
@@ -72,7 +80,7 @@ ALL = ["floor 0", "left wing", "right wing", "roof", "cli"]
 LIBRARIES = {
     "numpy": ALL,
     "jaxtyping": ALL,
-    "torch": ["right wing", "roof", "datasets", "pk_stream", "stream_batches"],
+    "torch": ["right wing", "roof", *sorted(WITH_TORCH)],
     "typer": ["cli"],
     "rich": ["cli"],
     **dict.fromkeys(("albumentations", "cv2", "faiss", "lightning", "matplotlib", "pandas"), ()),
@@ -124,6 +132,8 @@ def fault(module: str, target: str, when: str) -> str:
     if target.startswith("."):
         return "relative import; write the name in full"
     if library == "tercet":
+        if other == "tercet" and (floor, when) == ("root", "typed"):
+            return ""
         if other == "tercet":
             return "imports the package root; import from the module that has the name"
         if floor == "root":

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 
 from tercet import blocks, formats, manifest
 from tercet.catalog import Catalog, scan_folder
-from tercet.datasets import TripletDataset
 from tercet.folders import LeftOut
 from tercet.formats import FORMATS, TEXT_FORMATS
 from tercet.manifest import read_manifest, unfinished_manifest, write_manifest
+from tercet.triplet_dataset import TripletDataset
 from tercet.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.triplets.random import RandomTriplets
 from tercet.tuples import Pairs, Triplets, TripletSequence

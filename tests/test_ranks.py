@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader
 
 from tercet.anchors import AnchorSampler
 from tercet.catalog import scan_folder
-from tercet.datasets import ImageDataset, TripletDataset
+from tercet.datasets import ImageDataset
 from tercet.distributed import gather, rank, world_size
 from tercet.memory import CrossBatchMemory
 from tercet.pk_stream import PKStream
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
+from tercet.triplet_dataset import TripletDataset
 from tercet.triplets.random import RandomTriplets
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

@@ -21,10 +21,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.anchors import AnchorSampler
 from tercet.catalog import scan_folder
-from tercet.datasets import ImageDataset, TripletDataset
+from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
+from tercet.triplet_dataset import TripletDataset
 from tercet.triplets.random import RandomTriplets
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -326,7 +327,7 @@ def test_one_worker_s_state_is_not_the_stream_s(data):
 
 @pytest.mark.parametrize(
     ("subject", "decoder"),
-    [("PKSampler", "tercet.datasets.read_image"), ("PKStream", "tercet.stream_batches.decode_image")],
+    [("PKSampler", "tercet.decoding.read_image"), ("PKStream", "tercet.stream_batches.decode_image")],
 )
 def test_passing_over_what_was_seen_decodes_nothing(subject, decoder, data, monkeypatch):
     module, _, name = decoder.rpartition(".")

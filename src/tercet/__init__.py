@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 __version__: str  # stands in pyproject.toml; `__getattr__` reads it from there
 
 if TYPE_CHECKING:
+    from tercet import distributed as distributed
     from tercet.anchors import AnchorSampler as AnchorSampler
     from tercet.catalog import Catalog as Catalog
     from tercet.catalog import read_catalog as read_catalog
     from tercet.catalog import scan_folder as scan_folder
     from tercet.datasets import ImageDataset as ImageDataset
-    from tercet.datasets import TripletBatch as TripletBatch
-    from tercet.datasets import TripletDataset as TripletDataset
     from tercet.gradient_cache import cached_backward as cached_backward
     from tercet.loader import MinedBatch as MinedBatch
     from tercet.loader import MiningLoader as MiningLoader
@@ -70,6 +69,10 @@ if TYPE_CHECKING:
     from tercet.stream_yield import predict_yield as predict_yield
     from tercet.streams import deep_ranking_batched as deep_ranking_batched
     from tercet.streams import pk_batched as pk_batched
+    from tercet.triplet_dataset import PairBatch as PairBatch
+    from tercet.triplet_dataset import PairDataset as PairDataset
+    from tercet.triplet_dataset import TripletBatch as TripletBatch
+    from tercet.triplet_dataset import TripletDataset as TripletDataset
     from tercet.triplets.deep_ranking import DeepRankingTriplets as DeepRankingTriplets
     from tercet.triplets.pairs import LabeledPairs as LabeledPairs
     from tercet.triplets.pairs import RandomPairs as RandomPairs
@@ -87,8 +90,6 @@ _HOME = {
     "read_catalog": "catalog",
     "scan_folder": "catalog",
     "ImageDataset": "datasets",
-    "TripletBatch": "datasets",
-    "TripletDataset": "datasets",
     "cached_backward": "gradient_cache",
     "MinedBatch": "loader",
     "MiningLoader": "loader",
@@ -143,6 +144,10 @@ _HOME = {
     "predict_yield": "stream_yield",
     "deep_ranking_batched": "streams",
     "pk_batched": "streams",
+    "PairBatch": "triplet_dataset",
+    "PairDataset": "triplet_dataset",
+    "TripletBatch": "triplet_dataset",
+    "TripletDataset": "triplet_dataset",
     "DeepRankingTriplets": "triplets.deep_ranking",
     "LabeledPairs": "triplets.pairs",
     "RandomPairs": "triplets.pairs",
@@ -155,12 +160,16 @@ _HOME = {
     "DistanceWeighted": "weighted_miners",
 }
 
+_MODULES = ("distributed",)  # whose names are written in full, `tercet.distributed.gather`
+
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("tercet")
+    if name in _MODULES:
+        return import_module(f"tercet.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'tercet' has no attribute {name!r}")
     value = getattr(import_module(f"tercet.{_HOME[name]}"), name)
@@ -169,4 +178,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_MODULES})

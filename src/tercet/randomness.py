@@ -44,6 +44,8 @@ class KeyedRow(int):
         >>> row = KeyedRow(7, epoch=2, view=1)
         >>> row + 1, row.epoch, row.view
         (8, 2, 1)
+        >>> (row - 5).epoch
+        2
     """
 
     epoch: int
@@ -54,6 +56,11 @@ class KeyedRow(int):
         self.epoch = epoch
         self.view = view
         return self
+
+    def __sub__(self, offset: Any) -> Any:
+        """The row less an offset, in the same epoch and view: a `ConcatDataset` asks its parts so."""
+        row = super().__sub__(offset)
+        return row if row is NotImplemented else KeyedRow(row, self.epoch, self.view)
 
 
 def derive_key(*words: SupportsIndex | str) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from tercet.augment import KeyedTransform
 from tercet.checks import escaped, refusal
-from tercet.datasets import image_tensor
+from tercet.decoding import image_tensor
 from tercet.grouping import Group, GroupBuffer
 from tercet.images import decode_image
 from tercet.randomness import derive_key

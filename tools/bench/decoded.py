@@ -25,7 +25,8 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from tercet.catalog import Catalog, scan_folder
-from tercet.datasets import ImageDataset, image_tensor
+from tercet.datasets import ImageDataset
+from tercet.decoding import image_tensor
 from tercet.images import decode_image
 from tercet.pk_stream import PKStream
 from tercet.samplers import PKSampler

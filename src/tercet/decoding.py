@@ -1,0 +1,214 @@
+"""From rows of a catalog to augmented images: decoding, keyed draws, and what stands in for a bad file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tercet.augment import KeyedTransform
+from tercet.checks import choice, escaped, refusal, whole
+from tercet.images import decode_image, read_image
+from tercet.randomness import KeyedRow, derive_key, keyed_bits
+from tercet.visits import SharedCounts, Visits
+
+__all__ = ["Decoded", "Decoder", "image_tensor"]
+
+ON_UNREADABLE = ("error", "replace", "skip")
+
+
+class Decoded(NamedTuple):
+    """An image, and the row that it is the image of: not the row asked for where another stands in.
+
+    Args:
+        row: the row of the catalog.
+        image: uint8 [h, w, 3].
+    """
+
+    row: int
+    image: np.ndarray
+
+
+class Decoder:
+    """Decodes and augments the images of a catalog, and knows the epoch and view of each number.
+
+    Args:
+        owner: the dataset, for sentences.
+        catalog: a `Catalog` or a `ShardIndex`.
+        transform: as in `ImageDataset`; None for none.
+        seed: names the stream of augmentations.
+        numbers: how many numbers the dataset counts visits of.
+        on_unreadable: "error", "replace" or "skip".
+
+    Raises:
+        ValueError: not a catalog, a transform that is not callable, or an option out of range.
+    """
+
+    def __init__(
+        self, owner: str, catalog: Any, transform: Any, seed: int, numbers: int, on_unreadable: str
+    ) -> None:
+        if not hasattr(catalog, "file") or not hasattr(catalog, "labels"):
+            raise refusal(owner, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
+        self._seed = whole(owner, "seed", seed)
+        if not (transform is None or callable(transform)):
+            raise refusal(owner, "transform", transform, "an albumentations transform or another callable")
+        self._owner = owner
+        self._catalog = catalog
+        self._transform = None if transform is None else KeyedTransform(transform, self._seed)
+        self.on_unreadable = choice(owner, "on_unreadable", on_unreadable, ON_UNREADABLE)
+        self.visits = Visits(owner, 1 if transform is None else numbers)
+        self._failed = SharedCounts(owner, 1 if on_unreadable == "error" else len(catalog))
+
+    def draw(self, asked: Any, number: int) -> tuple[int, int]:
+        """The epoch and view of a number: its own, or for a plain int the next."""
+        if isinstance(asked, KeyedRow):
+            return asked.epoch, asked.view
+        return self.visits.epoch, self.visits.view(number)
+
+    def decoded(self, rows: Sequence[int], keys: Sequence[Any], repeats: bool) -> Iterator[Decoded | None]:
+        """The images of a batch, one after the other; files in shards are read together.
+
+        Args:
+            rows: b rows.
+            keys: b keys, (epoch, view), which name what stands in for an unreadable image.
+            repeats: whether an image of the batch may stand in, where no other of its class decodes.
+
+        Returns:
+            b images; None for one that is skipped or that nothing stands in for.
+
+        Raises:
+            ValueError: an image does not decode, if that is an error.
+        """
+        taken = set(rows)
+        for row, key, content in zip(rows, keys, self._contents(rows)):
+            try:
+                yield Decoded(row, self._decode(row, content))
+            except ValueError as error:
+                if self.on_unreadable == "error":
+                    raise
+                self._count(row, error)
+                found = None
+                if self.on_unreadable == "replace":
+                    found = self._substitute(row, key, taken, repeats)
+                    taken |= {found.row} if found else set()
+                yield found
+
+    def augmented(self, found: Decoded, sample: int, epoch: int, views: Sequence[int]) -> list[Tensor]:
+        """Views of an image as tensors; `sample` is the row that was asked for, which names the draws."""
+        if self._transform is None:
+            return [image_tensor(found.image)] * len(views)
+        copies = [found.image.copy() for _ in views[1:]]  # a transform may write into its image
+        try:
+            images = [
+                self._transform(image, epoch=epoch, sample=sample, view=view)
+                for image, view in zip([found.image, *copies], views)
+            ]
+        except Exception as error:
+            what = f"{self._catalog.file(found.row)}: {type(error).__name__}: {error}"
+            raise RuntimeError(escaped(f"{self._owner}: the transform fails on {what}")) from error
+        try:
+            return [image_tensor(image) for image in images]
+        except TypeError as error:
+            raise ValueError(f"{self._owner}: the transform gives {error}") from None
+
+    def stacked(self, images: list[Tensor], rows: list[int]) -> Tensor:
+        """Images of one size in one tensor.
+
+        Args:
+            images: n tensors.
+            rows: n rows, for the sentence.
+        """
+        for image, row in zip(images, rows):
+            if image.shape != images[0].shape:
+                raise ValueError(
+                    f"{self._owner}: images of one batch have different sizes, {list(images[0].shape)} of "
+                    f"{escaped(self._catalog.file(rows[0]))} and {list(image.shape)} of "
+                    f"{escaped(self._catalog.file(row))}; give a transform that resizes or crops, such as "
+                    "albumentations.Resize(224, 224)"
+                )
+        return torch.stack(images)
+
+    def unreadable(self) -> dict[str, tuple[int, str]]:
+        """Path → (how often the image was asked for in vain, the reason), by all workers together."""
+        report = {}
+        for row in np.flatnonzero(self._failed.array).tolist():
+            reason = "it is readable by now"
+            try:
+                self._decode(row, *self._contents([row]))
+            except ValueError as error:
+                reason = str(error)
+            report[str(self._catalog.file(row))] = int(self._failed.array[row]), reason
+        return report
+
+    def all_skipped(self, rows: Sequence[int]) -> ValueError:
+        """The error of a batch of which nothing is left."""
+        return ValueError(
+            f'{self._owner}(on_unreadable="{self.on_unreadable}"): nothing is left of a batch, as '
+            f"{escaped(self._catalog.file(rows[0]))} and the others of its {len(set(rows))} images do not "
+            'decode; repair them, take larger batches, or pass on_unreadable="replace"'
+        )
+
+    def _contents(self, rows: Sequence[int]) -> list[bytes | None]:
+        """The files of some rows, read together, where they lie in shards; else None for each."""
+        if hasattr(self._catalog, "read"):
+            return self._catalog.read(list(rows))
+        return [None] * len(rows)
+
+    def _decode(self, row: int, content: bytes | None) -> np.ndarray:
+        path = self._catalog.file(row)
+        return read_image(path) if content is None else decode_image(content, str(path))
+
+    def _count(self, row: int, error: ValueError) -> None:
+        """Count an image that does not decode; the first one is warned of."""
+        if not self._failed.array.any():
+            what = {"replace": "another of its class stands in", "skip": "its batch is shorter"}
+            warnings.warn(
+                f"{error} ({what[self.on_unreadable]}; {self._owner}.unreadable() tells of all)", stacklevel=2
+            )
+        self._failed.add(row)
+
+    def _substitute(self, row: int, key: Any, taken: set[int], repeats: bool) -> Decoded | None:
+        """Another image of the class that decodes, in a keyed order; those of the batch come last."""
+        same = np.flatnonzero(np.asarray(self._catalog.labels) == self._catalog.labels[row])
+        bits = keyed_bits(derive_key("stands in", self._seed, row, *key), same)
+        in_batch = np.isin(same, list(taken))
+        for other in same[np.lexsort((bits, in_batch))].tolist():
+            if other == row or (other in taken and not repeats):
+                continue
+            try:
+                return Decoded(other, self._decode(other, *self._contents([other])))
+            except ValueError as error:
+                self._count(other, error)
+        if not repeats:
+            return None
+        path = escaped(self._catalog.file(row))
+        raise ValueError(
+            f'{self._owner}(on_unreadable="replace"): no image of the class of {path} decodes; repair one, '
+            'or pass on_unreadable="skip"'
+        )
+
+
+def image_tensor(image: Any) -> Tensor:
+    """A tensor as it is, an array [h, w, c] or [h, w] as float32 [c, h, w]; uint8 becomes [0, 1].
+
+    Raises:
+        TypeError: anything else, with what it is and the way out.
+    """
+    if isinstance(image, Tensor):
+        return image
+    if isinstance(image, np.ndarray) and image.ndim == 2:
+        image = image[..., None]
+    if not isinstance(image, np.ndarray):
+        got = f"{type(image).__name__}"
+    elif image.ndim == 3 and image.shape[2] <= 4 and (image.dtype == np.uint8 or image.dtype.kind == "f"):
+        chw = np.array(image.transpose(2, 0, 1), dtype=np.float32, order="C")
+        return torch.from_numpy(chw).div_(255) if image.dtype == np.uint8 else torch.from_numpy(chw)
+    else:
+        got = f"an array of {image.dtype} {list(image.shape)}"
+    raise TypeError(
+        f"{got}; expected a tensor, or a numpy array of uint8 or floats, [h, w] or [h, w, c] with c up to 4"
+    )

@@ -1,0 +1,131 @@
+"""Counters that workers share: how often each number was asked for, so that no epoch repeats another."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import get_worker_info
+
+from tercet.checks import whole
+
+__all__ = ["SharedCounts", "Visits"]
+
+
+class SharedCounts:
+    """A counter for each number, 4 bytes each, seen by forked and spawned workers alike.
+
+    Two processes that count the same number in the same instant may count it as one.
+
+    Args:
+        owner: whose counters they are, for the sentence.
+        size: how many; number n has counter n mod size.
+
+    Raises:
+        OSError: no shared memory of that size.
+
+    Example:
+        >>> counts = SharedCounts("ImageDataset", 3)
+        >>> counts.add(2), counts.add(2), counts.array.tolist()
+        (0, 1, [0, 0, 2])
+    """
+
+    def __init__(self, owner: str, size: int) -> None:
+        try:
+            self.tensor = torch.zeros(max(size, 1), dtype=torch.int32).share_memory_()
+        except RuntimeError as error:
+            raise OSError(
+                f"{owner}: expected {4 * size} bytes of shared memory for counters, got none "
+                f"({str(error).partition(chr(10))[0]}); enlarge it, as docker's --shm-size does"
+            ) from error
+        self.array: np.ndarray = self.tensor.numpy()  # the same memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tensor": self.tensor}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.tensor = state["tensor"].share_memory_()  # a plain copy of a shared tensor is not shared
+        self.array = self.tensor.numpy()
+
+    def add(self, number: int) -> int:
+        """Count `number` once more, and return how often it was counted before."""
+        place = number % len(self.array)
+        before = int(self.array[place])
+        self.array[place] = before + 1
+        return before
+
+
+class Visits:
+    """Which draw comes next for a plain number: the epoch that was set, and a view that counts on.
+
+    A loader does not tell a map-style dataset its epoch. But whoever asks for a number again is in a later
+    epoch, or wants it once more in the same one: either way the next view of it is another draw. The counters
+    are shared, so persistent workers, new workers and other samplers go on where the last one was.
+
+    Processes that train together share no memory, so the rank is a part of the view.
+
+    Args:
+        owner: whose visits they are, for sentences.
+        size: counters; two numbers that share one still never get one view twice.
+
+    Example:
+        >>> visits = Visits("ImageDataset", 10)
+        >>> visits.view(7), visits.view(7), visits.view(3)
+        (0, 1, 0)
+        >>> visits.set_epoch(4)
+        >>> visits.epoch, visits.view(7)
+        (4, 0)
+    """
+
+    def __init__(self, owner: str, size: int) -> None:
+        self._owner = owner
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._counts = SharedCounts(owner, size)
+        self._rank = 0
+        self._copied_in = 0  # the process that has unpickled a copy with counters of its own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rank": self._own_rank()}  # a spawned worker does not know it
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if not self._epoch.is_shared():
+            self._epoch.share_memory_()
+            self._copied_in = os.getpid()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that was set; 0 at first."""
+        return int(self._epoch[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, and count views from 0 again, in running workers too."""
+        self._epoch[0] = whole(f"{self._owner}.set_epoch", "epoch", epoch)
+        self._counts.array[:] = 0
+
+    def view(self, number: int) -> int:
+        """The next view of a number: another one at each call, on each rank."""
+        if self._copied_in:
+            self._warn_if_apart()
+        return self._counts.add(number) + (self._own_rank() << 32)
+
+    def _own_rank(self) -> int:
+        if dist.is_available() and dist.is_initialized():
+            return dist.get_rank()
+        told = os.environ.get("RANK", "")  # torchrun sets it, and workers inherit it
+        return int(told) if told.isascii() and told.isdigit() else self._rank
+
+    def _warn_if_apart(self) -> None:
+        """Warn once in a worker that was sent a plain copy: what it counts, no other process sees."""
+        if self._copied_in == os.getpid() and get_worker_info() is not None:
+            self._copied_in = 0
+            warnings.warn(
+                f"{self._owner}: this worker got a pickled copy that shares no memory with the dataset, so "
+                "another epoch may repeat its augmentations; use a sampler of tercet, such as "
+                "ShuffledSampler, or call set_epoch before each epoch and leave persistent_workers off",
+                stacklevel=2,
+            )
