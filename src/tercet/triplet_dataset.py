@@ -40,9 +40,9 @@ class _Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, function: Any) -> Any:
+        kind: Any = type(self)
         images, tuples, labels, rows = self
-        tuples = type(tuples)(*map(function, tuples))
-        return type(self)(function(images), tuples, function(labels), function(rows))
+        return kind(function(images), type(tuples)(*map(function, tuples)), function(labels), function(rows))
 
 
 @dataclass(frozen=True, eq=False)
