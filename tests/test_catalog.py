@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -85,14 +86,14 @@ def test_a_flat_tree_is_ordered_as_torchvision_orders_it(tmp_path):
 
 
 def test_deeper_classes_are_named_by_their_whole_path(tmp_path):
-    names = ["x/ant/1.jpg", "x/ant/2.jpg", "x/bee/1.jpg", "y/ant/1.jpg", "y/2.jpg", "z/1.jpg"]
+    names = ["x/ant/1.jpg", "x/ant/2.jpg", "x/bee/1.jpg", "y/cow/1.jpg", "y/2.jpg", "z/1.jpg"]
     catalog = scan_folder(tree(tmp_path, *names))
     assert by_class(catalog) == [
         ("x/ant/1.jpg", "x/ant"),
         ("x/ant/2.jpg", "x/ant"),
         ("x/bee/1.jpg", "x/bee"),
         ("y/2.jpg", "y"),
-        ("y/ant/1.jpg", "y/ant"),
+        ("y/cow/1.jpg", "y/cow"),
         ("z/1.jpg", "z"),
     ]
     assert catalog.groups["parent"].tolist() == ["x", "x", "x", "", "y", ""]
@@ -108,6 +109,60 @@ def test_class_depth_cuts_the_name(tmp_path, depth, classes):
     whole = {path: path.rpartition("/")[0] for path in catalog.paths}
     assert by_class(catalog) == [(path, "/".join(name.split("/")[:depth])) for path, name in whole.items()]
     assert ("parent" in catalog.groups) == (depth > 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ["train/bus/1.jpg", "train/car/1.jpg", "val/bus/2.jpg", "val/car/2.jpg", "val/tram/1.jpg"],
+            "scan_folder(root='photos'): 'train/bus' and 'val/bus' are two classes, and so "
+            "with 1 other name; "
+            "pass class_depth=1 (--class-depth 1) if a class is the folder above, as a person above cameras; "
+            "scan one folder at a time if they are parts of one set, as train and val; "
+            "pass class_depth=2 (--class-depth 2) if they are two",
+        ),
+        (
+            ["x/p1/cam0/1.jpg", "x/p1/cam1/1.jpg", "x/p2/cam0/1.jpg", "y/1.jpg"],
+            "scan_folder(root='photos'): 'x/p1/cam0' and 'x/p2/cam0' are two classes; "
+            "pass class_depth=2 (--class-depth 2) if a class is the folder above, as a person above cameras; "
+            "scan one folder at a time if they are parts of one set, as train and val; "
+            "pass class_depth=3 (--class-depth 3) if they are two",
+        ),
+        (
+            ["bus/1.jpg", "train/bus/1.jpg"],
+            "scan_folder(root='photos'): 'bus' and 'train/bus' are two classes; "
+            "pass class_depth=1 (--class-depth 1) if a class is the folder above, as a person above cameras; "
+            "scan one folder at a time if they are parts of one set, as train and val; "
+            "pass class_depth=2 (--class-depth 2) if they are two",
+        ),
+    ],
+)
+def test_one_name_under_several_folders_is_noticed(tmp_path, monkeypatch, names, said):
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "photos", *names)
+    with pytest.warns(UserWarning, match=r".") as told:
+        catalog = scan_folder("photos")
+    assert [str(one.message) for one in told] == [said]
+    depths = [int(depth) for depth in re.findall(r"class_depth=(\d)", said)]
+    folders = {tuple(name.split("/")[:-1]) for name in names}
+    above, apart = (scan_folder("photos", class_depth=depth) for depth in depths)  # says no more
+    assert above.classes == sorted({"/".join(folder[: depths[0]]) for folder in folders})
+    assert apart == catalog
+
+
+def test_a_tree_without_such_names_is_not_remarked(tmp_path):
+    tree(tmp_path, "animals/ant/1.jpg", "animals/bee/1.jpg", "cars/bus/1.jpg", "ant.old/1.jpg")
+    assert len(scan_folder(tmp_path).classes) == 4
+
+
+def test_more_files_than_agreed_are_refused(tmp_path):
+    tree(tmp_path, "ant/1.jpg", "bee/1.jpg")
+    assert len(scan_folder(tmp_path, max_files=4)) == 2
+    assert "at most so many files and folders below" in sentence(scan_folder, tmp_path, max_files=3)
+    assert sentence(scan_folder, tmp_path, max_files=0).startswith(
+        "scan_folder(max_files=0): expected a whole"
+    )
 
 
 def test_one_class_is_a_catalog(tmp_path):

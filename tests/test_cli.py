@@ -354,7 +354,7 @@ def test_a_split_writes_two_manifests_without_leakage(tercet, people, tmp_path, 
     validation = read_manifest(tmp_path / "one" / f"t.validation{suffix}", root=people)
     images = [set(side.catalog.paths) for side in (train, validation)]
     assert not images[0] & images[1]
-    assert images[0] | images[1] == set(scan_folder(people).paths)
+    assert images[0] | images[1] == set(scan_folder(people, class_depth=1).paths)
     classes = [{side.catalog.classes[label] for label in side.catalog.labels} for side in (train, validation)]
     assert bool(classes[0] & classes[1]) == (by != "class")
     for side, part in ((train, "train"), (validation, "validation")):
@@ -384,6 +384,18 @@ def test_the_closing_table_of_a_split(tercet, people, tmp_path):
     words = re.sub(r"[━┃┏┓┡┩╇┳╈ ]+", " ", out)
     assert " train validation images 32 16 classes 4 2 queries 20 10 triplets 20 10 " in words
     assert " no query: over the limit of its class 12 6 left out 0 seconds " in words
+
+
+def test_a_tree_of_persons_and_cameras_is_noticed(tercet, people, tmp_path):
+    given = ("make-triplets", "random", people, tmp_path / "t.csv", "--quiet", "--overwrite")
+    code, out, err = tercet(*given)
+    assert (code, out) == (0, "")
+    assert err.startswith("Warning: scan_folder(root=")
+    assert (
+        "'p0/cam1' and 'p1/cam1' are two classes, and so with 1 other name; pass class_depth=1 (--class"
+        in err
+    )
+    assert tercet(*given, "--class-depth", 1) == (0, "", "")
 
 
 def test_no_manifest_of_a_split_without_the_other(tercet, people, tmp_path):

@@ -94,11 +94,12 @@ def test_a_table_with_its_groups(tercet, photos):  # noqa: F811
 
 def test_what_is_left_out_is_told(tercet, photos):  # noqa: F811
     Path("photos/03/cam0/18.jpg").write_bytes(b"")
-    code, out, err = tercet("make-shards", photos, "out")
+    depth = ("--class-depth", 2)
+    code, out, err = tercet("make-shards", photos, "out", *depth)
     assert (code, out) == (1, "")
     assert "Error: write_shards(catalog='photos/03/cam0/18.jpg'): expected files that can be read; " in err
     assert not Path("out").exists()
-    assert tercet("make-shards", photos, "out", "--unreadable", "skip", "--quiet") == (
+    assert tercet("make-shards", photos, "out", "--unreadable", "skip", "--quiet", *depth) == (
         0,
         "",
         LEFT_OUT + "left out: 03/cam0/18.jpg: file is empty ",
@@ -107,12 +108,12 @@ def test_what_is_left_out_is_told(tercet, photos):  # noqa: F811
     picture = np.zeros((4, 4, 3), np.uint8)
     assert cv2.imwrite("photos/00/cam0/0.jpg", picture)
     assert cv2.imwrite("photos/01/cam0/6.jpg", picture)
-    assert tercet("make-shards", photos, "verified", "--verify")[0] == 0
+    assert tercet("make-shards", photos, "verified", "--verify", *depth)[0] == 0
     assert ShardIndex("verified").paths.tolist() == ["00/cam0/0.jpg", "01/cam0/6.jpg"]
 
 
 def test_an_interrupted_run_goes_on(tercet, photos, monkeypatch):  # noqa: F811
-    given = ("make-shards", photos, "out", "--images-per-shard", 12, "--workers", 1)
+    given = ("make-shards", photos, "out", "--images-per-shard", 12, "--workers", 1, "--class-depth", 2)
     write, came = sharding.write_shard, []
 
     def interrupted(job, shard, *more):
@@ -135,7 +136,7 @@ def test_an_interrupted_run_goes_on(tercet, photos, monkeypatch):  # noqa: F811
     assert tercet(*given)[0] == 0
     assert sorted(anew) == [2, 3, 4, 5]
     assert {name: Path("out", name).stat().st_mtime_ns for name in there} == there
-    write_shards("expected", scan_folder(photos), images_per_shard=12)
+    write_shards("expected", scan_folder(photos, class_depth=2), images_per_shard=12)
     assert contents("out") == contents("expected")
 
 
@@ -241,10 +242,18 @@ def test_split_and_folder_are_looked_at_before_the_images(tercet, photos, monkey
 
 
 def test_the_tool_is_the_same_command(photos):
-    words = [sys.executable, str(ROOT / "tools/make_shards.py"), "photos", "out", "--quiet"]
+    words = [
+        sys.executable,
+        str(ROOT / "tools/make_shards.py"),
+        "photos",
+        "out",
+        "--quiet",
+        "--class-depth",
+        "2",
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (0, "", LEFT_OUT.strip())
-    write_shards("expected", scan_folder(photos))
+    write_shards("expected", scan_folder(photos, class_depth=2))
     assert contents("out") == contents("expected")
     done = subprocess.run([*words, "--k", "0"], capture_output=True, text=True)
     assert done.returncode == 1

@@ -127,33 +127,109 @@ def test_links_to_files_and_folders_are_followed(tmp_path):
     assert walk(top) == (["ant/2.jpg", "ant/linked.jpg", "bee/1.jpg"], {})
 
 
+ABOVE = "link back to a folder above it"
+TWICE = "link to a folder that is entered by another name"
+
+
 def test_a_symlink_loop_ends(tmp_path):
     top = tree(tmp_path / "top", "ant/1.jpg", "bee/2.jpg")
     (top / "ant" / "up").symlink_to("..")
     (top / "ant" / "here").symlink_to(".")
-    (top / "bee" / "ant").symlink_to(top / "ant")
     (top / "itself").symlink_to("itself")
     (top / "bee" / "me.jpg").symlink_to("me.jpg")
     found, left_out = walk(top)
-    assert found == ["ant/1.jpg", "bee/2.jpg", "bee/ant/1.jpg"]  # a link that is no loop is followed
-    above = "link back to a folder above it"
-    assert {path: reason for path, reason in left_out.items() if reason == above} == {
-        "ant/up": above,
-        "ant/here": above,
-        "bee/ant/up": above,
-        "bee/ant/here": above,
-    }
-    assert left_out.keys() == {"ant/up", "ant/here", "bee/ant/up", "bee/ant/here", "itself", "bee/me.jpg"}
+    assert found == ["ant/1.jpg", "bee/2.jpg"]
+    assert left_out.keys() == {"ant/up", "ant/here", "itself", "bee/me.jpg"}
+    assert left_out["ant/up"] == left_out["ant/here"] == ABOVE
     assert all(left_out[path].startswith("link cannot be followed") for path in ("itself", "bee/me.jpg"))
 
 
-def test_two_folders_that_link_to_each_other_end(tmp_path):
+def test_two_folders_that_link_to_each_other_are_entered_once(tmp_path):
     tree(tmp_path, "ant/1.jpg", "bee/2.jpg")
     (tmp_path / "ant" / "bee").symlink_to(tmp_path / "bee")
     (tmp_path / "bee" / "ant").symlink_to(tmp_path / "ant")
+    assert walk(tmp_path) == (["ant/1.jpg", "bee/2.jpg"], {"ant/bee": TWICE, "bee/ant": TWICE})
+
+
+def test_links_that_double_a_tree_at_each_level_are_entered_once(tmp_path):
+    store = tree(tmp_path / "store", "30/1.jpg")
+    for level in range(30):  # 2³⁰ ways lead to the image
+        (store / str(level)).mkdir()
+        for name in ("a", "b"):
+            (store / str(level) / name).symlink_to(store / str(level + 1))
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "x").symlink_to(store / "0")
+    found, left_out = walk(tmp_path / "top")
+    assert found == ["/".join(["x", *"a" * 30, "1.jpg"])]
+    assert len(left_out) == 30
+    assert set(left_out.values()) == {TWICE}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_which_link_is_entered_depends_on_the_names_alone(tmp_path, monkeypatch, reverse):
+    scandir = os.scandir
+
+    class Listing(list):
+        def __enter__(self):
+            return iter(self)
+
+        def __exit__(self, *_):
+            pass
+
+    def in_order(place):  # no file system promises one
+        return Listing(sorted(scandir(place), key=lambda entry: entry.name, reverse=reverse))
+
+    monkeypatch.setattr(os, "scandir", in_order)
+    tree(tmp_path / "store", "x/1.jpg", "x/y/2.jpg")
+    top = tree(tmp_path / "top", "z/real/3.jpg")
+    for name in ("ant", "bee"):
+        (top / name).symlink_to(tmp_path / "store" / "x")
+    (top / "a").symlink_to(top / "z" / "real")
+    assert walk(top) == (["ant/1.jpg", "ant/y/2.jpg", "z/real/3.jpg"], {"a": TWICE, "bee": TWICE})
+
+
+def test_a_file_system_without_numbers_of_files_is_walked(tmp_path, monkeypatch):
+    stat = os.stat
+    nothing = lambda place: os.stat_result([stat(place).st_mode, 0, 0, *[0] * 7])  # noqa: E731
+    tree(tmp_path, "ant/1.jpg", "bee/2.jpg")
+    (tmp_path / "bee" / "ant").symlink_to(tmp_path / "ant")
+    monkeypatch.setattr("tercet.folders.os.stat", nothing)
+    assert walk(tmp_path) == (["ant/1.jpg", "bee/2.jpg"], {"bee/ant": TWICE})
+
+
+def test_a_tree_of_links_into_a_store_is_followed(tmp_path):
+    tree(tmp_path / "store", *(f"{number}/{number}.jpg" for number in range(4)))
+    for number in range(4):
+        folder = tmp_path / "top" / f"class{number // 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").symlink_to(tmp_path / "store" / str(number) / f"{number}.jpg")
+    (tmp_path / "top" / "class2").symlink_to(tmp_path / "store" / "0")
+    names = ["class0/0.jpg", "class0/1.jpg", "class1/2.jpg", "class1/3.jpg", "class2/0.jpg"]
+    assert walk(tmp_path / "top") == (names, {})
+
+
+def test_more_files_than_agreed_are_refused_in_words(tmp_path):
+    tree(tmp_path, "ant/1.jpg", "ant/2.jpg", "bee/1.jpg")
+    assert len(list(walk_images(tmp_path, IMAGE_SUFFIXES, [], 5))) == 3  # with the two folders
+    with pytest.raises(
+        ValueError, match=r"scan_folder\(max_files=4\): expected at most so many files"
+    ) as said:
+        list(walk_images(tmp_path, IMAGE_SUFFIXES, [], 4))
+    assert "there are more, the last in bee; pass a larger max_files or a smaller folder" in str(said.value)
+
+
+def test_a_path_longer_than_the_system_takes_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = os.getcwd()
+    tree(tmp_path, "ant/1.jpg")
+    os.chdir("ant")
+    for _ in range(20):  # 20 × 251 bytes: only step by step
+        os.mkdir("x" * 250)
+        os.chdir("x" * 250)
+    os.chdir(here)
     found, left_out = walk(tmp_path)
-    assert found == ["ant/1.jpg", "ant/bee/2.jpg", "bee/2.jpg", "bee/ant/1.jpg"]
-    assert set(left_out) == {"ant/bee/ant", "bee/ant/bee"}
+    assert found == ["ant/1.jpg"]
+    assert set(left_out.values()) == {"folder cannot be read: File name too long"}
 
 
 def test_the_root_may_be_a_link(tmp_path):

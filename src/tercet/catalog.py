@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ import numpy as np
 
 from tercet.atomic import fresh_target
 from tercet.checks import refusal, whole
-from tercet.folders import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
+from tercet.folders import IMAGE_SUFFIXES, MAX_FILES, LeftOut, ambiguous_names, decodable, walk_images
 from tercet.tables import read_columns, sorted_classes, write_columns
 
 __all__ = ["Catalog", "read_catalog", "refuse_unwritable", "scan_folder"]
@@ -203,28 +204,33 @@ def scan_folder(
     class_depth: int | None = None,
     suffixes: Iterable[str] = IMAGE_SUFFIXES,
     verify: bool = False,
+    max_files: int = MAX_FILES,
     progress: bool = False,
 ) -> Catalog:
     """The catalog of a folder of class folders: every image below a folder, sorted by path.
 
     A folder that holds images is a class, named by its whole path below `root`; where classes lie deeper
     than the first level, `groups["parent"]` names the folder above each, for use as a super-label.
-    Links are followed, loops are not. The order is that of the path's parts, as plain strings, so class
-    numbers are those of torchvision's ImageFolder on a flat tree.
+    The order is that of the path's parts, as plain strings, so class numbers are those of torchvision's
+    ImageFolder on a flat tree.
+
+    Links are followed, also out of `root`: a tree of links into a store is a common one. Each folder is
+    entered once, by its own name or by the first link to it, so loops and doubled links end.
 
     Args:
         root: the folder.
         class_depth: a class is named by its first `class_depth` folders, and everything below belongs to
-            it; None names it by its whole path.
+            it; None names it by its whole path, and warns where folders of one name become several classes.
         suffixes: what counts as an image, in lower case; compared in any case.
         verify: decode every image, in parallel, and leave out those that do not decode.
+        max_files: how many files and folders may lie below `root`.
         progress: show a progress bar while verifying.
 
     Returns:
         The catalog; `left_out` names each file or folder that is not in it, with the reason.
 
     Raises:
-        ValueError: no such folder, or no image in any class folder.
+        ValueError: no such folder, no image in any class folder, or more files than `max_files`.
 
     Example:
         >>> import pathlib
@@ -246,7 +252,8 @@ def scan_folder(
         expected = "suffixes in lower case with their dots"
         raise refusal("scan_folder", "suffixes", sorted(wanted), expected, 'such as [".jpg", ".png"]')
     left_out: list[LeftOut] = []
-    found = list(walk_images(top, wanted, left_out))
+    max_files = whole("scan_folder", "max_files", max_files, minimum=1)
+    found = list(walk_images(top, wanted, left_out, max_files))
     if verify:
         found = decodable(top, found, left_out, progress)
     if not found:
@@ -257,6 +264,8 @@ def scan_folder(
     found.sort()
     folders = [parts[:-1][:class_depth] for parts in found]
     classes = sorted(set(folders))
+    if class_depth is None and (warning := ambiguous_names(root, classes)):
+        warnings.warn(warning, stacklevel=2)
     number = {folder: code for code, folder in enumerate(classes)}
     groups = {}
     if any(len(folder) > 1 for folder in classes):

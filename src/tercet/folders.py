@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import heapq
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["IMAGE_SUFFIXES", "LeftOut", "decodable", "walk_images"]
+from tercet.checks import escaped, refusal
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_FILES", "LeftOut", "ambiguous_names", "decodable", "walk_images"]
+
+MAX_FILES = 10**8
+"""How many files and folders a scan looks at unless told otherwise: a link may lead to a whole disk."""
 
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
@@ -27,38 +34,61 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-def walk_images(top: Path, suffixes: frozenset[str], left_out: list[LeftOut]) -> Iterator[tuple[str, ...]]:
+def walk_images(
+    top: Path, suffixes: frozenset[str], left_out: list[LeftOut], max_files: int = MAX_FILES
+) -> Iterator[tuple[str, ...]]:
     """The parts of the path of every image below `top`, in no order; what is no image goes into `left_out`.
 
+    Links are followed, and each folder is entered once: by its own name, or, where only links lead to it,
+    by the first of them in the order of paths.
+
     Args:
-        top: the folder to walk; links are followed, loops are not.
+        top: the folder to walk.
         suffixes: what counts as an image, in lower case.
         left_out: is extended.
+        max_files: how many files and folders may lie below `top`.
 
     Yields:
         ("class", …, "image.jpg"), at least two parts.
+
+    Raises:
+        ValueError: there are more.
     """
-    pending: list[tuple[tuple[str, ...], frozenset[str]]] = [((), frozenset())]
+    pending: list[tuple[int, tuple[str, ...]]] = [
+        (0, ())
+    ]  # a heap: fewest links on the way first, then paths
+    entered: dict[object, tuple[str, ...]] = {}
+    room = max_files
     while pending:
-        folder, ancestors = pending.pop()
+        links, folder = heapq.heappop(pending)
         here = "/".join(folder)
-        real_path = os.path.realpath(top / here)
-        if real_path in ancestors:
-            left_out.append(LeftOut(here, "link back to a folder above it"))
-            continue
+        place = os.path.join(top, here)
         try:
-            with os.scandir(top / here) as listing:
-                entries = list(listing)
+            identity = _identity(place)
+            # Only a link leads to a folder twice, so others need no trust in the numbers of a file system.
+            if links and identity in entered:
+                left_out.append(LeftOut(here, _entered_before(entered[identity], folder)))
+                continue
+            entered[identity] = folder
+            with os.scandir(place) as listing:
+                entries = list(islice(listing, room + 1))
         except OSError as error:
             left_out.append(LeftOut(here or ".", f"folder cannot be read: {error.strerror}"))
             continue
+        room -= len(entries)
+        if room < 0:
+            expected = f"at most so many files and folders below {top}"
+            way_out = (
+                f"there are more, the last in {here or '.'}; pass a larger max_files or a smaller folder"
+            )
+            raise refusal("scan_folder", "max_files", max_files, expected, way_out)
         images = subfolders = 0
         for entry in entries:
             parts = (*folder, entry.name)
             reason = _why_not(entry, folder, suffixes)
             if reason == "folder":
                 subfolders += 1
-                pending.append((parts, ancestors | {real_path}))
+                heapq.heappush(pending, (links + entry.is_symlink(), parts))
             elif reason:
                 shown = "/".join(parts).encode("utf-8", "backslashreplace").decode()
                 left_out.append(LeftOut(shown, reason))
@@ -67,6 +97,46 @@ def walk_images(top: Path, suffixes: frozenset[str], left_out: list[LeftOut]) ->
                 yield parts
         if folder and not images and not subfolders:
             left_out.append(LeftOut(here, "folder without an image"))
+
+
+def _identity(place: str) -> object:
+    """What two names of one folder share."""
+    told = os.stat(place)
+    return (told.st_dev, told.st_ino) if told.st_ino else os.path.realpath(place)
+
+
+def _entered_before(first: tuple[str, ...], folder: tuple[str, ...]) -> str:
+    above = folder[: len(first)] == first
+    return "link back to a folder above it" if above else "link to a folder that is entered by another name"
+
+
+def ambiguous_names(root: str | Path, classes: Sequence[tuple[str, ...]]) -> str | None:
+    """What to tell of a tree in which one folder name makes several classes; None where none does.
+
+    Args:
+        root: the folder, for the sentence.
+        classes: the parts of the path of each class.
+
+    Example:
+        >>> ambiguous_names("photos", [("ann", "front"), ("ann", "side"), ("bob", "front")]).split("; ")[1]
+        'pass class_depth=1 (--class-depth 1) if a class is the folder above, as a person above cameras'
+    """
+    by_name: dict[str, list[tuple[str, ...]]] = {}
+    for folder in classes:
+        by_name.setdefault(folder[-1], []).append(folder)
+    several = [folders for folders in by_name.values() if len(folders) > 1]
+    if not several:
+        return None
+    first, second = ("/".join(folder) for folder in several[0][:2])
+    more = len(several) - 1
+    others = f", and so with {more} other name{'s' * (more > 1)}" if more else ""
+    above, whole = max(map(len, several[0])) - 1, max(map(len, classes))
+    return escaped(
+        f"scan_folder(root={str(root)!r}): {first!r} and {second!r} are two classes{others}; "
+        f"pass class_depth={above} (--class-depth {above}) if a class is the folder above, as a person above "
+        "cameras; scan one folder at a time if they are parts of one set, as train and val; "
+        f"pass class_depth={whole} (--class-depth {whole}) if they are two"
+    )
 
 
 def _why_not(entry: os.DirEntry[str], folder: tuple[str, ...], suffixes: frozenset[str]) -> str:

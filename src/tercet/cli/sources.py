@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import numpy as np
 import typer
 
 from tercet.catalog import Catalog, read_catalog, scan_folder
-from tercet.checks import refusal
+from tercet.checks import escaped, refusal
 
 __all__ = [
     "ChunkSize",
@@ -77,7 +78,12 @@ def opened_catalog(
     if source.is_dir():
         if root or columns or path_column != "path" or label_column != "label":
             raise typer.BadParameter("--root, --group, --path-column and --label-column are for tables")
-        return scan_folder(source, class_depth=class_depth, verify=verify, progress=not quiet)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            catalog = scan_folder(source, class_depth=class_depth, verify=verify, progress=not quiet)
+        for warning in told:
+            typer.secho(f"Warning: {escaped(warning.message)}", fg="yellow", err=True)
+        return catalog
     if class_depth is not None:
         raise typer.BadParameter("--class-depth is for folders")
     names = {"path_column": path_column, "label_column": label_column, "groups": columns}
