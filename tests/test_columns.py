@@ -11,13 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet import columns
-from tercet.columns import HeldColumns, StoredColumns
+from tercet.columns import HeldColumns, StoredColumns, block_count, block_sums
 from tercet.handles import Handle
 
 TYPES = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.int8)]
 
 
-def stored(path, values, counts, limits=(1 << 31,) * 3):
+def opened(path):
+    return Handle("read_manifest", "path", path, "a file to read")
+
+
+def stored(path, values, counts, limits=(1 << 31,) * 3, sums=None):
     """`values` [c, n] written in parts, each column at a multiple of 8 bytes with something before it."""
     content, starts = b"", []
     for part in np.split(values, np.cumsum(counts)[:-1], axis=1):
@@ -27,7 +31,7 @@ def stored(path, values, counts, limits=(1 << 31,) * 3):
             starts[-1].append(len(content))
             content += column.astype(kind).tobytes()
     path.write_bytes(content)
-    return StoredColumns(path, np.array(starts), np.array(counts), TYPES, limits)
+    return StoredColumns(opened(path), np.array(starts), np.array(counts), TYPES, limits, sums)
 
 
 @settings(deadline=None, max_examples=60)
@@ -114,8 +118,69 @@ def test_a_value_out_of_range_is_noticed(tmp_path, column, value):
         one.take(np.array([5, 4]))
 
 
+def sums_of(values, counts):
+    parts = np.split(values, np.cumsum(counts)[:-1], axis=1)
+    columns_of_parts = [(column, kind) for part in parts for column, kind in zip(part, TYPES)]
+    sums = [block_sums(column.astype(kind)) for column, kind in columns_of_parts]
+    for one, (column, kind) in zip(sums, columns_of_parts):
+        assert len(one) == block_count(len(column), kind)
+    return np.array([crc for one in sums for crc in one], dtype=np.uint32)
+
+
+COUNTS = [5_000, 1, 9_000, 4_096]
+VALUES = np.random.default_rng(0).integers(0, 100, (3, sum(COUNTS)))
+
+
+def test_a_flipped_bit_is_noticed_at_the_rows_of_its_block_and_only_there(tmp_path):
+    source = tmp_path / "c"
+    stored(source, VALUES, COUNTS)
+    content, sums, seen = source.read_bytes(), sums_of(VALUES, COUNTS), 0
+    rng = np.random.default_rng(1)
+    for place in rng.integers(0, len(content), 60).tolist():
+        changed = bytearray(content)
+        changed[place] ^= 1 << int(rng.integers(8))
+        source.write_bytes(changed)
+        one, wrong = StoredColumns(opened(source), *layout(source), TYPES, (1 << 31,) * 3, sums), 0
+        for row in range(0, VALUES.shape[1], 501):
+            try:
+                assert one.take(np.array([row])).T.tolist() == VALUES[:, [row]].T.tolist()
+            except ValueError as error:
+                wrong += 1
+                seen += "expected values that fit their checksums; bytes" in str(error)
+        assert wrong <= 33  # the most rows asked for that a block of one byte each has
+    assert seen > 60
+
+
+def layout(path):
+    one = stored(path.with_name("other"), VALUES, COUNTS)
+    return one._starts, np.array(COUNTS)
+
+
+def test_a_column_in_the_place_of_another_is_noticed(tmp_path):
+    stored(tmp_path / "c", VALUES, COUNTS)
+    starts, counts = layout(tmp_path / "c")
+    starts[:, [0, 1]] = starts[:, [1, 0]]
+    sums = sums_of(VALUES, COUNTS)
+    one = StoredColumns(opened(tmp_path / "c"), starts, counts, TYPES, (1 << 31,) * 3, sums)
+    with pytest.raises(ValueError, match="expected values that fit their checksums"):
+        one.take(np.array([0]))
+
+
+def test_a_block_is_compared_once(tmp_path, monkeypatch):
+    one = stored(tmp_path / "c", VALUES, COUNTS, sums=sums_of(VALUES, COUNTS))
+    reads = []
+    pread = Handle.pread
+    monkeypatch.setattr(Handle, "pread", lambda self, *some: reads.append(some[1]) or pread(self, *some))
+    for rows in ([0, 1], [4_000], [4_999]):
+        one.take(np.array(rows))
+    assert reads == [16384, 16384, 5000, 3616, 3616]
+    reads.clear()
+    assert one.take(np.arange(5_000)).tolist() == VALUES[:, :5_000].tolist()
+    assert reads == []
+
+
 def test_no_such_file():
     with pytest.raises(
         ValueError, match=r"read_manifest\(path='gone'\): expected a file to read; No such file"
     ):
-        StoredColumns(Path("gone"), np.zeros((1, 1), dtype=int), np.ones(1, dtype=int), TYPES[:1], [1])
+        opened(Path("gone"))

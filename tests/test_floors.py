@@ -25,6 +25,7 @@ FLOORS = {
         *[
             "anchors",
             "atomic",
+            "arrow_layout",
             "augment",
             "blocks",
             "catalog",

@@ -160,7 +160,8 @@ def test_arrow_is_found_and_not_loaded(tmp_path):
     rows = np.random.default_rng(0).integers(0, 1000, (3, 500_000), dtype=np.int32)
     target = write(tmp_path, ".arrow", paths, rows, 200_000, {"key": "1"})
     before = pa.total_allocated_bytes()
-    found, metadata = open_arrow(target, "key")
+    found, metadata, checked = open_arrow(target, "key")
+    assert checked
     assert pa.total_allocated_bytes() - before < 100_000
     assert metadata == {"key": "1"}
     assert len(found) == 500_000
@@ -186,7 +187,9 @@ def test_a_compressed_arrow_file_is_read_whole(tmp_path):
 
 
 def test_arrow_of_others_is_not_taken_for_ours(tmp_path):
-    assert open_arrow(write(tmp_path, ".arrow", PATHS, ROWS, metadata={"other": ""}), "key") is None
+    target = write(tmp_path, ".arrow", PATHS, ROWS, metadata={"other": ""})
+    with pytest.raises(pa.ArrowInvalid, match="headers are damaged"):
+        open_arrow(target, "key")
     table = pa.table({name: ["a"] for name in COLUMNS}).replace_schema_metadata({"key": ""})
     with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -382,7 +385,7 @@ def test_pandas_reads_pairs_as_strings_and_whole_numbers(tmp_path, suffix):
 def test_arrow_of_pairs_is_found_and_not_loaded(tmp_path):
     target = tmp_path / "t.arrow"
     write_paths(target, ".arrow", blocks(np.array(PAIR_ROWS, np.int32), 2), PATHS, {"key": ""}, "pairs")
-    found, _ = open_arrow(target, "key")
+    found, *_ = open_arrow(target, "key")
     np.testing.assert_array_equal(found.take(np.arange(len(found))), PAIR_ROWS)
 
 

@@ -266,30 +266,24 @@ def test_a_manifest_that_has_become_another_is_not_unpickled(tmp_path):
     assert listed(pickle.loads(sent)[:]) == there
 
 
-@pytest.mark.parametrize(
-    ("bit", "expected"),
-    [
-        (0x80, ["whole numbers below 6, and row", "text in UTF-8; it is damaged"]),
-        (0x01, ["whole numbers below 6, and row", "its catalog in it; it is damaged"]),
-    ],
-)
-def test_a_flipped_bit_in_an_arrow_file_gives_a_sentence_or_rows_of_the_catalog(tmp_path, bit, expected):
+def test_a_flipped_bit_in_an_arrow_file_gives_the_rows_or_a_sentence(tmp_path):
     write_manifest(tmp_path / "t.arrow", DRAWN, CATALOG)
-    content, said, kinds = (tmp_path / "t.arrow").read_bytes(), set(), set()
+    content, right, said = (tmp_path / "t.arrow").read_bytes(), 0, []
     for place in range(0, len(content), 3):
         damaged = bytearray(content)
-        damaged[place] ^= bit
+        damaged[place] ^= 1 << place % 8
         (tmp_path / "u.arrow").write_bytes(damaged)
         try:
             found = read_manifest(tmp_path / "u.arrow")
-            triplets, images = found.triplets, len(found.catalog)
+            rows, catalog = listed(found.triplets), found.catalog
         except ValueError as error:
-            kinds.add(type(error))
-            said.add(str(error).rpartition("expected ")[2])
+            said.append(error)
             continue
-        assert all((column >= 0).all() and (column < images).all() for column in triplets)
-    assert kinds == {ValueError}
-    assert [any(one.startswith(some) for one in said) for some in expected] == [True, True], said
+        right += 1
+        assert rows == ROWS
+        assert catalog == CATALOG
+    assert {type(error) for error in said} == {ValueError}
+    assert right > len(said) > 100  # dictionaries, half of the file, are not read
 
 
 # The same bytes
@@ -953,7 +947,8 @@ def test_pairs_of_another_program(tmp_path, monkeypatch, suffix):
     Path(f"t{suffix}.json").unlink(missing_ok=True)
     if suffix in (".parquet", ".arrow"):
         _, paths, rows, _ = formats.read_paths(Path(f"t{suffix}"), suffix)
-        formats.write_paths(Path(f"t{suffix}"), suffix, [rows], paths.tolist(), {}, "pairs")
+        frame = pd.DataFrame(dict(zip(formats.COLUMNS["pairs"], [*paths[rows[:2]], rows[2].astype("int8")])))
+        (frame.to_parquet if suffix == ".parquet" else frame.to_feather)(f"t{suffix}")
     found = read_manifest(f"t{suffix}")
     assert (found.kind, found.provenance) == ("pairs", {})
     named = [(found.catalog.paths[a], found.catalog.paths[b], same) for a, b, same in listed(found[:])]

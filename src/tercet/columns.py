@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt32
 
 from tercet.checks import refusal
 from tercet.handles import Handle
 
-__all__ = ["HeldColumns", "StoredColumns"]
+__all__ = ["HeldColumns", "StoredColumns", "block_count", "block_sums"]
 
 _AT_ONCE = 1 << 16  # rows read at a time
+_BLOCK = 1 << 14  # bytes that have one checksum
 _GAP = 1 << 9  # bytes between two values up to which one read takes both
 
 
@@ -42,6 +43,17 @@ class HeldColumns:
         return out
 
 
+def block_sums(values: np.ndarray) -> list[int]:
+    """The CRC of each block of 16 KiB of a column of a part, in its order; the last block may be shorter."""
+    content = memoryview(values).cast("B") if len(values) else memoryview(b"")
+    return [zlib.crc32(content[at : at + _BLOCK]) for at in range(0, len(content), _BLOCK)]
+
+
+def block_count(count: int, kind: np.dtype) -> int:
+    """How many CRCs `block_sums` gives."""
+    return -(-count * kind.itemsize // _BLOCK)
+
+
 class StoredColumns:
     """Columns that lie uncompressed in a file, in parts one behind the other.
 
@@ -49,37 +61,38 @@ class StoredColumns:
     touched, and their neighbours, as memory of the process: after one shuffled epoch that is the whole file.
 
     Args:
-        path: the file; it is opened now, and a file that takes its name later changes nothing.
+        handle: the file.
         starts: [parts, c], where the values of a part begin, in bytes.
         counts: [parts], the rows of each part.
         types: the types of the c columns.
         limits: for each column what all its values, from 0 on, are below.
-
-    Raises:
-        ValueError: the file cannot be opened.
+        sums: the `block_sums` of each column of each part, joined, as uint32: a block is compared when it is
+            read for the first time. None where there are none.
 
     Example:
         >>> _ = Path("numbers.bin").write_bytes(np.arange(10, dtype=np.int32).tobytes())
         >>> starts, counts = np.array([[0], [24]]), np.array([2, 3])
-        >>> columns = StoredColumns(Path("numbers.bin"), starts, counts, [np.dtype(np.int32)], [9])
+        >>> handle = Handle("read", "path", Path("numbers.bin"), "a file")
+        >>> columns = StoredColumns(handle, starts, counts, [np.dtype(np.int32)], [9])
         >>> columns.take(np.array([4, 0]))
         array([[8, 0]])
     """
 
     def __init__(
         self,
-        path: Path,
+        handle: Handle,
         starts: Int64[np.ndarray, "parts c"],
         counts: Int64[np.ndarray, " parts"],
         types: Sequence[np.dtype],
         limits: Sequence[int],
+        sums: UInt32[np.ndarray, " blocks"] | None = None,
     ) -> None:
-        self._path = path
+        self._handle = handle
         self._starts = starts
         self._ends = np.concatenate([[0], np.cumsum(counts)])  # the last is the length
         self._types = types
         self._limits = limits
-        self._handle = Handle("read_manifest", "path", path, "a file to read")
+        self._blocks = None if sums is None else _Blocks(handle, starts, counts, types, sums)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -88,13 +101,15 @@ class StoredColumns:
         """The values at some rows, from 0 to n − 1.
 
         Raises:
-            ValueError: the file has been written to since it was opened, or holds a value out of range.
+            ValueError: the file has been written to since it was opened, or is damaged.
         """
         out = np.empty((len(self._types), len(rows)), dtype=np.int64)
         for first in range(0, len(rows), _AT_ONCE):
             some = rows[first : first + _AT_ONCE]
             part = np.searchsorted(self._ends, some, side="right") - 1
             within = some - self._ends[part]
+            if self._blocks:
+                self._blocks.compare(part, within)
             plans = [
                 _plan(self._starts[part, column] + within * kind.itemsize, kind.itemsize)
                 for column, kind in enumerate(self._types)
@@ -104,19 +119,71 @@ class StoredColumns:
             for values, kind, (reads, places) in zip(out, self._types, plans):
                 joined = self._handle.gather(reads)
                 if len(joined) < sum(length for _, length in reads):
-                    way_out = "it was cut short since it was opened; write it again"
-                    raise refusal("Manifest", "path", str(self._path), "the file as it was", way_out)
+                    raise _cut_short(self._handle)
                 values[first : first + len(some)] = np.frombuffer(joined, kind)[places]
         if self._handle.changed():  # asked after the reading: what is given was there before
             way_out = "it was written to since it was opened; read it anew, with read_manifest"
-            raise refusal("Manifest", "path", str(self._path), "the file as it was", way_out)
+            raise refusal("Manifest", "path", str(self._handle.path), "the file as it was", way_out)
         for values, limit in zip(out, self._limits):
             unsigned = values.view(np.uint64)  # so a negative one is large
             if len(rows) and unsigned.max() >= limit:
                 wrong = int(np.argmax(unsigned >= limit))
                 expected = f"whole numbers below {limit}, and row {rows[wrong]} holds {values[wrong]}"
-                raise refusal("Manifest", "path", str(self._path), expected, "it is damaged; write it again")
+                way_out = "it is damaged; write it again"
+                raise refusal("Manifest", "path", str(self._handle.path), expected, way_out)
         return out
+
+
+class _Blocks:
+    """The blocks of stored columns: which have been compared with their checksums, and the comparing."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        starts: Int64[np.ndarray, "parts c"],
+        counts: Int64[np.ndarray, " parts"],
+        types: Sequence[np.dtype],
+        sums: UInt32[np.ndarray, " blocks"],
+    ) -> None:
+        self._handle, self._sums = handle, sums
+        self._widths = np.array([kind.itemsize for kind in types])
+        # Of each column of each part, one after another: where it begins, its bytes, its first block.
+        self._starts, self._bytes = starts.ravel(), (counts[:, None] * self._widths).ravel()
+        self._first = np.concatenate([[0], np.cumsum(-(-self._bytes // _BLOCK))])
+        self._compared = np.zeros(len(sums), dtype=bool)
+
+    def compare(self, part: Int64[np.ndarray, " m"], within: Int64[np.ndarray, " m"]) -> None:
+        """Read the blocks of some rows, each given as a place in a part, unless they were compared before.
+
+        Raises:
+            ValueError: a block that is cut short or has another checksum.
+        """
+        for column, width in enumerate(self._widths):
+            blocks = self._first[part * len(self._widths) + column] + within * width // _BLOCK
+            missing = blocks[~self._compared[blocks]]
+            if missing.size:
+                self._compare(np.unique(missing))
+
+    def _compare(self, blocks: Int64[np.ndarray, " b"]) -> None:
+        nth = np.searchsorted(self._first, blocks, side="right") - 1  # the column of the part
+        before = (blocks - self._first[nth]) * _BLOCK
+        lengths = np.minimum(_BLOCK, self._bytes[nth] - before)
+        reads = list(zip((self._starts[nth] + before).tolist(), lengths.tolist()))
+        self._handle.announce(reads)
+        for block, (start, length) in zip(blocks.tolist(), reads):
+            content = self._handle.pread(start, length)
+            if len(content) < length:
+                raise _cut_short(self._handle)
+            if zlib.crc32(content) != self._sums[block]:
+                expected = "values that fit their checksums"
+                way_out = f"bytes {start:,} to {start + length - 1:,} are damaged; write it again"
+                raise refusal("Manifest", "path", str(self._handle.path), expected, way_out)
+        self._compared[blocks] = True
+
+
+def _cut_short(handle: Handle) -> ValueError:
+    way_out = "it was cut short since it was opened; write it again"
+    return refusal("Manifest", "path", str(handle.path), "the file as it was", way_out)
 
 
 def _plan(

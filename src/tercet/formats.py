@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from tercet.columns import StoredColumns
+from tercet.arrow_layout import ArrowBatch, arrow_batches, arrow_schema
+from tercet.columns import StoredColumns, block_count, block_sums
+from tercet.handles import Handle
 from tercet.parquet_files import opened_parquet, parquet_writer
 
 __all__ = ["BLOCK", "COLUMNS", "FORMATS", "TEXT_FORMATS", "open_arrow", "read_paths", "write_paths"]
@@ -30,6 +32,7 @@ _SAME = "same"
 # The number of paths, at each batch of an .arrow file, where no program that encodes the paths anew keeps
 # it: only where it stands are positions in the dictionaries known to be rows of the catalog.
 _MARK = "tercet.rows"
+_SUMS = "tercet.crc32"  # beside it: the checksums of the blocks of the batch's columns
 _NAMES = [column for columns in COLUMNS.values() for column in columns if column != _SAME]
 
 
@@ -95,11 +98,13 @@ def _write_arrow(
     schema = pa.schema(_fields(kind), metadata=metadata)
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for block in blocks:
+            values = [np.ascontiguousarray(rows, dtype) for rows, dtype in zip(block, _types(kind))]
             columns = [
-                pa.DictionaryArray.from_arrays(rows, names, safe=False) if path else pa.array(rows, pa.int8())
-                for rows, path in zip(block, _of_paths(kind))
+                pa.DictionaryArray.from_arrays(rows, names, safe=False) if path else pa.array(rows)
+                for rows, path in zip(values, _of_paths(kind))
             ]
-            mark = {_MARK: str(len(paths))}
+            sums = [one for rows in values for one in block_sums(rows)]
+            mark = {_MARK: str(len(paths)), _SUMS: np.array(sums, "<u4").tobytes().hex()}
             writer.write_batch(pa.record_batch(columns, schema=schema), custom_metadata=mark)
 
 
@@ -262,43 +267,68 @@ def _read_table(source: Path, suffix: str, kind: str | None) -> tuple[Any, str]:
     return table, kind or _kind_of(table.column_names)
 
 
-def open_arrow(source: Path, key: str) -> tuple[StoredColumns, dict[str, str]] | None:
+def open_arrow(source: Path, key: str) -> tuple[StoredColumns, dict[str, str], bool] | None:
     """The row numbers of an .arrow manifest that `write_paths` wrote, found and not loaded.
 
     Returns:
         Its columns, int32 rows of the catalog since each dictionary is its list of paths, and int8 for the
-        column same; and the metadata. None where it has no `key`, columns of another type, compressed ones,
-        or batches that another program wrote, whose dictionaries may be in any order.
+        column same; the metadata; whether its blocks have checksums, as those of version 0.1 have not. None
+        where another program wrote the batches, whose dictionaries may be in any order.
+
+    Raises:
+        ValueError: it cannot be opened.
+        pyarrow.ArrowException: it is damaged.
     """
     import pyarrow as pa
 
-    with pa.memory_map(str(source)) as mapped:
-        content = mapped.read_buffer()
-        reader = pa.ipc.open_file(content)
-        metadata = _decoded(reader.schema.metadata)
-        if key not in metadata or list(zip(reader.schema.names, reader.schema.types)) not in map(
-            _fields, COLUMNS
-        ):
+    handle = Handle("read_manifest", "path", source, "a file to read")
+    try:
+        schema = arrow_schema(handle)
+        metadata = _decoded(schema.metadata)
+    except (ValueError, pa.ArrowException):
+        return None  # the reading of the whole says why
+    try:
+        batches = arrow_batches(handle)
+    except ValueError as error:
+        if key not in metadata:
             return None
-        read = [reader.get_batch_with_custom_metadata(number) for number in range(reader.num_record_batches)]
-        batches = [batch for batch, _ in read]
-        marks = {_decoded(dict(mark or {})).get(_MARK, "") for _, mark in read} or {"0"}
-        names = marks.pop()
-        if marks or not names.isdecimal():
-            return None
-        columns = [[_numbers(column) for column in batch.columns] for batch in batches]
-        # The views are only asked where they lie: the file is read by offset, not through the mapping.
-        starts = [[column.ctypes.data - content.address for column in batch] for batch in columns]
-        counts = np.array([len(batch[0]) for batch in columns], dtype=np.int64)
-        within = all(0 <= start < content.size for batch in starts for start in batch)
-    if not within:
+        raise pa.ArrowInvalid(f"{error}: it was cut short or damaged") from error
+    marks = {batch.metadata.get(_MARK, "") for batch in batches} or {"0" * (key in metadata)}
+    if marks == {""}:
         return None
-    of_paths = _of_paths(_kind_of(reader.schema.names))
-    types = [np.dtype(np.int32 if path else np.int8) for path in of_paths]
-    limits = [int(names) if path else 2 for path in of_paths]
-    return StoredColumns(source, np.array(starts, np.int64).reshape(-1, 3), counts, types, limits), metadata
+    names = marks.pop()
+    fields = list(zip(schema.names, schema.types))
+    if marks or not names.isdecimal() or key not in metadata or fields not in map(_fields, COLUMNS):
+        raise pa.ArrowInvalid("its headers are damaged")
+    kind = _kind_of(schema.names)
+    types, counts = _types(kind), np.array([batch.count for batch in batches], dtype=np.int64)
+    for batch in batches:
+        width = len(batch.starts) == len(types) and batch.plain
+        if not width or any(batch.lengths < [batch.count * one.itemsize for one in types]):
+            raise pa.ArrowInvalid("a batch has other columns than were written")
+    limits = [int(names) if path else 2 for path in _of_paths(kind)]
+    starts = np.array([batch.starts for batch in batches], np.int64).reshape(-1, len(types))
+    sums = _sums_of(batches, types)
+    return StoredColumns(handle, starts, counts, types, limits, sums), metadata, sums is not None
 
 
-def _numbers(column: Any) -> np.ndarray:
-    """An Arrow column as a view: of paths the positions in their dictionary."""
-    return (column.indices if hasattr(column, "indices") else column).to_numpy()
+def _sums_of(batches: list[ArrowBatch], types: list[np.dtype]) -> np.ndarray | None:
+    """The checksums of all blocks; None where no batch has any."""
+    import pyarrow as pa
+
+    texts = [batch.metadata.get(_SUMS) for batch in batches]
+    if texts and not any(text is not None for text in texts):
+        return None
+    try:
+        sums = [np.frombuffer(bytes.fromhex(text), "<u4") for text in texts]
+    except (TypeError, ValueError):
+        raise pa.ArrowInvalid("the checksums of a batch are damaged") from None
+    expected = [sum(block_count(batch.count, one) for one in types) for batch in batches]
+    if list(map(len, sums)) != expected:
+        raise pa.ArrowInvalid("a batch has not as many checksums as blocks")
+    return np.concatenate([*sums, np.empty(0, "<u4")]).astype(np.uint32)
+
+
+def _types(kind: str) -> list[np.dtype]:
+    """The type of each column of row numbers, and of 0 and 1."""
+    return [np.dtype(np.int32 if path else np.int8) for path in _of_paths(kind)]

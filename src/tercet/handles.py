@@ -52,6 +52,7 @@ class Handle:
         kind: what it should be, such as "a tar to read".
 
     Attributes:
+        path: the file.
         size: bytes of the file when it was opened.
         time: of its last change then, in nanoseconds.
 
@@ -66,6 +67,7 @@ class Handle:
 
     def __init__(self, owner: str, argument: str, path: Path, kind: str) -> None:
         self._descriptor = -1
+        self.path = path
         try:
             self._descriptor = _plain_descriptor(path)
         except OSError as error:

@@ -319,7 +319,7 @@ def _read(source: Path, root: str | None) -> Manifest:
     place = source.parent if root is None else Path(root)
     stored = open_arrow(source, KEY) if source.suffix == ".arrow" else None
     if stored:
-        columns, metadata = stored
+        columns, metadata, _ = stored
         provenance = json.loads(metadata[KEY])
         kind = provenance.get("kind", "triplets")
         unpack = partial(_unpacked, source, metadata[CATALOG_KEY], place)

@@ -1,0 +1,152 @@
+"""Where the values of an Arrow file lie: its footer and headers read by offset, and nothing of its columns.
+
+A mapped file that another process cuts short ends the program that reads it; a read by offset comes back
+short. What is read here is Arrow's IPC file format: flatbuffers, of which each place is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tercet.handles import Handle
+
+__all__ = ["ArrowBatch", "arrow_batches", "arrow_schema"]
+
+_MAGIC = b"ARROW1"
+_RECORD_BATCH = 3  # the type of a message's header
+_BLOCK = np.dtype([("offset", "<i8"), ("header", "<i4"), ("padding", "<i4"), ("body", "<i8")])
+_NODE = np.dtype([("length", "<i8"), ("nulls", "<i8")])
+_BUFFER = np.dtype([("offset", "<i8"), ("length", "<i8")])
+
+
+class ArrowBatch(NamedTuple):
+    """A record batch whose columns have values of one size each.
+
+    Attributes:
+        count: its rows.
+        plain: whether it is uncompressed, with two buffers a column, of presence and of values, and no nulls.
+        starts: [c] where the values of each column begin, in bytes from the start of the file.
+        lengths: [c] how many bytes they have.
+        metadata: by name.
+    """
+
+    count: int
+    plain: bool
+    starts: np.ndarray
+    lengths: np.ndarray
+    metadata: dict[str, str]
+
+
+def arrow_schema(handle: Handle) -> Any:
+    """The `pyarrow.Schema` of an Arrow file, by its first message.
+
+    Raises:
+        ValueError: it has none.
+        pyarrow.ArrowException: it cannot be read.
+    """
+    import pyarrow as pa
+
+    length = _Flat(handle.pread(12, 4)).integer(0, 4)
+    if bytes(handle.pread(0, 6)) != _MAGIC or not 0 < length < handle.size:
+        raise ValueError("it does not begin as an Arrow file does")
+    return pa.ipc.read_schema(pa.py_buffer(handle.pread(8, 8 + length)))
+
+
+def arrow_batches(handle: Handle) -> list[ArrowBatch]:
+    """The record batches of an Arrow file, in the order of its footer.
+
+    Raises:
+        ValueError: no Arrow file, or a damaged one.
+    """
+    tail = handle.pread(max(0, handle.size - 10), 10)
+    length = int.from_bytes(tail[:4], "little", signed=True)
+    if bytes(tail[4:]) != _MAGIC or not 0 < length <= handle.size - 10:
+        raise ValueError("it does not end as an Arrow file does")
+    footer = _Flat(handle.pread(handle.size - 10 - length, length))
+    return [_batch(handle, block) for block in footer.records(footer.root(), 3, _BLOCK)]
+
+
+def _batch(handle: Handle, block: Any) -> ArrowBatch:
+    offset, size, body = int(block["offset"]), int(block["header"]), int(block["body"])
+    end = offset + size + body
+    if not (offset >= 8 and size > 8 and body >= 0 and end <= handle.size):
+        raise ValueError("a batch lies outside of the file")
+    flat = _Flat(handle.pread(offset + 8, size - 8))  # behind a mark and the length
+    message = flat.root()
+    kind, header = flat.field(message, 1), flat.pointer(flat.field(message, 2))
+    if not kind or flat.integer(kind, 1) != _RECORD_BATCH:
+        raise ValueError("a batch is none")
+    length = flat.field(header, 0)
+    count = flat.integer(length, 8) if length else 0
+    nodes, buffers = flat.records(header, 1, _NODE), flat.records(header, 2, _BUFFER)
+    plain = not flat.field(header, 3) and len(buffers) == 2 * len(nodes) and not nodes["nulls"].any()
+    plain = plain and bool((nodes["length"] == count).all())
+    values = buffers[1::2] if plain else buffers[:0]
+    within = (values["offset"] >= 0) & (values["length"] >= 0)
+    within &= (values["offset"] <= body) & (values["length"] <= body - values["offset"])
+    if count < 0 or not within.all():
+        raise ValueError("a column lies outside of its batch")
+    starts = values["offset"] + (offset + size)
+    return ArrowBatch(count, plain, starts, values["length"].copy(), dict(flat.pairs(message, 4)))
+
+
+class _Flat:
+    """A flatbuffer: tables of fields, found by number. A place outside of it is a ValueError."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content = content
+
+    def part(self, place: int, length: int) -> memoryview:
+        if not 0 <= place <= len(self._content) - length:
+            raise ValueError("a header points outside of itself")
+        return self._content[place : place + length]
+
+    def integer(self, place: int, size: int) -> int:
+        """A signed integer of `size` bytes."""
+        return int.from_bytes(self.part(place, size), "little", signed=True)
+
+    def pointer(self, place: int) -> int:
+        """What a field of another kind than a number points to."""
+        if not place:
+            raise ValueError("a header lacks a field")
+        return place + self.integer(place, 4)
+
+    def root(self) -> int:
+        """The table that the buffer is."""
+        return self.integer(0, 4)
+
+    def field(self, table: int, number: int) -> int:
+        """Where a field of a table stands; 0 where the table has none."""
+        vtable = table - self.integer(table, 4)
+        if 4 + 2 * number >= self.integer(vtable, 2):
+            return 0
+        offset = self.integer(vtable + 4 + 2 * number, 2)
+        return table + offset if offset else 0
+
+    def records(self, table: int, number: int, kind: np.dtype) -> np.ndarray:
+        """The vector of structs in a field; none where there is no field."""
+        place = self.field(table, number)
+        if not place:
+            return np.empty(0, kind)
+        vector = self.pointer(place)
+        count = self.integer(vector, 4)
+        if count < 0:
+            raise ValueError("a header has a list of negative length")
+        return np.frombuffer(self.part(vector + 4, count * kind.itemsize), kind)
+
+    def pairs(self, table: int, number: int) -> Iterator[tuple[str, str]]:
+        """The vector of keys and values in a field."""
+        place = self.field(table, number)
+        if not place:
+            return
+        vector = self.pointer(place)
+        for at in range(self.integer(vector, 4)):
+            entry = self.pointer(vector + 4 + 4 * at)
+            yield self._text(entry, 0), self._text(entry, 1)
+
+    def _text(self, table: int, number: int) -> str:
+        text = self.pointer(self.field(table, number))
+        return bytes(self.part(text + 4, self.integer(text, 4))).decode("utf-8", "replace")
