@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet.checks import choice, flag, label_codes, real, refusal, whole
+from tercet.checks import (
+    array_of,
+    choice,
+    flag,
+    label_codes,
+    path_of,
+    real,
+    refusal,
+    seed_number,
+    shown,
+    whole,
+)
 
 
 def sentence(call, *args, **options):
@@ -54,8 +66,18 @@ def test_whole_takes_any_whole_number_and_gives_an_int(value):
     assert number == 3
 
 
-def test_whole_has_no_largest_number():
-    assert whole("f", "seed", 2**70) == 2**70
+def test_whole_takes_what_numpy_and_torch_count_with():
+    assert whole("f", "k", 2**63 - 1) == 2**63 - 1
+    expected = "a whole number from 0 to 9223372036854775807"
+    assert sentence(whole, "f", "k", 2**63) == f"f(k={2**63}): expected {expected}"
+    assert sentence(whole, "f", "k", 10**5000) == f"f(k=<int>): expected {expected}"
+
+
+def test_a_seed_has_at_most_128_bits():
+    assert seed_number("f", 2**128 - 1) == 2**128 - 1
+    assert "expected a whole number from 0" in sentence(seed_number, "f", 2**128)
+    assert sentence(seed_number, "f", -1) == "f(seed=-1): expected a whole number of at least 0"
+    assert sentence(seed_number, "f", True) == "f(seed=True): expected a whole number of at least 0"
 
 
 @pytest.mark.parametrize(
@@ -165,6 +187,62 @@ def test_choice_gives_the_option_back():
 )
 def test_choice_refuses_a_misspelt_option_and_names_the_nearest(value, said):
     assert sentence(choice, "f", "reduction", value, ("mean", "sum")) == said
+
+
+# what has no data, or cannot be asked
+
+
+class Unreadable:
+    """Its every use fails."""
+
+    def fails(self, *given, **more):
+        raise RuntimeError("no")
+
+    __repr__ = __len__ = __array__ = __float__ = __index__ = __bool__ = __fspath__ = fails
+
+
+META = torch.tensor(3, device="meta")
+
+
+@pytest.mark.parametrize("value", [Unreadable(), META, torch.ones(2, 2), np.array("a")], ids=shown)
+def test_a_number_that_cannot_be_read_is_refused(value):
+    for check in (whole, real, flag):
+        assert sentence(check, "f", "x", value).startswith(f"f(x={shown(value)}): expected ")
+
+
+def test_a_flag_without_data_or_of_several_is_refused():
+    several = [torch.tensor(True, device="meta"), torch.tensor([True, False]), np.array([True, False])]
+    for value in several:
+        assert sentence(flag, "f", "x", value) == f"f(x={shown(value)}): expected True or False"
+
+
+@pytest.mark.parametrize("value", ["a.csv", "", "é x.csv", Path("a")])
+def test_a_path_is_a_string_or_a_path(value):
+    assert path_of("f", "path", value) == Path(value)
+
+
+@pytest.mark.parametrize("value", [3, True, None, b"a.csv", "a\0.csv", ["a"], Unreadable()], ids=shown)
+def test_what_is_no_path_is_refused(value):
+    expected = "a path: a string or a pathlib.Path, without zero characters"
+    assert sentence(path_of, "f", "path", value) == f"f(path={shown(value)}): expected {expected}"
+
+
+NO_ARRAYS = {
+    "sparse": torch.eye(2).to_sparse(),
+    "meta": torch.ones(2, device="meta"),
+    "grad": torch.ones(2, requires_grad=True),
+    "nested": torch.nested.nested_tensor([torch.ones(1)], layout=torch.jagged),
+    "unreadable": Unreadable(),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ARRAYS)
+def test_what_numpy_makes_no_array_of_is_refused(kind):
+    for said in (
+        sentence(array_of, "f", "x", NO_ARRAYS[kind], "numbers"),
+        sentence(label_codes, "f", NO_ARRAYS[kind], "x"),
+    ):
+        assert said.startswith(f"f(x='<{type(NO_ARRAYS[kind]).__name__}>'): expected ")
 
 
 # label_codes

@@ -52,7 +52,17 @@ FLOORS = {
     "right wing": [
         *["distances", "hard_negatives", "losses", "memory", "metrics", "miners", "models", "neighbors"],
         *["pairwise", "ranking", "relations", "stats"],
-        *["compiling", "draws", "mining", "pair_miners", "selection", "squares", "sums", "weighted_miners"],
+        *[
+            "compiling",
+            "draws",
+            "inputs",
+            "mining",
+            "pair_miners",
+            "selection",
+            "squares",
+            "sums",
+            "weighted_miners",
+        ],
         *["small_tables", "strips"],
     ],
     "roof": ["distributed", "embed", "gradient_cache", "loader", "reports"],

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.checks import refusal, whole
+from tercet.checks import refusal, seed_number
 from tercet.randomness import derive_key
 
 __all__ = ["KeyedTransform"]
@@ -78,7 +78,7 @@ class KeyedTransform:
         if isinstance(transform, KeyedTransform):
             raise refusal("KeyedTransform", "transform", transform, "a transform that is not keyed yet")
         self.transform: Any = transform
-        self.seed = whole("KeyedTransform", "seed", seed)
+        self.seed = seed_number("KeyedTransform", seed)
         self._takes_rng = _takes_rng(transform)
         self._proven = False
 

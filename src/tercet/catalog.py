@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from tercet.atomic import fresh_target
-from tercet.checks import refusal, whole
+from tercet.checks import array_of, path_of, refusal, whole
 from tercet.folders import IMAGE_SUFFIXES, MAX_FILES, LeftOut, ambiguous_names, decodable, walk_images
 from tercet.tables import read_columns, sorted_classes, write_columns
+from tercet.tuples import row_number
 
 __all__ = ["Catalog", "read_catalog", "refuse_unwritable", "scan_folder"]
 
@@ -58,11 +59,19 @@ class Catalog:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        put("paths", np.array(self.paths, dtype=object))
-        put("labels", np.asarray(self.labels))
-        put("classes", list(map(str, self.classes)))
-        put("groups", {name: np.asarray(values) for name, values in self.groups.items()})
-        put("root", Path(self.root))
+        put("paths", np.array(_listed("paths", self.paths), dtype=object))
+        if not set(map(type, self.paths)) <= {str, np.str_}:
+            raise refusal("Catalog", "paths", self.paths, "strings, one path for each image")
+        put("labels", array_of("Catalog", "labels", self.labels, "a position in classes for each path"))
+        put("classes", list(map(str, _listed("classes", self.classes))))
+        if not isinstance(self.groups, Mapping):
+            raise refusal("Catalog", "groups", self.groups, "columns by name, a dict")
+        expected = "one value for each path"
+        groups = self.groups.items()
+        put("groups", {name: array_of("Catalog", "groups", values, expected) for name, values in groups})
+        put("root", path_of("Catalog", "root", self.root))
+        if not isinstance(self.left_out, Sequence):
+            raise refusal("Catalog", "left_out", self.left_out, "a sequence of LeftOut")
         put("left_out", tuple(self.left_out))
         for name, column in {"labels": self.labels, **self.groups}.items():
             if column.shape != self.paths.shape:
@@ -104,7 +113,7 @@ class Catalog:
 
     def file(self, row: int) -> Path:
         """The path of image `row`, root included."""
-        return self.root / self.paths[row]
+        return self.root / self.paths[row_number("Catalog.file", row, len(self))]
 
     def left_out_counts(self) -> dict[str, int]:
         """How many files or folders were left out, by reason, most frequent first."""
@@ -122,7 +131,7 @@ class Catalog:
         Raises:
             ValueError: a row number outside [0, n), or a mask of another length.
         """
-        index = np.asarray(rows)
+        index = array_of("Catalog.select", "rows", rows, "row numbers [m] or a mask [n]")
         if index.dtype == bool:
             if index.shape != self.paths.shape:
                 raise refusal(
@@ -160,6 +169,16 @@ class Catalog:
         located = [name if os.path.isabs(name) else prefix + name for name in self.paths]
         paths = np.array(located, dtype=object)
         write_columns({"path": paths, "label": names, **self.groups}, target, overwrite)
+
+
+def _listed(argument: str, names: Any) -> list[Any]:
+    """Names of images or classes as a list; one string is no list of them."""
+    try:
+        if not isinstance(names, (str, bytes)):
+            return list(names)
+    except Exception:  # not iterable
+        pass
+    raise refusal("Catalog", argument, names, "a list of strings")
 
 
 def refuse_unwritable(owner: str, catalog: Any) -> None:

@@ -5,13 +5,29 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["choice", "escaped", "flag", "label_codes", "real", "refusal", "whole"]
+__all__ = [
+    "array_of",
+    "choice",
+    "escaped",
+    "flag",
+    "label_codes",
+    "path_of",
+    "real",
+    "refusal",
+    "seed_number",
+    "shown",
+    "whole",
+]
+
+_LARGEST = (1 << 63) - 1  # what numpy and torch count with
 
 
 def escaped(text: object) -> str:
@@ -44,8 +60,7 @@ def refusal(owner: str, argument: str, got: object, expected: str, way_out: str 
     Args:
         owner: the class or function that was called, `"PKSampler"`.
         argument: the name of the argument, `"p"`.
-        got: what came; shown by `repr` on one line, shortened in the middle to 80 characters: a path ends
-            with its name.
+        got: what came, as `shown`: shortened in the middle, for a path ends with its name.
         expected: what would have been right, `"a whole number of at least 1"`.
         way_out: what to do instead; left away when `expected` says it.
 
@@ -57,19 +72,22 @@ def refusal(owner: str, argument: str, got: object, expected: str, way_out: str 
         >>> print(refusal("PKSampler", "p", 0, "a whole number of at least 1"))
         PKSampler(p=0): expected a whole number of at least 1
     """
-    shown = _shown(got)
-    if len(shown) > 80:
-        shown = f"{shown[:30]}...{shown[-47:]}"
     tail = f"; {way_out}" if way_out else ""
-    return ValueError(escaped(f"{owner}({argument}={shown}): expected {expected}{tail}"))
+    return ValueError(escaped(f"{owner}({argument}={shown(got)}): expected {expected}{tail}"))
 
 
-def _shown(got: object) -> str:
-    """What `repr` says of a value, on one line, or its type where `repr` fails."""
+def shown(got: object) -> str:
+    """A value as a sentence shows it: its `repr` on one line of at most 80 characters, or else its type.
+
+    Example:
+        >>> shown("x" * 100)
+        "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'"
+    """
     try:
-        return re.sub(r"\s*\n\s*", " ", repr(got))
+        text = escaped(re.sub(r"\s*\n\s*", " ", repr(got)))
     except Exception:  # a number of 5,000 digits, a list in a list a thousand times, a class of the user's
-        return f"<{type(got).__name__}>"
+        text = f"<{type(got).__name__}>"
+    return text if len(text) <= 80 else f"{text[:30]}...{text[-47:]}"
 
 
 def _boolean(value: Any) -> bool:
@@ -78,7 +96,7 @@ def _boolean(value: Any) -> bool:
 
 
 def whole(owner: str, argument: str, value: Any, minimum: int = 0, maximum: int | None = None) -> int:
-    """`value` as an int, refused unless it is a whole number in [minimum, maximum].
+    """`value` as an int, refused unless it is a whole number in [minimum, maximum]; by default below 2⁶³.
 
     Raises:
         ValueError: not a whole number (booleans, floats and strings are not), or out of range.
@@ -92,11 +110,30 @@ def whole(owner: str, argument: str, value: Any, minimum: int = 0, maximum: int 
         expected = f"a whole number from {minimum} to {maximum}"
     try:
         number = operator.index(value)
-    except TypeError:
+    except Exception:  # of a tensor without data it is a RuntimeError
         raise refusal(owner, argument, value, expected) from None
     if _boolean(value) or number < minimum or (maximum is not None and number > maximum):
         raise refusal(owner, argument, value, expected)
+    if maximum is None and number > _LARGEST:
+        raise refusal(owner, argument, value, f"a whole number from {minimum} to {_LARGEST}")
     return number
+
+
+def seed_number(owner: str, seed: Any) -> int:
+    """A seed as an int: a whole number from 0, of at most 128 bits, as numpy's own entropy has.
+
+    Raises:
+        ValueError: not a whole number, or out of range.
+
+    Example:
+        >>> seed_number("PKSampler", 2**100) == 2**100
+        True
+    """
+    try:
+        large = not _boolean(seed) and _LARGEST < operator.index(seed) < 1 << 128
+    except Exception:
+        large = False
+    return operator.index(seed) if large else whole(owner, "seed", seed)
 
 
 def real(
@@ -119,7 +156,7 @@ def real(
         raise refusal(owner, argument, value, expected)
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # of a tensor without data it is a RuntimeError
         raise refusal(owner, argument, value, expected) from None
     if not math.isfinite(number) or not minimum <= number <= maximum:
         raise refusal(owner, argument, value, expected)
@@ -136,9 +173,12 @@ def flag(owner: str, argument: str, value: Any) -> bool:
         >>> flag("TripletMargin", "swap", True)
         True
     """
-    if not _boolean(value):
-        raise refusal(owner, argument, value, "True or False")
-    return bool(value)
+    try:
+        if _boolean(value):
+            return bool(value)
+    except Exception:  # several, or a tensor without data
+        pass
+    raise refusal(owner, argument, value, "True or False")
 
 
 def choice(owner: str, argument: str, value: Any, options: Iterable[str]) -> Any:
@@ -157,6 +197,45 @@ def choice(owner: str, argument: str, value: Any, options: Iterable[str]) -> Any
     near = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else []
     expected = "one of " + ", ".join(repr(option) for option in known)
     raise refusal(owner, argument, value, expected, f"did you mean {near[0]!r}?" if near else "")
+
+
+def path_of(owner: str, argument: str, value: Any) -> Path:
+    """`value` as a path, refused unless it is a string or a path that a system can hold.
+
+    Raises:
+        ValueError: bytes, a number, None, or a string with a zero character.
+
+    Example:
+        >>> path_of("read_catalog", "path", "images.csv").suffix
+        '.csv'
+    """
+    try:
+        text = os.fspath(value)
+    except Exception:
+        text = None
+    if not isinstance(text, str) or "\0" in text:
+        raise refusal(owner, argument, value, "a path: a string or a pathlib.Path, without zero characters")
+    return Path(value)
+
+
+def array_of(owner: str, argument: str, values: Any, expected: str) -> np.ndarray:
+    """`values` as a numpy array without a copy where there is one; lists of unequal length as objects.
+
+    Raises:
+        ValueError: numpy makes none: a tensor that is sparse, quantized, without data or with a gradient, or
+            an object whose `__array__` fails.
+
+    Example:
+        >>> array_of("TableRelevance", "i", [1, 2], "row numbers").tolist()
+        [1, 2]
+    """
+    try:
+        try:
+            return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+        except ValueError:
+            return np.asarray(values, dtype=object)
+    except Exception as error:
+        raise refusal(owner, argument, f"<{type(values).__name__}>", expected, str(error)) from None
 
 
 def label_codes(owner: str, labels: Any, argument: str = "labels") -> tuple[np.ndarray, np.ndarray]:
@@ -178,10 +257,7 @@ def label_codes(owner: str, labels: Any, argument: str = "labels") -> tuple[np.n
         >>> codes.tolist(), classes.tolist()
         ([1, 0, 1], ['ant', 'cat'])
     """
-    try:
-        array = np.asarray(labels)  # no copy of a large int array
-    except ValueError:  # lists of unequal length, refused below by their type
-        array = np.asarray(labels, dtype=object)
+    array = array_of(owner, argument, labels, "whole numbers or strings, one for each image")
     if array.dtype.kind == "U" and not isinstance(labels, np.ndarray):
         array = np.asarray(labels, dtype=object)  # of ["a", 1] numpy has made two strings
     if array.ndim != 1 or not array.size:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from tercet.checks import flag, whole
 from tercet.decoding import Decoded, Decoder
+from tercet.tuples import row_number
 
 __all__ = ["ImageDataset"]
 
@@ -112,7 +112,7 @@ class ImageDataset(Dataset):
 
     def __getitems__(self, rows: list[Any]) -> list[tuple[Any, ...]]:
         """What a DataLoader asks for: the items of a batch, whose files are read together from shards."""
-        numbers = [_row_number(row, len(self)) for row in rows]
+        numbers = [row_number("ImageDataset", row, len(self)) for row in rows]
         keys = [self._decoder.draw(row, number) for row, number in zip(rows, numbers)]
         decoded = self._decoder.decoded(numbers, keys, repeats=True)
         items = [
@@ -130,13 +130,3 @@ class ImageDataset(Dataset):
         image = images[0] if self.views == 1 else self._decoder.stacked(images, [found.row] * self.views)
         label = int(self.catalog.labels[found.row])
         return (image, label, found.row) if self.return_rows else (image, label)
-
-
-def _row_number(row: Any, length: int) -> int:
-    try:
-        number = operator.index(row)
-    except TypeError:
-        raise TypeError(f"ImageDataset: expected a row number, got {row!r}") from None
-    if not -length <= number < length:
-        raise IndexError(f"ImageDataset: expected a row from 0 to {length - 1}, got {number}")
-    return number % length

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tercet.augment import KeyedTransform
-from tercet.checks import choice, escaped, refusal, whole
+from tercet.checks import choice, escaped, refusal, seed_number
 from tercet.images import decode_image, read_image
 from tercet.randomness import KeyedRow, derive_key, keyed_bits
 from tercet.visits import SharedCounts, Visits
@@ -53,7 +53,7 @@ class Decoder:
     ) -> None:
         if not hasattr(catalog, "file") or not hasattr(catalog, "labels"):
             raise refusal(owner, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
-        self._seed = whole(owner, "seed", seed)
+        self._seed = seed_number(owner, seed)
         if not (transform is None or callable(transform)):
             raise refusal(owner, "transform", transform, "an albumentations transform or another callable")
         self._owner = owner

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tercet.checks import refusal, whole
+from tercet.checks import refusal, seed_number, whole
 
 __all__ = ["EpochIterator", "EpochSampler", "saved_position"]
 
@@ -62,7 +62,7 @@ class EpochSampler(ABC):
 
     def __init__(self, seed: int, rank: int, world_size: int) -> None:
         owner = type(self).__name__
-        self.seed = whole(owner, "seed", seed)
+        self.seed = seed_number(owner, seed)
         self.world_size = whole(owner, "world_size", world_size, 1)
         self.rank = whole(owner, "rank", rank, 0, self.world_size - 1)
         self._start = (0, 0)  # (epoch, step) from which the next iteration begins

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from tercet.checks import real, refusal, whole
+from tercet.checks import flag, real, refusal, whole
+from tercet.inputs import device_of
 from tercet.mining import Miner
 from tercet.stats import describe as describe_mined
 
@@ -88,8 +88,8 @@ class MiningLoader:
         self.loader = loader
         self.model = model
         self.miner = miner
-        self.device = None if device is None else torch.device(device)
-        self.describe = describe
+        self.device = None if device is None else device_of("MiningLoader", device)
+        self.describe = flag("MiningLoader", "describe", describe)
         self.margin = None if margin is None else real("MiningLoader", "margin", margin)
         self.step = 0
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from tercet.checks import refusal, whole
+from tercet.inputs import allocated, lack_of_data
 from tercet.relations import label_rows, whole_numbers
 from tercet.tuples import References
 
@@ -82,9 +83,10 @@ class CrossBatchMemory(nn.Module):
         self.label_columns = label_columns
         shape = (self.size,) if label_columns is None else (self.size, label_columns)
         # A ring: the row that was written as number i, counted from 0, is at place i mod size.
-        self.register_buffer("embeddings", torch.zeros(self.size, self.dim, dtype=dtype))
-        self.register_buffer("labels", torch.zeros(shape, dtype=torch.int64))
-        self.register_buffer("ids", torch.full((self.size,), _NOBODY))
+        with allocated("CrossBatchMemory", size=self.size, dim=self.dim, label_columns=label_columns or 1):
+            self.register_buffer("embeddings", torch.zeros(self.size, self.dim, dtype=dtype))
+            self.register_buffer("labels", torch.zeros(shape, dtype=torch.int64))
+            self.register_buffer("ids", torch.full((self.size,), _NOBODY))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
 
     def __len__(self) -> int:
@@ -189,6 +191,9 @@ class CrossBatchMemory(nn.Module):
         if embeddings.device != self.embeddings.device:
             expected = f"the memory's device {self.embeddings.device}"
             raise refusal(owner, argument, str(embeddings.device), expected, "move it with memory.to(device)")
+        lacking = lack_of_data(embeddings)
+        if lacking:
+            raise refusal(owner, argument, lacking, "a dense tensor with data")
 
     def _checked_labels(self, owner: str, argument: str, labels: Any, count: int) -> Int[Tensor, "n *c"]:
         labels = label_rows(owner, argument, labels, count, self.labels.device)

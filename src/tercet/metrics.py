@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from tercet.checks import label_codes, refusal, whole
+from tercet.checks import array_of, label_codes, refusal, whole
 from tercet.distances import Distance, as_distance
+from tercet.inputs import tensor_of
 from tercet.pairwise import Pairwise, Tile
 from tercet.tuples import References
 
@@ -180,12 +181,12 @@ def _pairwise(
     owner: str, embeddings: Any, labels: Any, ids: Any, ref: Any, distance: Any, tile_rows: Any
 ) -> Pairwise:
     """`Pairwise` of torch or numpy inputs, with labels of any kind as class numbers."""
-    x, ids = _tensor(embeddings), _tensor(ids)
+    x, ids = tensor_of(embeddings), tensor_of(ids)
     if ref is not None and not isinstance(ref, References):
         raise refusal(owner, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
     if ref is not None:
         labels, gallery = _codes(owner, labels, ref.labels)
-        ref = References(_tensor(ref.embeddings), gallery, _tensor(ref.ids))
+        ref = References(tensor_of(ref.embeddings), gallery, tensor_of(ref.ids))
     else:
         (labels,) = _codes(owner, labels)
     metric = as_distance(owner, distance)
@@ -196,7 +197,7 @@ def _codes(owner: str, *labels: Any) -> tuple[Any, ...]:
     """Labels that can be compared with each other: tensors as they are, anything else by its class number."""
     if all(isinstance(each, Tensor) for each in labels):
         return labels
-    arrays = [_column(owner, each.cpu() if isinstance(each, Tensor) else each) for each in labels]
+    arrays = [_column(owner, each) for each in labels]
     if any(array.dtype.kind in "UTO" for array in arrays):
         arrays = [array.astype(object) for array in arrays]  # else "1" and 1 would become one class
     if not sum(len(array) for array in arrays):
@@ -207,19 +208,10 @@ def _codes(owner: str, *labels: Any) -> tuple[Any, ...]:
 
 def _column(owner: str, labels: Any) -> np.ndarray:
     """Labels as an array [n]; strings beside numbers stay both, for `label_codes` to refuse."""
-    array = np.asarray(labels)
+    array = array_of(owner, "labels", labels, "one label for each embedding")
     if array.dtype.kind == "U" and not isinstance(labels, np.ndarray):
         array = np.asarray(labels, dtype=object)
     if array.ndim != 1:
         shown = type(labels).__name__ if not array.ndim else f"shape {array.shape}"
         raise refusal(owner, "labels", shown, "one label for each embedding")
     return array
-
-
-def _tensor(values: Any) -> Any:
-    """A numpy array as a tensor, in its own memory where torch can take it."""
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
-        return values
-    native = values.dtype.newbyteorder("=")
-    native = np.dtype(np.float64) if native.itemsize > 8 else native
-    return torch.from_numpy(np.require(values, native, ["W", "C"]))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from tercet.checks import real, whole
+from tercet.checks import real, seed_number, whole
 from tercet.compiling import outside_graph
 from tercet.distances import Distance, as_distance
 from tercet.draws import batch_key, drawn_places
@@ -50,7 +50,7 @@ class Miner:
         settled: dict[str, Any] = {
             "distance": as_distance(owner, self.distance),
             "relation": as_relation(owner, self.relation),
-            "seed": whole(owner, "seed", self.seed),
+            "seed": seed_number(owner, self.seed),
         }
         for name in ("max_count", "tile_rows"):
             if getattr(self, name) is not None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 from torch.nn.utils import skip_init
 
-from tercet.checks import refusal, whole
+from tercet.checks import flag, refusal, seed_number, whole
 from tercet.distances import cosine
+from tercet.inputs import allocated
 from tercet.randomness import derive_key
 
 __all__ = ["DeepRankingNet", "EmbeddingHead"]
@@ -53,10 +54,12 @@ class EmbeddingHead(nn.Module):
         super().__init__()
         self.in_features = whole("EmbeddingHead", "in_features", in_features, minimum=1)
         self.out_features = whole("EmbeddingHead", "out_features", out_features, minimum=1)
-        self.normalize = normalize
-        self.seed = whole("EmbeddingHead", "seed", seed)
-        self.linear: Any = skip_init(nn.Linear, self.in_features, self.out_features, bias=False)
-        _start("EmbeddingHead", self.linear, self.seed)
+        self.normalize = flag("EmbeddingHead", "normalize", normalize)
+        self.seed = seed_number("EmbeddingHead", seed)
+        sizes = {"in_features": self.in_features, "out_features": self.out_features}
+        with allocated("EmbeddingHead", **sizes):
+            self.linear: Any = skip_init(nn.Linear, *sizes.values(), bias=False)
+            _start("EmbeddingHead", self.linear, self.seed)
 
     @property
     def L(self) -> Float[Tensor, "d k"]:
@@ -145,20 +148,22 @@ class DeepRankingNet(nn.Module):
         self.image_size = tuple(whole(owner, "image_size", side, minimum=1) for side in sides)
         self.channels = whole(owner, "channels", channels, minimum=1)
         filters = whole(owner, "filters", filters, minimum=1)
-        seed = whole(owner, "seed", seed)
+        seed = seed_number(owner, seed)
         self.backbone = backbone
         if backbone_features is None:
             backbone_features = self._backbone_features()
         coarse = filters * math.prod(-(-side // 64) for side in self.image_size)
         found = whole(owner, "backbone_features", backbone_features, minimum=1)
         self.features = (found, coarse, coarse)
-        self.coarse = nn.ModuleList(
-            skip_init(nn.Conv2d, self.channels, filters, _KERNEL, stride=_STRIDE) for _ in _COARSE
-        )
         embedding_size = whole(owner, "embedding_size", embedding_size, minimum=1)
-        self.embedding: Any = skip_init(nn.Linear, sum(self.features), embedding_size)
-        for number, layer in enumerate([*self.coarse, self.embedding]):
-            _start(owner, layer, seed, number)
+        sizes = {"channels": self.channels, "filters": filters, "backbone_features": found}
+        with allocated(owner, image_size=self.image_size[0], **sizes, embedding_size=embedding_size):
+            self.coarse = nn.ModuleList(
+                skip_init(nn.Conv2d, self.channels, filters, _KERNEL, stride=_STRIDE) for _ in _COARSE
+            )
+            self.embedding: Any = skip_init(nn.Linear, sum(self.features), embedding_size)
+            for number, layer in enumerate([*self.coarse, self.embedding]):
+                _start(owner, layer, seed, number)
 
     @torch.no_grad()
     def _backbone_features(self) -> int:

@@ -7,6 +7,7 @@ so that each entry is one triplet).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from tercet.checks import refusal, whole
 from tercet.distances import Distance, exact
+from tercet.inputs import lack_of_data
 from tercet.relations import Relation, SameLabel, whole_numbers
 from tercet.small_tables import true_places
 from tercet.tuples import References
@@ -239,16 +241,15 @@ def features(
 def _prepared(
     owner: str, argument: str, embeddings: Any, distance: Distance, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "n k"]:
+    lacking = lack_of_data(embeddings) if isinstance(embeddings, Tensor) else ""
+    if lacking:
+        raise refusal(owner, argument, lacking, "a dense tensor with data")
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
         shape = getattr(embeddings, "shape", None)
         shown = type(embeddings).__name__ if shape is None else f"shape {tuple(shape)}"
         if shape is not None and not isinstance(embeddings, Tensor):
             shown = f"{type(embeddings).__name__} of {shown}"
         raise refusal(owner, argument, shown, "a tensor [n, d], one embedding a row")
-    if embeddings.layout != torch.strided or embeddings.is_meta:
-        raise refusal(
-            owner, argument, f"{embeddings.layout} on {embeddings.device}", "a dense tensor with data"
-        )
     if getattr(distance, "floats_only", False) and not embeddings.is_floating_point():
         way_out = 'convert with .float(), or take distance="hamming" for integer codes'
         if embeddings.is_complex():
@@ -306,15 +307,20 @@ def mined_rows(
             device once.
     """
     if not isinstance(mined, (tuple, list)) or len(mined) not in kinds:
-        shown = f"{type(mined).__name__} of {len(mined)}" if hasattr(mined, "__len__") else mined
+        shown: object = mined
+        with contextlib.suppress(Exception):  # no length, or none that can be asked for
+            shown = f"{type(mined).__name__} of {len(mined)}"
         names = {3: "Triplets (three index tensors)", 4: "Pairs (four index tensors)"}
         raise refusal(owner, "mined", shown, " or ".join(names[kind] for kind in kinds))
     try:
         out = [torch.as_tensor(index) for index in mined]
-    except (TypeError, ValueError, RuntimeError):  # strings, None, ragged lists
+    except Exception:  # strings, None, ragged lists
         shown = ", ".join(type(index).__name__ for index in mined)
         raise refusal(owner, "mined", shown, "one-dimensional tensors of row numbers") from None
     for index in out:
+        lacking = lack_of_data(index)
+        if lacking:
+            raise refusal(owner, "mined", lacking, "dense tensors with data")
         if not index.numel() and index.ndim == 1:
             continue
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool or index.ndim != 1:

@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from tercet.augment import KeyedTransform
-from tercet.checks import flag, whole
+from tercet.checks import flag, seed_number, whole
 from tercet.epochs import saved_position
 from tercet.grouping import ON_SHORT
 from tercet.pk_iterator import PKStreamIterator
@@ -134,7 +134,7 @@ class PKStream(IterableDataset):
         label = extension(owner, "label", label) if isinstance(label, str) else label
         stage = pk_batched(p, k, on_short=on_short, buffer=buffer, cap=cap, label=label, handler=handler)
         self.p, self.k = stage.p, stage.k
-        self.lanes, self.seed = whole(owner, "lanes", lanes, 1), whole(owner, "seed", seed)
+        self.lanes, self.seed = whole(owner, "lanes", lanes, 1), seed_number(owner, seed)
         self.world_size = whole(owner, "world_size", world_size, 1)
         self.rank = whole(owner, "rank", rank, 0, self.world_size - 1)
         self.return_keys = flag(owner, "return_keys", return_keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from tercet.checks import label_codes, refusal, whole
+from tercet.checks import array_of, label_codes, refusal, whole
 from tercet.distances import Distance, as_distance, exact
+from tercet.inputs import lack_of_data, tensor_of
 from tercet.pairwise import Pairwise, features, tile_height
 from tercet.relations import whole_numbers
 from tercet.selection import Scan
@@ -93,7 +95,7 @@ def similarity_precision(
     """
     owner = "similarity_precision"
     metric = as_distance(owner, distance)
-    inputs = features(owner, _tensor(embeddings), metric, _torch_columns(owner, ref))
+    inputs = features(owner, tensor_of(embeddings), metric, _torch_columns(owner, ref))
     x, y = inputs[0], inputs[-1]
     rows = _rows(owner, triplets, len(x), len(y), x.device)
     correct, count = int(_ordered(owner, metric, x, y, rows).sum()), len(rows[0])
@@ -154,14 +156,14 @@ def score_at_top_k(
     owner = "score_at_top_k"
     k = whole(owner, "k", k, minimum=1)
     metric = as_distance(owner, distance)
-    x, ref = _tensor(embeddings), _torch_columns(owner, ref)
+    x, ref = tensor_of(embeddings), _torch_columns(owner, ref)
     inputs = features(owner, x, metric, ref)
     n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
     rows = _rows(owner, triplets, n, r, device)
     queries, query = rows[0].unique(return_inverse=True)  # [m], [t]
     own, theirs = _lists(owner, groups, n, ref, device)
     if ids is not None:
-        ids = whole_numbers(owner, "ids", _tensor(ids), n, device)
+        ids = whole_numbers(owner, "ids", tensor_of(ids), n, device)
     if ref is None:
         ids = torch.arange(n, device=device) if ids is None else ids
         columns = References(x, own, ids)
@@ -206,10 +208,19 @@ def _rows(owner: str, triplets: Any, n: int, r: int, device: torch.device) -> tu
     """Queries below n, positives and negatives below r, as int64 on `device`."""
     expected = "Triplets (three index tensors or arrays [t])"
     if not isinstance(triplets, (tuple, list)) or len(triplets) != 3:
-        shown = f"{type(triplets).__name__} of {len(triplets)}" if hasattr(triplets, "__len__") else triplets
+        shown: object = triplets
+        with contextlib.suppress(Exception):  # no length, or none that can be asked for
+            shown = f"{type(triplets).__name__} of {len(triplets)}"
         way_out = "take all of a sequence's by [:]" if hasattr(triplets, "__getitem__") else ""
         raise refusal(owner, "triplets", shown, expected, way_out)
-    rows = [torch.as_tensor(corner) for corner in triplets]
+    try:
+        rows = [torch.as_tensor(corner) for corner in triplets]
+    except Exception:  # strings, None, ragged lists
+        shown = ", ".join(type(corner).__name__ for corner in triplets)
+        raise refusal(owner, "triplets", shown, f"{expected} of row numbers") from None
+    lacking = next(filter(None, map(lack_of_data, rows)), "")
+    if lacking:
+        raise refusal(owner, "triplets", lacking, "dense tensors with data")
     for corner in rows:
         if corner.dtype not in _WHOLE or corner.ndim != 1 or len(corner) != len(rows[0]):
             shown = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in rows)
@@ -229,7 +240,10 @@ def _lists(
     r = 0 if ref is None else len(ref.embeddings)
     if groups is None or not n + r:
         return tuple(torch.zeros(count, dtype=torch.int64, device=device) for count in (n, r))
-    names = [_array(groups)] if ref is None else [_array(groups), _array(ref.labels)]
+    expected = "one for each row"
+    names = [array_of(owner, "groups", groups, expected)]
+    if ref is not None:
+        names.append(array_of(owner, "ref.labels", ref.labels, expected))
     for argument, given, count in zip(("groups", "ref.labels"), names, (n, r)):
         if given.shape != (count,):
             raise refusal(owner, argument, f"shape {given.shape}", f"shape ({count},), one for each row")
@@ -239,21 +253,10 @@ def _lists(
     return codes[:n], codes[n:]
 
 
-def _array(values: Any) -> np.ndarray:
-    return np.asarray(values.cpu() if isinstance(values, Tensor) else values)
-
-
 def _torch_columns(owner: str, ref: Any) -> References | None:
     """References of numpy arrays as those of tensors; their labels stay what they are."""
     if ref is None:
         return None
     if not isinstance(ref, References):
         raise refusal(owner, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
-    return References(_tensor(ref.embeddings), ref.labels, _tensor(ref.ids))
-
-
-def _tensor(values: Any) -> Any:
-    """A numpy array as a tensor, in its own memory where torch may write to it."""
-    if isinstance(values, np.ndarray):
-        return torch.from_numpy(np.require(values, requirements="W"))
-    return values
+    return References(tensor_of(ref.embeddings), ref.labels, tensor_of(ref.ids))

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from tercet.checks import choice, real, refusal
+from tercet.inputs import lack_of_data
 from tercet.squares import full_precision
 
 __all__ = [
@@ -67,6 +68,9 @@ def whole_numbers(
     if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
         shown = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
         raise refusal(owner, argument, shown, "a tensor of whole numbers or bools", "convert with .long()")
+    lacking = lack_of_data(values)
+    if lacking:
+        raise refusal(owner, argument, lacking, "a dense tensor with data")
     if width and (values.ndim != 2 or len(values) != count):
         raise refusal(owner, argument, f"shape {tuple(values.shape)}", f"shape ({count}, c), {width}")
     if not width and values.shape != (count,):
@@ -80,7 +84,7 @@ def whole_numbers(
 
 def label_rows(owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n *c"]:
     """Labels as int64, [n] or [n, c], where any relation may read them later. Args as for `whole_numbers`."""
-    several = isinstance(labels, Tensor) and labels.ndim == 2
+    several = isinstance(labels, Tensor) and not lack_of_data(labels) and labels.ndim == 2
     return whole_numbers(owner, argument, labels, count, device, "several labels a row" if several else "")
 
 

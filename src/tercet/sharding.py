@@ -17,7 +17,7 @@ from typing import Any
 
 from tercet.atomic import atomically
 from tercet.catalog import Catalog, refuse_unwritable
-from tercet.checks import choice, flag, refusal, whole
+from tercet.checks import choice, flag, refusal, seed_number, whole
 from tercet.journal import synced, tidy
 from tercet.layouts import by_identity, mixed
 from tercet.locks import lock_file, locked, opened
@@ -107,7 +107,7 @@ def write_shards(
     """
     choice(_OWNER, "layout", layout, ("identity", "mixed"))
     choice(_OWNER, "unreadable", unreadable, ("error", "skip"))
-    seed = whole(_OWNER, "seed", seed)
+    seed = seed_number(_OWNER, seed)
     workers = whole(_OWNER, "workers", (os.cpu_count() or 1) if workers is None else workers, 1)
     images_per_shard = whole(_OWNER, "images_per_shard", images_per_shard, minimum=1)
     if layout == "mixed" and k is not None:

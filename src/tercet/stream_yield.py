@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.checks import choice, label_codes, real, refusal, whole
+from tercet.checks import choice, label_codes, real, refusal, seed_number, whole
 from tercet.grouping import ON_SHORT, GroupBuffer, sized
 from tercet.layouts import by_identity, mixed
 from tercet.randomness import derive_key, permute
@@ -102,7 +102,7 @@ def predict_yield(
     workers, ranks = whole(owner, "workers", workers, 1), whole(owner, "ranks", ranks, 1)
     image_bytes = whole(owner, "image_bytes", image_bytes)
     least = real(owner, "least", least, 0, 1)
-    seed = whole(owner, "seed", seed)
+    seed = seed_number(owner, seed)
 
     def played(layout: str, buffer: int, cap: int | None, workers: int) -> StreamYield:
         shards = _shards(codes, k, layout, images_per_shard, seed)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.checks import choice, refusal, whole
+from tercet.checks import choice, refusal, seed_number, whole
 from tercet.grouping import ON_SHORT, Group, GroupBuffer, sized
 from tercet.randomness import derive_key
 from tercet.stream_samples import Handler, Sample, base_name, label_of, raw, told
@@ -91,7 +91,7 @@ def pk_batched(
             raise refusal(owner, name, value, "a function or None")
     if not (isinstance(label, str) or callable(label)):
         raise refusal(owner, "label", label, "the name of a field or a function of a sample")
-    seed = whole(owner, "seed", seed)
+    seed = seed_number(owner, seed)
     return PKStage(p, k, on_short, buffer, cap, label, decode, handler, seed)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from tercet.checks import whole
+from tercet.checks import shown, whole
 
-__all__ = ["Pairs", "References", "TripletSequence", "Triplets", "rows_at"]
+__all__ = ["Pairs", "References", "TripletSequence", "Triplets", "row_number", "rows_at"]
 
 
 class Triplets(NamedTuple):
@@ -116,6 +117,26 @@ class TripletSequence(Protocol):
         ...
 
 
+def row_number(owner: str, row: Any, length: int) -> int:
+    """One row of a sequence of `length`; negative ones count from the end.
+
+    Raises:
+        TypeError: not a whole number.
+        IndexError: a number outside [−length, length).
+
+    Example:
+        >>> row_number("ImageDataset", -1, 5)
+        4
+    """
+    try:
+        number = operator.index(row)
+    except Exception:  # of a tensor without data it is a RuntimeError
+        raise TypeError(f"{owner}: expected a row number, got {shown(row)}") from None
+    if not -length <= number < length:
+        raise IndexError(f"{owner}: expected a row from 0 to {length - 1}, got {shown(number)}")
+    return number % length
+
+
 def rows_at(index: Any, length: int) -> np.ndarray:
     """What an int, a slice or an int array means for a sequence of `length`: row numbers int64 [t].
 
@@ -126,13 +147,18 @@ def rows_at(index: Any, length: int) -> np.ndarray:
         >>> rows_at(slice(-2, None), 5).tolist(), rows_at([-1, 0], 5).tolist()
         ([3, 4], [4, 0])
     """
-    if isinstance(index, slice):
-        return np.arange(*index.indices(length), dtype=np.int64)
-    rows = np.atleast_1d(np.asarray(index))
-    if not rows.size:
+    try:
+        if isinstance(index, slice):
+            return np.arange(*index.indices(length), dtype=np.int64)
+        rows = np.atleast_1d(np.asarray(index))
+    except Exception:  # bounds that are no numbers, a tensor without data
+        rows = np.empty(0, dtype=object)
+    if not rows.size and rows.dtype != object:
         return np.empty(0, dtype=np.int64)
     if rows.dtype.kind not in "iu" or rows.ndim != 1:
-        raise IndexError(f"expected a whole number, a slice or whole numbers [t], got {index!r}")
+        raise IndexError(f"expected a whole number, a slice or whole numbers [t], got {shown(index)}")
+    if rows.dtype == np.uint64:
+        rows = np.minimum(rows, np.uint64(2**63 - 1))  # no sequence is as long
     rows = rows.astype(np.int64)
     if rows.min() < -length or rows.max() >= length:
         worst = rows.max() if rows.max() >= length else rows.min()

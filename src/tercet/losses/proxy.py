@@ -15,9 +15,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
-from tercet.checks import flag, real, refusal, whole
+from tercet.checks import flag, real, refusal, seed_number, whole
 from tercet.compiling import outside_graph
 from tercet.distances import cosine
+from tercet.inputs import allocated
 from tercet.losses.head import above_zero
 from tercet.losses.rowwise import products
 from tercet.pairwise import features
@@ -49,11 +50,11 @@ class ProxyHead(nn.Module, ABC):
         owner = type(self).__name__
         self.num_classes = whole(owner, "num_classes", num_classes, minimum=2)
         self.dim = whole(owner, "dim", dim, minimum=1)
-        generator = torch.Generator("cpu").manual_seed(derive_key("proxies", whole(owner, "seed", seed)))
-        directions = torch.randn(
-            self.num_classes * per_class, self.dim, generator=generator, device="cpu", dtype=torch.float32
-        )
-        self.proxies = nn.Parameter(torch.empty(directions.shape).copy_(normalize(directions)))
+        generator = torch.Generator("cpu").manual_seed(derive_key("proxies", seed_number(owner, seed)))
+        shape = (self.num_classes * per_class, self.dim)
+        with allocated(owner, num_classes=shape[0], dim=self.dim):
+            directions = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+            self.proxies = nn.Parameter(torch.empty(shape).copy_(normalize(directions)))
 
     @abstractmethod
     def _loss(

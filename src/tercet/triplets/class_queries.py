@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from tercet.checks import choice, label_codes, refusal, whole
+from tercet.checks import choice, label_codes, refusal, seed_number, whole
 from tercet.randomness import derive_key, keyed_bits, permute
 
 __all__ = ["ClassQueries"]
@@ -40,7 +40,7 @@ class ClassQueries(ABC):
         codes, classes = label_codes(owner, labels)
         self.positives = whole(owner, "positives", positives, minimum=1)
         self.negatives = whole(owner, "negatives", negatives, minimum=1)
-        self.seed = whole(owner, "seed", seed)
+        self.seed = seed_number(owner, seed)
         self.negatives_from = choice(owner, "negatives_from", negatives_from, ("images", "classes"))
         self.limit = None if limit is None else whole(owner, "limit", limit, minimum=1)
         if len(classes) < 2:

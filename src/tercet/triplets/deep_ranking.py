@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.checks import label_codes, real, refusal, whole
+from tercet.checks import label_codes, real, refusal, seed_number, whole
 from tercet.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.relevance import Relevance
 from tercet.triplets.drawing import ROUNDING, below, drawn_columns
@@ -100,7 +100,7 @@ class DeepRankingTriplets:
         relevance.check(owner, len(codes))
         self.relevance = relevance
         self.count = whole(owner, "count", count, minimum=1, maximum=sys.maxsize)
-        self.seed = whole(owner, "seed", seed)
+        self.seed = seed_number(owner, seed)
         self.cap = real(owner, "cap", cap, 0, 1)
         if not self.cap:
             raise refusal(owner, "cap", cap, "a number above 0", "pass 1 for no cap")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.checks import real, refusal, whole
+from tercet.checks import real, refusal, seed_number, whole
 from tercet.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.relevance import unit_rows
 from tercet.triplets.buffers import ClassBuffer
@@ -103,7 +103,7 @@ class ReservoirTriplets:
         if not (relevance is None or callable(relevance)):
             raise refusal(owner, "relevance", relevance, "a function of features [a, …] and [r, …]")
         self._relevance = _cosine if relevance is None else relevance
-        self.seed = whole(owner, "seed", seed)
+        self.seed = seed_number(owner, seed)
         self.cap = real(owner, "cap", cap, 0, 1)
         if not self.cap:
             raise refusal(owner, "cap", cap, "a number above 0", "pass 1 for no cap")

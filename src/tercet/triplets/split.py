@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.checks import choice, label_codes, real, refusal, whole
+from tercet.checks import choice, label_codes, real, refusal, seed_number
 from tercet.randomness import derive_key, keyed_bits
 
 __all__ = ["train_validation_split"]
@@ -45,7 +45,7 @@ def train_validation_split(
     fraction = real(owner, "fraction", fraction, 0, 1)
     if fraction in (0, 1):
         raise refusal(owner, "fraction", fraction, "a number between 0 and 1, neither of them")
-    seed = whole(owner, "seed", seed)
+    seed = seed_number(owner, seed)
     by = choice(owner, "by", by, ("image", "class"))
     if by == "class":
         if len(classes) < 2:

@@ -1,0 +1,79 @@
+"""Checks of what torch is given: tensors with data, devices, tables that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tercet.checks import refusal
+
+__all__ = ["allocated", "device_of", "lack_of_data", "tensor_of"]
+
+
+def lack_of_data(values: Tensor) -> str:
+    """What a tensor is where it has not one number with data at each place; empty where it has.
+
+    Example:
+        >>> lack_of_data(torch.ones(2)), lack_of_data(torch.ones(2, device="meta"))
+        ('', 'torch.strided on meta')
+    """
+    if values.is_nested:
+        return "a nested tensor"
+    if values.is_quantized:
+        return f"{values.dtype}, quantized"
+    if values.layout != torch.strided or values.is_meta:
+        return f"{values.layout} on {values.device}"
+    return ""
+
+
+def device_of(owner: str, device: Any) -> torch.device:
+    """`device` as torch names it.
+
+    Raises:
+        ValueError: no device, or one of no known kind.
+
+    Example:
+        >>> device_of("MiningLoader", "cpu")
+        device(type='cpu')
+    """
+    try:
+        return torch.device(device)
+    except Exception:  # RuntimeError of an unknown kind, TypeError of what is no name
+        raise refusal(owner, "device", device, 'a device, such as "cpu" or "cuda:0"') from None
+
+
+@contextmanager
+def allocated(owner: str, **sizes: int) -> Iterator[None]:
+    """What is made in the block has these sizes: that it is too large is said of them.
+
+    Raises:
+        ValueError: torch counts or finds no memory for so many numbers.
+
+    Example:
+        >>> with allocated("ArcFace", num_classes=2, dim=3):
+        ...     proxies = torch.zeros(2, 3)
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, OverflowError, MemoryError):
+        names, shape = ", ".join(sizes), " × ".join(map(str, sizes.values()))
+        raise refusal(owner, names, shape, "a table that fits into memory") from None
+
+
+def tensor_of(values: Any) -> Any:
+    """A numpy array of numbers as a tensor, in its own memory where torch can take it; else what it is.
+
+    Example:
+        >>> tensor_of(np.ones(2, ">f4")).dtype
+        torch.float32
+    """
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        return values
+    native = values.dtype.newbyteorder("=")
+    native = np.dtype(np.float64) if native.itemsize > 8 else native
+    return torch.from_numpy(np.require(values, native, ["W", "C"]))
