@@ -20,7 +20,7 @@ SRC = Path(__file__).parents[1] / "src" / "tercet"
 # A file or a folder directly under src/tercet is a room. A new one needs a floor here.
 FLOORS = {
     "root": ["tercet"],
-    "floor 0": ["checks", "randomness", "tuples"],
+    "floor 0": ["checks", "promises", "randomness", "tuples"],
     "left wing": [
         *[
             "anchors",
@@ -63,7 +63,7 @@ FLOORS = {
             "sums",
             "weighted_miners",
         ],
-        *["small_tables", "strips"],
+        *["closed_forms", "small_tables", "strips"],
     ],
     "roof": ["distributed", "embed", "gradient_cache", "loader", "reports"],
     "cli": ["cli"],

@@ -8,7 +8,7 @@ from tercet.losses import margin, pair, slopes, triplet
 from tercet.losses.listwise import InfoNCE
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
-from tercet.losses.slopes import NegativeCosine, TileLoss, differentiated, mirrored, sloped
+from tercet.losses.slopes import NegativeCosine, TileLoss, differentiated, sloped
 from tercet.losses.triplet import TripletMargin
 from tercet.losses.weighted import MultiSimilarity
 from tercet.pairwise import Pairwise
@@ -111,7 +111,7 @@ def test_value_and_gradient_are_those_of_differences(name, kind, with_ref, heigh
 
 @pytest.mark.parametrize("kind", KINDS)
 @every_distance
-def test_the_rows_part_twice_is_the_gradient_where_pairs_are_mirrored(name, kind):
+def test_the_rows_part_twice_is_the_gradient_where_pairs_are_symmetric(name, kind):
     def loss(symmetric):
         return lambda pairs: sloped("Head", pairs, "mean", weighted, symmetric=symmetric)
 
@@ -121,7 +121,7 @@ def test_the_rows_part_twice_is_the_gradient_where_pairs_are_mirrored(name, kind
         torch.testing.assert_close(once[:2], both[:2])
 
 
-def test_only_relations_known_to_be_mirrored_count_as_such():
+def test_only_relations_known_to_be_symmetric_count_as_such():
     x, labels = points(4), torch.zeros(4, 2).long()
     relations = {
         SharedLabel(): True,
@@ -131,12 +131,12 @@ def test_only_relations_known_to_be_mirrored_count_as_such():
     }
     for relation, expected in relations.items():
         pairwise = Pairwise("test", x, labels, relation=relation, distance=as_distance("test", "dot"))
-        assert mirrored(pairwise) == expected
+        assert pairwise.is_symmetric == expected
     for ref, expected in ((None, True), (References(x, labels[:, 0]), False)):
         pairwise = Pairwise(
             "test", x, labels[:, 0], ref=ref, relation=SameLabel(), distance=as_distance("test", "dot")
         )
-        assert mirrored(pairwise) == expected
+        assert pairwise.is_symmetric == expected
 
 
 @every_distance

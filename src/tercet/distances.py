@@ -7,22 +7,22 @@ embeddings are: half precision and autocast never reach a distance.
 ‖x‖² + ‖y‖² − 2x·y is fast, but it loses half the digits of near duplicates (in float32, unit vectors 10⁻⁴
 apart come out anywhere from 0 to 10⁻³ apart), and its last bits depend on how the product is cut into blocks.
 So `tile` takes it only where it is good to 10⁻⁵, and differences elsewhere: what a loss needs. What is chosen
-by a distance is chosen by `exact`, which takes differences throughout.
+by a distance is chosen by `exact`, which takes differences throughout. Where embeddings stand on a grid, such
+as small whole numbers, both are the same numbers, and squared distances are exact.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from tercet.checks import choice, refusal
-from tercet.squares import by_differences, fast_entries, fast_tile, full_precision, picked
+from tercet.closed_forms import ProductForm, SquareForm, form_of
+from tercet.squares import full_precision
 
 __all__ = [
     "Distance",
@@ -32,6 +32,7 @@ __all__ = [
     "dot",
     "euclidean",
     "exact",
+    "exact_pairs",
     "hamming",
     "squared_euclidean",
 ]
@@ -41,8 +42,16 @@ __all__ = [
 class Distance(Protocol):
     """What `distance=` takes beside a name: three functions, and whether a loss can train on them.
 
-    The named ones, and `Mahalanobis`, also have `entries(x, y, i, j)`, D(x_i, y_j) of listed pairs by way of
-    a table: long lists are then measured faster. Without it they are `paired`.
+    A distance of one's own is a class with these four, or a subclass of `Mahalanobis` that overrides some.
+    Beside them a class may make promises, which allow a faster way than calling the functions:
+
+    - `entries(x, y, i, j)`: `tile(x, y)[i, j]` by way of a table. Without it, lists are `paired`.
+    - `form`: what `tile` and `paired` are made of; `Mahalanobis.form` says ‖x − y‖ of what `prepare` gives.
+    - `floats_only`: True where `prepare` takes no whole numbers, so that they are refused by name.
+
+    A subclass that overrides `tile` or `paired` takes back the first two by that alone, one that overrides
+    `prepare` the third, and then its own functions are called throughout. Where a promise still holds, the
+    subclass states it again: `form = Mahalanobis.form`. An override on an object counts like one in a class.
     """
 
     @property
@@ -61,27 +70,6 @@ class Distance(Protocol):
     def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"], /) -> Float[Tensor, " t"]:
         """D(x_i, y_i) for every i; its gradient is finite everywhere."""
         ...
-
-
-def _same(values: Tensor) -> Tensor:
-    return values
-
-
-@dataclass(frozen=True, repr=False)
-class _Named:
-    name: str
-    prepare: Callable[[Tensor], Tensor]
-    tile: Callable[[Tensor, Tensor], Tensor]
-    paired: Callable[[Tensor, Tensor], Tensor]
-    entries: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
-    of_root: Callable[[Tensor], Tensor] | None = None
-    square_of: Callable[[Tensor], Tensor] | None = None
-    space: Callable[[Tensor], Tensor] = _same
-    differentiable: bool = True
-    floats_only: bool = True
-
-    def __repr__(self) -> str:
-        return self.name
 
 
 def _floats(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -122,111 +110,95 @@ def _codes(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return codes
 
 
-def _twice(values: Tensor) -> Tensor:
-    return 2 * values
+class _Named:
+    """A distance that is its closed form; two are equal where they are of one class and override the same."""
+
+    name: ClassVar[str]
+    form: ClassVar[SquareForm | ProductForm]
+    differentiable: ClassVar[bool] = True
+    floats_only: ClassVar[bool] = True
+    prepare = staticmethod(_floats)
+
+    def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+        return self.form.tile(x, y)
+
+    def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+        return self.form.paired(x, y)
+
+    def entries(
+        self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
+    ) -> Float[Tensor, " t"]:
+        return self.form.entries(x, y, i, j)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def __repr__(self) -> str:
+        return self.name
 
 
-def _half_square(values: Tensor) -> Tensor:
-    return values.square() / 2
+class _Euclidean(_Named):
+    name = "euclidean"
+    form = SquareForm(root=True)
 
 
-def _root(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    return fast_tile(x, y, root=True)
+class _SquaredEuclidean(_Named):
+    name = "squared_euclidean"
+    form = SquareForm()
 
 
-def _root_entries(
-    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
-) -> Float[Tensor, " t"]:
-    return fast_entries(x, y, i, j, root=True)
+class _Cosine(_Named):
+    name = "cosine"
+    form = SquareForm(scale=0.5, space=_lifted)
+    prepare = staticmethod(_directions)
 
 
-def _root_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    return torch.linalg.vector_norm(x - y, dim=1)
+class _Dot(_Named):
+    name = "dot"
+    form = ProductForm()
 
 
-def _square(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    return fast_tile(x, y, root=False)
+class _Hamming(_Named):
+    name = "hamming"
+    differentiable = floats_only = False
+    prepare = staticmethod(_codes)
+
+    def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+        return torch.cdist(x, y, p=0.0)
+
+    def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+        return (x != y).sum(1).to(x.dtype)
 
 
-def _square_entries(
-    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
-) -> Float[Tensor, " t"]:
-    return fast_entries(x, y, i, j, root=False)
-
-
-def _square_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    return (x - y).square().sum(1)
-
-
-def _angle(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    return _square(_lifted(x), _lifted(y)) / 2
-
-
-def _angle_entries(
-    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
-) -> Float[Tensor, " t"]:
-    return _square_entries(_lifted(x), _lifted(y), i, j) / 2
-
-
-def _angle_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    return _square_paired(_lifted(x), _lifted(y)) / 2
-
-
-def _product(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    with full_precision(x.device):
-        return -(x @ y.T)
-
-
-def _product_entries(
-    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
-) -> Float[Tensor, " t"]:
-    return picked(_product(x, y).flatten(), i * len(y) + j)
-
-
-def _product_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    return -(x * y).sum(1)
-
-
-def _differing(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    return torch.cdist(x, y, p=0.0)
-
-
-def _differing_paired(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    return (x != y).sum(1).to(x.dtype)
-
-
-euclidean: Distance = _Named("euclidean", _floats, _root, _root_paired, _root_entries, _same, torch.square)
+euclidean: Distance = _Euclidean()
 """D = ‖x − y‖. At x = y the gradient is 0: the root has none there, and 0 is its smallest subgradient."""
 
-squared_euclidean: Distance = _Named(
-    "squared_euclidean", _floats, _square, _square_paired, _square_entries, torch.square, _same
-)
-"""D = ‖x − y‖²."""
+squared_euclidean: Distance = _SquaredEuclidean()
+"""D = ‖x − y‖², the sum of squared differences itself: of whole numbers it is exact, and so is each bound."""
 
-cosine: Distance = _Named(
-    "cosine", _directions, _angle, _angle_paired, _angle_entries, _half_square, _twice, _lifted
-)
+cosine: Distance = _Cosine()
 """D = 1 − cos(x, y), in [0, 2].
 
 Computed as ½‖x/‖x‖ − y/‖y‖‖², which is the same number, but exactly 0 for equal rows, never negative, and
 accurate for near duplicates. A zero vector has no direction: it counts as orthogonal, D = 1, to all others.
 """
 
-dot: Distance = _Named("dot", _floats, _product, _product_paired, _product_entries)
+dot: Distance = _Dot()
 """D = −x·y: negative for similar rows, and not 0 for equal ones.
 
 The one distance by a matrix product, so its last bit may depend on how tiles are cut.
 """
 
-hamming: Distance = _Named(
-    "hamming", _codes, _differing, _differing_paired, differentiable=False, floats_only=False
-)
+hamming: Distance = _Hamming()
 """D = the number of differing positions of two codes: integers by value, floats by sign (x > 0).
 
 It has no gradient, so miners and metrics take it and losses refuse it.
 """
 
-_NAMES = {d.name: d for d in (euclidean, squared_euclidean, cosine, dot, hamming) if isinstance(d, _Named)}
+_NAMES = {repr(d): d for d in (euclidean, squared_euclidean, cosine, dot, hamming)}
 
 
 class Mahalanobis(nn.Module):
@@ -257,10 +229,8 @@ class Mahalanobis(nn.Module):
 
     differentiable = True
     floats_only = True
-    of_root = staticmethod(_same)
-    square_of = staticmethod(torch.square)
-    entries = staticmethod(_root_entries)
-    space = staticmethod(_same)
+    form = SquareForm(root=True)
+    entries = form.entries
 
     def __init__(self, L: Tensor) -> None:
         super().__init__()
@@ -286,40 +256,58 @@ class Mahalanobis(nn.Module):
 
     def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
         """‖x_i − y_j‖ of prepared rows."""
-        return _root(x, y)
+        return self.form.tile(x, y)
 
     def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
         """‖x_i − y_i‖ of prepared rows."""
-        return _root_paired(x, y)
+        return self.form.paired(x, y)
 
     def extra_repr(self) -> str:
         """The shape of L, for `print`."""
         return "×".join(map(str, self.L.shape))
 
 
-def exact(
-    distance: Distance, x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]
-) -> Float[Tensor, "*b a r"]:
+def exact(distance: Distance, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
     """D(x_i, y_j) by differences: each number depends on its two rows alone, not on the tile around them.
 
     That is what ties and bounds are decided by. It is some ten times slower than `tile`, and has no gradient.
-    A dot product has no differences and a distance of one's own says itself what it is: those are `paired`,
-    for single pairs, and `tile`, for many.
+    A dot product has no differences, and a distance of one's own says itself what it is: those are `tile`.
 
     Args:
         distance: a `Distance`.
-        x: features [..., a, k].
-        y: features [..., r, k].
+        x: features [a, k].
+        y: features [r, k].
 
     Returns:
-        [..., a, r].
+        [a, r].
+
+    Example:
+        >>> exact(squared_euclidean, torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0], [3.0, 4.0]]))
+        tensor([[ 2., 25.]])
     """
-    of_root = getattr(distance, "of_root", None)
-    if of_root is not None:
-        return of_root(by_differences(distance.space(x), distance.space(y)))  # type: ignore[attr-defined]
-    if x.ndim == 3:
-        return distance.paired(x[:, 0], y[:, 0])[:, None, None]
-    return distance.tile(x, y)
+    form = form_of(distance)
+    return form.exact(x, y) if isinstance(form, SquareForm) else distance.tile(x, y)
+
+
+def exact_pairs(distance: Distance, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+    """D(x_i, y_i) by differences: the numbers of `exact`, pair by pair, and `paired` where it is `tile`.
+
+    Args:
+        distance: a `Distance`.
+        x: features [t, k].
+        y: features [t, k].
+
+    Returns:
+        [t].
+
+    Example:
+        >>> exact_pairs(squared_euclidean, torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+        tensor([2.])
+    """
+    form = form_of(distance)
+    if isinstance(form, SquareForm):
+        return form.exact_pairs_in_space(form.space(x), form.space(y))
+    return distance.paired(x, y)
 
 
 def as_distance(owner: str, distance: Any, *, gradient: bool = False) -> Distance:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tercet.checks import refusal, whole
 from tercet.distances import Distance, exact
 from tercet.inputs import lack_of_data
+from tercet.promises import promised
 from tercet.relations import Relation, SameLabel, whole_numbers
 from tercet.small_tables import true_places
 from tercet.tuples import References
@@ -151,6 +152,11 @@ class Pairwise:
         self.given_tile_rows = tile_rows
         self.tile_rows = tile_height(owner, r, x.dtype, tile_rows)
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether (i, j) and (j, i) are surely the same two images on the same side."""
+        return len(self.inputs) == 1 and bool(promised(self.relation, "is_symmetric", "sides"))
+
     def sides(self, rows: Any, columns: Any = slice(None)) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
         """Which of `columns` are positive and which negative for each of `rows`: row numbers, or a slice.
 
@@ -250,7 +256,7 @@ def _prepared(
         if shape is not None and not isinstance(embeddings, Tensor):
             shown = f"{type(embeddings).__name__} of {shown}"
         raise refusal(owner, argument, shown, "a tensor [n, d], one embedding a row")
-    if getattr(distance, "floats_only", False) and not embeddings.is_floating_point():
+    if promised(distance, "floats_only", "prepare") and not embeddings.is_floating_point():
         way_out = 'convert with .float(), or take distance="hamming" for integer codes'
         if embeddings.is_complex():
             way_out = "take real and imaginary parts as columns of their own"

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from tercet.checks import array_of, label_codes, refusal, whole
-from tercet.distances import Distance, as_distance, exact
+from tercet.distances import Distance, as_distance, exact_pairs
 from tercet.inputs import lack_of_data, tensor_of
 from tercet.pairwise import Pairwise, features, tile_height
 from tercet.relations import whole_numbers
@@ -199,7 +199,7 @@ def _ordered(
     height = tile_height(owner, x.shape[1], x.dtype, None)
     parts = [torch.zeros(0, dtype=torch.bool, device=x.device)]
     for q, p, n in zip(*(corner.split(height) for corner in rows)):
-        near, far = (exact(metric, x[q][:, None], y[j][:, None])[:, 0, 0] for j in (p, n))
+        near, far = (exact_pairs(metric, x[q], y[j]) for j in (p, n))
         parts.append(near < far)
     return torch.cat(parts)
 

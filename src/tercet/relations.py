@@ -31,7 +31,30 @@ __all__ = [
 
 @runtime_checkable
 class Relation(Protocol):
-    """What `relation=` takes: three functions of labels."""
+    """What `relation=` takes: three functions of labels.
+
+    A relation of one's own is a class with these three, or a subclass of one here. Beside them a class may
+    make promises about its `sides`, which allow a faster way than calling it for every pair:
+
+    - `is_symmetric`: True where two rows are on the same side of each other, whichever is the anchor.
+    - `key_is_class`: True where rows are positive exactly where their keys are equal.
+    - `key` is one itself: rows of unequal keys are negatives.
+
+    A subclass that overrides `sides` takes all three back by that alone, and its `sides` is called for every
+    pair; `key` goes on naming the class of a row, for `NPair` and `MarginLoss`. Where a promise still holds,
+    the subclass states it again, as a line of its own class. An override on an object counts like one in a
+    class.
+
+    Example:
+        >>> class LaterGroup(CrossGroup):
+        ...     key = CrossGroup.key  # another identity is a negative still; to be symmetric is taken back
+        ...     def sides(self, rows, columns):
+        ...         positive, negative = super().sides(rows, columns)
+        ...         return positive & (rows[:, None, 1] < columns[None, :, 1]), negative
+        >>> labels = torch.tensor([[7, 0], [7, 1], [8, 0]])
+        >>> LaterGroup().sides(labels, labels)[0].nonzero().tolist()
+        [[0, 1]]
+    """
 
     def check(self, owner: str, argument: str, labels: Any, count: int, device: Any, /) -> Tensor:
         """The labels of `count` rows on `device`, or a sentence of refusal."""
@@ -98,6 +121,9 @@ class SameLabel:
         [[True, True, False], [False, False, True]]
     """
 
+    is_symmetric = True
+    key_is_class = True
+
     def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, " n"]:
         """Labels [n] as int64."""
         return whole_numbers(owner, argument, labels, count, device)
@@ -127,6 +153,8 @@ class SharedLabel:
         >>> positive.tolist()
         [[True, True, False], [True, True, True], [False, True, True]]
     """
+
+    is_symmetric = True
 
     def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Float[Tensor, "n c"]:
         """Labels [n, c] as 0 and 1."""
@@ -159,6 +187,8 @@ class CrossGroup:
     Reference:
         Zheng et al., "Scalable person re-identification: a benchmark", ICCV 2015.
     """
+
+    is_symmetric = True
 
     def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n 2"]:
         """Labels [n, 2] as int64."""
@@ -216,6 +246,11 @@ class Graded:
             choice("Graded", "relevance", self.relevance, _RELEVANCES)
         object.__setattr__(self, "positive", positive)
         object.__setattr__(self, "negative", negative)
+
+    @property
+    def is_symmetric(self) -> bool:
+        """True unless relevance is a function of one's own, which may not be the same both ways."""
+        return isinstance(self.relevance, str)
 
     def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n c"]:
         """Labels [n, c] as int64."""

@@ -16,10 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tercet.distances import dot, exact
+from tercet.closed_forms import ProductForm, SquareForm, form_of
+from tercet.distances import exact, exact_pairs
 from tercet.pairwise import TILE_BYTES, Pairwise
+from tercet.promises import promised
 from tercet.small_tables import compared, extreme_keys, first_places, kept_above, true_places
-from tercet.squares import by_differences, full_precision, roundoff, square_bound
+from tercet.squares import full_precision, roundoff, square_bound
 from tercet.strips import Field, Strip, split_pairs
 
 __all__ = ["Scan"]
@@ -46,16 +48,18 @@ class Scan:
         n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
         self._labels = _banded(pairwise) if ordered and n > _NARROW else None
         self.in_order = self._labels is None
-        self._square_of = getattr(pairwise.distance, "square_of", None)
-        if self._square_of is not None:
-            inputs = [pairwise.distance.space(v) for v in inputs]  # type: ignore[attr-defined]
+        form = form_of(pairwise.distance)
+        self._form = form if isinstance(form, SquareForm) else None
+        self._by_product = isinstance(form, ProductForm)
+        if self._form is not None:
+            inputs = [self._form.space(v) for v in inputs]
             centre = inputs[-1].mean(0) if r else 0.0  # smaller norms, smaller error; the same differences
             centred = [v - centre for v in inputs]
             self._slack, self._offset, self._squares = square_bound(centred[0], centred[-1])
         else:
             centred = inputs
             self._offset = self._slack = inputs[0].new_zeros(n)
-            if pairwise.distance is dot and r:
+            if self._by_product and r:
                 lengths = [torch.linalg.vector_norm(each, dim=1) for each in inputs]
                 terms = 2 * inputs[0].shape[1] + 16
                 self._slack = lengths[0] * lengths[-1].max() * (roundoff(inputs[0]) * terms)
@@ -68,7 +72,7 @@ class Scan:
         else:
             self._labels, self._order = zip(*(key.sort(stable=True) for key in self._labels))
             self._u, self._v = u[self._order[0]], v[self._order[1]]
-            if self._square_of is not None:
+            if self._form is not None:
                 self._squares = self._squares[self._order[1]]
         self._group = 2 ** max(0, round(math.log2(max(1, r)) / 2 - 1))  # columns of a group of `_shortlist`
         self._width = -(-r // self._group) * self._group
@@ -108,7 +112,7 @@ class Scan:
 
     def _keys(self, u: Tensor, out: Tensor | None = None) -> Float[Tensor, "a r"]:
         with full_precision(u.device):
-            if self._square_of is not None:
+            if self._form is not None:
                 return torch.addmm(self._squares, u, self._v.T, alpha=-2, out=out)
             tile = self._pairwise.distance.tile(u, self._v)
             return tile.clone() if out is None else out.copy_(tile)
@@ -121,20 +125,20 @@ class Scan:
         if not len(rows):
             return self._x.new_empty(0)
         x, y = self._x.index_select(0, rows), self._y.index_select(0, columns)
-        return self._exact(x[:, None], y[:, None])[:, 0, 0]
-
-    def _exact(self, x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]) -> Float[Tensor, "*b a r"]:
-        if self._square_of is None:
-            return exact(self._pairwise.distance, x, y)
-        return self._pairwise.distance.of_root(by_differences(x, y))  # type: ignore[attr-defined]
+        if self._form is None:
+            return exact_pairs(self._pairwise.distance, x, y)
+        return self._form.exact_pairs_in_space(x, y)
 
     def _table(self, rows: Int[Tensor, " c"], columns: Int[Tensor, " w"]) -> Float[Tensor, "c w"]:
         """The exact distance of each row to every column."""
         once, again = torch.unique_consecutive(rows, return_inverse=True)
-        if self._pairwise.distance is dot:  # the tile of a product is no exact one
+        if self._by_product:  # the tile of a product is no exact one
             i, j = torch.cartesian_prod(once, columns).T
             return self.distances(i, j).view(len(once), len(columns))[again]
-        return self._exact(self._x[once], self._y[columns])[again]
+        x, y = self._x[once], self._y[columns]
+        if self._form is None:
+            return exact(self._pairwise.distance, x, y)[again]
+        return self._form.exact_in_space(x, y)[again]
 
     def _of(self, values: Float[Tensor, " n"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
         return values if self._every(rows) else values[rows]
@@ -148,9 +152,9 @@ class Scan:
 
     def _key(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
         """The key of a distance from each row."""
-        if self._square_of is None:
+        if self._form is None:
             return distance
-        return self._square_of(distance.clamp(min=0)) - self._of(self._offset, rows)
+        return self._form.square_of(distance.clamp(min=0)) - self._of(self._offset, rows)
 
     def nearest(
         self, field: Field, k: int = 1, beyond: Float[Tensor, " a"] | None = None
@@ -351,7 +355,8 @@ class Scan:
 
 def _banded(pairwise: Pairwise) -> tuple[Tensor, Tensor] | None:
     """The relation's keys of rows and columns, if rows of unequal keys are never the same image."""
-    rows, columns = (pairwise.relation.key(each) for each in (pairwise.labels, pairwise.column_labels))
+    key = promised(pairwise.relation, "key", "sides")
+    rows, columns = (key and key(each) for each in (pairwise.labels, pairwise.column_labels))
     if rows is None or columns is None:
         return None
     if not pairwise.own_column and pairwise.ids is not None and pairwise.column_ids is not None:

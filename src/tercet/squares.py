@@ -21,14 +21,18 @@ __all__ = [
     "fast_entries",
     "fast_tile",
     "full_precision",
+    "listed_squares",
+    "pair_squares",
     "picked",
     "roundoff",
     "square_bound",
+    "squares_by_differences",
 ]
 
 # Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
 NEAR = 0.1
 _CHUNK = 2**20  # numbers gathered at once for single pairs
+_CACHED = 2**18  # differences taken at once by a processor; a card takes as many as `_CHUNK` times four
 
 
 def roundoff(x: Tensor) -> float:
@@ -63,10 +67,44 @@ def differentiable_differences(
     return _Differences.apply(x, y)
 
 
+def pair_squares(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+    """Σ (x_i − y_i)² for each i: of whole numbers exact, and a function of the two rows alone.
+
+    The square of `by_differences` is neither: √2 squared is not 2.
+    """
+    return _row_sums((x - y).square())
+
+
+def squares_by_differences(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+    """`pair_squares` of every row with every column, in bounded memory; without a gradient."""
+    out, width = x.new_empty(len(x), len(y)), max(1, x.shape[1])
+    numbers = _CACHED if x.device.type == "cpu" else 4 * _CHUNK
+    step = max(1, numbers // width)
+    for first in range(0, len(y), step):
+        columns = y[first : first + step]
+        height = max(1, numbers // (width * len(columns)))
+        for start in range(0, len(x), height):
+            apart = (x[start : start + height, None] - columns).square_()  # [c, s, k]
+            table = _row_sums(apart.flatten(0, 1)).view(apart.shape[:2])
+            out[start : start + height, first : first + step] = table
+    return out
+
+
+def _row_sums(numbers: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+    """Each row's sum, in an order that the number of rows does not change."""
+    if numbers.device.type == "cpu":
+        return numbers.sum(1)
+    while numbers.shape[1] > 1:  # a card's own sum takes another order for few rows than for many
+        half = numbers.shape[1] // 2
+        rest = numbers[:, 2 * half :]
+        numbers = torch.cat([numbers[:, :half] + numbers[:, half : 2 * half], rest], dim=1)
+    return numbers.sum(1)
+
+
 def square_bound(
     x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " r"]]:
-    """How far ‖y_j‖² − 2x_i·y_j + ‖x_i‖² and the square of `by_differences` may lie apart.
+    """How far ‖y_j‖² − 2x_i·y_j + ‖x_i‖² may lie from `pair_squares`, or the square of `by_differences`.
 
     A sum of k products is off by at most k·u·‖x‖‖y‖ in any order of summation, u the unit roundoff, a sum of
     k squares of differences by (k/8 + 2)·u of itself, eight lanes at a time; both are shares of
@@ -134,20 +172,44 @@ def picked(x: Float[Tensor, "n *k"], rows: Int[Tensor, " t"]) -> Float[Tensor, "
     return x.index_select(0, rows) if x.device.type == "cpu" else x[rows]
 
 
-def centre_of(y: Float[Tensor, "r k"]) -> Float[Tensor, " k"]:
-    """The mean row, in float64 to 16 bits: rows on a grid stay on one about it, and equal distances equal."""
+def centre_of(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]) -> Float[Tensor, " k"]:
+    """The mean of y; on the grid of x and y where they stand on one, so coarse that products on it are exact.
+
+    Then ‖x − c‖² + ‖y − c‖² − 2(x − c)·(y − c) is exactly the sum of squared differences: what is decided by
+    a product in a head is what differences decide in a miner.
+
+    Example:
+        >>> centre_of(torch.zeros(1, 1), torch.tensor([[0.0], [1.0], [1.0]]))
+        tensor([0.6660])
+    """
     if not y.numel():
         return y.new_zeros(y.shape[1])
-    centre = y.mean(0)
-    if centre.dtype != torch.float64:
-        return centre
-    scale = torch.ldexp(centre.new_ones(()), 15 - torch.frexp(centre.abs().amax()).exponent)
-    return (centre * scale).round() / scale
+    centre, bits = y.mean(0), _exact_bits(y.shape[1], y.dtype)
+    if y.device.type == "cpu":  # a look at a few numbers tells almost always, and costs next to nothing
+        some = y.numpy()[0, :8].tolist()
+        grain = math.ldexp(1.0, math.frexp(max(map(abs, some)))[1] - bits)  # that of all is no finer
+        if any(v % grain for v in some):
+            return centre
+    both = [v for v in ((y,) if x is y else (x, y)) if v.numel()]
+    largest = torch.stack([v.abs().amax() for v in both]).amax()
+    grain = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - bits)
+    on_grid = torch.stack([((v / grain).frac() == 0).all() for v in both]).all()
+    return torch.where(on_grid, (centre / grain).round() * grain, centre)
+
+
+@functools.cache
+def _exact_bits(k: int, dtype: torch.dtype) -> int:
+    """How many bits numbers on a grid may have so that 3·k of their squares are added up exactly.
+
+    About a centre among them they have one more.
+    """
+    digits = 53 if dtype == torch.float64 else 24
+    return int((digits - 2 - math.log2(3 * k)) // 2)
 
 
 def _by_product(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, "a r"]]:
     """The columns' centre, the squares ‖u_i‖² and ‖v_j‖² of what lies about it, and ‖u_i − v_j‖²."""
-    centre = centre_of(y)
+    centre = centre_of(x, y)
     u, v = x - centre, y - centre
     uu, vv = u.square().sum(1), v.square().sum(1)
     return centre, uu, vv, torch.addmm(vv, u, v.T, alpha=-2).add_(uu[:, None])
@@ -161,11 +223,10 @@ class _Tile(torch.autograd.Function):
         i, j = true_places(out <= NEAR * (uu[:, None] + vv))
         ctx.dense = roundoff(x) > 2.0**-24 or 8 * len(i) > out.numel()
         if ctx.dense:
-            out = by_differences(x, y)
-            out = out if root else out.square_()
+            out = by_differences(x, y) if root else squares_by_differences(x, y)
             ctx.save_for_backward(x, y, out)
             return out
-        out[i, j] = _pair_squares(x, y, i, j)
+        out[i, j] = listed_squares(x, y, i, j)
         if root:
             out.sqrt_()
         ctx.save_for_backward(x, y, centre, out if root else None, i, j)
@@ -190,7 +251,7 @@ class _Entries(torch.autograd.Function):
         near = i[:0]
         if bool(out.amin() <= NEAR * (uu.amax() + vv.amax())):
             (near,) = (out <= NEAR * (uu.index_select(0, i) + vv.index_select(0, j))).nonzero(as_tuple=True)
-            out[near] = _pair_squares(x, y, i[near], j[near])
+            out[near] = listed_squares(x, y, i[near], j[near])
         if root:
             out.sqrt_()
         ctx.save_for_backward(x, y, centre, out if root else None, i, j, near)
@@ -275,8 +336,11 @@ def _pulls_by_differences(
         return by_x, by_y
 
 
-def _pair_squares(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Float[Tensor, " t"]:
-    parts = [(x[a] - y[b]).square_().sum(1) for a, b in _chunks(x.shape[1], i, j)]
+def listed_squares(
+    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
+) -> Float[Tensor, " t"]:
+    """`pair_squares` of x_i and y_j for each listed pair, in bounded memory; without a gradient."""
+    parts = [_row_sums((x[a] - y[b]).square_()) for a, b in _chunks(x.shape[1], i, j)]
     return torch.cat(parts) if parts else x.new_zeros(0)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from tercet.checks import real
-from tercet.distances import Distance, as_distance
+from tercet.distances import Distance, as_distance, exact_pairs
 from tercet.pairwise import features, mined_rows, tile_height
 from tercet.relations import label_rows
 from tercet.tuples import References
@@ -115,4 +115,4 @@ def _distances(
 ) -> Float[Tensor, " t"]:
     """D(x_i, y_j) for each pair of row numbers, a chunk of them at a time."""
     height = tile_height("describe", x.shape[1], x.dtype, None)
-    return torch.cat([distance.paired(x[a], y[b]) for a, b in zip(i.split(height), j.split(height))])
+    return torch.cat([exact_pairs(distance, x[a], y[b]) for a, b in zip(i.split(height), j.split(height))])

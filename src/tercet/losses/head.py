@@ -16,6 +16,7 @@ from tercet.compiling import outside_graph
 from tercet.distances import Distance, as_distance
 from tercet.losses.lists import LONG, rows_of_table
 from tercet.pairwise import Pairwise, features, mined_rows, tile_height
+from tercet.promises import promised
 from tercet.relations import Relation, SameLabel, as_relation
 from tercet.squares import full_precision, picked
 from tercet.sums import REDUCTIONS, once_differentiable, summed, tiled_mean
@@ -160,7 +161,7 @@ class Head(nn.Module, ABC):
 
     def _rows_of_table(self, x: Tensor, y: Tensor, i: Tensor) -> slice | None:
         """`rows_of_table`, where the distance has `entries` and no second derivative may be asked for."""
-        if self.reduction == "none" or getattr(self.distance, "entries", None) is None:
+        if self.reduction == "none" or not promised(self.distance, "entries", "tile", "paired"):
             return None
         return rows_of_table(x, y, i)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tercet.checks import refusal, whole
 from tercet.losses.head import Head
 from tercet.losses.lists import distinct, pairs_of
-from tercet.losses.slopes import NegativeCosine, mirrored
+from tercet.losses.slopes import NegativeCosine
 from tercet.pairwise import Pairwise, Tile, tile_height
 from tercet.relations import Relation, SameLabel
 from tercet.sums import tiled_mean, tiled_sum
@@ -73,7 +73,7 @@ class Histogram(Head):
         """The loss of all pairs."""
         # Where (i, j) and (j, i) are one pair they double every count, which changes no share, and the
         # columns' part of the gradient is the rows' part once more.
-        once = mirrored(pairwise)
+        once = pairwise.is_symmetric
 
         def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for tile in pairwise.tiles(*inputs, *((inputs[0].detach(),) if once else ())):

@@ -15,6 +15,7 @@ from tercet.distances import Distance, dot
 from tercet.losses.head import Head, above_zero, reduced
 from tercet.losses.rowwise import ListwiseHead, log_sum, products
 from tercet.pairwise import Pairwise, Tile, tile_height
+from tercet.promises import promised
 from tercet.relations import Relation, SameLabel
 from tercet.small_tables import true_places
 from tercet.tuples import References
@@ -170,7 +171,7 @@ class NPair(Head):
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
         """The loss of the first pair of each class."""
         classes = self._classes(pairwise.labels)
-        if pairwise.own_column and isinstance(self.relation, SameLabel):
+        if pairwise.own_column and promised(self.relation, "key_is_class", "key", "sides"):
             anchor, positive = _first_two(classes)
             if self.reduction == "none":
                 anchor, order = anchor.sort()

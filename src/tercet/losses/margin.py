@@ -13,7 +13,7 @@ from tercet.checks import real, refusal, whole
 from tercet.distances import Distance
 from tercet.losses.head import Head, reduced
 from tercet.losses.lists import pairs_of
-from tercet.losses.slopes import TileLoss, mirrored, sloped
+from tercet.losses.slopes import TileLoss, sloped
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
 from tercet.squares import picked
@@ -109,7 +109,7 @@ class MarginLoss(Head):
             by_bound[rows] = -slopes.sum(1)
             return TileLoss(value, count, slopes)
 
-        symmetric = self.beta.ndim == 0 and mirrored(pairwise)
+        symmetric = self.beta.ndim == 0 and pairwise.is_symmetric
         return self._pulled(
             sloped("MarginLoss", pairwise, self.reduction, loss_of, symmetric, (bounds, by_bound)), bounds
         )

@@ -13,7 +13,7 @@ from tercet.checks import real
 from tercet.distances import Distance
 from tercet.losses.head import Head, reduced
 from tercet.losses.lists import distinct, pairs_of
-from tercet.losses.slopes import TileLoss, mirrored, sloped
+from tercet.losses.slopes import TileLoss, sloped
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
 from tercet.tuples import References
@@ -74,7 +74,8 @@ class Contrastive(Head):
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""
-        return sloped("Contrastive", pairwise, self.reduction, self._loss_of, symmetric=mirrored(pairwise))
+        symmetric = pairwise.is_symmetric
+        return sloped("Contrastive", pairwise, self.reduction, self._loss_of, symmetric=symmetric)
 
     def of_mined(
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None

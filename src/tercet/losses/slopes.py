@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tercet.distances import Distance, Mahalanobis, cosine, dot, euclidean, squared_euclidean
-from tercet.pairwise import Pairwise, Tile
-from tercet.relations import CrossGroup, Graded, SameLabel, SharedLabel
+from tercet.closed_forms import ProductForm, SquareForm, form_of
+from tercet.distances import Distance, cosine, dot
+from tercet.pairwise import Tile
 from tercet.small_tables import true_places
-from tercet.squares import NEAR, centre_of, full_precision, roundoff
+from tercet.squares import NEAR, centre_of, full_precision, listed_squares, roundoff
 from tercet.sums import summed, with_gradient
 
-__all__ = ["Compared", "NegativeCosine", "TileLoss", "differentiated", "mirrored", "sloped"]
+__all__ = ["Compared", "NegativeCosine", "TileLoss", "differentiated", "sloped"]
 
 # Many passes go over a tile; beyond the cache, or in memory fresh from the system, each takes several times
 # as long.
@@ -70,6 +70,7 @@ class NegativeCosine:
     """
 
     differentiable = True
+    form = ProductForm()
     prepare = staticmethod(cosine.prepare)
     tile = staticmethod(dot.tile)
     paired = staticmethod(dot.paired)
@@ -77,16 +78,6 @@ class NegativeCosine:
 
     def __repr__(self) -> str:
         return "cosine"
-
-
-def mirrored(compared: Compared) -> bool:
-    """Whether (i, j) and (j, i) are surely the same two images on the same side."""
-    if not isinstance(compared, Pairwise) or len(compared.inputs) == 2:
-        return False
-    relation = compared.relation
-    if isinstance(relation, Graded):
-        return isinstance(relation.relevance, str)
-    return isinstance(relation, (SameLabel, SharedLabel, CrossGroup))
 
 
 def sloped(
@@ -153,11 +144,11 @@ def differentiated(losses_of: Callable[[Tile], Tensor], reduction: str, tile: Ti
 
 
 def _kind_of(distance: Distance, columns: Tensor) -> type[_Products] | type[_Squares] | type[_Tiles]:
-    if distance == dot or isinstance(distance, NegativeCosine):
+    form = form_of(distance)
+    if isinstance(form, ProductForm):
         return _Products
-    closed = isinstance(distance, Mahalanobis) or distance in (euclidean, squared_euclidean, cosine)
     # A product of lowered precision is no way to a distance.
-    return _Squares if closed and roundoff(columns) <= 2.0**-24 else _Tiles
+    return _Squares if form is not None and roundoff(columns) <= 2.0**-24 else _Tiles
 
 
 class _Gradient(ABC):
@@ -214,11 +205,10 @@ class _Squares(_Gradient):
     """
 
     def __init__(self, compared: Compared, symmetric: bool, wanted: bool) -> None:
-        distance = compared.distance
-        spaces = tuple(distance.space(v.detach()) for v in compared.inputs)  # type: ignore[attr-defined]
-        super().__init__(compared, spaces, symmetric, wanted)
-        self.root = distance == euclidean or isinstance(distance, Mahalanobis)
-        centre = centre_of(self.y)
+        self.form = form = form_of(compared.distance)
+        assert isinstance(form, SquareForm)
+        super().__init__(compared, tuple(form.space(v.detach()) for v in compared.inputs), symmetric, wanted)
+        centre = centre_of(self.x, self.y)
         self.u = self.x - centre
         self.v = self.u if self.own else self.y - centre
         self.uu = self.u.square().sum(1)
@@ -241,13 +231,13 @@ class _Squares(_Gradient):
                 return self.many.measure(rows)
             if len(i):
                 near = i, j
-                d[i, j] = torch.cat([apart.square_().sum(1) for _, apart in self._apart(rows, i, j)])
+                d[i, j] = listed_squares(self.x[rows], self.y, i, j)
         if self.own:
             d.diagonal(rows.start).fill_(0.0)
-        if self.root:
+        if self.form.root:
             d.sqrt_()
-        elif self.distance == cosine:
-            d.mul_(0.5)
+        elif self.form.scale != 1:
+            d.mul_(self.form.scale)
         self.state = d, near
         return d
 
@@ -258,12 +248,13 @@ class _Squares(_Gradient):
             return
         d, near = self.state
         equal = slopes.new_zeros(0) if near is None else d[near] == 0
-        if self.root:
+        if self.form.root:
             if self.own:
                 d.diagonal(rows.start).fill_(torch.inf)
             c = torch.div(slopes, d, out=d)  # [a, r]
         else:
-            c = slopes if self.distance == cosine else torch.mul(slopes, 2, out=d)
+            factor = 2 * self.form.scale
+            c = slopes if factor == 1 else torch.mul(slopes, factor, out=d)
         if near is not None:
             c = c.contiguous()
             weights = c[near].masked_fill_(equal, 0.0)  # where the root has no slope
@@ -277,29 +268,22 @@ class _Squares(_Gradient):
 
     def sums(self) -> list[Tensor | None]:
         totals = super().sums()
-        if self.distance == cosine:  # whose space has a coordinate more
-            totals = [None if total is None else total[:, :-1] for total in totals]
+        given = self.compared.inputs  # narrower than a space that adds columns
+        totals = [None if v is None else v[:, : u.shape[1]] for v, u in zip(totals, given)]
         if self.many is not None:
             parts = zip(totals, self.many.sums())
             totals = [total if total is None or more is None else total + more for total, more in parts]
         return totals
 
-    def _apart(self, rows: slice, i: Tensor, j: Tensor) -> Iterator[tuple[slice, Float[Tensor, "c k"]]]:
-        """x_i − y_j of single pairs, some at a time."""
-        step = max(1, _CHUNK // self.x.shape[1])
-        x = self.x[rows]
-        for start in range(0, len(i), step):
-            some = slice(start, start + step)
-            yield some, x[i[some]] - self.y[j[some]]
-
     def _add_apart(self, rows: slice, i: Tensor, j: Tensor, weights: Float[Tensor, " t"]) -> None:
         by_x, by_y = self.totals[0], self.totals[-1]
-        for some, apart in self._apart(rows, i, j):
-            apart.mul_(weights[some, None])
+        step, x = max(1, _CHUNK // self.x.shape[1]), self.x[rows]
+        for a, b, weight in zip(*(each.split(step) for each in (i, j, weights))):
+            apart = (x[a] - self.y[b]).mul_(weight[:, None])
             if by_x is not None:
-                by_x[rows].index_add_(0, i[some], apart)
+                by_x[rows].index_add_(0, a, apart)
             if by_y is not None and not self.once:
-                by_y.index_add_(0, j[some], apart, alpha=-1)
+                by_y.index_add_(0, b, apart, alpha=-1)
 
 
 class _Tiles(_Gradient):

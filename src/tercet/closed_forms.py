@@ -1,0 +1,130 @@
+"""What a distance is made of: a sum of squared differences, its root, or a product.
+
+A distance that says so is measured by matrix products where they are good enough, and by differences where
+something is decided by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tercet.promises import promised
+from tercet.squares import (
+    by_differences,
+    fast_entries,
+    fast_tile,
+    full_precision,
+    pair_squares,
+    picked,
+    squares_by_differences,
+)
+
+__all__ = ["ProductForm", "SquareForm", "form_of"]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True)
+class SquareForm:
+    """D = scale · q, or D = √q, of q = Σ (u − v)².
+
+    Args:
+        root: take the root.
+        scale: of q where there is no root: a power of two, so that it rounds nothing.
+        space: u of features x; it may only add columns without gradient behind those of x.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+        >>> SquareForm(scale=0.5).exact(x, x)
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
+
+    root: bool = False
+    scale: float = 1.0
+    space: Callable[[Tensor], Tensor] = _same
+
+    def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+        """D(x_i, y_j), to 10⁻⁵ of itself and with a gradient."""
+        return self._scaled(fast_tile(self.space(x), self.space(y), self.root))
+
+    def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+        """D(x_i, y_i) by differences, with a gradient."""
+        x, y = self.space(x), self.space(y)
+        return torch.linalg.vector_norm(x - y, dim=1) if self.root else self._scaled(pair_squares(x, y))
+
+    def entries(
+        self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
+    ) -> Float[Tensor, " t"]:
+        """`tile(x, y)[i, j]`."""
+        return self._scaled(fast_entries(self.space(x), self.space(y), i, j, self.root))
+
+    def exact(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+        """D(x_i, y_j) by differences, each by its two rows alone; without a gradient."""
+        return self.exact_in_space(self.space(x), self.space(y))
+
+    def exact_in_space(self, u: Float[Tensor, "a k"], v: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+        """`exact` of rows in `space`."""
+        return by_differences(u, v) if self.root else self._scaled(squares_by_differences(u, v))
+
+    def exact_pairs_in_space(self, u: Float[Tensor, "t k"], v: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+        """The numbers of `exact_in_space`, pair by pair."""
+        if self.root:
+            return by_differences(u[:, None], v[:, None])[:, 0, 0]
+        return self._scaled(pair_squares(u, v))
+
+    def square_of(self, distance: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+        """q of D."""
+        return distance.square() if self.root else distance / self.scale
+
+    def _scaled(self, q: Tensor) -> Tensor:
+        return q if self.scale == 1 else q * self.scale
+
+
+@dataclass(frozen=True)
+class ProductForm:
+    """D = −x·y. It has no differences: its last bit may depend on how a table is cut.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+        >>> ProductForm().tile(x, x)
+        tensor([[-1., -1.],
+                [-1., -5.]])
+    """
+
+    def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+        """D(x_i, y_j), with a gradient."""
+        with full_precision(x.device):
+            return -(x @ y.T)
+
+    def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
+        """D(x_i, y_i), with a gradient."""
+        return -(x * y).sum(1)
+
+    def entries(
+        self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
+    ) -> Float[Tensor, " t"]:
+        """`tile(x, y)[i, j]`."""
+        return picked(self.tile(x, y).flatten(), i * len(y) + j)
+
+
+def form_of(distance: Any) -> SquareForm | ProductForm | None:
+    """The closed form that a distance promises of its `tile` and `paired`; None where there is none.
+
+    Example:
+        >>> from tercet.distances import Mahalanobis
+        >>> class Squared(Mahalanobis):
+        ...     def tile(self, x, y):
+        ...         return super().tile(x, y) ** 2
+        >>> form_of(Mahalanobis(torch.eye(2))).root, form_of(Squared(torch.eye(2)))
+        (True, None)
+    """
+    return promised(distance, "form", "tile", "paired")
