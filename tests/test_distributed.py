@@ -12,8 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tercet.distributed import gather, rank, world_size
 from tercet.gradient_cache import cached_backward
+from tercet.losses.histogram import FastAP, Histogram
+from tercet.losses.listwise import InfoNCE, NPair, SupCon
+from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
+from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
+from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.triplet import TripletMargin
+from tercet.losses.weighted import Circle, LiftedStructure, MultiSimilarity
 from tercet.memory import CrossBatchMemory
 from tercet.miners import BatchAll, BatchHard
 from tercet.relations import CrossGroup
@@ -29,11 +35,37 @@ HEADS = {
     "swap": lambda **more: TripletMargin(1.0, swap=True, **more),
     "contrastive": lambda **more: Contrastive(3.0, **more),
 }
+SUMMED = {
+    "InfoNCE": InfoNCE,
+    "SupCon": SupCon,
+    "multi-similarity": MultiSimilarity,
+    "circle": Circle,
+    "margin loss": MarginLoss,
+    "margin loss, β a class": lambda **more: MarginLoss(num_classes=3, **more),
+}
+HEADS |= SUMMED
+UNSUMMED = {
+    "lifted": LiftedStructure,
+    "N-pair": NPair,
+    "histogram": lambda reduction: Histogram(),
+    "margin loss with ν": lambda **more: MarginLoss(nu=0.1, **more),
+}
+MEANS = {
+    "triplet": lambda: TripletMargin(1.0),
+    "contrastive": lambda: Contrastive(3.0),
+    "margin loss with ν": lambda: MarginLoss(nu=0.1),
+    **{kind.__name__: kind for kind in (InfoNCE, SupCon, MultiSimilarity, Circle)},
+    **{kind.__name__: kind for kind in (LiftedStructure, NPair, Histogram, FastAP)},
+    **{
+        kind.__name__: lambda kind=kind: kind(3, 3).double()
+        for kind in (ProxyNCA, ProxyAnchor, SoftTriple, NormalizedSoftmax, ArcFace, CosFace)
+    },
+}
 MINERS = {"none": None, "hard": BatchHard(), "all": BatchAll(margin=1.0)}
 SPLITS = {"even": [6, 6], "uneven": [7, 5], "an empty rank": [12, 0]}
-SCENARIOS = [
+SCENARIOS = [(head, miner, "uneven", False) for head in SUMMED for miner in ("none", "all")] + [
     (head, miner, split, ids)
-    for head in HEADS
+    for head in ("triplet", "swap", "contrastive")
     for miner in MINERS
     for split, ids in (("even", False), ("uneven", True), ("uneven", False), ("an empty rank", False))
 ]
@@ -55,8 +87,8 @@ def network():
     return model
 
 
-def gradients(model):
-    return [weight.grad.clone() for weight in model.parameters()]
+def gradients(*modules):
+    return [weight.grad.clone() for module in modules for weight in module.parameters()]
 
 
 def one_process(head, miner, ids=None):
@@ -64,7 +96,7 @@ def one_process(head, miner, ids=None):
     x = model(IMAGES)
     loss = loss_of(x, LABELS, head, miner, ids, None)
     loss.backward()
-    return loss.detach(), gradients(model)
+    return loss.detach(), gradients(model, head)
 
 
 def loss_of(x, labels, head, miner, ids, ref):
@@ -83,9 +115,29 @@ def sums(r, head, miner, split, ids):
     rows, model = own_rows(r, SPLITS[split]), network()
     x, labels = model(IMAGES[rows]), LABELS[rows]
     row_ids, ref = gather(x, labels, IDS[rows] if ids else None)
-    loss = loss_of(x, labels, HEADS[head](reduction="sum"), MINERS[miner], row_ids, ref)
+    head = HEADS[head](reduction="sum")
+    loss = loss_of(x, labels, head, MINERS[miner], row_ids, ref)
     loss.backward()
-    return loss.detach(), gradients(model)
+    return loss.detach(), gradients(model, head)
+
+
+def whole_batch(r, make):
+    """The loss of all ranks' rows, computed on each, and the gradients that DDP would average."""
+    rows, model, head = own_rows(r, SPLITS["uneven"]), network(), make()
+    _, ref = gather(model(IMAGES[rows]), LABELS[rows])
+    loss = head(ref.embeddings, ref.labels, ids=ref.ids)
+    loss.backward()
+    return loss.detach(), gradients(model, head)
+
+
+def no_sum(r, make, columns):
+    """What a head whose loss is no sum over anchors says of columns of all ranks."""
+    rows = own_rows(r, SPLITS["uneven"])
+    ids, ref = gather(IMAGES[rows], LABELS[rows])
+    try:
+        make(reduction="sum")(IMAGES[rows], LABELS[rows], ids=ids, ref=columns(ref))
+    except ValueError as error:
+        return str(error)
 
 
 def under_ddp(r, split, weigh):
@@ -192,6 +244,11 @@ def worker(r, folder):
         "columns": (row_ids, ref.embeddings, ref.ids),
         "cameras": other_camera(r),
         "sums": [sums(r, *scenario) for scenario in SCENARIOS],
+        "whole": {name: whole_batch(r, make) for name, make in MEANS.items()},
+        "no sum": {
+            name: [no_sum(r, make, columns) for columns in (lambda ref: ref, CrossBatchMemory(9, 4).columns)]
+            for name, make in UNSUMMED.items()
+        },
         "ddp sum": under_ddp(r, "uneven", weigh["sum"]),
         "ddp mean": under_ddp(r, "even", weigh["mean"]),
         "ddp mean_active": under_ddp(r, "uneven", mean_over_all),
@@ -258,6 +315,30 @@ def test_the_ranks_losses_and_gradients_add_up_to_those_of_one_process(ranks, nu
     head, miner, _, ids = SCENARIOS[number]
     whole = one_process(HEADS[head](reduction="sum"), MINERS[miner], IDS if ids else None)
     check_adds_up([seen["sums"][number] for seen in ranks], whole)
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_ranks_that_each_take_the_loss_of_the_whole_batch_average_to_the_gradient_of_one_process(ranks, name):
+    loss, grads = one_process(MEANS[name](), None)
+    for seen in ranks:
+        torch.testing.assert_close(seen["whole"][name][0], loss)
+    for own, *parts in zip(grads, *(seen["whole"][name][1] for seen in ranks)):
+        torch.testing.assert_close(sum(parts) / WORLD, own)
+
+
+@pytest.mark.parametrize("name", UNSUMMED)
+def test_a_loss_that_is_no_sum_over_anchors_refuses_gathered_columns_with_and_without_a_memory(ranks, name):
+    owner = type(UNSUMMED[name](reduction="sum")).__name__
+    text = f"{owner}(ref='columns from gather'): expected columns of one process, since this loss is no sum "
+    for seen in ranks:
+        assert all(said.startswith(text) for said in seen["no sum"][name])
+
+
+@pytest.mark.parametrize("name", UNSUMMED)
+def test_a_loss_that_is_no_sum_over_anchors_takes_what_one_process_gathers(name):
+    head = UNSUMMED[name](reduction="sum")
+    ids, ref = gather(IMAGES, LABELS)
+    torch.testing.assert_close(head(IMAGES, LABELS, ids=ids, ref=ref), head(IMAGES, LABELS))
 
 
 def test_the_check_that_ranks_add_up_can_fail():

@@ -12,7 +12,7 @@ from torch import Tensor
 from tercet.checks import refusal
 from tercet.relations import label_rows, whole_numbers
 from tercet.sums import refuse_second_derivative
-from tercet.tuples import References
+from tercet.tuples import GatheredReferences, References
 
 __all__ = ["gather", "rank", "world_size"]
 
@@ -53,13 +53,24 @@ def gather(
     batch.
 
     A rank's loss ℓ_r takes its own rows as anchors. Backward hands each rank the gradient of Σ_r ℓ_r by its
-    embeddings, whichever rank's loss it comes from: with `reduction="sum"`, that of the loss in one process.
-    DDP then averages over the R ranks, so what it steps along is the gradient of (1/R) Σ_r ℓ_r:
+    embeddings, whichever rank's loss it comes from. DDP then averages over the R ranks, so it steps along the
+    gradient of (1/R) Σ_r ℓ_r. Whether that is the gradient of one process that holds the whole batch follows
+    from the head and its reduction:
 
-    - `"sum"`: multiply the loss by `world_size()`.
-    - A mean over the same number of tuples on each rank: nothing to do.
-    - A mean over different numbers, as `"mean_active"` is: it is a mean of the ranks' means. For the mean
-      over all, take `"sum"`, multiply by `world_size()` and divide by the number of all ranks' tuples.
+    - `"sum"`: yes, once the loss is multiplied by `world_size()`, with `TripletMargin`, `Contrastive`,
+      `MarginLoss`, `InfoNCE`, `SupCon`, `MultiSimilarity` and `Circle`, whose losses are sums over anchors.
+    - `"mean"`, and `FastAP`: yes, with nothing to do, where each rank has as many of what the mean is over
+      (triplets, pairs, or rows); else it is the mean of the ranks' means.
+    - `"mean_active"`: no, since ranks differ in how many losses are above 0. For that mean, as for any over
+      different numbers, take `"sum"`, multiply by `world_size()` and divide by all ranks' number.
+    - `LiftedStructure`, `NPair`, `Histogram`, and `MarginLoss` that sums with `nu`: no. They refuse the
+      columns of several ranks.
+
+    Every head and reduction, those with proxies too, has the gradient of one process where each rank computes
+    the loss of the whole batch, at R times the work. DDP's average is then right as it is:
+
+        ids, ref = gather(embeddings, labels)
+        loss = head(ref.embeddings, ref.labels, miner(ref.embeddings, ref.labels, ids=ref.ids))
 
     Every rank has to call it, and to backpropagate through it when one does: each waits for the others.
 
@@ -101,7 +112,8 @@ def gather(
     several = labels if labels.ndim == 2 else labels[:, None]
     integers = _all_gather(torch.cat([ids[:, None], several], dim=1), sizes)  # [N, 1 + c]
     every_label = integers[:, 1:] if labels.ndim == 2 else integers[:, 1]
-    return ids, References(_AllGather.apply(embeddings, sizes), every_label, integers[:, 0])
+    kind = GatheredReferences if len(sizes) > 1 else References
+    return ids, kind(_AllGather.apply(embeddings, sizes), every_label, integers[:, 0])
 
 
 def _ids_of_one_step(count: int, first: int, device: torch.device) -> Int[Tensor, " n"]:

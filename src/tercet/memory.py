@@ -165,10 +165,10 @@ class CrossBatchMemory(nn.Module):
         own = whole_numbers(owner, "batch.ids", batch.ids, n, device)
         self._check_ids(owner, "batch.ids", own)
         own_labels = self._checked_labels(owner, "batch.labels", batch.labels, n)
-        return References(
-            torch.cat([batch.embeddings, embeddings]),
-            torch.cat([own_labels, labels]),
-            torch.cat([own, ids]),
+        return batch._replace(
+            embeddings=torch.cat([batch.embeddings, embeddings]),
+            labels=torch.cat([own_labels, labels]),
+            ids=torch.cat([own, ids]),
         )
 
     def reset(self) -> None:

@@ -9,7 +9,15 @@ import numpy as np
 
 from tercet.checks import shown, whole
 
-__all__ = ["Pairs", "References", "TripletSequence", "Triplets", "row_number", "rows_at"]
+__all__ = [
+    "GatheredReferences",
+    "Pairs",
+    "References",
+    "TripletSequence",
+    "Triplets",
+    "row_number",
+    "rows_at",
+]
 
 
 class Triplets(NamedTuple):
@@ -102,6 +110,20 @@ class References(NamedTuple):
     embeddings: Any
     labels: Any
     ids: Any = None
+
+
+class GatheredReferences(References):
+    """`References` that hold the rows of all ranks, as `gather` makes them of several.
+
+    A head whose loss is no sum over anchors refuses them: the ranks' losses would not add up to that of one
+    process.
+
+    Example:
+        >>> isinstance(GatheredReferences(np.eye(2), labels=np.array([0, 1])), References)
+        True
+    """
+
+    __slots__ = ()
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from tercet.promises import promised
 from tercet.relations import Relation, SameLabel, as_relation
 from tercet.squares import full_precision, picked
 from tercet.sums import REDUCTIONS, once_differentiable, summed, tiled_mean
-from tercet.tuples import References
+from tercet.tuples import GatheredReferences, References
 
 __all__ = ["Head", "above_zero", "nothing_of", "reduced"]
 
@@ -35,6 +35,7 @@ class Head(nn.Module, ABC):
 
     tuples = "pairs"  # what a list is of, for the sentences
     listing: str | None = None  # how to list them all, where one loss each is given of a list alone
+    sums_over_anchors: bool = True  # whether the losses of parts of the batch against all of it add up
 
     def __init__(
         self, distance: Distance | str, relation: Relation, reduction: str, tile_rows: int | None
@@ -75,9 +76,14 @@ class Head(nn.Module, ABC):
             the order of the list, or by anchor and then by positive.
 
         Raises:
-            ValueError: neither labels nor tuples, what `Pairwise` refuses, or rows that do not exist.
+            ValueError: neither labels nor tuples, what `Pairwise` refuses, rows that do not exist, or columns
+                of `gather` where the loss is no sum over anchors.
         """
         owner = type(self).__name__
+        if isinstance(ref, GatheredReferences) and not self.sums_over_anchors:
+            expected = "columns of one process, since this loss is no sum over anchors"
+            way_out = "call it on every rank with (ref.embeddings, ref.labels, ids=ref.ids) and no ref"
+            raise refusal(owner, "ref", "columns from gather", expected, way_out)
         if mined is not None:
             return self.of_mined(embeddings, labels, mined, ref)
         if labels is None:

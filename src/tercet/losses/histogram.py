@@ -39,7 +39,8 @@ class Histogram(Head):
     similarities makes the histograms and another the gradient, in the memory of a few tiles.
 
     Of mined triplets the pairs (a, p) and (a, n) are taken. Each distinct pair counts once, (i, j) and (j, i)
-    being one where the columns are the batch.
+    being one where the columns are the batch. The histograms are those of all pairs at once, so columns from
+    `gather` are refused.
 
     Args:
         bins: R, from 1 to 100,000. Texts that count R nodes have R − 1 bins.
@@ -58,6 +59,8 @@ class Histogram(Head):
     Reference:
         Ustinova & Lempitsky, "Learning deep embeddings with histogram loss", 2016.
     """
+
+    sums_over_anchors = False
 
     def __init__(
         self,

@@ -137,6 +137,8 @@ class NPair(Head):
 
     Embeddings are taken as they are, and the paper's are not normalised: λ keeps them from growing.
 
+    Each rank would choose a pair of the class of its own, so columns from `gather` are refused.
+
     Args:
         l2: λ, at least 0.
         relation: which columns are positive, by their labels.
@@ -156,6 +158,8 @@ class NPair(Head):
     Reference:
         Sohn, "Improved deep metric learning with multi-class N-pair loss objective", 2016.
     """
+
+    sums_over_anchors = False
 
     def __init__(
         self,

@@ -41,7 +41,8 @@ class MarginLoss(Head):
         beta: what β starts from, in units of the distance.
         num_classes: how many β there are, for labels from 0 to num_classes − 1, beside mined pairs too; None
             for a single one. By `CrossGroup` the class is the identity.
-        nu: ν, the pull that makes β smaller.
+        nu: ν, the pull that makes β smaller; with `reduction="sum"` it refuses columns from `gather`, where
+            each rank would pull once.
         distance: a `Distance` or its name.
         relation: which columns are positive and which negative, by their labels.
         reduction: `"mean_active"` over the pairs with ℓ > 0, positive and negative together, `"mean"` over
@@ -87,6 +88,11 @@ class MarginLoss(Head):
             raise refusal(owner, "nu", nu, '0 with reduction="none", for it is no pair\'s loss', way_out)
         shape = () if num_classes is None else (whole(owner, "num_classes", num_classes, minimum=1),)
         self.beta = nn.Parameter(torch.full(shape, real(owner, "beta", beta)))
+
+    @property
+    def sums_over_anchors(self) -> bool:  # type: ignore[override]
+        """False where ν pulls at a sum: each rank would pull once more."""
+        return not (self.nu and self.reduction == "sum")
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""

@@ -29,7 +29,7 @@ class LiftedStructure(ListwiseHead):
     k and l run over the negatives of i and of j. Each sum is that of a row, so the loss takes O(N²). With
     references j is a column, and l runs over the rows that it is a negative of. A pair without any negative
     loses 0. Pairs are ordered: where the columns are the batch, (i, j) and (j, i) are two, which matters to
-    `"sum"` alone.
+    `"sum"` alone. The sum over l needs all rows, so columns from `gather` are refused.
 
     Args:
         margin: α, in units of the distance.
@@ -53,6 +53,8 @@ class LiftedStructure(ListwiseHead):
         Oh Song, Xiang, Jegelka & Savarese, "Deep metric learning via lifted structured feature embedding",
         2016.
     """
+
+    sums_over_anchors = False
 
     def __init__(
         self,
