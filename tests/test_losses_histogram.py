@@ -98,6 +98,45 @@ def test_a_similarity_of_1_falls_on_the_last_node_and_of_minus_1_on_the_first(na
         check_finite(HEADS[name].head(), line, labels)
 
 
+def at_nodes(dtype):
+    """Rows of 100 signs among 128 numbers, divided by 10: each cosine is a multiple of 1/50, to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(64, 128, dtype=dtype)
+    for row in x:
+        signs = torch.randint(0, 2, (100,), generator=generator)
+        row[torch.randperm(128, generator=generator)[:100]] = 2 * signs.to(dtype) - 1
+    return x, torch.arange(64) % 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", [Histogram, FastAP])
+def test_the_gradient_at_a_node_is_one_whatever_the_tile_the_list_or_the_references(kind, dtype):
+    x, labels = at_nodes(dtype)
+    expected = gradient_of(kind(100), x, labels)
+    found = [gradient_of(kind(100, tile_rows=height), x, labels) for height in (1, 3, 64)]
+    x, ids = x.clone().requires_grad_(), torch.arange(64)
+    loss = kind(100)(x, labels, ids=ids, ref=References(x, labels, ids))
+    found.append((loss, *torch.autograd.grad(loss, x)))
+    if kind is Histogram:
+        upper = torch.ones(64, 64).triu(1) > 0
+        same = labels[:, None] == labels
+        pairs = Pairs(*(upper & same).nonzero().T, *(upper & ~same).nonzero().T)
+        found += [gradient_of(kind(100, tile_rows=height), x, None, mined=pairs) for height in (None, 3)]
+    for one in found:
+        torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("kind", [Histogram, FastAP])
+def test_the_gradient_at_a_node_is_that_of_the_bin_of_lower_similarities(kind):
+    def gradient(s):
+        angles = torch.tensor([0.0, math.acos(s), 1.2, -1.9], dtype=torch.float64)
+        x = torch.stack([angles.cos(), angles.sin()], 1)
+        return gradient_of(kind(4), x, torch.tensor([0, 0, 1, 1]))[1]
+
+    torch.testing.assert_close(gradient(0.5), gradient(0.5 - 1e-9))
+    assert not torch.allclose(gradient(0.5), gradient(0.5 + 1e-9), rtol=1e-3)
+
+
 def test_coincident_positives_do_not_hide_the_others():
     x, labels = BATCHES["two identical images"]
     for name in ("histogram, 7 bins", "FastAP"):

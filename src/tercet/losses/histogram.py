@@ -5,6 +5,7 @@ Both count softly: a number adds to the two nodes beside it, linearly, so that a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,8 +36,10 @@ class Histogram(Head):
     S⁺ and S⁻ are the cosine similarities of positive and of negative pairs, each pair once. R bins of width
     Δ = 2/R part [−1, 1]: a similarity between the nodes t_r and t_{r+1} adds (t_{r+1} − s)/Δ to h_r and
     (s − t_r)/Δ to h_{r+1}; s = 1 stands on the last node. The gradient is that of these weights: in bin r a
-    positive is pulled by h⁻_r / (|S⁺|Δ) and a negative pushed by h⁺_{r+1} / (|S⁻|Δ). So one pass over the
-    similarities makes the histograms and another the gradient, in the memory of a few tiles.
+    positive is pulled by h⁻_r / (|S⁺|Δ) and a negative pushed by h⁺_{r+1} / (|S⁻|Δ). At a node, to within
+    rounding, it is the derivative from below, that of the bin which ends there; at s = −1 that of the first
+    bin. So one pass over the similarities makes the histograms and another the gradient, in the memory of a
+    few tiles.
 
     Of mined triplets the pairs (a, p) and (a, n) are taken. Each distinct pair counts once, (i, j) and (j, i)
     being one where the columns are the batch. The histograms are those of all pairs at once, so columns from
@@ -108,11 +111,12 @@ class Histogram(Head):
             fold: L has so many times the gradient of its parts.
         """
         nothing = torch.zeros((), dtype=torch.int64, device=inputs[0].device)
+        rounding = _rounding(inputs[0])
 
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             counts, tiles, last = nothing.new_zeros(3, self.bins + 1, dtype=torch.float64), 0, []
             for v, side in parts(*inputs):
-                cell, share = _cells(v, side, self.bins)
+                cell, share = _cells(v, side, self.bins, rounding)
                 counts += _soft_counts(cell.view(1, -1), share.double().view(1, -1), self.bins)[0]
                 tiles, last = tiles + 1, [(v, cell)]
             loss, slopes = _overlap(counts)
@@ -120,7 +124,7 @@ class Histogram(Head):
             if not torch.is_grad_enabled():
                 return
             slopes = (fold * slopes).to(inputs[0].dtype).flatten()
-            made_again = ((v, _cells(v, side, self.bins)[0]) for v, side in parts(*inputs))
+            made_again = ((v, _cells(v, side, self.bins, rounding)[0]) for v, side in parts(*inputs))
             for v, cell in last if tiles == 1 else made_again:
                 line = slopes.index_select(0, cell.flatten()) @ v.flatten()
                 yield line - line.detach(), nothing  # 0 to the loss, its slopes to the gradient
@@ -135,7 +139,8 @@ class FastAP(Head):
 
     Each row ranks all columns by squared Euclidean distance of unit vectors, in [0, 4]. h⁺ counts its
     N⁺ positives and h its positives and negatives, softly, at the nodes of R bins of width 4/R: a distance
-    adds to the two nodes beside it. Rows without a positive ask for nothing and are not averaged. A row ranks
+    adds to the two nodes beside it. At a node, to within rounding, the gradient is the derivative from above,
+    at 4 that of the last bin. Rows without a positive ask for nothing and are not averaged. A row ranks
     all columns, so nothing can be left out: mined rows are refused.
 
     Args:
@@ -171,11 +176,14 @@ class FastAP(Head):
         widest = tile_height("FastAP", 3 * (self.bins + 1), pairwise.inputs[0].dtype, None)
         pairwise.tile_rows = min(pairwise.tile_rows, widest)  # a row's histograms may be wider than the row
 
+        rounding = _rounding(pairwise.inputs[0])
+
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for tile in pairwise.tiles(*inputs):
                 asked = tile.positive.any(1)
                 apart = asked & tile.negative.any(1)  # the other rows rank without fault
-                precision = _average_precision(tile.distance[apart], _sides(tile)[apart], self.bins)
+                v, side = tile.distance[apart], _sides(tile)[apart]
+                precision = _average_precision(v, side, self.bins, rounding)
                 yield (1 - precision).sum(dtype=torch.float64), asked.sum()
 
         return tiled_mean("FastAP", "mean", terms, *pairwise.inputs)
@@ -203,10 +211,10 @@ def _overlap(counts: Float[Tensor, "3 nodes"]) -> tuple[Float[Tensor, ""], Float
 
 
 def _average_precision(
-    v: Float[Tensor, "a r"], side: Integer[Tensor, "a r"], bins: int
+    v: Float[Tensor, "a r"], side: Integer[Tensor, "a r"], bins: int, rounding: float
 ) -> Float[Tensor, " a"]:
     """(1/N⁺) Σ_j h⁺_j H⁺_j / H_j of rows that rank by v in [−1, 1], smallest first, and have a positive."""
-    cell, share = _cells(v, side, bins)
+    cell, share = _cells(v, side, bins, rounding)
     share = share + (v - v.detach()) * (bins / 2)  # adds 0, and the gradient
     _, h_pos, h_neg = _soft_counts(cell, share, bins).unbind(1)  # [a, nodes]
     # Where H_j is 0 nothing is counted yet, and the term is 0.
@@ -219,17 +227,24 @@ def _sides(tile: Tile) -> Integer[Tensor, "a r"]:
     return tile.positive.byte() + 2 * tile.negative.byte()
 
 
+def _rounding(x: Float[Tensor, "_ k"]) -> float:
+    """How far the cosine of two unit vectors may lie from the exact one, twice what was seen of any k."""
+    return (2 * math.sqrt(x.shape[1]) + 4) * torch.finfo(x.dtype).eps / 2
+
+
 @torch.no_grad()
 def _cells(
-    v: Float[Tensor, "*shape"], side: Integer[Tensor, "*shape"], bins: int
+    v: Float[Tensor, "*shape"], side: Integer[Tensor, "*shape"], bins: int, rounding: float
 ) -> tuple[Int[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """Where numbers in [−1, 1] are counted: the node to the left, and the share of the one to the right.
 
-    The nodes are numbered on from side to side, `bins + 1` for each.
+    The nodes are numbered on from side to side, `bins + 1` for each. A number within `rounding` of a node is
+    counted on it, in the cell to its right, whose slopes are its gradient: the last bits of a product depend
+    on the tile, and the gradient does not follow them.
     """
     place = (v * (bins / 2)).add_(bins / 2).clamp_(0, bins)  # 1 + 10⁻⁷ is rounding: on the last node
-    left = place.floor().clamp_(max=bins - 1)
-    share = place - left
+    left = (place + rounding * bins / 2).floor_().clamp_(max=bins - 1)
+    share = (place - left).clamp_(min=0)
     return left.add_(side, alpha=bins + 1).long(), share
 
 
