@@ -3,7 +3,7 @@ import torch
 
 from tercet.squares import (
     by_differences,
-    differentiable_differences,
+    distances_within,
     fast_entries,
     fast_tile,
     roundoff,
@@ -86,7 +86,7 @@ SECOND = {
     "squared tile": lambda x, y: fast_tile(x, y, root=False),
     "entries": lambda x, y: listed(x, y, root=True),
     "squared entries": lambda x, y: listed(x, y, root=False),
-    "differences": differentiable_differences,
+    "within": lambda x, y: distances_within(torch.stack([torch.cat([x, y]), torch.cat([y, x])])),
 }
 
 

@@ -17,7 +17,7 @@ __all__ = [
     "NEAR",
     "by_differences",
     "centre_of",
-    "differentiable_differences",
+    "distances_within",
     "fast_entries",
     "fast_tile",
     "full_precision",
@@ -52,19 +52,17 @@ def by_differences(x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]) -> Fl
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def differentiable_differences(
-    x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]
-) -> Float[Tensor, "*b a r"]:
-    """`by_differences` with a second derivative, which `torch.cdist` lacks; both are 0 where D is 0.
+def distances_within(x: Float[Tensor, "*b a k"]) -> Float[Tensor, "*b a a"]:
+    """`by_differences(x, x)` with a second derivative, which `torch.cdist` lacks; both are 0 where D is 0.
 
     Example:
         >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
-        >>> (grad,) = torch.autograd.grad(differentiable_differences(x, x).sum(), x, create_graph=True)
+        >>> (grad,) = torch.autograd.grad(distances_within(x).sum(), x, create_graph=True)
         >>> torch.autograd.grad(grad[0, 0], x)[0]
         tensor([[ 0.2560, -0.1920],
                 [-0.2560,  0.1920]])
     """
-    return _Differences.apply(x, y)
+    return _Within.apply(x)
 
 
 def pair_squares(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
@@ -235,7 +233,9 @@ class _Tile(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         if ctx.dense:
-            return *_pulls_by_differences(*ctx.saved_tensors, grad, ctx.root), None
+            x, y, out = ctx.saved_tensors
+            by_x = _pull_by_differences(x, y, out, grad, ctx.root)
+            return by_x, _pull_by_differences(y, x, out.mT, grad.mT, ctx.root), None
         x, y, centre, out, i, j = ctx.saved_tensors
         weight = _weights(out, grad)  # [a, r]
         near = weight[i, j]
@@ -274,16 +274,17 @@ class _Entries(torch.autograd.Function):
         return *pulls, None, None, None
 
 
-class _Differences(torch.autograd.Function):
+class _Within(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Any, y: Any) -> Any:
-        out = by_differences(x, y)
-        ctx.save_for_backward(x, y, out)
+    def forward(ctx: Any, x: Any) -> Any:
+        out = by_differences(x, x)
+        ctx.save_for_backward(x, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        return _pulls_by_differences(*ctx.saved_tensors, grad, root=True)
+        x, out = ctx.saved_tensors
+        return _pull_by_differences(x, x, out, grad + grad.mT, root=True)
 
 
 # Every backward here is made of operations that have a derivative themselves, so `create_graph=True` gives
@@ -320,20 +321,16 @@ def _pulls(
     return by_x, by_y
 
 
-def _pulls_by_differences(
-    x: Tensor, y: Tensor, out: Tensor, grad: Tensor, root: bool
-) -> tuple[Tensor, Tensor]:
-    """Σ w (x_i − y_j) by row, −Σ by column; with a graph of all a·r·k differences where one is recorded."""
+def _pull_by_differences(x: Tensor, y: Tensor, out: Tensor, grad: Tensor, root: bool) -> Tensor:
+    """Σ_j w_ij (x_i − y_j); with a graph of all a·r·k differences where one is recorded."""
     if torch.is_grad_enabled():
         weight = _weights(out if root else None, grad)
-        pulls = weight[..., None] * (x[..., :, None, :] - y[..., None, :, :])  # [a, r, k]
-        return pulls.sum(-2), -pulls.sum(-3)
+        return (weight[..., None] * (x[..., :, None, :] - y[..., None, :, :])).sum(-2)
     if not root:
         out = out.sqrt()
         grad = 2 * grad * out
-    backward = torch.ops.aten._cdist_backward  # that of `cdist`, which would measure once more to get there
-    by_x = backward(grad.contiguous(), x, y, 2.0, out)
-    return by_x, backward(grad.mT.contiguous(), y, x, 2.0, out.mT.contiguous())
+    # The backward of `cdist` by itself: to get there through autograd would be to measure once more.
+    return torch.ops.aten._cdist_backward(grad.contiguous(), x, y, 2.0, out.contiguous())
 
 
 def listed_squares(

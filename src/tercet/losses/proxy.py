@@ -24,7 +24,7 @@ from tercet.losses.rowwise import products
 from tercet.pairwise import features
 from tercet.randomness import derive_key
 from tercet.relations import whole_numbers
-from tercet.squares import differentiable_differences
+from tercet.squares import distances_within
 from tercet.tuples import References
 
 __all__ = ["ProxyAnchor", "ProxyHead", "ProxyNCA", "SoftTriple"]
@@ -292,7 +292,7 @@ class SoftTriple(ProxyHead):
         if self.tau == 0 or self.centers == 1:
             return loss
         w = proxies.unflatten(0, (self.num_classes, self.centers))  # [C, K, d]
-        apart = differentiable_differences(w, w).sum() / 2
+        apart = distances_within(w).sum() / 2
         return loss + self.tau * apart / (self.num_classes * self.centers * (self.centers - 1))
 
 

@@ -103,50 +103,48 @@ class ArcFace(ProxyHead):
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
         s = products(x, proxies * self.scale)  # [n, p], σ cos θ
-        own, own_proxies = s.gather(1, labels[:, None]), proxies[labels]
-        with torch.no_grad():
-            cosine, sine = self._angle(own, x, own_proxies)
-            turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
-            step = 0.0 if self.easy_margin else self.margin * math.sin(self.margin)
-            value = self.scale * torch.where(cosine >= self._last, turned, cosine - step)
-        turned = _WithSlope.apply(value, self._slope, own, x, own_proxies)
-        return cross_entropy(s.scatter(1, labels[:, None], turned), labels)
+        own = s.gather(1, labels[:, None])
 
-    @property
-    def _last(self) -> float:
-        """cos θ of the largest angle that the margin is added to."""
-        return 0.0 if self.easy_margin else -math.cos(self.margin)
+        def turned(own: Tensor, x: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
+            return self._turned(own, x, proxies[labels])
 
-    def _angle(
-        self, own: Float[Tensor, "n 1"], x: Float[Tensor, "n d"], own_proxies: Float[Tensor, "n d"]
+        return cross_entropy(s.scatter(1, labels[:, None], _WithSlope.apply(turned, own, x, proxies)), labels)
+
+    def _turned(
+        self, own: Float[Tensor, "n 1"], x: Float[Tensor, "n d"], proxies: Float[Tensor, "n d"]
     ) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n 1"]]:
-        """cos θ and sin θ."""
+        """σ ψ(θ), and dψ/d cos θ = cos m + sin m · cos θ / sin θ, of σ cos θ and the own proxies."""
         cosine = own / self.scale
-        return cosine, torch.addcmul(own_proxies, cosine, x, value=-1).norm(dim=1, keepdim=True)
-
-    def _slope(
-        self, own: Float[Tensor, "n 1"], x: Float[Tensor, "n d"], own_proxies: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "n 1"]:
-        """dψ/d cos θ = cos m + sin m · cos θ / sin θ; where θ is rounding, its part that is finite."""
-        cosine, sine = self._angle(own, x, own_proxies)
-        none = sine <= 4 * torch.finfo(sine.dtype).eps
+        sine = torch.addcmul(proxies, cosine, x, value=-1).norm(dim=1, keepdim=True)
+        none = sine <= 4 * torch.finfo(sine.dtype).eps  # where θ is rounding, the slope's finite part
         slope = cosine / sine.masked_fill(none, math.inf) * math.sin(self.margin) + math.cos(self.margin)
-        return torch.where(cosine >= self._last, slope, 1.0)
+        turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
+        last, step = -math.cos(self.margin), self.margin * math.sin(self.margin)
+        if self.easy_margin:
+            last, step = 0.0, 0.0
+        near = cosine >= last
+        return self.scale * torch.where(near, turned, cosine - step), torch.where(near, slope, 1.0)
 
 
 class _WithSlope(torch.autograd.Function):
-    """`value` as a function of `own` with the slope `slope_of(own, *beside)`, which may have a graph."""
+    """A function of `own` and of constants beside it, that gives its value and its slope by `own`.
+
+    The second derivative is that of the slope, by `own` and by what stands beside it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Any, slope_of: Any, own: Any, *beside: Any) -> Any:
-        ctx.slope_of = slope_of
-        ctx.save_for_backward(own, *beside)
+    def forward(ctx: Any, function: Any, own: Any, *beside: Any) -> Any:
+        value, slope = function(own, *beside)
+        ctx.function = function
+        ctx.save_for_backward(slope, own, *beside)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        own, *beside = ctx.saved_tensors
-        return None, None, grad * ctx.slope_of(own, *beside), *(None for _ in beside)
+        slope, *given = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            _, slope = ctx.function(*given)
+        return None, grad * slope, *(None for _ in given[1:])
 
 
 class CosFace(ProxyHead):
