@@ -1,5 +1,6 @@
 import pytest
 import torch
+from contract_heads import HEADS
 from reference import unchecked
 
 from tercet.compiling import outside_graph
@@ -63,6 +64,37 @@ def test_a_compiled_training_step_has_the_plain_gradient():
     with unchecked():  # the checker's own code is not to be compiled
         torch.testing.assert_close(gradient(torch.compile(step, backend="aot_eager")), expected)
     assert expected[1].any()
+
+
+TRANSFORMS = {
+    "grad": lambda call, x: torch.func.grad(lambda x: call(x).sum())(x),
+    "vmap": lambda call, x: torch.vmap(call)(x[None]),
+    "jacrev": lambda call, x: torch.func.jacrev(call)(x),
+    "jvp": lambda call, x: torch.func.jvp(call, (x,), (x,)),
+}
+OWNERS = {type(one).__name__: one for one in [*MINERS, *(row.head().float() for row in HEADS.values())]}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # jvp itself
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("owner", OWNERS)
+def test_a_transform_of_torch_func_is_refused(owner, transform):
+    def call(x):
+        out = OWNERS[owner](x, LABELS)
+        return out if isinstance(out, torch.Tensor) else out[0]
+
+    text = (
+        rf"{owner}\(embeddings='inside torch.func'\): expected a call outside grad, vmap, jacrev and the like"
+    )
+    with unchecked(), pytest.raises(ValueError, match=text):
+        TRANSFORMS[transform](call, images()[:, :4])
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_functional_call_gives_the_loss_of_a_call(name):
+    head, x = HEADS[name].head().float(), images()[:, :4]
+    parameters = dict(head.named_parameters())
+    assert torch.equal(torch.func.functional_call(head, parameters, (x, LABELS)), head(x, LABELS))
 
 
 def test_nothing_of_it_is_traced():

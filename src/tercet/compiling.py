@@ -1,4 +1,4 @@
-"""What runs outside the graph that torch.compile makes."""
+"""What runs outside the graph that torch.compile makes, and outside the transforms of torch.func."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from tercet.checks import refusal
+
 __all__ = ["outside_graph"]
 
 P = ParamSpec("P")
@@ -15,11 +17,17 @@ T = TypeVar("T")
 
 
 def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, called as it is where it stands in something compiled.
+    """The method, called as it is where it stands in something compiled.
 
     Mining reads what it found before it knows what to do next, and the shapes it gives follow from the
     data: a graph of it would break at every step. `torch.compiler.disable` as a decorator would load the
     compiler with this library; here it is asked only while one is at work.
+
+    For the same reason it is refused inside `torch.func.grad`, `vmap`, `jacrev` and the like, which hide the
+    numbers. `torch.func.functional_call` hides none.
+
+    Raises:
+        ValueError: a call inside a transform of torch.func.
 
     Example:
         >>> @outside_graph
@@ -33,6 +41,12 @@ def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         if torch.compiler.is_compiling():
             return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[call-arg]
+        if torch._C._are_functorch_transforms_active():  # as torch.autograd.Function asks itself
+            owner = type(args[0]).__name__
+            expected = (
+                "a call outside grad, vmap, jacrev and the like, since it reads the numbers it is given"
+            )
+            raise refusal(owner, "embeddings", "inside torch.func", expected, "take torch.autograd.grad")
         return function(*args, **kwargs)
 
     return called
