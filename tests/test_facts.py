@@ -8,7 +8,16 @@ import random
 
 import pytest
 
-from tercet.facts import CHECKSUM, Facts, as_json, checksum_fits, read_bounded, warn_unchecked, with_checksum
+from tercet.facts import (
+    CHECKSUM,
+    Facts,
+    as_json,
+    as_read,
+    checksum_fits,
+    read_bounded,
+    warn_unchecked,
+    with_checksum,
+)
 
 FACTS = {"seed": 7, "name": "é", "counts": {"triplets": 3, "classes": [1, 2]}, "paths": ["a", "b"]}
 
@@ -33,10 +42,9 @@ def test_what_was_written_is_read():
 
 
 def test_keys_that_are_numbers_become_strings_and_the_checksum_fits():
-    assert facts(as_json({"sizes": {10: 1, 9: 2}, "pair": (1, 2)})).fields == {
-        "sizes": {"10": 1, "9": 2},
-        "pair": [1, 2],
-    }
+    read = facts(as_json(as_read({"sizes": {10: 1, 9: 2}, "pair": (1, 2)})))
+    assert read.fields == {"sizes": {"10": 1, "9": 2}, "pair": [1, 2]}
+    assert read.checked
 
 
 def test_an_indented_or_reordered_file_fits_its_checksum():
@@ -76,17 +84,14 @@ def test_every_flipped_bit_and_every_cut_gives_the_facts_or_a_sentence():
         ("[" * 100_000, "nested too deep"),
         ('{"a":' * 100_000, "nested too deep"),
         ('{"a": ' + "9" * 5_000 + "}", "4300"),
-        ('{"a": NaN}', "NaN is no number"),
-        ('{"a": -Infinity}', "-Infinity is no number"),
-        ('{"a": 1e999}', "'1e999' is too large"),
         ('{"a": 1, "a": 2}', "the field 'a' is there twice"),
         (b'{"a": "\xff"}', "utf-8"),
         ("", "as JSON"),
         ("[1]", "it has a list"),
         ("null", "it has a NoneType"),
-        ('{"a": 1, "crc32": 5}', "that fit their checksum"),
-        ('{"a": 1, "crc32": "x"}', "that fit their checksum"),
-        ('{"a": 1, "crc32": null}', "that fit their checksum"),
+        ('{"a": 1, "crc32": 5}', "to fit its checksum"),
+        ('{"a": 1, "crc32": "x"}', "to fit its checksum"),
+        ('{"a": 1, "crc32": null}', "to fit its checksum"),
     ],
     ids=str,
 )
@@ -100,11 +105,15 @@ def test_odd_json_is_one_sentence_with_the_file(content, words):
     assert type(caught.value) is ValueError
 
 
-@pytest.mark.parametrize("value", [None, True, 1.0, -1, 2**63, "x", [], {}, "missing"], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, True, 1.0, -1, 2**63, "x", [], {}, "missing", float("nan")], ids=repr
+)
 def test_a_field_of_another_type_is_one_sentence_with_the_field(value):
     given = {} if value == "missing" else {"a": value}
     outer = facts(json.dumps({"outer": given})).part("outer")
-    expected = r"expected .* in its field 'outer\.a'; it has .*, so it is damaged or of another program$"
+    expected = (
+        r"expected .* in its field 'outer\.a'; it has .*, so it is damaged or of another program; write it"
+    )
     asked = {
         "integer": (),
         "string": (str,),
@@ -140,8 +149,8 @@ def test_a_missing_field_may_have_a_default_but_a_wrong_one_is_refused():
 
 
 def test_what_json_cannot_hold_is_not_written():
-    for odd in (float("nan"), object(), {1, 2}):
-        with pytest.raises((TypeError, ValueError)):
+    for odd in (object(), {1, 2}):
+        with pytest.raises(TypeError):
             as_json({"odd": odd})
 
 

@@ -44,7 +44,7 @@ FLOORS = {
             "provenance",
             "images",
         ],
-        *["manifest", "samplers", "shards", "streams", "tables", "triplets", "relevance"],
+        *["manifest", "manifest_reading", "samplers", "shards", "streams", "tables", "triplets", "relevance"],
         *["grouping", "pk_iterator", "pk_stream", "shared_epochs", "triplet_dataset", "visits"],
         *["stream_batches", "stream_lanes", "stream_samples", "stream_shards", "stream_yield"],
         *["layouts", "shard_sets", "shard_writing", "sharding", "tars"],

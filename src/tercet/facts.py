@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,16 @@ from typing import Any
 from tercet.checks import refusal
 from tercet.handles import open_plain
 
-__all__ = ["CHECKSUM", "Facts", "as_json", "checksum_fits", "read_bounded", "warn_unchecked", "with_checksum"]
+__all__ = [
+    "CHECKSUM",
+    "Facts",
+    "as_json",
+    "as_read",
+    "checksum_fits",
+    "read_bounded",
+    "warn_unchecked",
+    "with_checksum",
+]
 
 CHECKSUM = "crc32"  # the field with the checksum of the others
 _MOST = 1 << 30  # bytes of a JSON text that are read, unless told otherwise
@@ -27,10 +35,10 @@ def with_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
     The canonical form has sorted keys and no spaces, so that indenting a file anew changes nothing.
 
     Args:
-        facts: strings, finite numbers, booleans, None, and lists and dicts of them, by strings.
+        facts: strings, numbers, booleans, None, and lists and dicts of them, by strings.
 
     Raises:
-        TypeError, ValueError: something that JSON has no form for, such as NaN.
+        TypeError, ValueError: something that JSON has no form for.
 
     Example:
         >>> with_checksum({"seed": 0})
@@ -39,7 +47,8 @@ def with_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
         True
     """
     rest = {name: fact for name, fact in facts.items() if name != CHECKSUM}
-    return {**rest, CHECKSUM: _crc(rest)}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, CHECKSUM: zlib.crc32(canonical.encode())}
 
 
 def checksum_fits(facts: Mapping[str, Any]) -> bool | None:
@@ -52,27 +61,34 @@ def checksum_fits(facts: Mapping[str, Any]) -> bool | None:
         return False
 
 
-def _crc(facts: dict[str, Any]) -> int:
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return zlib.crc32(canonical.encode())
+def as_read(facts: Mapping[Any, Any]) -> dict[str, Any]:
+    """The facts as they come back from JSON: keys as strings, tuples as lists.
+
+    Raises:
+        TypeError, ValueError: something that JSON has no form for.
+
+    Example:
+        >>> as_read({3: (1, 2)})
+        {'3': [1, 2]}
+    """
+    return json.loads(json.dumps(facts))
 
 
 def as_json(facts: Mapping[str, Any], indent: int | None = None) -> str:
     """JSON text of the facts and of their checksum, which `Facts` reads.
 
     Args:
-        facts: as for `with_checksum`; keys that are no strings become strings.
+        facts: as for `with_checksum`; `as_read` makes such of others.
         indent: spaces a level; None for one line.
 
     Raises:
-        TypeError, ValueError: something that JSON has no form for, such as NaN.
+        TypeError, ValueError: something that JSON has no form for.
 
     Example:
         >>> as_json({"seed": 0})
         '{"seed": 0, "crc32": 1556822760}'
     """
-    as_read = json.loads(json.dumps(facts, allow_nan=False))  # keys as strings, tuples as lists
-    return json.dumps(with_checksum(as_read), indent=indent, ensure_ascii=False)
+    return json.dumps(with_checksum(facts), indent=indent, ensure_ascii=False)
 
 
 def read_bounded(path: str | Path, most: int = _MOST) -> bytes:
@@ -112,8 +128,8 @@ class Facts:
     """A JSON object whose fields are asked for by name, type and range.
 
     A field that is missing, or of another type or range, is a ValueError: one sentence with the file and the
-    field. JSON that is damaged, nested too deep, has a field twice, a number of 4,300 digits or more, NaN, or
-    a checksum that does not fit, is one too.
+    field. JSON that is damaged, nested too deep, has a field twice, a whole number of more than 4,300 digits,
+    or a checksum that does not fit, is one too.
 
     Args:
         content: the JSON text.
@@ -121,6 +137,7 @@ class Facts:
         argument: of which argument the file is, for the sentences.
         source: the file that it stands in.
         what: what it is, for the sentences, such as "provenance".
+        hint: what to do about it, for the sentences.
 
     Attributes:
         fields: the facts without their checksum.
@@ -136,19 +153,24 @@ class Facts:
         >>> facts.string("seed")
         Traceback (most recent call last):
         ValueError: read_manifest(path='t.csv.json'): expected text in its field 'seed'; it has 3, so it is \
-damaged or of another program
+damaged or of another program; write it again, or restore it
     """
 
     def __init__(
-        self, content: str | bytes, owner: str, argument: str, source: str | Path, what: str = "facts"
+        self,
+        content: str | bytes,
+        owner: str,
+        argument: str,
+        source: str | Path,
+        what: str = "facts",
+        hint: str = "write it again, or restore it",
     ) -> None:
         self._owner, self._argument, self._source = owner, argument, str(source)
+        self._hint = f"; {hint}" if hint else ""
         self._above = ""  # the fields that lead here
         try:
             text = content if isinstance(content, str) else content.decode()
-            read = json.loads(
-                text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite_number
-            )
+            read = json.loads(text, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             found = "brackets nested too deep" if isinstance(error, RecursionError) else error
             raise self._refusal(f"its {what} as JSON", f"it is damaged ({found})") from error
@@ -156,28 +178,26 @@ damaged or of another program
             raise self._refusal(f"its {what} as a JSON object", f"it has a {type(read).__name__}")
         fits = checksum_fits(read)
         if fits is False:
-            way_out = "it was changed or damaged; write it again, or restore it"
-            raise self._refusal(f"{what} that fit their checksum", way_out)
+            raise self._refusal(f"its {what} to fit its checksum", "it was changed or damaged")
         read.pop(CHECKSUM, None)
         self.fields: dict[str, Any] = read
         self.checked = fits is not None
 
     @classmethod
-    def read(
-        cls, owner: str, argument: str, path: str | Path, what: str = "facts", most: int = _MOST
-    ) -> Facts:
+    def read(cls, owner: str, argument: str, path: str | Path, *words: str, most: int = _MOST) -> Facts:
         """The facts in a file.
 
         Args:
-            owner, argument, what: as above.
+            owner, argument: as above.
             path: the file.
+            words: `what` and `hint`, as above.
             most: the most bytes that are read.
 
         Raises:
             ValueError: as above.
             OSError: no such file, or one that cannot be read, or a larger one.
         """
-        return cls(read_bounded(path, most), owner, argument, path, what)
+        return cls(read_bounded(path, most), owner, argument, path, *words)
 
     def __contains__(self, name: str) -> bool:
         return name in self.fields
@@ -187,20 +207,21 @@ damaged or of another program
 
     def integer(self, name: str, low: int = 0, high: int = _INT64, default: Any = _REQUIRED) -> int:
         """The whole number in a field, from `low` to `high`."""
-        return self._field(name, f"a whole number from {low} to {high}", _integer(low, high), default)
+        expected = f"a whole number from {low} to {high}"
+        return self._field(name, expected, lambda value: _are_integers([value], low, high), default)
 
     def string(self, name: str, default: Any = _REQUIRED) -> str:
         """The text in a field."""
-        return self._field(name, "text", _is_text, default)
+        return self._field(name, "text", lambda value: isinstance(value, str), default)
 
     def strings(self, name: str, default: Any = _REQUIRED) -> list[str]:
         """The list of texts in a field."""
-        return self._field(name, "a list of texts", _list_of(_is_text), default)
+        return self._field(name, "a list of texts", lambda value: _are(value, str), default)
 
     def integers(self, name: str, low: int = 0, high: int = _INT64, default: Any = _REQUIRED) -> list[int]:
         """The list of whole numbers in a field, each from `low` to `high`."""
         expected = f"a list of whole numbers from {low} to {high}"
-        return self._field(name, expected, _list_of(_integer(low, high)), default)
+        return self._field(name, expected, lambda value: _are_integers(value, low, high), default)
 
     def items(self, name: str, default: Any = _REQUIRED) -> list[Any]:
         """The list in a field, of whatever."""
@@ -227,19 +248,16 @@ damaged or of another program
         return self.fields[name]
 
     def _refusal(self, expected: str, way_out: str) -> ValueError:
-        return refusal(self._owner, self._argument, self._source, expected, way_out)
+        return refusal(self._owner, self._argument, self._source, expected, way_out + self._hint)
 
 
-def _integer(low: int, high: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and low <= value <= high
+def _are(value: Any, kind: type) -> bool:
+    """Whether it is a list of items of one type; True is no int here."""
+    return isinstance(value, list) and set(map(type, value)) <= {kind}
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(fits, value))
+def _are_integers(value: Any, low: int, high: int) -> bool:
+    return _are(value, int) and (not value or low <= min(value) <= max(value) <= high)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -250,17 +268,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the field {_short(twice)} is there twice")
     return fields
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
-def _finite_number(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError(f"{_short(digits)} is too large")
-    return number
 
 
 def _short(value: Any) -> str:

@@ -9,15 +9,18 @@ Both kinds have three columns: three of paths, or two of paths and one of 0 and 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from tercet.arrow_layout import ArrowBatch, arrow_batches, arrow_schema
 from tercet.columns import StoredColumns, block_count, block_sums
-from tercet.handles import Handle
+from tercet.handles import Handle, open_plain
+from tercet.parquet_files import KEY as CHECKSUM_KEY
 from tercet.parquet_files import opened_parquet, parquet_writer
 
 __all__ = ["BLOCK", "COLUMNS", "FORMATS", "TEXT_FORMATS", "open_arrow", "read_paths", "write_paths"]
@@ -33,6 +36,7 @@ _SAME = "same"
 # it: only where it stands are positions in the dictionaries known to be rows of the catalog.
 _MARK = "tercet.rows"
 _SUMS = "tercet.crc32"  # beside it: the checksums of the blocks of the batch's columns
+_MOST_OF_LINE = 1 << 20  # bytes of the first line that tell what it is
 _NAMES = [column for columns in COLUMNS.values() for column in columns if column != _SAME]
 
 
@@ -139,19 +143,20 @@ def _csv_field(path: str) -> str:
 
 
 def read_paths(
-    source: Path, suffix: str, kind: str | None = None
+    source: Path | BinaryIO, suffix: str, kind: str | None = None
 ) -> tuple[str, np.ndarray, np.ndarray, dict[str, str]]:
     """Triplets or pairs of paths as row numbers into their distinct paths, whole in memory.
 
     Args:
-        source: the file.
+        source: the file; of the text formats it may be open.
         suffix: one of `FORMATS`.
         kind: one of `COLUMNS`; None tells by the columns, and in .txt, which names none, takes lines for
             pairs if all of them end in 0 or 1.
 
     Returns:
         The kind; `paths` str object array [n], in no particular order; `rows` int32 [3, t], of pairs the last
-        row 0 or 1; the metadata.
+        row 0 or 1; the metadata, with the checksum of a Parquet file as `parquet_files.KEY`, "" where that
+        is of the file which another program made this one from.
 
     Raises:
         pyarrow.ArrowException: the file cannot be read as what its suffix says.
@@ -213,51 +218,63 @@ def _kind_of(names: Iterable[str]) -> str:
     return "pairs" if pairs else "triplets"
 
 
-def _first_object(source: Path) -> dict[str, Any]:
+def _first_object(lines: BinaryIO) -> dict[str, Any]:
     """The first line of a .jsonl file; nothing where it is none, and the reading of the whole says why."""
-    with open(source, encoding="utf-8", errors="replace") as file:
-        try:
-            first = json.loads(file.readline())
-        except (ValueError, RecursionError):
-            return {}
+    try:
+        first = json.loads(lines.readline(_MOST_OF_LINE))
+    except (ValueError, RecursionError):
+        first = None
+    lines.seek(0)
     return first if isinstance(first, dict) else {}
 
 
-def _read_table(source: Path, suffix: str, kind: str | None) -> tuple[Any, str]:
+def _read_table(source: Path | BinaryIO, suffix: str, kind: str | None) -> tuple[Any, str]:
     """The table with the columns of its kind among others, and the kind."""
     import pyarrow as pa
 
-    if suffix in (".jsonl", ".txt") and not source.stat().st_size:  # no rows: these have no header
-        kind = kind or "triplets"
-        return pa.schema(_fields(kind)).empty_table(), kind
     if suffix == ".parquet":
-        with opened_parquet(source, _NAMES) as (file, _):
+        with opened_parquet(source, _NAMES) as (file, checked):
             table = file.read()
+        if not checked and CHECKSUM_KEY.encode() in (table.schema.metadata or {}):
+            table = table.replace_schema_metadata({**table.schema.metadata, CHECKSUM_KEY: ""})
     elif suffix == ".arrow":
         with pa.OSFile(str(source)) as file:
             table = pa.ipc.open_file(file).read_all()
         table.validate(full=True)  # else a position outside its dictionary would be followed
-    elif suffix == ".jsonl":
+    else:
+        with open_plain(source) if isinstance(source, Path) else nullcontext(source) as lines:
+            return _read_lines(lines, suffix, kind)
+    return table, kind or _kind_of(table.column_names)
+
+
+def _read_lines(lines: BinaryIO, suffix: str, kind: str | None) -> tuple[Any, str]:
+    """As `_read_table`, of a text format."""
+    import pyarrow as pa
+
+    if suffix in (".jsonl", ".txt") and not os.fstat(lines.fileno()).st_size:  # these have no header
+        kind = kind or "triplets"
+        return pa.schema(_fields(kind)).empty_table(), kind
+    if suffix == ".jsonl":
         from pyarrow import json as arrow_json
 
-        first = _first_object(source)
+        first = _first_object(lines)
         kind = kind or _kind_of(first)
         number = pa.bool_() if isinstance(first.get(_SAME), bool) else pa.int8()
         types = [
             (column, pa.string() if path else number) for column, path in zip(COLUMNS[kind], _of_paths(kind))
         ]
         options: Any = {"explicit_schema": pa.schema(types), "unexpected_field_behavior": "ignore"}
-        table = arrow_json.read_json(source, parse_options=arrow_json.ParseOptions(**options))
-    else:
-        from pyarrow import csv as arrow_csv
+        table = arrow_json.read_json(lines, parse_options=arrow_json.ParseOptions(**options))
+        return table, kind
+    from pyarrow import csv as arrow_csv
 
-        header = COLUMNS["triplets"] if suffix == ".txt" else None
-        table = arrow_csv.read_csv(
-            source,
-            read_options=arrow_csv.ReadOptions(column_names=header),
-            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
-            convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(_NAMES, _encoded())),
-        )
+    header = COLUMNS["triplets"] if suffix == ".txt" else None
+    table = arrow_csv.read_csv(
+        lines,
+        read_options=arrow_csv.ReadOptions(column_names=header),
+        parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(_NAMES, _encoded())),
+    )
     if suffix == ".txt":
         last = set(table[2].unique().to_pylist())
         kind = kind or ("pairs" if last and last <= {"0", "1"} else "triplets")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,15 @@ from tercet.blocks import drawn_blocks, kind_and_count
 from tercet.catalog import Catalog, refuse_unwritable
 from tercet.checks import refusal, whole
 from tercet.columns import HeldColumns, StoredColumns
-from tercet.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths, write_paths
+from tercet.facts import as_json
+from tercet.formats import FORMATS, TEXT_FORMATS, write_paths
+from tercet.manifest_reading import read_rows
 from tercet.provenance import (
     CATALOG_KEY,
     KEY,
     beside,
-    catalog_from,
     compressed,
-    decompressed,
     provenance_of,
-    read_beside,
     recorded_catalog,
     refuse_other_catalog,
     sha256,
@@ -223,7 +220,7 @@ def unfinished_manifest(
     rows = recorded_catalog(catalog)
     metadata = {}
     if not text:
-        metadata = {KEY: json.dumps(told, ensure_ascii=False), CATALOG_KEY: compressed(rows)}
+        metadata = {KEY: as_json(told), CATALOG_KEY: compressed(rows)}
     paths = [path_prefix + name for name in catalog.paths] if path_prefix else catalog.paths.tolist()
     with ExitStack() as stack:
         unfinished = stack.enter_context(atomically(target))
@@ -233,7 +230,7 @@ def unfinished_manifest(
             # The sum binds the two files: one of them from another run is noticed.
             record = {**told, "sha256": sha256(unfinished), CATALOG_KEY: rows}
             other = stack.enter_context(atomically(beside(target)))
-            other.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            other.write_text(as_json(record, indent=1) + "\n", "utf-8")
         yield
 
 
@@ -288,22 +285,8 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
         >>> len(manifest), manifest.catalog.paths[manifest[0].negative].tolist()
         (1, ['bee/1.png'])
     """
-    source = Path(path)
-    if source.suffix not in FORMATS:
-        raise refusal("read_manifest", "path", str(path), "a name ending in " + ", ".join(FORMATS))
-    if not source.is_file():
-        raise refusal("read_manifest", "path", str(path), "an existing file")
-    import pyarrow as pa
-
-    try:
-        return _read(source, None if root is None else str(root))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        way_out = f"it is damaged ({str(error).partition(chr(10))[0]}); write it again"
-        raise refusal("read_manifest", "path", str(path), "text in UTF-8", way_out) from error
-    except (pa.ArrowException, KeyError, OSError) as error:
-        way_out = "it has others" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        expected = "columns anchor, positive, negative of paths, or first, second, same"
-        raise refusal("read_manifest", "path", str(path), expected, way_out) from error
+    found = read_rows(Path(path), None if root is None else str(root))
+    return Manifest(found.columns, found.catalog, found.provenance, found.reopen, found.kind)
 
 
 def _reopened(path: str, root: str | None, identity: tuple[int, int]) -> Manifest:
@@ -313,70 +296,3 @@ def _reopened(path: str, root: str | None, identity: tuple[int, int]) -> Manifes
         way_out = "read it anew, with read_manifest, in the process that sends it"
         raise refusal("Manifest", "path", path, "the file as it was when it was pickled", way_out)
     return manifest
-
-
-def _read(source: Path, root: str | None) -> Manifest:
-    place = source.parent if root is None else Path(root)
-    stored = open_arrow(source, KEY) if source.suffix == ".arrow" else None
-    if stored:
-        columns, metadata, _ = stored
-        provenance = json.loads(metadata[KEY])
-        kind = provenance.get("kind", "triplets")
-        unpack = partial(_unpacked, source, metadata[CATALOG_KEY], place)
-        manifest = Manifest(columns, unpack, provenance, (str(source), root), kind)
-        _refuse_other_count(source, len(manifest), provenance, kind)
-        return manifest
-
-    told = None
-    if source.suffix in TEXT_FORMATS and beside(source).is_file():
-        told = read_beside(source, place)
-    kind, paths, rows, metadata = read_paths(source, source.suffix, told[0]["kind"] if told else None)
-    if told:
-        provenance, catalog = told
-        if root is None and provenance.get("path_prefix", "").endswith("/"):  # the folder of the images
-            catalog = replace(catalog, root=Path(provenance["path_prefix"]))
-    elif KEY in metadata:
-        provenance = json.loads(metadata[KEY])
-        catalog = _unpacked(source, metadata[CATALOG_KEY], place)
-    elif paths.size:
-        if "" in paths:
-            raise refusal("read_manifest", "path", str(source), "paths on every line", "one is empty")
-        provenance, catalog = {}, _catalog_of(paths, Path(root or ""))
-    else:
-        expected = "at least one triplet or pair"
-        raise refusal("read_manifest", "path", str(source), expected, "the file is empty")
-    _refuse_other_count(source, rows.shape[1], provenance, kind)
-    prefix = provenance.get("path_prefix", "")
-    row_of = {prefix + name: row for row, name in enumerate(catalog.paths)}
-    unknown = [name for name in paths if name not in row_of]
-    if unknown:
-        way_out = f"{unknown[0]!r} is not one of them; it was changed; write it again"
-        raise refusal("read_manifest", "path", str(source), "paths of its own catalog", way_out)
-    translate = np.array([row_of[name] for name in paths], dtype=np.int32)
-    named = 2 if kind == "pairs" else 3
-    columns = HeldColumns([*translate[rows[:named]], *rows[named:]])
-    return Manifest(columns, catalog, provenance, kind=kind)
-
-
-def _unpacked(source: Path, text: str, place: Path) -> Catalog:
-    """The catalog in the metadata of a file, its paths starting from `place`."""
-    try:
-        return catalog_from(decompressed(text), place)
-    except (zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
-        way_out = f"it is damaged ({type(error).__name__}); write it again"
-        raise refusal("read_manifest", "path", str(source), "its catalog in it", way_out) from error
-
-
-def _catalog_of(paths: np.ndarray, root: Path) -> Catalog:
-    """The catalog of the paths that another program's file names, each of the class that its folder is."""
-    paths = np.sort(paths)
-    classes, labels = np.unique([os.path.dirname(name) for name in paths], return_inverse=True)
-    return Catalog(paths, labels, classes.tolist(), root=root)
-
-
-def _refuse_other_count(source: Path, got: int, provenance: dict[str, Any], kind: str) -> None:
-    expected = provenance["counts"][kind] if provenance else got
-    if expected != got:
-        way_out = f"it holds {got}: it was cut short or changed; write it again"
-        written = f"the {expected} {kind} it was written with"
-        raise refusal("read_manifest", "path", str(source), written, way_out)

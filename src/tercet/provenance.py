@@ -12,22 +12,23 @@ import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from tercet.catalog import Catalog
-from tercet.checks import refusal, whole
+from tercet.checks import refusal
+from tercet.facts import Facts, as_read, warn_unchecked
 
 __all__ = [
     "CATALOG_KEY",
     "KEY",
     "beside",
-    "catalog_from",
     "compressed",
-    "decompressed",
     "provenance_of",
     "read_beside",
+    "read_catalog",
+    "read_provenance",
     "recorded_catalog",
     "refuse_other_catalog",
     "sha256",
@@ -35,6 +36,9 @@ __all__ = [
 
 KEY = "tercet"  # the provenance, as JSON
 CATALOG_KEY = "tercet.catalog"  # the catalog
+_OWNER = "read_manifest"
+# Catalogs were seen to unpack to 5 to 50 times their size; zeros unpack to a thousand times theirs.
+_FREE_BYTES, _TIMES = 1 << 26, 100
 
 
 def provenance_of(
@@ -50,9 +54,12 @@ def provenance_of(
         path_prefix: what stands before every path.
 
     Returns:
-        Strings, numbers and dicts of them.
+        Strings, numbers and dicts of them, as they come back from JSON.
+
+    Raises:
+        ValueError: something else in `told`.
     """
-    return {
+    facts = {
         "library": f"tercet {version('tercet')}",
         "strategy": "given",
         "parameters": {},
@@ -67,6 +74,11 @@ def provenance_of(
         },
         **({"path_prefix": path_prefix} if path_prefix else {}),
     }
+    try:
+        return as_read(facts)
+    except (TypeError, ValueError, RecursionError) as error:
+        expected = "text, numbers, and lists and dicts of them"
+        raise refusal("write_manifest", "provenance", told, expected, str(error)) from error
 
 
 def refuse_other_catalog(owner: str, triplets: Any, catalog: Any) -> None:
@@ -117,23 +129,9 @@ def recorded_catalog(catalog: Catalog) -> dict[str, Any]:
     return {"classes": catalog.classes, "paths": catalog.paths.tolist(), "labels": labels, "groups": groups}
 
 
-def catalog_from(record: dict[str, Any], root: Path) -> Catalog:
-    """The catalog that `recorded_catalog` recorded, its paths starting from `root`."""
-    groups = {}
-    for name, values in record["groups"].items():
-        numbers = bool(values) and isinstance(values[0], (int, float))  # bool is one
-        groups[name] = np.array(values, dtype=None if numbers else object)
-    return Catalog(record["paths"], record["labels"], record["classes"], groups, root)
-
-
 def compressed(record: dict[str, Any]) -> str:
     """A record as short text, for the metadata of a Parquet or Arrow file."""
     return base64.b64encode(zlib.compress(json.dumps(record, ensure_ascii=False).encode(), 6)).decode("ascii")
-
-
-def decompressed(text: str) -> dict[str, Any]:
-    """The record that `compressed` made into text."""
-    return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
 def beside(target: Path) -> Path:
@@ -141,33 +139,117 @@ def beside(target: Path) -> Path:
     return target.with_name(target.name + ".json")
 
 
-def read_beside(source: Path, place: Path) -> tuple[dict[str, Any], Catalog]:
-    """Provenance and catalog from the JSON file beside a text manifest, its paths starting from `place`.
+def read_provenance(source: Path, text: str) -> tuple[dict[str, Any], bool]:
+    """The provenance in the metadata of a file, and whether it had a checksum.
 
     Raises:
-        ValueError: that file holds something else, or belongs to other lines.
+        ValueError: it is damaged, or lacks what every manifest records.
+    """
+    facts = Facts(text, _OWNER, "path", source, "provenance", "write it again")
+    return _typed(facts), facts.checked
+
+
+def _typed(facts: Facts) -> dict[str, Any]:
+    """The provenance, refused unless all that is asked of it later is there in its type."""
+    if facts.string("kind", "triplets") not in ("triplets", "pairs"):
+        raise facts.wrong("kind", '"triplets" or "pairs"')
+    facts.part("counts").integer(facts.string("kind", "triplets"))
+    facts.part("catalog", {}).string("fingerprint", "")
+    facts.part("parameters", {})
+    for name in ("strategy", "library", "path_prefix"):
+        facts.string(name, "")
+    facts.fields.setdefault("kind", "triplets")
+    return facts.fields
+
+
+def read_catalog(source: Path, text: str, place: Path, fingerprint: str = "") -> Catalog:
+    """The catalog in the metadata of a file.
+
+    Args:
+        source: the file.
+        text: what `compressed` made of its record.
+        place: where its paths start from.
+        fingerprint: refuse a catalog with another one; "" asks for none.
+
+    Raises:
+        ValueError: it is damaged, or unpacks to far more than it takes in the file.
+    """
+    try:
+        packed = base64.b64decode(text, validate=True)
+        unpacking = zlib.decompressobj()
+        most = _FREE_BYTES + _TIMES * len(packed)
+        content = unpacking.decompress(packed, most + 1)
+        if len(content) > most:
+            raise ValueError(f"it unpacks to more than {most:,} bytes")
+        if not unpacking.eof:
+            raise ValueError("it is cut short")
+    except (zlib.error, ValueError) as error:
+        way_out = f"it is damaged ({error}); write it again"
+        raise refusal(_OWNER, "path", str(source), "its catalog in it", way_out) from error
+    facts = Facts(content, _OWNER, "path", source, "catalog", "write it again")
+    return _catalog_from(facts, source, place, fingerprint)
+
+
+def _catalog_from(facts: Facts, source: Path, place: Path, fingerprint: str) -> Catalog:
+    """The catalog that `recorded_catalog` recorded."""
+    classes = facts.strings("classes")
+    labels = facts.integers("labels", 0, len(classes) - 1)
+    groups = facts.part("groups")
+    columns = {name: _group(groups, name) for name in groups}
+    try:
+        catalog = Catalog(facts.strings("paths"), labels, classes, columns, place)
+    except ValueError as error:  # columns of unequal length, a class name twice
+        way_out = f"it is damaged ({error}); write it again"
+        raise refusal(_OWNER, "path", str(source), "its catalog", way_out) from error
+    if fingerprint not in ("", catalog.fingerprint):
+        way_out = "paths, labels, classes or groups were changed; write it again"
+        raise refusal(_OWNER, "path", str(source), "the catalog it was written with", way_out)
+    return catalog
+
+
+def _group(groups: Facts, name: str) -> np.ndarray:
+    """A group of whole numbers, numbers, strings, or True and False."""
+    values = groups.items(name)
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return np.array(groups.integers(name, -(2**63)), dtype=np.int64)
+    if not (kinds in ({bool}, {float}, {int, float}) or kinds <= {str}):
+        raise groups.wrong(name, "whole numbers, numbers, strings, or True and False")
+    return np.array(values, dtype=object if kinds <= {str} else None)
+
+
+def read_beside(source: Path, lines: BinaryIO, place: Path) -> tuple[dict[str, Any], Catalog] | None:
+    """Provenance and catalog from the JSON file beside a text manifest; None where there is none.
+
+    Args:
+        source: the text manifest.
+        lines: that file, open.
+        place: where the paths of the catalog start from.
+
+    Raises:
+        ValueError: that file holds something else, is damaged, or belongs to other lines.
     """
     other = beside(source)
+    hint = f"write {source.name} again, or move {other.name} away to do without"
     try:
-        record = json.loads(other.read_text("utf-8"))
-        catalog = catalog_from(record.pop(CATALOG_KEY), place)
-        kind = record.setdefault("kind", "triplets")
-        written = record.pop("sha256"), whole("read_manifest", "counts", record["counts"][kind])
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        expected = f"its provenance in {other.name} beside it"
-        way_out = f"that file holds something else ({type(error).__name__}); move it away to do without"
-        raise refusal("read_manifest", "path", str(source), expected, way_out) from error
-    if written[0] != sha256(source):
-        expected = f"the {written[1]} {kind} it was written with"
+        facts = Facts.read(_OWNER, "path", other, "provenance", hint)
+    except FileNotFoundError:
+        return None
+    written, record = facts.string("sha256"), facts.part(CATALOG_KEY)
+    provenance = _typed(facts)
+    fingerprint = provenance.get("catalog", {}).get("fingerprint", "")
+    if written != hashlib.file_digest(lines, "sha256").hexdigest():
+        expected = f"the {provenance['counts'][provenance['kind']]} {provenance['kind']} it was written with"
         way_out = f"it was cut short or changed; write it again, or move {other.name} away to do without"
-        raise refusal("read_manifest", "path", str(source), expected, way_out)
-    return record, catalog
+        raise refusal(_OWNER, "path", str(source), expected, way_out)
+    lines.seek(0)
+    if not facts.checked:
+        warn_unchecked(other)
+    catalog = _catalog_from(record, other, place, "" if facts.checked else fingerprint)
+    return {name: fact for name, fact in provenance.items() if name not in ("sha256", CATALOG_KEY)}, catalog
 
 
 def sha256(path: Path) -> str:
     """The sum of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

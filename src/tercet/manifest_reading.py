@@ -1,0 +1,158 @@
+"""What a manifest file holds: rows, catalog and provenance, of one descriptor, compared with checksums."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tercet.catalog import Catalog
+from tercet.checks import refusal
+from tercet.columns import HeldColumns, StoredColumns
+from tercet.facts import warn_unchecked
+from tercet.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths
+from tercet.handles import open_plain
+from tercet.parquet_files import KEY as CHECKSUM_KEY
+from tercet.provenance import CATALOG_KEY, KEY, read_beside, read_catalog, read_provenance
+
+__all__ = ["Found", "read_rows"]
+
+_OWNER = "read_manifest"
+
+
+class Found(NamedTuple):
+    """What `read_rows` found.
+
+    Attributes:
+        columns: three, of rows of the catalog.
+        catalog: it, or what reads it.
+        provenance: {} for a file that another program wrote.
+        kind: "triplets" or "pairs".
+        reopen: path and root to open it by in another process; None where all is in memory.
+    """
+
+    columns: HeldColumns | StoredColumns
+    catalog: Catalog | Callable[[], Catalog]
+    provenance: dict[str, Any]
+    kind: str
+    reopen: tuple[str, str | None] | None = None
+
+
+def read_rows(source: Path, root: str | None) -> Found:
+    """The rows of a manifest, its catalog and provenance, from one descriptor of each file.
+
+    Args:
+        source: the file.
+        root: where the paths start from, as for `read_manifest`.
+
+    Raises:
+        ValueError: no such file, not a manifest, empty, cut short, damaged, or a path that its catalog does
+            not have.
+    """
+    if source.suffix not in FORMATS:
+        raise refusal(_OWNER, "path", str(source), "a name ending in " + ", ".join(FORMATS))
+    if not source.is_file():
+        raise refusal(_OWNER, "path", str(source), "an existing file")
+    import pyarrow as pa
+
+    place = source.parent if root is None else Path(root)
+    try:
+        if source.suffix in TEXT_FORMATS:
+            return _of_text(source, root, place)
+        return _stored(source, root, place) or _of_paths(source, root, place)
+    except UnicodeDecodeError as error:
+        raise refusal(_OWNER, "path", str(source), "text in UTF-8", f"it is damaged ({error})") from error
+    except (pa.ArrowException, KeyError, OSError) as error:
+        way_out = "it has others" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        expected = "columns anchor, positive, negative of paths, or first, second, same"
+        raise refusal(_OWNER, "path", str(source), expected, way_out) from error
+
+
+def _stored(source: Path, root: str | None, place: Path) -> Found | None:
+    """An .arrow manifest, left on disk; None for what is none, or was written anew by another program."""
+    stored = open_arrow(source, KEY) if source.suffix == ".arrow" else None
+    if not stored:
+        return None
+    columns, metadata, checked = stored
+    provenance, facts_checked = read_provenance(source, metadata[KEY])
+    if not (checked and facts_checked):
+        warn_unchecked(source)
+    _refuse_other_count(source, len(columns), provenance)
+    fingerprint = "" if facts_checked else _fingerprint(provenance)
+    catalog = partial(read_catalog, source, metadata[CATALOG_KEY], place, fingerprint)
+    return Found(columns, catalog, provenance, provenance["kind"], (str(source), root))
+
+
+def _of_text(source: Path, root: str | None, place: Path) -> Found:
+    """A text manifest, with the JSON file beside it if there is one."""
+    with open_plain(source) as lines:
+        written = read_beside(source, lines, place)
+        kind, paths, rows, _ = read_paths(lines, source.suffix, written[0]["kind"] if written else None)
+    if not written:
+        return _foreign(source, root, kind, paths, rows)
+    provenance, catalog = written
+    if root is None and provenance.get("path_prefix", "").endswith("/"):  # the folder of the images
+        catalog = replace(catalog, root=Path(provenance["path_prefix"]))
+    return _by_names(source, catalog, provenance, paths, rows)
+
+
+def _of_paths(source: Path, root: str | None, place: Path) -> Found:
+    """A .parquet manifest, or an .arrow one that another program wrote, read whole."""
+    kind, paths, rows, metadata = read_paths(source, source.suffix)
+    if KEY not in metadata:
+        return _foreign(source, root, kind, paths, rows)
+    provenance, _ = read_provenance(source, metadata[KEY])
+    checksum = metadata.get(CHECKSUM_KEY)
+    if source.suffix == ".parquet" and checksum is None:
+        warn_unchecked(source)
+    fingerprint = "" if checksum else _fingerprint(provenance)
+    catalog = read_catalog(source, metadata[CATALOG_KEY], place, fingerprint)
+    return _by_names(source, catalog, provenance, paths, rows)
+
+
+def _foreign(source: Path, root: str | None, kind: str, paths: np.ndarray, rows: np.ndarray) -> Found:
+    """A file of another program: its catalog is of the paths it names, each of the class its folder is."""
+    if not paths.size:
+        expected = "at least one triplet or pair"
+        raise refusal(_OWNER, "path", str(source), expected, "the file is empty")
+    if "" in paths:
+        raise refusal(_OWNER, "path", str(source), "paths on every line", "one is empty")
+    names = np.sort(paths)
+    classes, labels = np.unique([os.path.dirname(name) for name in names], return_inverse=True)
+    catalog = Catalog(names, labels, classes.tolist(), root=Path(root or ""))
+    return _by_names(source, catalog, {"kind": kind}, paths, rows)._replace(provenance={})
+
+
+def _by_names(
+    source: Path, catalog: Catalog, provenance: dict[str, Any], paths: np.ndarray, rows: np.ndarray
+) -> Found:
+    """Rows into distinct paths as rows of the catalog that has these paths."""
+    kind = provenance["kind"]
+    _refuse_other_count(source, rows.shape[1], provenance)
+    prefix = provenance.get("path_prefix", "")
+    row_of = {prefix + name: row for row, name in enumerate(catalog.paths)}
+    unknown = [name for name in paths if name not in row_of]
+    if unknown:
+        way_out = f"{unknown[0]!r} is not one of them; it was changed; write it again"
+        raise refusal(_OWNER, "path", str(source), "paths of its own catalog", way_out)
+    translate = np.array([row_of[name] for name in paths], dtype=np.int32)
+    named = 2 if kind == "pairs" else 3
+    return Found(HeldColumns([*translate[rows[:named]], *rows[named:]]), catalog, provenance, kind)
+
+
+def _fingerprint(provenance: dict[str, Any]) -> str:
+    return provenance.get("catalog", {}).get("fingerprint", "")
+
+
+def _refuse_other_count(source: Path, got: int, provenance: dict[str, Any]) -> None:
+    kind = provenance["kind"]
+    expected = provenance.get("counts", {}).get(kind, got)
+    if expected != got:
+        way_out = f"it holds {got}: it was cut short or changed; write it again"
+        written = f"the {expected} {kind} it was written with"
+        raise refusal(_OWNER, "path", str(source), written, way_out)

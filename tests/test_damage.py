@@ -1,0 +1,137 @@
+"""A flipped bit or a cut anywhere in a file that tercet wrote: right data or a sentence, never other rows.
+
+Each kind of file is one function that writes it and one that reads it back as plain values. A chunk of cases
+is read in a process of its own, so that a crash is one failed case and not the end of the run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import shutil
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from tercet.catalog import Catalog
+from tercet.formats import FORMATS, TEXT_FORMATS
+from tercet.manifest import read_manifest, write_manifest
+from tercet.triplets.pairs import RandomPairs
+from tercet.triplets.random import RandomTriplets
+
+N = 40
+CATALOG = Catalog(
+    [f"class {n // 4}/é {n}.png" for n in range(N)],
+    np.arange(N) // 4,
+    [f"class {n}" for n in range(N // 4)],
+    {"camera": np.arange(N) % 3, "day": np.array([f"day {n % 5}" for n in range(N)], dtype=object)},
+)
+
+
+class Kind(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        write: into an empty folder.
+        read: what the folder says, as values that compare.
+        files: which files of the folder are damaged.
+    """
+
+    write: Callable[[Path], None]
+    read: Callable[[Path], Any]
+    files: str
+
+
+def _manifest(suffix: str, sequence: Any) -> Kind:
+    def read(folder: Path) -> Any:
+        found = read_manifest(folder / f"t{suffix}", root="x")
+        rows = [column.tolist() for column in found[:]]
+        return found.kind, rows, found.provenance, found.catalog.fingerprint
+
+    files = f"t{suffix}*" if suffix in TEXT_FORMATS else f"t{suffix}"
+    return Kind(lambda folder: write_manifest(folder / f"t{suffix}", sequence, CATALOG), read, files)
+
+
+KINDS = {
+    **{f"triplets{suffix}": _manifest(suffix, RandomTriplets(CATALOG.labels, 2, 2)) for suffix in FORMATS},
+    **{f"pairs{suffix}": _manifest(suffix, RandomPairs(CATALOG.labels, 2, 2)) for suffix in FORMATS},
+}
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """The content with one bit flipped or, one time in eight, cut short."""
+    place = rng.randrange(len(content))
+    if rng.randrange(8) == 0:
+        return content[:place]
+    changed = bytearray(content)
+    changed[place] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def _outcome(kind: Kind, folder: Path, right: Any) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = kind.read(folder)
+        except (ValueError, TypeError, OSError) as error:
+            ours = type(error) in (ValueError, TypeError) or isinstance(error, OSError)
+            return "sentence" if ours and "\n" not in str(error) else f"raw: {error!r}"
+        except BaseException:
+            return f"raw: {traceback.format_exc(limit=-3)}"
+    return "right" if found == right else f"wrong: {found!r}"
+
+
+def _chunk(name: str, folder: Path, seeds: range, told: Any) -> None:
+    """In a process of its own: the outcome of each seed, one after another."""
+    kind = KINDS[name]
+    right = kind.read(folder)
+    files = sorted(file for file in folder.rglob(kind.files) if file.is_file())
+    contents = [file.read_bytes() for file in files]
+    for seed in seeds:
+        rng = random.Random(seed)
+        number = rng.choices(range(len(files)), [len(content) for content in contents])[0]
+        files[number].write_bytes(damaged(contents[number], rng))
+        told.send(f"{files[number].name} {seed}: {_outcome(kind, folder, right)}")
+        files[number].write_bytes(contents[number])
+
+
+def outcomes(name: str, folder: Path, seeds: range) -> list[str]:
+    """The outcome of each seed; a crash is one, and those after it are made by another process."""
+    found: list[str] = []
+    context = multiprocessing.get_context("fork")
+    while len(found) < len(seeds):
+        copy = folder.with_name(f"copy {len(found)}")
+        shutil.copytree(folder, copy)
+        receive, told = context.Pipe(duplex=False)
+        process = context.Process(target=_chunk, args=(name, copy, seeds[len(found) :], told))
+        process.start()
+        told.close()
+        try:
+            while True:
+                found.append(receive.recv())
+        except EOFError:
+            process.join()
+        if process.exitcode:
+            found.append(f"seed {seeds[len(found)]}: crash: exit code {process.exitcode}")
+        shutil.rmtree(copy)
+    return found
+
+
+@pytest.mark.parametrize("cases", [12, pytest.param(1_000, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_flipped_bit_or_a_cut_gives_right_data_or_a_sentence(tmp_path, name, cases):
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    KINDS[name].write(folder)
+    found = outcomes(name, folder, range(cases))
+    counts = Counter(one.partition(": ")[2].partition(":")[0] for one in found)
+    print(name, dict(counts))
+    bad = [one for one in found if not one.endswith((": right", ": sentence"))]
+    assert not bad, bad[0]
+    assert counts["sentence"] > 0
