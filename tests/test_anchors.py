@@ -22,9 +22,9 @@ from tercet.losses.triplet import TripletMargin
 from tercet.manifest import read_manifest, write_manifest
 from tercet.relevance import FunctionRelevance
 from tercet.samplers import ShuffledSampler
-from tercet.triplet_dataset import TripletDataset
+from tercet.triplet_dataset import PairDataset, TripletDataset
 from tercet.triplets.deep_ranking import DeepRankingTriplets
-from tercet.triplets.pairs import RandomPairs
+from tercet.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.triplets.random import RandomTriplets
 from tercet.tuples import Triplets
 
@@ -200,7 +200,7 @@ def test_a_manifest_brings_its_labels_and_sequences_give_what_their_lists_give(c
 def test_reading_in_parts_changes_nothing(monkeypatch):
     triplets = RandomTriplets(LABELS, 3, 2)
     expected = plain(AnchorSampler(triplets, 8))
-    monkeypatch.setattr("tercet.anchors._READ", 7)
+    monkeypatch.setattr("tercet.anchor_parts._READ", 7)
     assert plain(AnchorSampler(triplets, 8)) == expected
 
 
@@ -274,6 +274,162 @@ def test_the_loss_and_its_gradient_are_those_of_three_images_a_triplet(catalog, 
     assert embedded[0] < 0.5 * embedded[1]
 
 
+# ── a bound on the images of a batch ─────────────────────────────────────────────────────────────────────
+
+
+def bounded_faults(steps, rows, most, anchors, epoch, again=0):
+    """What is wrong with an epoch under `images=`, given as [step][rank] batches, by counting.
+
+    `again` is how many of the last batches are the first ones once more.
+    """
+    batches = [batch for ranks in steps for batch in ranks]
+    batches, repeated = batches[: len(batches) - again], batches[len(batches) - again :]
+    found = []
+    for first, batch in zip(batches, repeated):
+        if batch != [(number, epoch, 1) for number, _, _ in first]:
+            found.append("not a batch once more")
+    for step, batch in enumerate(batches):
+        here = rows[[number for number, _, _ in batch]]
+        if not 1 <= np.unique(here).size <= most:
+            found.append(f"batch {step}: {np.unique(here).size} images")
+        if np.unique(here[:, 0]).size > anchors:
+            found.append(f"batch {step}: {np.unique(here[:, 0]).size} anchors")
+        if any((its_epoch, view) != (epoch, 0) for _, its_epoch, view in batch):
+            found.append(f"batch {step}: another epoch or view")
+    if sorted(number for batch in batches for number, _, _ in batch) != list(range(len(rows))):
+        found.append("not each triplet once")
+    return found
+
+
+@st.composite
+def bounded_cases(draw):
+    width = draw(st.sampled_from([2, 3]))
+    rows = draw(
+        st.lists(st.lists(st.integers(0, 25), min_size=width, max_size=width), min_size=1, max_size=60)
+    )
+    rows = np.array(rows)
+    per_class = draw(st.integers(1, 3))
+    options = {
+        "anchors": per_class * draw(st.integers(1, 5)),
+        "per_class": per_class,
+        "images": draw(st.integers(width, 14)),
+        "labels": draw(st.lists(st.integers(0, 3), min_size=26, max_size=26)),
+        "seed": draw(st.integers(0, 9)),
+    }
+    return rows, options, draw(st.integers(1, 3))
+
+
+def sequence_of(rows):
+    """Triplets of these rows; of two columns, pairs."""
+    if rows.shape[1] == 2:
+        return LabeledPairs(rows[:, 0], rows[:, 1], np.arange(len(rows)) % 2 == 0)
+    return Triplets(*rows.T)
+
+
+@settings(max_examples=60, deadline=None)
+@given(bounded_cases(), st.integers(0, 3))
+def test_no_batch_has_more_images_than_the_bound_and_each_triplet_comes_once(case, epoch):
+    rows, options, world_size = case
+    bundles = AnchorSampler(sequence_of(rows), **options)._bundles
+    world_size = min(world_size, bundles)
+    samplers = ranks_of(sequence_of(rows), world_size, **options)
+    steps = steps_of(samplers, epoch)
+    assert {len(sampler) for sampler in samplers} == {len(steps)}
+    again = max(0, len(steps) * world_size - bundles)
+    assert again < world_size
+    assert not bounded_faults(steps, rows, options["images"], options["anchors"], epoch, again)
+
+
+def test_the_checker_of_bounds_names_every_fault():
+    rows = np.array([[0, 1, 2], [0, 1, 3], [4, 5, 6]])
+    good = [[[(0, 2, 0), (1, 2, 0)]], [[(2, 2, 0)]]]
+    assert not bounded_faults(good, rows, 4, 1, 2)
+    assert bounded_faults(good, rows, 3, 1, 2) == ["batch 0: 4 images"]
+    joined = [[[(0, 2, 0), (1, 2, 0), (2, 2, 0)]]]
+    assert bounded_faults(joined, rows, 7, 1, 2) == ["batch 0: 2 anchors"]
+    assert bounded_faults(good[:1], rows, 4, 1, 2) == ["not each triplet once"]
+    assert bounded_faults([[[(0, 2, 0), (1, 1, 0)]], good[1]], rows, 4, 1, 2) == [
+        "batch 0: another epoch or view"
+    ]
+    assert bounded_faults([*good, good[1]], rows, 4, 1, 2, again=1) == ["not a batch once more"]
+
+
+def test_case_ten_by_ten_triplets_no_longer_make_a_batch_of_a_thousand_images():
+    triplets = RandomTriplets(np.arange(1000) // 20, 10, 10, seed=0)
+    rows = np.stack(triplets[:], axis=1)
+
+    def images(sampler):
+        return [np.unique(rows[np.array(sampler.batch(0, step))]).size for step in range(len(sampler))]
+
+    assert max(images(AnchorSampler(triplets, 16))) > 700
+    for most in (256, 64):  # an anchor has about 110, so that 64 divides it
+        bounded = AnchorSampler(triplets, 16, images=most)
+        sizes = images(bounded)
+        assert max(sizes) <= most
+        assert np.mean(sizes) > 0.6 * most  # few batches, and full ones
+        seen = [int(number) for numbers in bounded for number in numbers]
+        assert sorted(seen) == list(range(len(triplets)))
+
+
+def test_a_bound_that_none_exceeds_changes_nothing():
+    triplets = RandomTriplets(LABELS, 3, 2)
+    bounded, free = AnchorSampler(triplets, 8, images=1000), AnchorSampler(triplets, 8)
+    assert len(bounded) == len(free)
+    assert {len(batch) for batch in bounded} == {len(batch) for batch in free}
+
+
+def test_bounded_batches_meet_anew_each_epoch_and_by_the_seed():
+    triplets = RandomTriplets(LABELS, 3, 2)
+    sampler = AnchorSampler(triplets, 8, images=40)
+    first, second = plain(sampler), plain(sampler)
+    assert first == plain(sampler.batch(0, step) for step in range(len(sampler)))
+    sets = [{frozenset(n for n, *_ in batch) for batch in epoch} for epoch in (first, second)]
+    assert len(sets[0] & sets[1]) < len(sampler) / 4
+    assert plain(AnchorSampler(triplets, 8, images=40)) == first
+    assert plain(AnchorSampler(triplets, 8, images=40, seed=1)) != first
+
+
+def test_a_bounded_rank_resumes_where_it_was():
+    triplets = RandomTriplets(LABELS, 3, 2)
+    options = {"anchors": 6, "per_class": 2, "labels": LABELS, "images": 20, "rank": 1, "world_size": 2}
+    replay = plain(AnchorSampler(triplets, **options))
+    for stop in (0, 1, len(replay) - 1, len(replay)):
+        other = AnchorSampler(triplets, **options)
+        other.load_state_dict(json.loads(json.dumps(AnchorSampler(triplets, **options).state_at(0, stop))))
+        assert plain(other)[: len(replay) - stop] == replay[stop:]
+
+
+def test_reading_in_parts_divides_alike(monkeypatch):
+    triplets = RandomTriplets(LABELS, 3, 2)
+    options = {"images": 12, "per_class": 2, "labels": LABELS}
+    expected = plain(AnchorSampler(triplets, 8, **options))
+    monkeypatch.setattr("tercet.anchor_parts._READ", 7)
+    assert plain(AnchorSampler(triplets, 8, **options)) == expected
+
+
+def test_a_state_of_0_1_without_the_bound_is_taken():
+    sampler = AnchorSampler(RandomTriplets(LABELS), 8)
+    assert "images" not in sampler.state_dict()["settings"]
+
+
+@pytest.mark.parametrize("kind", ["sequence", "columns", "manifest"])
+def test_pairs_come_by_their_first_image(catalog, tmp_path, kind):
+    pairs = RandomPairs(catalog.labels, 3, 4, seed=1)
+    if kind == "manifest":
+        write_manifest(tmp_path / "p.parquet", pairs, catalog)
+    given = {"sequence": pairs, "columns": pairs[:]}.get(kind) or read_manifest(tmp_path / "p.parquet")
+    sampler = AnchorSampler(given, 4, images=20)
+    first = pairs[:].first
+    dataset = PairDataset(pairs, catalog=catalog)
+    seen = []
+    for numbers in plain(sampler):
+        numbers = [number for number, *_ in numbers]
+        assert len(set(first[numbers])) <= 4
+        assert len(dataset[numbers].images) <= 20
+        seen += numbers
+    assert sorted(seen) == list(range(len(pairs)))
+
+
 # ── ranks, positions and states ──────────────────────────────────────────────────────────────────────────
 
 
@@ -312,6 +468,7 @@ def test_copies_go_on_from_the_same_place():
         {"seed": 1},
         {"world_size": 2},
         {"labels": LABELS[::-1], "per_class": 4},
+        {"images": 50},
     ],
 )
 def test_a_state_is_for_the_same_settings(other):
@@ -363,6 +520,10 @@ REFUSED = [
     ({"triplets": of_anchors([-1, 0]), "per_class": 2, "labels": LABELS}, r"labels='60 labels'.* row -1"),
     ({"triplets": 3}, r"triplets='int'\): expected a Manifest or another sequence of triplets"),
     ({"world_size": 61}, r"world_size=61\): expected at most 60, as there are so many bundles of anchors"),
+    ({"images": 2}, r"images=2\): expected a whole number of at least 3"),
+    ({"images": 12.5}, r"images=12.5\): expected a whole number of at least 3"),
+    ({"triplets": RandomPairs(LABELS), "images": 1}, r"images=1\): expected a whole number of at least 2"),
+    ({"world_size": 61, "images": 9}, r"world_size=61\): expected at most 60, as there are so many bundles"),
     ({"rank": 2}, r"rank=2\): expected a whole number from 0 to 0"),
     ({"seed": -1}, r"seed=-1\): expected a whole number of at least 0"),
 ]
@@ -396,11 +557,11 @@ def test_the_same_seed_gives_the_same_batches_on_every_machine():
 @pytest.mark.parametrize(
     "triplets",
     [
-        RandomPairs([0, 0, 1, 1]),
+        [(0, 1, 2)],
         Triplets([0.7, 0.2], [1, 1], [2, 2]),
         Triplets([0, 1], [1], [2, 2]),
     ],
-    ids=["pairs", "floats", "unequal columns"],
+    ids=["a list", "floats", "unequal columns"],
 )
 def test_what_are_no_triplets_is_refused(triplets):
     with unchecked(), pytest.raises(ValueError, match=r"AnchorSampler\(triplets=.*\): expected"):

@@ -23,6 +23,7 @@ FLOORS = {
     "floor 0": ["checks", "promises", "randomness", "tuples"],
     "left wing": [
         *[
+            "anchor_parts",
             "anchors",
             "atomic",
             "arrow_layout",

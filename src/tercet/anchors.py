@@ -1,4 +1,4 @@
-"""Triplets batched by anchor, so that an image that many of them share is decoded and embedded once."""
+"""Triplets or pairs batched by anchor, so that an image that many share is decoded and embedded once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from tercet.anchor_parts import anchors_of, divided, images_each
 from tercet.checks import label_codes, refusal, whole
 from tercet.epochs import EpochSampler
 from tercet.randomness import KeyedRow, derive_key, keyed_bits
+from tercet.triplets.pairs import LabeledPairs, PairSequence
 from tercet.tuples import Triplets, TripletSequence
 
 __all__ = ["AnchorSampler"]
-
-_READ = 2**18  # triplets read at a time
 
 
 class AnchorSampler(EpochSampler):
@@ -34,11 +34,22 @@ class AnchorSampler(EpochSampler):
     anchors meet is drawn anew for each epoch, in such a way that batches have about equally many triplets:
     bundles in order of their number of triplets, equal ones shuffled, are dealt S at a time, one to each.
 
-    The anchors of all triplets are read once. The state is a few integers; the memory, 24 bytes a triplet.
+    With `images`, no batch has more distinct images than that: with P = Q = 10, 16 anchors have up to 1,776.
+    Which anchors form a bundle is then drawn once, by the seed, for all epochs. A bundle of more images is
+    divided in the order of its triplets, and each part is a bundle of its own. Bundles of a batch count as if
+    they shared no image, so a batch is often below the bound. They are dealt by their number of images, the
+    i-th largest of which is w_i; so S is the smallest number of batches with
+
+        w_1 + w_(S+1) + w_(2S+1) + … ≤ images   and   ⌈bundles / S⌉ ≤ anchors / per_class.
+
+    The anchors of all triplets are read once, with `images` the other columns too. The state is a few
+    integers; the memory, 24 bytes a triplet.
 
     Args:
-        triplets: a `Manifest`, or any sequence of triplets such as `RandomTriplets`; or `Triplets`.
+        triplets: a `Manifest`, or any sequence of triplets such as `RandomTriplets`; or `Triplets`. Or pairs
+            likewise, for `PairDataset`: the first image of a pair is its anchor.
         anchors: the most anchors in a batch, a multiple of `per_class`.
+        images: the most distinct images in a batch, at least those of one triplet; None for no bound.
         per_class: how many anchors of one class are joined.
         labels: [n] the class of each image that the triplets name, whole numbers or strings; by default those
             of the manifest's catalog. Read only where `per_class` is above 1.
@@ -50,8 +61,8 @@ class AnchorSampler(EpochSampler):
         anchors_in_all: how many different anchors the triplets have.
 
     Raises:
-        ValueError: an argument out of range, no triplets, no labels for `per_class`, or fewer bundles than
-            processes.
+        ValueError: an argument out of range, no triplets or pairs, no labels for `per_class`, or fewer
+            bundles than processes.
 
     Example:
         >>> from tercet.triplets.random import RandomTriplets
@@ -61,13 +72,16 @@ class AnchorSampler(EpochSampler):
         (48, 2, [24, 24])
         >>> len(set(triplets[sampler.batch(epoch=0, step=0)].anchor.tolist()))
         4
+        >>> [len(numbers) for numbers in AnchorSampler(triplets, anchors=4, images=16)]
+        [12, 12, 12, 12]
     """
 
     def __init__(
         self,
-        triplets: Triplets | TripletSequence,
+        triplets: Triplets | TripletSequence | LabeledPairs | PairSequence,
         anchors: int = 16,
         *,
+        images: int | None = None,
         per_class: int = 1,
         labels: Any = None,
         seed: int = 0,
@@ -80,9 +94,10 @@ class AnchorSampler(EpochSampler):
         self.anchors = whole(owner, "anchors", anchors, 1)
         if self.anchors % self.per_class:
             raise refusal(owner, "anchors", anchors, f"a multiple of per_class={self.per_class}")
-        column = _anchors(triplets)
+        self.images = None if images is None else whole(owner, "images", images, images_each(triplets))
+        column = anchors_of(triplets)
         if not len(column):
-            raise refusal(owner, "triplets", triplets, "at least one triplet")
+            raise refusal(owner, "triplets", triplets, "at least one triplet or pair")
         self._numbers = np.argsort(column, kind="stable")  # [t], anchor after anchor
         rows, self._first, self._counts = np.unique(
             column[self._numbers], return_index=True, return_counts=True
@@ -91,15 +106,6 @@ class AnchorSampler(EpochSampler):
         self._class = np.arange(len(rows))  # of each anchor; alone without per_class
         if self.per_class > 1:
             self._class = _classes(triplets, labels, rows)
-        sizes = np.bincount(self._class)
-        self._hands = -(-sizes // self.per_class)  # bundles of each class
-        self._bundles, each = int(self._hands.sum()), self.anchors // self.per_class
-        if self._bundles < self.world_size:
-            expected = f"at most {self._bundles}, as there are so many bundles of anchors"
-            raise refusal(owner, "world_size", world_size, expected)
-        self._length = -(-self._bundles // (each * self.world_size))  # of this rank
-        self._block = 1
-        self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
         self._settings = {
             "anchors": self.anchors,
             "per_class": self.per_class,
@@ -108,6 +114,41 @@ class AnchorSampler(EpochSampler):
             "triplets": zlib.crc32(column.astype("<i8").tobytes()),
             "labels": zlib.crc32(self._class.astype("<i8").tobytes()),
         }
+        self._hands = -(-np.bincount(self._class) // self.per_class)  # bundles of each class
+        self._weight = self._counts  # of each anchor, by which batches are made about equal
+        if self.images is not None:
+            self._settings["images"] = self.images
+            self._divide(triplets, self.images)
+        self._bundles = int(self._hands.sum())
+        if self._bundles < self.world_size:
+            expected = f"at most {self._bundles}, as there are so many bundles of anchors"
+            raise refusal(owner, "world_size", world_size, expected)
+        self._length = self._steps(self.anchors // self.per_class)  # of this rank
+        self._block = 1
+        self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def _divide(self, triplets: Any, most: int) -> None:
+        """Bundle the anchors once, and let each bundle, or each part of it, take the place of an anchor."""
+        anchor = np.repeat(np.arange(len(self._counts)), self._counts)  # [t]
+        bundle = self._bundled(derive_key("AnchorSampler bundles", self.seed))[anchor]
+        order = np.argsort(bundle, kind="stable")
+        self._numbers, bundle = self._numbers[order], bundle[order]
+        self._first, self._weight = divided(triplets, self._numbers, bundle, most)
+        self._counts = np.diff(self._first, append=len(self._numbers))
+        self._class = np.arange(len(self._first))
+        self._hands = np.ones(len(self._first), dtype=np.int64)
+
+    def _steps(self, each: int) -> int:
+        """The batches of each rank: the fewest that take at most `each` bundles, and few enough images."""
+        steps = -(-self._bundles // (each * self.world_size))
+        if self.images is None:
+            return steps
+        weight, most = np.sort(self._weight)[::-1], -(-self._bundles // self.world_size)
+        while steps < most:  # the sum over a batch never grows with the number of batches
+            middle = (steps + most) // 2
+            fits = weight[:: middle * self.world_size].sum() <= self.images
+            steps, most = (steps, middle) if fits else (middle + 1, most)
+        return steps
 
     def batch(self, epoch: int, step: int) -> list[KeyedRow]:
         """The numbers of the triplets at `step` of `epoch`, those of an anchor side by side.
@@ -142,15 +183,8 @@ class AnchorSampler(EpochSampler):
 
     def _plan_epoch(self, key: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " a"]]:
         """The batch and the bundle of each anchor."""
-        shuffled = keyed_bits(derive_key("anchors", key), np.arange(self.anchors_in_all))
-        order = np.lexsort((shuffled, self._class))
-        sizes = np.bincount(self._class)
-        of = self._class[order]
-        nth = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[of]  # within the class
-        bundle = np.empty(len(order), dtype=np.int64)
-        # Five anchors at four a bundle are three and two, not four and one.
-        bundle[order] = (np.cumsum(self._hands) - self._hands)[of] + nth * self._hands[of] // sizes[of]
-        weight = np.bincount(bundle, weights=self._counts).astype(np.int64)
+        bundle = self._bundled(key)
+        weight = np.bincount(bundle, weights=self._weight).astype(np.int64)
         steps = len(self) * self.world_size
         tied = keyed_bits(derive_key("bundles", key), np.arange(len(weight)))
         round_of = np.empty(len(weight), dtype=np.int64)
@@ -160,25 +194,17 @@ class AnchorSampler(EpochSampler):
         batch[dealt] = np.arange(len(weight)) % steps
         return batch[bundle], bundle
 
-
-def _anchors(triplets: Any) -> Int[np.ndarray, " t"]:
-    """The anchor of each triplet."""
-    if isinstance(triplets, Triplets):
-        columns = [np.asarray(column) for column in triplets]
-        shapes = {column.shape for column in columns}
-        if any(column.dtype.kind not in "iu" and column.size for column in columns) or len(shapes) > 1:
-            shown = ", ".join(f"{column.dtype} {column.shape}" for column in columns)
-            raise refusal("AnchorSampler", "triplets", shown, "three columns of row numbers, of one length")
-        return columns[0].astype(np.int64)
-    if not isinstance(triplets, TripletSequence) or getattr(triplets, "kind", "triplets") != "triplets":
-        shown = getattr(triplets, "kind", type(triplets).__name__)
-        raise refusal("AnchorSampler", "triplets", shown, "a Manifest or another sequence of triplets")
-    if len(triplets) and not isinstance(triplets[:1], Triplets):
-        shown = f"{type(triplets).__name__} of {type(triplets[:1]).__name__}"
-        raise refusal("AnchorSampler", "triplets", shown, "a Manifest or another sequence of triplets")
-    parts = [np.empty(0, dtype=np.int64)]
-    parts += [triplets[first : first + _READ].anchor for first in range(0, len(triplets), _READ)]
-    return np.concatenate(parts)
+    def _bundled(self, key: int) -> Int[np.ndarray, " a"]:
+        """The bundle of each anchor: those of a class shuffled, and cut into equal runs."""
+        shuffled = keyed_bits(derive_key("anchors", key), np.arange(len(self._class)))
+        order = np.lexsort((shuffled, self._class))
+        sizes = np.bincount(self._class)
+        of = self._class[order]
+        nth = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[of]  # within the class
+        bundle = np.empty(len(order), dtype=np.int64)
+        # Five anchors at four a bundle are three and two, not four and one.
+        bundle[order] = (np.cumsum(self._hands) - self._hands)[of] + nth * self._hands[of] // sizes[of]
+        return bundle
 
 
 def _classes(triplets: Any, labels: Any, rows: Int[np.ndarray, " a"]) -> Int[np.ndarray, " a"]:
