@@ -9,9 +9,11 @@ from reference import unchecked
 from torch import nn
 
 from tercet import distances
+from tercet.differences import mapped_rows
 from tercet.distances import Distance, Mahalanobis, as_distance
 from tercet.losses.pair import Contrastive
 from tercet.miners import BatchHard
+from tercet.pair_miners import PairMargin
 from tercet.tuples import References
 
 NAMES = ["euclidean", "squared_euclidean", "cosine", "dot", "hamming"]
@@ -138,6 +140,29 @@ def test_mahalanobis_learns_a_parameter_and_carries_a_tensor():
     learned.tile(learned.prepare(points()), learned.prepare(points(seed=1))).sum().backward()
     assert learned.L.grad.abs().sum() > 0
     assert "5×5" in repr(learned)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 3), (33, 17), (128, 64)])
+def test_equal_rows_are_0_apart_by_mahalanobis_wherever_they_stand(shape, dtype):
+    distance = Mahalanobis(points(*shape, 2, torch.float64))
+    one = points(1, shape[0], 3, dtype)
+    x = points(40, shape[0], 4, dtype)
+    x[::3] = one
+    features, alone = distance.prepare(x), distance.prepare(one)
+    assert (features[::3] == alone).all()
+    assert (distance.tile(features, alone)[::3] == 0).all()
+    table = distances.exact(distance, features, features)
+    assert torch.equal(table, table.T)
+    assert (table[::3, ::3] == 0).all()
+    pairs = PairMargin(0.0, 1e-300, distance=distance)(x, torch.arange(40) // 3)
+    assert not (x[pairs.pos_anchor] == x[pairs.positive]).all(1).any()
+
+
+def test_gradients_through_mahalanobis_in_float64_equal_finite_differences():
+    x, L = points(4, 3, 0, torch.float64).requires_grad_(), points(3, 2, 1, torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(mapped_rows, (x, L))
+    assert torch.autograd.gradgradcheck(mapped_rows, (x, L))
 
 
 @pytest.mark.parametrize("L", [torch.ones(3), torch.ones(2, 2, dtype=torch.int64), "L"])

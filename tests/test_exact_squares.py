@@ -9,6 +9,7 @@ import reference
 import torch
 from test_pair_miners import as_sets
 
+from tercet.differences import pair_squares, squares_by_differences
 from tercet.distances import as_distance, exact, exact_pairs
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
@@ -16,7 +17,7 @@ from tercet.losses.triplet import TripletMargin
 from tercet.metrics import map_at_r, recall_at_k
 from tercet.miners import BatchAll, EasyPositive, HardestN, SemiHard
 from tercet.pair_miners import MultiSimilarityMiner, PairMargin
-from tercet.squares import centre_of, fast_entries, fast_tile, pair_squares, squares_by_differences
+from tercet.squares import centre_of, fast_entries, fast_tile
 from tercet.stats import describe
 
 DTYPES = [torch.float32, torch.float64]
@@ -156,5 +157,5 @@ def test_a_table_in_several_blocks_is_the_same(monkeypatch):
     x = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
     whole = squares_by_differences(x, x)
     for numbers in (1, 50, 1000):
-        monkeypatch.setattr("tercet.squares._CACHED", numbers)
+        monkeypatch.setattr("tercet.differences._CACHED", numbers)
         assert torch.equal(squares_by_differences(x, x), whole)

@@ -64,7 +64,7 @@ FLOORS = {
             "sums",
             "weighted_miners",
         ],
-        *["closed_forms", "small_tables", "strips"],
+        *["closed_forms", "differences", "small_tables", "strips"],
     ],
     "roof": ["distributed", "embed", "gradient_cache", "loader", "reports"],
     "cli": ["cli"],

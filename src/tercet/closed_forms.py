@@ -14,16 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tercet.differences import by_differences, pair_squares, squares_by_differences
 from tercet.promises import promised
-from tercet.squares import (
-    by_differences,
-    fast_entries,
-    fast_tile,
-    full_precision,
-    pair_squares,
-    picked,
-    squares_by_differences,
-)
+from tercet.squares import fast_entries, fast_tile, full_precision, picked
 
 __all__ = ["ProductForm", "SquareForm", "form_of"]
 

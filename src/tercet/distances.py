@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tercet.checks import choice, refusal
 from tercet.closed_forms import ProductForm, SquareForm, form_of
+from tercet.differences import mapped_rows
 from tercet.squares import full_precision
 
 __all__ = [
@@ -251,6 +252,8 @@ class Mahalanobis(nn.Module):
             )
         if self.L.device != x.device:
             raise refusal("Mahalanobis", "L", str(self.L.device), f"the embeddings' device {x.device}")
+        if x.dtype == torch.float64:
+            return mapped_rows(x, self.L.double())
         with full_precision(x.device):  # in float64, so that equal rows of other batches stay equal
             return (x.double() @ self.L.double()).to(x.dtype)
 

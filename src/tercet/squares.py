@@ -11,28 +11,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tercet.differences import by_differences, chunks, listed_squares, squares_by_differences
 from tercet.small_tables import true_places
 
 __all__ = [
     "NEAR",
-    "by_differences",
     "centre_of",
     "distances_within",
     "fast_entries",
     "fast_tile",
     "full_precision",
-    "listed_squares",
-    "pair_squares",
     "picked",
     "roundoff",
     "square_bound",
-    "squares_by_differences",
 ]
 
 # Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
 NEAR = 0.1
-_CHUNK = 2**20  # numbers gathered at once for single pairs
-_CACHED = 2**18  # differences taken at once by a processor; a card takes as many as `_CHUNK` times four
 
 
 def roundoff(x: Tensor) -> float:
@@ -47,11 +42,6 @@ def roundoff(x: Tensor) -> float:
     return {"highest": 2.0**-24, "high": 2.0**-11}.get(precision, 2.0**-8)
 
 
-def by_differences(x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]) -> Float[Tensor, "*b a r"]:
-    """‖x_i − y_j‖: differences, squares, sum, root, for each pair by itself."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-
 def distances_within(x: Float[Tensor, "*b a k"]) -> Float[Tensor, "*b a a"]:
     """`by_differences(x, x)` with a second derivative, which `torch.cdist` lacks; both are 0 where D is 0.
 
@@ -63,40 +53,6 @@ def distances_within(x: Float[Tensor, "*b a k"]) -> Float[Tensor, "*b a a"]:
                 [-0.2560,  0.1920]])
     """
     return _Within.apply(x)
-
-
-def pair_squares(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    """Σ (x_i − y_i)² for each i: of whole numbers exact, and a function of the two rows alone.
-
-    The square of `by_differences` is neither: √2 squared is not 2.
-    """
-    return _row_sums((x - y).square())
-
-
-def squares_by_differences(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    """`pair_squares` of every row with every column, in bounded memory; without a gradient."""
-    out, width = x.new_empty(len(x), len(y)), max(1, x.shape[1])
-    numbers = _CACHED if x.device.type == "cpu" else 4 * _CHUNK
-    step = max(1, numbers // width)
-    for first in range(0, len(y), step):
-        columns = y[first : first + step]
-        height = max(1, numbers // (width * len(columns)))
-        for start in range(0, len(x), height):
-            apart = (x[start : start + height, None] - columns).square_()  # [c, s, k]
-            table = _row_sums(apart.flatten(0, 1)).view(apart.shape[:2])
-            out[start : start + height, first : first + step] = table
-    return out
-
-
-def _row_sums(numbers: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    """Each row's sum, in an order that the number of rows does not change."""
-    if numbers.device.type == "cpu":
-        return numbers.sum(1)
-    while numbers.shape[1] > 1:  # a card's own sum takes another order for few rows than for many
-        half = numbers.shape[1] // 2
-        rest = numbers[:, 2 * half :]
-        numbers = torch.cat([numbers[:, :half] + numbers[:, half : 2 * half], rest], dim=1)
-    return numbers.sum(1)
 
 
 def square_bound(
@@ -312,7 +268,7 @@ def _pulls(
             by_x = (weight.sum(1)[:, None] * u).addmm_(weight, v, alpha=-1)
         if ctx.needs_input_grad[1]:
             by_y = (weight.sum(0)[:, None] * v).addmm_(weight.T, u, alpha=-1)
-    for rows, columns, w in _chunks(x.shape[1], *near):
+    for rows, columns, w in chunks(x.shape[1], *near):
         part = w[:, None] * (x[rows] - y[columns])
         if by_x is not None:
             by_x.index_add_(0, rows, part)
@@ -331,16 +287,3 @@ def _pull_by_differences(x: Tensor, y: Tensor, out: Tensor, grad: Tensor, root: 
         grad = 2 * grad * out
     # The backward of `cdist` by itself: to get there through autograd would be to measure once more.
     return torch.ops.aten._cdist_backward(grad.contiguous(), x, y, 2.0, out.contiguous())
-
-
-def listed_squares(
-    x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
-) -> Float[Tensor, " t"]:
-    """`pair_squares` of x_i and y_j for each listed pair, in bounded memory; without a gradient."""
-    parts = [_row_sums((x[a] - y[b]).square_()) for a, b in _chunks(x.shape[1], i, j)]
-    return torch.cat(parts) if parts else x.new_zeros(0)
-
-
-def _chunks(width: int, *columns: Tensor) -> Any:
-    """Equally long tensors side by side, a bounded number of rows of `width` at a time."""
-    return zip(*(column.split(max(1, _CHUNK // max(1, width))) for column in columns))

@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.closed_forms import ProductForm, SquareForm, form_of
+from tercet.differences import listed_squares
 from tercet.distances import Distance, cosine, dot
 from tercet.pairwise import Tile
 from tercet.small_tables import true_places
-from tercet.squares import NEAR, centre_of, full_precision, listed_squares, roundoff
+from tercet.squares import NEAR, centre_of, full_precision, roundoff
 from tercet.sums import summed, with_gradient
 
 __all__ = ["Compared", "NegativeCosine", "TileLoss", "differentiated", "sloped"]
