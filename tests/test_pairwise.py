@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from contract_heads import PAIRED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import unchecked
@@ -9,6 +10,7 @@ from reference import unchecked
 from tercet import pairwise as module
 from tercet.distances import euclidean
 from tercet.pairwise import Pairwise, mined_rows, tile_height
+from tercet.stats import describe
 from tercet.tuples import Pairs, References
 
 HEIGHTS = [1, 2, 3, 7, 100]
@@ -210,3 +212,37 @@ def test_what_is_no_list_of_rows_is_refused(mined, text):
 def test_pairs_are_refused_where_triplets_are_wanted():
     with pytest.raises(ValueError, match=r"mined='Pairs of 4'\): expected Triplets \(three index tensors\)$"):
         mined_rows("Head", Pairs(*rows([0], [1], [0], [1])), 2, 2, torch.device("cpu"), kinds=(3,))
+
+
+BOTH = Pairs(*(torch.tensor(each) for each in ([0, 2, 1], [1, 3, 4], [3, 2, 2], [0, 0, 3])))  # (2, 3) twice
+
+
+@pytest.mark.parametrize("name", [name for name, row in PAIRED.items() if row.lists == "pairs"])
+def test_a_pair_listed_both_positive_and_negative_is_refused_by_every_head(name):
+    row, x, labels = PAIRED[name], points(5).double(), torch.tensor([0, 0, 1, 1, 2])
+    head = row.head()
+    sentence = (
+        r"\(mined='pair \(2, 3\)'\): expected pairs \(anchor, column\) listed as positive or as negative"
+    )
+    with pytest.raises(ValueError, match=type(head).__name__ + sentence):
+        head(x, labels, BOTH)
+    assert head(x, labels, Pairs(*BOTH[:2], BOTH[3], BOTH[2])).isfinite()  # (3, 2) is another pair
+
+
+def test_a_pair_listed_both_positive_and_negative_is_refused_by_describe():
+    with pytest.raises(ValueError, match=r"describe\(mined='pair \(2, 3\)'\).*take it out of one of the two"):
+        describe(points(5), torch.tensor([0, 0, 1, 1, 2]), BOTH)
+
+
+@pytest.mark.parametrize("n", [6, 10_000])
+def test_pairs_on_both_sides_are_found_by_marks_and_by_sorting(n):
+    """Among so many rows that marks for all pairs would be too many, and among few."""
+    g = torch.Generator().manual_seed(0)
+    for positives, negatives in ((3, 40), (40, 3)):
+        sides = [torch.randint(0, 6, (2, count), generator=g) for count in (positives, negatives)]
+        found = module._on_both_sides(*sides[0], *sides[1], n, n)
+        expected = set.intersection(*(set(map(tuple, side.T.tolist())) for side in sides))
+        assert expected
+        assert {(int(key) // n, int(key) % n) for key in found} == expected
+    apart = torch.tensor([[0], [1]]), torch.tensor([[1, 0, 5], [0, 0, 5]])
+    assert not len(module._on_both_sides(*apart[0], *apart[1], n, n))

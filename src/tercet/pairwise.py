@@ -37,6 +37,8 @@ __all__ = [
 TILE_BYTES = 8 * 2**20
 """The distances of one tile take this much; what is computed from them, up to fifteen times as much."""
 
+_MARKS_TO_ONE = 64  # a table of marks has at most so many bytes to each pair that is listed
+
 
 class Tile(NamedTuple):
     """Some anchors against all columns.
@@ -309,8 +311,8 @@ def mined_rows(
         The same three or four tensors.
 
     Raises:
-        ValueError: another form, unequal lengths, or rows that do not exist. Looking for those waits for the
-            device once.
+        ValueError: another form, unequal lengths, rows that do not exist, or a pair that is listed both as
+            positive and as negative. Looking for those waits for the device.
     """
     if not isinstance(mined, (tuple, list)) or len(mined) not in kinds:
         shown: object = mined
@@ -345,4 +347,31 @@ def mined_rows(
             first = int(index[(index < 0) | (index >= size)][0])
             way_out = "pass the embeddings, and the ref, that were mined"
             raise refusal(owner, "mined", f"row {first}", f"rows below {size}", way_out)
+    if len(out) == 4 and len(out[0]) and len(out[2]):
+        both = _on_both_sides(*out, rows, columns)
+        if len(both):
+            pair = f"pair ({int(both[0]) // columns}, {int(both[0]) % columns})"
+            expected = "pairs (anchor, column) listed as positive or as negative, not as both"
+            raise refusal(owner, "mined", pair, expected, "take it out of one of the two sides")
     return tuple(out)
+
+
+def _on_both_sides(
+    anchor: Int[Tensor, " p"],
+    positive: Int[Tensor, " p"],
+    other: Int[Tensor, " n"],
+    negative: Int[Tensor, " n"],
+    rows: int,
+    columns: int,
+) -> Int[Tensor, " b"]:
+    """The pairs, row · columns + column, that both lists name: by a mark for each pair that there can be, or
+    by sorting the shorter list where those are too many.
+    """
+    pairs, others = anchor * columns + positive, other * columns + negative
+    if rows * columns <= _MARKS_TO_ONE * (len(pairs) + len(others)) + 2**16:
+        marks = torch.zeros(rows * columns, dtype=torch.bool, device=anchor.device)
+        marks[pairs] = True
+        return others[marks.index_select(0, others)]
+    few, many = sorted((pairs, others), key=len)
+    few = few.sort().values
+    return many[few[torch.searchsorted(few, many).clamp_(max=len(few) - 1)] == many]
