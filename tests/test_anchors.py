@@ -19,7 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from tercet.anchors import AnchorSampler
 from tercet.catalog import scan_folder
 from tercet.losses.triplet import TripletMargin
-from tercet.manifest import read_manifest, write_manifest
+from tercet.manifest import read_manifest
 from tercet.relevance import FunctionRelevance
 from tercet.samplers import ShuffledSampler
 from tercet.triplet_dataset import PairDataset, TripletDataset
@@ -27,6 +27,7 @@ from tercet.triplets.deep_ranking import DeepRankingTriplets
 from tercet.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.triplets.random import RandomTriplets
 from tercet.tuples import Triplets
+from tercet.writing import write_manifest
 
 torch.set_num_threads(1)
 stateful = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own

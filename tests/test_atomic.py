@@ -9,11 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
-import warnings
-from functools import partial
 from pathlib import Path
 
 import pytest
+from killing import killed_at
 
 from tercet.atomic import atomically, fresh_target, together
 from tercet.journal import JOURNAL, journal, located, pending, tidy
@@ -218,32 +217,16 @@ def test_files_and_folder_are_on_the_disk_before_and_after_the_renaming(tmp_path
 
 # Killed
 
-STEPS = ("link", "replace", "unlink", "fsync", "pwrite", "ftruncate")
 
-
-def write_set(folder, order, kill=0, words=("new a", "new b")):
+def write_set(folder, order, kill=0):
     """Write files a and b in another process, killed before its step of the file system of number `kill`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the fork does without
-        child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    try:
-        left = iter(range(kill - 1, -1, -1)) if kill else iter(lambda: 1, 0)
-        for name in STEPS:
-            setattr(os, name, partial(_step, left, getattr(os, name)))
+
+    def work():
         with together([folder / "a", folder / "b"], order == "overwrite") as files:
-            for file, word in zip(files, words):
+            for file, word in zip(files, ("new a", "new b")):
                 file.write_text(word)
-        os._exit(0)
-    finally:
-        os._exit(1)
 
-
-def _step(left, real, *args, **kwargs):
-    if not next(left):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **kwargs)
+    return killed_at(kill, work)
 
 
 @pytest.mark.parametrize("order", ["new", "overwrite"])

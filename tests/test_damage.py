@@ -21,9 +21,10 @@ import pytest
 
 from tercet.catalog import Catalog
 from tercet.formats import FORMATS, TEXT_FORMATS
-from tercet.manifest import read_manifest, write_manifest
+from tercet.manifest import read_manifest
 from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
+from tercet.writing import write_manifest
 
 N = 40
 CATALOG = Catalog(

@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 import tercet.decoding
 from tercet.catalog import scan_folder
 from tercet.datasets import ImageDataset
-from tercet.manifest import read_manifest, write_manifest
+from tercet.manifest import read_manifest
 from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
@@ -26,6 +26,7 @@ from tercet.shards import ShardIndex
 from tercet.triplet_dataset import TripletBatch, TripletDataset
 from tercet.triplets.random import RandomTriplets
 from tercet.tuples import Triplets
+from tercet.writing import write_manifest
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A

@@ -48,7 +48,7 @@ FLOORS = {
         *["manifest", "manifest_reading", "samplers", "shards", "streams", "tables", "triplets", "relevance"],
         *["grouping", "pk_iterator", "pk_stream", "shared_epochs", "triplet_dataset", "visits"],
         *["stream_batches", "stream_lanes", "stream_samples", "stream_shards", "stream_yield"],
-        *["layouts", "shard_sets", "shard_writing", "sharding", "tars"],
+        *["layouts", "split_parts", "writing", "shard_sets", "shard_writing", "sharding", "tars"],
     ],
     "right wing": [
         *["distances", "hard_negatives", "losses", "memory", "metrics", "miners", "models", "neighbors"],

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import weakref
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,15 +23,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tercet import blocks, formats, manifest
+from tercet import blocks, formats, writing
 from tercet.catalog import Catalog, scan_folder
 from tercet.folders import LeftOut
 from tercet.formats import FORMATS, TEXT_FORMATS
-from tercet.manifest import read_manifest, unfinished_manifest, write_manifest
+from tercet.manifest import read_manifest
 from tercet.triplet_dataset import TripletDataset
 from tercet.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.triplets.random import RandomTriplets
 from tercet.tuples import Pairs, Triplets, TripletSequence
+from tercet.writing import ManifestPart, write_manifest, write_manifests
 
 COLUMNS = formats.COLUMNS["triplets"]
 NASTY = [
@@ -285,7 +286,7 @@ def test_bytes_do_not_depend_on_the_chunk_size(tmp_path, suffix):
 MACHINE = """
 import sys
 from tercet.catalog import scan_folder
-from tercet.manifest import write_manifest
+from tercet.writing import write_manifest
 from tercet.triplets.random import RandomTriplets
 images, out, chunk_size = sys.argv[1:]
 catalog = scan_folder(images)
@@ -712,7 +713,7 @@ def test_interrupted_half_way_leaves_nothing(tmp_path, monkeypatch, suffix, erro
     monkeypatch.setattr(blocks, "BLOCK", block)
 
     def interrupt():
-        assert len(list(tmp_path.iterdir())) == 1  # it is being written, under another name
+        assert all(file.name.endswith(".unfinished") for file in tmp_path.iterdir())  # under other names
         assert not (tmp_path / f"t{suffix}").exists()
         raise error
 
@@ -740,7 +741,7 @@ def test_interrupted_half_way_keeps_the_old_file(tmp_path, suffix):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from tercet import blocks, formats, manifest
+from tercet import blocks, formats, writing
 from tercet.catalog import Catalog
 from tercet.tuples import Triplets
 
@@ -754,7 +755,7 @@ class Killed:
         return Triplets(*np.zeros((3, index.stop - index.start), dtype=np.int64))
 
 catalog = Catalog(["a/1.png"], [0], ["a"])
-manifest.write_manifest(sys.argv[1], Killed(), catalog, chunk_size=1000, overwrite=True)
+writing.write_manifest(sys.argv[1], Killed(), catalog, chunk_size=1000, overwrite=True)
 """
 
 
@@ -775,7 +776,7 @@ def test_killed_half_way_leaves_nothing_under_the_name(tmp_path, suffix):
 FULL = """
 import resource, sys
 from tercet.catalog import Catalog
-from tercet.manifest import write_manifest
+from tercet.writing import write_manifest
 from tercet.triplets.random import RandomTriplets
 labels = [n % 7 for n in range(5000)]
 catalog = Catalog([f"{n % 7}/{n * n}.png" for n in range(5000)], labels, list("0123456"))
@@ -808,10 +809,10 @@ def test_memory_does_not_grow_with_the_count(tmp_path):
             most = max(most, sum(reference() is not None for reference in alive))
             yield block
 
-    drawn = manifest.drawn_blocks
+    drawn = writing.drawn_blocks
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK", 100)
-        patch.setattr(manifest, "drawn_blocks", lambda *given: watched(drawn(*given)))
+        patch.setattr(writing, "drawn_blocks", lambda *given: watched(drawn(*given)))
         for suffix in FORMATS:
             rows = np.zeros((3, 3000), dtype=np.int64)
             write_manifest(tmp_path / f"t{suffix}", Triplets(*rows), CATALOG)
@@ -995,15 +996,12 @@ def test_two_manifests_appear_together_or_not_at_all(tmp_path, suffix):
     def fail():
         raise KeyboardInterrupt
 
+    first = ManifestPart(one, DRAWN, CATALOG, {})
     for second, error in ((Interrupted(fail), KeyboardInterrupt), (given_triplets([(0, 1, 9)]), ValueError)):
-        with pytest.raises(error), unfinished_manifest(one, DRAWN, CATALOG):
-            write_manifest(two, second, CATALOG, chunk_size=10)
+        with pytest.raises(error):
+            write_manifests([first, ManifestPart(two, second, CATALOG, {})], chunk_size=10)
         assert not list(tmp_path.iterdir())
-    with ExitStack() as together:
-        together.enter_context(unfinished_manifest(one, DRAWN, CATALOG))
-        together.enter_context(unfinished_manifest(two, PAIRS, CATALOG))
-        assert not one.exists()
-        assert not two.exists()
+    write_manifests([first, ManifestPart(two, PAIRS, CATALOG, {})])
     assert listed(read_manifest(one).triplets) == ROWS
     assert listed(read_manifest(two).pairs) == listed(PAIRS[:])
     assert len(list(tmp_path.iterdir())) == (4 if suffix in TEXT_FORMATS else 2)

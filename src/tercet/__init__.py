@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from tercet.losses.weighted import MultiSimilarity as MultiSimilarity
     from tercet.manifest import Manifest as Manifest
     from tercet.manifest import read_manifest as read_manifest
-    from tercet.manifest import write_manifest as write_manifest
     from tercet.memory import CrossBatchMemory as CrossBatchMemory
     from tercet.metrics import map_at_r as map_at_r
     from tercet.metrics import recall_at_k as recall_at_k
@@ -83,6 +82,7 @@ if TYPE_CHECKING:
     from tercet.tuples import References as References
     from tercet.tuples import Triplets as Triplets
     from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
+    from tercet.writing import write_manifest as write_manifest
 
 _HOME = {
     "AnchorSampler": "anchors",
@@ -112,7 +112,7 @@ _HOME = {
     "MultiSimilarity": "losses.weighted",
     "Manifest": "manifest",
     "read_manifest": "manifest",
-    "write_manifest": "manifest",
+    "write_manifest": "writing",
     "CrossBatchMemory": "memory",
     "map_at_r": "metrics",
     "recall_at_k": "metrics",

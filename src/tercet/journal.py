@@ -14,19 +14,24 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from tercet.checks import refusal
 from tercet.facts import Facts, with_checksum
 from tercet.locks import SAFELY, flock, foreign, release, taken
 
-__all__ = ["JOURNAL", "Journal", "journal", "located", "pending", "synced", "tidy"]
+__all__ = ["JOURNAL", "Journal", "journal", "located", "pending", "read_steady", "synced", "tidy"]
 
 JOURNAL = ".tercet.journal"
 _MARK = b'{"tercet": "journal"'  # what one begins with
+_TRIES = 100  # to read files that are replaced all the time
 _LEFT_OVER = re.compile(r"\..+\.([0-9a-f]{16}\.unfinished|tercet\.lock)", re.DOTALL)
+
+
+_Read = TypeVar("_Read")
 
 
 class _Entry(NamedTuple):
@@ -189,6 +194,34 @@ def located(*paths: Path) -> list[Path]:
     return [place if _is_plain(place) else path for place, path in zip(places, paths)]
 
 
+def read_steady(paths: Sequence[Path], read: Callable[[list[Path]], _Read]) -> _Read:
+    """What `read` makes of files of one folder that were there together, though a run may replace them now.
+
+    Files are replaced whole, so what was read while none of them became another is of one run.
+
+    Args:
+        paths: of the files, whether they exist or not.
+        read: gets the place of each, as `located` gives it; it is called again where a file has become
+            another meanwhile.
+
+    Raises:
+        ValueError: the files were replaced each time. What `read` raises while they stay is raised.
+    """
+    for _ in range(_TRIES):
+        places = located(*paths)
+        before = list(map(_status, places))
+        try:
+            result = read(places)
+        except (OSError, ValueError):
+            if before == list(map(_status, located(*paths))):
+                raise
+            continue
+        if before == list(map(_status, located(*paths))):
+            return result
+    expected = "a file that stays as it is while it is read"
+    raise refusal("read", "path", str(paths[0]), expected, f"it was replaced {_TRIES} times; read it later")
+
+
 def synced(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     folder = path.is_dir()
@@ -225,6 +258,15 @@ def _is_plain(path: Path) -> bool:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:
         return False
+
+
+def _status(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from another under its name."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | None:

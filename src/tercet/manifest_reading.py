@@ -17,8 +17,10 @@ from tercet.columns import HeldColumns, StoredColumns
 from tercet.facts import warn_unchecked
 from tercet.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths
 from tercet.handles import open_plain
+from tercet.journal import read_steady
 from tercet.parquet_files import KEY as CHECKSUM_KEY
-from tercet.provenance import CATALOG_KEY, KEY, read_beside, read_catalog, read_provenance
+from tercet.provenance import CATALOG_KEY, KEY, beside, read_beside, read_catalog, read_provenance
+from tercet.split_parts import other_part, refuse_other_split
 
 __all__ = ["Found", "read_rows"]
 
@@ -51,20 +53,30 @@ def read_rows(source: Path, root: str | None) -> Found:
         root: where the paths start from, as for `read_manifest`.
 
     Raises:
-        ValueError: no such file, not a manifest, empty, cut short, damaged, or a path that its catalog does
-            not have.
+        ValueError: no such file, not a manifest, empty, cut short, damaged, a path that its catalog does not
+            have, or the part of another split beside it.
     """
     if source.suffix not in FORMATS:
         raise refusal(_OWNER, "path", str(source), "a name ending in " + ", ".join(FORMATS))
-    if not source.is_file():
+    other = other_part(source)
+    return read_steady([source, beside(source), other, beside(other)], partial(_read, source, root))
+
+
+def _read(source: Path, root: str | None, places: list[Path]) -> Found:
+    """As `read_rows`, with the places of manifest and JSON file, and those of the other part of its split."""
+    file, json_file, *other = places
+    if not file.is_file():
         raise refusal(_OWNER, "path", str(source), "an existing file")
     import pyarrow as pa
 
     place = source.parent if root is None else Path(root)
     try:
         if source.suffix in TEXT_FORMATS:
-            return _of_text(source, root, place)
-        return _stored(source, root, place) or _of_paths(source, root, place)
+            found = _of_text(source, root, place, file, json_file)
+        else:
+            found = _stored(source, root, place, file) or _of_paths(source, root, place, file)
+        refuse_other_split(_OWNER, source, found.provenance, *other)
+        return found
     except UnicodeDecodeError as error:
         raise refusal(_OWNER, "path", str(source), "text in UTF-8", f"it is damaged ({error})") from error
     except (pa.ArrowException, KeyError, OSError) as error:
@@ -73,9 +85,9 @@ def read_rows(source: Path, root: str | None) -> Found:
         raise refusal(_OWNER, "path", str(source), expected, way_out) from error
 
 
-def _stored(source: Path, root: str | None, place: Path) -> Found | None:
+def _stored(source: Path, root: str | None, place: Path, file: Path) -> Found | None:
     """An .arrow manifest, left on disk; None for what is none, or was written anew by another program."""
-    stored = open_arrow(source, KEY) if source.suffix == ".arrow" else None
+    stored = open_arrow(file, KEY) if source.suffix == ".arrow" else None
     if not stored:
         return None
     columns, metadata, checked = stored
@@ -88,10 +100,10 @@ def _stored(source: Path, root: str | None, place: Path) -> Found | None:
     return Found(columns, catalog, provenance, provenance["kind"], (str(source), root))
 
 
-def _of_text(source: Path, root: str | None, place: Path) -> Found:
+def _of_text(source: Path, root: str | None, place: Path, file: Path, json_file: Path) -> Found:
     """A text manifest, with the JSON file beside it if there is one."""
-    with open_plain(source) as lines:
-        written = read_beside(source, lines, place)
+    with open_plain(file) as lines:
+        written = read_beside(source, lines, place, json_file)
         kind, paths, rows, _ = read_paths(lines, source.suffix, written[0]["kind"] if written else None)
     if not written:
         return _foreign(source, root, kind, paths, rows)
@@ -101,9 +113,9 @@ def _of_text(source: Path, root: str | None, place: Path) -> Found:
     return _by_names(source, catalog, provenance, paths, rows)
 
 
-def _of_paths(source: Path, root: str | None, place: Path) -> Found:
+def _of_paths(source: Path, root: str | None, place: Path, file: Path) -> Found:
     """A .parquet manifest, or an .arrow one that another program wrote, read whole."""
-    kind, paths, rows, metadata = read_paths(source, source.suffix)
+    kind, paths, rows, metadata = read_paths(file, source.suffix)
     if KEY not in metadata:
         return _foreign(source, root, kind, paths, rows)
     provenance, _ = read_provenance(source, metadata[KEY])

@@ -218,13 +218,16 @@ def _group(groups: Facts, name: str) -> np.ndarray:
     return np.array(values, dtype=object if kinds <= {str} else None)
 
 
-def read_beside(source: Path, lines: BinaryIO, place: Path) -> tuple[dict[str, Any], Catalog] | None:
+def read_beside(
+    source: Path, lines: BinaryIO, place: Path, file: Path
+) -> tuple[dict[str, Any], Catalog] | None:
     """Provenance and catalog from the JSON file beside a text manifest; None where there is none.
 
     Args:
         source: the text manifest.
         lines: that file, open.
         place: where the paths of the catalog start from.
+        file: where the JSON file is.
 
     Raises:
         ValueError: that file holds something else, is damaged, or belongs to other lines.
@@ -232,7 +235,7 @@ def read_beside(source: Path, lines: BinaryIO, place: Path) -> tuple[dict[str, A
     other = beside(source)
     hint = f"write {source.name} again, or move {other.name} away to do without"
     try:
-        facts = Facts.read(_OWNER, "path", other, "provenance", hint)
+        facts = Facts.read(_OWNER, "path", file, "provenance", hint)
     except FileNotFoundError:
         return None
     written, record = facts.string("sha256"), facts.part(CATALOG_KEY)

@@ -27,9 +27,10 @@ from pathlib import Path
 
 from bench_manifest import synthetic
 
-from tercet.manifest import read_manifest, write_manifest
+from tercet.manifest import read_manifest
 from tercet.samplers import ShuffledSampler
 from tercet.triplets.random import RandomTriplets
+from tercet.writing import write_manifest
 
 FULL = (1_000_000, 10_000)
 QUICK = (100_000, 1_000)

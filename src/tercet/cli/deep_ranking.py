@@ -27,10 +27,10 @@ from tercet.cli.sources import (
     opened_catalog,
     refuse_input,
 )
-from tercet.manifest import manifest_target, write_manifest
 from tercet.provenance import sha256
 from tercet.relevance import FolderRelevance, TableRelevance, TeacherRelevance
 from tercet.triplets.deep_ranking import DeepRankingTriplets
+from tercet.writing import manifest_target, write_manifest
 
 __all__ = ["deep_ranking_triplets"]
 

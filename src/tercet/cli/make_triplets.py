@@ -13,8 +13,8 @@ from tercet.checks import refusal
 from tercet.cli.deep_ranking import deep_ranking_triplets
 from tercet.cli.random_triplets import random_triplets
 from tercet.cli.report import Part, report
-from tercet.manifest import manifest_target, write_manifest
 from tercet.triplets.random import RandomTriplets
+from tercet.writing import manifest_target, write_manifest
 
 __all__ = ["app"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -30,10 +29,11 @@ from tercet.cli.sources import (
     refuse_input,
     with_groups,
 )
-from tercet.manifest import manifest_target, unfinished_manifest
+from tercet.split_parts import validation_part
 from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
 from tercet.triplets.split import train_validation_split
+from tercet.writing import ManifestPart, manifest_target, write_manifests
 
 __all__ = ["random_triplets"]
 
@@ -90,7 +90,7 @@ def random_triplets(
         raise typer.BadParameter("--split-by says how --validation-fraction is kept apart; give that too")
     outputs = {"": output}
     if validation_fraction is not None:
-        outputs = {"train": output, "validation": output.with_suffix(f".validation{output.suffix}")}
+        outputs = {"train": output, "validation": validation_part(output)}
     for target in outputs.values():  # before the images are looked at
         manifest_target("make-triplets", target, overwrite)
         refuse_input("make-triplets", target, source)
@@ -127,19 +127,13 @@ def random_triplets(
             law = {"by": split_by or "image", "fraction": validation_fraction, "seed": seed}
             fact["split"] = {"part": name, **law, "of": catalog.fingerprint}
         facts.append(fact)
-    with ExitStack() as together:  # both manifests appear, or none
-        for part, fact in zip(parts, facts):
-            writing = unfinished_manifest(
-                part.output,
-                part.triplets,
-                part.catalog,
-                overwrite=overwrite,
-                path_prefix=path_prefix,
-                chunk_size=chunk_size,
-                progress=not quiet,
-                provenance=fact,
-            )
-            together.enter_context(writing)
+    write_manifests(  # both manifests appear, or none
+        [ManifestPart(part.output, part.triplets, part.catalog, fact) for part, fact in zip(parts, facts)],
+        overwrite=overwrite,
+        path_prefix=path_prefix,
+        chunk_size=chunk_size,
+        progress=not quiet,
+    )
     report(parts, time.perf_counter() - started, quiet)
 
 

@@ -1,0 +1,177 @@
+"""The writing of manifests: triplets or pairs as paths, with their catalog and provenance."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tercet.atomic import fresh_target, together
+from tercet.blocks import drawn_blocks, kind_and_count
+from tercet.catalog import Catalog, refuse_unwritable
+from tercet.checks import refusal, whole
+from tercet.facts import as_json
+from tercet.formats import FORMATS, TEXT_FORMATS, write_paths
+from tercet.provenance import (
+    CATALOG_KEY,
+    KEY,
+    beside,
+    compressed,
+    provenance_of,
+    recorded_catalog,
+    refuse_other_catalog,
+    sha256,
+)
+from tercet.split_parts import other_part, refuse_other_split
+from tercet.triplets.pairs import LabeledPairs, PairSequence
+from tercet.tuples import Triplets, TripletSequence
+
+__all__ = ["ManifestPart", "manifest_target", "write_manifest", "write_manifests"]
+
+
+def write_manifest(
+    path: str | Path,
+    triplets: Triplets | LabeledPairs | TripletSequence | PairSequence,
+    catalog: Catalog,
+    *,
+    overwrite: bool = False,
+    path_prefix: str = "",
+    chunk_size: int = 1 << 16,
+    progress: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write triplets or pairs of catalog rows as paths, with their provenance.
+
+    The suffix names the format: .parquet (zstd, dictionary-encoded strings, as pandas, DuckDB and Hugging
+    Face datasets read them), .arrow (uncompressed, for random access without loading), .csv (with a
+    header), .jsonl, .txt (lines `query,positive,negative`, or `first,second,same` with 1 for two of a class
+    and 0 for two of different classes). Provenance and catalog travel inside .parquet and .arrow, and in a
+    JSON file beside the others (`triplets.txt.json`). The same triplets give the same bytes on every machine,
+    under the same version of this library (and, for .parquet and .arrow, of pyarrow). The files get their
+    names as one set, once they are on the disk: a run that is killed leaves what was there, or a whole set.
+
+    Args:
+        path: where to.
+        triplets: `Triplets` of int [t], or any sequence of them, such as `RandomTriplets`; for pairs
+            `LabeledPairs`, or a sequence such as `RandomPairs`.
+        catalog: what the rows are rows of; paths are written relative to its root.
+        overwrite: replace an existing file.
+        path_prefix: is put before every path in the text formats, for a program that does not know the root.
+        chunk_size: triplets drawn at a time; it changes memory and speed, never the result.
+        progress: show a progress bar.
+        provenance: what to record beside the facts that triplets and catalog tell, by name.
+
+    Raises:
+        ValueError: another suffix, an existing file, no such folder, a row outside the catalog, columns of
+            unequal length, a catalog that names a path twice, so that a path would not name its row, one with
+            names or groups that cannot be written, triplets of a manifest of another catalog, or the part of
+            another split beside it.
+        OSError: the disk is full, or another run has written the file meanwhile.
+
+    Example:
+        >>> from tercet.triplets.random import RandomTriplets
+        >>> catalog = Catalog(["ant/1.png", "ant/2.png", "bee/1.png"], [0, 0, 1], ["ant", "bee"])
+        >>> write_manifest("triplets.txt", RandomTriplets(catalog.labels), catalog)
+        >>> print(Path("triplets.txt").read_text().rstrip())
+        ant/1.png,ant/2.png,bee/1.png
+        ant/2.png,ant/1.png,bee/1.png
+    """
+    part = ManifestPart(Path(path), triplets, catalog, provenance or {})
+    options: dict[str, Any] = {"chunk_size": chunk_size, "progress": progress}
+    write_manifests([part], overwrite=overwrite, path_prefix=path_prefix, **options)
+
+
+class ManifestPart(NamedTuple):
+    """One of several manifests that are written as one: as the arguments of `write_manifest`."""
+
+    path: Path
+    triplets: Any
+    catalog: Any
+    provenance: Mapping[str, Any]
+
+
+def write_manifests(
+    parts: Sequence[ManifestPart],
+    *,
+    overwrite: bool = False,
+    path_prefix: str = "",
+    chunk_size: int = 1 << 16,
+    progress: bool = False,
+) -> None:
+    """Write manifests of one folder as one set: `read_manifest` sees all of them, or what was there before.
+
+    Arguments and refusals are those of `write_manifest`; nothing is written if one of the parts is refused.
+    """
+    owner = "write_manifest"
+    targets = [manifest_target(owner, part.path, overwrite) for part in parts]
+    chunk_size = whole(owner, "chunk_size", chunk_size, minimum=1)
+    told = [_record_of(owner, target, part, path_prefix) for target, part in zip(targets, parts)]
+    for target, record in zip(targets, told):
+        other = other_part(target)
+        if other not in targets:
+            refuse_other_split(owner, target, record, other, beside(other))
+    names = [name for target in targets for name in _names(target)]
+    with together(names, overwrite) as unfinished:
+        files = dict(zip(names, unfinished))
+        for target, part, record in zip(targets, parts, told):
+            images, metadata = recorded_catalog(part.catalog), {}
+            if target.suffix not in TEXT_FORMATS:
+                metadata = {KEY: as_json(record), CATALOG_KEY: compressed(images)}
+            paths = [path_prefix + name for name in part.catalog.paths]
+            blocks = drawn_blocks(part.triplets, len(part.catalog), chunk_size, progress)
+            write_paths(files[target], target.suffix, blocks, paths, metadata, record["kind"])
+            if target.suffix in TEXT_FORMATS:
+                # The sum binds the two files: one of them from another run is noticed.
+                facts = {**record, "sha256": sha256(files[target]), CATALOG_KEY: images}
+                files[beside(target)].write_text(as_json(facts, indent=1) + "\n", "utf-8")
+
+
+def _record_of(owner: str, target: Path, part: ManifestPart, path_prefix: str) -> dict[str, Any]:
+    """The provenance of a manifest that can be written, refused where it cannot."""
+    if path_prefix and target.suffix not in TEXT_FORMATS:
+        expected = f"no prefix for {target.suffix}"
+        raise refusal(owner, "path_prefix", path_prefix, expected, "give it to a text format")
+    catalog = part.catalog
+    refuse_unwritable(owner, catalog)
+    refuse_other_catalog(owner, part.triplets, catalog)
+    if len(set(catalog.paths)) < len(catalog):
+        name, count = Counter(catalog.paths).most_common(1)[0]
+        raise refusal(owner, "catalog", catalog, "each path once", f"{name!r} is there {count} times")
+    told = {**_told(part.triplets), **part.provenance}
+    return provenance_of(told, *kind_and_count(part.triplets), catalog, path_prefix)
+
+
+def _names(target: Path) -> list[Path]:
+    """The files of a manifest."""
+    return [target, beside(target)] if target.suffix in TEXT_FORMATS else [target]
+
+
+def manifest_target(owner: str, path: str | Path, overwrite: bool) -> Path:
+    """`path`, refused before any work is done for it if no manifest could be written there.
+
+    Args:
+        owner: who asks, for the sentence.
+        path: the manifest to be written.
+        overwrite: whether an existing one may be replaced.
+
+    Raises:
+        ValueError: another suffix, an existing file there or beside it, or no such folder.
+    """
+    target = fresh_target(owner, path, overwrite, FORMATS)
+    other = beside(target)
+    if target.suffix in TEXT_FORMATS and other.is_dir():
+        raise refusal(owner, "path", str(path), f"no folder {other}", "move it away")
+    if target.suffix in TEXT_FORMATS and os.path.lexists(other) and not overwrite:
+        way_out = "it exists; overwrite=True or --overwrite replaces it"
+        raise refusal(owner, "path", str(path), f"no file {other}", way_out)
+    return target
+
+
+def _told(triplets: Any) -> dict[str, Any]:
+    """What triplets say of themselves; a manifest that is written again keeps its strategy."""
+    told = getattr(triplets, "provenance", {})
+    if isinstance(told, Mapping):  # a manifest's
+        return {name: fact for name, fact in told.items() if name not in ("library", "path_prefix")}
+    return told()
