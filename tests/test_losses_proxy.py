@@ -224,6 +224,30 @@ def test_calls_that_make_no_sense_are_refused(name):
         head(x, labels.float())
 
 
+ODD = {
+    "sparse": lambda labels: labels.to_sparse(),
+    "quantized": lambda labels: torch.quantize_per_tensor(labels.float(), 1.0, 0, torch.quint8),
+    "on meta": lambda labels: labels.to("meta"),
+    "with a gradient": lambda labels: labels.float().requires_grad_(),
+    "nested": lambda labels: torch.nested.nested_tensor([labels, labels]),
+    "a list": lambda labels: labels.tolist(),
+    "too few": lambda labels: labels[1:],
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("kind", ODD)
+@every_head
+def test_labels_and_ids_that_are_no_whole_numbers_with_data_are_refused(name, kind):
+    owner, head = type(HEADS[name].head()).__name__, make(name)
+    x, labels = BATCHES["all classes"]
+    for argument in ("labels", "ids"):
+        given = {"labels": labels, argument: ODD[kind](labels)}
+        with unchecked(), pytest.raises(ValueError, match=rf"{owner}\({argument}=.*\): expected "):
+            head(x, **given)
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "text"),
     [

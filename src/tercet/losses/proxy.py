@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 from tercet.checks import flag, real, refusal, seed_number, whole
 from tercet.compiling import outside_graph
 from tercet.distances import cosine
-from tercet.inputs import allocated
+from tercet.inputs import allocated, lack_of_data
 from tercet.losses.head import above_zero
 from tercet.losses.rowwise import products
 from tercet.pairwise import features
@@ -81,7 +81,7 @@ class ProxyHead(nn.Module, ABC):
             embeddings: [n, d] floats; only their directions count.
             labels: [n] integers or bools, class numbers from 0 to `num_classes` − 1.
             mined: None; embeddings meet proxies, not each other.
-            ids: not read, for the same reason.
+            ids: [n] integers, which say nothing here, for the same reason.
             ref: None, for the same reason.
 
         Returns:
@@ -89,8 +89,9 @@ class ProxyHead(nn.Module, ABC):
             the batch is empty.
 
         Raises:
-            ValueError: no labels, a label that is no class number, mined rows or references, NaN or infinite
-                embeddings, or those of another dimension or device than the proxies.
+            ValueError: no labels, a label that is no class number, ids of another shape or kind, mined rows
+                or references, NaN or infinite embeddings, or those of another dimension or device than the
+                proxies.
         """
         owner = type(self).__name__
         for argument, value in (("mined", mined), ("ref", ref)):
@@ -106,11 +107,13 @@ class ProxyHead(nn.Module, ABC):
         if x.device != self.proxies.device:
             expected = f"the proxies' device {self.proxies.device}"
             raise refusal(owner, "embeddings", str(x.device), expected, "move the head with .to(device)")
-        if isinstance(labels, Tensor) and labels.ndim > 1:
+        if isinstance(labels, Tensor) and not lack_of_data(labels) and labels.ndim > 1:
             expected = f"shape ({len(x)},), a class number for each embedding"
             way_out = "take a head with relation= for several labels a row"
             raise refusal(owner, "labels", f"shape {tuple(labels.shape)}", expected, way_out)
         labels = whole_numbers(owner, "labels", labels, len(x), x.device)
+        if ids is not None:
+            whole_numbers(owner, "ids", ids, len(x), x.device)
         least, most = torch.stack(labels.aminmax()).tolist() if len(labels) else (0, 0)
         if least < 0 or most >= self.num_classes:
             outside = labels[(labels < 0) | (labels >= self.num_classes)]
