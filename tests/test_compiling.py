@@ -2,6 +2,7 @@ import pytest
 import torch
 from contract_heads import HEADS
 from reference import unchecked
+from torch.autograd import forward_ad
 
 from tercet.compiling import outside_graph
 from tercet.losses.triplet import TripletMargin
@@ -66,11 +67,17 @@ def test_a_compiled_training_step_has_the_plain_gradient():
     assert expected[1].any()
 
 
+def forward_mode(call, x):
+    with forward_ad.dual_level():
+        return call(forward_ad.make_dual(x, x))
+
+
 TRANSFORMS = {
     "grad": lambda call, x: torch.func.grad(lambda x: call(x).sum())(x),
     "vmap": lambda call, x: torch.vmap(call)(x[None]),
     "jacrev": lambda call, x: torch.func.jacrev(call)(x),
     "jvp": lambda call, x: torch.func.jvp(call, (x,), (x,)),
+    "forward mode": forward_mode,
 }
 OWNERS = {type(one).__name__: one for one in [*MINERS, *(row.head().float() for row in HEADS.values())]}
 
@@ -78,13 +85,13 @@ OWNERS = {type(one).__name__: one for one in [*MINERS, *(row.head().float() for 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # jvp itself
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("owner", OWNERS)
-def test_a_transform_of_torch_func_is_refused(owner, transform):
+def test_transforms_of_torch_func_and_forward_mode_are_refused(owner, transform):
     def call(x):
         out = OWNERS[owner](x, LABELS)
         return out if isinstance(out, torch.Tensor) else out[0]
 
     text = (
-        rf"{owner}\(embeddings='inside torch.func'\): expected a call outside grad, vmap, jacrev and the like"
+        rf"{owner}\(embeddings='inside torch.func or forward_ad'\): expected a call outside grad, vmap, jvp"
     )
     with unchecked(), pytest.raises(ValueError, match=text):
         TRANSFORMS[transform](call, images()[:, :4])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 from tercet.checks import refusal
 
@@ -24,10 +25,10 @@ def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
     compiler with this library; here it is asked only while one is at work.
 
     For the same reason it is refused inside `torch.func.grad`, `vmap`, `jacrev` and the like, which hide the
-    numbers. `torch.func.functional_call` hides none.
+    numbers, and inside `torch.autograd.forward_ad.dual_level`. `torch.func.functional_call` hides none.
 
     Raises:
-        ValueError: a call inside a transform of torch.func.
+        ValueError: a call inside a transform of torch.func, or inside forward-mode differentiation.
 
     Example:
         >>> @outside_graph
@@ -41,12 +42,11 @@ def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         if torch.compiler.is_compiling():
             return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[call-arg]
-        if torch._C._are_functorch_transforms_active():  # as torch.autograd.Function asks itself
-            owner = type(args[0]).__name__
-            expected = (
-                "a call outside grad, vmap, jacrev and the like, since it reads the numbers it is given"
-            )
-            raise refusal(owner, "embeddings", "inside torch.func", expected, "take torch.autograd.grad")
+        # The first is what torch.autograd.Function asks. By forward mode a derivative would silently be 0.
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            expected = "a call outside grad, vmap, jvp and the like, since it reads the numbers it is given"
+            shown = "inside torch.func or forward_ad"
+            raise refusal(type(args[0]).__name__, "embeddings", shown, expected, "take torch.autograd.grad")
         return function(*args, **kwargs)
 
     return called
