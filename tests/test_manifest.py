@@ -948,7 +948,7 @@ def test_a_file_of_version_0_1_is_read_with_a_word(tmp_path, suffix):
     for file in OLD.glob(f"*{suffix}*"):
         shutil.copy(file, tmp_path)
     named = f"t{suffix}.json" if suffix in TEXT_FORMATS else f"t{suffix}"
-    with pytest.warns(UserWarning, match=rf"{named}' has no checksum, so damage in it may pass") as told:
+    with pytest.warns(UserWarning, match=rf"{named} has no checksum, so damage in it may pass") as told:
         found = read_manifest(tmp_path / f"t{suffix}")
     assert len(told) == 1
     assert listed(found[:]) == ROWS

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from tercet import sharding, stream_shards
 from tercet.catalog import scan_folder
 from tercet.checks import refusal
+from tercet.facts import with_checksum
 from tercet.pk_stream import PKStream
 from tercet.shards import ShardIndex
 from tercet.stream_batches import LaneBatches
@@ -308,7 +309,9 @@ def test_a_state_is_small_ints_and_fits_one_setting_only(shards):
             iterator.load_state_dict, broken
         )
     for load in (iterator.load_state_dict, stream.load_state_dict):
-        assert "(step=8): expected a whole number from 0 to 7" in refusal_of(load, {**state, "step": 8})
+        assert "(step=8): expected a whole number from 0 to 7" in refusal_of(
+            load, with_checksum({**state, "step": 8})
+        )
     iterator.load_state_dict({**state, "step": 1})
     assert iterator.state_dict()["step"] == 1
 

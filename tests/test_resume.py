@@ -7,6 +7,7 @@ One table of subjects × loaders × stop points × workers, this epoch and the n
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -308,6 +309,13 @@ def test_a_state_is_a_few_integers_and_strings_of_these_settings(subject, data):
     owner = type(source.position).__name__
     with pytest.raises(ValueError, match=rf"^{owner}.load_state_dict: the state was saved with seed=4, but"):
         source.position.load_state_dict({**state, "settings": {**state["settings"], "seed": 4}})
+    for edited in ({"epoch": 2}, {"step": 4}, {"crc32": state["crc32"] ^ 1}):
+        with pytest.raises(ValueError, match=rf"^{owner}.load_state_dict: .* it was changed or damaged; "):
+            source.position.load_state_dict(state | edited)
+    source.position.load_state_dict(json.loads(json.dumps(state)))
+    del state["crc32"]  # as of version 0.1
+    with pytest.warns(UserWarning, match=rf"the state given to {owner}.load_state_dict has no checksum"):
+        source.position.load_state_dict(state)
     with pytest.raises(ValueError, match=rf"^{owner}.load_state_dict\(state=None\): expected what"):
         source.position.load_state_dict(None)
     with pytest.raises(ValueError, match=rf"^{owner}.state_at\(step={len(source.position) + 1}\): expected"):

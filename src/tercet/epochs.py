@@ -8,8 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from tercet.checks import refusal, seed_number, whole
+from tercet.facts import checksum_fits, warn_unchecked, with_checksum
 
-__all__ = ["EpochIterator", "EpochSampler", "saved_position"]
+__all__ = ["EpochIterator", "EpochSampler", "saved_position", "state_of"]
 
 
 class EpochIterator:
@@ -136,7 +137,7 @@ class EpochSampler(ABC):
         self._start, self._running = self._restored(state), None
 
     def _state(self, position: tuple[int, int]) -> dict[str, Any]:
-        return {"epoch": position[0], "step": position[1], "settings": dict(self._settings)}
+        return state_of(position, self._settings)
 
     def _restored(self, state: Any) -> tuple[int, int]:
         """The position in `state`, refused unless it was saved under the same settings."""
@@ -144,6 +145,21 @@ class EpochSampler(ABC):
         here = "this sampler has", "build the sampler as it was, or start anew with set_epoch"
         position = saved_position(owner, state, self._settings, "a sampler's state_dict() returned", *here)
         return self._whole_position("load_state_dict", *position)
+
+
+def state_of(position: tuple[int, int], settings: Mapping[str, int | str]) -> dict[str, Any]:
+    """A position as a state to save, with a checksum.
+
+    Args:
+        position: (epoch, step).
+        settings: all that the items depend on, by name.
+
+    Example:
+        >>> state_of((2, 5), {"seed": 0})
+        {'epoch': 2, 'step': 5, 'settings': {'seed': 0}, 'crc32': 607655873}
+    """
+    epoch, step = position
+    return with_checksum({"epoch": epoch, "step": step, "settings": dict(settings)})
 
 
 def saved_position(
@@ -171,10 +187,11 @@ def saved_position(
         (epoch, step), whole numbers.
 
     Raises:
-        ValueError: not a state, or one saved under other settings, which give other items.
+        ValueError: not a state, one saved under other settings, which give other items, or one that was
+            changed or damaged since.
 
     Example:
-        >>> state = {"epoch": 2, "step": 5, "settings": {"seed": 0}}
+        >>> state = state_of((2, 5), {"seed": 0})
         >>> saved_position("load", state, {"seed": 0}, "state_dict() gave", "here is", "keep the seed")
         (2, 5)
     """
@@ -183,11 +200,19 @@ def saved_position(
         raise refusal(owner, "state", state, f"what {source}")
     for name in sorted({*settings, *state["settings"]}):
         saved, now = state["settings"].get(name), settings.get(name)
-        if saved == now or (name in sums and 0 in (saved, now)):
+        known = isinstance(saved, (int, str))
+        if known and (saved == now or (name in sums and 0 in (saved, now))):
             continue
         if name in sums:
             raise ValueError(f"{owner}: the state was saved with {sums[name]}; {way_out}")
         raise ValueError(
             f"{owner}: the state was saved with {name}={saved!r}, but {here} {name}={now!r}; {way_out}"
         )
+    fits = checksum_fits(state)
+    if fits is False:
+        raise ValueError(
+            f"{owner}: the state does not fit its checksum: it was changed or damaged; {way_out}"
+        )
+    if fits is None:
+        warn_unchecked(f"the state given to {owner}")
     return whole(owner, "epoch", state["epoch"]), whole(owner, "step", state["step"])

@@ -116,12 +116,12 @@ def read_bounded(path: str | Path, most: int = _MOST) -> bytes:
     return content
 
 
-def warn_unchecked(source: str | Path, stacklevel: int = 2) -> None:
-    """Say that a file of an older version has no checksum, so that damage in it may pass."""
+def warn_unchecked(source: str | Path) -> None:
+    """Say that a file or state of an older version has no checksum, so that damage in it may pass."""
     import warnings
 
-    text = f"{str(source)!r} has no checksum, so damage in it may pass; write it again to have one"
-    warnings.warn(text, UserWarning, stacklevel=stacklevel + 1)
+    text = f"{source} has no checksum, so damage in it may pass; write or save it again to have one"
+    warnings.warn(text, UserWarning, stacklevel=3)
 
 
 class Facts:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tercet.checks import flag, real, refusal, whole
+from tercet.facts import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
 from tercet.inputs import device_of
 from tercet.mining import Miner
 from tercet.stats import describe as describe_mined
@@ -125,20 +126,27 @@ class MiningLoader:
         Raises:
             ValueError: the loader has no `state_dict`. Its sampler's will not do: workers run ahead of it.
         """
-        return {"loader": self._stateful("state_dict")(), "step": self.step}
+        return {"loader": self._stateful("state_dict")(), **with_checksum({"step": self.step})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of `state_dict`.
 
         Raises:
-            ValueError: the loader has no `load_state_dict`, or the state is another's.
+            ValueError: the loader has no `load_state_dict`, or the state is another's, or was changed.
         """
+        owner, expected = "MiningLoader.load_state_dict", "what state_dict() gave"
         give = self._stateful("load_state_dict")
-        if not isinstance(state, dict) or set(state) != {"loader", "step"}:
-            shown = sorted(state) if isinstance(state, dict) else type(state).__name__
-            raise refusal("MiningLoader.load_state_dict", "state", shown, "what state_dict() gave")
+        if not isinstance(state, dict) or set(state) - {CHECKSUM} != {"loader", "step"}:
+            shown = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise refusal(owner, "state", shown, expected)
+        fits = checksum_fits({name: fact for name, fact in state.items() if name != "loader"})
+        if fits is False:
+            raise refusal(owner, "step", state["step"], expected, "it was changed or damaged")
+        if fits is None:
+            warn_unchecked(f"the state given to {owner}")
+        step = whole(owner, "step", state["step"])
         give(state["loader"])
-        self.step = whole("MiningLoader.load_state_dict", "step", state["step"])
+        self.step = step
 
     def _stateful(self, method: str) -> Any:
         if not callable(getattr(self.loader, method, None)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from tercet.epochs import state_of
 from tercet.shared_epochs import SharedEpochs
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class PKStreamIterator:
             step += self._offset
         else:
             epoch, step = self._position
-        return {"epoch": epoch, "step": step, "settings": {**self._settings, "workers": self._stride}}
+        return state_of((epoch, step), {**self._settings, "workers": self._stride})
 
     def load_state_dict(self, state: Any) -> None:
         """Goes on where `state` was saved; the iteration after this one is the epoch after that.

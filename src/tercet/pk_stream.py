@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from tercet.augment import KeyedTransform
 from tercet.checks import flag, seed_number, whole
-from tercet.epochs import saved_position
+from tercet.epochs import saved_position, state_of
 from tercet.grouping import ON_SHORT
 from tercet.pk_iterator import PKStreamIterator
 from tercet.shared_epochs import LAST_EPOCH, SharedEpochs
@@ -184,7 +184,7 @@ class PKStream(IterableDataset):
             ValueError: not whole numbers, or a step beyond the end.
         """
         epoch, step = self._whole_position("state_at", epoch, step)
-        return {"epoch": epoch, "step": step, "settings": {**self._settings, "workers": 1}}
+        return state_of((epoch, step), {**self._settings, "workers": 1})
 
     def load_state_dict(self, state: Any) -> None:
         """Lets the next iteration go on at a `state_at`, in persistent workers too.
