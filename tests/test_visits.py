@@ -194,7 +194,8 @@ def test_a_sequence_longer_than_its_counters_is_fresh_too(catalog, monkeypatch):
 
 def test_numbers_that_share_a_counter_never_get_one_view_twice():
     visits = Visits("ImageDataset", 2)
-    seen = [(number, visits.view(number)) for _ in range(3) for number in (0, 2, 4, 1)]
+    numbers = [0, 2, 4, 1]
+    seen = [pair for _ in range(3) for pair in zip(numbers, visits.views(numbers))]
     assert len(seen) == len(set(seen))
 
 
@@ -237,6 +238,19 @@ def test_rows_of_a_sampler_stay_keyed_in_a_concat_dataset(catalog):
     again = DataLoader(ConcatDataset(joined.datasets), 6, sampler=sampler, num_workers=1)
     assert pixels(again) == expected[6:]
     assert not set(pixels(again)) & set(expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_subset_resumes_exactly_where_set_epoch_is_called_before_each_epoch(catalog, workers):
+    def epoch(number, step, rows=range(1, 11)):
+        dataset = images_of(catalog)
+        sampler = ShuffledSampler(rows)
+        dataset.set_epoch(number)
+        sampler.set_epoch(number, step)
+        return pixels(DataLoader(Subset(dataset, rows), 2, sampler=sampler, num_workers=workers))
+
+    assert epoch(3, step=4) == epoch(3, step=0)[4:]
+    assert not set(epoch(3, step=0)) & set(epoch(4, step=0))
 
 
 def test_a_keyed_row_less_an_offset_is_keyed():

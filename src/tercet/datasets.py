@@ -113,7 +113,7 @@ class ImageDataset(Dataset):
     def __getitems__(self, rows: list[Any]) -> list[tuple[Any, ...]]:
         """What a DataLoader asks for: the items of a batch, whose files are read together from shards."""
         numbers = [row_number("ImageDataset", row, len(self)) for row in rows]
-        keys = [self._decoder.draw(row, number) for row, number in zip(rows, numbers)]
+        keys = self._decoder.draws(rows, numbers)
         decoded = self._decoder.decoded(numbers, keys, repeats=True)
         items = [
             self._item(number, *key, found)

@@ -63,11 +63,14 @@ class Decoder:
         self.visits = Visits(owner, 1 if transform is None else numbers)
         self._failed = SharedCounts(owner, 1 if on_unreadable == "error" else len(catalog))
 
-    def draw(self, asked: Any, number: int) -> tuple[int, int]:
-        """The epoch and view of a number: its own, or for a plain int the next."""
-        if isinstance(asked, KeyedRow):
-            return asked.epoch, asked.view
-        return self.visits.epoch, self.visits.view(number)
+    def draws(self, asked: Sequence[Any], numbers: Sequence[int]) -> list[tuple[int, int]]:
+        """The epoch and view of each number: its own, or for a plain int the next."""
+        plain = [number for one, number in zip(asked, numbers) if not isinstance(one, KeyedRow)]
+        upcoming = iter(self.visits.views(plain)) if plain else iter(())
+        epoch = self.visits.epoch if plain else 0
+        return [
+            (one.epoch, one.view) if isinstance(one, KeyedRow) else (epoch, next(upcoming)) for one in asked
+        ]
 
     def decoded(self, rows: Sequence[int], keys: Sequence[Any], repeats: bool) -> Iterator[Decoded | None]:
         """The images of a batch, one after the other; files in shards are read together.

@@ -203,7 +203,7 @@ class _ListedDataset(Dataset):
         a batch began with that one, so each batch draws anew, in the same way with any number of workers.
         """
         visits = self._decoder.visits
-        return visits.epoch, derive_key("batch", first, visits.view(first)) >> 1
+        return visits.epoch, derive_key("batch", first, *visits.views([first])) >> 1
 
     def _corners(self, listed: Any) -> Sequence[np.ndarray]:
         """The columns of what is listed that are rows of the catalog."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -74,11 +75,11 @@ class Visits:
 
     Example:
         >>> visits = Visits("ImageDataset", 10)
-        >>> visits.view(7), visits.view(7), visits.view(3)
-        (0, 1, 0)
+        >>> visits.views([7, 7, 3]), visits.views([7])
+        ([0, 1, 0], [2])
         >>> visits.set_epoch(4)
-        >>> visits.epoch, visits.view(7)
-        (4, 0)
+        >>> visits.epoch, visits.views([7])
+        (4, [0])
     """
 
     def __init__(self, owner: str, size: int) -> None:
@@ -107,11 +108,12 @@ class Visits:
         self._epoch[0] = whole(f"{self._owner}.set_epoch", "epoch", epoch)
         self._counts.array[:] = 0
 
-    def view(self, number: int) -> int:
-        """The next view of a number: another one at each call, on each rank."""
+    def views(self, numbers: Iterable[int]) -> list[int]:
+        """The next view of each number: another one each time, on each rank."""
         if self._copied_in:
             self._warn_if_apart()
-        return self._counts.add(number) + (self._own_rank() << 32)
+        first = self._own_rank() << 32
+        return [first + self._counts.add(number) for number in numbers]
 
     def _own_rank(self) -> int:
         if dist.is_available() and dist.is_initialized():
