@@ -49,6 +49,7 @@ FLOORS = {
         *["grouping", "pk_iterator", "pk_stream", "shared_epochs", "triplet_dataset", "visits"],
         *["stream_batches", "stream_lanes", "stream_samples", "stream_shards", "stream_yield"],
         *["layouts", "split_parts", "writing", "shard_sets", "shard_writing", "sharding", "tars"],
+        *["roots", "shard_info", "stream_reading", "stream_sources", "tar_members", "tar_scan"],
     ],
     "right wing": [
         *["distances", "hard_negatives", "losses", "memory", "metrics", "miners", "models", "neighbors"],

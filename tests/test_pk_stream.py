@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import copy
 import gzip
 import io
 import json
+import lzma
 import multiprocessing
 import os
 import pickle
@@ -20,10 +22,11 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader
 
-from tercet import sharding, stream_shards
+from tercet import sharding, stream_sources
 from tercet.catalog import scan_folder
 from tercet.checks import refusal
 from tercet.facts import with_checksum
+from tercet.handles import Handle
 from tercet.pk_stream import PKStream
 from tercet.shards import ShardIndex
 from tercet.stream_batches import LaneBatches
@@ -469,7 +472,7 @@ def test_a_compressed_tar_is_read_as_before(tmp_path):
 
 @pytest.mark.parametrize("steps", [None, 20])
 @pytest.mark.parametrize("foreign", [False, True])
-def test_fewer_samples_than_an_index_tells_are_told(ours, steps, foreign):
+def test_a_header_that_breaks_after_it_was_indexed_is_told(ours, steps, foreign):
     tar = ours / "train-000000.tar"
     if foreign:
         (ours / "info.json").unlink()
@@ -480,10 +483,8 @@ def test_fewer_samples_than_an_index_tells_are_told(ours, steps, foreign):
     with_a_broken_header(tar, 30)
     os.utime(tar, ns=(times.st_atime_ns, times.st_mtime_ns))
     said = refusal_of(list, PKStream(ours, 2, 4, steps=steps))
-    assert (
-        "train-000000.tar'): expected 32 samples, as its index or a scan has them, and only 10 came" in said
-    )
-    assert said.endswith("; it is damaged; restore it")
+    assert "train-000000.tar'): expected a whole tar, and the tar is cut short or damaged here; " in said
+    assert said.endswith(" to go on without the rest (a header is broken)")
     going_on = PKStream(ours, 2, 4, steps=steps, handler=handler)
     assert len(listed(going_on)) == len(going_on)
     assert set(handler.told) == {said}
@@ -514,38 +515,52 @@ def test_samples_without_an_image_are_not_counted(tmp_path):
     with_a_broken_header(tar, 5 + 2 * 38)
     os.utime(tar, ns=(times.st_atime_ns, times.st_mtime_ns))
     list(PKStream(tar, 2, 4, handler=handler, steps=20))
-    assert any("expected 40 samples, as its index or a scan has them, and only 38" in t for t in handler.told)
+    assert any(told.endswith("(a header is broken)") for told in handler.told)
+
+
+def opens(monkeypatch, command):
+    """Have webdataset open any https URL by running a command, as it runs curl."""
+    scheme = {"https": lambda url, mode: webdataset.gopen.Pipe(command, mode=mode, shell=True)}
+    monkeypatch.setattr(webdataset.gopen, "gopen_schemes", scheme)
 
 
 @pytest.mark.parametrize(
-    ("address", "reason"),
+    ("command", "reason"),
     [
-        ("pipe:cat {}/nope.tar 2>/dev/null", "(exit 1)"),
-        ("file:{}/nope.tar", "(No such file or directory)"),
-        ("pipe:head -c 29188 {}/a/train-000000.tar", "(unexpected end of data)"),
-        ("pipe:cat {}/a/train-000000.tar; exit 3", "(exit 3)"),
+        ("cat {}/nope.tar 2>/dev/null", "(exit 1)"),
+        ("head -c 29188 {}/a/train-000000.tar", "(it ends in a member)"),
+        ("cat {}/a/train-000000.tar; exit 3", "(exit 3)"),
     ],
 )
-def test_what_webdataset_meets_is_told_with_the_shard(tmp_path, address, reason):
+def test_a_url_that_breaks_off_is_told(tmp_path, monkeypatch, command, reason):
     write_shards(tmp_path / "a", LABELS[:40], 40)
-    address = address.format(tmp_path)
-    shown = f"{address!r}"
-    start = f"PKStream(shards={shown if len(shown) <= 80 else f'{shown[:30]}...{shown[-47:]}'}): expected "
-    start += "a tar that can be read to its end; restore it, or see whether its address is right "
-    with pytest.raises(ValueError, match="read to its end") as told:
-        list(PKStream(address, 2, 4, steps=40))
-    assert str(told.value).replace("empty file", "exit 1") == start + reason  # whichever is seen first
-    assert told.value.__cause__ is not None
-    with pytest.raises(ValueError, match="read to its end"):
-        list(PKStream(address, 2, 4, steps=40, handler=webdataset.reraise_exception))
+    opens(monkeypatch, command.format(tmp_path))
+    address, options = "https://host/a.tar", {"steps": 40, "urls": True}
+    start = f"PKStream(shards={address!r}): expected "
+    ends = ("a tar that can be read to its end; restore it, or ", "a URL that can be opened; ")
+    said = [start + one + f"see whether its address is right {reason}" for one in ends]
+    assert refusal_of(list, PKStream(address, 2, 4, **options)) in said
+    with pytest.raises(ValueError, match="that can be"):
+        list(PKStream(address, 2, 4, handler=webdataset.reraise_exception, **options))
     handler = Continue()
-    going_on = PKStream(address, 2, 4, steps=40, handler=handler)
-    if "a/train" in address:
+    going_on = PKStream(address, 2, 4, handler=handler, **options)
+    if "a/train" in command:
         assert len(list(going_on)) == 40
     else:
-        said = "PKStream: no shard gave a sample; see what they hold, and what the handler was told"
-        assert refusal_of(list, going_on) == said
-    assert handler.told[0].replace("empty file", "exit 1") == start + reason
+        lacks = "PKStream: no shard gave a sample; see what they hold, and what the handler was told"
+        assert refusal_of(list, going_on) == lacks
+    assert handler.told[0] in said
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_a_url_is_read_where_it_is_asked_for(tmp_path, monkeypatch, packed):
+    tar = write_shards(tmp_path / "a", LABELS[:40], 40) / "train-000000.tar"
+    tar.write_bytes(packed(tar.read_bytes()))
+    opens(monkeypatch, f"cat {tar}")
+    for shards in ("https://host/a.tar", ["https://host/a.tar"], "https://host/{a..a}.tar"):
+        assert len(images_of(PKStream(shards, 2, 4, steps=40, urls=True))) == 40
+        said = refusal_of(PKStream, shards, 2, 4, steps=40)
+        assert said.endswith("expected an existing tar; pass urls=True to have it read as a URL")
 
 
 def test_an_empty_file_is_told(tmp_path):
@@ -668,16 +683,25 @@ def test_shards_without_a_batch_are_refused(tmp_path, shards):
         ({"rank": 1}, "PKStream(rank=1): expected a whole number from 0 to 0"),
         ({"steps": 0}, "PKStream(steps=0): expected a whole number from 1"),
         ({"label": len}, "expected local files and the name of a field"),
-        ({"shards": "s3://bucket/{0..12}.tar"}, "expected local files and the name of a field"),
+        ({"shards": "gs://bucket/{0..12}.tar", "urls": True}, "expected local files and the name of a field"),
+        (
+            {"shards": "s3://bucket/0.tar", "steps": 2, "urls": True},
+            "a URL begins with one of ais, ftps, gs, ",
+        ),
+        ({"shards": "{{{", "steps": 2}, "a tar, or webdataset's notation for several; "),
+        ({"urls": 1}, "PKStream(urls=1): expected True or False"),
         ({"shards": []}, "PKStream(shards=[]): expected a folder of shards, a tar, or a list of tars"),
         ({"shards": 5}, "PKStream(shards=5): expected a folder of shards, a tar, or a list of tars"),
         ({"shards": [5]}, "PKStream(shards=[5]): expected a folder of shards, a tar, or a list of tars"),
         ({"shards": "nope", "steps": 2}, "PKStream(shards='nope'): expected an existing tar"),
-        ({"shards": ["s3://bucket/0.tar"] * 2, "steps": 2}, "and there is 's3://bucket/0.tar' too"),
         (
-            {"shards": ["s3://a/0.tar", "s3://b/0.tar"], "steps": 2},
-            "PKStream(shards='s3://b/0.tar'): expected shards of different names, which key their images, "
-            "and there is 's3://a/0.tar' too; rename one, or leave it out if it is the same",
+            {"shards": ["gs://bucket/0.tar"] * 2, "steps": 2, "urls": True},
+            "and there is 'gs://bucket/0.tar' too",
+        ),
+        (
+            {"shards": ["gs://a/0.tar", "gs://b/0.tar"], "steps": 2, "urls": True},
+            "PKStream(shards='gs://b/0.tar'): expected shards of different names, which key their images, "
+            "and there is 'gs://a/0.tar' too; rename one, or leave it out if it is the same",
         ),
         (
             {"world_size": 13},
@@ -689,7 +713,7 @@ def test_shards_without_a_batch_are_refused(tmp_path, shards):
         ({"return_keys": 3}, "PKStream(return_keys=3): expected True or False"),
         ({"split": "train"}, "PKStream(split='train'): expected info.json in "),
         (
-            {"shards": ["s3://bucket/0.tar"], "split": "train", "steps": 2},
+            {"shards": ["gs://bucket/0.tar"], "split": "train", "steps": 2, "urls": True},
             "PKStream(split='train'): expected",
         ),
         ({"buffer": 3}, "(buffer=3): expected at least p · k = 16 images"),
@@ -944,11 +968,12 @@ def test_a_tar_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "a", LABELS[:40], 20)
     named = "train-000001.tar'): expected a tar that can be read; Permission denied"
 
-    def unreadable(shard):
-        denied = refusal("PKStream", "shards", shard, "a tar that can be read", "Permission denied")
-        return denied if shard.endswith("1.tar") else None
+    def opened(owner, argument, path, kind):
+        if path.name.endswith("1.tar"):
+            raise refusal(owner, argument, str(path), kind, "Permission denied")
+        return Handle(owner, argument, path, kind)
 
-    monkeypatch.setattr(stream_shards, "unreadable", unreadable)
+    monkeypatch.setattr(stream_sources, "Handle", opened)
     assert named in refusal_of(PKStream, folder, 2, 4)
     assert named in refusal_of(PKStream, folder, 2, 4, steps=2)
     handler = Continue()

@@ -57,7 +57,7 @@ class Handle:
         time: of its last change then, in nanoseconds.
 
     Raises:
-        ValueError: it cannot be opened.
+        ValueError: it cannot be opened, or is a folder, a pipe or a device.
 
     Example:
         >>> _ = Path("some.bin").write_bytes(b"0123456789")

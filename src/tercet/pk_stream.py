@@ -20,7 +20,7 @@ from tercet.stream_lanes import Lanes
 from tercet.stream_samples import Handler, base_name
 from tercet.stream_shards import KnownShard, known_shards
 from tercet.streams import PKStage, pk_batched
-from tercet.tars import extension
+from tercet.tar_scan import extension
 
 __all__ = ["PKStream"]
 
@@ -76,6 +76,12 @@ class PKStream(IterableDataset):
             over the shards.
         image: the field that holds the image; by default the one with an image's extension.
         split: which of the splits in the folder's info.json; needed where it has several.
+        urls: read a string "scheme://…" that is passed here as a URL, of a scheme that webdataset opens:
+            http, https, gs, hf and others, not s3. Without it, and for all that a folder or an info.json
+            lists, a name is the path of a file, whatever it is. No command is ever run: "pipe:…" is
+            refused; `webdataset.WebDataset("pipe:…").compose(pk_batched(p, k))` runs one.
+        outside_root: take tars that info.json lists but that lie outside of its folder, by "..", an absolute
+            path or a link.
         seed: names the order of shards, the draws and the augmentations.
         rank: the part of the shards that this process takes, from 0.
         world_size: the number of processes.
@@ -123,6 +129,8 @@ class PKStream(IterableDataset):
         label: Any = "cls",
         image: str | None = None,
         split: str | None = None,
+        urls: bool = False,
+        outside_root: bool = False,
         handler: Handler | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -139,9 +147,15 @@ class PKStream(IterableDataset):
         self.rank = whole(owner, "rank", rank, 0, self.world_size - 1)
         self.return_keys = flag(owner, "return_keys", return_keys)
         view = None if transform is None else KeyedTransform(transform, self.seed)
-        known = known_shards(
-            shards, split, image=self.image, label=label, handler=handler, count=steps is None
-        )
+        options = {
+            "urls": flag(owner, "urls", urls),
+            "outside_root": flag(owner, "outside_root", outside_root),
+            "image": self.image,
+            "label": label,
+            "handler": handler,
+            "count": steps is None,
+        }
+        known = known_shards(shards, split, **options)
         self.shards = list(known)
         deal = Lanes(self.shards, self.lanes, self.world_size, self.seed)
         self.predicted = deal.predict(stage, known) if steps is None else None
@@ -197,7 +211,7 @@ class PKStream(IterableDataset):
 
     def _all_settings(self, stage: PKStage, known: dict[str, KnownShard]) -> dict[str, int]:
         """All that the batches depend on, save the rank, as small ints."""
-        sizes = [one.size for one in known.values()]
+        sizes = [one.state and one.state.size for one in known.values()]
         contents = [one.contents for one in known.values()]
         return {
             "p": self.p,

@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from tercet.atomic import atomically
 from tercet.checks import refusal
-from tercet.tars import (
-    ShardTable,
-    extension,
-    of_this_file,
-    of_write_shards,
-    other_size,
-    read_table,
-    scan_tar,
-    table_path,
-    write_table,
-)
+from tercet.handles import Handle
+from tercet.roots import inside
+from tercet.shard_info import INFO, ShardInfo, listed_tars, read_info
+from tercet.tar_scan import extension, scan_tar
+from tercet.tars import ShardTable, changed, read_table, table_path, write_table
 
 __all__ = [
-    "INFO",
     "classes_of_runs",
     "find_tables",
     "find_tars",
     "fits",
+    "refuse_exchanged",
     "refuse_other_runs",
+    "warn_without_checksums",
     "written_classes",
 ]
 
-INFO = "info.json"
 _SPLITS = {"valid": "val", "validation": "val", "dev": "val", "testing": "test", "training": "train"}
 _SPLITS |= {name: name for name in ("train", "val", "trainval", "test", "eval", "query", "gallery")}
 
 
 def find_tars(
-    owner: str, argument: str, source: Any, split: str | None
+    owner: str, argument: str, source: Any, split: str | None, outside_root: bool = False
 ) -> tuple[list[Path], dict[str, Any] | None]:
     """The tars, and what info.json says of how tercet wrote them, {} where it did not; None without one.
 
     Args:
         owner, argument: who asks, and for which argument, for the sentences.
-        source, split: as in `ShardIndex`.
+        source, split, outside_root: as in `ShardIndex`.
 
     Raises:
         ValueError: no tar, one that is missing or there twice, no such split, none asked for while there are
@@ -53,8 +48,10 @@ def find_tars(
     """
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         folder = Path(source)
-        if (folder / INFO).is_file():
-            return _listed(owner, argument, folder, split)
+        info = read_info(owner, argument, folder)
+        if info is not None:
+            tars, written = listed_tars(owner, argument, folder, info, split, outside_root)
+            return _existing(owner, argument, tars), written
         if split is not None:
             raise refusal(owner, "split", split, f"{INFO} in {folder} to name the splits")
         # What begins with a dot is a system's note on a file, such as macOS's "._a.tar".
@@ -99,59 +96,6 @@ def _split_named(tar: Path) -> str:
     return next((_SPLITS[word] for word in words if word in _SPLITS), "")
 
 
-def _listed(owner: str, argument: str, folder: Path, split: str | None) -> tuple[list[Path], dict[str, Any]]:
-    """The tars of a split as info.json lists them."""
-    source = folder / INFO
-    expected, way_out = "splits with their filenames", "pass a list of tars to do without"
-    try:
-        info = json.loads(source.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise refusal(owner, argument, str(source), expected, f"{way_out} ({error})") from error
-    splits = info.get("splits") if isinstance(info, dict) else None
-    told = splits if isinstance(splits, dict) else {}
-    listed: dict[str, Any] = {
-        name: one.get("filenames") for name, one in told.items() if isinstance(one, dict)
-    }
-    if not listed or len(listed) < len(told) or not all(map(_are_names, listed.values())):
-        raise refusal(owner, argument, str(source), expected, way_out)
-    if split is None and len(listed) == 1:
-        split = next(iter(listed))
-        _refuse_unfinished(owner, folder, split, {name for names in listed.values() for name in names})
-    if split is None or split not in listed:
-        shown = ", ".join(sorted(listed))
-        raise refusal(owner, "split", split, f"one of the splits in {source}: {shown}")
-    tars = [folder / name for name in listed[split]]
-    written = _runs_in(source).get(split, {})
-    missing = [str(tar) for tar in tars if not tar.exists()]
-    if missing:
-        way_out = "restore it" + (", or run write_shards again, which writes what is missing" * bool(written))
-        raise refusal(owner, argument, missing[0], f"every tar that {source} lists", way_out)
-    return _existing(owner, argument, tars), written
-
-
-def _refuse_unfinished(owner: str, folder: Path, split: str, listed: Set[str]) -> None:
-    """Refuse to take the one split that is listed for all there is, beside shards of one that is not."""
-    for tar in sorted(set(folder.glob("*.tar")) - {folder / name for name in listed}):
-        other = tar.name.rpartition("-")[0]
-        if not tar.name.startswith(".") and other != split and of_write_shards(owner, tar):
-            expected = f"a split, since {INFO} in {folder} does not list {tar.name}"
-            way_out = f"{other!r} was interrupted; pass split={split!r}, or run write_shards again for it"
-            raise refusal(owner, "split", None, expected, way_out)
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _runs_in(info: Path) -> dict[str, dict[str, Any]]:
-    """What an info.json says of runs of `write_shards`, by split; {} where it says nothing."""
-    try:
-        told = json.loads(info.read_text("utf-8"))["tercet"]
-        return {split: run for split, run in told.items() if isinstance(run, dict)}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
-
-
 def refuse_other_runs(
     owner: str, argument: str, source: Any, info: dict[str, Any] | None, plans: Set[str | None]
 ) -> None:
@@ -187,11 +131,11 @@ def written_classes(owner: str, argument: str, tables: Sequence[ShardTable]) -> 
     Raises:
         ValueError: tars of both kinds, no info.json of their run beside them, or runs of different classes.
     """
-    runs = {(table.tar.parent, table.facts["plan"]): table.tar for table in tables if _ours(table)}
+    runs = {(table.tar.parent, table.facts["plan"]): table.tar for table in tables if table.ours}
     if not runs:
         return None
     for table in tables:
-        if not _ours(table):
+        if not table.ours:
             expected = f"the index of write_shards beside it, as beside {next(iter(runs.values())).name}"
             way_out = "restore it; tars of other programs make an index of their own"
             raise refusal(owner, argument, str(table.tar), expected, way_out)
@@ -210,8 +154,9 @@ def classes_of_runs(owner: str, argument: str, runs: Mapping[tuple[Path, str], P
     """
     found: list[list[str]] = []
     for (folder, plan), tar in runs.items():
-        named = [run for run in _runs_in(folder / INFO).values() if run.get("plan") == plan]
-        if not named or not _are_names(named[0].get("classes")):
+        info = read_info(owner, argument, folder) or ShardInfo()
+        named = [run for run in info.runs.values() if run["plan"] == plan]
+        if not named:
             expected = f"the {INFO} that was written with it in its folder: it numbers the classes"
             raise refusal(owner, argument, str(tar), expected, "copy it there too")
         found.append(named[0]["classes"])
@@ -221,13 +166,37 @@ def classes_of_runs(owner: str, argument: str, runs: Mapping[tuple[Path, str], P
     return found[0]
 
 
+def refuse_exchanged(
+    owner: str, argument: str, info: dict[str, Any] | None, digests: Mapping[str, str | None]
+) -> None:
+    """Refuse shards of `write_shards` whose indexes tell of other contents than info.json.
+
+    Args:
+        owner, argument: who asks, and for which argument, for the sentences.
+        info: as from `find_tars`.
+        digests: by name of a tar that has an index, the SHA-256 in it.
+
+    Raises:
+        ValueError: as above.
+    """
+    if info:
+        for name, digest in zip(info.get("filenames", ()), info.get("sha256", ())):
+            if digests.get(name, digest) != digest:
+                expected = f"the shard that {INFO} tells of, by its SHA-256"
+                way_out = "it was exchanged together with its index; restore both, or write the shards again"
+                raise refusal(owner, argument, name, expected, way_out)
+
+
 def find_tables(
     owner: str,
     tars: list[Path],
     image: str | None,
     label: str | None,
     damaged: str,
+    *,
     keep: bool,
+    folder: Path | None,
+    verify: bool,
     progress: bool,
 ) -> list[ShardTable]:
     """The table of each tar: the one beside it where it fits what is asked, else by scanning.
@@ -235,7 +204,8 @@ def find_tables(
     Args:
         owner: who asks, for the sentences.
         tars: the files.
-        image, label, damaged, keep, progress: as in `ShardIndex`, `keep` for its `write_index`.
+        image, label, damaged, keep, verify, progress: as in `ShardIndex`, `keep` for its `write_index`.
+        folder: nothing is written outside of it; None where single tars were given.
 
     Raises:
         ValueError: a shard of `write_shards` that has changed, an image or label for such shards, indexes
@@ -245,37 +215,75 @@ def find_tables(
     from rich.progress import track
 
     shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
-    found = [_current(owner, tar) for tar in track(tars, "reading indexes", **shown)]
+    found = [_current(owner, tar, verify) for tar in track(tars, "reading indexes", **shown)]
     image = _asked(owner, found, "image", image, None)
     label = _asked(owner, found, "label", label, "cls")
     assert label is not None
     tables = []
     for tar, table in zip(track(tars, "indexing shards", **shown), found):
-        if table is None or not (_ours(table) or fits(table, image, label, damaged)):
-            if keep and not os.access(tar.parent, os.W_OK):
-                expected = f"a folder that may be written, and {tar.parent} may not"
-                raise refusal(owner, "write_index", keep, expected, "leave it out: the tars are scanned")
+        if table is not None and not table.ours:
+            unchecked = keep and not table.facts["checked"]
+            if verify or unchecked or not fits(table, image, label, damaged):
+                table = None
+        if table is None:
+            if keep:
+                _refuse_no_place(owner, tar, folder)
             table = scan_tar(owner, tar, image, label, damaged)
             if keep:
                 with atomically(table_path(tar)) as unfinished:
                     write_table(table, unfinished)
         tables.append(table)
+    warn_without_checksums([table.tar for table in tables if not table.facts.get("checked", True)])
     return tables
 
 
-def _current(owner: str, tar: Path) -> ShardTable | None:
-    """The table beside a tar, refused where a shard of `write_shards` has another size."""
+def _refuse_no_place(owner: str, tar: Path, folder: Path | None) -> None:
+    """Refuse to keep an index where nothing may be written, or where nobody has asked to."""
+    if folder is not None and not inside(folder, tar.parent):
+        expected = f"tars in {folder}, and {tar} lies outside of it"
+        way_out = "leave it out: the tars are scanned; or pass a list of tars"
+        raise refusal(owner, "write_index", True, expected, way_out)
+    if not os.access(tar.parent, os.W_OK):
+        expected = f"a folder that may be written, and {tar.parent} may not"
+        raise refusal(owner, "write_index", True, expected, "leave it out: the tars are scanned")
+
+
+def warn_without_checksums(tars: Sequence[Path]) -> None:
+    """Warn once of tars whose indexes, of version 0.1, have no checksums."""
+    if tars:
+        more = f" and {len(tars) - 1} more have" if len(tars) > 1 else " has"
+        way_out = (
+            "write the shards again, or for tars of other programs run tercet index-shards, to have them"
+        )
+        text = f"the index {str(table_path(tars[0]))!r}{more} no checksums, so damage may pass; {way_out}"
+        warnings.warn(text, UserWarning, stacklevel=4)
+
+
+def _current(owner: str, tar: Path, verify: bool) -> ShardTable | None:
+    """The table beside a tar, refused where a shard of `write_shards` is not as it was written."""
     table = read_table(owner, tar)
-    if table is not None and _ours(table):
-        changed = other_size(owner, "tars", tar, table.tar_size)
-        if changed is not None:
-            raise changed
+    if table is not None and table.ours:
+        file = Handle(owner, "tars", tar, "a tar that can be read")
+        fault = changed(owner, "tars", tar, table.state, file)
+        if fault is not None:
+            raise fault
+        if verify:
+            _verify(owner, table, file)
     return table
 
 
-def _ours(table: ShardTable) -> bool:
-    """Whether `write_shards` wrote it."""
-    return "plan" in table.facts
+def _verify(owner: str, table: ShardTable, file: Handle) -> None:
+    """Compare a whole shard of `write_shards` with its SHA-256."""
+    if "sha256" not in table.facts:
+        expected = f"shards with digests, and {table.tar.name} was written before version 0.2"
+        raise refusal(owner, "verify", True, expected, "write the shards again with overwrite=True")
+    digest = hashlib.sha256()
+    for start in range(0, file.size, 1 << 20):
+        digest.update(file.pread(start, 1 << 20))
+    if digest.hexdigest() != table.facts["sha256"]:
+        expected = "the bytes that write_shards wrote, by their SHA-256"
+        way_out = "it has changed; restore it, or write the shards again with overwrite=True or --overwrite"
+        raise refusal(owner, "tars", str(table.tar), expected, way_out)
 
 
 def _asked(
@@ -285,12 +293,12 @@ def _asked(
     there = [table for table in tables if table is not None]
     if value is not None:
         value = extension(owner, name, value)
-        if any(map(_ours, there)):
+        if any(table.ours for table in there):
             way_out = "image and label are for tars of other programs; leave it out"
             expected = f"no {name} for shards of write_shards, whose index has it"
             raise refusal(owner, name, value, expected, way_out)
         return value
-    kept = {table.facts.get(name) for table in there if not _ours(table)}
+    kept = {table.facts.get(name) for table in there if not table.ours}
     if len(kept) > 1:
         shown = " and ".join(sorted(map(repr, kept)))
         expected = f"one that all indexes beside the tars are made with, and they are with {shown}"
@@ -301,8 +309,9 @@ def _asked(
 def fits(table: ShardTable, image: str | None, label: str, damaged: str) -> bool:
     """Whether a table is what a scan with these options would give now, or tells the same classes apart."""
     facts = table.facts
-    labels = ("cls", "json:label", "json:class") if _ours(table) else (facts.get("label"),)
+    labels = ("cls", "json:label", "json:class") if table.ours else (facts.get("label"),)
     same = label in labels and image == facts.get("image")
     whole = damaged == "drop" or not facts.get("damaged", False)
-    as_large = table.tar.stat().st_size == table.tar_size
-    return same and whole and as_large and (_ours(table) or of_this_file(table))
+    if not (same and whole and (table.ours or "mtime_ns" in facts)):
+        return False
+    return table.state.change(Handle("ShardIndex", "tars", table.tar, "a tar that can be read")) is None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tarfile
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +20,9 @@ from tercet.atomic import atomically, naming
 from tercet.catalog import Catalog
 from tercet.checks import refusal
 from tercet.folders import LeftOut
-from tercet.tars import BLOCK, ShardTable, read_table, table_path, write_table
+from tercet.handles import Handle
+from tercet.tar_members import BLOCK
+from tercet.tars import ShardTable, read_table, sampled_headers, table_path, write_table
 
 __all__ = ["ShardJob", "Stopped", "member_suffix", "readable_table", "unreadable_file", "write_shard"]
 
@@ -50,14 +53,20 @@ class ShardJob:
         return f"{row:09d}"
 
     def finished(self, shard: int) -> ShardTable | None:
-        """The table of a shard that an earlier run of this plan wrote from files as they are now."""
-        table = readable_table(self.tar(shard))
-        if table is None or table.facts.get("plan") != self.plan or not self.tar(shard).is_file():
+        """The table of a shard that an earlier run of this plan wrote from files as they are now; None also
+        for one without digests, of version 0.1, which is written again."""
+        tar = self.tar(shard)
+        table = readable_table(tar)
+        ours = table is not None and table.facts.get("plan") == self.plan
+        if table is None or not ours or not {"sha256", "members"} <= table.facts.keys():
             return None
         there = dict(zip(map(int, table.columns["key"].tolist()), table.columns["size"].tolist()))
         rows = self.shards[shard].tolist()
         same = [there.get(row, -1) for row in rows] == [self.sizes[row] for row in rows]
-        return table if same and self.tar(shard).stat().st_size == table.tar_size else None
+        if not same or not tar.is_file():
+            return None
+        file = Handle("write_shards", "folder", tar, "a tar that can be read")
+        return table if table.state.change(file) is None else None
 
 
 def member_suffix(path: str) -> str:
@@ -86,7 +95,8 @@ def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable
     rows, places, left_out = [], [], []
     # The index gets its name first: a tar without one is then never ours.
     with atomically(tar) as unfinished, atomically(table_path(tar)) as unfinished_table:
-        with naming({unfinished: tar}), open(unfinished, "wb") as file:
+        with naming({unfinished: tar}), open(unfinished, "wb") as opened:
+            file = _Digested(opened)
             for row in job.shards[shard].tolist():
                 if stop.is_set():
                     raise Stopped
@@ -101,7 +111,6 @@ def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable
                 step()
             file.write(bytes(2 * BLOCK))
             file.write(bytes(-file.tell() % _END))
-            size = file.tell()
         numbers = np.array(places, dtype=np.int64).reshape(-1, 4)
         columns = {
             "key": np.array([job.key(row) for row in rows], dtype=object),
@@ -111,8 +120,14 @@ def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable
             **dict(zip(("offset", "size", "header_crc32", "crc32"), numbers.T)),
         }
         groups = {name: values[rows] for name, values in catalog.groups.items()}
-        facts = {"plan": job.plan, "label": "json:class"}
-        table = ShardTable(tar, size, columns, groups, tuple(left_out), facts)
+        facts = {
+            "plan": job.plan,
+            "label": "json:class",
+            "sha256": file.sha256.hexdigest(),
+            "members": file.members,
+            "headers": sampled_headers(columns),
+        }
+        table = ShardTable(tar, file.tell(), columns, groups, tuple(left_out), facts)
         write_table(table, unfinished_table)
     return table
 
@@ -126,7 +141,34 @@ def _content(path: Path) -> tuple[bytes, str]:
     return content, "" if content else "file is empty"
 
 
-def _add_sample(file: BinaryIO, job: ShardJob, row: int, content: bytes) -> tuple[int, int, int, int]:
+class _Digested:
+    """A file that is written from front to back, and digests of what is written.
+
+    Attributes:
+        sha256: of all.
+        members: a CRC of the members, header and content of each.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._size = file, 0
+        self.sha256, self.members = hashlib.sha256(), 0
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, part: bytes) -> None:
+        self._file.write(part)
+        self.sha256.update(part)
+        self._size += len(part)
+
+    def put(self, header: bytes, content: bytes) -> None:
+        for part in (header, content):
+            self.members = zlib.crc32(part, self.members)
+            self.write(part)
+        self.write(bytes(-self._size % BLOCK))
+
+
+def _add_sample(file: _Digested, job: ShardJob, row: int, content: bytes) -> tuple[int, int, int, int]:
     """Append the three members of an image; offset, size, CRC of header and of content of the first."""
     catalog = job.catalog
     label = int(catalog.labels[row])
@@ -136,16 +178,10 @@ def _add_sample(file: BinaryIO, job: ShardJob, row: int, content: bytes) -> tupl
     key = job.key(row)
     header = _header(f"{key}.{member_suffix(catalog.paths[row])}", len(content))
     offset = file.tell() + BLOCK
-    _put(file, (header, content))
-    _put(file, (_header(f"{key}.cls", len(str(label))), str(label).encode()))
-    _put(file, (_header(f"{key}.json", len(text)), text))
+    file.put(header, content)
+    file.put(_header(f"{key}.cls", len(str(label))), str(label).encode())
+    file.put(_header(f"{key}.json", len(text)), text)
     return offset, len(content), zlib.crc32(header), zlib.crc32(content)
-
-
-def _put(file: BinaryIO, parts: Iterable[bytes]) -> None:
-    for part in parts:
-        file.write(part)
-    file.write(bytes(-file.tell() % BLOCK))
 
 
 def _header(name: str, size: int) -> bytes:

@@ -18,10 +18,11 @@ from typing import Any
 from tercet.atomic import atomically
 from tercet.catalog import Catalog, refuse_unwritable
 from tercet.checks import choice, flag, refusal, seed_number, whole
+from tercet.facts import Facts, with_checksum
 from tercet.journal import synced, tidy
 from tercet.layouts import by_identity, mixed
 from tercet.locks import lock_file, locked, opened
-from tercet.shard_sets import INFO
+from tercet.shard_info import INFO
 from tercet.shard_writing import (
     ShardJob,
     Stopped,
@@ -144,9 +145,11 @@ def write_shards(
             "plan": plan,
             "classes": catalog.classes,
             "left_out": [item for table in tables for item in table.left_out],
+            "filenames": listed["filenames"],
+            "sha256": [table.facts["sha256"] for table in tables],
         }
         with _told(target) as info:
-            info["splits"][split], info["tercet"][split] = listed, written
+            info["splits"][split], info["tercet"][split] = listed, with_checksum(written)
         return ShardIndex(target, split=split)
 
 
@@ -248,7 +251,7 @@ def _info(folder: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or lists no splits.
     """
     try:
-        read = json.loads((folder / INFO).read_text("utf-8"))
+        read = Facts.read(_OWNER, "folder", folder / INFO, "splits").fields
         for split in read["splits"].values():
             list(split.get("filenames", ()))
         return {**read, "tercet": dict(read.get("tercet", {}))}

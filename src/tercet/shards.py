@@ -16,9 +16,16 @@ from jaxtyping import Int64
 from tercet.catalog import Catalog
 from tercet.checks import choice, flag, refusal, whole
 from tercet.handles import Handle
-from tercet.shard_sets import find_tables, find_tars, refuse_other_runs, written_classes
+from tercet.shard_sets import (
+    find_tables,
+    find_tars,
+    refuse_exchanged,
+    refuse_other_runs,
+    written_classes,
+)
 from tercet.tables import sorted_classes
-from tercet.tars import BLOCK, UNKNOWN, table_path
+from tercet.tar_members import BLOCK
+from tercet.tars import UNKNOWN, changed, table_path
 from tercet.tuples import rows_at
 
 __all__ = ["ShardIndex"]
@@ -39,9 +46,11 @@ class ShardIndex:
     the order of the tars, classes are sorted, as numbers where all are; the headers are scanned, once if
     `write_index` keeps the result.
 
-    A changed tar is noticed: by its size when it is opened, and with each read by a CRC of the sample's
-    header and, on shards of `write_shards`, of its content. A tar of another program whose size or time of
-    change is not that in its index is scanned again, headers and classes; after a copy that keeps no times
+    A changed tar is refused. Its size and a few of its headers are compared with the index when the index is
+    opened and again before the first read, and each read compares a CRC of the sample's header and, on shards
+    of `write_shards`, of its content. Of tars of other programs, whose contents have no CRC, the time of
+    change is compared too, before and after each read. A tar of another program that is not as its index has
+    it is scanned again when the index is opened; after a copy that keeps no times
     each opening does so, until `write_index` has kept one scan. Files are opened when first read from, in
     each process for itself; an index can be pickled, inherited by forked workers and shared by threads.
 
@@ -63,6 +72,10 @@ class ShardIndex:
             the samples before that are surely whole.
         write_index: keep what a scan found beside the tar, as name.index.parquet; it replaces an index
             made with another image or label.
+        verify: read each tar whole and compare it with the SHA-256 that `write_shards` has kept; tars of
+            other programs are scanned again, whatever their indexes say.
+        outside_root: take tars that info.json lists but that lie outside of its folder, by "..", an absolute
+            path or a link. No index is written beside them.
         max_open: files held open at a time.
         progress: show a progress bar while scanning.
 
@@ -99,6 +112,8 @@ class ShardIndex:
         label: str | None = None,
         damaged: str = "error",
         write_index: bool = False,
+        verify: bool = False,
+        outside_root: bool = False,
         max_open: int = 64,
         progress: bool = False,
     ) -> None:
@@ -106,12 +121,17 @@ class ShardIndex:
         choice(owner, "damaged", damaged, ("error", "drop"))
         self.max_open = whole(owner, "max_open", max_open, minimum=1)
         write_index, progress = flag(owner, "write_index", write_index), flag(owner, "progress", progress)
-        self.tars, info = find_tars(owner, "tars", tars, split)
-        tables = find_tables(owner, self.tars, image, label, damaged, write_index, progress)
+        verify, outside_root = flag(owner, "verify", verify), flag(owner, "outside_root", outside_root)
+        self.tars, info = find_tars(owner, "tars", tars, split, outside_root)
+        folder = Path(tars) if isinstance(tars, (str, os.PathLike)) and Path(tars).is_dir() else None
+        how = {"keep": write_index, "folder": folder, "verify": verify, "progress": progress}
+        tables = find_tables(owner, self.tars, image, label, damaged, **how)
         if not sum(map(len, tables)):
             raise refusal(owner, "tars", str(tars), "at least one sample with an image")
         plans = {table.facts.get("plan") for table in tables}
         refuse_other_runs(owner, "tars", tars, info, plans)
+        digests = {table.tar.name: table.facts.get("sha256") for table in tables}
+        refuse_exchanged(owner, "tars", info, digests)
         self._written = None not in plans
         columns = {name: np.concatenate([t.columns[name] for t in tables]) for name in tables[0].columns}
         shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
@@ -123,7 +143,7 @@ class ShardIndex:
         self._offset, self._size = columns["offset"], columns["size"]
         self._header_crc, self._crc = columns["header_crc32"], columns["crc32"]
         self._key, self._suffix = columns["key"], columns["suffix"]
-        self._tar_sizes = [table.tar_size for table in tables]
+        self._states = [table.state for table in tables]
         names = set.intersection(*(set(table.groups) for table in tables))
         groups = {
             name: np.concatenate([table.groups[name] for table in tables])[order] for name in sorted(names)
@@ -221,6 +241,8 @@ class ShardIndex:
                 block = handles[shards[first]].pread(start, end[last] - start)
                 for at in range(first, last + 1):
                     found[into[at]] = self._checked(rows[at], block[begin[at] - start : end[at] - start])
+            if not self._written:  # contents of other programs' tars have no CRC
+                self._refuse_written_over(handles)
             done = ahead
         return [found[place] for place in position.tolist()]
 
@@ -236,6 +258,11 @@ class ShardIndex:
             what = "another header stands in its place"
         raise self._changed(int(self._shard[row]), f"{self.file(row).name} as it was indexed", what)
 
+    def _refuse_written_over(self, handles: Mapping[int, Handle]) -> None:
+        for shard, handle in handles.items():
+            if handle.changed():
+                raise self._changed(shard, "the time of change that it had", "it was written since")
+
     def _changed(self, shard: int, expected: str, what: str) -> ValueError:
         tar = self.tars[shard]
         way_out = "write the shards again with overwrite=True or --overwrite"
@@ -250,13 +277,15 @@ class ShardIndex:
             self._forget_handles()
         with self._lock:
             handle = self._handles.pop(shard, None)
-            if handle is None:
-                handle = Handle("ShardIndex", "tars", self.tars[shard], "a tar to read")
-                if handle.size != self._tar_sizes[shard]:
-                    raise self._changed(shard, f"{self._tar_sizes[shard]} bytes", f"it has {handle.size}")
-            self._handles[shard] = handle  # now the last to go
-            while len(self._handles) > self.max_open:
+            while len(self._handles) >= self.max_open:
                 del self._handles[next(iter(self._handles))]
+            if handle is None:
+                tar = self.tars[shard]
+                handle = Handle("ShardIndex", "tars", tar, "a tar to read")
+                fault = changed("ShardIndex", "tars", tar, self._states[shard], handle)
+                if fault is not None:
+                    raise fault
+            self._handles[shard] = handle  # now the last to go
             return handle
 
     def _forget_handles(self) -> None:

@@ -17,8 +17,9 @@ from tercet.grouping import Group, GroupBuffer
 from tercet.images import decode_image
 from tercet.randomness import derive_key
 from tercet.stream_lanes import REACHES, Lanes
+from tercet.stream_reading import read_shard
 from tercet.stream_samples import Sample, image_field, label_of, name_of
-from tercet.stream_shards import KnownShard, read_shard
+from tercet.stream_shards import KnownShard
 from tercet.streams import PKStage, StreamEnded
 
 __all__ = ["Dealt", "LaneBatches"]

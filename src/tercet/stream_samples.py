@@ -8,7 +8,7 @@ from typing import Any
 
 from tercet.checks import escaped, refusal, whole
 from tercet.folders import IMAGE_SUFFIXES
-from tercet.tars import class_in
+from tercet.tar_scan import class_in
 
 __all__ = ["Handler", "Sample", "base_name", "image_field", "label_of", "name_of", "number_in", "raw", "told"]
 

@@ -1,51 +1,74 @@
-"""What lies where in one tar of samples: from its headers, or from the table kept beside it."""
+"""The table of a tar's samples: kept beside it as Parquet, with checksums, and compared with the tar."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from tercet.checks import refusal
-from tercet.folders import IMAGE_SUFFIXES, LeftOut
+from tercet.facts import Facts, with_checksum
+from tercet.folders import LeftOut
+from tercet.handles import Handle
+from tercet.tar_members import BLOCK, LARGEST
 
 __all__ = [
-    "BLOCK",
     "DAMAGED",
+    "NUMBERS",
+    "TEXTS",
     "UNKNOWN",
     "ShardTable",
-    "class_in",
+    "TarState",
+    "changed",
     "contents_crc",
-    "extension",
-    "of_this_file",
+    "keys_and_classes_crc",
     "of_write_shards",
-    "other_size",
     "read_table",
-    "scan_tar",
+    "sampled_headers",
     "table_path",
     "write_table",
 ]
 
-BLOCK = 512  # bytes: every header, and the unit that contents are padded to
 UNKNOWN = -1  # the CRC of content that was never read
 FORMAT = 1
+TEXTS = ("key", "suffix", "path", "label")
+NUMBERS = ("offset", "size", "header_crc32", "crc32")
+DAMAGED = "the tar is cut short or damaged here"
 _KEY = "tercet.shard"
 _GROUP = "groups."  # before the names of groups, so that one may be called "size"
-_TEXT = ("key", "suffix", "path", "label")
-_NUMBERS = ("offset", "size", "header_crc32", "crc32")
-# webdataset's rule: the key ends at the first dot of the file name.
-_SAMPLE_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
-_META = re.compile(r"__[^/]*__($|/)")
-DAMAGED = "the tar is cut short or damaged here"
-_SUCH = {"image": '"jpg"', "label": '"cls", or a field of JSON, such as "json:label"'}
+_SAMPLED = 8  # headers of a tar that are compared with it as it is
+
+
+@dataclass(frozen=True)
+class TarState:
+    """What a tar was like when it was indexed or opened.
+
+    Args:
+        size: its bytes.
+        time: of its last change, in nanoseconds; None where it does not count: tars of `write_shards` are
+            copied from machine to machine, and have CRCs.
+        headers: (offset, CRC) of a few headers.
+    """
+
+    size: int
+    time: int | None = None
+    headers: tuple[tuple[int, int], ...] = ()
+
+    def change(self, tar: Handle) -> tuple[str, str] | None:
+        """What was expected of an open tar and what was found, where the two differ."""
+        if tar.size != self.size:
+            return f"{self.size} bytes, as", f"it has changed to {tar.size}"
+        if self.time not in (None, tar.time):
+            return "the time of change that it had", "it was written since"
+        for at, crc in self.headers:
+            if zlib.crc32(tar.pread(at, BLOCK)) != crc:
+                return f"the header at byte {at} that it had", "another stands there"
+        return None
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,18 @@ class ShardTable:
     def __len__(self) -> int:
         return len(self.columns["offset"])
 
+    @property
+    def ours(self) -> bool:
+        """Whether `write_shards` wrote it."""
+        return "plan" in self.facts
+
+    @property
+    def state(self) -> TarState:
+        """What the tar was like when it was indexed."""
+        time = None if self.ours else self.facts.get("mtime_ns")
+        headers = self.facts.get("headers", ())
+        return TarState(self.tar_size, time, tuple((at, crc) for at, crc in headers))
+
 
 def table_path(tar: Path) -> Path:
     """Where the table of a tar lies: a.index.parquet beside a.tar, part.000.index.parquet beside part.000."""
@@ -79,7 +114,7 @@ def table_path(tar: Path) -> Path:
 
 
 def write_table(table: ShardTable, target: Path) -> None:
-    """Write a table as Parquet.
+    """Write a table as Parquet, its pages with checksums and its facts with one that covers the columns too.
 
     Args:
         table: what to write.
@@ -88,14 +123,24 @@ def write_table(table: ShardTable, target: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {name: pa.array(table.columns[name], pa.string()) for name in _TEXT}
-    columns |= {name: pa.array(table.columns[name], pa.int64()) for name in _NUMBERS}
+    columns = {name: pa.array(table.columns[name], pa.string()) for name in TEXTS}
+    columns |= {name: pa.array(table.columns[name], pa.int64()) for name in NUMBERS}
     columns |= {_GROUP + name: pa.array(values) for name, values in table.groups.items()}
-    told = {"format": FORMAT, "tar": table.tar.name, "tar_size": table.tar_size, "left_out": table.left_out}
-    told |= {**table.facts, "contents": contents_crc(table)}
-    metadata = {_KEY: json.dumps(told, sort_keys=True)}
+    written = pa.table(columns)
+    facts = {
+        **table.facts,
+        "format": FORMAT,
+        "tar": table.tar.name,
+        "tar_size": table.tar_size,
+        "left_out": table.left_out,
+        "contents": contents_crc(table),
+        "samples": len(table),
+        "columns": _columns_crc(written),
+    }
+    as_read = json.loads(json.dumps(facts))  # tuples as lists
+    written = written.replace_schema_metadata({_KEY: json.dumps(with_checksum(as_read), sort_keys=True)})
     with pa.OSFile(str(target), "wb") as file:  # of a name with a colon pyarrow would make an address
-        pq.write_table(pa.table(columns, metadata=metadata), file, compression="zstd")
+        pq.write_table(written, file, compression="zstd", write_page_checksum=True)
 
 
 def read_table(owner: str, tar: Path, rows: bool = True, argument: str = "index") -> ShardTable | None:
@@ -104,12 +149,15 @@ def read_table(owner: str, tar: Path, rows: bool = True, argument: str = "index"
     Args:
         owner: who asks, for the sentences.
         tar: the file.
-        rows: False leaves the samples unread, and gives a table of none with its size and facts, and among
-            these their number, "samples".
+        rows: False leaves the samples unread, and gives a table of none with its size and facts.
         argument: for which argument, for the sentences.
 
+    Returns:
+        The table; among its facts are "samples", their number, and "checked": whether it has checksums, which
+        those of version 0.1 have not.
+
     Raises:
-        ValueError: it cannot be read, or is that of a tar of another name.
+        ValueError: it cannot be read, is damaged, or is that of a tar of another name.
     """
     source = table_path(tar)
     if not source.is_file():
@@ -119,56 +167,159 @@ def read_table(owner: str, tar: Path, rows: bool = True, argument: str = "index"
 
     try:
         with pa.OSFile(str(source)) as opened:
-            file = pq.ParquetFile(opened)
+            file = pq.ParquetFile(opened, page_checksum_verification=True)
+            samples = file.metadata.num_rows
+            if samples > opened.size():  # no row takes less than a byte
+                raise ValueError(f"it claims {samples:,} rows in {opened.size():,} bytes")
             table = file.read() if rows else file.schema_arrow.empty_table()
-        facts = json.loads(table.schema.metadata[_KEY.encode()])
-        if facts.pop("format") != FORMAT:
-            raise KeyError(f"a format other than {FORMAT}")
-        if not rows:
-            facts["samples"] = file.metadata.num_rows
-        left_out = tuple(LeftOut(*item) for item in facts.pop("left_out"))
-        name = facts.pop("tar", tar.name)
-        columns = {name: _values(table[name]) for name in (*_TEXT, *_NUMBERS)}
-        groups = [name for name in table.column_names if name.startswith(_GROUP)]
-        found = ShardTable(
-            tar=tar,
-            tar_size=facts.pop("tar_size"),
-            columns=columns,
-            groups={name.removeprefix(_GROUP): _values(table[name]) for name in groups},
-            left_out=left_out,
-            facts=facts,
-        )
-    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        facts = Facts((table.schema.metadata or {})[_KEY.encode()], owner, argument, source)
+        found = _typed(tar, facts, table, samples)
+        if rows:
+            _refuse_damaged(found, table)
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, MemoryError) as error:
         way_out = "restore it, or write the shards again with overwrite=True or --overwrite; beside a tar of "
         way_out += "another program delete it, and the tar is scanned instead "
-        way_out += f"({str(error).partition(chr(10))[0]})"
+        reason = str(error).partition("\n")[0]
+        way_out += f"({reason.partition(': expected ')[2] or reason})"
         raise refusal(owner, argument, str(source), "the index of a tar", way_out) from error
+    name = facts.string("tar", tar.name)
     if name != tar.name:  # of tars as large, with the same keys, nothing else would tell them apart
         way_out = f"it is that of {name}; rename both, or delete it, and the tar is scanned instead"
         raise refusal(owner, argument, str(source), f"the index of {tar.name}", way_out)
     return found
 
 
+def _typed(tar: Path, facts: Facts, table: Any, samples: int) -> ShardTable:
+    """The table with its facts, each of its type.
+
+    Raises:
+        ValueError: a fact or a column of another type.
+    """
+    import pyarrow as pa
+
+    if facts.integer("format") != FORMAT or facts.integer("samples", default=samples) != samples:
+        raise ValueError(f"not a table of format {FORMAT} and {samples} rows")
+    if "columns" in facts and not facts.checked:
+        raise ValueError("its checksum is missing")
+    kinds = {**dict.fromkeys(TEXTS, pa.string()), **dict.fromkeys(NUMBERS, pa.int64())}
+    for name, kind in kinds.items():
+        if table.schema.field(name).type != kind or table[name].null_count:
+            raise ValueError(f"the column {name} is not of type {kind}")
+    left_out = facts.items("left_out")
+    if not all(isinstance(item, list) and list(map(type, item)) == [str, str] for item in left_out):
+        raise facts.wrong("left_out", "pairs of texts")
+    headers = facts.items("headers", [])
+    if not all(isinstance(item, list) and list(map(type, item)) == [int, int] for item in headers):
+        raise facts.wrong("headers", "pairs of whole numbers")
+    if any(at < 0 or at > facts.integer("tar_size") for at, _ in headers):
+        raise facts.wrong("headers", "offsets in the tar")
+    told: dict[str, Any] = {"samples": samples, "checked": facts.checked, "headers": headers}
+    for name in ("plan", "label", "sha256"):
+        if name in facts:
+            told[name] = facts.string(name)
+    for name in ("contents", "columns", "members", "mtime_ns"):
+        if name in facts:
+            told[name] = facts.integer(name)
+    if "image" in facts:
+        told["image"] = None if facts.fields["image"] is None else facts.string("image")
+    if "damaged" in facts:
+        told["damaged"] = bool(facts.fields["damaged"])
+    columns = {name: _values(table[name]) for name in kinds}
+    groups = [name for name in table.column_names if name.startswith(_GROUP)]
+    return ShardTable(
+        tar=tar,
+        tar_size=facts.integer("tar_size"),
+        columns=columns,
+        groups={name.removeprefix(_GROUP): _values(table[name]) for name in groups},
+        left_out=tuple(LeftOut(*item) for item in left_out),
+        facts=told,
+    )
+
+
+def _refuse_damaged(found: ShardTable, table: Any) -> None:
+    """Refuse a table whose columns are not those that its facts tell, or that point out of the tar.
+
+    Raises:
+        ValueError: as above.
+    """
+    if found.facts.get("contents", contents_crc(found)) != contents_crc(found):
+        raise ValueError("its keys and classes do not fit their checksum")
+    if found.facts["checked"] and found.facts.get("columns") != _columns_crc(table):
+        raise ValueError("its columns do not fit their checksum")
+    offset, size = found.columns["offset"], found.columns["size"]
+    if not np.all((offset >= BLOCK) & (size >= 0) & (size <= LARGEST) & (offset <= found.tar_size - size)):
+        raise ValueError("a sample lies outside the tar")
+    if found.ours and not all(key.isdecimal() and len(key) < 19 for key in found.columns["key"].tolist()):
+        raise ValueError("a key is no row number")
+
+
 def contents_crc(table: ShardTable) -> int:
     """A CRC of the keys and classes of the samples, in their order; that of a table which is kept is in
     its facts, as "contents"."""
-    names = [table.columns["key"].tolist(), table.columns["label"].tolist()]
-    return zlib.crc32(json.dumps(names).encode())
+    return keys_and_classes_crc(table.columns["key"].tolist(), table.columns["label"].tolist())
 
 
-def other_size(owner: str, argument: str, tar: Path, expected: int) -> ValueError | None:
-    """The refusal of a tar that is not as large as when it was looked at; None where it is."""
-    size = tar.stat().st_size
-    if size == expected:
+def keys_and_classes_crc(keys: list[str], classes: list[str]) -> int:
+    """As `contents_crc`, of lists."""
+    return zlib.crc32(json.dumps([keys, classes]).encode())
+
+
+def _columns_crc(table: Any) -> int:
+    """A CRC of the names, types and values of an Arrow table, however it is cut into chunks."""
+    import pyarrow as pa
+
+    crc = 0
+    for name, column in zip(table.column_names, table.columns):
+        head = json.dumps([name, str(column.type), len(column), column.null_count])
+        crc = zlib.crc32(head.encode(), crc)
+        if not pa.types.is_string(column.type):
+            crc = zlib.crc32(np.ascontiguousarray(column.to_numpy()).view(np.uint8), crc)
+            continue
+        lengths = 0
+        for chunk in column.chunks:
+            _, offsets, values = chunk.buffers()
+            if not len(chunk):
+                continue
+            ends = np.frombuffer(offsets, np.int32, len(chunk) + 1, 4 * chunk.offset)
+            lengths = zlib.crc32(np.diff(ends).view(np.uint8), lengths)
+            if values is not None:
+                crc = zlib.crc32(memoryview(values)[ends[0] : ends[-1]], crc)
+        crc = zlib.crc32(lengths.to_bytes(4, "big"), crc)
+    return crc
+
+
+def sampled_headers(columns: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
+    """(offset, CRC) of a few headers of images, spread over a tar."""
+    rows = np.unique(np.linspace(0, max(0, len(columns["offset"]) - 1), _SAMPLED, dtype=np.int64))
+    rows = rows[: len(columns["offset"])]
+    return list(zip((columns["offset"][rows] - BLOCK).tolist(), columns["header_crc32"][rows].tolist()))
+
+
+def changed(
+    owner: str, argument: str, tar: Path, state: TarState, file: Handle | None = None
+) -> ValueError | None:
+    """The refusal of a tar that is not what it was; None where it is.
+
+    Args:
+        owner, argument: who asks, and for which argument, for the sentence.
+        tar: the file.
+        state: what it was like.
+        file: it, open; by default it is opened.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    difference = state.change(file or Handle(owner, argument, tar, "a tar that can be read"))
+    if difference is None:
         return None
     index = table_path(tar)
     way_out, when = f"delete {index.name} to index the tar as it is", "indexed"
     if not index.is_file():
         way_out, when = "open it anew", "opened"
     elif of_write_shards(owner, tar):
-        way_out = "restore it, or write the shards again"
-    expectation = f"{expected} bytes, as when it was {when}"
-    return refusal(owner, argument, str(tar), expectation, f"it has changed to {size}; {way_out}")
+        way_out = "restore it, or write the shards again with overwrite=True or --overwrite"
+    expected, found = difference
+    return refusal(owner, argument, str(tar), f"{expected} when it was {when}", f"{found}; {way_out}")
 
 
 def of_write_shards(owner: str, tar: Path) -> bool:
@@ -177,38 +328,7 @@ def of_write_shards(owner: str, tar: Path) -> bool:
         table = read_table(owner, tar, rows=False)
     except ValueError:  # a damaged index is told where it is read
         return False
-    return table is not None and "plan" in table.facts
-
-
-def of_this_file(table: ShardTable) -> bool:
-    """Whether the tar of a scanned table has the time of change that it had then.
-
-    (The tables of `write_shards` have no time: their tars are copied from machine to machine, and images and
-    headers have CRCs.)
-    """
-    return table.facts.get("mtime_ns") == table.tar.stat().st_mtime_ns
-
-
-def extension(owner: str, argument: str, value: Any) -> str:
-    """The extension of a member as webdataset names it, without a dot and in lower case.
-
-    Args:
-        owner: who asks, for the sentence.
-        argument: "image" or "label"; a label may be "json:field" too.
-        value: what came.
-
-    Raises:
-        ValueError: not a string, or an empty one.
-
-    Example:
-        >>> extension("ShardIndex", "image", ".JPG"), extension("ShardIndex", "label", "json:Name")
-        ('jpg', 'json:Name')
-    """
-    name, colon, field = value.partition(":") if isinstance(value, str) else ("", "", "")
-    name = name.lstrip(".").lower()
-    if not name or (colon and not (field and argument == "label")):
-        raise refusal(owner, argument, value, f"the extension of a member, such as {_SUCH[argument]}")
-    return name + colon + field
+    return table is not None and table.ours
 
 
 def _values(column: Any) -> np.ndarray:
@@ -216,155 +336,3 @@ def _values(column: Any) -> np.ndarray:
     if values.dtype.kind in "bfu":
         return values
     return values.astype(np.int64 if values.dtype.kind == "i" else object, copy=False)
-
-
-def scan_tar(
-    owner: str, tar: Path, image: str | None, label: str, damaged: str, argument: str = "tars"
-) -> ShardTable:
-    """The samples of a tar that any program wrote, from its headers and labels; images are not read.
-
-    Args:
-        owner: who asks, for the sentences.
-        tar: an uncompressed tar; long names of GNU tar and pax are understood.
-        image: the extension of the member that is the image; None for the one that is an image's.
-        label: the extension of the member that holds the class, or "json:field"; as `extension` gives them.
-        damaged: "drop" ends a tar that is cut short, or has a broken header, before the sample in question.
-        argument: for which argument, for the sentences.
-
-    Raises:
-        ValueError: not such a tar, a damaged one, a sample with two images or without a class.
-    """
-    left_out: list[LeftOut] = []
-    rows: list[tuple[Any, ...]] = []
-    with open(tar, "rb") as file:
-        before = os.fstat(file.fileno())
-        for key, members in _samples(owner, argument, tar, file, damaged, left_out):
-            suffix = _image_of(owner, argument, tar, key, members, image)
-            if suffix is None:
-                left_out.append(LeftOut(f"{tar.name}/{key}", "sample without an image"))
-                continue
-            info = members[suffix]
-            name = _class_of(owner, tar, key, members, label, file)
-            header = zlib.crc32(os.pread(file.fileno(), BLOCK, info.offset_data - BLOCK))
-            spelled = info.name[len(key) + 1 :]  # in whatever case
-            rows.append((key, spelled, info.name, name, info.offset_data, info.size, header, UNKNOWN))
-    texts = len(_TEXT)
-    columns = {}
-    for place, column in enumerate((*_TEXT, *_NUMBERS)):
-        columns[column] = np.array([row[place] for row in rows], dtype=object if place < texts else np.int64)
-    cut = any(item.reason == DAMAGED for item in left_out)
-    facts = {"image": image, "label": label, "damaged": cut, "mtime_ns": before.st_mtime_ns}
-    return ShardTable(tar, before.st_size, columns, {}, tuple(left_out), facts)
-
-
-def _samples(
-    owner: str, argument: str, tar: Path, file: BinaryIO, damaged: str, left_out: list[LeftOut]
-) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """(key, {extension in lower case: member}) of each run of members with one key, as webdataset has it."""
-    reasons: list[str] = []
-    current, members = "", {}
-    for info in _members(owner, argument, tar, file, reasons):
-        if info.isdir():
-            continue
-        matched = _SAMPLE_NAME.fullmatch(info.name)
-        reason = "webdataset's own metadata" if _META.match(info.name) else ""
-        if not info.isreg() or info.issparse():
-            reason = "not a plain file"
-        if reason or not matched:
-            left_out.append(LeftOut(f"{tar.name}/{info.name}", reason or "name without an extension"))
-            continue
-        key, extension = matched[1], matched[2].lower()
-        if key != current:
-            if members:
-                yield current, members
-            current, members = key, {}
-        if extension in members:
-            way_out = "webdataset does not read it either; write the tar again"
-            raise refusal(owner, argument, str(tar), f"each member once, not {info.name!r} twice", way_out)
-        members[extension] = info
-    if reasons and damaged == "error":
-        where = f"{reasons[0]} after {current!r}" if current else reasons[0]
-        way_out = 'restore it, or pass damaged="drop" to keep the samples before'
-        raise refusal(owner, argument, str(tar), f"a whole tar, and {where}", way_out)
-    if reasons:  # what is missing may have belonged to the last sample
-        left_out.append(LeftOut(f"{tar.name}/{current}", reasons[0]))
-    elif members:
-        yield current, members
-
-
-def _members(
-    owner: str, argument: str, tar: Path, file: BinaryIO, reasons: list[str]
-) -> Iterator[tarfile.TarInfo]:
-    """The members whose content is there whole; `reasons` gets why the tar ends too soon, if it does."""
-    size = os.fstat(file.fileno()).st_size
-    try:
-        archive = tarfile.TarFile(fileobj=file)
-    except tarfile.TarError as error:
-        way_out = f"decompress it first, with gunzip for instance ({error})" if size else "it is empty"
-        raise refusal(owner, argument, str(tar), "an uncompressed tar", way_out) from error
-    while True:
-        try:
-            info = archive.next()
-        except (tarfile.TarError, ValueError):
-            reasons.append(DAMAGED)
-            return
-        if info is None:
-            break
-        archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  else it keeps them all
-        if info.offset_data + info.size > size:
-            reasons.append(DAMAGED)
-            return
-        yield info
-    end = os.pread(file.fileno(), BLOCK, archive.offset)
-    if end != bytes(BLOCK):  # tarfile takes the lack of an end, and a broken header, for one
-        reasons.append(DAMAGED)
-
-
-def _image_of(
-    owner: str, argument: str, tar: Path, key: str, members: Mapping[str, tarfile.TarInfo], image: str | None
-) -> str | None:
-    """The extension of the sample's image; None where it has none."""
-    if image is not None:
-        return image if image in members else None
-    found = [extension for extension in members if f".{extension}" in IMAGE_SUFFIXES]
-    if len(found) > 1:
-        expected = f"one image a sample, and {key!r} has {' and '.join(sorted(found))}"
-        raise refusal(owner, argument, str(tar), expected, f"say which, such as image={found[0]!r}")
-    return found[0] if found else None
-
-
-def _class_of(
-    owner: str, tar: Path, key: str, members: Mapping[str, tarfile.TarInfo], label: str, file: BinaryIO
-) -> str:
-    """The class of the sample, as a string."""
-    extension, _, name = label.partition(":")
-    if extension not in members:
-        ways = ", ".join(sorted(members))
-        way_out = f'the sample has {ways}; name another with label=, such as "cls" or "json:label"'
-        raise refusal(owner, "label", label, f"a member {key}.{extension} in {tar}", way_out)
-    info = members[extension]
-    content = os.pread(file.fileno(), info.size, info.offset_data)
-    try:
-        return str(class_in(content, name))
-    except (ValueError, LookupError, TypeError) as error:
-        expected = f"a whole number or a name in {key}.{extension} of {tar}"
-        raise refusal(owner, "label", label, expected, f"{type(error).__name__}: {error}") from error
-
-
-def class_in(content: bytes | bytearray | str, field: str) -> int | str:
-    """The class that a member holds: its text, or a field of its JSON.
-
-    Raises:
-        ValueError, LookupError, TypeError: neither a whole number nor a name.
-
-    Example:
-        >>> class_in(b"ant ", ""), class_in(b'{"id": 3}', "id")
-        ('ant', 3)
-    """
-    if not field:
-        value = (content if isinstance(content, str) else bytes(content).decode()).strip()
-    else:
-        value = json.loads(content)[field]
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise ValueError(f"it is {value!r}")
-    return value

@@ -31,6 +31,16 @@ def index_shards(
     damaged: Annotated[
         str, typer.Option(help="A tar that is cut short: error, or drop to keep the samples before that.")
     ] = "error",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read shards of make-shards whole and compare their SHA-256; scan other tars again.",
+        ),
+    ] = False,
+    outside_root: Annotated[
+        bool, typer.Option("--outside-root", help="Take tars that info.json lists outside of its folder.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write an index beside each tar of webdataset's kind, so that `ShardIndex` opens it without a scan.
@@ -40,6 +50,7 @@ def index_shards(
     started = time.perf_counter()
     source = tars[0] if len(tars) == 1 else tars
     options = {"split": split, "image": image, "label": label, "damaged": damaged}
+    options |= {"verify": verify, "outside_root": outside_root}
     index = ShardIndex(source, **options, write_index=True, progress=not quiet)
     tell_left_out(index.catalog.left_out)
     if quiet:

@@ -1,0 +1,144 @@
+"""The samples of a shard as they are read, compared at its end with what is known of it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from tercet.checks import refusal
+from tercet.stream_samples import Handler, Sample, image_field, told
+from tercet.stream_shards import KnownShard, damaged_shard
+from tercet.stream_sources import Source
+from tercet.tar_members import LARGEST, DamagedTar, MemberTwice, grouped, members, sample_name, why_no_sample
+from tercet.tar_scan import class_in
+from tercet.tars import changed, keys_and_classes_crc
+
+__all__ = ["read_shard"]
+
+_OWNER = "PKStream"
+
+
+def read_shard(
+    shard: str, known: KnownShard, image: str | None, handler: Handler | None
+) -> Generator[Sample, None, bool]:
+    """The samples of a shard, as webdataset reads them.
+
+    Args:
+        shard: a path or a URL.
+        known: of it; fewer samples, other keys or other classes than that are told at its end.
+        image, handler: as for `known_shards`.
+
+    Returns:
+        Whether the handler, where it was told of something, says to go on with the next shard.
+
+    Raises:
+        ValueError: without a handler, a shard that cannot be read, has changed, breaks off or is not as its
+            index tells.
+    """
+    try:
+        source = Source(_OWNER, "shards", shard, url=known.state is None)
+    except ValueError as unread:
+        return told(handler, unread)
+    if known.state is not None and source.file is not None:
+        fault = changed(_OWNER, "shards", Path(shard), known.state, source.file)
+        if fault and not told(handler, fault):
+            return False
+    reading = _Reading(shard, source, known, image)
+    try:
+        yield from reading.samples()
+    finally:
+        why = source.close()
+    fault = reading.fault(why)
+    return told(handler, fault) if fault else True
+
+
+class _Reading:
+    """One pass over a shard, and whether what came is what is known of it."""
+
+    def __init__(self, shard: str, source: Source, known: KnownShard, image: str | None) -> None:
+        self._shard, self._source, self._known, self._image = shard, source, known, image
+        self._broken: DamagedTar | MemberTwice | None = None
+        self._crc = 0  # of the members
+        self._keys: list[str] = []
+        self._classes: list[str] = []
+
+    def samples(self) -> Iterator[Sample]:
+        """The samples up to where the tar ends or breaks off."""
+        compare = self._known.members is None and self._known.label is not None
+        try:
+            for key, parts in grouped(self._named()):
+                sample = {"__key__": key, "__url__": self._shard, **parts}
+                if image_field(sample, self._image) is not None:
+                    self._keys.append(key)
+                    if compare:
+                        self._classes.append(self._class_of(sample))
+                yield sample
+        except MemberTwice as error:
+            self._broken = error
+
+    def _named(self) -> Iterator[tuple[str, str, bytes]]:
+        source, check = self._source, self._known.members is not None
+        try:
+            for member in members(source.read, source.size):
+                name = None if why_no_sample(member) else sample_name(member.name)
+                if check:
+                    self._crc = zlib.crc32(member.header, self._crc)
+                if name is None:
+                    continue
+                if member.size > LARGEST:
+                    raise DamagedTar(f"a member claims {member.size:,} bytes", member.offset)
+                content = bytes(source.read(member.offset, member.size))
+                if len(content) < member.size:
+                    raise DamagedTar("it ends in a member", member.offset)
+                if check:
+                    self._crc = zlib.crc32(content, self._crc)
+                yield *name, content
+        except DamagedTar as error:
+            self._broken = error
+
+    def _class_of(self, sample: Sample) -> str:
+        """The class as the index has it; "" where there is none now."""
+        assert self._known.label is not None
+        extension, _, field = self._known.label.partition(":")
+        try:
+            return str(class_in(sample[extension], field))
+        except (ValueError, LookupError, TypeError):
+            return ""
+
+    def fault(self, why: str) -> ValueError | None:
+        """The refusal of a shard that broke off, or of which other samples came than are known.
+
+        Args:
+            why: a URL failed.
+        """
+        known = self._known
+        if why or self._broken is not None:
+            return self._refusal_of_break(why)
+        expected = ""
+        if len(self._keys) < (known.samples or 0):
+            expected = f"{known.samples} samples, as its index or a scan has them, and only "
+            expected += f"{len(self._keys)} came"
+        elif known.members not in (None, self._crc):
+            expected = "the members that write_shards wrote, and their checksum differs"
+        elif known.members is None and known.label is not None and known.contents != self._contents():
+            expected = "the keys and classes that its index or a scan has, and others came"
+        return (
+            refusal(_OWNER, "shards", self._shard, expected, "it is damaged; restore it")
+            if expected
+            else None
+        )
+
+    def _contents(self) -> int:
+        return keys_and_classes_crc(self._keys, self._classes)
+
+    def _refusal_of_break(self, why: str) -> ValueError:
+        reason = why or str(self._broken)
+        if isinstance(self._broken, MemberTwice):
+            reason = f"{self._broken.args[0]!r} is there twice"
+        if self._known.state is not None:
+            return damaged_shard(self._shard, reason=reason)
+        way_out = f"restore it, or see whether its address is right ({reason})"
+        fault = refusal(_OWNER, "shards", self._shard, "a tar that can be read to its end", way_out)
+        fault.__cause__ = self._broken
+        return fault
