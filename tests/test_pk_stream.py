@@ -21,6 +21,7 @@ import pytest
 import torch
 import webdataset
 from torch.utils.data import DataLoader
+from webdataset.gopen import Pipe, gopen_schemes
 
 from tercet import sharding, stream_sources
 from tercet.catalog import scan_folder
@@ -520,8 +521,7 @@ def test_samples_without_an_image_are_not_counted(tmp_path):
 
 def opens(monkeypatch, command):
     """Have webdataset open any https URL by running a command, as it runs curl."""
-    scheme = {"https": lambda url, mode: webdataset.gopen.Pipe(command, mode=mode, shell=True)}
-    monkeypatch.setattr(webdataset.gopen, "gopen_schemes", scheme)
+    monkeypatch.setitem(gopen_schemes, "https", lambda url, mode: Pipe(command, mode=mode, shell=True))
 
 
 @pytest.mark.parametrize(

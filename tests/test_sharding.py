@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from tercet import shard_writing
+from tercet import shard_writing, sharding
 from tercet.catalog import Catalog, read_catalog, scan_folder
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
@@ -420,7 +420,7 @@ def test_a_foreign_tar_or_info_is_not_taken_for_ours(catalog, tmp_path):
         ('{"description": "mine"}', "restore it, or move it away (KeyError"),
         ('{"splits": {"val": []}}', "restore it, or move it away"),
         ('{"splits": {"train": {"filenames": ["train-0000.tar"]}}}', "it lists train-0000.tar; take another"),
-        (None, "restore it, or move it away (IsADirectoryError"),
+        (None, "restore it, or move it away ("),
     ],
 )
 def test_an_info_of_something_else_is_refused_and_stays(catalog, tmp_path, overwrite, text, said):

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from tercet.checks import refusal
-from tercet.facts import Facts, with_checksum
+from tercet.facts import Facts
 from tercet.folders import LeftOut
 from tercet.handles import Handle
+from tercet.parquet_files import opened_parquet, parquet_writer
 from tercet.tar_members import BLOCK, LARGEST
 
 __all__ = [
@@ -114,19 +115,17 @@ def table_path(tar: Path) -> Path:
 
 
 def write_table(table: ShardTable, target: Path) -> None:
-    """Write a table as Parquet, its pages with checksums and its facts with one that covers the columns too.
+    """Write a table as Parquet with checksums.
 
     Args:
         table: what to write.
         target: an unfinished name; the final one would end as `table_path` says.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = {name: pa.array(table.columns[name], pa.string()) for name in TEXTS}
     columns |= {name: pa.array(table.columns[name], pa.int64()) for name in NUMBERS}
     columns |= {_GROUP + name: pa.array(values) for name, values in table.groups.items()}
-    written = pa.table(columns)
     facts = {
         **table.facts,
         "format": FORMAT,
@@ -135,12 +134,10 @@ def write_table(table: ShardTable, target: Path) -> None:
         "left_out": table.left_out,
         "contents": contents_crc(table),
         "samples": len(table),
-        "columns": _columns_crc(written),
     }
-    as_read = json.loads(json.dumps(facts))  # tuples as lists
-    written = written.replace_schema_metadata({_KEY: json.dumps(with_checksum(as_read), sort_keys=True)})
-    with pa.OSFile(str(target), "wb") as file:  # of a name with a colon pyarrow would make an address
-        pq.write_table(written, file, compression="zstd", write_page_checksum=True)
+    written = pa.table(columns, metadata={_KEY: json.dumps(facts, sort_keys=True)})
+    with parquet_writer(target, written.schema) as writer:
+        writer.write_table(written)
 
 
 def read_table(owner: str, tar: Path, rows: bool = True, argument: str = "index") -> ShardTable | None:
@@ -163,19 +160,15 @@ def read_table(owner: str, tar: Path, rows: bool = True, argument: str = "index"
     if not source.is_file():
         return None
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pa.OSFile(str(source)) as opened:
-            file = pq.ParquetFile(opened, page_checksum_verification=True)
+        with opened_parquet(source) as (file, checked):
             samples = file.metadata.num_rows
-            if samples > opened.size():  # no row takes less than a byte
-                raise ValueError(f"it claims {samples:,} rows in {opened.size():,} bytes")
             table = file.read() if rows else file.schema_arrow.empty_table()
         facts = Facts((table.schema.metadata or {})[_KEY.encode()], owner, argument, source)
-        found = _typed(tar, facts, table, samples)
+        found = _typed(tar, facts, table, samples, checked)
         if rows:
-            _refuse_damaged(found, table)
+            _refuse_damaged(found)
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, MemoryError) as error:
         way_out = "restore it, or write the shards again with overwrite=True or --overwrite; beside a tar of "
         way_out += "another program delete it, and the tar is scanned instead "
@@ -189,7 +182,7 @@ def read_table(owner: str, tar: Path, rows: bool = True, argument: str = "index"
     return found
 
 
-def _typed(tar: Path, facts: Facts, table: Any, samples: int) -> ShardTable:
+def _typed(tar: Path, facts: Facts, table: Any, samples: int, checked: bool) -> ShardTable:
     """The table with its facts, each of its type.
 
     Raises:
@@ -199,7 +192,7 @@ def _typed(tar: Path, facts: Facts, table: Any, samples: int) -> ShardTable:
 
     if facts.integer("format") != FORMAT or facts.integer("samples", default=samples) != samples:
         raise ValueError(f"not a table of format {FORMAT} and {samples} rows")
-    if "columns" in facts and not facts.checked:
+    if "samples" in facts and not checked:
         raise ValueError("its checksum is missing")
     kinds = {**dict.fromkeys(TEXTS, pa.string()), **dict.fromkeys(NUMBERS, pa.int64())}
     for name, kind in kinds.items():
@@ -213,11 +206,11 @@ def _typed(tar: Path, facts: Facts, table: Any, samples: int) -> ShardTable:
         raise facts.wrong("headers", "pairs of whole numbers")
     if any(at < 0 or at > facts.integer("tar_size") for at, _ in headers):
         raise facts.wrong("headers", "offsets in the tar")
-    told: dict[str, Any] = {"samples": samples, "checked": facts.checked, "headers": headers}
+    told: dict[str, Any] = {"samples": samples, "checked": checked, "headers": headers}
     for name in ("plan", "label", "sha256"):
         if name in facts:
             told[name] = facts.string(name)
-    for name in ("contents", "columns", "members", "mtime_ns"):
+    for name in ("contents", "members", "mtime_ns"):
         if name in facts:
             told[name] = facts.integer(name)
     if "image" in facts:
@@ -236,16 +229,14 @@ def _typed(tar: Path, facts: Facts, table: Any, samples: int) -> ShardTable:
     )
 
 
-def _refuse_damaged(found: ShardTable, table: Any) -> None:
-    """Refuse a table whose columns are not those that its facts tell, or that point out of the tar.
+def _refuse_damaged(found: ShardTable) -> None:
+    """Refuse a table whose keys or classes do not fit its facts, or whose samples lie outside of the tar.
 
     Raises:
         ValueError: as above.
     """
     if found.facts.get("contents", contents_crc(found)) != contents_crc(found):
         raise ValueError("its keys and classes do not fit their checksum")
-    if found.facts["checked"] and found.facts.get("columns") != _columns_crc(table):
-        raise ValueError("its columns do not fit their checksum")
     offset, size = found.columns["offset"], found.columns["size"]
     if not np.all((offset >= BLOCK) & (size >= 0) & (size <= LARGEST) & (offset <= found.tar_size - size)):
         raise ValueError("a sample lies outside the tar")
@@ -262,30 +253,6 @@ def contents_crc(table: ShardTable) -> int:
 def keys_and_classes_crc(keys: list[str], classes: list[str]) -> int:
     """As `contents_crc`, of lists."""
     return zlib.crc32(json.dumps([keys, classes]).encode())
-
-
-def _columns_crc(table: Any) -> int:
-    """A CRC of the names, types and values of an Arrow table, however it is cut into chunks."""
-    import pyarrow as pa
-
-    crc = 0
-    for name, column in zip(table.column_names, table.columns):
-        head = json.dumps([name, str(column.type), len(column), column.null_count])
-        crc = zlib.crc32(head.encode(), crc)
-        if not pa.types.is_string(column.type):
-            crc = zlib.crc32(np.ascontiguousarray(column.to_numpy()).view(np.uint8), crc)
-            continue
-        lengths = 0
-        for chunk in column.chunks:
-            _, offsets, values = chunk.buffers()
-            if not len(chunk):
-                continue
-            ends = np.frombuffer(offsets, np.int32, len(chunk) + 1, 4 * chunk.offset)
-            lengths = zlib.crc32(np.diff(ends).view(np.uint8), lengths)
-            if values is not None:
-                crc = zlib.crc32(memoryview(values)[ends[0] : ends[-1]], crc)
-        crc = zlib.crc32(lengths.to_bytes(4, "big"), crc)
-    return crc
 
 
 def sampled_headers(columns: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
