@@ -45,7 +45,7 @@ def read_info(owner: str, argument: str, folder: Path) -> ShardInfo | None:
     source = folder / INFO
     expected, way_out = "splits with their filenames", "pass a list of tars to do without"
     try:
-        facts = Facts.read(owner, argument, source, "splits", _MOST)
+        facts = Facts.read(owner, argument, source, "splits", "", most=_MOST)
         splits = facts.part("splits")
         filenames = {split: splits.part(split).strings("filenames") for split in splits}
         told = facts.part("tercet", {})

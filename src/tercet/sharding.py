@@ -251,7 +251,7 @@ def _info(folder: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or lists no splits.
     """
     try:
-        read = Facts.read(_OWNER, "folder", folder / INFO, "splits").fields
+        read = Facts.read(_OWNER, "folder", folder / INFO, "splits", "").fields
         for split in read["splits"].values():
             list(split.get("filenames", ()))
         return {**read, "tercet": dict(read.get("tercet", {}))}

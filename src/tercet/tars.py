@@ -165,7 +165,7 @@ def read_table(owner: str, tar: Path, rows: bool = True, argument: str = "index"
         with opened_parquet(source) as (file, checked):
             samples = file.metadata.num_rows
             table = file.read() if rows else file.schema_arrow.empty_table()
-        facts = Facts((table.schema.metadata or {})[_KEY.encode()], owner, argument, source)
+        facts = Facts((table.schema.metadata or {})[_KEY.encode()], owner, argument, source, "facts", "")
         found = _typed(tar, facts, table, samples, checked)
         if rows:
             _refuse_damaged(found)
