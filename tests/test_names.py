@@ -12,8 +12,8 @@ from test_cli import tercet  # noqa: F401
 from test_sharding import photos, sentence
 from test_tars import foreign
 
+from tercet import read_manifest, write_manifest
 from tercet.catalog import read_catalog, scan_folder
-from tercet.manifest import read_manifest, write_manifest
 from tercet.pk_stream import PKStream
 from tercet.roots import inside
 from tercet.sharding import write_shards
