@@ -115,10 +115,11 @@ def test_metrics_rank_by_sums_of_squares(distance):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("n", "k", "largest"), [(50, 8, 100), (30, 128, 31), (9, 1, 1000), (9, 33, 7), (5, 0, 1)]
+    ("n", "k", "largest", "offset"),
+    [(50, 8, 100, 0), (30, 128, 31, 0), (9, 1, 1000, 0), (9, 33, 7, 0), (9, 3, 3, 10_000), (5, 0, 1, 0)],
 )
-def test_on_a_grid_products_and_differences_are_whole_numbers(n, k, largest, dtype):
-    x, y = grid(n, k, 1, largest), grid(n // 2, k, 2, largest) + 5
+def test_on_a_grid_products_and_differences_are_whole_numbers(n, k, largest, offset, dtype):
+    x, y = grid(n, k, 1, largest) + offset, grid(n // 2, k, 2, largest) + offset + 5
     true = ((x[:, None] - y[None]) ** 2).sum(2).to(dtype)
     u, v = x.to(dtype), y.to(dtype)
     i, j = torch.cartesian_prod(torch.arange(len(x)), torch.arange(len(y))).T
@@ -151,6 +152,13 @@ def test_an_exact_distance_depends_on_its_two_rows_alone(name, k):
     for rows in (slice(0, 1), slice(3, 10), slice(69, 70)):
         assert torch.equal(exact(metric, x[rows], x[5:6]), table[rows, 5:6])
         assert torch.equal(exact_pairs(metric, x[rows], x[rows]), table[rows, rows].diagonal())
+
+
+def test_numbers_too_small_for_a_grid_have_a_centre():
+    for dtype in DTYPES:
+        x = torch.tensor([[torch.finfo(dtype).tiny * torch.finfo(dtype).eps], [0.0]], dtype=dtype)
+        assert centre_of(x, x).isfinite().all()
+        assert fast_tile(x, x, root=False).tolist() == [[0, 0], [0, 0]]
 
 
 def test_a_table_in_several_blocks_is_the_same(monkeypatch):

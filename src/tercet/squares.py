@@ -134,29 +134,27 @@ def centre_of(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]) -> Float[Tensor,
 
     Example:
         >>> centre_of(torch.zeros(1, 1), torch.tensor([[0.0], [1.0], [1.0]]))
-        tensor([0.6660])
+        tensor([0.6670])
     """
     if not y.numel():
         return y.new_zeros(y.shape[1])
     centre, bits = y.mean(0), _exact_bits(y.shape[1], y.dtype)
     if y.device.type == "cpu":  # a look at a few numbers tells almost always, and costs next to nothing
-        some = y.numpy()[0, :8].tolist()
-        grain = math.ldexp(1.0, math.frexp(max(map(abs, some)))[1] - bits)  # that of all is no finer
-        if any(v % grain for v in some):
+        some, about = y.numpy()[0, :8].tolist(), centre.numpy()[:8].tolist()
+        reach = max(abs(v - c) for v, c in zip(some, about))
+        grain = math.ldexp(1.0, math.frexp(reach)[1] - bits)  # that of all is no finer
+        if not grain or any(v % grain for v in some):
             return centre
     both = [v for v in ((y,) if x is y else (x, y)) if v.numel()]
-    largest = torch.stack([v.abs().amax() for v in both]).amax()
-    grain = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - bits)
+    reach = torch.stack([(v - centre).abs().amax() for v in both]).amax()
+    grain = torch.ldexp(torch.ones_like(reach), torch.frexp(reach).exponent - bits)
     on_grid = torch.stack([((v / grain).frac() == 0).all() for v in both]).all()
     return torch.where(on_grid, (centre / grain).round() * grain, centre)
 
 
 @functools.cache
 def _exact_bits(k: int, dtype: torch.dtype) -> int:
-    """How many bits numbers on a grid may have so that 3·k of their squares are added up exactly.
-
-    About a centre among them they have one more.
-    """
+    """How many bits numbers on a grid may have, and one more, so that 3·k squares of them add up exactly."""
     digits = 53 if dtype == torch.float64 else 24
     return int((digits - 2 - math.log2(3 * k)) // 2)
 
