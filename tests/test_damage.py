@@ -6,6 +6,8 @@ is read in a process of its own, so that a crash is one failed case and not the 
 
 from __future__ import annotations
 
+import copy
+import json
 import multiprocessing
 import random
 import shutil
@@ -19,9 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tercet.catalog import Catalog
+from tercet.catalog import Catalog, read_catalog
 from tercet.formats import FORMATS, TEXT_FORMATS
 from tercet.manifest import read_manifest
+from tercet.relevance import TableRelevance
+from tercet.samplers import PKSampler
+from tercet.tables import write_columns
 from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
 from tercet.writing import write_manifest
@@ -59,7 +64,34 @@ def _manifest(suffix: str, sequence: Any) -> Kind:
     return Kind(lambda folder: write_manifest(folder / f"t{suffix}", sequence, CATALOG), read, files)
 
 
+def _table(write: Callable[[Path], None], read: Callable[[Path], Any]) -> Kind:
+    return Kind(lambda folder: write(folder / "t.parquet"), lambda folder: read(folder / "t.parquet"), "*")
+
+
+def _relevance(path: Path) -> Any:
+    table = TableRelevance.read(path)
+    return table.of(np.arange(N), np.arange(N)).tolist()
+
+
+def _state(sampler: Any) -> Kind:
+    def read(folder: Path) -> Any:
+        try:
+            state = json.loads((folder / "state.json").read_text("utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:  # the user's own reading
+            raise ValueError("no JSON") from error
+        other = copy.deepcopy(sampler)
+        other.load_state_dict(state)
+        return other.state_dict(), [list(map(list, other)) for _ in range(2)]
+
+    state = json.dumps(sampler.state_at(3, 2))
+    return Kind(lambda folder: (folder / "state.json").write_text(state), read, "*")
+
+
+PAIRS = {"i": np.arange(N - 1), "j": np.arange(1, N), "r": np.linspace(0, 1, N - 1)}
 KINDS = {
+    "catalog.parquet": _table(CATALOG.write, lambda path: read_catalog(path, root="x").fingerprint),
+    "relevance.parquet": _table(lambda path: write_columns(PAIRS, path), _relevance),
+    "state.json": _state(PKSampler(CATALOG.labels, p=5, k=2, seed=3)),
     **{f"triplets{suffix}": _manifest(suffix, RandomTriplets(CATALOG.labels, 2, 2)) for suffix in FORMATS},
     **{f"pairs{suffix}": _manifest(suffix, RandomPairs(CATALOG.labels, 2, 2)) for suffix in FORMATS},
 }
@@ -107,10 +139,10 @@ def outcomes(name: str, folder: Path, seeds: range) -> list[str]:
     found: list[str] = []
     context = multiprocessing.get_context("fork")
     while len(found) < len(seeds):
-        copy = folder.with_name(f"copy {len(found)}")
-        shutil.copytree(folder, copy)
+        place = folder.with_name(f"copy {len(found)}")
+        shutil.copytree(folder, place)
         receive, told = context.Pipe(duplex=False)
-        process = context.Process(target=_chunk, args=(name, copy, seeds[len(found) :], told))
+        process = context.Process(target=_chunk, args=(name, place, seeds[len(found) :], told))
         process.start()
         told.close()
         try:
@@ -120,7 +152,7 @@ def outcomes(name: str, folder: Path, seeds: range) -> list[str]:
             process.join()
         if process.exitcode:
             found.append(f"seed {seeds[len(found)]}: crash: exit code {process.exitcode}")
-        shutil.rmtree(copy)
+        shutil.rmtree(place)
     return found
 
 

@@ -41,6 +41,7 @@ FLOORS = {
             "handles",
             "journal",
             "locks",
+            "npy_file",
             "parquet_files",
             "provenance",
             "images",

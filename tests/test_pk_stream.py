@@ -316,7 +316,7 @@ def test_a_state_is_small_ints_and_fits_one_setting_only(shards):
         assert "(step=8): expected a whole number from 0 to 7" in refusal_of(
             load, with_checksum({**state, "step": 8})
         )
-    iterator.load_state_dict({**state, "step": 1})
+    iterator.load_state_dict(with_checksum({**state, "step": 1}))
     assert iterator.state_dict()["step"] == 1
 
 

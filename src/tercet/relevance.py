@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tercet.checks import refusal
+from tercet.npy_file import NpyFile
 from tercet.tables import read_columns
 
 __all__ = [
@@ -58,8 +59,8 @@ class TeacherRelevance:
     2·asin(√d / 4096): 0.03 at d = 2048, 0.19 at 150528. 2·n·d bytes are held. Zeros are relevant to none.
 
     Args:
-        embeddings: [n, d] numbers of any scale; or the path of a .npy file of them, which is mapped into
-            memory and read once, in blocks.
+        embeddings: [n, d] numbers of any scale; or the path of a .npy file of them, which is read once, in
+            blocks.
 
     Raises:
         ValueError: no such file, not [n, d], or a number that is not finite.
@@ -73,13 +74,14 @@ class TeacherRelevance:
     def __init__(self, embeddings: Any) -> None:
         owner = type(self).__name__
         array = _opened(owner, embeddings)
-        if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
+        if len(array.shape) != 2 or not math.prod(array.shape) or array.dtype.kind not in "fiu":
             found = f"array of {array.dtype} {list(array.shape)}"
             raise refusal(owner, "embeddings", found, "numbers [n, d], one row for each image")
+        n, d = array.shape
         self._steps: np.ndarray = np.empty(array.shape, dtype=np.int16)
-        self._scale = np.empty(len(array))  # 1 / length of the rounded row
-        rows = max(1, _CELLS // array.shape[1])
-        for first in range(0, len(array), rows):
+        self._scale = np.empty(n)  # 1 / length of the rounded row
+        rows = max(1, _CELLS // d)
+        for first in range(0, n, rows):
             block = np.array(array[first : first + rows], dtype=np.float64)
             if not np.isfinite(block).all():
                 bad = int(first + np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
@@ -344,8 +346,8 @@ class FunctionRelevance:
         return r
 
 
-def _opened(owner: str, embeddings: Any) -> np.ndarray:
-    """An array as it is, a .npy file mapped into memory."""
+def _opened(owner: str, embeddings: Any) -> np.ndarray | NpyFile:
+    """An array as it is, a .npy file open."""
     if not isinstance(embeddings, (str, os.PathLike)):
         try:
             return np.asarray(embeddings)
@@ -356,10 +358,7 @@ def _opened(owner: str, embeddings: Any) -> np.ndarray:
     expected = "an existing .npy file of numbers [n, d]"
     if Path(embeddings).suffix != ".npy" or not Path(embeddings).is_file():
         raise refusal(owner, "embeddings", os.fspath(embeddings), expected)
-    try:
-        return np.load(embeddings, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise refusal(owner, "embeddings", os.fspath(embeddings), expected, str(error)) from error
+    return NpyFile(owner, "embeddings", Path(embeddings))
 
 
 def unit_rows(rows: Any) -> Float[np.ndarray, "n d"]:

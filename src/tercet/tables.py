@@ -12,6 +12,7 @@ import numpy as np
 
 from tercet.atomic import atomically
 from tercet.checks import refusal
+from tercet.parquet_files import opened_parquet, parquet_writer
 
 __all__ = ["read_columns", "sorted_classes", "write_columns"]
 
@@ -36,10 +37,8 @@ def write_columns(columns: Mapping[str, Any], target: Path, overwrite: bool = Fa
     table = pa.table({name: _array(values, target.suffix == ".csv") for name, values in columns.items()})
     with atomically(target, overwrite) as unfinished:
         if target.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            with pa.OSFile(str(unfinished), "wb") as file:  # of a name with a colon it would make an address
-                pq.write_table(table, file, compression="zstd")
+            with parquet_writer(unfinished, table.schema) as writer:
+                writer.write_table(table)
         else:
             from pyarrow import csv
 
@@ -120,11 +119,8 @@ def read_columns(
 
 
 def _parquet(source: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with pa.OSFile(str(source)) as file:
-        return pq.ParquetFile(file).read()
+    with opened_parquet(source) as (file, _):
+        return file.read()
 
 
 def _csv(source: Path) -> Any:
