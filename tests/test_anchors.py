@@ -521,6 +521,12 @@ REFUSED = [
     ({"triplets": of_anchors([-1, 0]), "per_class": 2, "labels": LABELS}, r"labels='60 labels'.* row -1"),
     ({"triplets": 3}, r"triplets='int'\): expected a Manifest or another sequence of triplets"),
     ({"world_size": 61}, r"world_size=61\): expected at most 60, as there are so many bundles of anchors"),
+    (
+        {"triplets": {0: 1}},
+        r"triplets='dict'\): expected a Manifest or another sequence of triplets or pairs",
+    ),
+    ({"triplets": np.zeros((4, 3))}, r"triplets='ndarray of ndarray'\): expected a Manifest or another"),
+    ({"triplets": of_anchors([0, 2**62]), "images": 9}, r"triplets='row \d+'\): expected row numbers of a"),
     ({"images": 2}, r"images=2\): expected a whole number of at least 3"),
     ({"images": 12.5}, r"images=12.5\): expected a whole number of at least 3"),
     ({"triplets": RandomPairs(LABELS), "images": 1}, r"images=1\): expected a whole number of at least 2"),

@@ -16,6 +16,7 @@ __all__ = ["anchors_of", "divided", "images_each"]
 
 _OWNER = "AnchorSampler"
 _READ = 2**18  # triplets read at a time
+_MOST_KEYS = 2**62  # numbers for an image of a bundle: one for each bundle that is read and each row
 
 
 def images_each(triplets: Any) -> int:
@@ -24,13 +25,17 @@ def images_each(triplets: Any) -> int:
     Raises:
         ValueError: neither.
     """
-    columns = isinstance(triplets, (Triplets, LabeledPairs))
-    kind = getattr(triplets, "kind", "triplets")
-    if not columns and (kind not in ("triplets", "pairs") or not hasattr(triplets, "__getitem__")):
-        raise _no_sequence(type(triplets).__name__)
-    if not columns and len(triplets) and not isinstance(triplets[:1], (Triplets, LabeledPairs)):
-        raise _no_sequence(f"{type(triplets).__name__} of {type(triplets[:1]).__name__}")
-    return 2 if kind == "pairs" else 3
+    columns: Any = triplets
+    if not isinstance(triplets, (Triplets, LabeledPairs)):
+        expected = "a Manifest or another sequence of triplets or pairs"
+        try:
+            columns = triplets[:1] if len(triplets) else None
+        except (TypeError, LookupError, ValueError):
+            raise refusal(_OWNER, "triplets", type(triplets).__name__, expected) from None
+        if not (columns is None or isinstance(columns, (Triplets, LabeledPairs))):
+            shown = f"{type(triplets).__name__} of {type(columns).__name__}"
+            raise refusal(_OWNER, "triplets", shown, expected)
+    return 2 if isinstance(columns, LabeledPairs) else 3
 
 
 def anchors_of(triplets: Any) -> Int[np.ndarray, " t"]:
@@ -69,6 +74,9 @@ def divided(
     Returns:
         Where each part begins in `numbers`, and how many distinct images it has.
 
+    Raises:
+        ValueError: rows too far apart to be those of a catalog.
+
     Example:
         >>> triplets = Triplets(np.array([0, 0, 5]), np.array([1, 1, 6]), np.array([2, 3, 7]))
         >>> starts, images = divided(triplets, np.arange(3), np.array([0, 0, 1]), most=3)
@@ -79,9 +87,11 @@ def divided(
     for first, last in _blocks(bundle):
         rows = _rows(triplets, numbers[first:last])  # [m, c]
         begin = np.flatnonzero(np.diff(bundle[first:last], prepend=bundle[first] - 1))
-        ends = [*begin[1:].tolist(), last - first]
-        place = np.repeat(np.arange(len(begin)), np.diff([*begin.tolist(), last - first]))
-        low, span = rows.min(), rows.max() - rows.min() + 1
+        ends = np.append(begin[1:], last - first)
+        place = np.repeat(np.arange(len(begin)), ends - begin)  # [m], the bundle of each
+        low, span = int(rows.min()), int(rows.max()) - int(rows.min()) + 1
+        if span * len(begin) > _MOST_KEYS:
+            raise refusal(_OWNER, "triplets", f"row {rows.max()}", "row numbers of a catalog")
         keys = np.sort((place[:, None] * span + (rows - low)).reshape(-1))
         distinct = keys[np.diff(keys, prepend=-1) > 0]  # as np.unique finds them, in a tenth of its time
         images = np.bincount(distinct // span)  # of each bundle
@@ -126,8 +136,3 @@ def _cuts(rows: Int[np.ndarray, "m c"], most: int) -> tuple[list[int], list[int]
         else:
             seen |= fresh
     return starts, [*sizes, len(seen)]
-
-
-def _no_sequence(shown: str) -> ValueError:
-    expected = "a Manifest or another sequence of triplets or pairs"
-    return refusal(_OWNER, "triplets", shown, expected)

@@ -88,17 +88,17 @@ class Decoder:
         """
         taken = set(rows)
         for row, key, content in zip(rows, keys, self._contents(rows)):
+            found = None
             try:
-                yield Decoded(row, self._decode(row, content))
+                found = Decoded(row, self._decode(row, content))
             except ValueError as error:
                 if self.on_unreadable == "error":
                     raise
                 self._count(row, error)
-                found = None
                 if self.on_unreadable == "replace":
                     found = self._substitute(row, key, taken, repeats)
                     taken |= {found.row} if found else set()
-                yield found
+            yield found
 
     def augmented(self, found: Decoded, sample: int, epoch: int, views: Sequence[int]) -> list[Tensor]:
         """Views of an image as tensors; `sample` is the row that was asked for, which names the draws."""
