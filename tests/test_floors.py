@@ -44,6 +44,7 @@ FLOORS = {
             "npy_file",
             "parquet_files",
             "provenance",
+            "image_headers",
             "images",
         ],
         *["manifest", "manifest_reading", "samplers", "shards", "streams", "tables", "triplets", "relevance"],

@@ -1,15 +1,20 @@
 """Decoding against Pillow: orientation, depth, transparency, odd names, and files that are no images."""
 
 import io
+import os
+import socket
+import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from tercet.images import decode_image, read_image, why_unreadable
+from tercet.image_headers import claimed_pixels
+from tercet.images import MAX_BYTES, decode_image, file_content, read_image, why_unreadable
 
 H, W = 40, 56
 Y, X = np.mgrid[:H, :W]
@@ -228,7 +233,7 @@ UNDECODABLE = "OpenCV does not decode it: cut short, damaged, or no image of 8 o
 
 def test_missing_empty_folder_and_text(tmp_path):
     check_refused(tmp_path / "gone.jpg", "the file cannot be read: No such file or directory")
-    check_refused(tmp_path, "the file cannot be read: Is a directory")
+    check_refused(tmp_path, "it is not a regular file")
     (tmp_path / "empty.jpg").write_bytes(b"")
     check_refused(tmp_path / "empty.jpg", "the file is empty")
     (tmp_path / "ok.jpg.txt").write_text("not an image")
@@ -326,3 +331,149 @@ def test_threads_decode_alike():
 def test_importing_loads_neither_opencv_nor_torch():
     code = "import sys, tercet.images; sys.exit('cv2' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ── bounds ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def png_claiming(width, height, depth=8, colour=2):
+    """A PNG whose header claims a size, and whose pixels are one bit each in the file, or fewer."""
+
+    def chunk(name, content):
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    rows = zlib.compress(bytes(1 << 20))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def large(suffix, **options):
+    """A small file of a real encoder, of an image of 6400 × 40 pixels."""
+    return encoded(np.zeros((40, 6400, 3), np.uint8), suffix, **options)
+
+
+def tiff(order, big, entries):
+    """A TIFF of a first directory alone: (tag, type, value) each."""
+    kind, width = ("Q", 8) if big else ("I", 4)
+    out = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "H", 43 if big else 42)
+    out += struct.pack(order + "HHQ", 8, 0, 16) if big else struct.pack(order + "I", 8)
+    out += struct.pack(order + ("Q" if big else "H"), len(entries))
+    for tag, type_, value in entries:
+        packed = struct.pack(order + {3: "H", 4: "I", 16: "Q"}[type_], value).ljust(width, b"\0")
+        out += struct.pack(order + "HH" + kind, tag, type_, 1) + packed
+    return out + bytes(width)
+
+
+JPEG_AFTER_GARBAGE = b"\xff\xd8" + b"junk\xff\x01\xff\xff" + large("JPEG")[2:]
+AVIF_BOXES = b"\0\0\0\x14ispe\0\0\0\0" + struct.pack(">II", 6400, 40)
+CLAIMS = {
+    "png": png_claiming(6400, 40),
+    "png, grey": large("PNG"),
+    "jpeg": large("JPEG"),
+    "progressive jpeg": large("JPEG", progressive=True),
+    "jpeg with a thumbnail": large("JPEG", exif=b"Exif\0\0" + encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")),
+    "jpeg with garbage before its frame": JPEG_AFTER_GARBAGE,
+    "gif": encoded(np.zeros((40, 6400), np.uint8), "GIF"),
+    "bmp": large("BMP"),
+    "bmp from the top": b"BM" + bytes(12) + struct.pack("<Iii", 40, 6400, -40),
+    "bmp of os/2": b"BM" + bytes(12) + struct.pack("<IHH", 12, 6400, 40),
+    "webp": large("WEBP", quality=1),
+    "webp without loss": large("WEBP", lossless=True),
+    "webp with exif": large("WEBP", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"),
+    "tiff": large("TIFF"),
+    "tiff of shorts": tiff("<", False, [(256, 3, 6400), (257, 3, 40)]),
+    "tiff, high bytes first": tiff(">", False, [(256, 3, 6400), (257, 4, 40)]),
+    "tiff out of order": tiff("<", False, [(305, 4, 0), (257, 4, 40), (256, 4, 6400)]),
+    "big tiff": tiff("<", True, [(256, 16, 6400), (257, 16, 40)]),
+    "big tiff, high bytes first": tiff(">", True, [(256, 4, 6400), (257, 3, 40)]),
+    "tiff of a large tile": tiff("<", False, [(256, 4, 1), (257, 4, 1), (322, 4, 6400), (323, 4, 40)]),
+    "pgm": b"P5 6400 40 255 ",
+    "ppm with comments": b"P6\n# 1 1\n6400\n# 1\n 40\n255\n",
+    "pbm": b"P4\n6400 40\n",
+    "pam": b"P7\nWIDTH 6400\nHEIGHT 40\nDEPTH 3\nMAXVAL 255\nENDHDR\n",
+    "pfm": b"PF\n6400 40\n-1.0\n",
+    "radiance": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 40 +X 6400\n",
+    "sun raster": b"\x59\xa6\x6a\x95" + struct.pack(">II", 6400, 40),
+    "jpeg 2000": b"\xff\x4f\xff\x51\0\x2f\0\0" + struct.pack(">II", 6400, 40),
+    "jp2": b"\0\0\0\x0cjP  \r\n\x87\n" + b"\xff\x4f\xff\x51\0\x2f\0\0" + struct.pack(">II", 6400, 40),
+    "avif": b"\0\0\0\x1cftypavif" + b"\0\0\0\x14ispe\0\0\0\0" + struct.pack(">II", 64, 64) + AVIF_BOXES,
+}
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_an_image_is_measured_before_it_is_decoded(kind, monkeypatch):
+    data = CLAIMS[kind]
+    assert claimed_pixels(data) == 6400 * 40
+    monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=r"^decode_image: x: it has more than max_pixels=255999 pixels$"):
+        decode_image(data, "x", max_pixels=6400 * 40 - 1)
+
+
+@pytest.mark.parametrize("kind", ["png, grey", "jpeg", "gif", "bmp", "webp", "tiff"])
+def test_an_image_of_just_so_many_pixels_is_decoded(kind):
+    assert decode_image(CLAIMS[kind], "x", max_pixels=6400 * 40).shape == (40, 6400, 3)
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_a_header_that_is_cut_claims_nothing_or_the_same(kind):
+    assert {claimed_pixels(CLAIMS[kind][:end]) for end in range(80)} <= {None, 0, 64 * 64, *range(256_001)}
+
+
+def test_a_format_that_we_do_not_measure_is_so_after_decoding(monkeypatch):
+    monkeypatch.setattr("tercet.images.claimed_pixels", lambda data: None)
+    with pytest.raises(ValueError, match=r"it has more than max_pixels=2000 pixels"):
+        decode_image(encoded(RGB, "PNG"), "x", max_pixels=2000)
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(8, 2), (16, 6), (1, 0)])
+def test_a_png_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch, depth, colour):
+    monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("decoded"))
+    (tmp_path / "bomb.png").write_bytes(png_claiming(32_000, 32_000, depth, colour))
+    why = "it has more than max_pixels=268435456 pixels"
+    check_refused(tmp_path / "bomb.png", why)
+
+
+def test_a_sparse_file_of_a_tebibyte_is_not_read(tmp_path):
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        file.truncate(1 << 40)
+    check_refused(tmp_path / "sparse.jpg", "it has more than 1,073,741,824 bytes")
+
+
+def test_a_pipe_a_device_and_a_socket_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    check_refused(tmp_path / "pipe.jpg", "it is not a regular file")  # nobody writes, and nobody waits
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    check_refused(tmp_path / "zero.jpg", "it is not a regular file")
+    with socket.socket(socket.AF_UNIX) as one:
+        monkey = os.getcwd()
+        os.chdir(tmp_path)  # such a name may be 107 bytes long
+        one.bind("socket.jpg")
+        os.chdir(monkey)
+        check_refused(tmp_path / "socket.jpg", "the file cannot be read: No such device or address")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("x" * 300 + ".jpg", "the file cannot be read: File name too long"),
+        ("x/" * 3000 + "1.jpg", "the file cannot be read: File name too long"),
+        ("a\0b.jpg", "embedded null byte"),
+        ("\ud800.jpg", "the file cannot be read: its name is no text that the system takes"),
+    ],
+)
+def test_a_name_that_the_system_does_not_take_is_told(name, why):
+    assert why_unreadable(name) == why
+    with pytest.raises(ValueError, match=r"^read_image: ") as raised:
+        read_image(name)
+    assert str(raised.value).endswith(f"{why}; is the root of the catalog the right folder?")
+
+
+def test_no_file_stays_open(tmp_path):
+    (tmp_path / "1.pgm").write_bytes(b"P5 1 1 255 a")
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("1.pgm", ".", "gone"):
+        why_unreadable(tmp_path / name)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(file_content(tmp_path / "1.pgm")) < MAX_BYTES

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from os import PathLike
 from pathlib import Path
 
@@ -10,8 +12,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tercet.checks import escaped
+from tercet.image_headers import claimed_pixels
 
-__all__ = ["decode_image", "read_image", "why_unreadable"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "decode_image", "file_content", "read_image", "why_unreadable"]
+
+MAX_PIXELS = 1 << 28
+"""How many pixels an image may have unless told otherwise: 16384 × 16384, 805 MB of RGB."""
+MAX_BYTES = 1 << 30
+"""How many bytes of a file are read as an image."""
 
 _WAY_OUT = "restore the file, or leave it out with tercet.scan_folder(root, verify=True)"
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
@@ -24,7 +32,7 @@ _ORIENTATION = re.compile(
 )
 
 
-def read_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
     """The image in a file, upright, as RGB.
 
     The format is told by the content, not by the suffix: JPEG, PNG, WebP, TIFF, BMP, GIF and whatever else
@@ -34,13 +42,15 @@ def read_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
 
     Args:
         path: the file.
+        max_pixels: how many pixels it may have. It is compared with the header, before the image is decoded.
 
     Returns:
         uint8 [h, w, 3].
 
     Raises:
-        ValueError: the file cannot be read, is empty or cut short, or does not decode. Damage in the middle
-            that the decoder bridges, as JPEG's does, is not noticed.
+        ValueError: the file cannot be read, is no regular file (a pipe or a device would not end), has more
+            than 2³⁰ bytes or `max_pixels` pixels, is empty or cut short, or does not decode. Damage in the
+            middle that the decoder bridges, as JPEG's does, is not noticed.
 
     Example:
         >>> import pathlib
@@ -49,36 +59,37 @@ def read_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         [[[0, 0, 0], [255, 255, 255]]]
     """
     try:
-        return _decoded(_content(path))
+        return _decoded(file_content(path), max_pixels)
     except ValueError as error:
-        way_out = _WAY_OUT if Path(path).exists() else "is the root of the catalog the right folder?"
+        way_out = _WAY_OUT if os.path.exists(path) else "is the root of the catalog the right folder?"
         raise ValueError(f"read_image: {escaped(Path(path))}: {error}; {way_out}") from None
 
 
-def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
     """The image in the content of a file, as `read_image` gives it.
 
     Args:
         data: the whole content.
         name: where it comes from, for the error.
+        max_pixels: how many pixels it may have.
 
     Returns:
         uint8 [h, w, 3].
 
     Raises:
-        ValueError: the content is empty, cut short, damaged, or no image.
+        ValueError: the content is empty, cut short, damaged, too large, or no image.
 
     Example:
         >>> decode_image(b"P5 2 1 255 " + bytes([0, 255]), "shard-0.tar/grey.pgm").shape
         (1, 2, 3)
     """
     try:
-        return _decoded(data)
+        return _decoded(data, max_pixels)
     except ValueError as error:
         raise ValueError(f"decode_image: {escaped(name)}: {error}") from None
 
 
-def why_unreadable(path: str | PathLike[str]) -> str | None:
+def why_unreadable(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> str | None:
     """Why `read_image` refuses a file, in a phrase; None where it does not.
 
     Example:
@@ -88,20 +99,47 @@ def why_unreadable(path: str | PathLike[str]) -> str | None:
         'the file is empty'
     """
     try:
-        _decoded(_content(path))
+        _decoded(file_content(path), max_pixels)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _content(path: str | PathLike[str]) -> bytes:
+def file_content(path: str | PathLike[str]) -> bytes:
+    """What is in a file, if it may be an image.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: why not, in a phrase: it cannot be read, is no regular file, or has more than 2³⁰ bytes.
+
+    Example:
+        >>> import pathlib
+        >>> _ = pathlib.Path("one.pgm").write_bytes(b"P5 1 1 255 a")
+        >>> file_content("one.pgm")
+        b'P5 1 1 255 a'
+    """
     try:
-        return Path(path).read_bytes()
+        # Not waiting: of a pipe, the opening alone would wait for one who writes.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            told = os.fstat(descriptor)
+            if not stat.S_ISREG(told.st_mode):
+                raise ValueError("it is not a regular file")
+            if told.st_size > MAX_BYTES:
+                raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ValueError(f"the file cannot be read: {error.strerror}") from None
+    except UnicodeEncodeError:
+        raise ValueError("the file cannot be read: its name is no text that the system takes") from None
 
 
-def _decoded(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+def _decoded(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     """The image; what stands in its way is the text of the ValueError."""
     import cv2
 
@@ -112,6 +150,8 @@ def _decoded(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         raise ValueError("the JPEG is cut short")
     if data[4:8] == b"ftyp" and re.search(b"irot|imir", data.partition(b"mdat")[0]):
         raise ValueError("the AVIF image is turned or mirrored by a property that OpenCV ignores")
+    if (claimed_pixels(data) or 0) > max_pixels:
+        raise ValueError(f"it has more than max_pixels={max_pixels} pixels")
     transparent = _may_be_transparent(data)
     try:
         flags = cv2.IMREAD_UNCHANGED if transparent else cv2.IMREAD_COLOR
@@ -120,6 +160,8 @@ def _decoded(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         image = None
     if image is None:
         raise ValueError("OpenCV does not decode it: cut short, damaged, or no image of 8 or 16 bits")
+    if image.shape[0] * image.shape[1] > max_pixels:  # of a format whose header we do not know
+        raise ValueError(f"it has more than max_pixels={max_pixels} pixels")
     if transparent:  # read unchanged, so OpenCV has not turned it
         image = _upright(_on_white(image), _orientation(data))
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
