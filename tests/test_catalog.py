@@ -233,6 +233,20 @@ def test_corrupt_and_truncated_images_are_left_out_when_asked(tmp_path):
     assert "found none: " in sentence(scan_folder, tmp_path, verify=True)
 
 
+def test_images_of_too_many_pixels_are_left_out_when_asked(tmp_path):
+    picture(tmp_path / "ant" / "1.png")
+    picture(tmp_path / "ant" / "2.png").write_bytes(cv2.imencode(".png", np.zeros((25, 32), np.uint8))[1])
+    source = table(tmp_path / "t.csv", "path,label\nant/1.png,x\nant/2.png,x\n")
+    reason = LeftOut("ant/2.png", "it has more than max_pixels=768 pixels")
+    for reader, place in ((scan_folder, tmp_path), (read_catalog, source)):
+        catalog = reader(place, verify=True, max_pixels=24 * 32)
+        assert catalog.paths.tolist() == ["ant/1.png"]
+        assert reason in catalog.left_out
+        assert sentence(reader, place, max_pixels=0).startswith(
+            f"{reader.__name__}(max_pixels=0): expected a"
+        )
+
+
 def test_the_same_tree_gives_the_same_catalog_wherever_it_lies(tmp_path, monkeypatch):
     names = [f"{folder}/{name}" for folder in ("ant", "bee/x", "cow") for name in NASTY[:-1]]
     one = scan_folder(tree(tmp_path / "one", *names))

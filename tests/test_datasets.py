@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
-from tercet.triplet_dataset import TripletBatch, TripletDataset
+from tercet.triplet_dataset import PairDataset, TripletBatch, TripletDataset
+from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
 from tercet.tuples import Triplets
 from tercet.writing import write_manifest
@@ -401,6 +403,7 @@ import random, sys, numpy as np, torch
 from tercet.catalog import scan_folder
 from tercet.datasets import ImageDataset
 from tercet.triplet_dataset import TripletDataset
+from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
 def now():
     _, words, *rest = np.random.get_state()
@@ -425,9 +428,9 @@ def decoded(monkeypatch):
     paths = []
     read = tercet.decoding.read_image
 
-    def reading(path):
+    def reading(path, **options):
         paths.append(path)
-        return read(path)
+        return read(path, **options)
 
     monkeypatch.setattr(tercet.decoding, "read_image", reading)
     return paths
@@ -744,3 +747,23 @@ def test_a_catalog_with_other_rows_than_a_manifest_of_another_program_has_is_ref
     write_manifest(tmp_path / "new.parquet", manifest, same)
     with pytest.raises(ValueError, match=r"its row 1 is '1/05.pgm', and there '1/06.pgm'; leave"):
         TripletDataset(manifest, catalog=scan_folder(tmp_path / "photos").select([4, 5, 9]))
+
+
+# Images that are too large
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(catalog):
+    assert ImageDataset(catalog, max_pixels=12 * 16)[0][0].shape == (3, 12, 16)
+    triplets, pairs = RandomTriplets(catalog.labels), RandomPairs(catalog.labels)
+    for make in (
+        partial(ImageDataset, catalog),
+        partial(TripletDataset, triplets, catalog=catalog),
+        partial(PairDataset, pairs, catalog=catalog),
+    ):
+        make(max_pixels=192)[0]
+        with pytest.raises(ValueError, match=r"it has more than max_pixels=191 pixels; restore"):
+            make(max_pixels=191)[0]
+        with pytest.raises(
+            ValueError, match=r"Dataset\(max_pixels=0\): expected a whole number of at least 1"
+        ):
+            make(max_pixels=0)

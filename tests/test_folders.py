@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet.folders import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
+from tercet.images import MAX_PIXELS
 
 
 def tree(top, *names):
@@ -318,7 +319,7 @@ def test_only_what_decodes_is_kept(tmp_path, capfd):
     bad = ["ant/cut.jpg", "ant/cut.png", "ant/hollow.jpg", "ant/words.png", "ant/gone.jpg"]
     asked = [tuple(name.split("/")) for pair in zip(names, bad) for name in pair]
     left_out: list[LeftOut] = []
-    kept = decodable(tmp_path, asked, left_out, progress=True)
+    kept = decodable(tmp_path, asked, left_out, MAX_PIXELS, progress=True)
     assert kept == [parts for parts in asked if "/".join(parts) in names]  # in their order
     assert [item.path for item in left_out] == bad
     assert all(item.reason and str(tmp_path) not in item.reason for item in left_out)  # the same anywhere
@@ -328,4 +329,4 @@ def test_only_what_decodes_is_kept(tmp_path, capfd):
 
 
 def test_nothing_to_decode(tmp_path):
-    assert decodable(tmp_path, [], [], progress=False) == []
+    assert decodable(tmp_path, [], [], MAX_PIXELS, progress=False) == []

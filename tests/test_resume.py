@@ -340,7 +340,7 @@ def test_one_worker_s_state_is_not_the_stream_s(data):
 def test_passing_over_what_was_seen_decodes_nothing(subject, decoder, data, monkeypatch):
     module, _, name = decoder.rpartition(".")
     decode, decoded = getattr(sys.modules[module], name), []
-    monkeypatch.setattr(decoder, lambda *given: decoded.append(1) or decode(*given))
+    monkeypatch.setattr(decoder, lambda *given, **more: decoded.append(1) or decode(*given, **more))
     source = SUBJECTS[subject](data)
     source.position.load_state_dict(source.state_at(0, STEPS - 1))
     (batch,) = source.loader(DataLoader)

@@ -471,7 +471,7 @@ def test_two_splits_share_a_folder(catalog, tmp_path):
 # Bad input
 
 
-@pytest.mark.parametrize("fault", ["missing", "empty", "folder"])
+@pytest.mark.parametrize("fault", ["missing", "empty", "folder", "pipe", "sparse"])
 def test_an_unreadable_image_is_refused_before_anything_is_written_or_skipped(catalog, tmp_path, fault):
     bad = catalog.file(4)
     bad.unlink()
@@ -479,6 +479,11 @@ def test_an_unreadable_image_is_refused_before_anything_is_written_or_skipped(ca
         bad.write_bytes(b"")
     if fault == "folder":
         bad.mkdir()
+    if fault == "pipe":
+        os.mkfifo(bad)
+    if fault == "sparse":
+        with open(bad, "wb") as file:
+            file.truncate(1 << 40)
     said = sentence(write_shards, tmp_path / "out", catalog)
     assert bad.name in said or "..." in said
     assert 'pass unreadable="skip" to leave it out' in said
@@ -492,8 +497,8 @@ def test_an_unreadable_image_is_refused_before_anything_is_written_or_skipped(ca
     info = json.loads((tmp_path / "out" / "info.json").read_text())
     assert info["splits"]["train"]["num_samples"] == len(kept)
     assert info["tercet"]["train"]["left_out"][0][0] == catalog.paths[4]
-    if bad.is_dir():
-        bad.rmdir()
+    if fault != "missing":
+        bad.rmdir() if bad.is_dir() else bad.unlink()
     bad.write_bytes(b"restored")
     assert write_shards(tmp_path / "out", catalog, images_per_shard=5).catalog == catalog
 

@@ -18,6 +18,7 @@ import numpy as np
 from tercet.atomic import fresh_target
 from tercet.checks import array_of, path_of, refusal, whole
 from tercet.folders import IMAGE_SUFFIXES, MAX_FILES, LeftOut, ambiguous_names, decodable, walk_images
+from tercet.images import MAX_PIXELS
 from tercet.tables import read_columns, sorted_classes, write_columns
 from tercet.tuples import row_number
 
@@ -223,6 +224,7 @@ def scan_folder(
     class_depth: int | None = None,
     suffixes: Iterable[str] = IMAGE_SUFFIXES,
     verify: bool = False,
+    max_pixels: int = MAX_PIXELS,
     max_files: int = MAX_FILES,
     progress: bool = False,
 ) -> Catalog:
@@ -242,6 +244,7 @@ def scan_folder(
             it; None names it by its whole path, and warns where folders of one name become several classes.
         suffixes: what counts as an image, in lower case; compared in any case.
         verify: decode every image, in parallel, and leave out those that do not decode.
+        max_pixels: how many pixels an image may have to be decoded.
         max_files: how many files and folders may lie below `root`.
         progress: show a progress bar while verifying.
 
@@ -271,10 +274,11 @@ def scan_folder(
         expected = "suffixes in lower case with their dots"
         raise refusal("scan_folder", "suffixes", sorted(wanted), expected, 'such as [".jpg", ".png"]')
     left_out: list[LeftOut] = []
+    max_pixels = whole("scan_folder", "max_pixels", max_pixels, minimum=1)
     max_files = whole("scan_folder", "max_files", max_files, minimum=1)
     found = list(walk_images(top, wanted, left_out, max_files))
     if verify:
-        found = decodable(top, found, left_out, progress)
+        found = decodable(top, found, left_out, max_pixels, progress)
     if not found:
         reasons = Counter(item.reason for item in left_out)
         seen = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common()) or "it is empty"
@@ -307,6 +311,7 @@ def read_catalog(
     label_column: str = "label",
     groups: Iterable[str] | None = None,
     verify: bool = False,
+    max_pixels: int = MAX_PIXELS,
     progress: bool = False,
 ) -> Catalog:
     """The catalog of a table, CSV or Parquet, in the order of its rows.
@@ -321,6 +326,7 @@ def read_catalog(
             where every value is written as Python writes an int64, so `007` and `7` stay two values; of a
             Parquet they keep their type.
         verify: decode every image, in parallel, and leave out those that do not decode.
+        max_pixels: how many pixels an image may have to be decoded.
         progress: show a progress bar while verifying.
 
     Returns:
@@ -337,6 +343,7 @@ def read_catalog(
         >>> catalog.classes, catalog.groups["camera"].tolist()
         (['Ann', 'Bob'], [1, 2])
     """
+    max_pixels = whole("read_catalog", "max_pixels", max_pixels, minimum=1)
     text = (path_column, label_column)
     wanted = None if groups is None else list(groups)
     columns = read_columns("read_catalog", path, text, wanted)
@@ -357,7 +364,7 @@ def read_catalog(
     ).select(first)
     if verify:
         rows: dict[tuple[str, ...], int] = {(name,): row for row, name in enumerate(catalog.paths)}
-        kept = decodable(catalog.root, list(rows), left_out, progress)
+        kept = decodable(catalog.root, list(rows), left_out, max_pixels, progress)
         if not kept:
             expected = "at least one image that decodes"
             raise refusal("read_catalog", "path", str(path), expected, f"of the first: {left_out[-1].reason}")

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from tercet.checks import flag, whole
 from tercet.decoding import Decoded, Decoder
+from tercet.images import MAX_PIXELS
 from tercet.tuples import row_number
 
 __all__ = ["ImageDataset"]
@@ -43,6 +44,8 @@ class ImageDataset(Dataset):
             if possible one that is not in the batch ("replace"; `row` is then that of the other), or is
             missing in its batch ("skip"). A batch with a gap is not P×K. The first such image is warned of,
             and `unreadable()` tells of all.
+        max_pixels: how many pixels an image may have: one of more does not decode. It is compared with the
+            header, so that a small file does not unpack to gigabytes.
 
     Raises:
         ValueError: not a catalog, a transform that is not callable, or an option out of range.
@@ -69,9 +72,10 @@ class ImageDataset(Dataset):
         views: int = 1,
         return_rows: bool = False,
         on_unreadable: str = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         rows = len(catalog) if hasattr(catalog, "__len__") else 0
-        self._decoder = Decoder("ImageDataset", catalog, transform, seed, rows, on_unreadable)
+        self._decoder = Decoder("ImageDataset", catalog, transform, seed, rows, on_unreadable, max_pixels)
         self.catalog = catalog
         self.views = whole("ImageDataset", "views", views, minimum=1)
         self.return_rows = flag("ImageDataset", "return_rows", return_rows)

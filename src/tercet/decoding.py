@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tercet.augment import KeyedTransform
-from tercet.checks import choice, escaped, refusal, seed_number
+from tercet.checks import choice, escaped, refusal, seed_number, whole
 from tercet.images import decode_image, read_image
 from tercet.randomness import KeyedRow, derive_key, keyed_bits
 from tercet.visits import SharedCounts, Visits
@@ -43,13 +43,21 @@ class Decoder:
         seed: names the stream of augmentations.
         numbers: how many numbers the dataset counts visits of.
         on_unreadable: "error", "replace" or "skip".
+        max_pixels: how many pixels an image may have.
 
     Raises:
         ValueError: not a catalog, a transform that is not callable, or an option out of range.
     """
 
     def __init__(
-        self, owner: str, catalog: Any, transform: Any, seed: int, numbers: int, on_unreadable: str
+        self,
+        owner: str,
+        catalog: Any,
+        transform: Any,
+        seed: int,
+        numbers: int,
+        on_unreadable: str,
+        max_pixels: int,
     ) -> None:
         if not hasattr(catalog, "file") or not hasattr(catalog, "labels"):
             raise refusal(owner, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
@@ -60,6 +68,7 @@ class Decoder:
         self._catalog = catalog
         self._transform = None if transform is None else KeyedTransform(transform, self._seed)
         self.on_unreadable = choice(owner, "on_unreadable", on_unreadable, ON_UNREADABLE)
+        self.max_pixels = whole(owner, "max_pixels", max_pixels, minimum=1)
         self.visits = Visits(owner, 1 if transform is None else numbers)
         self._failed = SharedCounts(owner, 1 if on_unreadable == "error" else len(catalog))
 
@@ -163,7 +172,9 @@ class Decoder:
 
     def _decode(self, row: int, content: bytes | None) -> np.ndarray:
         path = self._catalog.file(row)
-        return read_image(path) if content is None else decode_image(content, str(path))
+        if content is None:
+            return read_image(path, max_pixels=self.max_pixels)
+        return decode_image(content, str(path), max_pixels=self.max_pixels)
 
     def _count(self, row: int, error: ValueError) -> None:
         """Count an image that does not decode; the first one is warned of."""

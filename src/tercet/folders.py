@@ -163,7 +163,7 @@ def _why_not(entry: os.DirEntry[str], folder: tuple[str, ...], suffixes: frozens
 
 
 def decodable(
-    top: Path, found: list[tuple[str, ...]], left_out: list[LeftOut], progress: bool
+    top: Path, found: list[tuple[str, ...]], left_out: list[LeftOut], max_pixels: int, progress: bool
 ) -> list[tuple[str, ...]]:
     """Those of `found` that decode, in their order; the others go into `left_out`.
 
@@ -171,6 +171,7 @@ def decodable(
         top: the folder that the parts start from.
         found: parts of the paths of images.
         left_out: is extended.
+        max_pixels: how many pixels an image may have.
         progress: show a progress bar.
     """
     from concurrent.futures import ThreadPoolExecutor
@@ -181,7 +182,7 @@ def decodable(
     from tercet.images import why_unreadable
 
     def verdict(parts: tuple[str, ...]) -> str | None:
-        return why_unreadable(top.joinpath(*parts))
+        return why_unreadable(top.joinpath(*parts), max_pixels=max_pixels)
 
     console, kept = Console(stderr=True), []
     # Threads are enough: OpenCV decodes outside the interpreter lock. A chunk at a time, so that neither

@@ -19,6 +19,7 @@ from tercet.atomic import atomically
 from tercet.catalog import Catalog, refuse_unwritable
 from tercet.checks import choice, flag, refusal, seed_number, whole
 from tercet.facts import Facts, with_checksum
+from tercet.images import MAX_BYTES
 from tercet.journal import synced, tidy
 from tercet.layouts import by_identity, mixed
 from tercet.locks import lock_file, locked, opened
@@ -201,6 +202,8 @@ def _why_not(path: Path) -> tuple[int, str]:
         return -1, "not a regular file"
     if not told.st_size:
         return -1, "file is empty"
+    if told.st_size > MAX_BYTES:
+        return -1, f"file has more than {MAX_BYTES:,} bytes"
     return (told.st_size, "") if os.access(path, os.R_OK) else (-1, "file cannot be read: no permission")
 
 

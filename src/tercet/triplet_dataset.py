@@ -15,6 +15,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tercet.checks import choice, refusal
 from tercet.decoding import Decoder
+from tercet.images import MAX_PIXELS
 from tercet.provenance import refuse_other_catalog
 from tercet.randomness import KeyedRow, derive_key
 from tercet.triplets.pairs import LabeledPairs, PairSequence
@@ -114,7 +115,15 @@ class _ListedDataset(Dataset):
 
     _kind: str  # "triplets" or "pairs"
 
-    def __init__(self, manifest: Any, transform: Any, catalog: Any, seed: int, on_unreadable: str) -> None:
+    def __init__(
+        self,
+        manifest: Any,
+        transform: Any,
+        catalog: Any,
+        seed: int,
+        on_unreadable: str,
+        max_pixels: int,
+    ) -> None:
         owner, kind = type(self).__name__, self._kind
         if getattr(manifest, "kind", "triplets") != kind:
             way_out = "TripletDataset takes triplets, and PairDataset pairs"
@@ -126,7 +135,7 @@ class _ListedDataset(Dataset):
             expected = f"the Catalog that the {kind} are rows of"
             raise refusal(owner, "catalog", None, expected, "only a Manifest brings its own")
         counters = min(len(manifest), _MOST_COUNTERS)
-        self._decoder = Decoder(owner, catalog, transform, seed, counters, on_unreadable)
+        self._decoder = Decoder(owner, catalog, transform, seed, counters, on_unreadable, max_pixels)
         self.manifest = manifest
         self.catalog = catalog
 
@@ -237,6 +246,8 @@ class TripletDataset(_ListedDataset):
             that is not in the batch ("replace"), or its triplets are left out of their batch ("skip"), as
             they are where none can stand in. The first such image is warned of, and `unreadable()` tells of
             all.
+        max_pixels: how many pixels an image may have: one of more does not decode. It is compared with the
+            header, so that a small file does not unpack to gigabytes.
 
     Raises:
         ValueError: pairs instead of triplets, no catalog, or another than that of the manifest, an option out
@@ -269,8 +280,9 @@ class TripletDataset(_ListedDataset):
         seed: int = 0,
         layout: str = "unique",
         on_unreadable: str = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(manifest, transform, catalog, seed, on_unreadable)
+        super().__init__(manifest, transform, catalog, seed, on_unreadable, max_pixels)
         self.layout = choice("TripletDataset", "layout", layout, ("unique", "interleaved"))
 
     def __getitem__(self, index: Any) -> TripletBatch:
@@ -308,6 +320,8 @@ class PairDataset(_ListedDataset):
             with the same images and classes in the same order, such as the `ShardIndex` of all its images.
         seed: names the stream of augmentations.
         on_unreadable: "error", "replace" or "skip", as in `TripletDataset`.
+        max_pixels: how many pixels an image may have: one of more does not decode. It is compared with the
+            header, so that a small file does not unpack to gigabytes.
 
     Raises:
         ValueError: triplets instead of pairs, no catalog, or another than that of the manifest, an option out
@@ -338,8 +352,9 @@ class PairDataset(_ListedDataset):
         catalog: Any = None,
         seed: int = 0,
         on_unreadable: str = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(manifest, transform, catalog, seed, on_unreadable)
+        super().__init__(manifest, transform, catalog, seed, on_unreadable, max_pixels)
 
     def __getitem__(self, index: Any) -> PairBatch:
         """The pairs at an int, a slice, or ints [B], with their images.
