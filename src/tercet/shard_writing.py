@@ -21,6 +21,7 @@ from tercet.catalog import Catalog
 from tercet.checks import refusal
 from tercet.folders import LeftOut
 from tercet.handles import Handle
+from tercet.images import file_content
 from tercet.tar_members import BLOCK
 from tercet.tars import ShardTable, read_table, sampled_headers, table_path, write_table
 
@@ -135,9 +136,9 @@ def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable
 def _content(path: Path) -> tuple[bytes, str]:
     """What is in a file, and why it is no image, if it is none."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return b"", f"file cannot be read: {error.strerror}"
+        content = file_content(path)
+    except ValueError as error:
+        return b"", str(error)
     return content, "" if content else "file is empty"
 
 
