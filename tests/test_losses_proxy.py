@@ -307,6 +307,21 @@ def test_first_proxies_are_unit_vectors_named_by_the_seed(name):
     torch.testing.assert_close(head.proxies.norm(dim=1), torch.ones(len(head.proxies), dtype=torch.float64))
 
 
+@every_head
+def test_a_step_of_sgd_turns_a_proxy_by_1_over_the_square_of_its_length(name):
+    x, labels = BATCHES["all classes"]
+    turned = []
+    for length in (1.0, 4.0):
+        head = make(name)
+        with torch.no_grad():
+            head.proxies.mul_(length)
+        (grad,) = torch.autograd.grad(head(x, labels), head.proxies)
+        turned.append(
+            nn.functional.normalize(head.proxies - 1e-6 * grad) - nn.functional.normalize(head.proxies)
+        )
+    torch.testing.assert_close(turned[0], 16 * turned[1], rtol=1e-3, atol=1e-9)
+
+
 def test_first_proxies_spread_evenly_over_the_sphere():
     proxies = CosFace(5000, 3).proxies.detach()
     torch.testing.assert_close(proxies.mean(0), torch.zeros(3), atol=0.03, rtol=0)

