@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tercet.checks import refusal
+from tercet.checks import array_of, refusal
 from tercet.triplets.pairs import LabeledPairs
 from tercet.tuples import Triplets
 
@@ -30,7 +30,7 @@ def images_each(triplets: Any) -> int:
         expected = "a Manifest or another sequence of triplets or pairs"
         try:
             columns = triplets[:1] if len(triplets) else None
-        except (TypeError, LookupError, ValueError):
+        except Exception:  # no length, or no slices
             raise refusal(_OWNER, "triplets", type(triplets).__name__, expected) from None
         if not (columns is None or isinstance(columns, (Triplets, LabeledPairs))):
             shown = f"{type(triplets).__name__} of {type(columns).__name__}"
@@ -46,11 +46,12 @@ def anchors_of(triplets: Any) -> Int[np.ndarray, " t"]:
     """
     each = images_each(triplets)
     if isinstance(triplets, (Triplets, LabeledPairs)):
-        columns = [np.asarray(column) for column in triplets[:each]]
+        expected = "columns of row numbers, of one length"
+        columns = [array_of(_OWNER, "triplets", column, expected) for column in triplets[:each]]
         shapes = {column.shape for column in columns}
         if any(column.dtype.kind not in "iu" and column.size for column in columns) or len(shapes) > 1:
             shown = ", ".join(f"{column.dtype} {column.shape}" for column in columns)
-            raise refusal(_OWNER, "triplets", shown, "columns of row numbers, of one length")
+            raise refusal(_OWNER, "triplets", shown, expected)
         return columns[0].astype(np.int64)
     parts = [np.empty(0, dtype=np.int64)]
     parts += [triplets[first : first + _READ][0] for first in range(0, len(triplets), _READ)]

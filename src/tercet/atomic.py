@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tercet.checks import escaped, flag, refusal
+from tercet.checks import escaped, flag, path_of, refusal
 from tercet.journal import journal, pending, synced, tidy
 from tercet.locks import SAFELY, flock
 
@@ -35,7 +35,11 @@ def fresh_target(owner: str, path: str | Path, overwrite: bool, suffixes: Sequen
         OSError: a link or another foreign thing stands under the name of the folder's journal.
     """
     overwrite = flag(owner, "overwrite", overwrite)
-    target = Path(path)
+    target = path_of(owner, "path", path)
+    try:
+        str(target).encode()
+    except UnicodeEncodeError:  # the libraries that write tables take no such name
+        raise refusal(owner, "path", str(path), "a name that is text in UTF-8") from None
     if target.suffix not in suffixes:
         raise refusal(owner, "path", str(path), "a name ending in " + ", ".join(suffixes))
     if target.is_dir():

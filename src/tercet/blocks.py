@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.checks import refusal
+from tercet.checks import array_of, refusal
 from tercet.formats import BLOCK
 from tercet.triplets.pairs import LabeledPairs
 from tercet.tuples import Triplets
@@ -17,8 +17,15 @@ __all__ = ["drawn_blocks", "kind_and_count"]
 
 def kind_and_count(triplets: Any) -> tuple[str, int]:
     """The kind, "triplets" or "pairs", and how many."""
-    given = isinstance(triplets, (Triplets, LabeledPairs))
-    return getattr(triplets, "kind", "triplets"), triplets.count if given else len(triplets)
+    kind = getattr(triplets, "kind", "triplets")
+    if isinstance(triplets, (Triplets, LabeledPairs)):
+        anchors = array_of("write_manifest", "triplets", triplets[0], "columns of catalog rows")
+        return kind, anchors.shape[0] if anchors.ndim else 0
+    try:
+        return kind, len(triplets)
+    except Exception:
+        expected = "Triplets, LabeledPairs, or a sequence of either such as RandomTriplets"
+        raise refusal("write_manifest", "triplets", triplets, expected) from None
 
 
 def drawn_blocks(triplets: Any, rows: int, chunk_size: int, progress: bool) -> Iterator[np.ndarray]:
@@ -48,7 +55,7 @@ def _checked(columns: Any, kind: str, count: int, rows: int) -> list[np.ndarray]
     if kind == "pairs":
         together = "and for each pair of them whether they are of one class"
     expected = f"catalog rows from 0 to {rows - 1}, {together}"
-    arrays = [np.asarray(column) for column in columns]
+    arrays = [array_of("write_manifest", "triplets", column, expected) for column in columns]
     for nth, values in enumerate(arrays):
         numbers, high = "iu", rows
         if kind == "pairs" and nth == 2:

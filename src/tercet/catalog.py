@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tercet.atomic import fresh_target
-from tercet.checks import array_of, path_of, refusal, whole
+from tercet.checks import array_of, flag, path_of, refusal, string, strings_of, whole
 from tercet.folders import IMAGE_SUFFIXES, MAX_FILES, LeftOut, ambiguous_names, decodable, walk_images
 from tercet.images import MAX_PIXELS
 from tercet.tables import read_columns, sorted_classes, write_columns
@@ -64,7 +64,10 @@ class Catalog:
         if not set(map(type, self.paths)) <= {str, np.str_}:
             raise refusal("Catalog", "paths", self.paths, "strings, one path for each image")
         put("labels", array_of("Catalog", "labels", self.labels, "a position in classes for each path"))
-        put("classes", list(map(str, _listed("classes", self.classes))))
+        classes = _listed("classes", self.classes)
+        if not all(isinstance(name, (str, int, np.integer)) for name in classes):
+            raise refusal("Catalog", "classes", self.classes, "names of classes, strings or whole numbers")
+        put("classes", list(map(str, classes)))
         if not isinstance(self.groups, Mapping):
             raise refusal("Catalog", "groups", self.groups, "columns by name, a dict")
         expected = "one value for each path"
@@ -175,7 +178,7 @@ class Catalog:
 def _listed(argument: str, names: Any) -> list[Any]:
     """Names of images or classes as a list; one string is no list of them."""
     try:
-        if not isinstance(names, (str, bytes)):
+        if not isinstance(names, (str, bytes, Mapping)):
             return list(names)
     except Exception:  # not iterable
         pass
@@ -264,12 +267,13 @@ def scan_folder(
         >>> catalog, catalog.labels.tolist(), catalog.left_out_counts()
         (Catalog(3 images, 2 classes, 1 left out), [0, 0, 1], {'not an image': 1})
     """
-    top = Path(root)
+    top = path_of("scan_folder", "root", root)
+    verify, progress = flag("scan_folder", "verify", verify), flag("scan_folder", "progress", progress)
     if not top.is_dir():
         raise refusal("scan_folder", "root", str(root), "an existing folder")
     if class_depth is not None:
         class_depth = whole("scan_folder", "class_depth", class_depth, minimum=1)
-    wanted = frozenset([suffixes] if isinstance(suffixes, str) else suffixes)
+    wanted = frozenset(strings_of("scan_folder", "suffixes", suffixes))
     if not all(suffix.startswith(".") and suffix == suffix.lower() for suffix in wanted):
         expected = "suffixes in lower case with their dots"
         raise refusal("scan_folder", "suffixes", sorted(wanted), expected, 'such as [".jpg", ".png"]')
@@ -344,8 +348,11 @@ def read_catalog(
         (['Ann', 'Bob'], [1, 2])
     """
     max_pixels = whole("read_catalog", "max_pixels", max_pixels, minimum=1)
-    text = (path_column, label_column)
-    wanted = None if groups is None else list(groups)
+    owner = "read_catalog"
+    path, root = path_of(owner, "path", path), None if root is None else path_of(owner, "root", root)
+    verify, progress = flag(owner, "verify", verify), flag(owner, "progress", progress)
+    text = (string(owner, "path_column", path_column), string(owner, "label_column", label_column))
+    wanted = None if groups is None else strings_of(owner, "groups", groups)
     columns = read_columns("read_catalog", path, text, wanted)
     names, labels = (columns[name] for name in text)
     if wanted is None:

@@ -15,6 +15,7 @@ import numpy as np
 
 __all__ = [
     "array_of",
+    "batch_size",
     "choice",
     "escaped",
     "flag",
@@ -24,7 +25,10 @@ __all__ = [
     "refusal",
     "seed_number",
     "shown",
+    "string",
+    "strings_of",
     "whole",
+    "with_length",
 ]
 
 _LARGEST = (1 << 63) - 1  # what numpy and torch count with
@@ -90,6 +94,19 @@ def shown(got: object) -> str:
     return text if len(text) <= 80 else f"{text[:30]}...{text[-47:]}"
 
 
+def with_length(value: Any) -> object:
+    """What a sentence shows of a collection, its type and length; of anything else the value itself.
+
+    Example:
+        >>> with_length((1, 2)), with_length(3)
+        ('tuple of 2', 3)
+    """
+    try:
+        return f"{type(value).__name__} of {len(value)}"
+    except Exception:  # no length, or none that can be asked for
+        return value
+
+
 def _boolean(value: Any) -> bool:
     """Whether `value` is true or false, in Python's, numpy's or torch's own type."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
@@ -134,6 +151,22 @@ def seed_number(owner: str, seed: Any) -> int:
     except Exception:
         large = False
     return operator.index(seed) if large else whole(owner, "seed", seed)
+
+
+def batch_size(owner: str, p: Any, k: Any) -> tuple[int, int]:
+    """p and k as ints, refused unless a batch of p classes with k images each has at most 2²⁴ images.
+
+    Raises:
+        ValueError: not whole numbers of at least 1 and 2, or too many images.
+
+    Example:
+        >>> batch_size("PKSampler", 16, 4)
+        (16, 4)
+    """
+    p, k = whole(owner, "p", p, 1), whole(owner, "k", k, 2)
+    if p * k > 1 << 24:
+        raise refusal(owner, "p, k", f"{p} · {k}", f"at most {1 << 24} images in a batch")
+    return p, k
 
 
 def real(
@@ -216,6 +249,40 @@ def path_of(owner: str, argument: str, value: Any) -> Path:
     if not isinstance(text, str) or "\0" in text:
         raise refusal(owner, argument, value, "a path: a string or a pathlib.Path, without zero characters")
     return Path(value)
+
+
+def string(owner: str, argument: str, value: Any) -> str:
+    """`value`, refused unless it is a string.
+
+    Raises:
+        ValueError: anything else.
+
+    Example:
+        >>> string("read_catalog", "path_column", "path")
+        'path'
+    """
+    if not isinstance(value, str):
+        raise refusal(owner, argument, value, "a string")
+    return value
+
+
+def strings_of(owner: str, argument: str, values: Any) -> list[str]:
+    """`values` as a list of strings; one string is a list of one.
+
+    Raises:
+        ValueError: neither a string nor an iterable of strings.
+
+    Example:
+        >>> strings_of("scan_folder", "suffixes", ".jpg")
+        ['.jpg']
+    """
+    try:
+        found = [values] if isinstance(values, str) else list(values)
+    except Exception:  # not iterable
+        found = [None]
+    if not all(isinstance(each, str) for each in found):
+        raise refusal(owner, argument, values, "strings")
+    return found
 
 
 def array_of(owner: str, argument: str, values: Any, expected: str) -> np.ndarray:

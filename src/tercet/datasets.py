@@ -6,12 +6,15 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from tercet.checks import flag, whole
+from tercet.checks import flag, refusal, whole
 from tercet.decoding import Decoded, Decoder
 from tercet.images import MAX_PIXELS
 from tercet.tuples import row_number
 
 __all__ = ["ImageDataset"]
+
+
+_MOST_VIEWS = 1 << 16
 
 
 class ImageDataset(Dataset):
@@ -74,10 +77,11 @@ class ImageDataset(Dataset):
         on_unreadable: str = "error",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        rows = len(catalog) if hasattr(catalog, "__len__") else 0
-        self._decoder = Decoder("ImageDataset", catalog, transform, seed, rows, on_unreadable, max_pixels)
+        self._decoder = Decoder("ImageDataset", catalog, transform, seed, None, on_unreadable, max_pixels)
         self.catalog = catalog
         self.views = whole("ImageDataset", "views", views, minimum=1)
+        if self.views > _MOST_VIEWS:
+            raise refusal("ImageDataset", "views", views, f"at most {_MOST_VIEWS}, which come stacked")
         self.return_rows = flag("ImageDataset", "return_rows", return_rows)
 
     def set_epoch(self, epoch: int) -> None:

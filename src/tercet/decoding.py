@@ -41,7 +41,7 @@ class Decoder:
         catalog: a `Catalog` or a `ShardIndex`.
         transform: as in `ImageDataset`; None for none.
         seed: names the stream of augmentations.
-        numbers: how many numbers the dataset counts visits of.
+        numbers: how many numbers the dataset counts visits of; None for one a row of the catalog.
         on_unreadable: "error", "replace" or "skip".
         max_pixels: how many pixels an image may have.
 
@@ -55,7 +55,7 @@ class Decoder:
         catalog: Any,
         transform: Any,
         seed: int,
-        numbers: int,
+        numbers: int | None,
         on_unreadable: str,
         max_pixels: int,
     ) -> None:
@@ -69,6 +69,7 @@ class Decoder:
         self._transform = None if transform is None else KeyedTransform(transform, self._seed)
         self.on_unreadable = choice(owner, "on_unreadable", on_unreadable, ON_UNREADABLE)
         self.max_pixels = whole(owner, "max_pixels", max_pixels, minimum=1)
+        numbers = len(catalog) if numbers is None else numbers
         self.visits = Visits(owner, 1 if transform is None else numbers)
         self._failed = SharedCounts(owner, 1 if on_unreadable == "error" else len(catalog))
 

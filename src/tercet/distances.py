@@ -155,6 +155,7 @@ class _Cosine(_Named):
     name = "cosine"
     form = SquareForm(scale=0.5, space=_lifted)
     prepare = staticmethod(_directions)
+    floats_only = True  # `prepare` is another than that of the base, which says so too
 
 
 class _Dot(_Named):

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tercet.checks import refusal
+from tercet.checks import refusal, with_length
+from tercet.inputs import device_of
 from tercet.relations import label_rows, whole_numbers
 from tercet.tuples import References
 
@@ -113,7 +114,8 @@ def cached_backward(
     if not isinstance(model, nn.Module):
         way_out = "wrap a function in one that holds its modules, so that their buffers are found"
         raise refusal(_OWNER, "model", type(model).__name__, "an nn.Module", way_out)
-    for name, part in {"head": head, "miner": miner or head}.items():
+    device = None if device is None else device_of(_OWNER, device)
+    for name, part in {"head": head, "miner": head if miner is None else miner, "backward": backward}.items():
         if not callable(part):
             raise refusal(_OWNER, name, part, "something to call with embeddings and labels")
     if not (ref is None or callable(ref) or isinstance(ref, References)):
@@ -159,8 +161,8 @@ def _parts(chunks: Iterable[Any]) -> tuple[list[Any], list[Any], list[Any] | Non
     chunks = list(chunks)
     for chunk in chunks:
         if not isinstance(chunk, (tuple, list)) or len(chunk) not in (2, 3):
-            shown = f"{type(chunk).__name__} of {len(chunk)}" if hasattr(chunk, "__len__") else chunk
-            raise refusal(_OWNER, "chunks", shown, "(images, labels) or (images, labels, rows) in each")
+            expected = "(images, labels) or (images, labels, rows) in each"
+            raise refusal(_OWNER, "chunks", with_length(chunk), expected)
     with_rows = sum(len(chunk) == 3 for chunk in chunks)
     if not chunks or with_rows not in (0, len(chunks)):
         shown = f"{len(chunks)} chunks, {with_rows} with rows"
@@ -179,7 +181,10 @@ def _loss(
 ) -> CachedStep:
     """The loss over all embeddings, with a graph back to them and no further."""
     if ref is not None and not isinstance(ref, References):
-        ids, ref = ref(embeddings, labels, ids)
+        given = ref(embeddings, labels, ids)
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise refusal(_OWNER, "ref", with_length(given), "a function that gives (ids, references)")
+        ids, ref = given
     columns = {} if ref is None else {"ref": ref}
     identified = columns if ids is None else {"ids": ids, **columns}
     if miner is None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.checks import choice, refusal, whole
+from tercet.checks import batch_size, choice, refusal, whole
 from tercet.randomness import derive_key, keyed_bits, keyed_integers, permute
 
 __all__ = ["ON_SHORT", "Group", "GroupBuffer", "sized"]
@@ -43,7 +43,7 @@ def sized(owner: str, p: Any, k: Any, buffer: Any, cap: Any) -> tuple[int, int, 
         >>> sized("pk_batched", 32, 4, None, None)
         (32, 4, 512, 16)
     """
-    p, k = whole(owner, "p", p, 1), whole(owner, "k", k, 2)
+    p, k = batch_size(owner, p, k)
     if buffer is None:
         buffer = 4 * p * k
     buffer = whole(owner, "buffer", buffer, 1)

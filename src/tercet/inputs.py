@@ -32,19 +32,20 @@ def lack_of_data(values: Tensor) -> str:
 
 
 def device_of(owner: str, device: Any) -> torch.device:
-    """`device` as torch names it.
+    """`device` as torch names it, with its number.
 
     Raises:
-        ValueError: no device, or one of no known kind.
+        ValueError: no device, or one that this machine does not have.
 
     Example:
         >>> device_of("MiningLoader", "cpu")
         device(type='cpu')
     """
     try:
-        return torch.device(device)
-    except Exception:  # RuntimeError of an unknown kind, TypeError of what is no name
-        raise refusal(owner, "device", device, 'a device, such as "cpu" or "cuda:0"') from None
+        return torch.empty(0, device=torch.device(device)).device
+    except Exception as error:  # an unknown kind, one that is not here, or no name
+        said = str(error).partition("\n")[0]
+        raise refusal(owner, "device", device, 'a device, such as "cpu" or "cuda:0"', said) from None
 
 
 @contextmanager

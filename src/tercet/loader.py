@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tercet.checks import flag, real, refusal, whole
+from tercet.checks import flag, real, refusal, whole, with_length
 from tercet.facts import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
 from tercet.inputs import device_of
 from tercet.mining import Miner
@@ -86,6 +86,8 @@ class MiningLoader:
         for name, part in {"model": model, "miner": miner}.items():
             if not callable(part):
                 raise refusal("MiningLoader", name, type(part).__name__, "something to call with a batch")
+        if not hasattr(loader, "__iter__") or isinstance(loader, (str, Tensor)):
+            raise refusal("MiningLoader", "loader", type(loader).__name__, "a DataLoader, or other batches")
         self.loader = loader
         self.model = model
         self.miner = miner
@@ -162,8 +164,9 @@ class MiningLoader:
 
     def _mined(self, batch: Any) -> MinedBatch:
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-            shown = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else batch
-            raise refusal("MiningLoader", "batch", shown, "(images, labels) or (images, labels, rows)")
+            raise refusal(
+                "MiningLoader", "batch", with_length(batch), "(images, labels) or (images, labels, rows)"
+            )
         images, labels, *rows = (self._moved(part) for part in batch)
         embeddings = self.model(images)
         for name, part in {"model": embeddings, "labels": labels}.items():

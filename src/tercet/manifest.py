@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tercet.catalog import Catalog
-from tercet.checks import refusal
+from tercet.checks import path_of, refusal
 from tercet.columns import HeldColumns, StoredColumns
 from tercet.manifest_reading import read_rows
 from tercet.triplets.pairs import LabeledPairs
@@ -144,7 +144,8 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
         >>> len(manifest), manifest.catalog.paths[manifest[0].negative].tolist()
         (1, ['bee/1.png'])
     """
-    found = read_rows(Path(path), None if root is None else str(root))
+    place = None if root is None else str(path_of("read_manifest", "root", root))
+    found = read_rows(path_of("read_manifest", "path", path), place)
     return Manifest(found.columns, found.catalog, found.provenance, found.reopen, found.kind)
 
 

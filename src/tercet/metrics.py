@@ -93,7 +93,7 @@ def recall_at_k(
         Jégou, Douze & Schmid, "Product quantization for nearest neighbor search", 2011; for classes,
         Song, Xiang, Jegelka & Savarese, "Deep metric learning via lifted structured feature embedding", 2016.
     """
-    several = isinstance(k, Iterable)
+    several = isinstance(k, Iterable) and getattr(k, "ndim", 1) > 0
     ks = [whole("recall_at_k", "k", each, minimum=1) for each in (k if several else [k])]
     if not ks:
         raise refusal("recall_at_k", "k", k, "one number or more")

@@ -14,7 +14,7 @@ from torch.nn.utils import skip_init
 
 from tercet.checks import flag, refusal, seed_number, whole
 from tercet.distances import cosine
-from tercet.inputs import allocated
+from tercet.inputs import allocated, lack_of_data
 from tercet.randomness import derive_key
 
 __all__ = ["DeepRankingNet", "EmbeddingHead"]
@@ -72,6 +72,7 @@ class EmbeddingHead(nn.Module):
         Raises:
             ValueError: another number of features.
         """
+        _refuse_others("EmbeddingHead", "features", features, self.linear.weight)
         x = features.flatten(1)
         if x.shape[1] != self.in_features:
             shown = f"shape {tuple(features.shape)}"
@@ -194,6 +195,7 @@ class DeepRankingNet(nn.Module):
             ValueError: images of another size or with other channels than the net was built for, or another
                 number of features from the backbone.
         """
+        _refuse_others("DeepRankingNet", "images", images, self.embedding.weight)
         if tuple(images.shape[1:]) != (self.channels, *self.image_size):
             expected = (
                 f"[n, {self.channels}, {self.image_size[0]}, {self.image_size[1]}], as it was built for"
@@ -215,6 +217,19 @@ class DeepRankingNet(nn.Module):
     def extra_repr(self) -> str:
         """What it was built for, for `print`."""
         return f"image_size={self.image_size}, channels={self.channels}, features={self.features}"
+
+
+def _refuse_others(owner: str, argument: str, values: Any, weight: Tensor) -> None:
+    """Refuse what is no tensor of floats [n, …], or, outside autocast, of another kind than the weights."""
+    if not isinstance(values, Tensor):
+        raise refusal(owner, argument, type(values).__name__, "a tensor of floats [n, …]")
+    lacking = lack_of_data(values)
+    if lacking or values.ndim < 2 or not values.is_floating_point():
+        shown = lacking or f"{values.dtype} of shape {tuple(values.shape)}"
+        raise refusal(owner, argument, shown, "a dense tensor of floats [n, …] with data")
+    if values.dtype != weight.dtype and not torch.is_autocast_enabled(values.device.type):
+        expected = f"{weight.dtype}, as the weights have"
+        raise refusal(owner, argument, str(values.dtype), expected, "convert it, or run under autocast")
 
 
 def _same(images: Float[Tensor, "n c h w"], size: int, stride: int, value: float) -> Float[Tensor, "n c y x"]:

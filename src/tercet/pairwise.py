@@ -7,7 +7,6 @@ so that each entry is one triplet).
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from tercet.checks import refusal, whole
+from tercet.checks import refusal, whole, with_length
 from tercet.distances import Distance, exact
 from tercet.inputs import lack_of_data
 from tercet.promises import promised
@@ -315,11 +314,8 @@ def mined_rows(
             positive and as negative. Looking for those waits for the device.
     """
     if not isinstance(mined, (tuple, list)) or len(mined) not in kinds:
-        shown: object = mined
-        with contextlib.suppress(Exception):  # no length, or none that can be asked for
-            shown = f"{type(mined).__name__} of {len(mined)}"
         names = {3: "Triplets (three index tensors)", 4: "Pairs (four index tensors)"}
-        raise refusal(owner, "mined", shown, " or ".join(names[kind] for kind in kinds))
+        raise refusal(owner, "mined", with_length(mined), " or ".join(names[kind] for kind in kinds))
     try:
         out = [torch.as_tensor(index) for index in mined]
     except Exception:  # strings, None, ragged lists

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from tercet.checks import array_of, label_codes, refusal, whole
+from tercet.checks import array_of, label_codes, refusal, whole, with_length
 from tercet.distances import Distance, as_distance, exact_pairs
 from tercet.inputs import lack_of_data, tensor_of
 from tercet.pairwise import Pairwise, features, tile_height
@@ -208,11 +207,8 @@ def _rows(owner: str, triplets: Any, n: int, r: int, device: torch.device) -> tu
     """Queries below n, positives and negatives below r, as int64 on `device`."""
     expected = "Triplets (three index tensors or arrays [t])"
     if not isinstance(triplets, (tuple, list)) or len(triplets) != 3:
-        shown: object = triplets
-        with contextlib.suppress(Exception):  # no length, or none that can be asked for
-            shown = f"{type(triplets).__name__} of {len(triplets)}"
         way_out = "take all of a sequence's by [:]" if hasattr(triplets, "__getitem__") else ""
-        raise refusal(owner, "triplets", shown, expected, way_out)
+        raise refusal(owner, "triplets", with_length(triplets), expected, way_out)
     try:
         rows = [torch.as_tensor(corner) for corner in triplets]
     except Exception:  # strings, None, ragged lists

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from tercet.checks import refusal
+from tercet.checks import flag, refusal
 from tercet.npy_file import NpyFile
 from tercet.tables import read_columns
+from tercet.tuples import row_numbers
 
 __all__ = [
     "FolderRelevance",
@@ -158,9 +159,9 @@ class FolderRelevance:
         owner = type(self).__name__
         try:
             names: list[Any] = [os.fspath(path) for path in paths]
-        except TypeError:
+        except Exception:  # not iterable, or not of paths
             names = []
-        if not names or isinstance(paths, str) or not all(isinstance(name, str) for name in names):
+        if not names or isinstance(paths, (str, Mapping)) or not all(isinstance(name, str) for name in names):
             raise refusal(owner, "paths", paths, "one path for each of 1 or more images")
         number: dict[str, int] = {}
         self._folder = np.array([number.setdefault(name.rpartition("/")[0], len(number)) for name in names])
@@ -223,10 +224,11 @@ class TableRelevance:
 
     def __init__(self, i: Any, j: Any, r: Any, *, symmetric: bool = True) -> None:
         owner = type(self).__name__
-        rows = [_row_numbers(owner, name, values) for name, values in (("i", i), ("j", j))]
+        symmetric = flag(owner, "symmetric", symmetric)
+        rows = [row_numbers(owner, name, values, _MOST) for name, values in (("i", i), ("j", j))]
         try:
             values = np.asarray(r, dtype=np.float64)
-        except (TypeError, ValueError):
+        except Exception:
             raise refusal(owner, "r", r, "a number from 0 to 1 for each pair") from None
         if not rows[0].shape == rows[1].shape == values.shape:
             shapes = ", ".join(str(list(column.shape)) for column in (*rows, values))
@@ -285,7 +287,7 @@ class TableRelevance:
         return self._found(i, j)
 
     def _found(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        i, j = (_row_numbers(type(self).__name__, name, rows) for name, rows in (("i", i), ("j", j)))
+        i, j = (row_numbers(type(self).__name__, name, rows, _MOST) for name, rows in (("i", i), ("j", j)))
         wanted = i << 32 | j
         if not self._keys.size:
             return np.zeros(wanted.shape)
@@ -351,9 +353,11 @@ def _opened(owner: str, embeddings: Any) -> np.ndarray | NpyFile:
     if not isinstance(embeddings, (str, os.PathLike)):
         try:
             return np.asarray(embeddings)
-        except (TypeError, ValueError, RuntimeError) as error:  # a tensor with a gradient, or of bfloat16
-            found = type(embeddings).__name__
-            way_out = "convert a tensor with .detach().cpu().float().numpy()"
+        except Exception as error:  # a tensor with a gradient, or of bfloat16
+            found, way_out = (
+                type(embeddings).__name__,
+                "convert a tensor with .detach().cpu().float().numpy()",
+            )
             raise refusal(owner, "embeddings", found, "an array [n, d]", way_out) from error
     expected = "an existing .npy file of numbers [n, d]"
     if Path(embeddings).suffix != ".npy" or not Path(embeddings).is_file():
@@ -383,17 +387,4 @@ def _same_count(owner: str, relevance: Any, count: int) -> None:
 
 def _known(relevance: Any, rows: np.ndarray) -> np.ndarray:
     """Row numbers, refused where the source has no such image."""
-    return _row_numbers(type(relevance).__name__, "rows", rows, len(relevance))
-
-
-def _row_numbers(owner: str, argument: str, rows: Any, count: int = _MOST) -> np.ndarray:
-    """Row numbers as int64, refused outside [0, count)."""
-    array = np.asarray(rows)
-    if not array.size:
-        return array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise refusal(owner, argument, f"array of {array.dtype}", "row numbers")
-    if not 0 <= array.min() <= array.max() < count:
-        worst = array.max() if array.max() >= count else array.min()
-        raise refusal(owner, argument, int(worst), f"row numbers from 0 to {count - 1}")
-    return array.astype(np.int64, copy=False)
+    return row_numbers(type(relevance).__name__, "rows", rows, len(relevance))

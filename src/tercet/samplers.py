@@ -6,6 +6,7 @@ so ranks are slices of one plan and resuming is two integers.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import zlib
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tercet.checks import choice, label_codes, refusal, whole
+from tercet.checks import batch_size, choice, label_codes, refusal, whole
 from tercet.dealing import deal, occurrences, spread
 from tercet.epochs import EpochSampler
 from tercet.randomness import KeyedRow, derive_key, keyed_bits, permute
@@ -87,7 +88,7 @@ class PKSampler(EpochSampler):
         super().__init__(seed, rank, world_size)
         owner = "PKSampler"
         codes, names = label_codes(owner, labels)
-        self.p, self.k = whole(owner, "p", p, 1), whole(owner, "k", k, 2)
+        self.p, self.k = batch_size(owner, p, k)
         self.supers_per_batch = whole(owner, "supers_per_batch", supers_per_batch, 1)
         if self.p % self.supers_per_batch:
             raise refusal(owner, "supers_per_batch", supers_per_batch, f"a divisor of p={self.p}")
@@ -190,6 +191,11 @@ class PKSampler(EpochSampler):
             np.maximum.at(self._demand, self._super, self._appearances)
             self._width = self.supers_per_batch * self.world_size
         if isinstance(epoch_length, int):
+            most = (1 << 32) // self._width  # an epoch's plan is held, 16 bytes for a class of a batch
+            if epoch_length > most:
+                raise refusal(
+                    "PKSampler", "epoch_length", epoch_length, f"at most {most} steps of this width"
+                )
             return epoch_length
         return max(int(self._demand.max()), -(-int(self._demand.sum()) // self._width))
 
@@ -272,7 +278,9 @@ class ShuffledSampler(EpochSampler):
 
     def __init__(self, n: Any, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(seed, rank, world_size)
-        self.n = whole("ShuffledSampler", "n", len(n) if hasattr(n, "__len__") else n, 1)
+        with contextlib.suppress(Exception):  # a number has no length
+            n = n if isinstance(n, (str, bytes)) else len(n)
+        self.n = whole("ShuffledSampler", "n", n, 1)
         self._length = -(-self.n // self.world_size)
         self._block = _BLOCK_ROWS
         self._settings = {"n": self.n, "seed": self.seed, "world_size": self.world_size}

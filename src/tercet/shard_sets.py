@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.atomic import atomically
-from tercet.checks import refusal
+from tercet.checks import refusal, string
 from tercet.handles import Handle
 from tercet.roots import inside
 from tercet.shard_info import INFO, ShardInfo, listed_tars, read_info
@@ -46,6 +46,7 @@ def find_tars(
         ValueError: no tar, one that is missing or there twice, no such split, none asked for while there are
             several, finished or not, or without info.json tars of several splits, as their names have it.
     """
+    split = None if split is None else string(owner, "split", split)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         folder = Path(source)
         info = read_info(owner, argument, folder)

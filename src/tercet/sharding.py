@@ -17,7 +17,7 @@ from typing import Any
 
 from tercet.atomic import atomically
 from tercet.catalog import Catalog, refuse_unwritable
-from tercet.checks import choice, flag, refusal, seed_number, whole
+from tercet.checks import choice, flag, path_of, refusal, seed_number, whole
 from tercet.facts import Facts, with_checksum
 from tercet.images import MAX_BYTES
 from tercet.journal import synced, tidy
@@ -166,9 +166,7 @@ def shards_folder(folder: str | Path, split: str) -> Path:
     if not isinstance(split, str) or not _SPLIT.fullmatch(split) or "tar" in split:
         expected = "letters, digits and underscores, without 'tar', which timm takes for a file name"
         raise refusal(_OWNER, "split", split, expected)
-    if not isinstance(folder, (str, os.PathLike)):
-        raise refusal(_OWNER, "folder", folder, "the path of a folder")
-    target = Path(folder)
+    target = path_of(_OWNER, "folder", folder)
     if target.exists() and not target.is_dir():
         raise refusal(_OWNER, "folder", str(folder), "a folder, not a file")
     if not target.parent.is_dir():

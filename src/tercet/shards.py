@@ -26,7 +26,7 @@ from tercet.shard_sets import (
 from tercet.tables import sorted_classes
 from tercet.tar_members import BLOCK
 from tercet.tars import UNKNOWN, changed, table_path
-from tercet.tuples import rows_at
+from tercet.tuples import row_number, rows_at
 
 __all__ = ["ShardIndex"]
 
@@ -190,6 +190,7 @@ class ShardIndex:
 
     def file(self, row: int) -> Path:
         """Where image `row` is, as tar and member, for a sentence; it is no path of the file system."""
+        row = row_number("ShardIndex.file", row, len(self))
         return self.tars[self._shard[row]] / f"{self._key[row]}.{self._suffix[row]}"
 
     def read(self, rows: Any) -> list[bytes]:

@@ -75,7 +75,8 @@ def describe(
     metric = as_distance("describe", distance)
     inputs = features("describe", embeddings, metric, ref)
     x, y = inputs[0], inputs[-1]
-    classes = label_rows("describe", "labels", labels, len(x), x.device).unique(dim=0)
+    classes = label_rows("describe", "labels", labels, len(x), x.device)
+    classes = classes.unique(dim=0) if classes.shape[-1] else classes[:1]  # no columns: all agree
     rows = mined_rows("describe", mined, len(x), len(y), x.device)
     if len(rows) == 3:
         a, p, q = rows

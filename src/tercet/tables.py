@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tercet.atomic import atomically
-from tercet.checks import refusal
+from tercet.checks import path_of, refusal
 from tercet.parquet_files import opened_parquet, parquet_writer
 
 __all__ = ["read_columns", "sorted_classes", "write_columns"]
@@ -87,7 +87,7 @@ def read_columns(
     """
     import pyarrow as pa
 
-    source = Path(path)
+    source = path_of(owner, "path", path)
     if source.suffix not in (".csv", ".parquet"):
         raise refusal(owner, "path", str(path), "a table ending in .csv or .parquet")
     if not source.is_file():

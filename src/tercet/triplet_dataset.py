@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from tercet.checks import choice, refusal
+from tercet.checks import choice, flag, refusal
 from tercet.decoding import Decoder
 from tercet.images import MAX_PIXELS
 from tercet.provenance import refuse_other_catalog
@@ -34,7 +34,14 @@ class _Batch:
 
     def to(self, device: Any, non_blocking: bool = False) -> Any:
         """The batch on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        owner = f"{type(self).__name__}.to"
+        non_blocking = flag(owner, "non_blocking", non_blocking)
+        try:
+            where = torch.device(device)
+            return self._each(lambda tensor: tensor.to(where, non_blocking=non_blocking))
+        except (RuntimeError, TypeError, AssertionError) as error:  # no device, or none of this machine
+            said = str(error).partition("\n")[0]
+            raise refusal(owner, "device", device, 'a device, such as "cpu" or "cuda:0"', said) from None
 
     def pin_memory(self) -> Any:
         """The batch in page-locked memory; a DataLoader calls it where `pin_memory=True`."""
@@ -134,6 +141,8 @@ class _ListedDataset(Dataset):
         if catalog is None:
             expected = f"the Catalog that the {kind} are rows of"
             raise refusal(owner, "catalog", None, expected, "only a Manifest brings its own")
+        if not isinstance(manifest, Sized) or not hasattr(manifest, "__getitem__"):
+            raise refusal(owner, "manifest", manifest, f"a manifest or another sequence of {kind}")
         counters = min(len(manifest), _MOST_COUNTERS)
         self._decoder = Decoder(owner, catalog, transform, seed, counters, on_unreadable, max_pixels)
         self.manifest = manifest

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from tercet.checks import shown, whole
+from tercet.checks import array_of, refusal, shown, whole
 
 __all__ = [
     "GatheredReferences",
@@ -16,6 +16,7 @@ __all__ = [
     "TripletSequence",
     "Triplets",
     "row_number",
+    "row_numbers",
     "rows_at",
 ]
 
@@ -64,7 +65,11 @@ class Triplets(NamedTuple):
             >>> Triplets.interleaved(2)
             Triplets(anchor=array([0, 3]), positive=array([1, 4]), negative=array([2, 5]))
         """
-        anchor = np.arange(whole("Triplets.interleaved", "count", count), dtype=np.int64) * 3
+        count = whole("Triplets.interleaved", "count", count)
+        try:
+            anchor = np.arange(count, dtype=np.int64) * 3
+        except (MemoryError, ValueError):
+            raise refusal("Triplets.interleaved", "count", count, "a number that fits into memory") from None
         return cls(anchor, anchor + 1, anchor + 2)
 
 
@@ -157,6 +162,27 @@ def row_number(owner: str, row: Any, length: int) -> int:
     if not -length <= number < length:
         raise IndexError(f"{owner}: expected a row from 0 to {length - 1}, got {shown(number)}")
     return number % length
+
+
+def row_numbers(owner: str, argument: str, rows: Any, count: int) -> np.ndarray:
+    """Row numbers of any shape as int64.
+
+    Raises:
+        ValueError: not whole numbers, or outside [0, count).
+
+    Example:
+        >>> row_numbers("TableRelevance", "i", [[0, 2]], 3).tolist()
+        [[0, 2]]
+    """
+    array = array_of(owner, argument, rows, "row numbers")
+    if not array.size:
+        return array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise refusal(owner, argument, f"array of {array.dtype}", "row numbers")
+    if not 0 <= array.min() <= array.max() < count:
+        worst = array.max() if array.max() >= count else array.min()
+        raise refusal(owner, argument, int(worst), f"row numbers from 0 to {count - 1}")
+    return array.astype(np.int64, copy=False)
 
 
 def rows_at(index: Any, length: int) -> np.ndarray:

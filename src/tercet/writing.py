@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tercet.atomic import fresh_target, together
 from tercet.blocks import drawn_blocks, kind_and_count
 from tercet.catalog import Catalog, refuse_unwritable
-from tercet.checks import refusal, whole
+from tercet.checks import flag, path_of, refusal, string, whole
 from tercet.facts import as_json
 from tercet.formats import FORMATS, TEXT_FORMATS, write_paths
 from tercet.provenance import (
@@ -78,7 +78,10 @@ def write_manifest(
         ant/1.png,ant/2.png,bee/1.png
         ant/2.png,ant/1.png,bee/1.png
     """
-    part = ManifestPart(Path(path), triplets, catalog, provenance or {})
+    owner = "write_manifest"
+    if not isinstance(provenance, (Mapping, type(None))):
+        raise refusal(owner, "provenance", provenance, "facts by name, a dict")
+    part = ManifestPart(path_of(owner, "path", path), triplets, catalog, provenance or {})
     options: dict[str, Any] = {"chunk_size": chunk_size, "progress": progress}
     write_manifests([part], overwrite=overwrite, path_prefix=path_prefix, **options)
 
@@ -106,6 +109,7 @@ def write_manifests(
     """
     owner = "write_manifest"
     targets = [manifest_target(owner, part.path, overwrite) for part in parts]
+    path_prefix, progress = string(owner, "path_prefix", path_prefix), flag(owner, "progress", progress)
     chunk_size = whole(owner, "chunk_size", chunk_size, minimum=1)
     told = [_record_of(owner, target, part, path_prefix) for target, part in zip(targets, parts)]
     for target, record in zip(targets, told):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tercet.checks import real, refusal, whole
 from tercet.distances import Distance
+from tercet.inputs import allocated
 from tercet.losses.head import Head, reduced
 from tercet.losses.lists import pairs_of
 from tercet.losses.slopes import TileLoss, sloped
@@ -87,7 +88,8 @@ class MarginLoss(Head):
             way_out = "leave one of the two away"
             raise refusal(owner, "nu", nu, '0 with reduction="none", for it is no pair\'s loss', way_out)
         shape = () if num_classes is None else (whole(owner, "num_classes", num_classes, minimum=1),)
-        self.beta = nn.Parameter(torch.full(shape, real(owner, "beta", beta)))
+        with allocated(owner, num_classes=shape[0] if shape else 1):
+            self.beta = nn.Parameter(torch.full(shape, real(owner, "beta", beta)))
 
     @property
     def sums_over_anchors(self) -> bool:  # type: ignore[override]

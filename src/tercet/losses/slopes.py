@@ -71,6 +71,7 @@ class NegativeCosine:
     """
 
     differentiable = True
+    floats_only = True
     form = ProductForm()
     prepare = staticmethod(cosine.prepare)
     tile = staticmethod(dot.tile)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
+from tercet.checks import array_of, refusal
 from tercet.randomness import keyed_bits
 from tercet.triplets.class_queries import ClassQueries
 from tercet.tuples import Pairs, rows_at
@@ -47,7 +48,18 @@ class LabeledPairs(NamedTuple):
     @classmethod
     def of(cls, pairs: Pairs) -> LabeledPairs:
         """The rows of `Pairs`, such as a miner's: positive ones first."""
-        first, positive, again, negative = map(np.asarray, pairs)
+        if not isinstance(pairs, (tuple, list)) or len(pairs) != 4:
+            raise refusal("LabeledPairs.of", "pairs", pairs, "Pairs, four columns of row numbers")
+        expected = "columns of row numbers"
+        columns = [array_of("LabeledPairs.of", "pairs", column, expected) for column in pairs]
+        first, positive, again, negative = columns
+        if {column.ndim for column in columns} != {1} or first.shape + again.shape != (
+            positive.shape + negative.shape
+        ):
+            shapes = ", ".join(str(column.shape) for column in columns)
+            raise refusal(
+                "LabeledPairs.of", "pairs", f"shapes {shapes}", "as many anchors as rows of each kind"
+            )
         same = np.arange(len(first) + len(again)) < len(first)
         return cls(np.concatenate([first, again]), np.concatenate([positive, negative]), same)
 

@@ -157,7 +157,7 @@ class ReservoirTriplets:
             raise refusal(owner, "label", label, f"{held!r}, as key {number} is in the buffer of that label")
         try:
             array = np.asarray(features)
-        except (TypeError, ValueError, RuntimeError) as error:  # rows of unequal length
+        except Exception as error:  # rows of unequal length
             raise refusal(
                 owner, "features", type(features).__name__, "an array of finite numbers", str(error)
             ) from error
@@ -181,7 +181,11 @@ class ReservoirTriplets:
         if known is None and buffer is not None:
             near = self._asked(owner, array[None], buffer.features[: buffer.fill])[0]
         self._totals_given = known is not None
-        buffer = self._buffers.setdefault(name, buffer or ClassBuffer(self.capacity, array))
+        if buffer is None:
+            try:
+                buffer = self._buffers.setdefault(name, ClassBuffer(self.capacity, array))
+            except (MemoryError, ValueError):
+                raise refusal(owner, "capacity", self.capacity, "buffers that fit into memory") from None
         log_u = float(np.log(keyed_uniform(self._admission, np.int64(number)) + 2.0**-54)[0])
         gone = buffer.admit(number, array, log_u, known, near)
         if gone != number:
@@ -209,7 +213,11 @@ class ReservoirTriplets:
         if not len(buffers):
             self._give_up("no image in any buffer", n)
             return Triplets(*np.empty((3, 0), dtype=np.int64))
-        key = keyed_bits(self._draws, np.arange(self._drawn, self._drawn + n))
+        try:
+            key = keyed_bits(self._draws, np.arange(self._drawn, self._drawn + n))
+        except (MemoryError, ValueError):
+            expected = "a number that fits into memory"
+            raise refusal("ReservoirTriplets.triplets", "n", n, expected) from None
         self._drawn += n
         place = keyed_integers(key, 0, high=int(ends[-1]))
         which = np.searchsorted(ends, place, side="right")
