@@ -83,7 +83,7 @@ def test_every_flipped_bit_and_every_cut_gives_the_facts_or_a_sentence():
     [
         ("[" * 100_000, "nested too deep"),
         ('{"a":' * 100_000, "nested too deep"),
-        ('{"a": ' + "9" * 5_000 + "}", "4300"),
+        ('{"a": ' + "9" * 5_000 + "}", "a number of thousands of digits"),
         ('{"a": 1, "a": 2}', "the field 'a' is there twice"),
         (b'{"a": "\xff"}', "utf-8"),
         ("", "as JSON"),

@@ -13,9 +13,10 @@ import numpy as np
 
 from tercet.handles import Handle
 
-__all__ = ["ArrowBatch", "arrow_batches", "arrow_schema"]
+__all__ = ["ArrowBatch", "arrow_batches", "arrow_lengths", "arrow_schema"]
 
 _MAGIC = b"ARROW1"
+_MOST_HEADER = 1 << 28  # bytes: a catalog of ten million images takes a third of it
 _RECORD_BATCH = 3  # the type of a message's header
 _BLOCK = np.dtype([("offset", "<i8"), ("header", "<i4"), ("padding", "<i4"), ("body", "<i8")])
 _NODE = np.dtype([("length", "<i8"), ("nulls", "<i8")])
@@ -40,6 +41,21 @@ class ArrowBatch(NamedTuple):
     metadata: dict[str, str]
 
 
+def arrow_lengths(handle: Handle) -> tuple[int, int]:
+    """The bytes of the first message of an Arrow file and of its footer, as they tell; −1 for another file.
+
+    Raises:
+        ValueError: more than is ever read of them.
+    """
+    head, tail = handle.pread(0, 16), handle.pread(max(0, handle.size - 10), 10)
+    if len(head) < 16 or bytes(head[:6]) != _MAGIC or bytes(tail[4:]) != _MAGIC:
+        return -1, -1
+    lengths = [int.from_bytes(part, "little", signed=True) for part in (head[12:], tail[:4])]
+    if max(lengths) > _MOST_HEADER:
+        raise ValueError(f"it tells of headers of {max(lengths):,} bytes")
+    return lengths[0], lengths[1]
+
+
 def arrow_schema(handle: Handle) -> Any:
     """The `pyarrow.Schema` of an Arrow file, by its first message.
 
@@ -49,9 +65,9 @@ def arrow_schema(handle: Handle) -> Any:
     """
     import pyarrow as pa
 
-    length = _Flat(handle.pread(12, 4)).integer(0, 4)
-    if bytes(handle.pread(0, 6)) != _MAGIC or not 0 < length < handle.size:
-        raise ValueError("it does not begin as an Arrow file does")
+    length, _ = arrow_lengths(handle)
+    if not 0 < length < handle.size:
+        raise ValueError("it does not begin and end as an Arrow file does")
     return pa.ipc.read_schema(pa.py_buffer(handle.pread(8, 8 + length)))
 
 
@@ -61,10 +77,9 @@ def arrow_batches(handle: Handle) -> list[ArrowBatch]:
     Raises:
         ValueError: no Arrow file, or a damaged one.
     """
-    tail = handle.pread(max(0, handle.size - 10), 10)
-    length = int.from_bytes(tail[:4], "little", signed=True)
-    if bytes(tail[4:]) != _MAGIC or not 0 < length <= handle.size - 10:
-        raise ValueError("it does not end as an Arrow file does")
+    _, length = arrow_lengths(handle)
+    if not 0 < length <= handle.size - 10:
+        raise ValueError("it does not begin and end as an Arrow file does")
     footer = _Flat(handle.pread(handle.size - 10 - length, length))
     return [_batch(handle, block) for block in footer.records(footer.root(), 3, _BLOCK)]
 

@@ -172,7 +172,11 @@ damaged or of another program; write it again, or restore it
             text = content if isinstance(content, str) else content.decode()
             read = json.loads(text, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
-            found = "brackets nested too deep" if isinstance(error, RecursionError) else error
+            found = str(error)
+            if isinstance(error, RecursionError):
+                found = "brackets nested too deep"
+            elif "set_int_max_str_digits" in found:
+                found = "a number of thousands of digits"
             raise self._refusal(f"its {what} as JSON", f"it is damaged ({found})") from error
         if not isinstance(read, dict):
             raise self._refusal(f"its {what} as a JSON object", f"it has a {type(read).__name__}")

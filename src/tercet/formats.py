@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tercet.arrow_layout import ArrowBatch, arrow_batches, arrow_schema
+from tercet.arrow_layout import ArrowBatch, arrow_batches, arrow_lengths, arrow_schema
 from tercet.columns import StoredColumns, block_count, block_sums
 from tercet.handles import Handle, open_plain
 from tercet.parquet_files import KEY as CHECKSUM_KEY
@@ -235,8 +235,9 @@ def _read_table(source: Path | BinaryIO, suffix: str, kind: str | None) -> tuple
     if suffix == ".parquet":
         with opened_parquet(source, _NAMES) as (file, checked):
             table = file.read()
-        if not checked and CHECKSUM_KEY.encode() in (table.schema.metadata or {}):
-            table = table.replace_schema_metadata({**table.schema.metadata, CHECKSUM_KEY: ""})
+        kept = table.schema.metadata or {}
+        if not checked and CHECKSUM_KEY.encode() in kept:
+            table = table.replace_schema_metadata({**kept, CHECKSUM_KEY.encode(): b""})
     elif suffix == ".arrow":
         with pa.OSFile(str(source)) as file:
             table = pa.ipc.open_file(file).read_all()
@@ -299,6 +300,10 @@ def open_arrow(source: Path, key: str) -> tuple[StoredColumns, dict[str, str], b
     import pyarrow as pa
 
     handle = Handle("read_manifest", "path", source, "a file to read")
+    try:
+        arrow_lengths(handle)
+    except ValueError as error:
+        raise pa.ArrowInvalid(f"{error}: it is damaged") from error
     try:
         schema = arrow_schema(handle)
         metadata = _decoded(schema.metadata)

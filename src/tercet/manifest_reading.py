@@ -95,8 +95,8 @@ def _stored(source: Path, root: str | None, place: Path, file: Path) -> Found | 
     if not (checked and facts_checked):
         warn_unchecked(source)
     _refuse_other_count(source, len(columns), provenance)
-    fingerprint = "" if facts_checked else _fingerprint(provenance)
-    catalog = partial(read_catalog, source, metadata[CATALOG_KEY], place, fingerprint)
+    told = provenance.get("catalog", {})
+    catalog = partial(read_catalog, source, metadata.get(CATALOG_KEY), place, told, facts_checked)
     return Found(columns, catalog, provenance, provenance["kind"], (str(source), root))
 
 
@@ -122,8 +122,8 @@ def _of_paths(source: Path, root: str | None, place: Path, file: Path) -> Found:
     checksum = metadata.get(CHECKSUM_KEY)
     if source.suffix == ".parquet" and checksum is None:
         warn_unchecked(source)
-    fingerprint = "" if checksum else _fingerprint(provenance)
-    catalog = read_catalog(source, metadata[CATALOG_KEY], place, fingerprint)
+    told = provenance.get("catalog", {})
+    catalog = read_catalog(source, metadata.get(CATALOG_KEY), place, told, bool(checksum))
     return _by_names(source, catalog, provenance, paths, rows)
 
 
@@ -155,10 +155,6 @@ def _by_names(
     translate = np.array([row_of[name] for name in paths], dtype=np.int32)
     named = 2 if kind == "pairs" else 3
     return Found(HeldColumns([*translate[rows[:named]], *rows[named:]]), catalog, provenance, kind)
-
-
-def _fingerprint(provenance: dict[str, Any]) -> str:
-    return provenance.get("catalog", {}).get("fingerprint", "")
 
 
 def _refuse_other_count(source: Path, got: int, provenance: dict[str, Any]) -> None:

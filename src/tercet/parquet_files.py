@@ -25,6 +25,7 @@ _ZEROS = b"0" * _DIGITS
 # As Thrift writes the entry: no text that JSON or base64 can hold has a byte 0x18.
 _ENTRY = re.compile(rb"\x18\x0c" + KEY.encode() + rb"\x18\x18([0-9a-f]{24})")
 _AT_ONCE = 1 << 20  # bytes
+_MOST_METADATA = 1 << 28  # bytes: a catalog of ten million images takes a third of it
 # A row of three columns takes a bit or more, unless nearly all rows are equal; a page of zeros shrinks most.
 _FREE_ROWS, _ROWS_A_BYTE = 1 << 24, 64
 _FREE_BYTES, _TIMES = 1 << 28, 1 << 10
@@ -112,7 +113,7 @@ def _entry(file: BinaryIO) -> tuple[int, bytes]:
     file.seek(max(0, size - 8))
     tail = file.read(8)
     length = int.from_bytes(tail[:4], "little")
-    if tail[4:] != b"PAR1" or length > size - 12:
+    if tail[4:] != b"PAR1" or not 0 < length <= min(size - 12, _MOST_METADATA):
         raise pa.ArrowInvalid("it does not end as a Parquet file does: it was cut short or damaged")
     start = size - 8 - length
     file.seek(start)

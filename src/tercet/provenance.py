@@ -38,7 +38,7 @@ KEY = "tercet"  # the provenance, as JSON
 CATALOG_KEY = "tercet.catalog"  # the catalog
 _OWNER = "read_manifest"
 # Catalogs were seen to unpack to 5 to 50 times their size; zeros unpack to a thousand times theirs.
-_FREE_BYTES, _TIMES = 1 << 26, 100
+_FREE_BYTES, _TIMES, _BYTES_AN_IMAGE = 1 << 26, 100, 1 << 12
 
 
 def provenance_of(
@@ -154,7 +154,9 @@ def _typed(facts: Facts) -> dict[str, Any]:
     if facts.string("kind", "triplets") not in ("triplets", "pairs"):
         raise facts.wrong("kind", '"triplets" or "pairs"')
     facts.part("counts").integer(facts.string("kind", "triplets"))
-    facts.part("catalog", {}).string("fingerprint", "")
+    catalog = facts.part("catalog", {})
+    catalog.string("fingerprint", "")
+    catalog.integer("images", default=0)
     facts.part("parameters", {})
     for name in ("strategy", "library", "path_prefix"):
         facts.string(name, "")
@@ -162,32 +164,35 @@ def _typed(facts: Facts) -> dict[str, Any]:
     return facts.fields
 
 
-def read_catalog(source: Path, text: str, place: Path, fingerprint: str = "") -> Catalog:
+def read_catalog(
+    source: Path, text: str | None, place: Path, written: Mapping[str, Any], checked: bool
+) -> Catalog:
     """The catalog in the metadata of a file.
 
     Args:
         source: the file.
-        text: what `compressed` made of its record.
+        text: what `compressed` made of its record; None where there is none.
         place: where its paths start from.
-        fingerprint: refuse a catalog with another one; "" asks for none.
+        written: what the provenance tells of it.
+        checked: whether a checksum has been compared; without, its fingerprint is.
 
     Raises:
-        ValueError: it is damaged, or unpacks to far more than it takes in the file.
+        ValueError: it is damaged, another one, or unpacks to far more than its images take.
     """
     try:
-        packed = base64.b64decode(text, validate=True)
+        packed = base64.b64decode(text or "", validate=True)
+        most = _FREE_BYTES + min(_TIMES * len(packed), _BYTES_AN_IMAGE * written.get("images", 0))
         unpacking = zlib.decompressobj()
-        most = _FREE_BYTES + _TIMES * len(packed)
         content = unpacking.decompress(packed, most + 1)
         if len(content) > most:
             raise ValueError(f"it unpacks to more than {most:,} bytes")
         if not unpacking.eof:
-            raise ValueError("it is cut short")
+            raise ValueError("it is cut short" if text else "there is none")
     except (zlib.error, ValueError) as error:
         way_out = f"it is damaged ({error}); write it again"
         raise refusal(_OWNER, "path", str(source), "its catalog in it", way_out) from error
     facts = Facts(content, _OWNER, "path", source, "catalog", "write it again")
-    return _catalog_from(facts, source, place, fingerprint)
+    return _catalog_from(facts, source, place, "" if checked else written.get("fingerprint", ""))
 
 
 def _catalog_from(facts: Facts, source: Path, place: Path, fingerprint: str) -> Catalog:
@@ -195,9 +200,9 @@ def _catalog_from(facts: Facts, source: Path, place: Path, fingerprint: str) -> 
     classes = facts.strings("classes")
     labels = facts.integers("labels", 0, len(classes) - 1)
     groups = facts.part("groups")
-    columns = {name: _group(groups, name) for name in groups}
+    columns, paths = {name: _group(groups, name) for name in groups}, facts.strings("paths")
     try:
-        catalog = Catalog(facts.strings("paths"), labels, classes, columns, place)
+        catalog = Catalog(paths, labels, classes, columns, place)
     except ValueError as error:  # columns of unequal length, a class name twice
         way_out = f"it is damaged ({error}); write it again"
         raise refusal(_OWNER, "path", str(source), "its catalog", way_out) from error
