@@ -268,7 +268,7 @@ def test_keyed_rows_are_not_counted(catalog):
     listed = TripletDataset(triplets, noise, catalog=catalog)
     list(DataLoader(listed, batch_sampler=AnchorSampler(triplets, 3)))
     for counted in (dataset, listed):
-        assert not counted._decoder.visits._counts.array.any()
+        assert not counted._decoder.visits._shared.array.any()
 
 
 @WORKERS
@@ -328,7 +328,14 @@ def test_without_shared_memory_the_sentence_says_what_to_enlarge(catalog, monkey
         tercet.visits.SharedCounts("ImageDataset", COUNT)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in /proc")
+def test_a_dataset_takes_one_file_descriptor(catalog):
+    before = len(os.listdir("/proc/self/fd"))
+    many = [images_of(catalog) for _ in range(10)]
+    assert len(os.listdir("/proc/self/fd")) - before == len(many)
+
+
 def test_a_dataset_without_transform_needs_one_counter(catalog):
     dataset = ImageDataset(catalog)
-    assert len(dataset._decoder.visits._counts.array) == 1
+    assert len(dataset._decoder.visits._shared.array) == 2  # one, and the epoch
     assert torch.equal(dataset[3][0], dataset[3][0])

@@ -71,7 +71,7 @@ class Decoder:
         self.max_pixels = whole(owner, "max_pixels", max_pixels, minimum=1)
         numbers = len(catalog) if numbers is None else numbers
         self.visits = Visits(owner, 1 if transform is None else numbers)
-        self._failed = SharedCounts(owner, 1 if on_unreadable == "error" else len(catalog))
+        self._failed = None if on_unreadable == "error" else SharedCounts(owner, len(catalog))
 
     def draws(self, asked: Sequence[Any], numbers: Sequence[int]) -> list[tuple[int, int]]:
         """The epoch and view of each number: its own, or for a plain int the next."""
@@ -147,14 +147,15 @@ class Decoder:
 
     def unreadable(self) -> dict[str, tuple[int, str]]:
         """Path → (how often the image was asked for in vain, the reason), by all workers together."""
-        report = {}
-        for row in np.flatnonzero(self._failed.array).tolist():
+        report: dict[str, tuple[int, str]] = {}
+        failed = np.empty(0) if self._failed is None else self._failed.array
+        for row in np.flatnonzero(failed).tolist():
             reason = "it is readable by now"
             try:
                 self._decode(row, *self._contents([row]))
             except ValueError as error:
                 reason = str(error)
-            report[str(self._catalog.file(row))] = int(self._failed.array[row]), reason
+            report[str(self._catalog.file(row))] = int(failed[row]), reason
         return report
 
     def all_skipped(self, rows: Sequence[int]) -> ValueError:
@@ -179,6 +180,7 @@ class Decoder:
 
     def _count(self, row: int, error: ValueError) -> None:
         """Count an image that does not decode; the first one is warned of."""
+        assert self._failed is not None
         if not self._failed.array.any():
             what = {"replace": "another of its class stands in", "skip": "its batch is shorter"}
             warnings.warn(

@@ -16,6 +16,8 @@ from tercet.checks import whole
 
 __all__ = ["SharedCounts", "Visits"]
 
+_LAST_EPOCH = 2**31 - 1
+
 
 class SharedCounts:
     """A counter for each number, 4 bytes each, seen by forked and spawned workers alike.
@@ -24,7 +26,7 @@ class SharedCounts:
 
     Args:
         owner: whose counters they are, for the sentence.
-        size: how many; number n has counter n mod size.
+        size: how many.
 
     Raises:
         OSError: no shared memory of that size.
@@ -37,26 +39,27 @@ class SharedCounts:
 
     def __init__(self, owner: str, size: int) -> None:
         try:
-            self.tensor = torch.zeros(max(size, 1), dtype=torch.int32).share_memory_()
+            self.tensor = torch.zeros(size, dtype=torch.int32).share_memory_()
         except RuntimeError as error:
             raise OSError(
                 f"{owner}: expected {4 * size} bytes of shared memory for counters, got none "
                 f"({str(error).partition(chr(10))[0]}); enlarge it, as docker's --shm-size does"
             ) from error
         self.array: np.ndarray = self.tensor.numpy()  # the same memory
+        self.is_copy = False  # whether it was unpickled, or copied, without the memory
 
     def __getstate__(self) -> dict[str, Any]:
         return {"tensor": self.tensor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.tensor = state["tensor"].share_memory_()  # a plain copy of a shared tensor is not shared
+        self.is_copy = not state["tensor"].is_shared()
+        self.tensor = state["tensor"].share_memory_()
         self.array = self.tensor.numpy()
 
     def add(self, number: int) -> int:
         """Count `number` once more, and return how often it was counted before."""
-        place = number % len(self.array)
-        before = int(self.array[place])
-        self.array[place] = before + 1
+        before = int(self.array[number])
+        self.array[number] = before + 1
         return before
 
 
@@ -71,7 +74,8 @@ class Visits:
 
     Args:
         owner: whose visits they are, for sentences.
-        size: counters; two numbers that share one still never get one view twice.
+        size: how many counters, of which number n has the one at n mod size; two numbers that share one
+            never get one view twice either.
 
     Example:
         >>> visits = Visits("ImageDataset", 10)
@@ -84,8 +88,9 @@ class Visits:
 
     def __init__(self, owner: str, size: int) -> None:
         self._owner = owner
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._counts = SharedCounts(owner, size)
+        self._size = max(size, 1)
+        # The epoch comes first. It lies with the counters, as each shared tensor takes a file descriptor.
+        self._shared = SharedCounts(owner, 1 + self._size)
         self._rank = 0
         self._copied_in = 0  # the process that has unpickled a copy with counters of its own
 
@@ -94,26 +99,26 @@ class Visits:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if not self._epoch.is_shared():
-            self._epoch.share_memory_()
+        if self._shared.is_copy:
             self._copied_in = os.getpid()
 
     @property
     def epoch(self) -> int:
         """The epoch that was set; 0 at first."""
-        return int(self._epoch[0])
+        return int(self._shared.array[0])
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, and count views from 0 again, in running workers too."""
-        self._epoch[0] = whole(f"{self._owner}.set_epoch", "epoch", epoch)
-        self._counts.array[:] = 0
+        epoch = whole(f"{self._owner}.set_epoch", "epoch", epoch, 0, _LAST_EPOCH)
+        self._shared.array[:] = 0
+        self._shared.array[0] = epoch
 
     def views(self, numbers: Iterable[int]) -> list[int]:
         """The next view of each number: another one each time, on each rank."""
         if self._copied_in:
             self._warn_if_apart()
         first = self._own_rank() << 32
-        return [first + self._counts.add(number) for number in numbers]
+        return [first + self._shared.add(1 + number % self._size) for number in numbers]
 
     def _own_rank(self) -> int:
         if dist.is_available() and dist.is_initialized():
