@@ -13,6 +13,7 @@ from typing import Any
 from tercet.atomic import atomically
 from tercet.checks import refusal, string
 from tercet.handles import Handle
+from tercet.journal import tidy
 from tercet.roots import inside
 from tercet.shard_info import INFO, ShardInfo, listed_tars, read_info
 from tercet.tar_scan import extension, scan_tar
@@ -220,7 +221,7 @@ def find_tables(
     image = _asked(owner, found, "image", image, None)
     label = _asked(owner, found, "label", label, "cls")
     assert label is not None
-    tables = []
+    tables, tidied = [], set()
     for tar, table in zip(track(tars, "indexing shards", **shown), found):
         if table is not None and not table.ours:
             unchecked = keep and not table.facts["checked"]
@@ -229,6 +230,9 @@ def find_tables(
         if table is None:
             if keep:
                 _refuse_no_place(owner, tar, folder)
+                if tar.parent not in tidied:
+                    tidied.add(tar.parent)
+                    tidy(tar.parent)
             table = scan_tar(owner, tar, image, label, damaged)
             if keep:
                 with atomically(table_path(tar)) as unfinished:
