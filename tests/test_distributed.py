@@ -50,6 +50,12 @@ UNSUMMED = {
     "histogram": lambda reduction: Histogram(),
     "margin loss with ν": lambda **more: MarginLoss(nu=0.1, **more),
 }
+EQUAL_COUNTS = {  # means that DDP averages to that of one process, where the ranks' rows are alike
+    "triplet": lambda: TripletMargin(1.0, reduction="mean"),
+    "contrastive": lambda: Contrastive(3.0, reduction="mean"),
+    "margin loss with ν": lambda: MarginLoss(nu=0.1, reduction="mean"),
+    **{kind.__name__: kind for kind in (InfoNCE, SupCon, MultiSimilarity, Circle, FastAP)},
+}
 MEANS = {
     "triplet": lambda: TripletMargin(1.0),
     "contrastive": lambda: Contrastive(3.0),
@@ -126,6 +132,16 @@ def whole_batch(r, make):
     rows, model, head = own_rows(r, SPLITS["uneven"]), network(), make()
     _, ref = gather(model(IMAGES[rows]), LABELS[rows])
     loss = head(ref.embeddings, ref.labels, ids=ref.ids)
+    loss.backward()
+    return loss.detach(), gradients(model, head)
+
+
+def mean(r, make):
+    """A rank's mean loss, with columns of all ranks, and its gradients without DDP."""
+    rows, model, head = own_rows(r, SPLITS["even"]), network(), make()
+    x = model(IMAGES[rows])
+    ids, ref = gather(x, LABELS[rows])
+    loss = head(x, LABELS[rows], ids=ids, ref=ref)
     loss.backward()
     return loss.detach(), gradients(model, head)
 
@@ -245,6 +261,7 @@ def worker(r, folder):
         "cameras": other_camera(r),
         "sums": [sums(r, *scenario) for scenario in SCENARIOS],
         "whole": {name: whole_batch(r, make) for name, make in MEANS.items()},
+        "mean": {name: mean(r, make) for name, make in EQUAL_COUNTS.items()},
         "no sum": {
             name: [no_sum(r, make, columns) for columns in (lambda ref: ref, CrossBatchMemory(9, 4).columns)]
             for name, make in UNSUMMED.items()
@@ -324,6 +341,13 @@ def test_ranks_that_each_take_the_loss_of_the_whole_batch_average_to_the_gradien
         torch.testing.assert_close(seen["whole"][name][0], loss)
     for own, *parts in zip(grads, *(seen["whole"][name][1] for seen in ranks)):
         torch.testing.assert_close(sum(parts) / WORLD, own)
+
+
+@pytest.mark.parametrize("name", EQUAL_COUNTS)
+def test_means_over_equal_counts_average_to_the_loss_and_gradient_of_one_process(ranks, name):
+    loss, grads = one_process(EQUAL_COUNTS[name](), None)
+    parts = [seen["mean"][name] for seen in ranks]
+    check_adds_up([(part / WORLD, [grad / WORLD for grad in grads]) for part, grads in parts], (loss, grads))
 
 
 @pytest.mark.parametrize("name", UNSUMMED)

@@ -66,8 +66,8 @@ def gather(
     - `LiftedStructure`, `NPair`, `Histogram`, and `MarginLoss` that sums with `nu`: no. They refuse the
       columns of several ranks.
 
-    Every head and reduction, those with proxies too, has the gradient of one process where each rank computes
-    the loss of the whole batch, at R times the work. DDP's average is then right as it is:
+    Every head and reduction has the gradient of one process where each rank computes the loss of the whole
+    batch, at R times the work. DDP's average is then right as it is, also that of a head's own parameters:
 
         ids, ref = gather(embeddings, labels)
         loss = head(ref.embeddings, ref.labels, miner(ref.embeddings, ref.labels, ids=ref.ids))

@@ -62,6 +62,9 @@ class Head(nn.Module, ABC):
         It waits for the device, to look for NaN and where what comes next follows from the data, and stands
         outside the graph of something compiled.
 
+        With `reduction="none"` it can be differentiated twice, except `Circle`, whose weights are constants
+        to the gradient. Otherwise `create_graph=True` is refused.
+
         Args:
             embeddings: [n, d] floats. Whatever their precision and that of autocast, they are compared in
                 float32 or float64.

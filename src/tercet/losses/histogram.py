@@ -228,7 +228,7 @@ def _sides(tile: Tile) -> Integer[Tensor, "a r"]:
 
 
 def _rounding(x: Float[Tensor, "_ k"]) -> float:
-    """How far the cosine of two unit vectors may lie from the exact one, twice what was seen of any k."""
+    """By how much two computed cosines of the same rows may differ: twice the most that was measured."""
     return (2 * math.sqrt(x.shape[1]) + 4) * torch.finfo(x.dtype).eps / 2
 
 

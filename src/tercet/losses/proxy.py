@@ -89,7 +89,7 @@ class ProxyHead(nn.Module, ABC):
         """The loss of the batch.
 
         It waits for the device, to look for NaN and for labels out of range, and stands outside the graph of
-        something compiled.
+        something compiled. It can be differentiated twice.
 
         Args:
             embeddings: [n, d] floats; only their directions count.

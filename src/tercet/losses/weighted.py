@@ -244,5 +244,5 @@ class Circle(ListwiseHead):
         negative = self.gamma * torch.relu(s + self.m).detach() * (s - self.m)
         both = tile.positive.any(1) & tile.negative.any(1)
         losses = softplus(log_sum(positive, tile.positive) + log_sum(negative, tile.negative))[both]
-        # With constant weights the gradient is no derivative, and what it is has no second one.
+        # The gradient takes the weights as constants, so autograd's second derivative would not be its own.
         return once_differentiable("Circle", losses) if self.reduction == "none" else losses
