@@ -7,6 +7,7 @@ and float64, listed or not, whichever way they are computed.
 import pytest
 import reference
 import torch
+from contract_heads import gradient_of
 from test_pair_miners import as_sets
 
 from tercet.differences import pair_squares, squares_by_differences
@@ -100,6 +101,42 @@ def test_heads_count_as_active_what_miners_find(distance, dtype, bound):
     assert torch.equal(contrastive(x, LABELS), contrastive(x, LABELS, pairs))
     margin = MarginLoss(0.0, bound, distance=distance)
     assert torch.equal(margin(x, LABELS), margin(x, LABELS, pairs))
+
+
+def compare(head, x, mined, near):
+    """Loss and gradient of all are those of the list."""
+    for u, v in zip(gradient_of(head, x, LABELS), gradient_of(head, x, LABELS, mined=mined)):
+        torch.testing.assert_close(u, v, **near)
+
+
+DIRECTIONS = {
+    "a grid": grid(40, 3, 3).double(),
+    "a grid about 0": grid(40, 3, 4, 2).double() - 1,
+    "duplicates": torch.randn(6, 9, generator=torch.Generator().manual_seed(5), dtype=torch.float64)[
+        torch.arange(40) % 7 % 6
+    ],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("few", [0, 32], ids=["by bucket", "by positive"])
+@pytest.mark.parametrize("bound", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rows", DIRECTIONS)
+@pytest.mark.parametrize("distance", BATCHES)
+def test_heads_decide_ties_that_rounding_blurs_as_miners_do(distance, rows, bound, few, dtype, monkeypatch):
+    """Directions of whole numbers, and duplicates: ties that no product sees."""
+    monkeypatch.setattr("tercet.losses.triplet.FEW_POSITIVES", few)
+    x = DIRECTIONS[rows].to(dtype)
+    if distance == "squared_euclidean":
+        x = torch.nn.functional.normalize(x)
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-10}
+    mined = BatchAll(margin=bound, distance=distance)(x, LABELS)
+    for power in (1, 2):
+        head = TripletMargin(bound, distance=distance, power=power)
+        compare(head, x, mined, near)
+    pairs = PairMargin(bound, bound, distance=distance)(x, LABELS)
+    for head in (Contrastive(bound, bound, distance=distance), MarginLoss(0.0, bound, distance=distance)):
+        compare(head, x, pairs, near)
 
 
 @pytest.mark.parametrize("distance", BATCHES)

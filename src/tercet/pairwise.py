@@ -47,12 +47,22 @@ class Tile(NamedTuple):
         distance: float [a, r].
         positive: bool [a, r], by the relation (the same label) and not the same image.
         negative: bool [a, r], by the relation (another label) and not the same image.
+        error: float [a, 1], how far `distance` may be from what `exact` gives; None where it is decided by.
+        exact: D of listed places (row of the tile, column) by differences.
     """
 
     start: int
     distance: Float[Tensor, "a r"]
     positive: Bool[Tensor, "a r"]
     negative: Bool[Tensor, "a r"]
+    error: Float[Tensor, "a 1"] | None = None
+    exact: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def settle(self, doubtful: Bool[Tensor, "a r"]) -> None:
+        """Put exact distances in their places where a decision may hang on the error."""
+        i, j = true_places(doubtful)
+        if self.exact is not None and len(i):
+            self.distance[i, j] = self.exact(i, j)
 
 
 class PairTile(NamedTuple):

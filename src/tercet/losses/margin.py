@@ -105,9 +105,13 @@ class MarginLoss(Head):
             rows = slice(tile.start, tile.start + len(tile.distance))
             positive, negative = tile.positive.view(torch.int8), tile.negative.view(torch.int8)
             sign = positive - negative
-            losses = (
-                (tile.distance - bounds[rows, None]).mul_(sign).add_(self.margin).relu_().mul_(sign.abs())
-            )
+
+            def excess() -> Tensor:
+                return (tile.distance - bounds[rows, None]).mul_(sign).add_(self.margin)
+
+            if tile.error is not None:  # who is active is decided as by a list
+                tile.settle((excess().abs_() <= tile.error).logical_and_(sign != 0))
+            losses = excess().relu_().mul_(sign.abs())
             active = losses > 0
             count = active.sum() if self.reduction == "mean_active" else positive.sum() + negative.sum()
             value = losses.sum(dtype=torch.float64)

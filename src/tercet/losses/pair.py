@@ -96,6 +96,9 @@ class Contrastive(Head):
 
     def _loss_of(self, tile: Tile, wanted: bool) -> TileLoss:
         """All pairs of a tile: each loss is a square, so its slope is twice what is squared."""
+        if tile.error is not None:  # who is active is decided as by a miner
+            near = [(tile.distance - bound).abs_() <= tile.error for bound in (self.pos_margin, self.margin)]
+            tile.settle(near[0].logical_and_(tile.positive).logical_or_(near[1].logical_and_(tile.negative)))
         # As bytes: a product with bools takes four times as long.
         positive, negative = tile.positive.view(torch.uint8), tile.negative.view(torch.uint8)
         apart = (tile.distance - self.pos_margin).relu_().mul_(positive)  # [a, r]

@@ -20,7 +20,7 @@ from tercet.differences import listed_squares
 from tercet.distances import Distance, cosine, dot
 from tercet.pairwise import Tile
 from tercet.small_tables import true_places
-from tercet.squares import NEAR, centre_of, full_precision, roundoff
+from tercet.squares import NEAR, centre_of, full_precision, roundoff, square_bound
 from tercet.sums import summed, with_gradient
 
 __all__ = ["Compared", "NegativeCosine", "TileLoss", "differentiated", "sloped"]
@@ -116,7 +116,8 @@ def sloped(
         # A distance of somebody else's may not be the same both ways.
         gradient = kind(compared, symmetric and kind is not _Tiles, wanted)
         for rows in compared.spans():
-            tile = Tile(rows.start, gradient.measure(rows), *compared.sides(rows))
+            d = gradient.measure(rows)
+            tile = Tile(rows.start, d, *compared.sides(rows), *gradient.settling(rows))
             loss = loss_of(tile, any(sought))
             if value is None or count is None:
                 value, count = loss.value, loss.count
@@ -173,6 +174,10 @@ class _Gradient(ABC):
     def add(self, rows: slice, slopes: Float[Tensor, "a r"]) -> None:
         """Take in w of the rows that were measured last."""
 
+    def settling(self, rows: slice) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]] | tuple[()]:
+        """`error` and `exact` of the rows' tile, where its distances may not be those that miners see."""
+        return ()
+
     def sums(self) -> list[Tensor | None]:
         """The gradient by each input."""
         if self.once and self.totals[0] is not None:
@@ -216,6 +221,8 @@ class _Squares(_Gradient):
         self.uu = self.u.square().sum(1)
         self.vv = self.uu if self.own else self.v.square().sum(1)
         self.reach = (self.uu.amax() + self.vv.amax()) * NEAR if len(self.uu) and len(self.vv) else 0.0
+        # A root is not settled: that costs the hinge a pass a positive, and on grids products are exact.
+        self.error = None if form.root else square_bound(self.u, self.v)[0][:, None] * form.scale
         self.compared, self.symmetric = compared, symmetric
         self.many: _Tiles | None = None
         self.state: tuple[Tensor, tuple[Tensor, Tensor] | None] | None = None
@@ -230,7 +237,8 @@ class _Squares(_Gradient):
             if 8 * (known + len(i)) > d.numel():
                 self.many = self.many or _Tiles(self.compared, self.symmetric, self.wanted)
                 self.state = None
-                return self.many.measure(rows)
+                d = self.many.measure(rows)
+                return d if self.error is None else d.clone()  # to be settled apart from its graph
             if len(i):
                 near = i, j
                 d[i, j] = listed_squares(self.x[rows], self.y, i, j)
@@ -242,6 +250,11 @@ class _Squares(_Gradient):
             d.mul_(self.form.scale)
         self.state = d, near
         return d
+
+    def settling(self, rows: slice) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]] | tuple[()]:
+        if self.error is None:
+            return ()
+        return self.error[rows], lambda i, j: listed_squares(self.x[rows], self.y, i, j) * self.form.scale
 
     def add(self, rows: slice, slopes: Float[Tensor, "a r"]) -> None:
         if self.state is None:

@@ -8,7 +8,7 @@ from copy import copy
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -147,9 +147,10 @@ class TripletMargin(Head):
         """All triplets of a tile: Σ ℓ(t − D(a,n)), t = D(a,p) + m, over positives and negatives."""
         positives = tile.positive.sum(1)
         most = int(positives.max())
-        # What is missing is nearer than all else, or farther: a triplet with it has no loss and no slope.
-        t, p = tile.distance.masked_fill(~tile.positive, -math.inf).topk(most, dim=1)  # [a, q], falling
-        t += self.margin
+        t, p = self._thresholds(tile, most)
+        if tile.error is not None and not self.soft:  # who is active is decided as by a miner
+            tile.settle(_doubtful(t, p, tile))
+            t, p = self._thresholds(tile, most)
         d_an = tile.distance.masked_fill(~tile.negative, math.inf)  # [a, r]
         if self.soft or most <= FEW_POSITIVES:
             value, active, by_positive, by_negative = self._by_positive(t, d_an)
@@ -157,6 +158,14 @@ class TripletMargin(Head):
             value, active, by_positive, by_negative = _by_bucket(t, d_an, self.power)
         count = active if self.reduction == "mean_active" else (positives * tile.negative.sum(1)).sum()
         return TileLoss(value, count, by_negative.scatter_add_(1, p, by_positive) if wanted else None)
+
+    def _thresholds(self, tile: Tile, most: int) -> tuple[Float[Tensor, "a q"], Int[Tensor, "a q"]]:
+        """D(a,p) + m of each row's positives, falling, and their columns.
+
+        What is missing is nearer than all else, or farther: a triplet with it has no loss and no slope.
+        """
+        t, p = tile.distance.masked_fill(~tile.positive, -math.inf).topk(most, dim=1)
+        return t.add_(self.margin), p
 
     def _by_positive(self, t: Float[Tensor, "a q"], d: Float[Tensor, "a r"]) -> tuple[Tensor, ...]:
         """Σ ℓ, how many ℓ > 0, and ∂/∂D of positives [a, q] and of negatives [a, r]: a pass a positive."""
@@ -179,6 +188,25 @@ class TripletMargin(Head):
             by_positive[:, i] = slopes.sum(1)
             by_negative -= slopes
         return value.sum(), active, by_positive, by_negative
+
+
+def _doubtful(t: Float[Tensor, "a q"], p: Int[Tensor, "a q"], tile: Tile) -> Bool[Tensor, "a r"]:
+    """The positives and negatives that, by what both may be off, could be in either order at the margin."""
+    d, error, q = tile.distance, 2 * tile.error, t.shape[1]
+    doubtful, positives = torch.zeros_like(tile.negative), torch.zeros_like(p, dtype=torch.bool)
+    if q <= FEW_POSITIVES:
+        for i in range(q):
+            near = ((d - t[:, i, None]).abs_() <= error).logical_and_(tile.negative)
+            doubtful |= near
+            positives[:, i] = near.any(1)
+    else:
+        rising = t.flip(1)
+        first, last = torch.searchsorted(rising, d - error), torch.searchsorted(rising, d + error, right=True)
+        doubtful = (first < last).logical_and_(tile.negative)
+        ends = torch.zeros(len(t), q + 1, dtype=torch.int64, device=t.device)
+        ends.scatter_add_(1, first, doubtful.long()).scatter_add_(1, last, -doubtful.long())
+        positives = (ends.cumsum(1)[:, :q] > 0).flip(1)
+    return doubtful | torch.zeros_like(doubtful).scatter_(1, p, positives).logical_and_(tile.positive)
 
 
 def _by_bucket(t: Float[Tensor, "a q"], d: Float[Tensor, "a r"], power: int) -> tuple[Tensor, ...]:
