@@ -22,7 +22,7 @@ from tercet.checks import refusal
 from tercet.folders import LeftOut
 from tercet.handles import Handle
 from tercet.images import file_content
-from tercet.tar_members import BLOCK
+from tercet.tar_members import BLOCK, with_member
 from tercet.tars import ShardTable, read_table, sampled_headers, table_path, write_table
 
 __all__ = ["ShardJob", "Stopped", "member_suffix", "readable_table", "unreadable_file", "write_shard"]
@@ -147,7 +147,7 @@ class _Digested:
 
     Attributes:
         sha256: of all.
-        members: a CRC of the members, header and content of each.
+        members: a CRC of all members.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -162,11 +162,14 @@ class _Digested:
         self.sha256.update(part)
         self._size += len(part)
 
-    def put(self, header: bytes, content: bytes) -> None:
-        for part in (header, content):
-            self.members = zlib.crc32(part, self.members)
-            self.write(part)
+    def put(self, header: bytes, content: bytes) -> tuple[int, int]:
+        """Append a member. Returns the CRCs of its header and content."""
+        crcs = zlib.crc32(header), zlib.crc32(content)
+        self.members = with_member(self.members, *crcs)
+        self.write(header)
+        self.write(content)
         self.write(bytes(-self._size % BLOCK))
+        return crcs
 
 
 def _add_sample(file: _Digested, job: ShardJob, row: int, content: bytes) -> tuple[int, int, int, int]:
@@ -179,10 +182,10 @@ def _add_sample(file: _Digested, job: ShardJob, row: int, content: bytes) -> tup
     key = job.key(row)
     header = _header(f"{key}.{member_suffix(catalog.paths[row])}", len(content))
     offset = file.tell() + BLOCK
-    file.put(header, content)
+    crcs = file.put(header, content)
     file.put(_header(f"{key}.cls", len(str(label))), str(label).encode())
     file.put(_header(f"{key}.json", len(text)), text)
-    return offset, len(content), zlib.crc32(header), zlib.crc32(content)
+    return offset, len(content), *crcs
 
 
 def _header(name: str, size: int) -> bytes:

@@ -10,7 +10,16 @@ from tercet.checks import refusal
 from tercet.stream_samples import Handler, Sample, image_field, told
 from tercet.stream_shards import KnownShard, damaged_shard
 from tercet.stream_sources import Source
-from tercet.tar_members import LARGEST, DamagedTar, MemberTwice, grouped, members, sample_name, why_no_sample
+from tercet.tar_members import (
+    LARGEST,
+    DamagedTar,
+    MemberTwice,
+    grouped,
+    members,
+    sample_name,
+    why_no_sample,
+    with_member,
+)
 from tercet.tar_scan import class_in
 from tercet.tars import changed, keys_and_classes_crc
 
@@ -82,9 +91,9 @@ class _Reading:
         try:
             for member in members(source.read, source.size):
                 name = None if why_no_sample(member) else sample_name(member.name)
-                if check:
-                    self._crc = zlib.crc32(member.header, self._crc)
                 if name is None:
+                    if check:
+                        self._crc = with_member(self._crc, zlib.crc32(member.header), 0)
                     continue
                 if member.size > LARGEST:
                     raise DamagedTar(f"a member claims {member.size:,} bytes", member.offset)
@@ -92,7 +101,7 @@ class _Reading:
                 if len(content) < member.size:
                     raise DamagedTar("it ends in a member", member.offset)
                 if check:
-                    self._crc = zlib.crc32(content, self._crc)
+                    self._crc = with_member(self._crc, zlib.crc32(member.header), zlib.crc32(content))
                 yield *name, content
         except DamagedTar as error:
             self._broken = error

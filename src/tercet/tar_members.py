@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -16,6 +18,7 @@ __all__ = [
     "members",
     "sample_name",
     "why_no_sample",
+    "with_member",
 ]
 
 BLOCK = 512  # bytes: every header, and the unit that contents are padded to
@@ -28,6 +31,7 @@ _WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: their size count
 _PLAIN = b"\x0007"
 _PAX_FOR_ONE, _PAX_FOR_ALL, _LONG_NAME, _LONG_LINK, _SPARSE = b"xX", b"g", b"L", b"K", b"S"
 _PAX_LENGTH = re.compile(rb"([0-9]{1,9}) ")
+_CRCS = struct.Struct(">II")
 _META = re.compile(r"__[^/]*__($|/)")
 
 Read = Callable[[int, int], "bytes | memoryview"]
@@ -253,3 +257,13 @@ def grouped(named: Iterable[tuple[str, str, Content]]) -> Iterator[tuple[str, di
         parts[extension.lower()] = content
     if parts:
         yield current or "", parts
+
+
+def with_member(crc: int, header_crc: int, content_crc: int) -> int:
+    """The CRC of some members and one more, of which the CRCs of header and content are known.
+
+    Example:
+        >>> with_member(with_member(0, 1, 2), 3, 4) == with_member(with_member(0, 3, 4), 1, 2)
+        False
+    """
+    return zlib.crc32(_CRCS.pack(header_crc, content_crc), crc)
