@@ -70,6 +70,7 @@ class StoredColumns:
             read for the first time. None where there are none.
 
     Example:
+        >>> from pathlib import Path
         >>> _ = Path("numbers.bin").write_bytes(np.arange(10, dtype=np.int32).tobytes())
         >>> starts, counts = np.array([[0], [24]]), np.array([2, 3])
         >>> handle = Handle("read", "path", Path("numbers.bin"), "a file")

@@ -29,6 +29,7 @@ class MinedBatch(NamedTuple):
         stats: what `describe` says of them; empty where it was not asked.
 
     Example:
+        >>> import torch
         >>> loader = [(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([0, 0, 1]))]
         >>> from tercet.miners import BatchHard
         >>> batch = next(iter(MiningLoader(loader, torch.nn.Identity(), BatchHard(), describe=False)))
@@ -61,6 +62,7 @@ class MiningLoader:
     differently, and a resumed run draws what would have come.
 
     Example:
+        >>> import torch
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> from tercet.losses.triplet import TripletMargin
         >>> from tercet.miners import BatchHard
