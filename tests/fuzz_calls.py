@@ -203,18 +203,22 @@ def rows() -> dict[str, Row]:
         head = getattr(tercet, name)(**SIZES)
         table[f"{name}.forward"] = Row(lambda head=head: (head.forward, dict(batch)), kinds=proxies)
     table |= {
-        "describe": _row("describe", None, tensors, **batch, mined=MINED),
+        "describe": _row("describe", None, {**tensors, "ref": "columns"}, **batch, mined=MINED),
         "map_at_r": _row("map_at_r", None, {"labels": "labels of rows"}, **batch),
         "recall_at_k": _row(
             "recall_at_k", None, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2]
         ),
         "score_at_top_k": _row(
-            "score_at_top_k", None, {"ref": "anything"}, embeddings=POINTS, triplets=MINED
+            "score_at_top_k",
+            None,
+            {"ref": "columns", "embeddings": "points"},
+            embeddings=POINTS,
+            triplets=MINED,
         ),
         "similarity_precision": _row(
             "similarity_precision",
             None,
-            {"embeddings": "points", "ref": "anything"},
+            {"embeddings": "points", "ref": "columns"},
             embeddings=POINTS,
             triplets=MINED,
         ),
@@ -401,7 +405,7 @@ def rows() -> dict[str, Row]:
         "AnchorSampler": _row(
             "AnchorSampler",
             _deal,
-            {"triplets": "object", "labels": "groups"},
+            {"triplets": "object"},
             triplets=tercet.RandomTriplets(LABELS),
             anchors=4,
             per_class=2,

@@ -239,6 +239,25 @@ KINDS = {
     """
         ),
     ),
+    "columns": Kind(
+        (
+            *_BROKEN[1:],
+            *pool(
+                r"""
+    3; torch.ones(N, 4); tercet.References; (torch.ones(N, 4), None); tercet.References(None, None);
+    tercet.References(3, 4, 5); tercet.References(torch.ones(N, 5), None); tercet.References('abc', 'abc');
+    tercet.References(torch.ones(4), None); tercet.References(torch.full((N, 4), math.nan), None)
+    """
+            ),
+        ),
+        pool(
+            r"""
+    tercet.References(torch.ones(N, 4), None); tercet.References(torch.ones(N, 4), 'abc', 'abc');
+    tercet.References(quantized(N, 4), None); tercet.References(torch.ones(N, 4).to_sparse(), None);
+    tercet.References(torch.ones(N, 4, device='meta'), None); tercet.References(np.ones((N, 4)), None)
+    """
+        ),
+    ),
     "mined": Kind(
         (
             *_BROKEN[1:],

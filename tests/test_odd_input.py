@@ -63,6 +63,10 @@ CASES = {
     "quantized mined rows": (lambda: tercet.describe(X, Y, [quantized(1)] * 3), r"describe\(mined=.*quint8"),
     "mined without a length": (lambda: HEAD(X, mined=Unreadable()), r"Contrastive\(mined=<Unreadable>\)"),
     "labels of a metric on meta": (lambda: tercet.map_at_r(X, [META] * 4), r"map_at_r\(labels="),
+    "groups of strings and numbers": (
+        lambda: tercet.score_at_top_k(X, MINED, 1, groups=["a", 1, "a", 1]),
+        r"score_at_top_k\(groups='int and str'\): expected all whole numbers or all strings",
+    ),
     "triplets of a metric that are strings": (
         lambda: tercet.similarity_precision(X, ("a", "b", "c")),
         r"similarity_precision\(triplets='str, str, str'\)",
@@ -174,6 +178,14 @@ CASES = {
     "a target that is not UTF-8": (
         lambda: CATALOG.write("\udcff.csv"),
         r"Catalog.write\(path='\\udcff.csv'\): expected a name that is text in UTF-8",
+    ),
+    "a folder of shards that is not UTF-8": (
+        lambda: tercet.write_shards("\udcff", CATALOG),
+        r"write_shards\(folder='\\udcff'\): expected a name that is text in UTF-8",
+    ),
+    "nested embeddings of a memory": (
+        lambda: tercet.CrossBatchMemory(4, 4).update(nests(), Y),
+        rf"CrossBatchMemory.update\(embeddings='a nested tensor'\): {DATA}",
     ),
     "a folder of shards with a zero": (
         lambda: tercet.write_shards("\0", CATALOG),

@@ -35,11 +35,7 @@ def fresh_target(owner: str, path: str | Path, overwrite: bool, suffixes: Sequen
         OSError: a link or another foreign thing stands under the name of the folder's journal.
     """
     overwrite = flag(owner, "overwrite", overwrite)
-    target = path_of(owner, "path", path)
-    try:
-        str(target).encode()
-    except UnicodeEncodeError:  # the libraries that write tables take no such name
-        raise refusal(owner, "path", str(path), "a name that is text in UTF-8") from None
+    target = path_of(owner, "path", path, new=True)
     if target.suffix not in suffixes:
         raise refusal(owner, "path", str(path), "a name ending in " + ", ".join(suffixes))
     if target.is_dir():

@@ -232,8 +232,14 @@ def choice(owner: str, argument: str, value: Any, options: Iterable[str]) -> Any
     raise refusal(owner, argument, value, expected, f"did you mean {near[0]!r}?" if near else "")
 
 
-def path_of(owner: str, argument: str, value: Any) -> Path:
+def path_of(owner: str, argument: str, value: Any, new: bool = False) -> Path:
     """`value` as a path, refused unless it is a string or a path that a system can hold.
+
+    Args:
+        owner: the class or function that was called, for the sentence.
+        argument: the name of the argument, for the sentence.
+        value: what came.
+        new: it is to be written, by libraries that take no name but text in UTF-8.
 
     Raises:
         ValueError: bytes, a number, None, or a string with a zero character.
@@ -248,6 +254,8 @@ def path_of(owner: str, argument: str, value: Any) -> Path:
         text = None
     if not isinstance(text, str) or "\0" in text:
         raise refusal(owner, argument, value, "a path: a string or a pathlib.Path, without zero characters")
+    if new and "\udc80" <= max(text, default="") <= "\udcff":
+        raise refusal(owner, argument, text, "a name that is text in UTF-8")
     return Path(value)
 
 
@@ -286,7 +294,10 @@ def strings_of(owner: str, argument: str, values: Any) -> list[str]:
 
 
 def array_of(owner: str, argument: str, values: Any, expected: str) -> np.ndarray:
-    """`values` as a numpy array without a copy where there is one; lists of unequal length as objects.
+    """`values` as a numpy array, without a copy of a large one of numbers.
+
+    Lists of unequal length become objects, and so do strings that came in a list: of `["a", 1]` numpy would
+    make two strings.
 
     Raises:
         ValueError: numpy makes none: a tensor that is sparse, quantized, without data or with a gradient, or
@@ -298,9 +309,12 @@ def array_of(owner: str, argument: str, values: Any, expected: str) -> np.ndarra
     """
     try:
         try:
-            return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+            array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
         except ValueError:
             return np.asarray(values, dtype=object)
+        if array.dtype.kind == "U" and not isinstance(values, np.ndarray):
+            return np.asarray(values, dtype=object)
+        return array
     except Exception as error:
         raise refusal(owner, argument, f"<{type(values).__name__}>", expected, str(error)) from None
 
@@ -325,8 +339,6 @@ def label_codes(owner: str, labels: Any, argument: str = "labels") -> tuple[np.n
         ([1, 0, 1], ['ant', 'cat'])
     """
     array = array_of(owner, argument, labels, "whole numbers or strings, one for each image")
-    if array.dtype.kind == "U" and not isinstance(labels, np.ndarray):
-        array = np.asarray(labels, dtype=object)  # of ["a", 1] numpy has made two strings
     if array.ndim != 1 or not array.size:
         raise refusal(
             owner, argument, f"array of shape {array.shape}", "one label for each of 1 or more images"

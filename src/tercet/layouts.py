@@ -37,6 +37,9 @@ def by_identity(
     ends = np.cumsum(sizes[shuffled])
     # A class lies where its middle does, in whole numbers: the same on every machine.
     shard_of = np.empty(len(classes), dtype=np.int64)
+    images_per_shard = min(
+        images_per_shard, max(1, len(labels))
+    )  # then all are in one; no more would fit int64
     shard_of[shuffled] = (2 * ends - sizes[shuffled]) // (2 * images_per_shard)
     shard_of = np.unique(shard_of, return_inverse=True)[1]  # none is empty
 

@@ -185,15 +185,15 @@ class CrossBatchMemory(nn.Module):
     def _check(self, owner: str, argument: str, embeddings: Tensor) -> None:
         if not isinstance(embeddings, Tensor):
             raise refusal(owner, argument, type(embeddings).__name__, f"a tensor [n, {self.dim}]")
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim or not embeddings.is_floating_point():
-            shown = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
-            raise refusal(owner, argument, shown, f"floats of shape [n, {self.dim}]")
         if embeddings.device != self.embeddings.device:
             expected = f"the memory's device {self.embeddings.device}"
             raise refusal(owner, argument, str(embeddings.device), expected, "move it with memory.to(device)")
         lacking = lack_of_data(embeddings)
         if lacking:
             raise refusal(owner, argument, lacking, "a dense tensor with data")
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim or not embeddings.is_floating_point():
+            shown = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
+            raise refusal(owner, argument, shown, f"floats of shape [n, {self.dim}]")
 
     def _checked_labels(self, owner: str, argument: str, labels: Any, count: int) -> Int[Tensor, "n *c"]:
         labels = label_rows(owner, argument, labels, count, self.labels.device)

@@ -209,8 +209,6 @@ def _codes(owner: str, *labels: Any) -> tuple[Any, ...]:
 def _column(owner: str, labels: Any) -> np.ndarray:
     """Labels as an array [n]; strings beside numbers stay both, for `label_codes` to refuse."""
     array = array_of(owner, "labels", labels, "one label for each embedding")
-    if array.dtype.kind == "U" and not isinstance(labels, np.ndarray):
-        array = np.asarray(labels, dtype=object)
     if array.ndim != 1:
         shown = type(labels).__name__ if not array.ndim else f"shape {array.shape}"
         raise refusal(owner, "labels", shown, "one label for each embedding")

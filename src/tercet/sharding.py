@@ -166,7 +166,7 @@ def shards_folder(folder: str | Path, split: str) -> Path:
     if not isinstance(split, str) or not _SPLIT.fullmatch(split) or "tar" in split:
         expected = "letters, digits and underscores, without 'tar', which timm takes for a file name"
         raise refusal(_OWNER, "split", split, expected)
-    target = path_of(_OWNER, "folder", folder)
+    target = path_of(_OWNER, "folder", folder, new=True)
     if target.exists() and not target.is_dir():
         raise refusal(_OWNER, "folder", str(folder), "a folder, not a file")
     if not target.parent.is_dir():

@@ -98,9 +98,7 @@ def predict_yield(
     p, k, buffer, cap_ = sized(owner, p, k, buffer, cap)
     choice(owner, "layout", layout, _LAYOUTS)
     choice(owner, "on_short", on_short, ON_SHORT)
-    images_per_shard = min(
-        whole(owner, "images_per_shard", images_per_shard, 1), len(codes)
-    )  # then one shard
+    images_per_shard = whole(owner, "images_per_shard", images_per_shard, 1)
     workers, ranks = whole(owner, "workers", workers, 1), whole(owner, "ranks", ranks, 1)
     image_bytes = whole(owner, "image_bytes", image_bytes)
     least = real(owner, "least", least, 0, 1)
