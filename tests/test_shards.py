@@ -17,8 +17,9 @@ from test_sharding import photos, sentence
 from torch.utils.data import DataLoader
 
 from tercet import shards
-from tercet.catalog import scan_folder
+from tercet.catalog import Catalog, scan_folder
 from tercet.datasets import ImageDataset
+from tercet.facts import with_checksum
 from tercet.pk_stream import PKStream
 from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler
@@ -408,3 +409,18 @@ def test_the_index_of_written_shards_is_not_overwritten_by_a_scan(copied):
     assert "write the shards again" not in sentence(ShardIndex, copied, image="jpg")
     assert len(ShardIndex(tar, write_index=True))
     assert (copied / "train-000000.index.parquet").read_bytes() == before
+
+
+def test_a_class_that_info_json_does_not_list_is_refused(tmp_path):
+    catalog = Catalog(["a/1.png", "b/1.png"], [0, 1], ["a", "b"], root=tmp_path)
+    for path in catalog.paths:
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_bytes(b"P5 1 1 255 a")
+    write_shards(tmp_path / "shards", catalog, k=2)
+    info = tmp_path / "shards" / "info.json"
+    facts = json.loads(info.read_text())
+    run = {name: fact for name, fact in facts["tercet"]["train"].items() if name != "crc32"}
+    facts["tercet"]["train"] = with_checksum({**run, "classes": ["a", "c"]})
+    info.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"expected shards of the classes that info.json lists, and 'b' is"):
+        ShardIndex(tmp_path / "shards")

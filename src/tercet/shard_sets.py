@@ -219,8 +219,7 @@ def find_tables(
     shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
     found = [_current(owner, tar, verify) for tar in track(tars, "reading indexes", **shown)]
     image = _asked(owner, found, "image", image, None)
-    label = _asked(owner, found, "label", label, "cls")
-    assert label is not None
+    label = _asked(owner, found, "label", label, "cls") or "cls"
     tables, tidied = [], set()
     for tar, table in zip(track(tars, "indexing shards", **shown), found):
         if table is not None and not table.ours:
@@ -303,7 +302,7 @@ def _asked(
             expected = f"no {name} for shards of write_shards, whose index has it"
             raise refusal(owner, name, value, expected, way_out)
         return value
-    kept = {table.facts.get(name) for table in there if not table.ours}
+    kept = {table.facts.get(name, default) for table in there if not table.ours}
     if len(kept) > 1:
         shown = " and ".join(sorted(map(repr, kept)))
         expected = f"one that all indexes beside the tars are made with, and they are with {shown}"

@@ -150,6 +150,12 @@ class ShardIndex:
         }
         classes = written_classes(owner, "tars", tables) or sorted_classes(set(columns["label"]))
         number = {name: code for code, name in enumerate(classes)}
+        unknown = sorted(set(columns["label"]) - number.keys())
+        if unknown:
+            expected = f"shards of the classes that info.json lists, and {unknown[0]!r} is none of them"
+            raise refusal(
+                owner, "tars", str(self.tars[0].parent), expected, "restore info.json, or write them again"
+            )
         labels = np.fromiter(map(number.__getitem__, columns["label"]), np.int64, len(order))
         left_out = [item for table in tables for item in table.left_out]
         root = self.tars[0].parent
