@@ -228,12 +228,12 @@ def test_a_table_is_a_source_too(tercet, photos, tmp_path):
         (
             ["random", "photos", "t.txt", "--root", "photos"],
             2,
-            "--root, --group, --path-column and --label-column are for tables",
+            "--root, --outside-root, --group, --path-column and --label-column are for tables",
         ),
         (
             ["random", "photos", "t.txt", "--label-column", "who"],
             2,
-            "--root, --group, --path-column and --label-column are for tables",
+            "--root, --outside-root, --group, --path-column and --label-column are for tables",
         ),
         (["random", "t.csv", "t.txt", "--class-depth", "1"], 2, "--class-depth is for folders"),
         (["randon", "photos", "t.txt"], 2, "No such command 'randon'."),

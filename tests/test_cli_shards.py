@@ -112,6 +112,22 @@ def test_what_is_left_out_is_told(tercet, photos):  # noqa: F811
     assert ShardIndex("verified").paths.tolist() == ["00/cam0/0.jpg", "01/cam0/6.jpg"]
 
 
+@pytest.mark.parametrize("name", ["../secret.jpg", "{}/secret.jpg", "photos/link.jpg"])
+def test_a_table_leads_out_of_its_root_only_when_asked(tercet, photos, name):  # noqa: F811
+    Path("secret.jpg").write_bytes(b"mine")
+    Path("tables/photos").mkdir(parents=True)
+    Path("tables/photos/link.jpg").symlink_to("../../secret.jpg")
+    rows = "".join(f"{path},x\n" for path in ("photos/a.jpg", name.format(os.getcwd())))
+    Path("tables/photos/a.jpg").write_bytes(b"a")
+    Path("tables/t.csv").write_text("path,label\n" + rows)
+    code, out, err = tercet("make-shards", "tables/t.csv", "out", "--quiet")
+    assert (code, out) == (1, "")
+    assert "outside_root=True (--outside-root)" in err
+    assert not Path("out").exists()
+    assert tercet("make-shards", "tables/t.csv", "out", "--quiet", "--outside-root") == (0, "", "")
+    assert ShardIndex("out").read([0, 1]) == [b"a", b"mine"]
+
+
 def test_an_interrupted_run_goes_on(tercet, photos, monkeypatch):  # noqa: F811
     given = ("make-shards", photos, "out", "--images-per-shard", 12, "--workers", 1, "--class-depth", 2)
     write, came = sharding.write_shard, []
@@ -208,7 +224,7 @@ def test_shards_of_other_options_are_refused_without_overwrite(tercet, photos): 
         (["photos", "out", "--workers", "0"], 1, "write_shards(workers=0): expected a whole number of at"),
         (["photos", "out", "--unreadable", "drop"], 1, "write_shards(unreadable='drop'): expected one of"),
         (["photos", "out", "--groups", "9"], 1, "make-shards(--groups='9'): expected a level of folders"),
-        (["photos", "out", "--root", "x"], 2, "--root, --group, --path-column and --label-column are for"),
+        (["photos", "out", "--root", "x"], 2, "--root, --outside-root, --group, --path-column and --label"),
         (["t.csv", "out", "--groups", "1"], 2, "--groups is for folders; of a table, --group names the"),
         (["t.csv", "out", "--class-depth", "1"], 2, "--class-depth is for folders"),
         (["t.csv", "out"], 1, "Error: read_catalog(path='t.csv'): expected at least one row"),

@@ -19,7 +19,8 @@ from tercet.atomic import fresh_target
 from tercet.checks import array_of, flag, path_of, refusal, string, strings_of, whole
 from tercet.folders import IMAGE_SUFFIXES, MAX_FILES, LeftOut, ambiguous_names, decodable, walk_images
 from tercet.images import MAX_PIXELS
-from tercet.tables import read_columns, sorted_classes, write_columns
+from tercet.roots import refuse_leading_out, refuse_outside
+from tercet.tables import first_rows, read_columns, sorted_classes, write_columns
 from tercet.tuples import row_number
 
 __all__ = ["Catalog", "read_catalog", "refuse_unwritable", "scan_folder"]
@@ -40,6 +41,8 @@ class Catalog:
             table. The names "path" and "label" are taken.
         root: the folder that `paths` start from.
         left_out: what was found and is not in the catalog.
+        outside_root: whether paths, and links on them, may lead out of `root`; in a catalog of a table or a
+            manifest they may not unless that was asked for.
 
     Example:
         >>> catalog = Catalog(["ant/1.png", "bee/1.png"], [0, 1], ["ant", "bee"])
@@ -55,6 +58,7 @@ class Catalog:
     groups: Mapping[str, Any] = field(default_factory=dict)
     root: Path = Path()
     left_out: Sequence[LeftOut] = ()
+    outside_root: bool = True
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -116,8 +120,15 @@ class Catalog:
         return hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
 
     def file(self, row: int) -> Path:
-        """The path of image `row`, root included."""
-        return self.root / self.paths[row_number("Catalog.file", row, len(self))]
+        """The path of image `row`, root included.
+
+        Raises:
+            PermissionError: it leads out of the root, by a link for instance, without `outside_root`.
+        """
+        name = self.paths[row_number("Catalog.file", row, len(self))]
+        if not self.outside_root:
+            refuse_leading_out(self.root, name)
+        return self.root / name
 
     def left_out_counts(self) -> dict[str, int]:
         """How many files or folders were left out, by reason, most frequent first."""
@@ -149,12 +160,15 @@ class Catalog:
             worst = index.max() if index.max() >= len(self) else index.min()
             raise refusal("Catalog.select", "rows", int(worst), f"row numbers from 0 to {len(self) - 1}")
         groups = {name: values[index] for name, values in self.groups.items()}
-        return Catalog(self.paths[index], self.labels[index], self.classes, groups, self.root)
+        rows_of = {"paths": self.paths[index], "labels": self.labels[index], "groups": groups}
+        return replace(self, **rows_of, left_out=())
 
     def write(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the table path, label, groups… that `read_catalog` and pandas read.
 
         Paths are written relative to the folder of the table, so that images and table can move together.
+        From a folder that is not above the images they lead by `..`, which `read_catalog` takes with
+        `outside_root=True`.
 
         Args:
             path: where to, ending in .csv or .parquet.
@@ -282,7 +296,8 @@ def scan_folder(
     max_files = whole("scan_folder", "max_files", max_files, minimum=1)
     found = list(walk_images(top, wanted, left_out, max_files))
     if verify:
-        found = decodable(top, found, left_out, max_pixels, progress)
+        files = {"/".join(parts): top.joinpath(*parts) for parts in found}
+        found = [tuple(name.split("/")) for name in decodable(files, left_out, max_pixels, progress)]
     if not found:
         reasons = Counter(item.reason for item in left_out)
         seen = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common()) or "it is empty"
@@ -311,6 +326,7 @@ def read_catalog(
     path: str | Path,
     *,
     root: str | Path | None = None,
+    outside_root: bool = False,
     path_column: str = "path",
     label_column: str = "label",
     groups: Iterable[str] | None = None,
@@ -323,6 +339,8 @@ def read_catalog(
     Args:
         path: the table, ending in .csv or .parquet.
         root: the folder that the paths start from; by default the folder of the table.
+        outside_root: let paths lead out of the root: `..`, absolute paths elsewhere, and links. Without it
+            paths are refused here, and links on them where the image is opened: no image is looked for.
         path_column: the column of image paths.
         label_column: the column of classes, whole numbers or strings. Classes are sorted, as numbers
             where every one of them is a whole number.
@@ -338,7 +356,8 @@ def read_catalog(
 
     Raises:
         ValueError: no such file, another suffix, a missing column, an empty value, no rows, a path that has
-            two labels, or no image that decodes.
+            two labels or leads out of the root, or no image that decodes.
+        PermissionError: an image to be verified lies behind a link out of the root.
 
     Example:
         >>> import pathlib
@@ -349,8 +368,10 @@ def read_catalog(
     """
     max_pixels = whole("read_catalog", "max_pixels", max_pixels, minimum=1)
     owner = "read_catalog"
-    path, root = path_of(owner, "path", path), None if root is None else path_of(owner, "root", root)
+    path = path_of(owner, "path", path)
+    root = path.parent if root is None else path_of(owner, "root", root)
     verify, progress = flag(owner, "verify", verify), flag(owner, "progress", progress)
+    outside_root = flag(owner, "outside_root", outside_root)
     text = (string(owner, "path_column", path_column), string(owner, "label_column", label_column))
     wanted = None if groups is None else strings_of(owner, "groups", groups)
     columns = read_columns("read_catalog", path, text, wanted)
@@ -359,7 +380,10 @@ def read_catalog(
         wanted = [name for name in columns if name not in text]
     if not names.size:
         raise refusal("read_catalog", "path", str(path), "at least one row")
-    first, left_out = _without_repeats(path, names, labels)
+    if not outside_root:
+        refuse_outside(owner, path, root, names, rows=True)
+    first, repeated = first_rows(owner, path, names, labels)
+    left_out = [LeftOut(name, "path repeated in the table") for name in repeated]
     classes = sorted_classes(labels)
     number = {label: code for code, label in enumerate(classes)}
     catalog = Catalog(
@@ -367,31 +391,15 @@ def read_catalog(
         labels=np.array([number[label] for label in labels], dtype=np.int64),
         classes=classes,
         groups={name: columns[name] for name in wanted},
-        root=Path(path).parent if root is None else Path(root),
+        root=root,
+        outside_root=outside_root,
     ).select(first)
     if verify:
-        rows: dict[tuple[str, ...], int] = {(name,): row for row, name in enumerate(catalog.paths)}
-        kept = decodable(catalog.root, list(rows), left_out, max_pixels, progress)
+        rows = {name: row for row, name in enumerate(catalog.paths)}
+        files = {name: catalog.file(row) for name, row in rows.items()}
+        kept = decodable(files, left_out, max_pixels, progress)
         if not kept:
             expected = "at least one image that decodes"
             raise refusal("read_catalog", "path", str(path), expected, f"of the first: {left_out[-1].reason}")
-        catalog = catalog.select([rows[parts] for parts in kept])
+        catalog = catalog.select([rows[name] for name in kept])
     return replace(catalog, left_out=left_out)
-
-
-def _without_repeats(
-    path: str | Path, names: np.ndarray, labels: np.ndarray
-) -> tuple[list[int], list[LeftOut]]:
-    """The row of each path's first mention; further mentions are left out, contradictions refused."""
-    first: dict[str, int] = {}
-    left_out = []
-    for row, name in enumerate(names):
-        earlier = first.setdefault(name, row)
-        if labels[earlier] != labels[row]:
-            both = (
-                f"{name!r} is {labels[earlier]!r} in row {earlier + 1} and {labels[row]!r} in row {row + 1}"
-            )
-            raise refusal("read_catalog", "path", str(path), "one label for each path", both)
-        if earlier != row:
-            left_out.append(LeftOut(name, "path repeated in the table"))
-    return list(first.values()), left_out

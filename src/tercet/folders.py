@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -163,13 +163,12 @@ def _why_not(entry: os.DirEntry[str], folder: tuple[str, ...], suffixes: frozens
 
 
 def decodable(
-    top: Path, found: list[tuple[str, ...]], left_out: list[LeftOut], max_pixels: int, progress: bool
-) -> list[tuple[str, ...]]:
-    """Those of `found` that decode, in their order; the others go into `left_out`.
+    files: Mapping[str, Path], left_out: list[LeftOut], max_pixels: int, progress: bool
+) -> list[str]:
+    """The names of those files that decode, in their order; the others go into `left_out`.
 
     Args:
-        top: the folder that the parts start from.
-        found: parts of the paths of images.
+        files: images, by their paths in the catalog.
         left_out: is extended.
         max_pixels: how many pixels an image may have.
         progress: show a progress bar.
@@ -181,22 +180,24 @@ def decodable(
 
     from tercet.images import why_unreadable
 
-    def verdict(parts: tuple[str, ...]) -> str | None:
-        return why_unreadable(top.joinpath(*parts), max_pixels=max_pixels)
+    names, kept = list(files), []
 
-    console, kept = Console(stderr=True), []
+    def verdict(name: str) -> str | None:
+        return why_unreadable(files[name], max_pixels=max_pixels)
+
     # Threads are enough: OpenCV decodes outside the interpreter lock. A chunk at a time, so that neither
     # memory nor the wait after an interrupt grows with the number of images.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         verdicts = (
             reason
-            for start in range(0, len(found), 1024)
-            for reason in pool.map(verdict, found[start : start + 1024])
+            for start in range(0, len(names), 1024)
+            for reason in pool.map(verdict, names[start : start + 1024])
         )
-        shown = track(verdicts, "verifying images", len(found), console=console, disable=not progress)
-        for parts, reason in zip(found, shown):
+        console = Console(stderr=True)
+        shown = track(verdicts, "verifying images", len(names), console=console, disable=not progress)
+        for name, reason in zip(names, shown):
             if reason:
-                left_out.append(LeftOut("/".join(parts), reason))
+                left_out.append(LeftOut(name, reason))
             else:
-                kept.append(parts)
+                kept.append(name)
     return kept

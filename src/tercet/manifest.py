@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tercet.catalog import Catalog
-from tercet.checks import path_of, refusal
+from tercet.checks import flag, path_of, refusal
 from tercet.columns import HeldColumns, StoredColumns
 from tercet.manifest_reading import read_rows
 from tercet.triplets.pairs import LabeledPairs
@@ -48,7 +48,7 @@ class Manifest:
         columns: HeldColumns | StoredColumns,
         catalog: Catalog | Callable[[], Catalog],
         provenance: dict[str, Any],
-        reopen: tuple[str, str | None] | None = None,
+        reopen: tuple[str, str | None, bool] | None = None,
         kind: str = "triplets",
     ) -> None:
         self.kind = kind
@@ -120,7 +120,9 @@ class Manifest:
         return len(self), zlib.crc32(rows.astype("<i8").tobytes(), zlib.crc32(told))
 
 
-def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
+def read_manifest(
+    path: str | Path, root: str | Path | None = None, *, outside_root: bool = False
+) -> Manifest:
     """The manifest at `path`: triplets or pairs, catalog and provenance.
 
     A file without provenance, from another program, gives a catalog of the paths that it names, sorted,
@@ -133,9 +135,13 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
         root: the folder that the paths start from, which the manifest does not record, so that it is the
             same on every machine; by default the folder of the manifest, or the path prefix that it was
             written with, and for a file of another program the working directory.
+        outside_root: let paths lead out of the root: `..`, absolute paths elsewhere, and links. Without it
+            paths are refused (where the catalog is asked for, if the file stays on disk), and links on them
+            where the image is opened.
 
     Raises:
-        ValueError: no such file, not a manifest, empty, cut short, or a path that its catalog does not have.
+        ValueError: no such file, not a manifest, empty, cut short, a path that its catalog does not have, or
+            one that leads out of the root.
 
     Example:
         >>> import pathlib
@@ -144,14 +150,15 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
         >>> len(manifest), manifest.catalog.paths[manifest[0].negative].tolist()
         (1, ['bee/1.png'])
     """
+    outside_root = flag("read_manifest", "outside_root", outside_root)
     place = None if root is None else str(path_of("read_manifest", "root", root))
-    found = read_rows(path_of("read_manifest", "path", path), place)
+    found = read_rows(path_of("read_manifest", "path", path), place, outside_root)
     return Manifest(found.columns, found.catalog, found.provenance, found.reopen, found.kind)
 
 
-def _reopened(path: str, root: str | None, identity: tuple[int, int]) -> Manifest:
+def _reopened(path: str, root: str | None, outside_root: bool, identity: tuple[int, int]) -> Manifest:
     """The manifest that was pickled, refused where its file has become another."""
-    manifest = read_manifest(path, root)
+    manifest = read_manifest(path, root, outside_root=outside_root)
     if manifest._identity != identity:
         way_out = "read it anew, with read_manifest, in the process that sends it"
         raise refusal("Manifest", "path", path, "the file as it was when it was pickled", way_out)

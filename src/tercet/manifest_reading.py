@@ -20,6 +20,7 @@ from tercet.handles import open_plain
 from tercet.journal import read_steady
 from tercet.parquet_files import KEY as CHECKSUM_KEY
 from tercet.provenance import CATALOG_KEY, KEY, beside, read_beside, read_catalog, read_provenance
+from tercet.roots import refuse_outside
 from tercet.split_parts import other_part, refuse_other_split
 
 __all__ = ["Found", "read_rows"]
@@ -35,22 +36,23 @@ class Found(NamedTuple):
         catalog: it, or what reads it.
         provenance: {} for a file that another program wrote.
         kind: "triplets" or "pairs".
-        reopen: path and root to open it by in another process; None where all is in memory.
+        reopen: path, root and outside_root to open it by in another process; None where all is in memory.
     """
 
     columns: HeldColumns | StoredColumns
     catalog: Catalog | Callable[[], Catalog]
     provenance: dict[str, Any]
     kind: str
-    reopen: tuple[str, str | None] | None = None
+    reopen: tuple[str, str | None, bool] | None = None
 
 
-def read_rows(source: Path, root: str | None) -> Found:
+def read_rows(source: Path, root: str | None, outside_root: bool) -> Found:
     """The rows of a manifest, its catalog and provenance, from one descriptor of each file.
 
     Args:
         source: the file.
         root: where the paths start from, as for `read_manifest`.
+        outside_root: whether paths may lead out of it.
 
     Raises:
         ValueError: no such file, not a manifest, empty, cut short, damaged, a path that its catalog does not
@@ -59,7 +61,21 @@ def read_rows(source: Path, root: str | None) -> Found:
     if source.suffix not in FORMATS:
         raise refusal(_OWNER, "path", str(source), "a name ending in " + ", ".join(FORMATS))
     other = other_part(source)
-    return read_steady([source, beside(source), other, beside(other)], partial(_read, source, root))
+    found = read_steady([source, beside(source), other, beside(other)], partial(_read, source, root))
+    if found.reopen:
+        found = found._replace(reopen=(*found.reopen[:2], outside_root))
+    if outside_root:
+        return found
+    if isinstance(found.catalog, Catalog):
+        return found._replace(catalog=_in_its_root(source, found.catalog))
+    return found._replace(catalog=partial(_in_its_root, source, found.catalog))
+
+
+def _in_its_root(source: Path, catalog: Catalog | Callable[[], Catalog]) -> Catalog:
+    """The catalog of a manifest, refused if a path leads out of its root."""
+    catalog = catalog if isinstance(catalog, Catalog) else catalog()
+    refuse_outside(_OWNER, source, catalog.root, catalog.paths, rows=False)
+    return replace(catalog, outside_root=False)
 
 
 def _read(source: Path, root: str | None, places: list[Path]) -> Found:
@@ -97,7 +113,7 @@ def _stored(source: Path, root: str | None, place: Path, file: Path) -> Found | 
     _refuse_other_count(source, len(columns), provenance)
     told = provenance.get("catalog", {})
     catalog = partial(read_catalog, source, metadata.get(CATALOG_KEY), place, told, facts_checked)
-    return Found(columns, catalog, provenance, provenance["kind"], (str(source), root))
+    return Found(columns, catalog, provenance, provenance["kind"], (str(source), root, False))
 
 
 def _of_text(source: Path, root: str | None, place: Path, file: Path, json_file: Path) -> Found:

@@ -14,7 +14,7 @@ from tercet.atomic import atomically
 from tercet.checks import path_of, refusal
 from tercet.parquet_files import opened_parquet, parquet_writer
 
-__all__ = ["read_columns", "sorted_classes", "write_columns"]
+__all__ = ["first_rows", "read_columns", "sorted_classes", "write_columns"]
 
 # As Python writes a whole number. It reads none of more digits than some hundred unless told to.
 _WHOLE = r"^(0|-?[1-9][0-9]{0,599})$"
@@ -208,3 +208,27 @@ def sorted_classes(names: Iterable[str]) -> list[str]:
     distinct = set(names)
     numbers = all(re.fullmatch(_WHOLE, name) for name in distinct)
     return sorted(distinct, key=int if numbers else None)
+
+
+def first_rows(
+    owner: str, path: str | Path, names: np.ndarray, labels: np.ndarray
+) -> tuple[list[int], list[str]]:
+    """The row of each path's first mention, and the paths that are mentioned again.
+
+    Args:
+        owner, path: who reads which table, for the sentence.
+        names, labels: object [n], the path and the label of each row.
+
+    Raises:
+        ValueError: a path has two labels.
+    """
+    first: dict[str, int] = {}
+    repeated = []
+    for row, name in enumerate(names):
+        earlier = first.setdefault(name, row)
+        if labels[earlier] != labels[row]:
+            both = f"{labels[earlier]!r} in row {earlier + 1} and {labels[row]!r} in row {row + 1}"
+            raise refusal(owner, "path", str(path), "one label for each path", f"{name!r} is {both}")
+        if earlier != row:
+            repeated.append(name)
+    return list(first.values()), repeated

@@ -20,6 +20,7 @@ __all__ = [
     "Group",
     "LabelColumn",
     "Output",
+    "OutsideRoot",
     "Overwrite",
     "PathColumn",
     "PathPrefix",
@@ -38,6 +39,9 @@ Output = Annotated[Path, typer.Argument(help="The manifest: .parquet, .arrow, .c
 Seed = Annotated[int, typer.Option(help="Another seed draws other triplets.")]
 ClassDepth = Annotated[int | None, typer.Option(help="Name classes by their first folders only (folders).")]
 Root = Annotated[Path | None, typer.Option(help="The folder that the paths start from (tables).")]
+OutsideRoot = Annotated[
+    bool, typer.Option("--outside-root", help="Let paths and links lead out of that folder (tables).")
+]
 Group = Annotated[
     list[str] | None, typer.Option(help="A column to keep in the catalog; may be repeated (tables).")
 ]
@@ -56,6 +60,7 @@ def opened_catalog(
     *,
     class_depth: int | None,
     root: Path | None,
+    outside_root: bool,
     columns: list[str],
     path_column: str,
     label_column: str,
@@ -67,7 +72,8 @@ def opened_catalog(
     Args:
         owner: the command, for the sentence.
         source: the folder or the table.
-        class_depth, root, columns, path_column, label_column, verify, quiet: the options of their names.
+        class_depth, root, outside_root, columns, path_column, label_column, verify, quiet: the options of
+            their names.
 
     Raises:
         ValueError: no such source, or one without images.
@@ -76,8 +82,10 @@ def opened_catalog(
     if not source.exists():
         raise refusal(owner, "source", str(source), "an existing folder or table")
     if source.is_dir():
-        if root or columns or path_column != "path" or label_column != "label":
-            raise typer.BadParameter("--root, --group, --path-column and --label-column are for tables")
+        if root or outside_root or columns or path_column != "path" or label_column != "label":
+            raise typer.BadParameter(
+                "--root, --outside-root, --group, --path-column and --label-column are for tables"
+            )
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             catalog = scan_folder(source, class_depth=class_depth, verify=verify, progress=not quiet)
@@ -87,7 +95,9 @@ def opened_catalog(
     if class_depth is not None:
         raise typer.BadParameter("--class-depth is for folders")
     names = {"path_column": path_column, "label_column": label_column, "groups": columns}
-    return read_catalog(source, root=root, verify=verify, progress=not quiet, **names)
+    return read_catalog(
+        source, root=root, outside_root=outside_root, verify=verify, progress=not quiet, **names
+    )
 
 
 def refuse_input(owner: str, output: Path, *inputs: Path, argument: str = "output") -> None:
