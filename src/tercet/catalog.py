@@ -227,12 +227,8 @@ def refuse_unwritable(owner: str, catalog: Any) -> None:
         try:
             "".join(names).encode()
         except UnicodeEncodeError:
-            name = next(name for name in names if not _is_text(name))
+            name = next(name for name in names if name != name.encode(errors="ignore").decode())
             raise refusal(owner, argument, name, "text that UTF-8 can write", "rename it") from None
-
-
-def _is_text(name: str) -> bool:
-    return name == name.encode(errors="ignore").decode()
 
 
 def scan_folder(
