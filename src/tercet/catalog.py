@@ -167,8 +167,7 @@ class Catalog:
         """Write the table path, label, groups… that `read_catalog` and pandas read.
 
         Paths are written relative to the folder of the table, so that images and table can move together.
-        From a folder that is not above the images they lead by `..`, which `read_catalog` takes with
-        `outside_root=True`.
+        To images that are not below that folder they lead by `..`: read them with `outside_root=True`.
 
         Args:
             path: where to, ending in .csv or .parquet.
