@@ -386,6 +386,13 @@ def test_the_closing_table_of_a_split(tercet, people, tmp_path):
     assert " no query: over the limit of its class 12 6 left out 0 seconds " in words
 
 
+def test_a_csv_may_be_safe_for_a_spreadsheet(tercet, people, tmp_path):
+    given = ("make-triplets", "random", people, tmp_path / "t.csv", "--class-depth", 1, "--quiet")
+    assert tercet(*given, "--csv-safe", "--path-prefix", "=") == (0, "", "")
+    assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("'=p0/cam")
+    assert len(read_manifest(tmp_path / "t.csv")) == 48
+
+
 def test_a_tree_of_persons_and_cameras_is_noticed(tercet, people, tmp_path):
     given = ("make-triplets", "random", people, tmp_path / "t.csv", "--quiet", "--overwrite")
     code, out, err = tercet(*given)

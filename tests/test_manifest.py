@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -1043,3 +1044,42 @@ def test_a_manifest_is_not_written_with_another_catalog(tmp_path):
     with_groups = Catalog(CATALOG.paths, CATALOG.labels, CATALOG.classes, {"n": range(6)})
     write_manifest(tmp_path / "u.csv", found, with_groups)
     assert listed(read_manifest(tmp_path / "u.csv").triplets) == ROWS
+
+
+# Spreadsheets
+
+FORMULAS = ["=1+1.jpg", "+1.jpg", "-2.jpg", "@SUM(A1).jpg", "\t=1.jpg", "\r=1.jpg", "\n=1.jpg", "＝1.jpg"]
+FORMULAS += ["'=1+1.jpg", "'x.jpg", "''=1+1.jpg", "ant/=1.jpg", "a=1.jpg", 'say "=1".jpg', "=a,b.jpg"]
+
+
+def test_no_cell_of_a_csv_is_run_by_a_spreadsheet_when_asked(tmp_path):
+    catalog = Catalog(FORMULAS, np.arange(len(FORMULAS)) % 2, ["a", "b"])
+    triplets = RandomTriplets(catalog.labels)
+    write_manifest(tmp_path / "plain.csv", triplets, catalog)
+    write_manifest(tmp_path / "t.csv", triplets, catalog, csv_safe=True)
+    with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
+        cells = {cell for line in list(csv.reader(file))[1:] for cell in line}
+    assert not {cell[0] for cell in cells} & set("=+-@\t\r\n＝＋－＠")
+    assert cells == {"'" * (name[0] not in "as") + name for name in FORMULAS}
+    safe, plain = read_manifest(tmp_path / "t.csv"), read_manifest(tmp_path / "plain.csv")
+    assert safe.catalog == plain.catalog == catalog
+    assert listed(safe.triplets) == listed(plain.triplets)
+    assert (safe.provenance["csv_safe"], "csv_safe" in plain.provenance) == (True, False)
+    write_manifest(tmp_path / "again.csv", safe, catalog)  # how it was written is no fact of the triplets
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
+    assert listed(read_manifest(tmp_path / "again.csv").triplets) == listed(safe.triplets)
+
+
+def test_the_prefix_counts_for_a_spreadsheet(tmp_path):
+    write_manifest(tmp_path / "t.csv", DRAWN, CATALOG, path_prefix="-photos/", csv_safe=True)
+    with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
+        assert all(cell.startswith("'-photos/") for line in list(csv.reader(file))[1:] for cell in line)
+    found = read_manifest(tmp_path / "t.csv")
+    assert (listed(found.triplets), found.catalog) == (ROWS, CATALOG)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet", ".arrow"])
+def test_only_a_csv_is_made_safe_for_a_spreadsheet(tmp_path, suffix):
+    said = f"write_manifest(csv_safe=True): expected False for {suffix}; only .csv has cells"
+    assert sentence(write_manifest, tmp_path / f"t{suffix}", DRAWN, CATALOG, csv_safe=True) == said
+    assert list(tmp_path.iterdir()) == []

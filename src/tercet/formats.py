@@ -23,7 +23,16 @@ from tercet.handles import Handle, open_plain
 from tercet.parquet_files import KEY as CHECKSUM_KEY
 from tercet.parquet_files import opened_parquet, parquet_writer
 
-__all__ = ["BLOCK", "COLUMNS", "FORMATS", "TEXT_FORMATS", "open_arrow", "read_paths", "write_paths"]
+__all__ = [
+    "BLOCK",
+    "COLUMNS",
+    "FORMATS",
+    "TEXT_FORMATS",
+    "open_arrow",
+    "read_paths",
+    "spreadsheet_safe",
+    "write_paths",
+]
 
 BLOCK = 1 << 20
 """Rows in a Parquet row group or an Arrow record batch; the last may have fewer."""
@@ -37,6 +46,7 @@ _SAME = "same"
 _MARK = "tercet.rows"
 _SUMS = "tercet.crc32"  # beside it: the checksums of the blocks of the batch's columns
 _MOST_OF_LINE = 1 << 20  # bytes of the first line that tell what it is
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
 _NAMES = [column for columns in COLUMNS.values() for column in columns if column != _SAME]
 
 
@@ -133,6 +143,18 @@ def _write_text(
         for block in blocks:
             fields = (column[rows].tolist() for column, rows in zip(names, block))
             file.writelines(separator.join(line) + "\n" for line in zip(*fields))
+
+
+def spreadsheet_safe(path: str) -> str:
+    """A path as a cell that no spreadsheet runs: an apostrophe stands before what could begin a formula.
+
+    One stands before an apostrophe too, so that no two paths become one cell.
+
+    Example:
+        >>> spreadsheet_safe("=1+1.jpg"), spreadsheet_safe("ant/1.jpg")
+        ("'=1+1.jpg", 'ant/1.jpg')
+    """
+    return f"'{path}" if path.startswith(_FORMULA_STARTS) else path
 
 
 def _csv_field(path: str) -> str:

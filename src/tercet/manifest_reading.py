@@ -15,7 +15,7 @@ from tercet.catalog import Catalog
 from tercet.checks import refusal
 from tercet.columns import HeldColumns, StoredColumns
 from tercet.facts import warn_unchecked
-from tercet.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths
+from tercet.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths, spreadsheet_safe
 from tercet.handles import open_plain
 from tercet.journal import read_steady
 from tercet.parquet_files import KEY as CHECKSUM_KEY
@@ -163,7 +163,8 @@ def _by_names(
     kind = provenance["kind"]
     _refuse_other_count(source, rows.shape[1], provenance)
     prefix = provenance.get("path_prefix", "")
-    row_of = {prefix + name: row for row, name in enumerate(catalog.paths)}
+    written: Callable[[str], str] = spreadsheet_safe if provenance.get("csv_safe") is True else str
+    row_of = {written(prefix + name): row for row, name in enumerate(catalog.paths)}
     unknown = [name for name in paths if name not in row_of]
     if unknown:
         way_out = f"{unknown[0]!r} is not one of them; it was changed; write it again"

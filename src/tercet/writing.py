@@ -13,7 +13,7 @@ from tercet.blocks import drawn_blocks, kind_and_count
 from tercet.catalog import Catalog, refuse_unwritable
 from tercet.checks import flag, path_of, refusal, string, whole
 from tercet.facts import as_json
-from tercet.formats import FORMATS, TEXT_FORMATS, write_paths
+from tercet.formats import FORMATS, TEXT_FORMATS, spreadsheet_safe, write_paths
 from tercet.provenance import (
     CATALOG_KEY,
     KEY,
@@ -38,6 +38,7 @@ def write_manifest(
     *,
     overwrite: bool = False,
     path_prefix: str = "",
+    csv_safe: bool = False,
     chunk_size: int = 1 << 16,
     progress: bool = False,
     provenance: Mapping[str, Any] | None = None,
@@ -59,6 +60,9 @@ def write_manifest(
         catalog: what the rows are rows of; paths are written relative to its root.
         overwrite: replace an existing file.
         path_prefix: is put before every path in the text formats, for a program that does not know the root.
+        csv_safe: for .csv alone, which people open in a spreadsheet: put an apostrophe before a path, its
+            prefix included, that begins with = + - @, a tab, an end of line or an apostrophe, so that none
+            is run as a formula. `read_manifest` takes it away again; other programs read it.
         chunk_size: triplets drawn at a time; it changes memory and speed, never the result.
         progress: show a progress bar.
         provenance: what to record beside the facts that triplets and catalog tell, by name.
@@ -83,7 +87,7 @@ def write_manifest(
         raise refusal(owner, "provenance", provenance, "facts by name, a dict")
     part = ManifestPart(path_of(owner, "path", path), triplets, catalog, provenance or {})
     options: dict[str, Any] = {"chunk_size": chunk_size, "progress": progress}
-    write_manifests([part], overwrite=overwrite, path_prefix=path_prefix, **options)
+    write_manifests([part], overwrite=overwrite, path_prefix=path_prefix, csv_safe=csv_safe, **options)
 
 
 class ManifestPart(NamedTuple):
@@ -100,6 +104,7 @@ def write_manifests(
     *,
     overwrite: bool = False,
     path_prefix: str = "",
+    csv_safe: bool = False,
     chunk_size: int = 1 << 16,
     progress: bool = False,
 ) -> None:
@@ -110,8 +115,8 @@ def write_manifests(
     owner = "write_manifest"
     targets = [manifest_target(owner, part.path, overwrite) for part in parts]
     path_prefix, progress = string(owner, "path_prefix", path_prefix), flag(owner, "progress", progress)
-    chunk_size = whole(owner, "chunk_size", chunk_size, minimum=1)
-    told = [_record_of(owner, target, part, path_prefix) for target, part in zip(targets, parts)]
+    chunk_size, csv_safe = whole(owner, "chunk_size", chunk_size, 1), flag(owner, "csv_safe", csv_safe)
+    told = [_record_of(owner, target, part, path_prefix, csv_safe) for target, part in zip(targets, parts)]
     for target, record in zip(targets, told):
         other = other_part(target)
         if other not in targets:
@@ -124,6 +129,7 @@ def write_manifests(
             if target.suffix not in TEXT_FORMATS:
                 metadata = {KEY: as_json(record), CATALOG_KEY: compressed(images)}
             paths = [path_prefix + name for name in part.catalog.paths]
+            paths = list(map(spreadsheet_safe, paths)) if csv_safe else paths
             blocks = drawn_blocks(part.triplets, len(part.catalog), chunk_size, progress)
             write_paths(files[target], target.suffix, blocks, paths, metadata, record["kind"])
             if target.suffix in TEXT_FORMATS:
@@ -132,8 +138,12 @@ def write_manifests(
                 files[beside(target)].write_text(as_json(facts, indent=1) + "\n", "utf-8")
 
 
-def _record_of(owner: str, target: Path, part: ManifestPart, path_prefix: str) -> dict[str, Any]:
+def _record_of(
+    owner: str, target: Path, part: ManifestPart, path_prefix: str, csv_safe: bool
+) -> dict[str, Any]:
     """The provenance of a manifest that can be written, refused where it cannot."""
+    if csv_safe and target.suffix != ".csv":
+        raise refusal(owner, "csv_safe", csv_safe, f"False for {target.suffix}", "only .csv has cells")
     if path_prefix and target.suffix not in TEXT_FORMATS:
         expected = f"no prefix for {target.suffix}"
         raise refusal(owner, "path_prefix", path_prefix, expected, "give it to a text format")
@@ -143,7 +153,9 @@ def _record_of(owner: str, target: Path, part: ManifestPart, path_prefix: str) -
     if len(set(catalog.paths)) < len(catalog):
         name, count = Counter(catalog.paths).most_common(1)[0]
         raise refusal(owner, "catalog", catalog, "each path once", f"{name!r} is there {count} times")
-    told = {**_told(part.triplets), **part.provenance}
+    told = {**_told(part.triplets), **part.provenance, "csv_safe": csv_safe}
+    if not csv_safe:
+        del told["csv_safe"]
     return provenance_of(told, *kind_and_count(part.triplets), catalog, path_prefix)
 
 
@@ -177,5 +189,7 @@ def _told(triplets: Any) -> dict[str, Any]:
     """What triplets say of themselves; a manifest that is written again keeps its strategy."""
     told = getattr(triplets, "provenance", {})
     if isinstance(told, Mapping):  # a manifest's
-        return {name: fact for name, fact in told.items() if name not in ("library", "path_prefix")}
+        return {
+            name: fact for name, fact in told.items() if name not in ("library", "path_prefix", "csv_safe")
+        }
     return told()

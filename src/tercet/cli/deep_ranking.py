@@ -13,6 +13,7 @@ from tercet.cli.report import Part, report
 from tercet.cli.sources import (
     ChunkSize,
     ClassDepth,
+    CsvSafe,
     Group,
     LabelColumn,
     Output,
@@ -70,6 +71,7 @@ def deep_ranking_triplets(
     label_column: LabelColumn = "label",
     verify: Verify = False,
     path_prefix: PathPrefix = "",
+    csv_safe: CsvSafe = False,
     chunk_size: ChunkSize = 1 << 18,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -115,6 +117,7 @@ def deep_ranking_triplets(
         catalog,
         overwrite=overwrite,
         path_prefix=path_prefix,
+        csv_safe=csv_safe,
         chunk_size=chunk_size,
         progress=not quiet,
         provenance=facts,

@@ -14,6 +14,7 @@ from tercet.cli.report import Part, report
 from tercet.cli.sources import (
     ChunkSize,
     ClassDepth,
+    CsvSafe,
     Group,
     LabelColumn,
     Output,
@@ -81,6 +82,7 @@ def random_triplets(
     label_column: LabelColumn = "label",
     verify: Verify = False,
     path_prefix: PathPrefix = "",
+    csv_safe: CsvSafe = False,
     chunk_size: ChunkSize = 1 << 16,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -134,6 +136,7 @@ def random_triplets(
         [ManifestPart(part.output, part.triplets, part.catalog, fact) for part, fact in zip(parts, facts)],
         overwrite=overwrite,
         path_prefix=path_prefix,
+        csv_safe=csv_safe,
         chunk_size=chunk_size,
         progress=not quiet,
     )

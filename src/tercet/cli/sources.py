@@ -17,6 +17,7 @@ from tercet.checks import escaped, refusal
 __all__ = [
     "ChunkSize",
     "ClassDepth",
+    "CsvSafe",
     "Group",
     "LabelColumn",
     "Output",
@@ -49,6 +50,12 @@ PathColumn = Annotated[str, typer.Option(help="The column of image paths (tables
 LabelColumn = Annotated[str, typer.Option(help="The column of classes (tables).")]
 Verify = Annotated[bool, typer.Option("--verify", help="Decode every image; leave out those that fail.")]
 PathPrefix = Annotated[str, typer.Option(help="Put before every path in .csv, .jsonl and .txt.")]
+CsvSafe = Annotated[
+    bool,
+    typer.Option(
+        "--csv-safe", help="In .csv, put ' before a path that a spreadsheet would run as a formula."
+    ),
+]
 ChunkSize = Annotated[int, typer.Option(help="Triplets drawn at a time; the result is the same.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was written before.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
