@@ -15,6 +15,7 @@ __all__ = ["HeldColumns", "StoredColumns", "block_count", "block_sums"]
 
 _AT_ONCE = 1 << 16  # rows read at a time
 _BLOCK = 1 << 14  # bytes that have one checksum
+_AT_A_TIME = 1 << 16  # bytes of neighbouring blocks that are read at a time
 _GAP = 1 << 9  # bytes between two values up to which one read takes both
 
 
@@ -105,23 +106,11 @@ class StoredColumns:
             ValueError: the file has been written to since it was opened, or is damaged.
         """
         out = np.empty((len(self._types), len(rows)), dtype=np.int64)
-        for first in range(0, len(rows), _AT_ONCE):
-            some = rows[first : first + _AT_ONCE]
-            part = np.searchsorted(self._ends, some, side="right") - 1
-            within = some - self._ends[part]
-            if self._blocks:
-                self._blocks.compare(part, within)
-            plans = [
-                _plan(self._starts[part, column] + within * kind.itemsize, kind.itemsize)
-                for column, kind in enumerate(self._types)
-            ]
-            for reads, _ in plans:
-                self._handle.announce(reads)
-            for values, kind, (reads, places) in zip(out, self._types, plans):
-                joined = self._handle.gather(reads)
-                if len(joined) < sum(length for _, length in reads):
-                    raise _cut_short(self._handle)
-                values[first : first + len(some)] = np.frombuffer(joined, kind)[places]
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            self._read_run(out, int(rows[0]))
+        else:
+            for first in range(0, len(rows), _AT_ONCE):
+                self._read(out[:, first : first + _AT_ONCE], rows[first : first + _AT_ONCE])
         if self._handle.changed():  # asked after the reading: what is given was there before
             way_out = "it was written to since it was opened; read it anew, with read_manifest"
             raise refusal("Manifest", "path", str(self._handle.path), "the file as it was", way_out)
@@ -133,6 +122,43 @@ class StoredColumns:
                 way_out = "it is damaged; write it again"
                 raise refusal("Manifest", "path", str(self._handle.path), expected, way_out)
         return out
+
+    def _read(self, out: Int64[np.ndarray, "c m"], rows: Int64[np.ndarray, " m"]) -> None:
+        """The values at any rows."""
+        part = np.searchsorted(self._ends, rows, side="right") - 1
+        within = rows - self._ends[part]
+        plans = []
+        for column, kind in enumerate(self._types):
+            if self._blocks:
+                self._blocks.compare(part * len(self._types) + column, within * kind.itemsize)
+            plans.append(_plan(self._starts[part, column] + within * kind.itemsize, kind.itemsize))
+        for reads, _ in plans:
+            self._handle.announce(reads)
+        for values, kind, (reads, places) in zip(out, self._types, plans):
+            values[:] = np.frombuffer(self._gathered(reads), kind)[places]
+
+    def _read_run(self, out: Int64[np.ndarray, "c m"], first: int) -> None:
+        """The values at rows that follow each other."""
+        stop = first + out.shape[1]
+        for part in range(*np.searchsorted(self._ends, [first, stop - 1], side="right") - [1, 0]):
+            a, b = max(first, int(self._ends[part])), min(stop, int(self._ends[part + 1]))
+            within = a - int(self._ends[part])
+            if a == b:
+                continue
+            for column, (values, kind) in enumerate(zip(out, self._types)):
+                width = kind.itemsize
+                if self._blocks:
+                    steps = range(within * width, (within + b - a) * width, _BLOCK)
+                    places = np.append(steps, (within + b - a) * width - 1)  # one of each block
+                    self._blocks.compare(np.full(len(places), part * len(out) + column), places)
+                reads = [(int(self._starts[part, column]) + within * width, (b - a) * width)]
+                values[a - first : b - first] = np.frombuffer(self._gathered(reads), kind)
+
+    def _gathered(self, reads: list[tuple[int, int]]) -> bytes:
+        joined = self._handle.gather(reads)
+        if len(joined) < sum(length for _, length in reads):
+            raise _cut_short(self._handle)
+        return joined
 
 
 class _Blocks:
@@ -147,38 +173,45 @@ class _Blocks:
         sums: UInt32[np.ndarray, " blocks"],
     ) -> None:
         self._handle, self._sums = handle, sums
-        self._widths = np.array([kind.itemsize for kind in types])
+        widths = np.array([kind.itemsize for kind in types])
         # Of each column of each part, one after another: where it begins, its bytes, its first block.
-        self._starts, self._bytes = starts.ravel(), (counts[:, None] * self._widths).ravel()
+        self._starts, self._bytes = starts.ravel(), (counts[:, None] * widths).ravel()
         self._first = np.concatenate([[0], np.cumsum(-(-self._bytes // _BLOCK))])
         self._compared = np.zeros(len(sums), dtype=bool)
 
-    def compare(self, part: Int64[np.ndarray, " m"], within: Int64[np.ndarray, " m"]) -> None:
-        """Read the blocks of some rows, each given as a place in a part, unless they were compared before.
+    def compare(self, nth: Int64[np.ndarray, " m"], places: Int64[np.ndarray, " m"]) -> None:
+        """Read the blocks of some bytes, unless they were compared before.
+
+        Args:
+            nth: of which column, counted from the first of the first part.
+            places: from where that column begins.
 
         Raises:
             ValueError: a block that is cut short or has another checksum.
         """
-        for column, width in enumerate(self._widths):
-            blocks = self._first[part * len(self._widths) + column] + within * width // _BLOCK
-            missing = blocks[~self._compared[blocks]]
-            if missing.size:
-                self._compare(np.unique(missing))
+        blocks = self._first[nth] + places // _BLOCK
+        missing = blocks[~self._compared[blocks]]
+        if missing.size:
+            self._compare(np.unique(missing))
 
     def _compare(self, blocks: Int64[np.ndarray, " b"]) -> None:
         nth = np.searchsorted(self._first, blocks, side="right") - 1  # the column of the part
         before = (blocks - self._first[nth]) * _BLOCK
-        lengths = np.minimum(_BLOCK, self._bytes[nth] - before)
-        reads = list(zip((self._starts[nth] + before).tolist(), lengths.tolist()))
+        starts, lengths = self._starts[nth] + before, np.minimum(_BLOCK, self._bytes[nth] - before)
+        new = (np.diff(starts, prepend=-1) != _BLOCK) | (before % _AT_A_TIME == 0)  # else read with the last
+        first = np.flatnonzero(new)
+        reads = list(zip(starts[first].tolist(), np.add.reduceat(lengths, first).tolist()))
         self._handle.announce(reads)
-        for block, (start, length) in zip(blocks.tolist(), reads):
+        sums = iter(self._sums[blocks].tolist())
+        for start, length in reads:
             content = self._handle.pread(start, length)
             if len(content) < length:
                 raise _cut_short(self._handle)
-            if zlib.crc32(content) != self._sums[block]:
-                expected = "values that fit their checksums"
-                way_out = f"bytes {start:,} to {start + length - 1:,} are damaged; write it again"
-                raise refusal("Manifest", "path", str(self._handle.path), expected, way_out)
+            for at in range(0, length, _BLOCK):
+                if zlib.crc32(content[at : at + _BLOCK]) != next(sums):
+                    expected, where = "values that fit their checksums", f"bytes from {start + at:,} on"
+                    way_out = f"{where} are damaged; write it again"
+                    raise refusal("Manifest", "path", str(self._handle.path), expected, way_out)
         self._compared[blocks] = True
 
 

@@ -206,7 +206,7 @@ def _catalog_from(facts: Facts, source: Path, place: Path, fingerprint: str) -> 
     except ValueError as error:  # columns of unequal length, a class name twice
         way_out = f"it is damaged ({error}); write it again"
         raise refusal(_OWNER, "path", str(source), "its catalog", way_out) from error
-    if fingerprint not in ("", catalog.fingerprint):
+    if fingerprint and catalog.fingerprint != fingerprint:
         way_out = "paths, labels, classes or groups were changed; write it again"
         raise refusal(_OWNER, "path", str(source), "the catalog it was written with", way_out)
     return catalog
