@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +39,12 @@ def tar_of(path, start=0):
     return foreign(path, *parts)
 
 
+def listed(name):
+    """The working directory, where info.json lists a tar."""
+    Path("info.json").write_text(json.dumps({"splits": {"train": {"filenames": [name]}}}))
+    return "."
+
+
 @pytest.mark.parametrize(("steps", "urls"), [(None, False), (1, True)])
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize(
@@ -49,15 +54,12 @@ def tar_of(path, start=0):
         pytest.param(lambda name: [name], id="in a list of strings"),
         pytest.param(lambda name: [Path(name)], id="in a list of paths"),
         pytest.param(lambda name: name.replace("a", "{a..a}"), id="by a pattern"),
-        pytest.param(lambda name: "listed", id="in info.json"),
+        pytest.param(lambda name: listed(name), id="in info.json"),
         pytest.param(lambda name: name, id="as a string"),
     ],
 )
 def test_a_tar_named_like_a_command_is_a_file(here, shards, name, steps, urls):
     tar_of(here / name)
-    (here / "listed").mkdir()
-    shutil.copy(name, here / "listed")
-    (here / "listed" / "info.json").write_text(json.dumps({"splits": {"train": {"filenames": [name]}}}))
     stream = PKStream(shards(name), 2, 4, steps=steps, urls=urls)
     ((_, labels),) = stream
     assert sorted(labels.tolist()) == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -77,9 +79,7 @@ def test_a_command_is_refused_with_urls_too(here, shards, urls):
 
 
 def test_a_listed_url_is_a_file_that_is_missing(here):
-    listed = {"splits": {"train": {"filenames": ["https://host/a.tar"]}}}
-    Path("info.json").write_text(json.dumps(listed))
-    said = sentence(PKStream, ".", 2, 4, steps=1, urls=True)
+    said = sentence(PKStream, listed("https://host/a.tar"), 2, 4, steps=1, urls=True)
     assert "expected every tar that info.json lists; restore it" in said
 
 

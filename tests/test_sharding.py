@@ -551,7 +551,7 @@ def test_a_folder_that_cannot_be_made_is_refused(catalog, tmp_path):
 @pytest.mark.parametrize("folder", [None, b"out", 3])
 def test_a_folder_that_is_no_path_is_refused(catalog, folder, monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
-    said = f"write_shards(folder={folder!r}): expected the path of a folder"
+    said = f"write_shards(folder={folder!r}): expected a path: "
     assert said in sentence(write_shards, folder, catalog)
 
 

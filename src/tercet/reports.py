@@ -94,7 +94,7 @@ def plot_similarities(
         overlap = f"{np.minimum(positive, negative).sum():.2f}" if both else "none to measure"
         panel.stairs(negative, edges, fill=True, alpha=0.6, color="tab:orange", label="different class")
         panel.stairs(positive, edges, fill=True, alpha=0.6, color="tab:blue", label="same class")
-        panel.set_title(f"{title}: overlap {overlap}")
+        panel.set_title(f"{title}: overlap {overlap}", parse_math=False)  # a name with two $ is no formula
         panel.set_xlabel("cosine similarity")
         panel.set_yticks([])
     panels[0].set_ylabel("share of pairs")

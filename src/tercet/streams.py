@@ -49,6 +49,9 @@ def pk_batched(
     came: let shards come in another order each epoch. `predict_yield` says how much of a stream ends in
     batches; of samples in random order over more classes than the buffer has room for, nearly nothing does.
 
+    webdataset runs what follows "pipe:" as a command, also where that is the name of a file which was listed;
+    `PKStream` opens files alone.
+
     A sample that has no label, or half a sample at the end of a truncated tar, goes to the handler.
 
     Args:
