@@ -70,6 +70,18 @@ def is_differentiated_twice_as_finite_differences_are_or_refuses_it(row):
     assert check_second_derivative(*one_by_one) == row.smooth
 
 
+def identical_images_have_a_finite_second_derivative(row):
+    if row.tiled and not (row.reduction and row.smooth):
+        return  # it is refused
+    for batch in COINCIDENT:
+        x, labels = BATCHES[batch]
+        x = x.clone().requires_grad_()
+        head = row.head(reduction="none") if row.tiled else row.head()
+        losses = head(x, labels, row.everything(labels) if row.tiled else None)
+        (grad,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
+        assert torch.autograd.grad(grad.square().sum(), x)[0].isfinite().all()
+
+
 def one_positive_pair_and_one_negative_pair_have_a_loss(row):
     x, labels = torch.tensor([[1.0, 0.1, 0, 0], [0.8, 0.8, 0, 0], [1.0, 0.8, 0, 0]]), torch.tensor([0, 0, 1])
     x = x.double()
@@ -264,6 +276,7 @@ OF_ALL = [
     equals_the_loop_under_every_reduction,
     has_the_gradient_of_finite_differences,
     is_differentiated_twice_as_finite_differences_are_or_refuses_it,
+    identical_images_have_a_finite_second_derivative,
     one_positive_pair_and_one_negative_pair_have_a_loss,
     no_positives_no_negatives_one_class_or_no_rows_have_the_loops_loss_and_a_graph,
     identical_images_and_collapsed_embeddings_have_a_finite_gradient,
@@ -360,6 +373,9 @@ WRONG = {
     ),
     has_the_gradient_of_finite_differences: beside(lambda x: 0.1 * x.sum()),
     is_differentiated_twice_as_finite_differences_are_or_refuses_it: beside(lambda x: (x * x.detach()).sum()),
+    identical_images_have_a_finite_second_derivative: beside(
+        lambda x: (x[:1] - x[1:]).norm(dim=1).square().sum()
+    ),
     one_positive_pair_and_one_negative_pair_have_a_loss: of_value(lambda loss, x: loss * (len(x) > 3)),
     no_positives_no_negatives_one_class_or_no_rows_have_the_loops_loss_and_a_graph: of_value(
         lambda loss, x: loss.detach()

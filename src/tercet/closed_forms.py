@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tercet.differences import by_differences, pair_squares, squares_by_differences
 from tercet.promises import promised
-from tercet.squares import fast_entries, fast_tile, full_precision, picked
+from tercet.squares import fast_entries, fast_tile, full_precision, lengths, picked
 
 __all__ = ["ProductForm", "SquareForm", "form_of"]
 
@@ -35,6 +34,7 @@ class SquareForm:
         space: u of features x; it may only add columns without gradient behind those of x.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
         >>> SquareForm(scale=0.5).exact(x, x)
         tensor([[0., 1.],
@@ -52,7 +52,7 @@ class SquareForm:
     def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
         """D(x_i, y_i) by differences, with a gradient."""
         x, y = self.space(x), self.space(y)
-        return torch.linalg.vector_norm(x - y, dim=1) if self.root else self._scaled(pair_squares(x, y))
+        return lengths(x - y) if self.root else self._scaled(pair_squares(x, y))
 
     def entries(
         self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
@@ -87,6 +87,7 @@ class ProductForm:
     """D = −x·y. It has no differences: its last bit may depend on how a table is cut.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
         >>> ProductForm().tile(x, x)
         tensor([[-1., -1.],
@@ -113,6 +114,7 @@ def form_of(distance: Any) -> SquareForm | ProductForm | None:
     """The closed form that a distance promises of its `tile` and `paired`; None where there is none.
 
     Example:
+        >>> import torch
         >>> from tercet.distances import Mahalanobis
         >>> class Squared(Mahalanobis):
         ...     def tile(self, x, y):
