@@ -174,6 +174,10 @@ def test_a_centre_is_on_the_grid_of_both_sides_or_the_mean():
     assert torch.allclose(centre, y.mean(0), atol=1e-2)
     assert torch.equal(centre_of(x + 0.3, y), y.mean(0))
     assert torch.equal(centre_of(x, y + 0.3), (y + 0.3).mean(0))
+    y[3, 2] = 0.3  # none of the numbers that are looked at first
+    assert torch.equal(centre_of(x, y), y.mean(0))
+    small = torch.tensor([[1.0], [0.0], [2.0]]) / 2**20  # whose first is the mean
+    assert centre_of(small, small).tolist() == [2**-20]
 
 
 @pytest.mark.parametrize("name", ["euclidean", "squared_euclidean", "cosine"])

@@ -34,9 +34,12 @@ def promised(owner: Any, promise: str, *methods: str) -> Any:
         >>> [promised(kind(), "is_symmetric", "sides") for kind in (Symmetric, Plain, Overriding, Restating)]
         [True, True, None, True]
     """
-    for names in (getattr(owner, "__dict__", {}), *(kind.__dict__ for kind in type(owner).__mro__)):
+    names: Any = getattr(owner, "__dict__", {})
+    for kind in (None, *type(owner).__mro__):
+        if kind is not None:
+            names = kind.__dict__
         if promise in names:
             return getattr(owner, promise)
-        if any(method in names for method in methods):
+        if not names.keys().isdisjoint(methods):
             return None
     return None

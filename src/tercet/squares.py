@@ -150,11 +150,10 @@ def centre_of(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]) -> Float[Tensor,
     if not y.numel():
         return y.new_zeros(y.shape[1])
     centre, bits = y.mean(0), _exact_bits(y.shape[1], y.dtype)
-    if y.device.type == "cpu":  # a look at a few numbers tells almost always, and costs next to nothing
-        some, about = y.numpy()[0, :8].tolist(), centre.numpy()[:8].tolist()
-        reach = max(abs(v - c) for v, c in zip(some, about))
-        grain = math.ldexp(1.0, math.frexp(reach)[1] - bits)  # that of all is no finer
-        if not grain or any(v % grain for v in some):
+    if y.device.type == "cpu":  # a look at one number tells almost always, and costs next to nothing
+        value, about = float(y.numpy()[0, 0]), float(centre.numpy()[0])
+        grain = math.ldexp(1.0, math.frexp(value - about)[1] - bits)  # that of all is no finer
+        if value != about and (not grain or value % grain):
             return centre
     both = [v for v in ((y,) if x is y else (x, y)) if v.numel()]
     reach = torch.stack([(v - centre).abs().amax() for v in both]).amax()
