@@ -81,7 +81,6 @@ def refuse_outside(owner: str, path: str | Path, root: str | Path, names: np.nda
         >>> refuse_outside("read_catalog", "t.csv", "photos", names, rows=True)
     """
     names = names.tolist()
-    suspects = [row for row, name in enumerate(names) if ".." in name or os.path.isabs(name)]
     top = os.path.join(os.path.abspath(root), "")
 
     @cache
@@ -89,11 +88,12 @@ def refuse_outside(owner: str, path: str | Path, root: str | Path, names: np.nda
         return inside(root, folder)
 
     outside = []
-    for row in suspects:
-        place = os.path.normpath(os.path.join(top, names[row]))
-        if os.path.join(place, "").startswith(top) or (
-            os.path.isabs(names[row]) and of_another_name(os.path.dirname(place))
-        ):
+    for row, name in enumerate(names):
+        absolute = name[:1] == "/"
+        if ".." not in name and (not absolute or name.startswith(top)):
+            continue
+        place = os.path.normpath(os.path.join(top, name))
+        if os.path.join(place, "").startswith(top) or (absolute and of_another_name(os.path.dirname(place))):
             continue
         outside.append(row)
     if outside:
