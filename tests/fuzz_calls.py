@@ -48,13 +48,7 @@ KIND_OF = {
     **dict.fromkeys(REALS, "real"),
     **dict.fromkeys(FLAGS, "flag"),
     **dict.fromkeys(CHOICES, "choice"),
-    **dict.fromkeys(
-        ("distance", "relation", "embeddings", "labels", "ids", "ref", "mined", "index", "row"), ""
-    ),
-    **{
-        name: name
-        for name in ("distance", "relation", "embeddings", "ids", "ref", "mined", "index", "row", "state")
-    },
+    **{name: name for name in "distance relation embeddings ids ref mined index row state".split()},
     "labels": "labels",
     "groups": "groups",
     "super_labels": "groups",
@@ -70,7 +64,7 @@ KIND_OF = {
 
 @dataclass(frozen=True)
 class Row:
-    """A callable with valid arguments, how its result is used, and the kinds of arguments by name."""
+    """A callable with valid arguments, how its result is used, and the kinds of its arguments."""
 
     make: Callable[[], tuple[Callable[..., Any], dict[str, Any]]]
     use: Callable[[Any], Any] = lambda result: None
@@ -190,13 +184,6 @@ def rows() -> dict[str, Row]:
         listed = name in ("Contrastive", "TripletMargin", "MarginLoss", "Circle")
         table[name] = _row(name, _train_listed if listed else _train, {"power": "count"}, **options)
         head = getattr(tercet, name)(**options)
-        table[f"{name}.forward"] = _method(
-            lambda head=head: head,
-            "__call__",
-            None,
-            {**tensors, "args": "anything", "kwargs": "anything"},
-            **batch,
-        )
         table[f"{name}.forward"] = Row(lambda head=head: (head.forward, dict(batch)), kinds=tensors)
     for name in PROXIES:
         table[name] = _row(name, _train, **SIZES)

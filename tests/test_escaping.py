@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 
 import jaxtyping
 import numpy as np
@@ -142,7 +143,9 @@ def test_a_command_escapes_every_name_that_it_shows(tercet, photos, command):
 def test_the_reason_of_what_is_left_out_is_escaped_too(tercet, photos, monkeypatch):
     bad = f"0{NAME}.jpg"
     reason = f"is {NAME}"
-    monkeypatch.setattr("tercet.images.why_unreadable", lambda path: reason if path.name == bad else None)
+    monkeypatch.setattr(
+        "tercet.images.why_unreadable", lambda path, **options: reason if path.name == bad else None
+    )
     code, out, err = tercet("make-triplets", "random", photos, "t.txt", "--verify")
     assert code == 0
     assert err.count(f"is {NAME_SHOWN}\n") == 2
@@ -171,6 +174,20 @@ def test_a_wrong_command_line_is_told_escaped(tercet, photos, arguments, code):
     assert ended == code
     assert plain(out, err)
     assert "Error" in err
+
+
+def test_a_warning_is_one_line_with_its_names_escaped(capfd, monkeypatch):
+    app = typer.Typer()
+
+    @app.command()
+    def warns() -> None:
+        warnings.warn(f"{ODD} is old", stacklevel=2)
+
+    monkeypatch.setattr(sys, "argv", ["warns"])
+    with pytest.raises(SystemExit) as ended:
+        run(app)
+    assert not ended.value.code
+    assert capfd.readouterr().err == f"Warning: {SHOWN} is old\n"
 
 
 @pytest.mark.parametrize("kind", [OSError, ValueError, UnicodeError])

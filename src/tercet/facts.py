@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tercet.checks import refusal
+from tercet.checks import escaped, refusal
 from tercet.handles import open_plain
 
 __all__ = [
@@ -120,7 +120,7 @@ def warn_unchecked(source: str | Path) -> None:
     """Say that a file or state of an older version has no checksum, so that damage in it may pass."""
     import warnings
 
-    text = f"{source} has no checksum, so damage in it may pass; write or save it again to have one"
+    text = f"{escaped(source)} has no checksum, so damage in it may pass; write or save it again to have one"
     warnings.warn(text, UserWarning, stacklevel=3)
 
 

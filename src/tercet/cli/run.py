@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -32,10 +33,11 @@ def run(app: typer.Typer) -> None:
 
     A refusal becomes its sentence on standard error and exit code 1; a wrong command line, exit code 2. A
     signal that asks to end (SIGINT, SIGTERM, SIGHUP) becomes one line and exit code 128 + its number, after
-    threads have stopped and temporary files are removed. Names in the sentence are escaped, whoever wrote it.
+    threads have stopped and temporary files are removed. A warning becomes one line. Names in the sentences
+    are escaped, whoever wrote them.
     """
     try:
-        with _ended_by_signals():
+        with _ended_by_signals(), _warnings_in_a_line():
             code = app(standalone_mode=False)  # else typer shows a wrong command line as it was written
     except _Ended as ended:
         name = signal.Signals(ended.number).name
@@ -49,6 +51,19 @@ def run(app: typer.Typer) -> None:
         error.show()
         code = error.exit_code
     sys.exit(code)
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Show what the block warns of without the place in our code."""
+
+    def show(message: Warning | str, *place: object, **more: object) -> None:
+        typer.secho(f"Warning: {escaped(message)}", fg="yellow", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import numpy as np
 import typer
 
 from tercet.catalog import Catalog, read_catalog, scan_folder
-from tercet.checks import escaped, refusal
+from tercet.checks import refusal
 
 __all__ = [
     "ChunkSize",
@@ -93,12 +92,7 @@ def opened_catalog(
             raise typer.BadParameter(
                 "--root, --outside-root, --group, --path-column and --label-column are for tables"
             )
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            catalog = scan_folder(source, class_depth=class_depth, verify=verify, progress=not quiet)
-        for warning in told:
-            typer.secho(f"Warning: {escaped(warning.message)}", fg="yellow", err=True)
-        return catalog
+        return scan_folder(source, class_depth=class_depth, verify=verify, progress=not quiet)
     if class_depth is not None:
         raise typer.BadParameter("--class-depth is for folders")
     names = {"path_column": path_column, "label_column": label_column, "groups": columns}
