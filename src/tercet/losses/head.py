@@ -170,9 +170,9 @@ class Head(nn.Module, ABC):
 
     def _rows_of_table(self, x: Tensor, y: Tensor, i: Tensor) -> slice | None:
         """`rows_of_table`, where the distance has `entries` and no second derivative may be asked for."""
-        if self.reduction == "none" or not promised(self.distance, "entries", "tile", "paired"):
-            return None
-        return rows_of_table(x, y, i)
+        rows = None if self.reduction == "none" else rows_of_table(x, y, i)
+        # Asked last: of a short list, which has no table, the question would be a fortieth of the call.
+        return rows if rows and promised(self.distance, "entries", "tile", "paired") else None
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
