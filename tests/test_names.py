@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,46 @@ def test_info_json_does_not_lead_out_of_its_folder(here, call, how):
         assert "ShardIndex(write_index=True): expected tars in in, and " in said
         assert "lies outside of it; leave it out: the tars are scanned" in said
     assert os.listdir("out") == ["a.tar"]
+
+
+@pytest.mark.parametrize("how", ["..", "absolute", "link"])
+@pytest.mark.parametrize("unreadable", ["error", "skip"])
+def test_shards_are_not_packed_of_files_outside_of_a_tables_root(here, how, unreadable):
+    photos(here / "photos", sizes=(3, 2))
+    (here / "secret.jpg").write_bytes(b"secret")
+    os.symlink(here / "secret.jpg", here / "photos" / "link.jpg")
+    name = {"..": "../secret.jpg", "absolute": str(here / "secret.jpg"), "link": "link.jpg"}[how]
+    Path("photos/table.csv").write_text(f"path,label\n{name},a\n")
+    asked = replace(read_catalog("photos/table.csv", outside_root=True), outside_root=False)
+    for read in (lambda: read_catalog("photos/table.csv"), lambda: asked):
+        with pytest.raises((PermissionError, ValueError), match="outside_root=True"):
+            write_shards("out", read(), unreadable=unreadable)
+    assert not Path("out").exists()
+    index = write_shards("out", read_catalog("photos/table.csv", outside_root=True))
+    assert index.read([0]) == [b"secret"]
+
+
+def test_the_name_of_a_member_leads_nowhere(here):
+    (here / "secret.jpg").write_bytes(b"secret")
+    (here / "in").mkdir()
+    index = ShardIndex(foreign(here / "in" / "a.tar", ("../secret.jpg", b"photo"), ("../secret.cls", b"1")))
+    assert index.read([0]) == [b"photo"]
+    with pytest.raises(PermissionError, match="a path that stays in the root"):
+        index.catalog.file(0)
+
+
+def test_nothing_is_written_through_links_that_stand_at_the_names_of_shards(here):
+    catalog = scan_folder(photos(here / "photos", sizes=(3, 2)).root)
+    (here / "out").mkdir()
+    names = ["train-000000.tar", "train-000000.index.parquet", "info.json"]
+    for name in names[:2]:
+        os.symlink(here / f"outside {name}", here / "out" / name)
+    write_shards("out", catalog, overwrite=True)
+    tar_of(here / "tars.tar")
+    os.symlink(here / "outside.parquet", here / "tars.index.parquet")
+    ShardIndex("tars.tar", write_index=True)
+    assert not list(here.glob("outside*"))
+    assert not any(Path("out", name).is_symlink() for name in names)
 
 
 def test_inside_follows_dots_and_links(here):

@@ -60,7 +60,7 @@ def write_shards(
 
     An image becomes three members with its row number as key: the file as it is (`.jpg` for `.jpeg`), `.cls`,
     its class number, and `.json`, its path, label, class and groups. webdataset reads the tars, timm reads
-    info.json, and `ShardIndex` reads single images by offset.
+    info.json, and `ShardIndex` reads single images by offset. info.json has the SHA-256 of each shard.
 
     The same catalog, files and options give the same tars on every machine, with any number of workers (and
     the same indexes, under the same version of pyarrow). Each shard appears when it is whole; a run that
@@ -94,6 +94,7 @@ def write_shards(
             a file that cannot be read, shards of another run, a run at work on this split, an info.json that
             cannot be read, is of no splits or lists files of other names for this one, or a folder that
             cannot be written.
+        PermissionError: a path leads out of the root of a catalog whose `outside_root` is False.
         OSError: the shards do not fit on the disk.
 
     Example:

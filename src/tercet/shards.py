@@ -159,7 +159,7 @@ class ShardIndex:
         labels = np.fromiter(map(number.__getitem__, columns["label"]), np.int64, len(order))
         left_out = [item for table in tables for item in table.left_out]
         root = self.tars[0].parent
-        self.catalog = Catalog(columns["path"], labels, classes, groups, root, left_out)
+        self.catalog = Catalog(columns["path"], labels, classes, groups, root, left_out, outside_root=False)
         self._forget_handles()
 
     @property
