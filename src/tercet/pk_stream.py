@@ -96,9 +96,9 @@ class PKStream(IterableDataset):
         ValueError: an argument out of range, shards that are missing, of one name, cannot be read, are
             damaged or have changed since they were indexed, fewer shards than lanes and ranks need, labels
             that are names, or shards of whose samples nearly none would end in a batch; while running, what
-            `pk_batched` raises, a tar that has changed since, breaks off or gives fewer samples, other
-            keys or other classes than its index or a scan tells, or of `write_shards` other bytes, a label that is no whole number, images of different sizes, or shards that
-            all together give no batch.
+            `pk_batched` raises, a tar that has changed since, breaks off or gives fewer samples, other keys
+            or other classes than its index or a scan tells, or of `write_shards` other bytes, a label that is
+            no whole number, images of different sizes, or shards that all together give no batch.
 
     Example:
         >>> import io, tarfile
