@@ -61,7 +61,8 @@ def read_rows(source: Path, root: str | None, outside_root: bool) -> Found:
     if source.suffix not in FORMATS:
         raise refusal(_OWNER, "path", str(source), "a name ending in " + ", ".join(FORMATS))
     other = other_part(source)
-    found = read_steady([source, beside(source), other, beside(other)], partial(_read, source, root))
+    names = [source, beside(source), other, beside(other)]
+    found = read_steady(_OWNER, names, partial(_read, source, root))
     if found.reopen:
         found = found._replace(reopen=(*found.reopen[:2], outside_root))
     if outside_root:
