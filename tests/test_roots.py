@@ -189,6 +189,13 @@ def test_the_option_is_true_or_false(place, reader, monkeypatch):
         reader(written("ant/1.pgm")[0], outside_root="no")
 
 
+@pytest.mark.parametrize("name", ["/a\0.pgm", "../\ud800.pgm", "ant/../\0.pgm"])
+def test_a_name_that_no_file_can_have_is_inside_of_nothing(place, name):
+    assert leads_out("photos", name)
+    with pytest.raises(PermissionError, match=r"Catalog.file\(row='.*'\): expected a path that stays"):
+        Catalog([name], [0], ["a"], root=Path("photos"), outside_root=False).file(0)
+
+
 def test_a_loop_of_links_stays_nowhere(place):
     Path("photos/loop").symlink_to("loop")
     assert not leads_out("photos", "loop/1.pgm")  # and opening it says why it cannot be

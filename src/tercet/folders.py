@@ -54,9 +54,8 @@ def walk_images(
     Raises:
         ValueError: there are more.
     """
-    pending: list[tuple[int, tuple[str, ...]]] = [
-        (0, ())
-    ]  # a heap: fewest links on the way first, then paths
+    # A heap: fewest links on the way first, then paths.
+    pending: list[tuple[int, tuple[str, ...]]] = [(0, ())]
     entered: dict[object, tuple[str, ...]] = {}
     room = max_files
     while pending:

@@ -21,7 +21,10 @@ def inside(root: str | Path, path: str | Path) -> bool:
         (True, False)
     """
     top = os.path.realpath(root)
-    real = os.path.realpath(path)
+    try:
+        real = os.path.realpath(path)
+    except ValueError:  # a name that no file can have
+        return False
     return real == top or real.startswith(top.rstrip(os.sep) + os.sep)
 
 
