@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,11 @@ import pytest
 from tercet.catalog import Catalog, read_catalog
 from tercet.formats import FORMATS, TEXT_FORMATS
 from tercet.manifest import read_manifest
+from tercet.pk_stream import PKStream
 from tercet.relevance import TableRelevance
 from tercet.samplers import PKSampler
+from tercet.sharding import write_shards
+from tercet.shards import ShardIndex
 from tercet.tables import write_columns
 from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
@@ -73,6 +77,31 @@ def _relevance(path: Path) -> Any:
     return table.of(np.arange(N), np.arange(N)).tolist()
 
 
+SMALL = Catalog(
+    [f"c{n // 4}/{n}.pgm" for n in range(8)], np.arange(8) // 4, ["c0", "c1"], {"day": np.arange(8)}
+)
+
+
+def _write_shards(folder: Path) -> None:
+    for number, name in enumerate(SMALL.paths):
+        (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "photos" / name).write_bytes(b"P5 2 1 255 " + bytes([number, 255 - number]))
+    write_shards(folder / "shards", replace(SMALL, root=folder / "photos"), images_per_shard=4, workers=1)
+    shutil.rmtree(folder / "photos")
+
+
+def _read_at_random(folder: Path) -> Any:
+    index = ShardIndex(folder / "shards")
+    groups = {name: values.tolist() for name, values in index.groups.items()}
+    rows = index.paths.tolist(), index.labels.tolist(), index.classes, groups
+    return rows, index.read(range(len(index)))
+
+
+def _read_through(folder: Path) -> Any:
+    stream = PKStream(folder / "shards", 2, 2, return_keys=True)
+    return [(images.tolist(), labels.tolist(), keys) for images, labels, keys in stream]
+
+
 def _state(sampler: Any) -> Kind:
     def read(folder: Path) -> Any:
         try:
@@ -87,11 +116,17 @@ def _state(sampler: Any) -> Kind:
     return Kind(lambda folder: (folder / "state.json").write_text(state), read, "*")
 
 
+SHARD_FILES = ("*.tar", "*.index.parquet", "info.json")
 PAIRS = {"i": np.arange(N - 1), "j": np.arange(1, N), "r": np.linspace(0, 1, N - 1)}
 KINDS = {
-    "catalog.parquet": _table(CATALOG.write, lambda path: read_catalog(path, root="x").fingerprint),
+    "catalog.parquet": _table(
+        lambda path: replace(CATALOG, root=path.parent).write(path),
+        lambda path: read_catalog(path).fingerprint,
+    ),
     "relevance.parquet": _table(lambda path: write_columns(PAIRS, path), _relevance),
     "state.json": _state(PKSampler(CATALOG.labels, p=5, k=2, seed=3)),
+    **{f"shards, {files}": Kind(_write_shards, _read_at_random, files) for files in SHARD_FILES},
+    **{f"stream, {files}": Kind(_write_shards, _read_through, files) for files in SHARD_FILES},
     **{f"triplets{suffix}": _manifest(suffix, RandomTriplets(CATALOG.labels, 2, 2)) for suffix in FORMATS},
     **{f"pairs{suffix}": _manifest(suffix, RandomPairs(CATALOG.labels, 2, 2)) for suffix in FORMATS},
 }
@@ -156,7 +191,7 @@ def outcomes(name: str, folder: Path, seeds: range) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("cases", [12, pytest.param(1_000, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("cases", [6, pytest.param(1_000, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_flipped_bit_or_a_cut_gives_right_data_or_a_sentence(tmp_path, name, cases):
     folder = tmp_path / "whole"

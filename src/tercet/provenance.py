@@ -38,6 +38,7 @@ KEY = "tercet"  # the provenance, as JSON
 CATALOG_KEY = "tercet.catalog"  # the catalog
 _OWNER = "read_manifest"
 # Catalogs were seen to unpack to 5 to 50 times their size; zeros unpack to a thousand times theirs.
+_MOST_BESIDE = 1 << 32  # bytes of a JSON file: fifty million images
 _FREE_BYTES, _TIMES, _BYTES_AN_IMAGE = 1 << 26, 100, 1 << 12
 
 
@@ -240,7 +241,7 @@ def read_beside(
     other = beside(source)
     hint = f"write {source.name} again, or move {other.name} away to do without"
     try:
-        facts = Facts.read(_OWNER, "path", file, "provenance", hint)
+        facts = Facts.read(_OWNER, "path", file, "provenance", hint, most=_MOST_BESIDE)
     except FileNotFoundError:
         return None
     written, record = facts.string("sha256"), facts.part(CATALOG_KEY)
