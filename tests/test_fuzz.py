@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jaxtyping
 import pytest
-from fuzz_calls import Row, arguments, may_be_none, rows, world
+from fuzz_calls import KIND_OF, Row, arguments, may_be_none, rows, world
 from fuzz_values import KINDS, SPACE
 
 import tercet
@@ -203,6 +203,7 @@ def test_every_public_name_has_a_row_and_every_method_too(table):
 def test_every_argument_has_a_kind(table):
     for name, row in table.items():
         for argument, parameter in arguments(row.make()[0]).items():
+            assert argument in {**KIND_OF, **row.kinds}, f"give {name}({argument}=) a kind in fuzz_calls.py"
             assert any(values(row, argument, parameter)), f"{name}({argument}=) has no values"
 
 

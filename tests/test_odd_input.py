@@ -219,6 +219,14 @@ CASES = {
         lambda: tercet.Catalog(["a"], [0], ["a"], left_out=3),
         r"Catalog\(left_out=3\)",
     ),
+    "a flag of a catalog": (
+        lambda: tercet.Catalog(["a"], [0], ["a"], outside_root="no"),
+        r"Catalog\(outside_root='no'\): expected True or False",
+    ),
+    "a buffer of 2⁶² images": (
+        lambda: tercet.predict_yield(np.arange(64) // 8, 2, 2, images_per_shard=3, buffer=2**62),
+        "",
+    ),
     "a row that is None": (lambda: CATALOG.file(None), r"Catalog.file: expected a row number, got None"),
     "a row of 2⁷⁰": (lambda: CATALOG.file(2**70), r"Catalog.file: expected a row from 0 to 1, got 1180"),
     "a slice from 'a'": (

@@ -64,20 +64,16 @@ class Catalog:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        put("paths", np.array(_listed("paths", self.paths), dtype=object))
-        if not set(map(type, self.paths)) <= {str, np.str_}:
-            raise refusal("Catalog", "paths", self.paths, "strings, one path for each image")
+        put("paths", np.array(_listed("paths", self.paths, str), dtype=object))
         put("labels", array_of("Catalog", "labels", self.labels, "a position in classes for each path"))
-        classes = _listed("classes", self.classes)
-        if not all(isinstance(name, (str, int, np.integer)) for name in classes):
-            raise refusal("Catalog", "classes", self.classes, "names of classes, strings or whole numbers")
-        put("classes", list(map(str, classes)))
+        put("classes", list(map(str, _listed("classes", self.classes, str, int, np.integer))))
         if not isinstance(self.groups, Mapping):
             raise refusal("Catalog", "groups", self.groups, "columns by name, a dict")
         expected = "one value for each path"
         groups = self.groups.items()
         put("groups", {name: array_of("Catalog", "groups", values, expected) for name, values in groups})
         put("root", path_of("Catalog", "root", self.root))
+        put("outside_root", flag("Catalog", "outside_root", self.outside_root))
         if not isinstance(self.left_out, Sequence):
             raise refusal("Catalog", "left_out", self.left_out, "a sequence of LeftOut")
         put("left_out", tuple(self.left_out))
@@ -188,14 +184,15 @@ class Catalog:
         write_columns({"path": paths, "label": names, **self.groups}, target, overwrite)
 
 
-def _listed(argument: str, names: Any) -> list[Any]:
+def _listed(argument: str, names: Any, *kinds: type) -> list[Any]:
     """Names of images or classes as a list; one string is no list of them."""
     try:
-        if not isinstance(names, (str, bytes, Mapping)):
-            return list(names)
+        listed = None if isinstance(names, (str, bytes, Mapping)) else list(names)
     except Exception:  # not iterable
-        pass
-    raise refusal("Catalog", argument, names, "a list of strings")
+        listed = None
+    if listed is None or not all(issubclass(kind, kinds) for kind in set(map(type, listed))):
+        raise refusal("Catalog", argument, names, "a list of strings")
+    return listed
 
 
 def refuse_unwritable(owner: str, catalog: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -237,6 +238,7 @@ def _of_equal(used: list[list[int]], sizes: list[int], seen: int, steps: int, la
 
 def _batches(buffer: GroupBuffer, shards: Iterable[np.ndarray], most: int | None) -> Iterator[Any]:
     labels = chain.from_iterable(map(np.ndarray.tolist, shards))
-    for number, label in enumerate(islice(labels, most)):
+    stop = None if most is None else min(most, sys.maxsize)  # `islice` takes no more
+    for number, label in enumerate(islice(labels, stop)):
         yield from buffer.put(label, number)
     yield from buffer.flush()
