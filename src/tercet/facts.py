@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -181,7 +182,7 @@ damaged or of another program; write it again, or restore it
         if not isinstance(read, dict):
             raise self._refusal(f"its {what} as a JSON object", f"it has a {type(read).__name__}")
         fits = checksum_fits(read)
-        if fits is False:
+        if fits is False or (fits is None and any(map(_nearly_checksum, read))):
             raise self._refusal(f"its {what} to fit its checksum", "it was changed or damaged")
         read.pop(CHECKSUM, None)
         self.fields: dict[str, Any] = read
@@ -253,6 +254,11 @@ damaged or of another program; write it again, or restore it
 
     def _refusal(self, expected: str, way_out: str) -> ValueError:
         return refusal(self._owner, self._argument, self._source, expected, way_out + self._hint)
+
+
+def _nearly_checksum(name: str) -> bool:
+    """Whether a field is the checksum with one sign of its name damaged: else it would pass for a fact."""
+    return len(name) == len(CHECKSUM) and sum(map(operator.ne, name, CHECKSUM)) == 1
 
 
 def _are(value: Any, kind: type) -> bool:
