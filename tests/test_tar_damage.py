@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -414,8 +415,8 @@ def test_members_are_those_of_tarfile(format, count):
         broken = bytearray(file.getvalue())
         if any(broken):
             broken[draw.randrange(BLOCK)] ^= 1 << draw.randrange(8)
-            with pytest.raises(DamagedTar):
-                read(bytes(broken))
+            with suppress(DamagedTar):  # or what ends a number became another end
+                assert read(bytes(broken)) == read(file.getvalue())
 
 
 @pytest.mark.parametrize(

@@ -73,18 +73,22 @@ class _Reading:
         self._classes: list[str] = []
 
     def samples(self) -> Iterator[Sample]:
-        """The samples up to where the tar ends or breaks off."""
+        """The samples up to where the tar ends or breaks off: then without the last, which may lack a part."""
+        last: Sample | None = None
         compare = self._known.members is None and self._known.label is not None
         try:
             for key, parts in grouped(self._named()):
-                sample = {"__key__": key, "__url__": self._shard, **parts}
+                if last is not None:
+                    yield last
+                last = sample = {"__key__": key, "__url__": self._shard, **parts}
                 if image_field(sample, self._image) is not None:
                     self._keys.append(key)
                     if compare:
                         self._classes.append(self._class_of(sample))
-                yield sample
         except MemberTwice as error:
             self._broken = error
+        if last is not None and self._broken is None:
+            yield last
 
     def _named(self) -> Iterator[tuple[str, str, bytes]]:
         source, check = self._source, self._known.members is not None

@@ -79,8 +79,7 @@ class Source:
         self.size: int | None = None
         self._url: Any = None
         if url:
-            self._url = _opened_url(owner, argument, shard)
-            start = _filled(self._url, _MAGIC + 5)
+            self._url, start = _opened_url(owner, argument, shard)
             below: Any = _Joined(start, self._url)
         else:
             self.file = Handle(owner, argument, Path(shard), "a tar that can be read")
@@ -121,11 +120,13 @@ class Source:
         return ""
 
 
-def _opened_url(owner: str, argument: str, shard: str) -> Any:
+def _opened_url(owner: str, argument: str, shard: str) -> tuple[Any, bytes]:
+    """An open URL, and the bytes that it begins with."""
     from webdataset.gopen import gopen_schemes
 
     try:
-        return gopen_schemes[shard.partition(":")[0].lower()](shard, "rb")
+        url = gopen_schemes[shard.partition(":")[0].lower()](shard, "rb")
+        return url, _filled(url, _MAGIC + 5)
     except Exception as error:  # whatever the opener of a scheme raises
         way_out = f"see whether its address is right ({_reason(error)})"
         raise refusal(owner, argument, shard, "a URL that can be opened", way_out) from error
