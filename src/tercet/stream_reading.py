@@ -73,7 +73,7 @@ class _Reading:
         self._classes: list[str] = []
 
     def samples(self) -> Iterator[Sample]:
-        """The samples up to where the tar ends or breaks off: then without the last, which may lack a part."""
+        """The samples up to where the tar ends or breaks off; then without the last, which may be a half."""
         last: Sample | None = None
         compare = self._known.members is None and self._known.label is not None
         try:
