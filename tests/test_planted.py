@@ -120,3 +120,6 @@ def test_indexing_removes_what_a_killed_run_left(tars):
     (tars / ".s.index.parquet.0123456789abcdef.unfinished").write_bytes(b"half")
     ShardIndex(tars, write_index=True)
     assert sorted(file.name for file in tars.iterdir()) == ["s.index.parquet", "s.tar"]
+    (tars / JOURNAL).touch()  # of a run that was killed when its last index had its name
+    ShardIndex(tars, write_index=True)
+    assert sorted(file.name for file in tars.iterdir()) == ["s.index.parquet", "s.tar"]

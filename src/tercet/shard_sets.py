@@ -220,7 +220,11 @@ def find_tables(
     found = [_current(owner, tar, verify) for tar in track(tars, "reading indexes", **shown)]
     image = _asked(owner, found, "image", image, None)
     label = _asked(owner, found, "label", label, "cls") or "cls"
-    tables, tidied = [], set()
+    if keep:  # also where no index is missing: the run that wrote the last one may have been killed then
+        for place in {tar.parent for tar in tars} if folder is None else {folder}:
+            if os.access(place, os.W_OK):
+                tidy(place)
+    tables = []
     for tar, table in zip(track(tars, "indexing shards", **shown), found):
         if table is not None and not table.ours:
             unchecked = keep and not table.facts["checked"]
@@ -229,9 +233,6 @@ def find_tables(
         if table is None:
             if keep:
                 _refuse_no_place(owner, tar, folder)
-                if tar.parent not in tidied:
-                    tidied.add(tar.parent)
-                    tidy(tar.parent)
             table = scan_tar(owner, tar, image, label, damaged)
             if keep:
                 with atomically(table_path(tar)) as unfinished:
