@@ -105,7 +105,11 @@ def test_links_where_shards_are_written(catalog, tmp_path, names, refused, prese
 
 
 @pytest.mark.parametrize("present", [True, False])
-@pytest.mark.parametrize("name", [f".s.index.parquet.{RUN}.unfinished", "s.index.parquet", JOURNAL])
+@pytest.mark.parametrize(
+    "name",
+    [f".s.index.parquet.{RUN}.unfinished", "s.index.parquet", JOURNAL],
+    ids=["temporary", "index", "journal"],
+)
 def test_links_where_an_index_is_kept(tars, tmp_path, name, present):
     victim = tmp_path / "victim"
     if present:
