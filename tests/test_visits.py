@@ -22,6 +22,7 @@ from tercet.pk_stream import PKStream
 from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
+from tercet.shared_epochs import SharedEpochs
 from tercet.triplet_dataset import PairDataset, TripletDataset
 from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
@@ -220,6 +221,23 @@ def test_processes_that_train_together_draw_apart(catalog, how, monkeypatch):
     assert len({on_rank(rank) for rank in range(3)}) == 3
 
 
+def test_spawned_workers_of_two_ranks_draw_apart_where_RANK_is_that_of_the_node(catalog, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+
+    def on_rank(rank):
+        with monkeypatch.context() as patch:
+            joined = {"is_available": lambda: True, "is_initialized": lambda: True, "get_rank": lambda: rank}
+            patch.setattr(tercet.visits, "dist", SimpleNamespace(**joined))
+            sent = pickle.dumps(images_of(catalog))
+            patch.setattr(tercet.visits.dist, "is_initialized", lambda: False)
+            worker = pickle.loads(sent)
+            in_a_worker(patch)
+            with pytest.warns(UserWarning, match="shares no memory"):
+                return worker[4][0].numpy().tobytes()
+
+    assert on_rank(0) != on_rank(1)
+
+
 def test_a_rank_that_is_no_number_is_passed_over(catalog, monkeypatch):
     expected = images_of(catalog)[4][0]
     monkeypatch.setenv("RANK", "first")
@@ -329,10 +347,27 @@ def test_without_shared_memory_the_sentence_says_what_to_enlarge(catalog, monkey
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in /proc")
-def test_a_dataset_takes_one_file_descriptor(catalog):
+@pytest.mark.parametrize("make", [images_of, lambda _: SharedEpochs()], ids=["dataset", "stream"])
+def test_a_dataset_takes_one_file_descriptor(catalog, make):
     before = len(os.listdir("/proc/self/fd"))
-    many = [images_of(catalog) for _ in range(10)]
+    many = [make(catalog) for _ in range(10)]
     assert len(os.listdir("/proc/self/fd")) - before == len(many)
+
+
+def test_where_file_descriptors_run_out_the_sentence_names_their_limit(catalog):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    many = []
+    try:
+        with pytest.raises(
+            OSError, match=r"^ImageDataset: .*Too many open files.*; raise the limit of open "
+        ):
+            many += [images_of(catalog) for _ in range(100)]
+        with pytest.raises(OSError, match=r"^PKStream: .* for epochs, .*; raise the limit of open files"):
+            many += [SharedEpochs() for _ in range(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_dataset_without_transform_needs_one_counter(catalog):

@@ -32,15 +32,26 @@ class SharedEpochs:
     def __init__(self) -> None:
         import torch
 
-        self._next = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._begun = torch.full((_KEPT, 2), -1, dtype=torch.int64).share_memory_()  # ticket, word
-        # Of each worker, the seeds it started with, the latest first, and how many times with each.
-        self._starts = torch.full((_MOST_WORKERS, _KEPT, 2), -1, dtype=torch.int64).share_memory_()
+        # Of each worker, the seeds it started with, the latest first, and how many times with each; then
+        # the iterations that have begun, ticket and word; then the next one. All in one tensor, as each
+        # shared one takes a file descriptor.
+        self._memory = torch.full((_MOST_WORKERS + 2, _KEPT, 2), -1, dtype=torch.int64)
+        self._memory[-1] = 0
+        self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        for tensor in (self._next, self._begun, self._starts):
-            tensor.share_memory_()  # a plain copy of a shared tensor is not shared
+        self._memory = state["memory"]
+        self._share()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"memory": self._memory}
+
+    def _share(self) -> None:
+        from tercet.visits import shared
+
+        shared("PKStream", self._memory, "epochs")  # a plain copy of a shared tensor is not shared
+        self._starts, self._begun = self._memory[:_MOST_WORKERS], self._memory[_MOST_WORKERS]
+        self._next = self._memory[_MOST_WORKERS + 1, 0]
 
     def set(self, epoch: int, step: int = 0) -> None:
         """Lets the next iteration be `epoch` from `step` on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Iterable
@@ -14,9 +15,37 @@ from torch.utils.data import get_worker_info
 
 from tercet.checks import whole
 
-__all__ = ["SharedCounts", "Visits"]
+__all__ = ["SharedCounts", "Visits", "shared"]
 
 _LAST_EPOCH = 2**31 - 1
+
+
+def shared(owner: str, tensor: torch.Tensor, what: str) -> torch.Tensor:
+    """A tensor that is moved to memory which processes share.
+
+    Args:
+        owner: whose it is, for the sentence.
+        tensor: on the CPU.
+        what: what it holds, for the sentence.
+
+    Raises:
+        OSError: no shared memory of that size, or no file descriptor for it.
+
+    Example:
+        >>> shared("ImageDataset", torch.zeros(3), "counters").is_shared()
+        True
+    """
+    try:
+        return tensor.share_memory_()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        way_out = "enlarge it, as docker's --shm-size does"
+        if os.strerror(errno.EMFILE) in reason:
+            way_out = "raise the limit of open files, as ulimit -n does, or keep fewer of them"
+        raise OSError(
+            f"{owner}: expected {tensor.nbytes} bytes of shared memory for {what}, got none ({reason}); "
+            f"{way_out}"
+        ) from error
 
 
 class SharedCounts:
@@ -38,22 +67,18 @@ class SharedCounts:
     """
 
     def __init__(self, owner: str, size: int) -> None:
-        try:
-            self.tensor = torch.zeros(size, dtype=torch.int32).share_memory_()
-        except RuntimeError as error:
-            raise OSError(
-                f"{owner}: expected {4 * size} bytes of shared memory for counters, got none "
-                f"({str(error).partition(chr(10))[0]}); enlarge it, as docker's --shm-size does"
-            ) from error
+        self._owner = owner
+        self.tensor = shared(owner, torch.zeros(size, dtype=torch.int32), "counters")
         self.array: np.ndarray = self.tensor.numpy()  # the same memory
         self.is_copy = False  # whether it was unpickled, or copied, without the memory
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"tensor": self.tensor}
+        return {"owner": self._owner, "tensor": self.tensor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._owner = state["owner"]
         self.is_copy = not state["tensor"].is_shared()
-        self.tensor = state["tensor"].share_memory_()
+        self.tensor = shared(self._owner, state["tensor"], "counters")
         self.array = self.tensor.numpy()
 
     def add(self, number: int) -> int:
@@ -92,15 +117,14 @@ class Visits:
         # The epoch comes first. It lies with the counters, as each shared tensor takes a file descriptor.
         self._shared = SharedCounts(owner, 1 + self._size)
         self._rank = 0
-        self._copied_in = 0  # the process that has unpickled a copy with counters of its own
+        self._unpickled_in = 0  # the process that has unpickled it
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_rank": self._own_rank()}  # a spawned worker does not know it
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._shared.is_copy:
-            self._copied_in = os.getpid()
+        self._unpickled_in = os.getpid()
 
     @property
     def epoch(self) -> int:
@@ -115,24 +139,29 @@ class Visits:
 
     def views(self, numbers: Iterable[int]) -> list[int]:
         """The next view of each number: another one each time, on each rank."""
-        if self._copied_in:
-            self._warn_if_apart()
+        if self._shared.is_copy and self._was_sent():
+            self._warn_apart()
         first = self._own_rank() << 32
         return [first + self._shared.add(1 + number % self._size) for number in numbers]
 
     def _own_rank(self) -> int:
         if dist.is_available() and dist.is_initialized():
             return dist.get_rank()
+        if self._was_sent():
+            return self._rank  # of the process that made this worker; RANK may be that of the node
         told = os.environ.get("RANK", "")  # torchrun sets it, and workers inherit it
         return int(told) if told.isascii() and told.isdigit() else self._rank
 
-    def _warn_if_apart(self) -> None:
+    def _was_sent(self) -> bool:
+        """Whether this is a worker that was sent a pickle, as a spawned one is."""
+        return self._unpickled_in == os.getpid() and get_worker_info() is not None
+
+    def _warn_apart(self) -> None:
         """Warn once in a worker that was sent a plain copy: what it counts, no other process sees."""
-        if self._copied_in == os.getpid() and get_worker_info() is not None:
-            self._copied_in = 0
-            warnings.warn(
-                f"{self._owner}: this worker got a pickled copy that shares no memory with the dataset, so "
-                "another epoch may repeat its augmentations; use a sampler of tercet, such as "
-                "ShuffledSampler, or call set_epoch before each epoch and leave persistent_workers off",
-                stacklevel=2,
-            )
+        self._shared.is_copy = False
+        warnings.warn(
+            f"{self._owner}: this worker got a pickled copy that shares no memory with the dataset, so "
+            "another epoch may repeat its augmentations; use a sampler of tercet, such as "
+            "ShuffledSampler, or call set_epoch before each epoch and leave persistent_workers off",
+            stacklevel=3,
+        )
