@@ -400,6 +400,14 @@ def test_a_bounded_rank_resumes_where_it_was():
         assert plain(other)[: len(replay) - stop] == replay[stop:]
 
 
+def test_a_bounded_state_is_refused_where_other_images_divide_the_triplets_otherwise():
+    anchor, other = np.zeros(9, dtype=np.int64), np.arange(1, 10)
+    one = AnchorSampler(Triplets(anchor, other, other + 9), 2, images=9)
+    another = AnchorSampler(Triplets(anchor, other, np.full(9, 19)), 2, images=9)
+    with pytest.raises(ValueError, match="the state was saved with parts="):
+        another.load_state_dict(one.state_at(0, 0))
+
+
 def test_reading_in_parts_divides_alike(monkeypatch):
     triplets = RandomTriplets(LABELS, 3, 2)
     options = {"images": 12, "per_class": 2, "labels": LABELS}

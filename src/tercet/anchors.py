@@ -119,6 +119,8 @@ class AnchorSampler(EpochSampler):
         if self.images is not None:
             self._settings["images"] = self.images
             self._divide(triplets, self.images)
+            parts = np.concatenate([self._numbers, self._first, self._weight])
+            self._settings["parts"] = zlib.crc32(parts.astype("<i8").tobytes())
         self._bundles = int(self._hands.sum())
         if self._bundles < self.world_size:
             expected = f"at most {self._bundles}, as there are so many bundles of anchors"
