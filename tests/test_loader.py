@@ -2,7 +2,14 @@ import math
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    DistributedSampler,
+    Subset,
+    TensorDataset,
+)
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.loader import MinedBatch, MiningLoader
@@ -162,6 +169,19 @@ def test_batches_of_another_form_are_refused(batch):
         ValueError, match=r"MiningLoader\(batch=.*: expected \(images, labels\) or \(images, labels, rows"
     ):
         next(iter(MiningLoader([batch], linear(), BatchHard())))
+
+
+def test_the_epoch_reaches_a_sampler_and_datasets_that_are_wrapped():
+    class Told(TensorDataset):
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+    one, other = Told(torch.zeros(4, 1)), Told(torch.zeros(4, 1))
+    dataset = ConcatDataset([Subset(one, [0, 1]), other])
+    sampler = DistributedSampler(dataset, 2, 0)
+    loader = DataLoader(dataset, batch_sampler=BatchSampler(sampler, 2, False))
+    MiningLoader(loader, linear(), BatchHard()).set_epoch(3)
+    assert [sampler.epoch, one.epoch, other.epoch] == [3, 3, 3]
 
 
 def test_the_epoch_reaches_the_sampler_and_the_dataset():

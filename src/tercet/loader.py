@@ -106,16 +106,14 @@ class MiningLoader:
             yield self._mined(batch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch to the loader, its batch sampler, its sampler and its dataset: each that has one.
+        """Tell the epoch to the loader, and to all samplers and datasets in it that have `set_epoch`.
+
+        So it reaches what is wrapped, as a sampler in a `BatchSampler` or a dataset in a `Subset`.
 
         Raises:
             ValueError: none of them has `set_epoch`.
         """
-        parts = [
-            self.loader,
-            *(getattr(self.loader, p, None) for p in ("batch_sampler", "sampler", "dataset")),
-        ]
-        told = [part for part in parts if callable(getattr(part, "set_epoch", None))]
+        told = [part for part in _parts(self.loader) if callable(getattr(part, "set_epoch", None))]
         for part in told:
             part.set_epoch(epoch)
         if told:
@@ -189,3 +187,14 @@ class MiningLoader:
         if self.device is not None and isinstance(part, Tensor):
             return part.to(self.device, non_blocking=True)
         return part
+
+
+def _parts(loader: Any) -> list[Any]:
+    """A loader, and the samplers and datasets that it is made of, each once."""
+    parts = [loader]
+    for part in parts:  # which grows on the way
+        inner = [getattr(part, name, None) for name in ("batch_sampler", "sampler", "dataset")]
+        several = getattr(part, "datasets", None)  # of a ConcatDataset or a ChainDataset
+        inner += several if isinstance(several, (list, tuple)) else []
+        parts += [one for one in inner if one is not None and all(one is not part for part in parts)]
+    return parts
