@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from killing import killed_at
 
 from tercet.atomic import atomically, fresh_target, together
+from tercet.facts import with_checksum
 from tercet.journal import JOURNAL, journal, located, pending, tidy
 from tercet.locks import lock_file, locked
 
@@ -407,13 +409,61 @@ def test_a_journal_names_files_of_its_folder_alone(tmp_path):
         if pending(folder):
             break
         tidy(folder)
-    from tercet.facts import with_checksum
-
     facts = json.loads((folder / JOURNAL).read_text())
     (folder / JOURNAL).write_text(json.dumps(with_checksum({**facts, "names": ["../victim", "b"]})))
     assert pending(folder) == {}
     tidy(folder)
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+def planted(folder, order, temporary, name):
+    """A journal that lists a file of others, with all that can be told of it from outside of this machine."""
+    status = os.stat(folder / name) if (folder / name).exists() else os.stat(folder)
+    facts = {
+        "tercet": "journal",
+        "order": order,
+        "temporary": [temporary],
+        "names": [name],
+        "sizes": [status.st_size],
+        "times": [status.st_mtime_ns],
+        "inodes": [status.st_ino + 1],
+    }
+    (folder / JOURNAL).write_text(json.dumps(with_checksum(facts)))
+
+
+UNFINISHED = f"{'a' * 16}.unfinished"
+
+
+@pytest.mark.parametrize("order", ["new", "replace"])
+@pytest.mark.parametrize("temporary", [f".victim.{UNFINISHED}", f".other.{UNFINISHED}"])
+def test_a_planted_journal_removes_and_replaces_no_file_of_others(tmp_path, order, temporary):
+    (tmp_path / "victim").write_text("precious")
+    if "victim" not in temporary:
+        (tmp_path / temporary).write_text("of others")
+    planted(tmp_path, order, temporary, "victim")
+    tidy(tmp_path)
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert names(tmp_path) == ["victim"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b", "", "..", "d/victim"])
+def test_a_planted_journal_with_names_that_no_file_has_lists_nothing(tmp_path, name):
+    with suppress(ValueError, OSError):
+        planted(tmp_path, "replace", f".{name}.{UNFINISHED}", "x")
+    facts = json.loads((tmp_path / JOURNAL).read_text())
+    (tmp_path / JOURNAL).write_text(json.dumps(with_checksum({**facts, "names": [name]})))
+    assert pending(tmp_path) == {}
+    tidy(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_of_a_planted_journal_of_any_size_the_start_is_read(tmp_path):
+    with open(tmp_path / JOURNAL, "wb") as file:
+        file.write(b'{"tercet": "journal"')
+        file.truncate(1 << 40)
+    assert pending(tmp_path) == {}
+    tidy(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_the_journal_waits_for_who_holds_it(tmp_path):

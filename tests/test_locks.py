@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
+
+import pytest
 
 from tercet.locks import locked
 
@@ -49,3 +53,20 @@ def test_a_process_that_is_killed_holds_nothing(tmp_path):
     with locked(tmp_path / ".lock", wait=False) as held:
         assert held
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_of_another_user_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    (tmp_path / "lock").write_text("")
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(PermissionError) as raised, locked(tmp_path / "lock"):
+        pass
+    assert str(raised.value).endswith(
+        "lock': expected a file of this user, or none; another user's run is at work there or was killed; "
+        "wait for it to end, or remove the file"
+    )
+    with pytest.raises(PermissionError, match="of the folder"), locked(tmp_path / "other"):
+        pass
+
+
+def refused(*_, **__):
+    raise PermissionError(errno.EACCES, "of the folder")

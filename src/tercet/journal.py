@@ -27,6 +27,7 @@ __all__ = ["JOURNAL", "Journal", "journal", "located", "pending", "read_steady",
 
 JOURNAL = ".tercet.journal"
 _MARK = b'{"tercet": "journal"'  # what one begins with
+_MOST = 1 << 16  # bytes of one that are read: a set has few files
 _TRIES = 100  # to read files that are replaced all the time
 _LEFT_OVER = re.compile(r"\..+\.([0-9a-f]{16}\.unfinished|tercet\.lock)", re.DOTALL)
 
@@ -41,6 +42,7 @@ class _Entry(NamedTuple):
     name: str
     size: int
     time: int
+    inode: int
 
 
 class Journal:
@@ -64,6 +66,7 @@ class Journal:
             "names": [target.name for target in files.values()],
             "sizes": [one.st_size for one in status],
             "times": [one.st_mtime_ns for one in status],
+            "inodes": [one.st_ino for one in status],
         }
         os.pwrite(self._descriptor, json.dumps(with_checksum(facts)).encode(), 0)
         os.fsync(self._descriptor)
@@ -75,7 +78,7 @@ class Journal:
         Raises:
             OSError: a file cannot be renamed; the journal is as it was.
         """
-        content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+        content = os.pread(self._descriptor, _MOST, 0)
         if not content:
             return
         if not _MARK.startswith(content.rstrip(b"\0")[: len(_MARK)]):
@@ -87,7 +90,7 @@ class Journal:
                 if _is_plain(file):
                     os.replace(file, target)
                 continue
-            if _size_and_time(target) == (entry.size, entry.time):  # else it is another's by now
+            if _is(target, entry):  # else it is another's
                 target.unlink()
             file.unlink(missing_ok=True)
         self.clear()
@@ -172,8 +175,7 @@ def pending(folder: Path) -> dict[str, str]:
     except OSError:
         return {}
     try:
-        status = os.fstat(descriptor)
-        content = os.pread(descriptor, status.st_size, 0) if stat.S_ISREG(status.st_mode) else b""
+        content = os.pread(descriptor, _MOST, 0) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
     finally:
         os.close(descriptor)
     return {entry.name: entry.temporary for entry in _parsed(content)[1]} if content else {}
@@ -242,15 +244,26 @@ def _parsed(content: bytes) -> tuple[str, list[_Entry]]:
     """The order and the entries of a journal; no entries for one that was not written to its end."""
     try:
         facts = Facts(content, "journal", "path", JOURNAL, "record")
-        columns = (facts.strings("temporary"), facts.strings("names"), facts.integers("sizes"))
-        entries = list(map(_Entry, *columns, facts.integers("times")))
+        columns = (facts.strings("temporary"), facts.strings("names"))
+        numbers = (facts.integers(name, high=2**64) for name in ("sizes", "times", "inodes"))
+        entries = list(map(_Entry, *columns, *numbers))
         order = facts.string("order")
+        ours = facts.checked and all(map(_of_one_file, entries))
     except ValueError:
         return "", []
-    # Names of this folder alone, whoever wrote the journal.
-    inside = all(os.path.basename(entry.name) == entry.name not in ("", ".", "..") for entry in entries)
-    ours = all(_LEFT_OVER.fullmatch(entry.temporary) and "/" not in entry.temporary for entry in entries)
-    return (order, entries) if facts.checked and inside and ours else ("", [])
+    return (order, entries) if ours else ("", [])
+
+
+def _of_one_file(entry: _Entry) -> bool:
+    """Whether the names are those of a file of this folder and of its temporary file, whoever wrote them.
+
+    Raises:
+        ValueError: no file can have them.
+    """
+    os.fsencode(entry.name)
+    plain = os.path.basename(entry.name) == entry.name not in ("", ".", "..") and "\0" not in entry.name
+    temporary = rf"\.{re.escape(entry.name)}\.[0-9a-f]{{16}}\.unfinished"
+    return plain and re.fullmatch(temporary, entry.temporary) is not None
 
 
 def _is_plain(path: Path) -> bool:
@@ -270,10 +283,10 @@ def _status(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _size_and_time(path: Path) -> tuple[int, int] | None:
-    """What renaming keeps of a file."""
+def _is(path: Path, entry: _Entry) -> bool:
+    """Whether a file is that of an entry, by what renaming keeps of it."""
     try:
         status = os.lstat(path)
     except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
+        return False
+    return (status.st_size, status.st_mtime_ns, status.st_ino) == (entry.size, entry.time, entry.inode)

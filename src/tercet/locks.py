@@ -81,10 +81,16 @@ def opened(path: Path) -> int:
     """The descriptor of a file that is made if it is not there.
 
     Raises:
-        OSError: a link, a folder or a pipe stands there, or the file cannot be made.
+        OSError: a link, a folder, a pipe or another user's file stands there, or the file cannot be made.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | SAFELY, 0o666)
+    except PermissionError:
+        if not os.path.lexists(path):
+            raise
+        expected, found = "a file of this user, or none", "another user's run is at work there or was killed"
+        way_out = "wait for it to end, or remove the file"
+        raise PermissionError(escaped(f"{str(path)!r}: expected {expected}; {found}; {way_out}")) from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise foreign(path) from None
