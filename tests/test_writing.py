@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
 from functools import partial
 
+import pyarrow as pa
 import pytest
 from killing import killed_at
 
@@ -251,6 +253,26 @@ def test_a_manifest_of_another_program_beside_a_part_is_let_be(tmp_path):
     write_manifests(split_parts(tmp_path / "t.csv", 0))
     beside(tmp_path / "t.validation.csv").unlink()
     assert read_manifest(tmp_path / "t.csv").provenance["split"]["part"] == "train"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_damaged_part_beside_it_does_not_condemn_a_manifest(tmp_path, monkeypatch, suffix):
+    """It is refused where it is read; a changed seed in it does not make it the part of another split."""
+    target, validation = (part.path for part in split_parts(tmp_path / f"t{suffix}", 0))
+    write_manifests(split_parts(target, 0))
+    where = beside(validation) if suffix in TEXT_FORMATS else validation
+    content = where.read_bytes()
+    changed = re.sub(rb'("split": \{[^}]*"seed": )0', rb"\g<1>7", content)
+    assert changed != content
+    where.write_bytes(changed)
+    assert len(read_manifest(target)) > 0
+
+    def damaged(*_):
+        raise pa.ArrowNotImplementedError("of a type that a flipped bit made")
+
+    monkeypatch.setattr("tercet.split_parts._record", damaged)
+    assert len(read_manifest(target)) > 0
+    write_manifest(target, of_seed(0), CATALOG, overwrite=True)
 
 
 # A folder in the way

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.checks import refusal
-from tercet.facts import read_bounded
+from tercet.facts import checksum_fits, read_bounded
 from tercet.formats import TEXT_FORMATS
 from tercet.provenance import KEY
 
@@ -50,12 +50,15 @@ def refuse_other_split(
     """
     if not place.is_file():
         return
+    import pyarrow as pa
+
+    unreadable = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
     try:
         record = _record(place, place_beside, source.suffix)
         here, there = (_law(one) for one in (provenance, record))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (pa.ArrowException, *unreadable):
         return  # what is no manifest of ours is no part of a split; a damaged one is refused where it is read
-    if provenance and record and here != there:
+    if provenance and record and here != there and checksum_fits(record) is not False:
         name = other_part(source).name
         shared = f"{_difference(here, there)}, so images of one may be in the other"
         way_out = f"{shared}; write both with one command, or move {name} away"
