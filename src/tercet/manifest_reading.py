@@ -65,18 +65,18 @@ def read_rows(source: Path, root: str | None, outside_root: bool) -> Found:
     found = read_steady(_OWNER, names, partial(_read, source, root))
     if found.reopen:
         found = found._replace(reopen=(*found.reopen[:2], outside_root))
-    if outside_root:
-        return found
     if isinstance(found.catalog, Catalog):
-        return found._replace(catalog=_in_its_root(source, found.catalog))
-    return found._replace(catalog=partial(_in_its_root, source, found.catalog))
+        return found._replace(catalog=_in_its_root(source, outside_root, found.catalog))
+    return found._replace(catalog=partial(_in_its_root, source, outside_root, found.catalog))
 
 
-def _in_its_root(source: Path, catalog: Catalog | Callable[[], Catalog]) -> Catalog:
-    """The catalog of a manifest, refused if a path leads out of its root."""
+def _in_its_root(source: Path, outside_root: bool, catalog: Catalog | Callable[[], Catalog]) -> Catalog:
+    """The catalog of a manifest, refused if a path leads out of its root, unless it may."""
     catalog = catalog if isinstance(catalog, Catalog) else catalog()
+    if outside_root:
+        return replace(catalog, outside_root=True)
     refuse_outside(_OWNER, source, catalog.root, catalog.paths, rows=False)
-    return replace(catalog, outside_root=False)
+    return catalog
 
 
 def _read(source: Path, root: str | None, places: list[Path]) -> Found:
@@ -153,7 +153,7 @@ def _foreign(source: Path, root: str | None, kind: str, paths: np.ndarray, rows:
         raise refusal(_OWNER, "path", str(source), "paths on every line", "one is empty")
     names = np.sort(paths)
     classes, labels = np.unique([os.path.dirname(name) for name in names], return_inverse=True)
-    catalog = Catalog(names, labels, classes.tolist(), root=Path(root or ""))
+    catalog = Catalog(names, labels, classes.tolist(), root=Path(root or ""), outside_root=False)
     return _by_names(source, catalog, {"kind": kind}, paths, rows)._replace(provenance={})
 
 
@@ -164,13 +164,15 @@ def _by_names(
     kind = provenance["kind"]
     _refuse_other_count(source, rows.shape[1], provenance)
     prefix = provenance.get("path_prefix", "")
-    written: Callable[[str], str] = spreadsheet_safe if provenance.get("csv_safe") is True else str
-    row_of = {written(prefix + name): row for row, name in enumerate(catalog.paths)}
-    unknown = [name for name in paths if name not in row_of]
-    if unknown:
-        way_out = f"{unknown[0]!r} is not one of them; it was changed; write it again"
+    names = catalog.paths.tolist()
+    names = [prefix + name for name in names] if prefix else names
+    names = list(map(spreadsheet_safe, names)) if provenance.get("csv_safe") is True else names
+    row_of = dict(zip(names, range(len(names))))
+    found = list(map(row_of.get, paths.tolist()))
+    if None in found:
+        way_out = f"{paths[found.index(None)]!r} is not one of them; it was changed; write it again"
         raise refusal(_OWNER, "path", str(source), "paths of its own catalog", way_out)
-    translate = np.array([row_of[name] for name in paths], dtype=np.int32)
+    translate = np.array(found, dtype=np.int32)
     named = 2 if kind == "pairs" else 3
     return Found(HeldColumns([*translate[rows[:named]], *rows[named:]]), catalog, provenance, kind)
 

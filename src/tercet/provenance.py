@@ -197,13 +197,13 @@ def read_catalog(
 
 
 def _catalog_from(facts: Facts, source: Path, place: Path, fingerprint: str) -> Catalog:
-    """The catalog that `recorded_catalog` recorded."""
+    """The catalog that `recorded_catalog` recorded; its paths may not lead out of its root."""
     classes = facts.strings("classes")
     labels = facts.integers("labels", 0, len(classes) - 1)
     groups = facts.part("groups")
     columns, paths = {name: _group(groups, name) for name in groups}, facts.strings("paths")
     try:
-        catalog = Catalog(paths, labels, classes, columns, place)
+        catalog = Catalog(paths, labels, classes, columns, place, outside_root=False)
     except ValueError as error:  # columns of unequal length, a class name twice
         way_out = f"it is damaged ({error}); write it again"
         raise refusal(_OWNER, "path", str(source), "its catalog", way_out) from error
