@@ -18,7 +18,7 @@ from tercet import manifest_reading
 from tercet.atomic import together
 from tercet.catalog import Catalog
 from tercet.formats import FORMATS, TEXT_FORMATS
-from tercet.journal import JOURNAL, pending
+from tercet.journal import JOURNAL, pending, tidy
 from tercet.manifest import read_manifest
 from tercet.provenance import beside
 from tercet.triplets.random import RandomTriplets
@@ -205,6 +205,27 @@ def test_a_file_that_is_replaced_all_the_time_is_refused(tmp_path, monkeypatch):
     assert "expected a file that stays as it is while it is read" in sentence(
         read_manifest, tmp_path / "t.csv"
     )
+
+
+@pytest.mark.parametrize("late", ["open_plain", "read_beside"])
+def test_a_set_that_gets_its_names_while_it_is_read_is_read_again(tmp_path, monkeypatch, late):
+    """Renamed, a file is the same, and no longer where the journal had it: it must not pass for missing."""
+    for step in range(1, 40):
+        write_manifest(tmp_path / "t.csv", of_seed(0), CATALOG, overwrite=True)
+        killed_at(step, lambda: write_manifest(tmp_path / "t.csv", of_seed(1), CATALOG, overwrite=True))
+        if len(pending(tmp_path)) == 2 and all(
+            (tmp_path / name).exists() for name in pending(tmp_path).values()
+        ):
+            break
+    real = getattr(manifest_reading, late)
+
+    def settled_first(*args):
+        tidy(tmp_path)
+        return real(*args)
+
+    monkeypatch.setattr(manifest_reading, late, settled_first)
+    assert seed_of(read_manifest(tmp_path / "t.csv")) == 1
+    assert names(tmp_path) == ["t.csv", "t.csv.json"]
 
 
 # Two runs side by side

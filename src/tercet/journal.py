@@ -211,15 +211,14 @@ def read_steady(owner: str, paths: Sequence[Path], read: Callable[[list[Path]], 
         ValueError: the files were replaced each time. What `read` raises while they stay is raised.
     """
     for _ in range(_TRIES):
-        places = located(*paths)
-        before = list(map(_status, places))
+        before = _located_status(paths)
         try:
-            result = read(places)
+            result = read([place for place, _ in before])
         except (OSError, ValueError):
-            if before == list(map(_status, located(*paths))):
+            if before == _located_status(paths):
                 raise
             continue
-        if before == list(map(_status, located(*paths))):
+        if before == _located_status(paths):
             return result
     expected = "a file that stays as it is while it is read"
     raise refusal(owner, "path", str(paths[0]), expected, f"it was replaced {_TRIES} times; read it later")
@@ -272,6 +271,11 @@ def _is_plain(path: Path) -> bool:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:
         return False
+
+
+def _located_status(paths: Sequence[Path]) -> list[tuple[Path, tuple[int, ...] | None]]:
+    """Where each file is and what it is: renamed it is the same, but cannot be opened where it was."""
+    return [(place, _status(place)) for place in located(*paths)]
 
 
 def _status(path: Path) -> tuple[int, ...] | None:
