@@ -566,6 +566,20 @@ def test_a_repeated_path_is_kept_once_and_reported(tmp_path):
     assert catalog.left_out_counts() == {"path repeated in the table": 2}
 
 
+def test_a_path_that_is_repeated_in_another_spelling_is_kept_once(tmp_path):
+    same = ("d/a.jpg", "./d/a.jpg", "d//a.jpg", "d/./a.jpg", ".//d/././/a.jpg")
+    others = ("/d/a.jpg", "d/../d/a.jpg", ".d/a.jpg", "d/.a.jpg", "d./a.jpg")
+    lines = [f"{name},x" for name in (*same, *others)]
+    source = table(tmp_path / "t.csv", "\n".join(["path,label", *lines, ""]))
+    catalog = read_catalog(source, outside_root=True)
+    assert catalog.paths.tolist() == [same[0], *others]
+    assert catalog.left_out_counts() == {"path repeated in the table": 4}
+    table(source, "path,label\na.jpg,x\n./a.jpg,y\n")
+    assert "one label for each path; './a.jpg' is 'x' in row 1 and 'y' in row 2" in sentence(
+        read_catalog, source
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

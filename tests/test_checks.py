@@ -75,7 +75,7 @@ def test_whole_takes_what_numpy_and_torch_count_with():
 
 def test_a_seed_has_at_most_128_bits():
     assert seed_number("f", 2**128 - 1) == 2**128 - 1
-    assert "expected a whole number from 0" in sentence(seed_number, "f", 2**128)
+    assert "expected a whole number from 0 to 2¹²⁸ − 1" in sentence(seed_number, "f", 2**128)
     assert sentence(seed_number, "f", -1) == "f(seed=-1): expected a whole number of at least 0"
     assert sentence(seed_number, "f", True) == "f(seed=True): expected a whole number of at least 0"
 

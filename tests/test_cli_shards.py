@@ -161,7 +161,10 @@ def test_shards_of_other_options_are_refused_without_overwrite(tercet, photos): 
     before = contents("out")
     code, out, err = tercet("make-shards", photos, "out", "--seed", 1)
     assert (code, out) == (1, "")
-    assert "expected a folder without shards of another catalog or other options; " in err
+    expected = (
+        "expected a folder without shards of another catalog or other options; info.json is of others; "
+    )
+    assert expected in err
     assert contents("out") == before
     assert tercet("make-shards", photos, "out", "--seed", 1, "--overwrite", "--quiet")[0] == 0
     assert contents("out").keys() == before.keys()
@@ -190,7 +193,11 @@ def test_shards_of_other_options_are_refused_without_overwrite(tercet, photos): 
             1,
             "make-shards(folder='photos/00'): expected a folder outside ., which is read",
         ),
-        (["photos", "a/b"], 1, "Error: write_shards(folder='a/b'): expected an existing a to make it in"),
+        (
+            ["photos", "a/b"],
+            1,
+            "Error: write_shards(folder='a/b'): expected an existing folder above it; make a first",
+        ),
         (["photos", "t.csv"], 1, "Error: write_shards(folder='t.csv'): expected a folder, not a file"),
         (
             ["photos", "out", "--layout", "identiy"],
@@ -245,7 +252,7 @@ def test_what_cannot_be_done_is_said_and_nothing_written(tercet, photos, argumen
     ("arguments", "said"),
     [
         (["out", "--split", "a/b"], "write_shards(split='a/b'): expected letters, digits and"),
-        (["a/b"], "write_shards(folder='a/b'): expected an existing a to make it in"),
+        (["a/b"], "write_shards(folder='a/b'): expected an existing folder above it; make a first"),
         (["t.csv"], "write_shards(folder='t.csv'): expected a folder, not a file"),
     ],
 )

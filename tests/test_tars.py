@@ -136,6 +136,11 @@ def test_a_compressed_tar_is_refused(tmp_path):
     assert "an uncompressed tar; decompress it first" in said
 
 
+def test_a_file_shorter_than_a_header_ends_within_one(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"GIF89a")
+    assert sentence(ShardIndex, tmp_path / "a.tar").endswith("(it ends within a header)")
+
+
 def test_an_empty_file_is_refused_as_one(tmp_path):
     (tmp_path / "a.tar").touch()
     assert sentence(ShardIndex, tmp_path / "a.tar").endswith("expected an uncompressed tar; it is empty")

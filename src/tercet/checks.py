@@ -147,10 +147,14 @@ def seed_number(owner: str, seed: Any) -> int:
         True
     """
     try:
-        large = not _boolean(seed) and _LARGEST < operator.index(seed) < 1 << 128
+        large = not _boolean(seed) and operator.index(seed) > _LARGEST
     except Exception:
         large = False
-    return operator.index(seed) if large else whole(owner, "seed", seed)
+    if not large:
+        return whole(owner, "seed", seed)
+    if (number := operator.index(seed)).bit_length() > 128:
+        raise refusal(owner, "seed", seed, "a whole number from 0 to 2¹²⁸ − 1")
+    return number
 
 
 def batch_size(owner: str, p: Any, k: Any) -> tuple[int, int]:

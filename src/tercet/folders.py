@@ -155,7 +155,7 @@ def _why_not(entry: os.DirEntry[str], folder: tuple[str, ...], suffixes: frozens
         return "not an image"
     try:
         if not entry.is_file():
-            return "link to nothing" if entry.is_symlink() else "not a regular file"
+            return "not a regular file" if os.path.exists(entry.path) else "link to nothing"
     except OSError as error:
         return f"link cannot be followed: {error.strerror}"
     return "" if folder else "image outside any class folder"

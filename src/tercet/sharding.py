@@ -171,7 +171,9 @@ def shards_folder(folder: str | Path, split: str) -> Path:
     if target.exists() and not target.is_dir():
         raise refusal(_OWNER, "folder", str(folder), "a folder, not a file")
     if not target.parent.is_dir():
-        raise refusal(_OWNER, "folder", str(folder), f"an existing {target.parent} to make it in")
+        raise refusal(
+            _OWNER, "folder", str(folder), "an existing folder above it", f"make {target.parent} first"
+        )
     if not os.access(target if target.is_dir() else target.parent, os.W_OK):
         raise refusal(_OWNER, "folder", str(folder), "a folder that may be written")
     return target
@@ -304,7 +306,7 @@ def _make_room(job: ShardJob, overwrite: bool) -> None:
         begun.unlink()
     elif foreign := _foreign(job, info, ours):
         expected = "a folder without shards of another catalog or other options"
-        way_out = f"{foreign} is one; overwrite=True or --overwrite replaces them"
+        way_out = f"{foreign} is of others; overwrite=True or --overwrite replaces them"
         raise refusal(_OWNER, "folder", str(job.folder), expected, way_out)
 
 

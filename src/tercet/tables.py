@@ -213,7 +213,7 @@ def sorted_classes(names: Iterable[str]) -> list[str]:
 def first_rows(
     owner: str, path: str | Path, names: np.ndarray, labels: np.ndarray
 ) -> tuple[list[int], list[str]]:
-    """The row of each path's first mention, and the paths that are mentioned again.
+    """The row of each path's first mention, and the paths that are mentioned again, as `./a` or `b//a` too.
 
     Args:
         owner, path: who reads which table, for the sentence.
@@ -225,10 +225,18 @@ def first_rows(
     first: dict[str, int] = {}
     repeated = []
     for row, name in enumerate(names):
-        earlier = first.setdefault(name, row)
+        earlier = first.setdefault(_plainly(name), row)
         if labels[earlier] != labels[row]:
             both = f"{labels[earlier]!r} in row {earlier + 1} and {labels[row]!r} in row {row + 1}"
             raise refusal(owner, "path", str(path), "one label for each path", f"{name!r} is {both}")
         if earlier != row:
             repeated.append(name)
     return list(first.values()), repeated
+
+
+def _plainly(name: str) -> str:
+    """A path without its `.` and doubled slashes; `..` stays, as behind a link it leads elsewhere."""
+    if "//" not in name and "./" not in name and "/." not in name:  # nearly all
+        return name
+    parts = (part for part in name.split("/") if part not in ("", "."))
+    return "/" * name.startswith("/") + "/".join(parts)

@@ -141,7 +141,7 @@ def _padded(length: int) -> int:
 def _checked(header: bytes, at: int) -> bytes:
     """The kind of member of a header whose sum is right."""
     if len(header) < BLOCK:
-        raise DamagedTar("it ends without an end" if header else "it ends without a header", at)
+        raise DamagedTar("it ends within a header" if header else "it ends without a header", at)
     stated = _number(header[148:156], at)
     found = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if stated != found:  # some programs of old added signed bytes
