@@ -153,13 +153,19 @@ def fp16_and_bf16_are_compared_in_float32(row):
 
 
 def autocast_changes_nothing(row):
+    def one_by_one(*given, **call):
+        return row.head(reduction="none")(*given, **call).sum()
+
     x, labels = BATCHES["P × K"][0], BATCHES["P × K"][1]
-    lists = [{}, {"mined": row.everything(labels)}] if row.lists else [{}]
+    heads = [(row.head(), {})]
+    if row.lists:
+        listed = {"mined": row.everything(labels)}
+        heads += [(row.head(), listed)] + ([(one_by_one, listed)] if row.reduction else [])
     for dtype in (torch.float32, torch.bfloat16):
-        for call in lists:
-            outside = gradient_of(row.head(), x.to(dtype), labels, **call)
+        for head, call in heads:
+            outside = gradient_of(head, x.to(dtype), labels, **call)
             with torch.autocast("cpu", torch.bfloat16):
-                inside = gradient_of(row.head(), x.to(dtype), labels, **call)
+                inside = gradient_of(head, x.to(dtype), labels, **call)
             assert inside[0].dtype == torch.float32
             assert all(torch.equal(u, v) for u, v in zip(inside, outside))
 

@@ -64,7 +64,7 @@ def test_a_head_equals_the_loop_for_any_labels_and_lengths(labels, size, seed, n
 
 
 @every_head
-def test_the_gradients_are_those_of_finite_differences(name):
+def test_both_derivatives_are_those_of_finite_differences(name):
     head = make(name)
     for batch in ("all classes", "some classes", "one class only"):
         x, labels = BATCHES[batch]
@@ -74,6 +74,7 @@ def test_the_gradients_are_those_of_finite_differences(name):
 
         inputs = (x.clone().requires_grad_(), head.proxies.detach().clone().requires_grad_())
         assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(loss, inputs, fast_mode=True)
 
 
 @every_head

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from tercet.differences import by_differences, pair_squares, squares_by_differen
 from tercet.promises import promised
 from tercet.squares import fast_entries, fast_tile, full_precision, lengths, picked
 
-__all__ = ["ProductForm", "SquareForm", "form_of"]
+__all__ = ["ProductForm", "SquareForm", "form_of", "products"]
 
 
 def _same(x: Tensor) -> Tensor:
@@ -96,8 +97,7 @@ class ProductForm:
 
     def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
         """D(x_i, y_j), with a gradient."""
-        with full_precision(x.device):
-            return -(x @ y.T)
+        return -products(x, y)
 
     def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
         """D(x_i, y_i), with a gradient."""
@@ -123,3 +123,24 @@ def form_of(distance: Any) -> SquareForm | ProductForm | None:
         (True, None)
     """
     return promised(distance, "form", "tile", "paired")
+
+
+class _Product(torch.autograd.Function):
+    """x yᵀ, whose gradient keeps the precision of x even where `backward` is called under autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, y: Any) -> Any:
+        ctx.save_for_backward(x, y)
+        return x @ y.T
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        x, y = ctx.saved_tensors
+        with full_precision(grad.device):
+            return grad @ y, grad.T @ x
+
+
+def products(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
+    """x_i·y_j of every row with every column, outside autocast."""
+    with full_precision(x.device):
+        return _Product.apply(x, y)

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
 from tercet.checks import real, refusal
+from tercet.closed_forms import products
 from tercet.distances import Distance, dot
 from tercet.losses.head import Head, above_zero, reduced
-from tercet.losses.rowwise import ListwiseHead, log_sum, products
+from tercet.losses.rowwise import ListwiseHead, log_sum
 from tercet.pairwise import Pairwise, Tile, tile_height
 from tercet.promises import promised
 from tercet.relations import Relation, SameLabel

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
 from tercet.checks import flag, real, refusal, seed_number, whole
+from tercet.closed_forms import products
 from tercet.compiling import outside_graph
 from tercet.distances import cosine
 from tercet.inputs import allocated, lack_of_data
 from tercet.losses.head import above_zero
-from tercet.losses.rowwise import products
 from tercet.pairwise import features
 from tercet.randomness import derive_key
 from tercet.relations import whole_numbers
@@ -319,4 +319,5 @@ def _log_sums(
     """log Σ exp of the values of each class, −∞ where there are none, and how many classes have any."""
     most = values.new_full((count,), -math.inf).scatter_reduce(0, labels, values.detach(), "amax")
     sums = values.new_zeros(count).index_add(0, labels, torch.exp(values - most[labels]))
-    return most + torch.log(sums), (sums > 0).sum()
+    absent = sums == 0  # not log 0: its second derivative is NaN
+    return most + torch.log(sums.masked_fill(absent, 1.0)), (~absent).sum()

@@ -15,10 +15,9 @@ from tercet.losses.head import Head, reduced
 from tercet.losses.lists import pairs_of
 from tercet.losses.slopes import NegativeCosine, differentiated, sloped
 from tercet.pairwise import Pairwise, Tile, features, mined_rows, tile_height
-from tercet.squares import full_precision
 from tercet.tuples import References
 
-__all__ = ["ListwiseHead", "MinedPairs", "log_sum", "products"]
+__all__ = ["ListwiseHead", "MinedPairs", "log_sum"]
 
 
 class ListwiseHead(Head):
@@ -131,27 +130,6 @@ class MinedPairs:
         x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
         for rows in self.spans():
             yield Tile(rows.start, self.distance.tile(x[rows], y), *self.sides(rows))
-
-
-class _Product(torch.autograd.Function):
-    """x yᵀ, whose gradient keeps the precision of x even where `backward` is called under autocast."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, y: Any) -> Any:
-        ctx.save_for_backward(x, y)
-        return x @ y.T
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        x, y = ctx.saved_tensors
-        with full_precision(grad.device):
-            return grad @ y, grad.T @ x
-
-
-def products(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-    """x_i·y_j of every row with every column, outside autocast."""
-    with full_precision(x.device):
-        return _Product.apply(x, y)
 
 
 def log_sum(logits: Float[Tensor, "a r"], mask: Bool[Tensor, "a r"], dim: int = 1) -> Float[Tensor, " _"]:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tercet.checks import flag, real
+from tercet.closed_forms import products
 from tercet.losses.head import above_zero
 from tercet.losses.proxy import ProxyHead
-from tercet.losses.rowwise import products
 
 __all__ = ["ArcFace", "CosFace", "NormalizedSoftmax"]
 
