@@ -144,12 +144,12 @@ def test_overwrite_is_true_or_false_and_no_word(tmp_path, monkeypatch, overwrite
         fresh_target("f", tmp_path / "t.csv", overwrite, TABLES)
 
 
-@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("links", [None, errno.EPERM, errno.EXDEV, errno.EINVAL])
 def test_of_two_runs_at_once_one_ends_well_and_the_other_is_refused(tmp_path, monkeypatch, links):
-    if not links:
+    if links is not None:
 
         def unable(*_, **__):
-            raise OSError(errno.EPERM, "no second name on this file system")
+            raise OSError(links, "no second name on this file system")
 
         monkeypatch.setattr(os, "link", unable)
     target = tmp_path / "t"
@@ -174,6 +174,36 @@ def test_of_two_runs_at_once_one_ends_well_and_the_other_is_refused(tmp_path, mo
     assert sorted(told, key=len)[1:] == [refused + "overwrite=True or --overwrite replaces it"] * 3
     assert target.read_text() == sorted(told, key=len)[0]
     assert names(tmp_path) == ["t"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch, code):
+    def unable(*_):
+        raise OSError(code, "no locks on this file system")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", unable)
+    for overwrite in (False, True):
+        with together([tmp_path / "a", tmp_path / "b"], overwrite) as files:
+            for file in files:
+                file.write_text(str(overwrite))
+    with pytest.raises(FileExistsError), atomically(tmp_path / "a", overwrite=False):
+        pass
+    with locked(lock_file(tmp_path, "train"), wait=False) as held:
+        assert held
+    assert names(tmp_path) == ["a", "b"]
+    assert (tmp_path / "b").read_text() == "True"
+
+
+def test_a_lock_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "of the disk")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match="of the disk"), atomically(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == []
 
 
 def test_a_set_is_not_written_where_one_of_its_names_is_taken(tmp_path):

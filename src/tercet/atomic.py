@@ -15,9 +15,6 @@ from tercet.locks import SAFELY, flock
 
 __all__ = ["atomically", "fresh_target", "naming", "together"]
 
-# Where a file system has no second names for a file, os.link fails so.
-_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
-
 
 def fresh_target(owner: str, path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
     """`path`, refused before any work is done for it if nothing could be written there.
@@ -144,12 +141,16 @@ def _temporary(target: Path) -> tuple[Path, int]:
             continue
         except OSError as error:
             raise OSError(error.errno, os.strerror(error.errno or 0), str(target)) from error
-        flock(descriptor, wait=True)
         try:
+            flock(descriptor, wait=True)
             if os.path.samestat(os.fstat(descriptor), os.lstat(file)):
                 return file, descriptor
         except FileNotFoundError:
             pass  # before it was locked another run took it for left over
+        except BaseException:
+            os.close(descriptor)
+            file.unlink(missing_ok=True)
+            raise
         os.close(descriptor)
 
 
@@ -187,9 +188,7 @@ def _rename(file: Path, target: Path, overwrite: bool) -> None:
         os.link(file, target)
     except FileExistsError:
         raise _exists(target) from None
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
+    except OSError:  # of a file system without second names for a file, and each says so in its own way
         os.replace(file, target)  # the journal is held: no run of ours has written it since it was looked for
     else:
         file.unlink()

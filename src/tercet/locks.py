@@ -123,8 +123,12 @@ def flock(descriptor: int, wait: bool) -> bool | None:
 
 
 def release(descriptor: int) -> None:
+    """Close an open file, and let go of its lock where it was locked."""
     try:
         if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a forked process has the file open
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     finally:
         os.close(descriptor)
