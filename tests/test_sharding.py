@@ -503,6 +503,15 @@ def test_an_unreadable_image_is_refused_before_anything_is_written_or_skipped(ca
     assert write_shards(tmp_path / "out", catalog, images_per_shard=5).catalog == catalog
 
 
+def test_a_name_that_no_file_can_have_is_refused_or_skipped(catalog, tmp_path):
+    odd = Catalog([*catalog.paths, "a\0b.jpg"], [*catalog.labels, 0], catalog.classes, root=catalog.root)
+    said = sentence(write_shards, tmp_path / "out", odd)
+    assert "expected files that can be read; file cannot be read: embedded null byte" in said
+    index = write_shards(tmp_path / "out", odd, unreadable="skip")
+    assert [item.path for item in index.catalog.left_out] == ["a\0b.jpg"]
+    assert len(index) == len(catalog)
+
+
 def test_nothing_to_read_at_all_is_refused(tmp_path):
     lost = Catalog(["a/1.jpg"], [0], ["a"], root=tmp_path)
     assert "No such file" in sentence(write_shards, tmp_path / "out", lost, unreadable="skip")

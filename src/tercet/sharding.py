@@ -199,6 +199,8 @@ def _why_not(path: Path) -> tuple[int, str]:
         told = path.stat()
     except OSError as error:
         return -1, f"file cannot be read: {error.strerror}"
+    except ValueError as error:  # a name that no file can have
+        return -1, f"file cannot be read: {error}"
     if not stat.S_ISREG(told.st_mode):
         return -1, "not a regular file"
     if not told.st_size:
