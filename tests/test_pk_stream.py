@@ -471,6 +471,23 @@ def test_a_compressed_tar_is_read_as_before(tmp_path):
     assert len(images_of(PKStream(tar, 2, 4, steps=40))) == 40
 
 
+def test_the_batches_of_a_compressed_tar_are_counted_by_who_calls(tmp_path):
+    tar = write_shards(tmp_path / "a", LABELS[:40], 40) / "train-000000.tar"
+    packed = tmp_path / "packed.tar.gz"
+    packed.write_bytes(gzip.compress(tar.read_bytes()))
+    said = "expected a tar that is not compressed, to count the batches of an epoch; .* or pass steps=$"
+    with pytest.raises(ValueError, match=said):
+        PKStream(packed, 2, 4)
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_a_tar_packed_by_zstd_is_named_as_what_it_is(tmp_path, steps):
+    packed = tmp_path / "packed.tar.zst"
+    packed.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(600))
+    with pytest.raises(ValueError, match="it is packed by zstd; unpack it first"):
+        PKStream(packed, 2, 4, steps=steps)
+
+
 @pytest.mark.parametrize("steps", [None, 20])
 @pytest.mark.parametrize("foreign", [False, True])
 def test_a_header_that_breaks_after_it_was_indexed_is_told(ours, steps, foreign):

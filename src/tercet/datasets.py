@@ -27,9 +27,9 @@ class ImageDataset(Dataset):
     For a plain int, as `shuffle=True` or a `Subset` asks for it, the view counts how often the row was asked
     for, in memory that all workers share: each epoch draws anew under any sampler, and the same order of
     requests gives the same draws. `set_epoch` is not needed. Call it before each epoch to resume a loader of
-    plain rows: the first draw of a row after it depends on (seed, epoch, row) alone. A `Subset` makes plain
-    ints of a sampler's rows; `catalog.select(rows)` is the subset that does not. A dataset that is made anew
-    counts anew.
+    plain rows: the first draw of a row after it depends on (seed, epoch, row) and the rank alone. A `Subset`
+    makes plain ints of a sampler's rows; `catalog.select(rows)` is the subset that does not. A dataset that
+    is made anew counts anew.
 
     The transform gets uint8 [h, w, 3], RGB. If it gives a tensor, that is the image. If it gives a numpy
     array, [h, w] or [h, w, c], the image is float32 [c, h, w], divided by 255 if it was uint8; so it is

@@ -160,10 +160,15 @@ class Decoder:
 
     def all_skipped(self, rows: Sequence[int]) -> ValueError:
         """The error of a batch of which nothing is left."""
+        images = len(set(rows))
+        why = f"{escaped(self._catalog.file(rows[0]))} "
+        why += f"and the others of its {images} images do not decode" if images > 1 else "does not decode"
+        way_out = 'repair what does not, take larger batches, or pass on_unreadable="replace"'
+        if images == 1:
+            way_out += "; a ConcatDataset asks for one image at a time, which leaves no batch to be shorter"
         return ValueError(
-            f'{self._owner}(on_unreadable="{self.on_unreadable}"): nothing is left of a batch, as '
-            f"{escaped(self._catalog.file(rows[0]))} and the others of its {len(set(rows))} images do not "
-            'decode; repair them, take larger batches, or pass on_unreadable="replace"'
+            f'{self._owner}(on_unreadable="{self.on_unreadable}"): nothing is left of a batch, as {why}; '
+            f"{way_out}"
         )
 
     def _contents(self, rows: Sequence[int]) -> list[bytes | None]:

@@ -159,12 +159,13 @@ def _known(
         "checked": facts.get("checked", True),
     }
     try:
-        file = Source(_OWNER, "shards", shard, url=False).file
+        opened = Source(_OWNER, "shards", shard, url=False)
     except ValueError as unread:
         if not told(handler, unread):
             raise
         size = 0 if table is None else table.tar_size
         return KnownShard(TarState(size), labels=np.zeros(0, np.int64) if count else None, **of_index)
+    file = opened.file
     assert file is not None
     state = TarState(file.size, file.time)
     if table is not None:
@@ -180,6 +181,9 @@ def _known(
         return KnownShard(state, **of_index)
     if table is None:
         assert isinstance(label, str)
+        if opened.size is None:
+            expected = "a tar that is not compressed, to count the batches of an epoch"
+            raise refusal(_OWNER, "shards", shard, expected, "decompress it first, or pass steps=")
         table = scan_tar(_OWNER, tar, image, label, "drop", "shards")
         state = table.state
     _tell_damage(table, handler)

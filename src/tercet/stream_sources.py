@@ -20,6 +20,7 @@ __all__ = ["Source", "is_url", "refuse_address"]
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # https://…, pipe:…; a drive has one letter
 _MAGIC = 257  # where the header of a tar says that it is one
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"
 _CHUNK = 1 << 20
 _FAULTS = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
@@ -71,7 +72,7 @@ class Source:
         size: bytes of the tar; None where that shows only at its end.
 
     Raises:
-        ValueError: it cannot be opened, or is an empty file.
+        ValueError: it cannot be opened, is an empty file, or is packed by zstd.
     """
 
     def __init__(self, owner: str, argument: str, shard: str, url: bool) -> None:
@@ -87,6 +88,10 @@ class Source:
                 raise refusal(owner, argument, shard, "a tar that can be read", "it is empty")
             start = bytes(self.file.pread(0, _MAGIC + 5))
             below = _Sequential(self.file)
+        if start.startswith(_ZSTANDARD):
+            self.close()
+            expected = "a tar, as it is or packed by gzip, bzip2 or xz"
+            raise refusal(owner, argument, shard, expected, "it is packed by zstd; unpack it first")
         decompressed = _decompressor(start)
         if self.file is not None and decompressed is None:
             self.size = self.file.size
