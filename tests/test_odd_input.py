@@ -250,7 +250,7 @@ CASES = {
     ),
     "a manifest that is True": (
         lambda: tercet.TripletDataset(True, catalog=CATALOG),
-        r"TripletDataset\(manifest=True\)",
+        r"TripletDataset\(manifest='bool'\)",
     ),
     # around the loop
     "a device of no kind": (

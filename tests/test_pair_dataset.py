@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from reference import unchecked
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+from tercet.anchors import AnchorSampler
 from tercet.catalog import scan_folder
 from tercet.datasets import ImageDataset
 from tercet.losses.pair import Contrastive
@@ -112,6 +114,39 @@ def test_shards_give_the_pairs_of_the_folder(catalog, tmp_path):
     own, read = (PairDataset(sequence, catalog=source)[:] for source in (catalog, index))
     assert torch.equal(own.images, read.images)
     assert pairs_of(own) == pairs_of(read)
+
+
+@pytest.mark.parametrize(
+    "of", [lambda given: Subset(given, [0, 1]), lambda given: [(0, 1, 2)], lambda given: np.zeros((4, 3))]
+)
+def test_what_is_no_sequence_of_triplets_is_refused_when_it_is_given(catalog, of):
+    given = of(RandomTriplets(catalog.labels))
+    for call in (lambda: TripletDataset(given, catalog=catalog), lambda: AnchorSampler(given)):
+        with pytest.raises(
+            ValueError, match=r"expected a Manifest or another sequence of triplets or pairs$"
+        ):
+            call()
+
+
+def test_columns_are_refused_with_the_way_to_a_sequence_of_them(catalog):
+    triplets, pairs = RandomTriplets(catalog.labels)[:5], RandomPairs(catalog.labels)[:5]
+    way_out = "not their columns; write them with tercet.write_manifest, and pass what read_manifest gives$"
+    for kind, given in ((TripletDataset, triplets), (PairDataset, pairs)):
+        with pytest.raises(ValueError, match=rf"^{kind.__name__}\(manifest=.*{way_out}"):
+            kind(given, catalog=catalog)
+
+
+def test_the_damage_of_a_manifest_is_told_and_no_other_reason(catalog):
+    class Damaged:
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            raise ValueError("m.parquet: damaged")
+
+    for call in (lambda given: TripletDataset(given, catalog=catalog), AnchorSampler):
+        with unchecked(), pytest.raises(ValueError, match=r"^m.parquet: damaged$"):
+            call(Damaged())
 
 
 def test_pairs_and_triplets_are_not_mistaken_for_each_other(catalog, manifest):

@@ -19,8 +19,12 @@ _READ = 2**18  # triplets read at a time
 _MOST_KEYS = 2**62  # numbers for an image of a bundle: one for each bundle that is read and each row
 
 
-def images_each(triplets: Any) -> int:
+def images_each(triplets: Any, owner: str = _OWNER, argument: str = "triplets") -> int:
     """How many images each entry of a sequence names: 3 of triplets, 2 of pairs.
+
+    Args:
+        triplets: the sequence.
+        owner, argument: who was given it, and as what, for the sentence.
 
     Raises:
         ValueError: neither.
@@ -28,13 +32,15 @@ def images_each(triplets: Any) -> int:
     columns: Any = triplets
     if not isinstance(triplets, (Triplets, LabeledPairs)):
         expected = "a Manifest or another sequence of triplets or pairs"
-        try:
-            columns = triplets[:1] if len(triplets) else None
-        except Exception:  # no length, or no slices
-            raise refusal(_OWNER, "triplets", type(triplets).__name__, expected) from None
+        try:  # by an array of numbers, which a list or a Subset does not take
+            columns = triplets[np.zeros(2, dtype=np.int64)] if len(triplets) else None
+        except (ValueError, OSError):  # a manifest that is damaged says so itself
+            raise
+        except Exception:  # no length, or no such index
+            raise refusal(owner, argument, type(triplets).__name__, expected) from None
         if not (columns is None or isinstance(columns, (Triplets, LabeledPairs))):
             shown = f"{type(triplets).__name__} of {type(columns).__name__}"
-            raise refusal(_OWNER, "triplets", shown, expected)
+            raise refusal(owner, argument, shown, expected)
     return 2 if isinstance(columns, LabeledPairs) else 3
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from tercet.anchor_parts import images_each
 from tercet.checks import choice, flag, refusal
 from tercet.decoding import Decoder
 from tercet.images import MAX_PIXELS
@@ -141,8 +142,10 @@ class _ListedDataset(Dataset):
         if catalog is None:
             expected = f"the Catalog that the {kind} are rows of"
             raise refusal(owner, "catalog", None, expected, "only a Manifest brings its own")
-        if not isinstance(manifest, Sized) or not hasattr(manifest, "__getitem__"):
-            raise refusal(owner, "manifest", manifest, f"a manifest or another sequence of {kind}")
+        if isinstance(manifest, (Triplets, LabeledPairs)):
+            way_out = "write them with tercet.write_manifest, and pass what read_manifest gives"
+            raise refusal(owner, "manifest", manifest, f"a sequence of {kind}, not their columns", way_out)
+        images_each(manifest, owner, "manifest")
         counters = min(len(manifest), _MOST_COUNTERS)
         self._decoder = Decoder(owner, catalog, transform, seed, counters, on_unreadable, max_pixels)
         self.manifest = manifest
