@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -393,6 +394,7 @@ CLAIMS = {
     "ppm with comments": b"P6\n# 1 1\n6400\n# 1\n 40\n255\n",
     "pbm": b"P4\n6400 40\n",
     "pam": b"P7\nWIDTH 6400\nHEIGHT 40\nDEPTH 3\nMAXVAL 255\nENDHDR\n",
+    "pam with smaller numbers": b"P7\n# \rWIDTH 64\rWIDTH 6400\nHEIGHT 40\nDEPTH 3\nMAXVAL 255\nENDHDR\n",
     "pfm": b"PF\n6400 40\n-1.0\n",
     "radiance": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 40 +X 6400\n",
     "sun raster": b"\x59\xa6\x6a\x95" + struct.pack(">II", 6400, 40),
@@ -419,6 +421,25 @@ def test_an_image_of_just_so_many_pixels_is_decoded(kind):
 @pytest.mark.parametrize("kind", CLAIMS)
 def test_a_header_that_is_cut_claims_nothing_or_the_same(kind):
     assert {claimed_pixels(CLAIMS[kind][:end]) for end in range(80)} <= {None, 0, 64 * 64, *range(256_001)}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8" + b"\xff\xe0\0\2" * (1 << 17) + CLAIMS["jpeg"][2:],
+        CLAIMS["avif"] + AVIF_BOXES * (1 << 16),
+    ],
+)
+def test_a_header_of_endless_parts_claims_too_much(data):
+    """Else a file of a gigabyte is looked through for minutes."""
+    with pytest.raises(ValueError, match="it has more than max_pixels"):
+        decode_image(data, "x")
+
+
+def test_a_header_of_blank_lines_is_looked_through_once():
+    before = time.process_time()
+    assert claimed_pixels(b"P7\n" + b" \n" * (1 << 15)) is None
+    assert time.process_time() - before < 5  # it was a minute
 
 
 def test_a_format_that_we_do_not_measure_is_so_after_decoding(monkeypatch):

@@ -13,8 +13,10 @@ _SEARCHED = 1 << 16  # bytes at the start of a file, where a header of text stan
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNM_SIZE = re.compile(rb"\AP[1-6Ff](?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)")
-_PAM_SIZE = re.compile(rb"^\s*(?:WIDTH|HEIGHT)\s+(\d+)", re.MULTILINE)
+_PAM_SIZE = re.compile(rb"(?:^|\r)[^\S\r\n]*(WIDTH|HEIGHT)\s+(\d+)", re.MULTILINE)
 _RADIANCE_SIZE = re.compile(rb"^[-+][XY] +(\d+) +[-+][XY] +(\d+)", re.MULTILINE)
+_MOST_PARTS = 1 << 16  # of a JPEG before its frame, or sizes in an AVIF: no program writes as many
+_LARGEST = 1 << 16, 1 << 16  # what a file with more is taken to claim
 _TIFF_SIZES = ((256, 257), (322, 323))  # width and height of the image, and of a tile
 _TIFF_ENTRIES = 4096  # libtiff reads no more
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
@@ -56,8 +58,9 @@ def _sizes(data: bytes) -> Iterator[tuple[int, int]]:
     elif data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         yield from _tiff_sizes(data)
     elif data.startswith(b"P7"):
-        width, height = _PAM_SIZE.findall(data[:_SEARCHED])[:2]
-        yield int(width[:20]), int(height[:20])
+        found = _PAM_SIZE.findall(data[:_SEARCHED])
+        widths, heights = ([int(n[:20]) for name, n in found if name == of] for of in (b"WIDTH", b"HEIGHT"))
+        yield max(widths), max(heights)
     elif data.startswith((b"P", b"#?R")):
         pattern = _PNM_SIZE if data.startswith(b"P") else _RADIANCE_SIZE
         for width, height in pattern.findall(data[:_SEARCHED]):
@@ -65,7 +68,10 @@ def _sizes(data: bytes) -> Iterator[tuple[int, int]]:
     elif data.startswith(b"\x59\xa6\x6a\x95"):  # Sun raster
         yield struct.unpack_from(">II", data, 4)
     elif data[4:8] == b"ftyp":  # AVIF: a size for each item, and the image is one of them
-        for found in re.finditer(rb"ispe\0\0\0\0", data):
+        for number, found in enumerate(re.finditer(rb"ispe\0\0\0\0", data)):
+            if number == _MOST_PARTS:
+                yield _LARGEST
+                return
             yield struct.unpack_from(">II", data, found.end())
     elif data[4:8] == b"jP  " or data.startswith(b"\xff\x4f\xff\x51"):  # JPEG 2000: that of the codestream
         yield struct.unpack_from(">II", data, data.index(b"\xff\x4f\xff\x51") + 8)
@@ -74,13 +80,17 @@ def _sizes(data: bytes) -> Iterator[tuple[int, int]]:
 def _jpeg_sizes(data: bytes) -> Iterator[tuple[int, int]]:
     """The size in the first frame header, which stands before the first scan; decoders refuse a second."""
     at = 2
-    while found := _JPEG_MARKER.search(data, at):
+    for _ in range(_MOST_PARTS):
+        found = _JPEG_MARKER.search(data, at)
+        if not found:
+            return
         marker = found[1][0]
         if marker in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, found.end() + 3)
             yield width, height
             return
         at = found.end() + struct.unpack_from(">H", data, found.end())[0]
+    yield _LARGEST
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
