@@ -223,7 +223,7 @@ def test_a_path_is_a_string_or_a_path(value):
 
 @pytest.mark.parametrize("value", [3, True, None, b"a.csv", "a\0.csv", ["a"], Unreadable()], ids=shown)
 def test_what_is_no_path_is_refused(value):
-    expected = "a path: a string or a pathlib.Path, without zero characters"
+    expected = "a path: a string or a pathlib.Path, not empty and without zero characters"
     assert sentence(path_of, "f", "path", value) == f"f(path={shown(value)}): expected {expected}"
 
 

@@ -793,3 +793,25 @@ def test_an_output_that_is_an_input_is_refused_even_with_overwrite(tercet, photo
     assert code != 0
     assert "expected another file than what is read" in err
     assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("make-triplets", "random", "", "t.csv"),
+        ("make-triplets", "random", "digits", ""),
+        ("make-triplets", "random", "digits.csv", "t.csv", "--root", ""),
+        ("make-shards", "digits", ""),
+        ("index-shards", ""),
+    ],
+)
+def test_an_empty_path_as_of_an_unset_variable_is_not_the_current_folder(
+    typed, tmp_path, monkeypatch, tercet
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, said = tercet(*typed)
+    assert code == 2
+    assert "expected a path, got an empty argument; is a variable of the shell unset?" in " ".join(
+        said.split()
+    )
+    assert not list(tmp_path.iterdir())

@@ -246,7 +246,7 @@ def path_of(owner: str, argument: str, value: Any, new: bool = False) -> Path:
         new: it is to be written, by libraries that take no name but text in UTF-8.
 
     Raises:
-        ValueError: bytes, a number, None, or a string with a zero character.
+        ValueError: bytes, a number, None, an empty string, or one with a zero character.
 
     Example:
         >>> path_of("read_catalog", "path", "images.csv").suffix
@@ -256,8 +256,9 @@ def path_of(owner: str, argument: str, value: Any, new: bool = False) -> Path:
         text = os.fspath(value)
     except Exception:
         text = None
-    if not isinstance(text, str) or "\0" in text:
-        raise refusal(owner, argument, value, "a path: a string or a pathlib.Path, without zero characters")
+    if not isinstance(text, str) or not text or "\0" in text:
+        expected = "a path: a string or a pathlib.Path, not empty and without zero characters"
+        raise refusal(owner, argument, value, expected)
     if new and "\udc80" <= max(text, default="") <= "\udcff":
         raise refusal(owner, argument, text, "a name that is text in UTF-8")
     return Path(value)

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from tercet.cli.report import finish, grid, tell_left_out
-from tercet.cli.sources import Quiet
+from tercet.cli.sources import Quiet, path
 from tercet.shards import ShardIndex
 
 __all__ = ["index_shards"]
 
 
 def index_shards(
-    tars: Annotated[list[Path], typer.Argument(help="Tars, or one folder of tars.")],
+    tars: Annotated[list[Path], typer.Argument(parser=path, help="Tars, or one folder of tars.")],
     image: Annotated[
         str | None,
         typer.Option(help="The extension of the image's member; if not given, the one that is an image's."),

@@ -22,6 +22,7 @@ from tercet.cli.sources import (
     Source,
     Verify,
     opened_catalog,
+    path,
     refuse_input,
     with_groups,
 )
@@ -38,7 +39,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def make_shards(
     source: Source,
-    folder: Annotated[Path, typer.Argument(help="Where the shards go; made if the folder above exists.")],
+    folder: Annotated[
+        Path, typer.Argument(parser=path, help="Where the shards go; made if the folder above exists.")
+    ],
     layout: Annotated[
         str,
         typer.Option(

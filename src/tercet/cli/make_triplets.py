@@ -64,7 +64,7 @@ def four_flags(
         )
     if not input_directory:
         raise refusal("make-triplets", "--input_directory", input_directory, "a folder of class folders")
-    if not Path(output_directory).is_dir():
+    if not output_directory or not Path(output_directory).is_dir():
         raise refusal(
             "make-triplets", "--output_directory", output_directory, "an existing folder", "make it first"
         )

@@ -30,15 +30,34 @@ __all__ = [
     "Source",
     "Verify",
     "opened_catalog",
+    "path",
     "refuse_input",
     "with_groups",
 ]
 
-Source = Annotated[Path, typer.Argument(help="A folder of class folders, or a .csv or .parquet table.")]
-Output = Annotated[Path, typer.Argument(help="The manifest: .parquet, .arrow, .csv, .jsonl or .txt.")]
+
+def path(text: str) -> Path:
+    """A path of the command line, refused where it is empty: `Path("")` would be the current folder.
+
+    Raises:
+        typer.BadParameter: an empty argument.
+    """
+    if not text:
+        raise typer.BadParameter("expected a path, got an empty argument; is a variable of the shell unset?")
+    return Path(text)
+
+
+Source = Annotated[
+    Path, typer.Argument(parser=path, help="A folder of class folders, or a .csv or .parquet table.")
+]
+Output = Annotated[
+    Path, typer.Argument(parser=path, help="The manifest: .parquet, .arrow, .csv, .jsonl or .txt.")
+]
 Seed = Annotated[int, typer.Option(help="Another seed draws other triplets.")]
 ClassDepth = Annotated[int | None, typer.Option(help="Name classes by their first folders only (folders).")]
-Root = Annotated[Path | None, typer.Option(help="The folder that the paths start from (tables).")]
+Root = Annotated[
+    Path | None, typer.Option(parser=path, help="The folder that the paths start from (tables).")
+]
 OutsideRoot = Annotated[
     bool, typer.Option("--outside-root", help="Let paths and links lead out of that folder (tables).")
 ]
