@@ -120,7 +120,7 @@ def members(read: Read, size: int | None = None) -> Iterator[Member]:
         sort = "plain" if kind in _PLAIN else "folder" if kind == b"5" else "other"
         if kind == b"\0" and name.endswith("/"):  # how tars of 1979 have folders
             sort = "folder"
-        if any(key.startswith("GNU.sparse.") for key in told):
+        if "sparse" in told:
             sort = "other"
         if sort == "folder" or kind in _WITHOUT_CONTENT:
             length = 0
@@ -173,7 +173,8 @@ def _name(header: bytes, kind: bytes, told: dict[str, bytes], at: int) -> str:
 
 
 def _pax_records(content: bytes, at: int) -> dict[str, bytes]:
-    """The records "length key=value" of a pax header."""
+    """The records "length key=value" of a pax header that count here, path and size; others as one of each
+    kind, "sparse" and "other", for a chain of headers may have millions."""
     records: dict[str, bytes] = {}
     start = 0
     while start < len(content) and content[start]:
@@ -182,7 +183,8 @@ def _pax_records(content: bytes, at: int) -> dict[str, bytes]:
         key, sign, value = content[found.end() if found else 0 : end].partition(b"=")
         if not (sign and value.endswith(b"\n")) or end > len(content):
             raise DamagedTar("a pax header is broken", at)
-        records[key.decode(errors="surrogateescape")] = value[:-1]
+        kind = "sparse" if key.startswith(b"GNU.sparse.") else "other"
+        records[key.decode() if key in (b"path", b"size") else kind] = value[:-1]
         start = end
     return records
 
