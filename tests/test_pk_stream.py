@@ -957,7 +957,7 @@ def test_two_tars_of_one_name_are_refused(tmp_path):
 
 def test_an_epoch_beyond_the_last_is_refused_in_the_name_of_what_was_called(shards):
     stream = PKStream(shards, 4, 4, steps=7)
-    state = {**stream.state_at(0, 1), "epoch": 1 << 31}
+    state = with_checksum({**stream.state_at(0, 1), "epoch": 1 << 31})
     expected = f"(epoch={1 << 31}): expected a whole number from 0 to {(1 << 31) - 1}"
     assert refusal_of(stream.load_state_dict, state) == f"PKStream.load_state_dict{expected}"
     assert refusal_of(iter(stream).load_state_dict, state) == f"PKStream.load_state_dict{expected}"

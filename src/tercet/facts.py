@@ -111,9 +111,9 @@ def read_bounded(path: str | Path, most: int = _MOST) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise OSError(f"{str(path)!r} has {size:,} bytes, and at most {most:,} are read")
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(f"{str(path)!r} grew above {most:,} bytes while it was read")
+        content = file.read(size + 1)  # Python takes the memory of all that is asked for
+    if len(content) > size:
+        raise OSError(f"{str(path)!r} grew while it was read")
     return content
 
 
