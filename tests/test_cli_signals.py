@@ -85,12 +85,14 @@ def test_a_signal_stops_the_threads_that_write_shards(tmp_path, monkeypatch):
     catalog = Catalog([f"{row}.jpg" for row in range(8)], [0] * 8, ["a"], root=tmp_path)
     from tercet import shard_writing
 
-    real, seen = shard_writing._add_sample, []
+    real, both = shard_writing._add_sample, threading.Barrier(2)
+    come: set[int] = set()
 
     def slow(*given):
-        seen.append(1)
-        if len(seen) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if threading.get_ident() not in come:
+            come.add(threading.get_ident())
+            if both.wait(60) == 0:  # only now, when both threads have been started
+                os.kill(os.getpid(), signal.SIGTERM)
         return real(*given)
 
     monkeypatch.setattr(shard_writing, "_add_sample", slow)

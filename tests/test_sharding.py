@@ -402,11 +402,11 @@ def test_shards_of_another_plan_are_refused_or_replaced(catalog, tmp_path):
 def test_a_foreign_tar_or_info_is_not_taken_for_ours(catalog, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "train-000000.tar").write_bytes(b"precious")
-    assert "train-000000.tar is one" in sentence(write_shards, tmp_path / "out", catalog)
+    assert "train-000000.tar is of others" in sentence(write_shards, tmp_path / "out", catalog)
     assert (tmp_path / "out" / "train-000000.tar").read_bytes() == b"precious"
     (tmp_path / "out" / "train-000000.tar").unlink()
     (tmp_path / "out" / "info.json").write_text('{"splits": {"train": {}}}')
-    assert "info.json is one" in sentence(write_shards, tmp_path / "out", catalog)
+    assert "info.json is of others" in sentence(write_shards, tmp_path / "out", catalog)
     write_shards(tmp_path / "out", catalog, overwrite=True)
     assert ShardIndex(tmp_path / "out").catalog == catalog
 
