@@ -42,7 +42,7 @@ cases = given(
 
 
 @cases
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_nearest_and_the_farthest_equal_the_loop_ties_to_the_lower_column(
     seed, n, classes, distance, spread, ordered, height
 ):
@@ -60,7 +60,7 @@ def test_the_nearest_and_the_farthest_equal_the_loop_ties_to_the_lower_column(
 
 
 @cases
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bounds_are_strict_even_at_a_column_s_own_distance(
     seed, n, classes, distance, spread, ordered, height
 ):
