@@ -289,6 +289,7 @@ def strings_of(owner: str, argument: str, values: Any) -> list[str]:
         >>> strings_of("scan_folder", "suffixes", ".jpg")
         ['.jpg']
     """
+    found: list[Any]
     try:
         found = [values] if isinstance(values, str) else list(values)
     except Exception:  # not iterable

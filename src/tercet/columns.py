@@ -46,7 +46,7 @@ class HeldColumns:
 
 def block_sums(values: np.ndarray) -> list[int]:
     """The CRC of each block of 16 KiB of a column of a part, in its order; the last block may be shorter."""
-    content = memoryview(values).cast("B") if len(values) else memoryview(b"")
+    content = values.data.cast("B") if len(values) else memoryview(b"")
     return [zlib.crc32(content[at : at + _BLOCK]) for at in range(0, len(content), _BLOCK)]
 
 

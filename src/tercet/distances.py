@@ -116,8 +116,8 @@ class _Named:
 
     name: ClassVar[str]
     form: ClassVar[SquareForm | ProductForm]
-    differentiable: ClassVar[bool] = True
-    floats_only: ClassVar[bool] = True
+    differentiable: bool = True
+    floats_only: bool = True
     prepare = staticmethod(_floats)
 
     def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:

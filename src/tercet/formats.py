@@ -255,6 +255,7 @@ def _read_table(source: Path | BinaryIO, suffix: str, kind: str | None) -> tuple
     import pyarrow as pa
 
     if suffix == ".parquet":
+        assert isinstance(source, Path)  # only text comes open
         with opened_parquet(source, _NAMES) as (file, checked):
             table = file.read()
         kept = table.schema.metadata or {}
@@ -364,7 +365,7 @@ def _sums_of(batches: list[ArrowBatch], types: list[np.dtype]) -> np.ndarray | N
     if texts and not any(text is not None for text in texts):
         return None
     try:
-        sums = [np.frombuffer(bytes.fromhex(text), "<u4") for text in texts]
+        sums = [np.frombuffer(bytes.fromhex(str(text)), "<u4") for text in texts]
     except (TypeError, ValueError):
         raise pa.ArrowInvalid("the checksums of a batch are damaged") from None
     expected = [sum(block_count(batch.count, one) for one in types) for batch in batches]

@@ -93,8 +93,8 @@ def recall_at_k(
         Jégou, Douze & Schmid, "Product quantization for nearest neighbor search", 2011; for classes,
         Song, Xiang, Jegelka & Savarese, "Deep metric learning via lifted structured feature embedding", 2016.
     """
-    several = isinstance(k, Iterable) and getattr(k, "ndim", 1) > 0
-    ks = [whole("recall_at_k", "k", each, minimum=1) for each in (k if several else [k])]
+    several = k if isinstance(k, Iterable) and getattr(k, "ndim", 1) > 0 else None
+    ks = [whole("recall_at_k", "k", each, minimum=1) for each in ([k] if several is None else several)]
     if not ks:
         raise refusal("recall_at_k", "k", k, "one number or more")
     pairwise = _pairwise("recall_at_k", embeddings, labels, ids, ref, distance, tile_rows)
@@ -103,7 +103,7 @@ def recall_at_k(
         ranks.append(_first_rank(tile)[tile.positive.any(1)].cpu())
     rank = torch.cat(ranks)
     scores = {each: _score((rank <= each).double(), len(pairwise.inputs[0])) for each in ks}
-    return scores if several else scores[ks[0]]
+    return scores if several is not None else scores[ks[0]]
 
 
 @torch.no_grad()

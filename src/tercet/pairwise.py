@@ -354,7 +354,8 @@ def mined_rows(
             way_out = "pass the embeddings, and the ref, that were mined"
             raise refusal(owner, "mined", f"row {first}", f"rows below {size}", way_out)
     if len(out) == 4 and len(out[0]) and len(out[2]):
-        both = _on_both_sides(*out, rows, columns)
+        anchor, positive, other_anchor, negative = out
+        both = _on_both_sides(anchor, positive, other_anchor, negative, rows, columns)
         if len(both):
             pair = f"pair ({int(both[0]) // columns}, {int(both[0]) % columns})"
             expected = "pairs (anchor, column) listed as positive or as negative, not as both"

@@ -247,7 +247,7 @@ def read_beside(
     written, record = facts.string("sha256"), facts.part(CATALOG_KEY)
     provenance = _typed(facts)
     fingerprint = provenance.get("catalog", {}).get("fingerprint", "")
-    if written != hashlib.file_digest(lines, "sha256").hexdigest():
+    if written != hashlib.file_digest(lines, "sha256").hexdigest():  # pyright: ignore[reportArgumentType]
         expected = f"the {provenance['counts'][provenance['kind']]} {provenance['kind']} it was written with"
         way_out = f"it was cut short or changed; write it again, or move {other.name} away to do without"
         raise refusal(_OWNER, "path", str(source), expected, way_out)

@@ -150,7 +150,9 @@ def _values(column: Any, kind: type | None, guess: bool) -> tuple[np.ndarray, np
         pyarrow.ArrowException: values that are not of that kind.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
+    from pyarrow import compute
+
+    pc: Any = compute  # its functions are made at run time, unseen by type checkers
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -173,7 +175,9 @@ def _values(column: Any, kind: type | None, guess: bool) -> tuple[np.ndarray, np
 
 def _all_whole(column: Any) -> bool:
     """Whether every text is a whole number as Python writes it."""
-    import pyarrow.compute as pc
+    from pyarrow import compute
+
+    pc: Any = compute  # its functions are made at run time, unseen by type checkers
 
     return len(column) > 0 and bool(
         pc.all(pc.match_substring_regex(column, _WHOLE), skip_nulls=False).as_py()

@@ -174,9 +174,9 @@ class _Gradient(ABC):
     def add(self, rows: slice, slopes: Float[Tensor, "a r"]) -> None:
         """Take in w of the rows that were measured last."""
 
-    def settling(self, rows: slice) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]] | tuple[()]:
+    def settling(self, rows: slice) -> tuple[Tensor | None, Callable[[Tensor, Tensor], Tensor] | None]:
         """`error` and `exact` of the rows' tile, where its distances may not be those that miners see."""
-        return ()
+        return None, None
 
     def sums(self) -> list[Tensor | None]:
         """The gradient by each input."""
@@ -212,8 +212,9 @@ class _Squares(_Gradient):
     """
 
     def __init__(self, compared: Compared, symmetric: bool, wanted: bool) -> None:
-        self.form = form = form_of(compared.distance)
+        form = form_of(compared.distance)
         assert isinstance(form, SquareForm)
+        self.form = form
         super().__init__(compared, tuple(form.space(v.detach()) for v in compared.inputs), symmetric, wanted)
         centre = centre_of(self.x, self.y)
         self.u = self.x - centre
@@ -251,9 +252,9 @@ class _Squares(_Gradient):
         self.state = d, near
         return d
 
-    def settling(self, rows: slice) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]] | tuple[()]:
+    def settling(self, rows: slice) -> tuple[Tensor | None, Callable[[Tensor, Tensor], Tensor] | None]:
         if self.error is None:
-            return ()
+            return None, None
         return self.error[rows], lambda i, j: listed_squares(self.x[rows], self.y, i, j) * self.form.scale
 
     def add(self, rows: slice, slopes: Float[Tensor, "a r"]) -> None:

@@ -192,6 +192,7 @@ class TripletMargin(Head):
 
 def _doubtful(t: Float[Tensor, "a q"], p: Int[Tensor, "a q"], tile: Tile) -> Bool[Tensor, "a r"]:
     """The positives and negatives that, by what both may be off, could be in either order at the margin."""
+    assert tile.error is not None  # only what has an error is settled
     d, error, q = tile.distance, 2 * tile.error, t.shape[1]
     doubtful, positives = torch.zeros_like(tile.negative), torch.zeros_like(p, dtype=torch.bool)
     if q <= FEW_POSITIVES:
