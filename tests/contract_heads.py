@@ -12,6 +12,7 @@ import reference_proxy as proxy
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tercet.core.indices import Pairs, Triplets
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import InfoNCE, NPair, SupCon
 from tercet.losses.margin import MarginLoss
@@ -20,7 +21,6 @@ from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.triplet import TripletMargin
 from tercet.losses.weighted import Circle, LiftedStructure, MultiSimilarity
-from tercet.tuples import Pairs, Triplets
 
 
 def points(n, d=4, seed=0, dtype=torch.float64):

@@ -18,6 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.anchors import AnchorSampler
 from tercet.catalog import scan_folder
+from tercet.core.indices import Triplets
 from tercet.losses.triplet import TripletMargin
 from tercet.manifest import read_manifest
 from tercet.relevance import FunctionRelevance
@@ -26,7 +27,6 @@ from tercet.triplet_dataset import PairDataset, TripletDataset
 from tercet.triplets.deep_ranking import DeepRankingTriplets
 from tercet.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.triplets.random import RandomTriplets
-from tercet.tuples import Triplets
 from tercet.writing import write_manifest
 
 torch.set_num_threads(1)

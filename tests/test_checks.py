@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet.checks import (
+from tercet.core.checks import (
     array_of,
     choice,
     flag,

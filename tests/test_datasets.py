@@ -18,16 +18,16 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 import tercet.decoding
 from tercet.catalog import scan_folder
+from tercet.core.indices import Triplets
+from tercet.core.randomness import KeyedRow
 from tercet.datasets import ImageDataset
 from tercet.manifest import read_manifest
-from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
 from tercet.triplet_dataset import PairDataset, TripletBatch, TripletDataset
 from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
-from tercet.tuples import Triplets
 from tercet.writing import write_manifest
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

@@ -9,12 +9,12 @@ from reference import unchecked
 from torch import nn
 
 from tercet import distances
+from tercet.core.indices import References
 from tercet.differences import mapped_rows
 from tercet.distances import Distance, Mahalanobis, as_distance
 from tercet.losses.pair import Contrastive
 from tercet.miners import BatchHard
 from tercet.pair_miners import PairMargin
-from tercet.tuples import References
 
 NAMES = ["euclidean", "squared_euclidean", "cosine", "dot", "hamming"]
 TRAINABLE = NAMES[:4]

@@ -10,6 +10,7 @@ from reference import unchecked
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tercet.core.indices import References
 from tercet.distributed import gather, rank, world_size
 from tercet.gradient_cache import cached_backward
 from tercet.losses.histogram import FastAP, Histogram
@@ -23,7 +24,6 @@ from tercet.losses.weighted import Circle, LiftedStructure, MultiSimilarity
 from tercet.memory import CrossBatchMemory
 from tercet.miners import BatchAll, BatchHard
 from tercet.relations import CrossGroup
-from tercet.tuples import References
 
 WORLD = 2
 IMAGES = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

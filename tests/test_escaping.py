@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import typer
 
-from tercet.checks import escaped, refusal
 from tercet.cli.app import main
 from tercet.cli.run import run
+from tercet.core.checks import escaped, refusal
 from tercet.images import decode_image, read_image
 from tercet.samplers import PKSampler
 from tercet.stream_samples import label_of

@@ -243,7 +243,7 @@ def forging(count: int) -> int:
 
 def right(count: int) -> int:
     """Refuses what is no whole number from 1."""
-    from tercet.checks import whole
+    from tercet.core.checks import whole
 
     return whole("right", "count", count, minimum=1)
 

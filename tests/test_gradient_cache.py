@@ -8,6 +8,7 @@ from reference import unchecked
 from torch import nn
 from torch.nn.functional import normalize
 
+from tercet.core.indices import References
 from tercet.distances import Mahalanobis
 from tercet.distributed import gather
 from tercet.gradient_cache import CachedStep, _Chunk, cached_backward
@@ -16,7 +17,6 @@ from tercet.losses.triplet import TripletMargin
 from tercet.memory import CrossBatchMemory
 from tercet.miners import BatchAll, BatchHard, SemiHard
 from tercet.stats import describe
-from tercet.tuples import References
 
 
 def points(n, d=4, seed=0, dtype=torch.float64):

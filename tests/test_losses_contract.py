@@ -26,9 +26,9 @@ from contract_heads import (
 from reference import unchecked
 from torch import nn
 
+from tercet.core.indices import References
 from tercet.losses.listwise import NPair
 from tercet.losses.triplet import TripletMargin
-from tercet.tuples import References
 
 UNEVEN = BATCHES["uneven positives per anchor"]
 NOBODY = torch.zeros(0).long()

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from reference import unchecked
 from torch import nn
 
+from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.miners import BatchAll, BatchHard
 from tercet.pairwise import TILE_BYTES
-from tercet.tuples import Pairs, References, Triplets
 
 NAMES = [name for name in HEADS if HEADS[name].make in (Histogram, FastAP)]
 every_head = pytest.mark.parametrize("name", NAMES)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from reference import unchecked
 from torch import nn
 
+from tercet.core.indices import References, Triplets
 from tercet.losses.proxy import ProxyAnchor, ProxyHead, ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
-from tercet.tuples import References, Triplets
 
 every_head = pytest.mark.parametrize("name", HEADS)
 

@@ -5,11 +5,11 @@ import reference
 import torch
 from contract_heads import PAIRED, PROXIED, check_alike, check_equal, gradient_of, points
 
+from tercet.core.indices import References
 from tercet.losses.histogram import Histogram
 from tercet.losses.listwise import NPair
 from tercet.losses.margin import MarginLoss
 from tercet.relations import CrossGroup, Graded, SameLabel, SharedLabel
-from tercet.tuples import References
 
 
 def share(a, b):

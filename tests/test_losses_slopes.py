@@ -3,6 +3,7 @@ import torch
 from contract_heads import points
 from torch import nn
 
+from tercet.core.indices import References
 from tercet.distances import Mahalanobis, as_distance
 from tercet.losses import margin, pair, slopes, triplet
 from tercet.losses.listwise import InfoNCE
@@ -14,7 +15,6 @@ from tercet.losses.weighted import MultiSimilarity
 from tercet.pairwise import Pairwise
 from tercet.relations import CrossGroup, Graded, SameLabel, SharedLabel
 from tercet.sums import summed
-from tercet.tuples import References
 
 
 class Foreign:

@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 
 from tercet import blocks, formats, writing
 from tercet.catalog import Catalog, scan_folder
+from tercet.core.indices import Pairs, Triplets, TripletSequence
 from tercet.folders import LeftOut
 from tercet.formats import FORMATS, TEXT_FORMATS
 from tercet.manifest import read_manifest
 from tercet.triplet_dataset import TripletDataset
 from tercet.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.triplets.random import RandomTriplets
-from tercet.tuples import Pairs, Triplets, TripletSequence
 from tercet.writing import ManifestPart, write_manifest, write_manifests
 
 COLUMNS = formats.COLUMNS["triplets"]
@@ -745,7 +745,7 @@ import os, signal, sys
 import numpy as np
 from tercet import blocks, formats, writing
 from tercet.catalog import Catalog
-from tercet.tuples import Triplets
+from tercet.core.indices import Triplets
 
 formats.BLOCK = blocks.BLOCK = 1000
 class Killed:

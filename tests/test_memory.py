@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import unchecked
 
+from tercet.core.indices import References
 from tercet.distributed import gather
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.memory import CrossBatchMemory
 from tercet.miners import BatchHard
 from tercet.relations import CrossGroup, Graded, SharedLabel
-from tercet.tuples import References
 
 
 def points(n, d=3, seed=0, dtype=torch.float32):

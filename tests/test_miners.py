@@ -4,11 +4,11 @@ import torch
 from reference import unchecked
 
 from tercet import selection, small_tables, strips
+from tercet.core.indices import References, Triplets
 from tercet.distances import Mahalanobis
 from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.pair_miners import PairMargin
 from tercet.relations import CrossGroup
-from tercet.tuples import References, Triplets
 
 # One row an algorithm: how to make it, and the loop it must equal.
 MINERS = {

@@ -3,8 +3,8 @@ import reference
 import torch
 from test_miners import BATCHES, every_batch, mined_on_a_card, points, width
 
+from tercet.core.indices import Pairs, References
 from tercet.pair_miners import MultiSimilarityMiner, PairMargin
-from tercet.tuples import Pairs, References
 
 __all__ = ["width"]
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from reference import unchecked
 
 from tercet import pairwise as module
+from tercet.core.indices import Pairs, References
 from tercet.distances import euclidean
 from tercet.pairwise import Pairwise, mined_rows, tile_height
 from tercet.stats import describe
-from tercet.tuples import Pairs, References
 
 HEIGHTS = [1, 2, 3, 7, 100]
 

@@ -25,7 +25,7 @@ from webdataset.gopen import Pipe, gopen_schemes
 
 from tercet import sharding, stream_sources
 from tercet.catalog import scan_folder
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.facts import with_checksum
 from tercet.handles import Handle
 from tercet.pk_stream import PKStream

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.utils.data import DataLoader, Dataset
 
-from tercet import randomness
-from tercet.randomness import KeyedRow, derive_key, keyed_bits, keyed_integers, keyed_uniform, permute
+from tercet.core import randomness
+from tercet.core.randomness import KeyedRow, derive_key, keyed_bits, keyed_integers, keyed_uniform, permute
 
 WORD = 1 << 64
 LARGEST = 1 << 62
@@ -94,7 +94,7 @@ def test_golden_values_are_the_same_on_every_machine():
 
 def test_another_hash_seed_in_another_process_changes_nothing():
     program = (
-        "import numpy as np; from tercet.randomness import *;"
+        "import numpy as np; from tercet.core.randomness import *;"
         "key = derive_key('photos', 7, 'é');"
         "print(key, keyed_bits(key, 5).tolist(), permute(np.arange(20), 20, key).tolist())"
     )

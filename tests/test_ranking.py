@@ -10,9 +10,9 @@ import torch
 from reference import unchecked
 
 from tercet import selection
+from tercet.core.indices import References, Triplets
 from tercet.ranking import TripletScore, score_at_top_k, similarity_precision
 from tercet.triplets.random import RandomTriplets
-from tercet.tuples import References, Triplets
 
 torch.set_num_threads(1)
 K = (1, 2, 5, 1000)

@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import unchecked
 
+from tercet.core.indices import References
 from tercet.distances import euclidean
 from tercet.miners import BatchAll, BatchHard
 from tercet.pairwise import Pairwise
 from tercet.relations import CrossGroup, Graded, Relation, SameLabel, SharedLabel, as_relation
-from tercet.tuples import References
 
 
 def overlap(a, b):

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet import dealing
+from tercet.core.randomness import KeyedRow
 from tercet.dealing import deal, occurrences, spread
 from tercet.facts import with_checksum
-from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler, ShuffledSampler
 
 torch.set_num_threads(1)

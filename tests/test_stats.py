@@ -5,9 +5,9 @@ import reference
 import torch
 from reference import unchecked
 
+from tercet.core.indices import Pairs, References, Triplets
 from tercet.miners import BatchAll, BatchHard
 from tercet.stats import describe
-from tercet.tuples import Pairs, References, Triplets
 
 KEYS = ["rows", "classes", "mined", "anchors", "d_ap", "d_an", "active", "collapse"]
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tercet.randomness import derive_key, keyed_uniform
+from tercet.core.indices import Triplets, TripletSequence
+from tercet.core.randomness import derive_key, keyed_uniform
 from tercet.relevance import FolderRelevance, FunctionRelevance, TableRelevance, TeacherRelevance
 from tercet.triplets import deep_ranking
 from tercet.triplets.deep_ranking import DeepRankingTriplets
-from tercet.tuples import Triplets, TripletSequence
 
 
 def listed(triplets):

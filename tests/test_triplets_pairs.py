@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from tercet.core.indices import Pairs
 from tercet.triplets.pairs import LabeledPairs, PairSequence, RandomPairs
-from tercet.tuples import Pairs
 
 
 def faults(rows, labels, groups, positives, negatives):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tercet.randomness import derive_key, keyed_uniform
+from tercet.core.randomness import derive_key, keyed_uniform
 from tercet.triplets.buffers import Distinct
 from tercet.triplets.reservoir import ReservoirTriplets
 

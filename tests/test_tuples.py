@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tercet.tuples import Pairs, References, Triplets, TripletSequence, rows_at
+from tercet.core.indices import Pairs, References, Triplets, TripletSequence, rows_at
 
 KINDS = [np.array, torch.tensor]
 

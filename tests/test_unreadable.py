@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader
 
 from tercet.catalog import scan_folder
+from tercet.core.randomness import KeyedRow
 from tercet.datasets import ImageDataset
-from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.triplet_dataset import PairDataset, TripletDataset

@@ -17,9 +17,9 @@ from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Subset, r
 import tercet.visits
 from tercet.anchors import AnchorSampler
 from tercet.catalog import scan_folder
+from tercet.core.randomness import KeyedRow
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
-from tercet.randomness import KeyedRow
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.shared_epochs import SharedEpochs

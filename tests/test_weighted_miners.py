@@ -4,7 +4,7 @@ import torch
 from test_miners import BATCHES, as_set, check_valid, every_batch, points
 from torch.nn.functional import normalize
 
-from tercet.tuples import References
+from tercet.core.indices import References
 from tercet.weighted_miners import DistanceWeighted
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tercet.catalog import Catalog as Catalog
     from tercet.catalog import read_catalog as read_catalog
     from tercet.catalog import scan_folder as scan_folder
+    from tercet.core.indices import Pairs as Pairs
+    from tercet.core.indices import References as References
+    from tercet.core.indices import Triplets as Triplets
     from tercet.datasets import ImageDataset as ImageDataset
     from tercet.gradient_cache import cached_backward as cached_backward
     from tercet.loader import MinedBatch as MinedBatch
@@ -78,9 +81,6 @@ if TYPE_CHECKING:
     from tercet.triplets.random import RandomTriplets as RandomTriplets
     from tercet.triplets.reservoir import ReservoirTriplets as ReservoirTriplets
     from tercet.triplets.split import train_validation_split as train_validation_split
-    from tercet.tuples import Pairs as Pairs
-    from tercet.tuples import References as References
-    from tercet.tuples import Triplets as Triplets
     from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
     from tercet.writing import write_manifest as write_manifest
 
@@ -154,9 +154,9 @@ _HOME = {
     "RandomTriplets": "triplets.random",
     "ReservoirTriplets": "triplets.reservoir",
     "train_validation_split": "triplets.split",
-    "Pairs": "tuples",
-    "References": "tuples",
-    "Triplets": "tuples",
+    "Pairs": "core.indices",
+    "References": "core.indices",
+    "Triplets": "core.indices",
     "DistanceWeighted": "weighted_miners",
 }
 

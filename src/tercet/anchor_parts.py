@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tercet.checks import array_of, refusal
+from tercet.core.checks import array_of, refusal
+from tercet.core.indices import Triplets
 from tercet.triplets.pairs import LabeledPairs
-from tercet.tuples import Triplets
 
 __all__ = ["anchors_of", "divided", "images_each"]
 

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Int
 
 from tercet.anchor_parts import anchors_of, divided, images_each
-from tercet.checks import label_codes, refusal, whole
+from tercet.core.checks import label_codes, refusal, whole
+from tercet.core.indices import Triplets, TripletSequence
+from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
 from tercet.epochs import EpochSampler
-from tercet.randomness import KeyedRow, derive_key, keyed_bits
 from tercet.triplets.pairs import LabeledPairs, PairSequence
-from tercet.tuples import Triplets, TripletSequence
 
 __all__ = ["AnchorSampler"]
 

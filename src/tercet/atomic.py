@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tercet.checks import escaped, flag, path_of, refusal
+from tercet.core.checks import escaped, flag, path_of, refusal
 from tercet.journal import journal, pending, synced, tidy
 from tercet.locks import SAFELY, flock
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tercet.checks import refusal, seed_number
-from tercet.randomness import derive_key
+from tercet.core.checks import refusal, seed_number
+from tercet.core.randomness import derive_key
 
 __all__ = ["KeyedTransform"]
 

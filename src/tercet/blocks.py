@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tercet.checks import array_of, refusal
+from tercet.core.checks import array_of, refusal
+from tercet.core.indices import Triplets
 from tercet.formats import BLOCK
 from tercet.triplets.pairs import LabeledPairs
-from tercet.tuples import Triplets
 
 __all__ = ["drawn_blocks", "kind_and_count"]
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tercet.core.promises import promised
 from tercet.differences import by_differences, pair_squares, squares_by_differences
-from tercet.promises import promised
 from tercet.squares import fast_entries, fast_tile, full_precision, lengths, picked
 
 __all__ = ["ProductForm", "SquareForm", "form_of", "products"]

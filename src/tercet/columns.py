@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.handles import Handle
 
 __all__ = ["HeldColumns", "StoredColumns", "block_count", "block_sums"]

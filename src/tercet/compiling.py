@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch.autograd import forward_ad
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 
 __all__ = ["outside_graph"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from tercet.checks import flag, refusal, whole
+from tercet.core.checks import flag, refusal, whole
+from tercet.core.indices import row_number
 from tercet.decoding import Decoded, Decoder
 from tercet.images import MAX_PIXELS
-from tercet.tuples import row_number
 
 __all__ = ["ImageDataset"]
 

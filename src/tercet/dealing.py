@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from tercet.randomness import derive_key, keyed_bits
+from tercet.core.randomness import derive_key, keyed_bits
 
 __all__ = ["deal", "occurrences", "spread"]
 

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.checks import choice, refusal
 from tercet.closed_forms import ProductForm, SquareForm, form_of
+from tercet.core.checks import choice, refusal
 from tercet.differences import mapped_rows
 from tercet.squares import full_precision
 

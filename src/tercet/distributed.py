@@ -9,10 +9,10 @@ import torch.distributed as dist
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
+from tercet.core.indices import GatheredReferences, References
 from tercet.relations import label_rows, whole_numbers
 from tercet.sums import refuse_second_derivative
-from tercet.tuples import GatheredReferences, References
 
 __all__ = ["gather", "rank", "world_size"]
 

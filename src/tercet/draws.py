@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tercet.core.randomness import derive_key, keyed_bits, keyed_uniform, permute
 from tercet.pairwise import Pairwise
-from tercet.randomness import derive_key, keyed_bits, keyed_uniform, permute
 
 __all__ = ["batch_key", "drawn_places", "keyed"]
 

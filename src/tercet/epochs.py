@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tercet.checks import refusal, seed_number, whole
+from tercet.core.checks import refusal, seed_number, whole
 from tercet.facts import checksum_fits, warn_unchecked, with_checksum
 
 __all__ = ["EpochIterator", "EpochSampler", "saved_position", "state_of"]

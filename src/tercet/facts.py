@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tercet.checks import escaped, refusal
+from tercet.core.checks import escaped, refusal
 from tercet.handles import open_plain
 
 __all__ = [

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from tercet.checks import escaped, refusal
+from tercet.core.checks import escaped, refusal
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_FILES", "LeftOut", "ambiguous_names", "decodable", "walk_images"]
 

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tercet.checks import refusal, with_length
+from tercet.core.checks import refusal, with_length
+from tercet.core.indices import References
 from tercet.inputs import device_of
 from tercet.relations import label_rows, whole_numbers
-from tercet.tuples import References
 
 __all__ = ["CachedStep", "cached_backward"]
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.checks import batch_size, choice, refusal, whole
-from tercet.randomness import derive_key, keyed_bits, keyed_integers, permute
+from tercet.core.checks import batch_size, choice, refusal, whole
+from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, permute
 
 __all__ = ["ON_SHORT", "Group", "GroupBuffer", "sized"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 
 __all__ = ["Handle", "open_plain"]
 

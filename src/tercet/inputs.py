@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 
 __all__ = ["allocated", "device_of", "lack_of_data", "tensor_of"]
 

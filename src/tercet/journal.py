@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.facts import Facts, with_checksum
 from tercet.locks import SAFELY, flock, foreign, release, taken
 

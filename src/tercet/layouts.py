@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.randomness import derive_key, keyed_bits, permute
+from tercet.core.randomness import derive_key, keyed_bits, permute
 
 __all__ = ["by_identity", "mixed"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tercet.checks import flag, real, refusal, whole, with_length
+from tercet.core.checks import flag, real, refusal, whole, with_length
 from tercet.facts import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
 from tercet.inputs import device_of
 from tercet.mining import Miner

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tercet.checks import escaped
+from tercet.core.checks import escaped
 
 try:
     import fcntl

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from tercet.catalog import Catalog
-from tercet.checks import flag, path_of, refusal
 from tercet.columns import HeldColumns, StoredColumns
+from tercet.core.checks import flag, path_of, refusal
+from tercet.core.indices import Triplets, rows_at
 from tercet.manifest_reading import read_rows
 from tercet.triplets.pairs import LabeledPairs
-from tercet.tuples import Triplets, rows_at
 
 __all__ = ["Manifest", "read_manifest"]
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tercet.catalog import Catalog
-from tercet.checks import refusal
 from tercet.columns import HeldColumns, StoredColumns
+from tercet.core.checks import refusal
 from tercet.facts import warn_unchecked
 from tercet.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths, spreadsheet_safe
 from tercet.handles import open_plain

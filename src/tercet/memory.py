@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.checks import refusal, whole
+from tercet.core.checks import refusal, whole
+from tercet.core.indices import References
 from tercet.inputs import allocated, lack_of_data
 from tercet.relations import label_rows, whole_numbers
-from tercet.tuples import References
 
 __all__ = ["CrossBatchMemory"]
 

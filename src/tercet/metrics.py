@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from tercet.checks import array_of, label_codes, refusal, whole
+from tercet.core.checks import array_of, label_codes, refusal, whole
+from tercet.core.indices import References
 from tercet.distances import Distance, as_distance
 from tercet.inputs import tensor_of
 from tercet.pairwise import Pairwise, Tile
-from tercet.tuples import References
 
 __all__ = ["Score", "map_at_r", "recall_at_k"]
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 from torch.nn.utils import skip_init
 
-from tercet.checks import flag, refusal, seed_number, whole
+from tercet.core.checks import flag, refusal, seed_number, whole
+from tercet.core.randomness import derive_key
 from tercet.distances import cosine
 from tercet.inputs import allocated, lack_of_data
-from tercet.randomness import derive_key
 
 __all__ = ["DeepRankingNet", "EmbeddingHead"]
 

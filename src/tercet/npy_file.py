@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.handles import Handle
 
 __all__ = ["NpyFile"]

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tercet.checks import real
+from tercet.core.checks import real
+from tercet.core.indices import Pairs
 from tercet.distances import Distance
 from tercet.mining import Collected, Miner
 from tercet.pairwise import Pairwise
 from tercet.selection import Scan
 from tercet.small_tables import true_places
 from tercet.strips import Field, Strip
-from tercet.tuples import Pairs
 
 __all__ = ["MultiSimilarityMiner", "PairMargin"]
 

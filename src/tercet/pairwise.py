@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from tercet.checks import refusal, whole, with_length
+from tercet.core.checks import refusal, whole, with_length
+from tercet.core.indices import References
+from tercet.core.promises import promised
 from tercet.distances import Distance, exact
 from tercet.inputs import lack_of_data
-from tercet.promises import promised
 from tercet.relations import Relation, SameLabel, whole_numbers
 from tercet.small_tables import true_places
-from tercet.tuples import References
 
 __all__ = [
     "TILE_BYTES",

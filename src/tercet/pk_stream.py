@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from tercet.augment import KeyedTransform
-from tercet.checks import flag, seed_number, whole
+from tercet.core.checks import flag, seed_number, whole
 from tercet.epochs import saved_position, state_of
 from tercet.grouping import ON_SHORT
 from tercet.pk_iterator import PKStreamIterator

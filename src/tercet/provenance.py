@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tercet.catalog import Catalog
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.facts import Facts, as_read, warn_unchecked
 
 __all__ = [

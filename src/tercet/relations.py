@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from tercet.checks import choice, real, refusal
+from tercet.core.checks import choice, real, refusal
 from tercet.inputs import lack_of_data
 from tercet.squares import full_precision
 

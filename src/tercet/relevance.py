@@ -11,10 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from tercet.checks import flag, refusal
+from tercet.core.checks import flag, refusal
+from tercet.core.indices import row_numbers
 from tercet.npy_file import NpyFile
 from tercet.tables import read_columns
-from tercet.tuples import row_numbers
 
 __all__ = [
     "FolderRelevance",

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64
 
 from tercet.atomic import atomically, fresh_target
-from tercet.checks import label_codes, refusal, whole
+from tercet.core.checks import label_codes, refusal, whole
 
 __all__ = ["plot_similarities", "similarity_histograms"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 
 __all__ = ["inside", "leads_out", "refuse_leading_out", "refuse_outside"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tercet.checks import batch_size, choice, label_codes, refusal, whole
+from tercet.core.checks import batch_size, choice, label_codes, refusal, whole
+from tercet.core.randomness import KeyedRow, derive_key, keyed_bits, permute
 from tercet.dealing import deal, occurrences, spread
 from tercet.epochs import EpochSampler
-from tercet.randomness import KeyedRow, derive_key, keyed_bits, permute
 
 __all__ = ["PKSampler", "ShuffledSampler"]
 

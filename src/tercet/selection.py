@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tercet.closed_forms import ProductForm, SquareForm, form_of
+from tercet.core.promises import promised
 from tercet.distances import exact, exact_pairs
 from tercet.pairwise import TILE_BYTES, Pairwise
-from tercet.promises import promised
 from tercet.small_tables import compared, extreme_keys, first_places, kept_above, true_places
 from tercet.squares import full_precision, roundoff, square_bound
 from tercet.strips import Field, Strip, split_pairs

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.facts import Facts, checksum_fits
 from tercet.roots import inside
 from tercet.tars import of_write_shards

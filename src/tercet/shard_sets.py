@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.atomic import atomically
-from tercet.checks import refusal, string
+from tercet.core.checks import refusal, string
 from tercet.handles import Handle
 from tercet.journal import tidy
 from tercet.roots import inside

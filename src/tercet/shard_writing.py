@@ -18,7 +18,7 @@ from jaxtyping import Int64
 
 from tercet.atomic import atomically, naming
 from tercet.catalog import Catalog
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.folders import LeftOut
 from tercet.handles import Handle
 from tercet.images import file_content

@@ -17,7 +17,7 @@ from typing import Any
 
 from tercet.atomic import atomically
 from tercet.catalog import Catalog, refuse_unwritable
-from tercet.checks import choice, flag, path_of, refusal, seed_number, whole
+from tercet.core.checks import choice, flag, path_of, refusal, seed_number, whole
 from tercet.facts import Facts, with_checksum
 from tercet.images import MAX_BYTES
 from tercet.journal import synced, tidy

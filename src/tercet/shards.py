@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from tercet.catalog import Catalog
-from tercet.checks import choice, flag, refusal, whole
+from tercet.core.checks import choice, flag, refusal, whole
+from tercet.core.indices import row_number, rows_at
 from tercet.handles import Handle
 from tercet.shard_sets import (
     find_tables,
@@ -26,7 +27,6 @@ from tercet.shard_sets import (
 from tercet.tables import sorted_classes
 from tercet.tar_members import BLOCK
 from tercet.tars import UNKNOWN, changed, table_path
-from tercet.tuples import row_number, rows_at
 
 __all__ = ["ShardIndex"]
 

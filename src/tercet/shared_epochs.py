@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tercet.checks import whole
-from tercet.randomness import derive_key
+from tercet.core.checks import whole
+from tercet.core.randomness import derive_key
 
 __all__ = ["LAST_EPOCH", "SharedEpochs"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.facts import checksum_fits, read_bounded
 from tercet.formats import TEXT_FORMATS
 from tercet.provenance import KEY

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from tercet.checks import real
+from tercet.core.checks import real
+from tercet.core.indices import References
 from tercet.distances import Distance, as_distance, exact_pairs
 from tercet.pairwise import features, mined_rows, tile_height
 from tercet.relations import label_rows
-from tercet.tuples import References
 
 __all__ = ["describe"]
 
@@ -57,7 +57,7 @@ def describe(
         ValueError: what `Pairwise` refuses, or rows that do not exist.
 
     Example:
-        >>> from tercet.tuples import Triplets
+        >>> from tercet.core.indices import Triplets
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
         >>> a, p, n = torch.tensor([0]), torch.tensor([1]), torch.tensor([2])
         >>> for name, value in describe(x, torch.tensor([0, 0, 1]), Triplets(a, p, n)).items():

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 
 from tercet.augment import KeyedTransform
-from tercet.checks import escaped, refusal
+from tercet.core.checks import escaped, refusal
+from tercet.core.randomness import derive_key
 from tercet.decoding import image_tensor
 from tercet.grouping import Group, GroupBuffer
 from tercet.images import decode_image
-from tercet.randomness import derive_key
 from tercet.stream_lanes import REACHES, Lanes
 from tercet.stream_reading import read_shard
 from tercet.stream_samples import Sample, image_field, label_of, name_of

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tercet.checks import refusal
-from tercet.randomness import derive_key, permute
+from tercet.core.checks import refusal
+from tercet.core.randomness import derive_key, permute
 from tercet.stream_shards import KnownShard
 from tercet.stream_yield import StreamYield, gives_batch, play
 from tercet.streams import PKStage

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.stream_samples import Handler, Sample, image_field, told
 from tercet.stream_shards import KnownShard, damaged_shard
 from tercet.stream_sources import Source

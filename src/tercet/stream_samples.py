@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from tercet.checks import escaped, refusal, whole
+from tercet.core.checks import escaped, refusal, whole
 from tercet.folders import IMAGE_SUFFIXES
 from tercet.tar_scan import class_in
 

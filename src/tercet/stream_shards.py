@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.shard_sets import (
     classes_of_runs,
     find_tars,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.handles import Handle
 from tercet.tar_members import DamagedTar
 

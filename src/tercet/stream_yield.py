@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.checks import choice, label_codes, real, refusal, seed_number, whole
+from tercet.core.checks import choice, label_codes, real, refusal, seed_number, whole
+from tercet.core.randomness import derive_key, permute
 from tercet.grouping import ON_SHORT, GroupBuffer, sized
 from tercet.layouts import by_identity, mixed
-from tercet.randomness import derive_key, permute
 
 __all__ = ["StreamYield", "gives_batch", "play", "predict_yield"]
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.checks import choice, refusal, seed_number, whole
+from tercet.core.checks import choice, refusal, seed_number, whole
+from tercet.core.indices import Triplets
+from tercet.core.randomness import derive_key
 from tercet.grouping import ON_SHORT, Group, GroupBuffer, sized
-from tercet.randomness import derive_key
 from tercet.stream_samples import Handler, Sample, base_name, label_of, raw, told
 from tercet.triplets.reservoir import ReservoirTriplets
-from tercet.tuples import Triplets
 
 __all__ = [
     "DeepRankingStage",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.squares import full_precision
 
 __all__ = [

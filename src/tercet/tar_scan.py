@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.folders import IMAGE_SUFFIXES, LeftOut
 from tercet.handles import Handle
 from tercet.tar_members import (

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 from tercet.facts import Facts
 from tercet.folders import LeftOut
 from tercet.handles import Handle

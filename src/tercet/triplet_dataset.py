@@ -14,13 +14,13 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tercet.anchor_parts import images_each
-from tercet.checks import choice, flag, refusal
+from tercet.core.checks import choice, flag, refusal
+from tercet.core.indices import Pairs, Triplets, TripletSequence, rows_at
+from tercet.core.randomness import KeyedRow, derive_key
 from tercet.decoding import Decoder
 from tercet.images import MAX_PIXELS
 from tercet.provenance import refuse_other_catalog
-from tercet.randomness import KeyedRow, derive_key
 from tercet.triplets.pairs import LabeledPairs, PairSequence
-from tercet.tuples import Pairs, Triplets, TripletSequence, rows_at
 
 __all__ = ["PairBatch", "PairDataset", "TripletBatch", "TripletDataset"]
 

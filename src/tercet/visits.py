@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import get_worker_info
 
-from tercet.checks import whole
+from tercet.core.checks import whole
 
 __all__ = ["SharedCounts", "Visits", "shared"]
 

@@ -9,13 +9,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tercet.checks import real, refusal
+from tercet.core.checks import real, refusal
+from tercet.core.indices import Triplets
 from tercet.distances import Distance
 from tercet.draws import batch_key, keyed
 from tercet.mining import Collected, Miner, whole_tuples
 from tercet.pairwise import Pairwise
 from tercet.small_tables import true_places
-from tercet.tuples import Triplets
 
 __all__ = ["DistanceWeighted"]
 

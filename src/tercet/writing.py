@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from tercet.atomic import fresh_target, together
 from tercet.blocks import drawn_blocks, kind_and_count
 from tercet.catalog import Catalog, refuse_unwritable
-from tercet.checks import flag, path_of, refusal, string, whole
+from tercet.core.checks import flag, path_of, refusal, string, whole
+from tercet.core.indices import Triplets, TripletSequence
 from tercet.facts import as_json
 from tercet.formats import FORMATS, TEXT_FORMATS, spreadsheet_safe, write_paths
 from tercet.provenance import (
@@ -26,7 +27,6 @@ from tercet.provenance import (
 )
 from tercet.split_parts import other_part, refuse_other_split
 from tercet.triplets.pairs import LabeledPairs, PairSequence
-from tercet.tuples import Triplets, TripletSequence
 
 __all__ = ["ManifestPart", "manifest_target", "write_manifest", "write_manifests"]
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from tercet.checks import refusal
 from tercet.cli.report import Part, report
 from tercet.cli.sources import (
     ChunkSize,
@@ -29,6 +28,7 @@ from tercet.cli.sources import (
     opened_catalog,
     refuse_input,
 )
+from tercet.core.checks import refusal
 from tercet.provenance import sha256
 from tercet.relevance import FolderRelevance, TableRelevance, TeacherRelevance
 from tercet.triplets.deep_ranking import DeepRankingTriplets

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from tercet.checks import choice, escaped, refusal
 from tercet.cli.report import finish, grid, tell_left_out
 from tercet.cli.sources import (
     ClassDepth,
@@ -26,6 +25,7 @@ from tercet.cli.sources import (
     refuse_input,
     with_groups,
 )
+from tercet.core.checks import choice, escaped, refusal
 from tercet.sharding import shards_folder, write_shards
 from tercet.stream_yield import predict_yield
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from tercet.catalog import Catalog
-from tercet.checks import choice
 from tercet.cli.report import Part, report
 from tercet.cli.sources import (
     ChunkSize,
@@ -31,6 +30,7 @@ from tercet.cli.sources import (
     refuse_input,
     with_groups,
 )
+from tercet.core.checks import choice
 from tercet.split_parts import validation_part
 from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets

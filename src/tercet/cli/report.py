@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tercet.blocks import kind_and_count
 from tercet.catalog import Catalog
-from tercet.checks import escaped
+from tercet.core.checks import escaped
 from tercet.folders import LeftOut
 
 __all__ = ["Part", "finish", "grid", "report", "tell_left_out"]

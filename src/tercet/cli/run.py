@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from tercet.checks import escaped
+from tercet.core.checks import escaped
 
 __all__ = ["run"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from tercet.catalog import Catalog, read_catalog, scan_folder
-from tercet.checks import refusal
+from tercet.core.checks import refusal
 
 __all__ = [
     "ChunkSize",

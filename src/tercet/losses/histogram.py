@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from tercet.checks import refusal, whole
+from tercet.core.checks import refusal, whole
+from tercet.core.indices import References
 from tercet.losses.head import Head
 from tercet.losses.lists import distinct, pairs_of
 from tercet.losses.slopes import NegativeCosine
 from tercet.pairwise import Pairwise, Tile, tile_height
 from tercet.relations import Relation, SameLabel
 from tercet.sums import tiled_mean, tiled_sum
-from tercet.tuples import References
 
 __all__ = ["FastAP", "Histogram"]
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tercet.checks import real, refusal, whole
+from tercet.core.checks import real, refusal, whole
+from tercet.core.indices import References
 from tercet.distances import Distance
 from tercet.inputs import allocated
 from tercet.losses.head import Head, reduced
@@ -18,7 +19,6 @@ from tercet.losses.slopes import TileLoss, sloped
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
 from tercet.squares import picked
-from tercet.tuples import References
 
 __all__ = ["MarginLoss"]
 

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tercet.checks import real
+from tercet.core.checks import real
+from tercet.core.indices import References
 from tercet.distances import Distance
 from tercet.losses.head import Head, reduced
 from tercet.losses.lists import distinct, pairs_of
 from tercet.losses.slopes import TileLoss, sloped
 from tercet.pairwise import Pairwise, Tile
 from tercet.relations import Relation, SameLabel
-from tercet.tuples import References
 
 __all__ = ["Contrastive"]
 

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from tercet.core.indices import References
 from tercet.distances import Distance, cosine
 from tercet.losses.head import Head, reduced
 from tercet.losses.lists import pairs_of
 from tercet.losses.slopes import NegativeCosine, differentiated, sloped
 from tercet.pairwise import Pairwise, Tile, features, mined_rows, tile_height
-from tercet.tuples import References
 
 __all__ = ["ListwiseHead", "MinedPairs", "log_sum"]
 

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tercet.checks import flag, real
 from tercet.closed_forms import products
+from tercet.core.checks import flag, real
 from tercet.losses.head import above_zero
 from tercet.losses.proxy import ProxyHead
 

@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tercet.checks import flag, real, refusal, whole
+from tercet.core.checks import flag, real, refusal, whole
+from tercet.core.indices import References
 from tercet.distances import Distance
 from tercet.losses.head import Head, reduced
 from tercet.losses.slopes import TileLoss, sloped
 from tercet.pairwise import PairTile, Pairwise, Tile
 from tercet.relations import Relation, SameLabel
 from tercet.sums import summed, tiled_mean
-from tercet.tuples import References
 
 __all__ = ["TripletMargin"]
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tercet.checks import real
+from tercet.core.checks import real
 from tercet.distances import Distance
 from tercet.losses.head import above_zero, nothing_of
 from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from tercet.checks import choice, label_codes, refusal, seed_number, whole
-from tercet.randomness import derive_key, keyed_bits, permute
+from tercet.core.checks import choice, label_codes, refusal, seed_number, whole
+from tercet.core.randomness import derive_key, keyed_bits, permute
 
 __all__ = ["ClassQueries"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.checks import label_codes, real, refusal, seed_number, whole
-from tercet.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
+from tercet.core.checks import label_codes, real, refusal, seed_number, whole
+from tercet.core.indices import Triplets, rows_at
+from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.relevance import Relevance
 from tercet.triplets.drawing import ROUNDING, below, drawn_columns
-from tercet.tuples import Triplets, rows_at
 
 __all__ = ["DeepRankingTriplets"]
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.checks import array_of, refusal
-from tercet.randomness import keyed_bits
+from tercet.core.checks import array_of, refusal
+from tercet.core.indices import Pairs, rows_at
+from tercet.core.randomness import keyed_bits
 from tercet.triplets.class_queries import ClassQueries
-from tercet.tuples import Pairs, rows_at
 
 __all__ = ["LabeledPairs", "PairSequence", "RandomPairs"]
 

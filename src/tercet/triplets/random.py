@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.randomness import keyed_bits
+from tercet.core.indices import Triplets, rows_at
+from tercet.core.randomness import keyed_bits
 from tercet.triplets.class_queries import ClassQueries
-from tercet.tuples import Triplets, rows_at
 
 __all__ = ["RandomTriplets"]
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.checks import real, refusal, seed_number, whole
-from tercet.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
+from tercet.core.checks import real, refusal, seed_number, whole
+from tercet.core.indices import Triplets
+from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.relevance import unit_rows
 from tercet.triplets.buffers import ClassBuffer
 from tercet.triplets.drawing import ROUNDING, drawn_columns
-from tercet.tuples import Triplets
 
 __all__ = ["ReservoirTriplets"]
 
@@ -136,7 +136,7 @@ class ReservoirTriplets:
 
         Args:
             key: a whole number from 0 to 2⁶³ − 1, such as the catalog row; a name becomes one by
-                `derive_key(name) >> 1` of `tercet.randomness`.
+                `derive_key(name) >> 1` of `tercet.core.randomness`.
             label: its class, a whole number or a string.
             features: what `relevance` takes, an array of the same shape for every image; by default [d].
             total: r_j, its total relevance, where it is known: for every image or for none.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.checks import choice, label_codes, real, refusal, seed_number
-from tercet.randomness import derive_key, keyed_bits
+from tercet.core.checks import choice, label_codes, real, refusal, seed_number
+from tercet.core.randomness import derive_key, keyed_bits
 
 __all__ = ["train_validation_split"]
 

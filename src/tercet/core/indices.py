@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from tercet.checks import array_of, refusal, shown, whole
+from tercet.core.checks import array_of, refusal, shown, whole
 
 __all__ = [
     "GatheredReferences",

@@ -1,0 +1,1 @@
+"""Words that every other folder uses: checks, randomness, row numbers. No torch, and no other folder."""
