@@ -216,7 +216,8 @@ def campaign(case: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from tercet import journal, manifest, sharding, writing  # noqa: F401
+    from tercet import manifest, sharding, writing  # noqa: F401
     from tercet.cli import app  # noqa: F401
+    from tercet.data.io import journal  # noqa: F401
 
     print(json.dumps(campaign(json.loads(sys.argv[1]))))

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from killing import killed_at
 
-from tercet.atomic import atomically, fresh_target, together
-from tercet.facts import with_checksum
-from tercet.journal import JOURNAL, journal, located, pending, tidy
-from tercet.locks import lock_file, locked
+from tercet.data.io.atomic import atomically, fresh_target, together
+from tercet.data.io.facts import with_checksum
+from tercet.data.io.journal import JOURNAL, journal, located, pending, tidy
+from tercet.data.io.locks import lock_file, locked
 
 TABLES = (".csv", ".parquet")
 
@@ -300,8 +300,8 @@ def test_a_set_is_old_or_new_wherever_its_run_is_killed(tmp_path, order):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tercet.atomic import atomically
-from tercet.locks import lock_file, locked
+from tercet.data.io.atomic import atomically
+from tercet.data.io.locks import lock_file, locked
 folder = Path(sys.argv[1])
 with locked(lock_file(folder, "train")), atomically(folder / "t") as unfinished:
     print(unfinished.name, flush=True)

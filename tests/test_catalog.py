@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from tercet.catalog import Catalog, read_catalog, scan_folder
 from tercet.core.indices import Triplets
+from tercet.data.io.tables import sorted_classes
 from tercet.folders import IMAGE_SUFFIXES, LeftOut
 from tercet.sharding import write_shards
-from tercet.tables import sorted_classes
 from tercet.writing import write_manifest
 
 NASTY = [

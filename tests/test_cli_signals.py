@@ -12,9 +12,9 @@ import time
 import pytest
 import typer
 
-from tercet.atomic import atomically
 from tercet.catalog import Catalog
 from tercet.cli.run import run
+from tercet.data.io.atomic import atomically
 from tercet.sharding import write_shards
 
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tercet import columns
 from tercet.columns import HeldColumns, StoredColumns, block_count, block_sums
-from tercet.handles import Handle
+from tercet.data.io.positional import Handle
 
 TYPES = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.int8)]
 

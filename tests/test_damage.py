@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 from tercet.catalog import Catalog, read_catalog
+from tercet.data.io.tables import write_columns
 from tercet.formats import FORMATS, TEXT_FORMATS
 from tercet.manifest import read_manifest
 from tercet.pk_stream import PKStream
@@ -30,7 +31,6 @@ from tercet.relevance import TableRelevance
 from tercet.samplers import PKSampler
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
-from tercet.tables import write_columns
 from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
 from tercet.writing import write_manifest

@@ -14,7 +14,7 @@ import typer
 from tercet.cli.app import main
 from tercet.cli.run import run
 from tercet.core.checks import escaped, refusal
-from tercet.images import decode_image, read_image
+from tercet.data.io.images import decode_image, read_image
 from tercet.samplers import PKSampler
 from tercet.stream_samples import label_of
 
@@ -144,7 +144,7 @@ def test_the_reason_of_what_is_left_out_is_escaped_too(tercet, photos, monkeypat
     bad = f"0{NAME}.jpg"
     reason = f"is {NAME}"
     monkeypatch.setattr(
-        "tercet.images.why_unreadable", lambda path, **options: reason if path.name == bad else None
+        "tercet.data.io.images.why_unreadable", lambda path, **options: reason if path.name == bad else None
     )
     code, out, err = tercet("make-triplets", "random", photos, "t.txt", "--verify")
     assert code == 0

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from tercet.facts import (
+from tercet.data.io.facts import (
     CHECKSUM,
     Facts,
     as_json,

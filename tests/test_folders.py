@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tercet.data.io.images import MAX_PIXELS
 from tercet.folders import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
-from tercet.images import MAX_PIXELS
 
 
 def tree(top, *names):

@@ -24,7 +24,7 @@ from test_fuzz import bounded
 
 from tercet import tars, writing
 from tercet.catalog import Catalog
-from tercet.facts import as_json, with_checksum
+from tercet.data.io.facts import as_json, with_checksum
 from tercet.manifest import read_manifest
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from tercet.handles import Handle
+from tercet.data.io.positional import Handle
 
 
 @pytest.fixture

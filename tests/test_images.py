@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from tercet.image_headers import claimed_pixels
-from tercet.images import MAX_BYTES, decode_image, file_content, read_image, why_unreadable
+from tercet.data.io.image_headers import claimed_pixels
+from tercet.data.io.images import MAX_BYTES, decode_image, file_content, read_image, why_unreadable
 
 H, W = 40, 56
 Y, X = np.mgrid[:H, :W]
@@ -330,7 +330,7 @@ def test_threads_decode_alike():
 
 
 def test_importing_loads_neither_opencv_nor_torch():
-    code = "import sys, tercet.images; sys.exit('cv2' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, tercet.data.io.images; sys.exit('cv2' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -443,7 +443,7 @@ def test_a_header_of_blank_lines_is_looked_through_once():
 
 
 def test_a_format_that_we_do_not_measure_is_so_after_decoding(monkeypatch):
-    monkeypatch.setattr("tercet.images.claimed_pixels", lambda data: None)
+    monkeypatch.setattr("tercet.data.io.images.claimed_pixels", lambda data: None)
     with pytest.raises(ValueError, match=r"it has more than max_pixels=2000 pixels"):
         decode_image(encoded(RGB, "PNG"), "x", max_pixels=2000)
 

@@ -10,12 +10,12 @@ import threading
 
 import pytest
 
-from tercet.locks import locked
+from tercet.data.io.locks import locked
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tercet.locks import locked
+from tercet.data.io.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -14,8 +14,8 @@ from test_tars import foreign
 
 from tercet import read_manifest, write_manifest
 from tercet.catalog import read_catalog, scan_folder
+from tercet.data.io.roots import inside
 from tercet.pk_stream import PKStream
-from tercet.roots import inside
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
 from tercet.triplets.random import RandomTriplets

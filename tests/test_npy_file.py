@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from tercet.npy_file import NpyFile
+from tercet.data.io.npy_file import NpyFile
 from tercet.relevance import TeacherRelevance
 
 X = np.random.default_rng(0).normal(size=(50, 7))

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tercet import parquet_files
-from tercet.parquet_files import KEY, opened_parquet, parquet_writer
+from tercet.data.io import parquet_files
+from tercet.data.io.parquet_files import KEY, opened_parquet, parquet_writer
 
 ROWS = random.Random(0).choices([f"class {n}/image {n}.jpg" for n in range(40)], k=500)
 TABLE = pa.table({"path": ROWS, "n": range(500)})

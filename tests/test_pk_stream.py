@@ -26,8 +26,8 @@ from webdataset.gopen import Pipe, gopen_schemes
 from tercet import sharding, stream_sources
 from tercet.catalog import scan_folder
 from tercet.core.checks import refusal
-from tercet.facts import with_checksum
-from tercet.handles import Handle
+from tercet.data.io.facts import with_checksum
+from tercet.data.io.positional import Handle
 from tercet.pk_stream import PKStream
 from tercet.shards import ShardIndex
 from tercet.stream_batches import LaneBatches

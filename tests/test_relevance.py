@@ -184,7 +184,7 @@ def test_case_a_row_of_zeros_is_relevant_to_none():
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_table_is_read_from_disk(tmp_path, suffix):
-    from tercet.tables import write_columns
+    from tercet.data.io.tables import write_columns
 
     i, j = (np.array(column) for column in zip(*TABLE))
     target = tmp_path / f"r{suffix}"

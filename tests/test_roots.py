@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tercet.catalog import Catalog, read_catalog, scan_folder
+from tercet.data.io.roots import inside, leads_out
 from tercet.datasets import ImageDataset
 from tercet.manifest import read_manifest
-from tercet.roots import inside, leads_out
 from tercet.sharding import write_shards
 from tercet.triplet_dataset import TripletDataset
 from tercet.triplets.random import RandomTriplets
@@ -205,6 +205,6 @@ def test_a_loop_of_links_stays_nowhere(place):
 def test_many_rows_are_compared_without_a_look_at_the_disk(place, monkeypatch):
     names = np.array([f"c{row % 7}/{row}.pgm" for row in range(2000)])
     Path("photos/t.csv").write_text("path,label\n" + "".join(f"{name},x\n" for name in names))
-    monkeypatch.setattr("tercet.roots.os.path.realpath", lambda place: pytest.fail("looked"))
-    monkeypatch.setattr("tercet.roots.os.path.islink", lambda place: pytest.fail("looked"))
+    monkeypatch.setattr("tercet.data.io.roots.os.path.realpath", lambda place: pytest.fail("looked"))
+    monkeypatch.setattr("tercet.data.io.roots.os.path.islink", lambda place: pytest.fail("looked"))
     assert len(read_catalog("photos/t.csv")) == 2000

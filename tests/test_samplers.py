@@ -26,8 +26,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet import dealing
 from tercet.core.randomness import KeyedRow
+from tercet.data.io.facts import with_checksum
 from tercet.dealing import deal, occurrences, spread
-from tercet.facts import with_checksum
 from tercet.samplers import PKSampler, ShuffledSampler
 
 torch.set_num_threads(1)

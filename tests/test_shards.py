@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from tercet import shards
 from tercet.catalog import Catalog, scan_folder
 from tercet.core.randomness import KeyedRow
+from tercet.data.io.facts import with_checksum
 from tercet.datasets import ImageDataset
-from tercet.facts import with_checksum
 from tercet.pk_stream import PKStream
 from tercet.samplers import PKSampler
 from tercet.sharding import write_shards

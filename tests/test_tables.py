@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tercet.tables import read_columns, write_columns
+from tercet.data.io.tables import read_columns, write_columns
 
 TABLES = (".csv", ".parquet")
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
@@ -44,7 +44,7 @@ NASTY += ["1", "01", "1.50", "true", "é", "e\u0301", "日本", "😀", "\ufeffm
 FULL = """
 import resource, sys
 from pathlib import Path
-from tercet.tables import write_columns
+from tercet.data.io.tables import write_columns
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     write_columns({"path": [f"{i * i}.jpg" for i in range(20_000)]}, Path(sys.argv[1]))

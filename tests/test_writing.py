@@ -15,10 +15,10 @@ import pytest
 from killing import killed_at
 
 from tercet import manifest_reading
-from tercet.atomic import together
 from tercet.catalog import Catalog
+from tercet.data.io.atomic import together
+from tercet.data.io.journal import JOURNAL, pending, tidy
 from tercet.formats import FORMATS, TEXT_FORMATS
-from tercet.journal import JOURNAL, pending, tidy
 from tercet.manifest import read_manifest
 from tercet.provenance import beside
 from tercet.triplets.random import RandomTriplets

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.handles import Handle
+from tercet.data.io.positional import Handle
 
 __all__ = ["ArrowBatch", "arrow_batches", "arrow_lengths", "arrow_schema"]
 

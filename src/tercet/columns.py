@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64, UInt32
 
 from tercet.core.checks import refusal
-from tercet.handles import Handle
+from tercet.data.io.positional import Handle
 
 __all__ = ["HeldColumns", "StoredColumns", "block_count", "block_sums"]
 

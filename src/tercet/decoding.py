@@ -13,7 +13,7 @@ from torch import Tensor
 from tercet.augment import KeyedTransform
 from tercet.core.checks import choice, escaped, refusal, seed_number, whole
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
-from tercet.images import decode_image, read_image
+from tercet.data.io.images import decode_image, read_image
 from tercet.visits import SharedCounts, Visits
 
 __all__ = ["Decoded", "Decoder", "image_tensor"]

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tercet.core.checks import refusal, seed_number, whole
-from tercet.facts import checksum_fits, warn_unchecked, with_checksum
+from tercet.data.io.facts import checksum_fits, warn_unchecked, with_checksum
 
 __all__ = ["EpochIterator", "EpochSampler", "saved_position", "state_of"]
 

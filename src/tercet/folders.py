@@ -177,7 +177,7 @@ def decodable(
     from rich.console import Console
     from rich.progress import track
 
-    from tercet.images import why_unreadable
+    from tercet.data.io.images import why_unreadable
 
     names, kept = list(files), []
 

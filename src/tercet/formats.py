@@ -19,9 +19,9 @@ import numpy as np
 
 from tercet.arrow_layout import ArrowBatch, arrow_batches, arrow_lengths, arrow_schema
 from tercet.columns import StoredColumns, block_count, block_sums
-from tercet.handles import Handle, open_plain
-from tercet.parquet_files import KEY as CHECKSUM_KEY
-from tercet.parquet_files import opened_parquet, parquet_writer
+from tercet.data.io.parquet_files import KEY as CHECKSUM_KEY
+from tercet.data.io.parquet_files import opened_parquet, parquet_writer
+from tercet.data.io.positional import Handle, open_plain
 
 __all__ = [
     "BLOCK",

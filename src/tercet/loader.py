@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tercet.core.checks import flag, real, refusal, whole, with_length
-from tercet.facts import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
+from tercet.data.io.facts import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
 from tercet.inputs import device_of
 from tercet.mining import Miner
 from tercet.stats import describe as describe_mined

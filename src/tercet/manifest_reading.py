@@ -14,13 +14,13 @@ import numpy as np
 from tercet.catalog import Catalog
 from tercet.columns import HeldColumns, StoredColumns
 from tercet.core.checks import refusal
-from tercet.facts import warn_unchecked
+from tercet.data.io.facts import warn_unchecked
+from tercet.data.io.journal import read_steady
+from tercet.data.io.parquet_files import KEY as CHECKSUM_KEY
+from tercet.data.io.positional import open_plain
+from tercet.data.io.roots import refuse_outside
 from tercet.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths, spreadsheet_safe
-from tercet.handles import open_plain
-from tercet.journal import read_steady
-from tercet.parquet_files import KEY as CHECKSUM_KEY
 from tercet.provenance import CATALOG_KEY, KEY, beside, read_beside, read_catalog, read_provenance
-from tercet.roots import refuse_outside
 from tercet.split_parts import other_part, refuse_other_split
 
 __all__ = ["Found", "read_rows"]

@@ -18,7 +18,7 @@ import numpy as np
 
 from tercet.catalog import Catalog
 from tercet.core.checks import refusal
-from tercet.facts import Facts, as_read, warn_unchecked
+from tercet.data.io.facts import Facts, as_read, warn_unchecked
 
 __all__ = [
     "CATALOG_KEY",

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 
 from tercet.core.checks import flag, refusal
 from tercet.core.indices import row_numbers
-from tercet.npy_file import NpyFile
-from tercet.tables import read_columns
+from tercet.data.io.npy_file import NpyFile
+from tercet.data.io.tables import read_columns
 
 __all__ = [
     "FolderRelevance",

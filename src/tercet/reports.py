@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from tercet.atomic import atomically, fresh_target
 from tercet.core.checks import label_codes, refusal, whole
+from tercet.data.io.atomic import atomically, fresh_target
 
 __all__ = ["plot_similarities", "similarity_histograms"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tercet.core.checks import refusal
-from tercet.facts import Facts, checksum_fits
-from tercet.roots import inside
+from tercet.data.io.facts import Facts, checksum_fits
+from tercet.data.io.roots import inside
 from tercet.tars import of_write_shards
 
 __all__ = ["INFO", "ShardInfo", "listed_tars", "read_info"]

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from tercet.atomic import atomically
 from tercet.core.checks import refusal, string
-from tercet.handles import Handle
-from tercet.journal import tidy
-from tercet.roots import inside
+from tercet.data.io.atomic import atomically
+from tercet.data.io.journal import tidy
+from tercet.data.io.positional import Handle
+from tercet.data.io.roots import inside
 from tercet.shard_info import INFO, ShardInfo, listed_tars, read_info
 from tercet.tar_scan import extension, scan_tar
 from tercet.tars import ShardTable, changed, read_table, table_path, write_table

@@ -15,14 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tercet.atomic import atomically
 from tercet.catalog import Catalog, refuse_unwritable
 from tercet.core.checks import choice, flag, path_of, refusal, seed_number, whole
-from tercet.facts import Facts, with_checksum
-from tercet.images import MAX_BYTES
-from tercet.journal import synced, tidy
+from tercet.data.io.atomic import atomically
+from tercet.data.io.facts import Facts, with_checksum
+from tercet.data.io.images import MAX_BYTES
+from tercet.data.io.journal import synced, tidy
+from tercet.data.io.locks import lock_file, locked, opened
 from tercet.layouts import by_identity, mixed
-from tercet.locks import lock_file, locked, opened
 from tercet.shard_info import INFO
 from tercet.shard_writing import (
     ShardJob,

@@ -16,7 +16,8 @@ from jaxtyping import Int64
 from tercet.catalog import Catalog
 from tercet.core.checks import choice, flag, refusal, whole
 from tercet.core.indices import row_number, rows_at
-from tercet.handles import Handle
+from tercet.data.io.positional import Handle
+from tercet.data.io.tables import sorted_classes
 from tercet.shard_sets import (
     find_tables,
     find_tars,
@@ -24,7 +25,6 @@ from tercet.shard_sets import (
     refuse_other_runs,
     written_classes,
 )
-from tercet.tables import sorted_classes
 from tercet.tar_members import BLOCK
 from tercet.tars import UNKNOWN, changed, table_path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.core.checks import refusal
-from tercet.facts import checksum_fits, read_bounded
+from tercet.data.io.facts import checksum_fits, read_bounded
 from tercet.formats import TEXT_FORMATS
 from tercet.provenance import KEY
 

@@ -13,9 +13,9 @@ import torch
 from tercet.augment import KeyedTransform
 from tercet.core.checks import escaped, refusal
 from tercet.core.randomness import derive_key
+from tercet.data.io.images import decode_image
 from tercet.decoding import image_tensor
 from tercet.grouping import Group, GroupBuffer
-from tercet.images import decode_image
 from tercet.stream_lanes import REACHES, Lanes
 from tercet.stream_reading import read_shard
 from tercet.stream_samples import Sample, image_field, label_of, name_of

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.core.checks import refusal
-from tercet.handles import Handle
+from tercet.data.io.positional import Handle
 from tercet.tar_members import DamagedTar
 
 __all__ = ["Source", "is_url", "refuse_address"]

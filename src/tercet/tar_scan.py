@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from tercet.core.checks import refusal
+from tercet.data.io.positional import Handle
 from tercet.folders import IMAGE_SUFFIXES, LeftOut
-from tercet.handles import Handle
 from tercet.tar_members import (
     BLOCK,
     LARGEST,

@@ -17,8 +17,8 @@ from tercet.anchor_parts import images_each
 from tercet.core.checks import choice, flag, refusal
 from tercet.core.indices import Pairs, Triplets, TripletSequence, rows_at
 from tercet.core.randomness import KeyedRow, derive_key
+from tercet.data.io.images import MAX_PIXELS
 from tercet.decoding import Decoder
-from tercet.images import MAX_PIXELS
 from tercet.provenance import refuse_other_catalog
 from tercet.triplets.pairs import LabeledPairs, PairSequence
 

@@ -25,9 +25,9 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from tercet.catalog import Catalog, scan_folder
+from tercet.data.io.images import decode_image
 from tercet.datasets import ImageDataset
 from tercet.decoding import image_tensor
-from tercet.images import decode_image
 from tercet.pk_stream import PKStream
 from tercet.samplers import PKSampler
 from tercet.shards import ShardIndex

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tercet.core.checks import refusal
-from tercet.handles import Handle
+from tercet.data.io.positional import Handle
 
 __all__ = ["NpyFile"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tercet.core.checks import escaped
-from tercet.image_headers import claimed_pixels
+from tercet.data.io.image_headers import claimed_pixels
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "decode_image", "file_content", "read_image", "why_unreadable"]
 

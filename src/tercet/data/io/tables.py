@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tercet.atomic import atomically
 from tercet.core.checks import path_of, refusal
-from tercet.parquet_files import opened_parquet, parquet_writer
+from tercet.data.io.atomic import atomically
+from tercet.data.io.parquet_files import opened_parquet, parquet_writer
 
 __all__ = ["first_rows", "read_columns", "sorted_classes", "write_columns"]
 

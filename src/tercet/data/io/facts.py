@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.core.checks import escaped, refusal
-from tercet.handles import open_plain
+from tercet.data.io.positional import open_plain
 
 __all__ = [
     "CHECKSUM",

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tercet.core.checks import escaped, flag, path_of, refusal
-from tercet.journal import journal, pending, synced, tidy
-from tercet.locks import SAFELY, flock
+from tercet.data.io.journal import journal, pending, synced, tidy
+from tercet.data.io.locks import SAFELY, flock
 
 __all__ = ["atomically", "fresh_target", "naming", "together"]
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tercet.handles import open_plain
+from tercet.data.io.positional import open_plain
 
 __all__ = ["KEY", "opened_parquet", "parquet_writer"]
 

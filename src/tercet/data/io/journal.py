@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from tercet.core.checks import refusal
-from tercet.facts import Facts, with_checksum
-from tercet.locks import SAFELY, flock, foreign, release, taken
+from tercet.data.io.facts import Facts, with_checksum
+from tercet.data.io.locks import SAFELY, flock, foreign, release, taken
 
 __all__ = ["JOURNAL", "Journal", "journal", "located", "pending", "read_steady", "synced", "tidy"]
 

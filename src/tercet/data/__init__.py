@@ -1,0 +1,1 @@
+"""Rows of a catalog: what images there are, which of them meet, and how they are read."""
