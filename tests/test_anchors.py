@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.anchors import AnchorSampler
-from tercet.catalog import scan_folder
 from tercet.core.indices import Triplets
+from tercet.data.catalog.catalog import scan_folder
 from tercet.losses.triplet import TripletMargin
 from tercet.manifest import read_manifest
 from tercet.relevance import FunctionRelevance

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tercet.catalog import Catalog, read_catalog, scan_folder
 from tercet.core.indices import Triplets
+from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
+from tercet.data.catalog.scan import IMAGE_SUFFIXES, LeftOut
 from tercet.data.io.tables import sorted_classes
-from tercet.folders import IMAGE_SUFFIXES, LeftOut
 from tercet.sharding import write_shards
 from tercet.writing import write_manifest
 

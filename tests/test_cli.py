@@ -16,8 +16,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from tercet.catalog import scan_folder
 from tercet.cli.app import main
+from tercet.data.catalog.catalog import scan_folder
 from tercet.formats import FORMATS
 from tercet.manifest import read_manifest
 from tercet.relevance import FolderRelevance, TableRelevance, TeacherRelevance

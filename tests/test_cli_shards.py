@@ -16,7 +16,7 @@ import pytest
 from test_cli import tercet  # noqa: F401  a fixture
 
 from tercet import sharding
-from tercet.catalog import read_catalog, scan_folder
+from tercet.data.catalog.catalog import read_catalog, scan_folder
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
 from tercet.stream_yield import predict_yield

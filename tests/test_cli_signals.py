@@ -12,8 +12,8 @@ import time
 import pytest
 import typer
 
-from tercet.catalog import Catalog
 from tercet.cli.run import run
+from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.atomic import atomically
 from tercet.sharding import write_shards
 

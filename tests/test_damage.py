@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tercet.catalog import Catalog, read_catalog
+from tercet.data.catalog.catalog import Catalog, read_catalog
 from tercet.data.io.tables import write_columns
 from tercet.formats import FORMATS, TEXT_FORMATS
 from tercet.manifest import read_manifest

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 import tercet.decoding
-from tercet.catalog import scan_folder
 from tercet.core.indices import Triplets
 from tercet.core.randomness import KeyedRow
+from tercet.data.catalog.catalog import scan_folder
 from tercet.datasets import ImageDataset
 from tercet.manifest import read_manifest
 from tercet.samplers import PKSampler, ShuffledSampler
@@ -400,7 +400,7 @@ def test_the_global_generators_are_untouched(catalog):
     # In a process without the checks of annotations, which draw from `random` themselves.
     code = f"""
 import random, sys, numpy as np, torch
-from tercet.catalog import scan_folder
+from tercet.data.catalog.catalog import scan_folder
 from tercet.datasets import ImageDataset
 from tercet.triplet_dataset import TripletDataset
 from tercet.triplets.pairs import RandomPairs

@@ -104,7 +104,7 @@ def test_train_folder_takes_classes_from_as_few_parents_as_it_can():
         from train_folder import parents
     finally:
         sys.path.remove(str(EXAMPLES))
-    from tercet.catalog import Catalog
+    from tercet.data.catalog.catalog import Catalog
 
     def tree(*classes_of_parents):
         parent = [name for name, count in enumerate(classes_of_parents) for _ in range(count)]

@@ -132,10 +132,10 @@ print(tercet.distributed.gather.__module__)
 
 
 def test_the_reader_of_typed_names_sees_a_difference():
-    source = "if TYPE_CHECKING:\n    from tercet.catalog import Catalog as Catalog\n"
-    assert typed_names(source) == {"Catalog": "tercet.catalog"}
+    source = "if TYPE_CHECKING:\n    from tercet.data.catalog.catalog import Catalog as Catalog\n"
+    assert typed_names(source) == {"Catalog": "tercet.data.catalog.catalog"}
     with pytest.raises(AssertionError, match="only so is it exported"):
-        typed_names("if TYPE_CHECKING:\n    from tercet.catalog import Catalog\n")
+        typed_names("if TYPE_CHECKING:\n    from tercet.data.catalog.catalog import Catalog\n")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tercet.data.catalog.scan import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
 from tercet.data.io.images import MAX_PIXELS
-from tercet.folders import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
 
 
 def tree(top, *names):
@@ -194,7 +194,7 @@ def test_a_file_system_without_numbers_of_files_is_walked(tmp_path, monkeypatch)
     nothing = lambda place: os.stat_result([stat(place).st_mode, 0, 0, *[0] * 7])  # noqa: E731
     tree(tmp_path, "ant/1.jpg", "bee/2.jpg")
     (tmp_path / "bee" / "ant").symlink_to(tmp_path / "ant")
-    monkeypatch.setattr("tercet.folders.os.stat", nothing)
+    monkeypatch.setattr("tercet.data.catalog.scan.os.stat", nothing)
     assert walk(tmp_path) == (["ant/1.jpg", "bee/2.jpg"], {"bee/ant": TWICE})
 
 

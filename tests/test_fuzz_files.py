@@ -23,7 +23,7 @@ import pytest
 from test_fuzz import bounded
 
 from tercet import tars, writing
-from tercet.catalog import Catalog
+from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.facts import as_json, with_checksum
 from tercet.manifest import read_manifest
 from tercet.samplers import PKSampler, ShuffledSampler

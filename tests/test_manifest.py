@@ -25,9 +25,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tercet import blocks, formats, writing
-from tercet.catalog import Catalog, scan_folder
 from tercet.core.indices import Pairs, Triplets, TripletSequence
-from tercet.folders import LeftOut
+from tercet.data.catalog.catalog import Catalog, scan_folder
+from tercet.data.catalog.scan import LeftOut
 from tercet.formats import FORMATS, TEXT_FORMATS
 from tercet.manifest import read_manifest
 from tercet.triplet_dataset import TripletDataset
@@ -286,7 +286,7 @@ def test_bytes_do_not_depend_on_the_chunk_size(tmp_path, suffix):
 
 MACHINE = """
 import sys
-from tercet.catalog import scan_folder
+from tercet.data.catalog.catalog import scan_folder
 from tercet.writing import write_manifest
 from tercet.triplets.random import RandomTriplets
 images, out, chunk_size = sys.argv[1:]
@@ -744,7 +744,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from tercet import blocks, formats, writing
-from tercet.catalog import Catalog
+from tercet.data.catalog.catalog import Catalog
 from tercet.core.indices import Triplets
 
 formats.BLOCK = blocks.BLOCK = 1000
@@ -777,7 +777,7 @@ def test_killed_half_way_leaves_nothing_under_the_name(tmp_path, suffix):
 
 FULL = """
 import resource, sys
-from tercet.catalog import Catalog
+from tercet.data.catalog.catalog import Catalog
 from tercet.writing import write_manifest
 from tercet.triplets.random import RandomTriplets
 labels = [n % 7 for n in range(5000)]

@@ -13,7 +13,7 @@ from test_sharding import photos, sentence
 from test_tars import foreign
 
 from tercet import read_manifest, write_manifest
-from tercet.catalog import read_catalog, scan_folder
+from tercet.data.catalog.catalog import read_catalog, scan_folder
 from tercet.data.io.roots import inside
 from tercet.pk_stream import PKStream
 from tercet.sharding import write_shards

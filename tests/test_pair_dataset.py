@@ -10,9 +10,9 @@ from reference import unchecked
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from tercet.anchors import AnchorSampler
-from tercet.catalog import scan_folder
 from tercet.core.indices import Pairs
 from tercet.core.randomness import KeyedRow
+from tercet.data.catalog.catalog import scan_folder
 from tercet.datasets import ImageDataset
 from tercet.losses.pair import Contrastive
 from tercet.manifest import read_manifest

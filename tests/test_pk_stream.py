@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from webdataset.gopen import Pipe, gopen_schemes
 
 from tercet import sharding, stream_sources
-from tercet.catalog import scan_folder
 from tercet.core.checks import refusal
+from tercet.data.catalog.catalog import scan_folder
 from tercet.data.io.facts import with_checksum
 from tercet.data.io.positional import Handle
 from tercet.pk_stream import PKStream

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from tercet.catalog import Catalog
+from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.journal import JOURNAL
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex

@@ -18,7 +18,7 @@ import torch.multiprocessing
 from torch.utils.data import DataLoader
 
 from tercet.anchors import AnchorSampler
-from tercet.catalog import scan_folder
+from tercet.data.catalog.catalog import scan_folder
 from tercet.datasets import ImageDataset
 from tercet.distributed import gather, rank, world_size
 from tercet.memory import CrossBatchMemory

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.anchors import AnchorSampler
-from tercet.catalog import scan_folder
+from tercet.data.catalog.catalog import scan_folder
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
 from tercet.samplers import PKSampler, ShuffledSampler

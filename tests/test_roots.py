@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tercet.catalog import Catalog, read_catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
 from tercet.data.io.roots import inside, leads_out
 from tercet.datasets import ImageDataset
 from tercet.manifest import read_manifest

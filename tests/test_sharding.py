@@ -17,7 +17,7 @@ import pytest
 import webdataset as wds
 
 from tercet import shard_writing, sharding
-from tercet.catalog import Catalog, read_catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
 

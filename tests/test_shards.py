@@ -17,8 +17,8 @@ from test_sharding import photos, sentence
 from torch.utils.data import DataLoader
 
 from tercet import shards
-from tercet.catalog import Catalog, scan_folder
 from tercet.core.randomness import KeyedRow
+from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.data.io.facts import with_checksum
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream

@@ -21,7 +21,7 @@ from test_sharding import sentence
 from test_shards import flip
 from test_tars import foreign
 
-from tercet.catalog import scan_folder
+from tercet.data.catalog.catalog import scan_folder
 from tercet.pk_stream import PKStream
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader
 
-from tercet.catalog import scan_folder
 from tercet.core.randomness import KeyedRow
+from tercet.data.catalog.catalog import scan_folder
 from tercet.datasets import ImageDataset
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards

@@ -16,8 +16,8 @@ from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Subset, r
 
 import tercet.visits
 from tercet.anchors import AnchorSampler
-from tercet.catalog import scan_folder
 from tercet.core.randomness import KeyedRow
+from tercet.data.catalog.catalog import scan_folder
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
 from tercet.samplers import PKSampler, ShuffledSampler

@@ -11,12 +11,13 @@ __version__: str  # stands in pyproject.toml; `__getattr__` reads it from there
 if TYPE_CHECKING:
     from tercet import distributed as distributed
     from tercet.anchors import AnchorSampler as AnchorSampler
-    from tercet.catalog import Catalog as Catalog
-    from tercet.catalog import read_catalog as read_catalog
-    from tercet.catalog import scan_folder as scan_folder
     from tercet.core.indices import Pairs as Pairs
     from tercet.core.indices import References as References
     from tercet.core.indices import Triplets as Triplets
+    from tercet.data.catalog.catalog import Catalog as Catalog
+    from tercet.data.catalog.catalog import read_catalog as read_catalog
+    from tercet.data.catalog.catalog import scan_folder as scan_folder
+    from tercet.data.catalog.split import train_validation_split as train_validation_split
     from tercet.datasets import ImageDataset as ImageDataset
     from tercet.gradient_cache import cached_backward as cached_backward
     from tercet.loader import MinedBatch as MinedBatch
@@ -80,15 +81,14 @@ if TYPE_CHECKING:
     from tercet.triplets.pairs import RandomPairs as RandomPairs
     from tercet.triplets.random import RandomTriplets as RandomTriplets
     from tercet.triplets.reservoir import ReservoirTriplets as ReservoirTriplets
-    from tercet.triplets.split import train_validation_split as train_validation_split
     from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
     from tercet.writing import write_manifest as write_manifest
 
 _HOME = {
     "AnchorSampler": "anchors",
-    "Catalog": "catalog",
-    "read_catalog": "catalog",
-    "scan_folder": "catalog",
+    "Catalog": "data.catalog.catalog",
+    "read_catalog": "data.catalog.catalog",
+    "scan_folder": "data.catalog.catalog",
     "ImageDataset": "datasets",
     "cached_backward": "gradient_cache",
     "MinedBatch": "loader",
@@ -153,7 +153,7 @@ _HOME = {
     "RandomPairs": "triplets.pairs",
     "RandomTriplets": "triplets.random",
     "ReservoirTriplets": "triplets.reservoir",
-    "train_validation_split": "triplets.split",
+    "train_validation_split": "data.catalog.split",
     "Pairs": "core.indices",
     "References": "core.indices",
     "Triplets": "core.indices",

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tercet.catalog import Catalog
 from tercet.columns import HeldColumns, StoredColumns
 from tercet.core.checks import flag, path_of, refusal
 from tercet.core.indices import Triplets, rows_at
+from tercet.data.catalog.catalog import Catalog
 from tercet.manifest_reading import read_rows
 from tercet.triplets.pairs import LabeledPairs
 

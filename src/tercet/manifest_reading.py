@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.catalog import Catalog
 from tercet.columns import HeldColumns, StoredColumns
 from tercet.core.checks import refusal
+from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.facts import warn_unchecked
 from tercet.data.io.journal import read_steady
 from tercet.data.io.parquet_files import KEY as CHECKSUM_KEY

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tercet.catalog import Catalog
 from tercet.core.checks import refusal
+from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.facts import Facts, as_read, warn_unchecked
 
 __all__ = [

@@ -16,12 +16,12 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.catalog import Catalog
 from tercet.core.checks import refusal
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.scan import LeftOut
 from tercet.data.io.atomic import atomically, naming
 from tercet.data.io.images import file_content
 from tercet.data.io.positional import Handle
-from tercet.folders import LeftOut
 from tercet.tar_members import BLOCK, with_member
 from tercet.tars import ShardTable, read_table, sampled_headers, table_path, write_table
 

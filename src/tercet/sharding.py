@@ -15,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tercet.catalog import Catalog, refuse_unwritable
 from tercet.core.checks import choice, flag, path_of, refusal, seed_number, whole
+from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import atomically
 from tercet.data.io.facts import Facts, with_checksum
 from tercet.data.io.images import MAX_BYTES
@@ -99,7 +99,7 @@ def write_shards(
 
     Example:
         >>> import pathlib
-        >>> from tercet.catalog import scan_folder
+        >>> from tercet.data.catalog.catalog import scan_folder
         >>> for name in ("ant/1.jpg", "ant/2.jpg", "bee/1.jpg"):
         ...     file = pathlib.Path("photos", name)
         ...     file.parent.mkdir(parents=True, exist_ok=True)

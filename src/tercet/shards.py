@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.catalog import Catalog
 from tercet.core.checks import choice, flag, refusal, whole
 from tercet.core.indices import row_number, rows_at
+from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.positional import Handle
 from tercet.data.io.tables import sorted_classes
 from tercet.shard_sets import (
@@ -91,7 +91,7 @@ class ShardIndex:
 
     Example:
         >>> import pathlib
-        >>> from tercet.catalog import scan_folder
+        >>> from tercet.data.catalog.catalog import scan_folder
         >>> from tercet.sharding import write_shards
         >>> for name in ("ant/1.jpg", "ant/2.jpg", "bee/1.jpg"):
         ...     file = pathlib.Path("photos", name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tercet.core.checks import escaped, refusal, whole
-from tercet.folders import IMAGE_SUFFIXES
+from tercet.data.catalog.scan import IMAGE_SUFFIXES
 from tercet.tar_scan import class_in
 
 __all__ = ["Handler", "Sample", "base_name", "image_field", "label_of", "name_of", "number_in", "raw", "told"]

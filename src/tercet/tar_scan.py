@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from tercet.core.checks import refusal
+from tercet.data.catalog.scan import IMAGE_SUFFIXES, LeftOut
 from tercet.data.io.positional import Handle
-from tercet.folders import IMAGE_SUFFIXES, LeftOut
 from tercet.tar_members import (
     BLOCK,
     LARGEST,

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tercet.core.checks import refusal
+from tercet.data.catalog.scan import LeftOut
 from tercet.data.io.facts import Facts
 from tercet.data.io.parquet_files import opened_parquet, parquet_writer
 from tercet.data.io.positional import Handle
-from tercet.folders import LeftOut
 from tercet.tar_members import BLOCK, LARGEST
 
 __all__ = [

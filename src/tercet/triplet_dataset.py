@@ -268,7 +268,7 @@ class TripletDataset(_ListedDataset):
 
     Example:
         >>> import pathlib
-        >>> from tercet.catalog import scan_folder
+        >>> from tercet.data.catalog.catalog import scan_folder
         >>> from tercet.triplets.random import RandomTriplets
         >>> for name in ("ant/1.pgm", "ant/2.pgm", "bee/1.pgm"):
         ...     file = pathlib.Path("insects", name)
@@ -342,7 +342,7 @@ class PairDataset(_ListedDataset):
 
     Example:
         >>> import pathlib
-        >>> from tercet.catalog import scan_folder
+        >>> from tercet.data.catalog.catalog import scan_folder
         >>> from tercet.triplets.pairs import RandomPairs
         >>> for name in ("ant/1.pgm", "ant/2.pgm", "bee/1.pgm"):
         ...     file = pathlib.Path("couples", name)

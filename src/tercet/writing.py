@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tercet.blocks import drawn_blocks, kind_and_count
-from tercet.catalog import Catalog, refuse_unwritable
 from tercet.core.checks import flag, path_of, refusal, string, whole
 from tercet.core.indices import Triplets, TripletSequence
+from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import fresh_target, together
 from tercet.data.io.facts import as_json
 from tercet.formats import FORMATS, TEXT_FORMATS, spreadsheet_safe, write_paths

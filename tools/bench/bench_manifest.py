@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tercet.catalog import Catalog
+from tercet.data.catalog.catalog import Catalog
 from tercet.triplets.random import RandomTriplets
 from tercet.writing import write_manifest
 

@@ -30,7 +30,7 @@ import webdataset as wds
 from page import table, told, write_section
 from torch.utils.data import DataLoader
 
-from tercet.catalog import Catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.pk_stream import PKStream
 from tercet.sharding import write_shards
 from tercet.stream_yield import predict_yield

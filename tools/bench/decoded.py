@@ -24,7 +24,7 @@ import torch
 import webdataset as wds
 from torch.utils.data import DataLoader
 
-from tercet.catalog import Catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.data.io.images import decode_image
 from tercet.datasets import ImageDataset
 from tercet.decoding import image_tensor

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import typer
 
-from tercet.catalog import scan_folder
 from tercet.cli.deep_ranking import deep_ranking_triplets
 from tercet.cli.random_triplets import random_triplets
 from tercet.cli.report import Part, report
 from tercet.core.checks import refusal
+from tercet.data.catalog.catalog import scan_folder
 from tercet.triplets.random import RandomTriplets
 from tercet.writing import manifest_target, write_manifest
 

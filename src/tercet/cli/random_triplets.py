@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from tercet.catalog import Catalog
 from tercet.cli.report import Part, report
 from tercet.cli.sources import (
     ChunkSize,
@@ -31,10 +30,11 @@ from tercet.cli.sources import (
     with_groups,
 )
 from tercet.core.checks import choice
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.split import train_validation_split
 from tercet.split_parts import validation_part
 from tercet.triplets.pairs import RandomPairs
 from tercet.triplets.random import RandomTriplets
-from tercet.triplets.split import train_validation_split
 from tercet.writing import ManifestPart, manifest_target, write_manifests
 
 __all__ = ["random_triplets"]

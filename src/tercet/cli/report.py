@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tercet.blocks import kind_and_count
-from tercet.catalog import Catalog
 from tercet.core.checks import escaped
-from tercet.folders import LeftOut
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.scan import LeftOut
 
 __all__ = ["Part", "finish", "grid", "report", "tell_left_out"]
 

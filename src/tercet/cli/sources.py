@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from tercet.catalog import Catalog, read_catalog, scan_folder
 from tercet.core.checks import refusal
+from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
 
 __all__ = [
     "ChunkSize",

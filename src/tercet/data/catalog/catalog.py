@@ -17,11 +17,18 @@ import numpy as np
 
 from tercet.core.checks import array_of, flag, path_of, refusal, string, strings_of, whole
 from tercet.core.indices import row_number
+from tercet.data.catalog.scan import (
+    IMAGE_SUFFIXES,
+    MAX_FILES,
+    LeftOut,
+    ambiguous_names,
+    decodable,
+    walk_images,
+)
 from tercet.data.io.atomic import fresh_target
 from tercet.data.io.images import MAX_PIXELS
 from tercet.data.io.roots import refuse_leading_out, refuse_outside
 from tercet.data.io.tables import first_rows, read_columns, sorted_classes, write_columns
-from tercet.folders import IMAGE_SUFFIXES, MAX_FILES, LeftOut, ambiguous_names, decodable, walk_images
 
 __all__ = ["Catalog", "read_catalog", "refuse_unwritable", "scan_folder"]
 

@@ -1,0 +1,1 @@
+"""Which images there are: folders and tables as a `Catalog`, and its split."""
