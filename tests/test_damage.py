@@ -24,15 +24,15 @@ import pytest
 
 from tercet.data.catalog.catalog import Catalog, read_catalog
 from tercet.data.io.tables import write_columns
+from tercet.data.triplets.pairs import RandomPairs
+from tercet.data.triplets.random import RandomTriplets
+from tercet.data.triplets.relevance import TableRelevance
 from tercet.formats import FORMATS, TEXT_FORMATS
 from tercet.manifest import read_manifest
 from tercet.pk_stream import PKStream
-from tercet.relevance import TableRelevance
 from tercet.samplers import PKSampler
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
-from tercet.triplets.pairs import RandomPairs
-from tercet.triplets.random import RandomTriplets
 from tercet.writing import write_manifest
 
 N = 40

@@ -20,14 +20,14 @@ import tercet.decoding
 from tercet.core.indices import Triplets
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.triplets.pairs import RandomPairs
+from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.manifest import read_manifest
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
 from tercet.triplet_dataset import PairDataset, TripletBatch, TripletDataset
-from tercet.triplets.pairs import RandomPairs
-from tercet.triplets.random import RandomTriplets
 from tercet.writing import write_manifest
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -403,8 +403,8 @@ import random, sys, numpy as np, torch
 from tercet.data.catalog.catalog import scan_folder
 from tercet.datasets import ImageDataset
 from tercet.triplet_dataset import TripletDataset
-from tercet.triplets.pairs import RandomPairs
-from tercet.triplets.random import RandomTriplets
+from tercet.data.triplets.pairs import RandomPairs
+from tercet.data.triplets.random import RandomTriplets
 def now():
     _, words, *rest = np.random.get_state()
     return random.getstate(), words.tobytes(), rest, torch.get_rng_state().numpy().tobytes()

@@ -42,7 +42,9 @@ def test_the_examples_run(module, tmp_path, monkeypatch):
 
 
 def test_every_module_is_found():
-    assert {"tercet", "tercet.core.checks", "tercet.triplets.random", "tercet.losses.triplet"} <= set(MODULES)
+    assert {"tercet", "tercet.core.checks", "tercet.data.triplets.random", "tercet.losses.triplet"} <= set(
+        MODULES
+    )
 
 
 def test_a_wrong_example_is_seen_wherever_it_stands():

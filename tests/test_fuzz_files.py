@@ -25,12 +25,12 @@ from test_fuzz import bounded
 from tercet import tars, writing
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.facts import as_json, with_checksum
+from tercet.data.triplets.pairs import RandomPairs
+from tercet.data.triplets.random import RandomTriplets
 from tercet.manifest import read_manifest
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
-from tercet.triplets.pairs import RandomPairs
-from tercet.triplets.random import RandomTriplets
 from tercet.writing import write_manifest
 
 N = 8

@@ -28,11 +28,11 @@ from tercet import blocks, formats, writing
 from tercet.core.indices import Pairs, Triplets, TripletSequence
 from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.data.catalog.scan import LeftOut
+from tercet.data.triplets.pairs import LabeledPairs, RandomPairs
+from tercet.data.triplets.random import RandomTriplets
 from tercet.formats import FORMATS, TEXT_FORMATS
 from tercet.manifest import read_manifest
 from tercet.triplet_dataset import TripletDataset
-from tercet.triplets.pairs import LabeledPairs, RandomPairs
-from tercet.triplets.random import RandomTriplets
 from tercet.writing import ManifestPart, write_manifest, write_manifests
 
 COLUMNS = formats.COLUMNS["triplets"]
@@ -288,7 +288,7 @@ MACHINE = """
 import sys
 from tercet.data.catalog.catalog import scan_folder
 from tercet.writing import write_manifest
-from tercet.triplets.random import RandomTriplets
+from tercet.data.triplets.random import RandomTriplets
 images, out, chunk_size = sys.argv[1:]
 catalog = scan_folder(images)
 for suffix in ("parquet", "arrow", "csv", "jsonl", "txt"):
@@ -779,7 +779,7 @@ FULL = """
 import resource, sys
 from tercet.data.catalog.catalog import Catalog
 from tercet.writing import write_manifest
-from tercet.triplets.random import RandomTriplets
+from tercet.data.triplets.random import RandomTriplets
 labels = [n % 7 for n in range(5000)]
 catalog = Catalog([f"{n % 7}/{n * n}.png" for n in range(5000)], labels, list("0123456"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tercet.data.io.npy_file import NpyFile
-from tercet.relevance import TeacherRelevance
+from tercet.data.triplets.relevance import TeacherRelevance
 
 X = np.random.default_rng(0).normal(size=(50, 7))
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from tercet.anchors import AnchorSampler
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.distributed import gather, rank, world_size
 from tercet.memory import CrossBatchMemory
@@ -26,7 +27,6 @@ from tercet.pk_stream import PKStream
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.triplet_dataset import TripletDataset
-from tercet.triplets.random import RandomTriplets
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import cv2

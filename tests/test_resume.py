@@ -22,12 +22,12 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.anchors import AnchorSampler
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.triplet_dataset import TripletDataset
-from tercet.triplets.random import RandomTriplets
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A

@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tercet.triplets.pairs import RandomPairs
-from tercet.triplets.random import RandomTriplets
+from tercet.data.triplets.pairs import RandomPairs
+from tercet.data.triplets.random import RandomTriplets
 
 few = st.integers(1, 5)
 

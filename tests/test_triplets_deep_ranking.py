@@ -17,9 +17,14 @@ from scipy import stats
 
 from tercet.core.indices import Triplets, TripletSequence
 from tercet.core.randomness import derive_key, keyed_uniform
-from tercet.relevance import FolderRelevance, FunctionRelevance, TableRelevance, TeacherRelevance
-from tercet.triplets import deep_ranking
-from tercet.triplets.deep_ranking import DeepRankingTriplets
+from tercet.data.triplets import deep_ranking
+from tercet.data.triplets.deep_ranking import DeepRankingTriplets
+from tercet.data.triplets.relevance import (
+    FolderRelevance,
+    FunctionRelevance,
+    TableRelevance,
+    TeacherRelevance,
+)
 
 
 def listed(triplets):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tercet.core.indices import Pairs
-from tercet.triplets.pairs import LabeledPairs, PairSequence, RandomPairs
+from tercet.data.triplets.pairs import LabeledPairs, PairSequence, RandomPairs
 
 
 def faults(rows, labels, groups, positives, negatives):

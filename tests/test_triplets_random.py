@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tercet.core.indices import Triplets, TripletSequence
-from tercet.triplets import class_queries
-from tercet.triplets.random import RandomTriplets
+from tercet.data.triplets import class_queries
+from tercet.data.triplets.random import RandomTriplets
 
 labelings = st.lists(st.integers(0, 5), min_size=3, max_size=24).filter(
     lambda labels: 1 < len(set(labels)) < len(labels)

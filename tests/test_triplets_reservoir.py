@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tercet.core.randomness import derive_key, keyed_uniform
-from tercet.triplets.buffers import Distinct
-from tercet.triplets.reservoir import ReservoirTriplets
+from tercet.data.triplets.reservoir import ReservoirTriplets
+from tercet.data.triplets.reservoir_buffer import Distinct
 
 
 def numbers(n, *key):

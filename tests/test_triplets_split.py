@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tercet.data.catalog.split import train_validation_split
-from tercet.triplets.random import RandomTriplets
+from tercet.data.triplets.random import RandomTriplets
 
 many = st.lists(st.integers(0, 6), min_size=2, max_size=60)
 fractions = st.floats(0.01, 0.99)

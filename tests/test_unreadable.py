@@ -12,12 +12,12 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.triplets.pairs import RandomPairs
+from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.triplet_dataset import PairDataset, TripletDataset
-from tercet.triplets.pairs import RandomPairs
-from tercet.triplets.random import RandomTriplets
 
 torch.set_num_threads(1)
 CLASSES, EACH = 3, 4

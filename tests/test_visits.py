@@ -18,14 +18,14 @@ import tercet.visits
 from tercet.anchors import AnchorSampler
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.triplets.pairs import RandomPairs
+from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.shared_epochs import SharedEpochs
 from tercet.triplet_dataset import PairDataset, TripletDataset
-from tercet.triplets.pairs import RandomPairs
-from tercet.triplets.random import RandomTriplets
 from tercet.visits import Visits
 
 torch.set_num_threads(1)

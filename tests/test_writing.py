@@ -19,10 +19,10 @@ from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.split import train_validation_split
 from tercet.data.io.atomic import together
 from tercet.data.io.journal import JOURNAL, pending, tidy
+from tercet.data.triplets.random import RandomTriplets
 from tercet.formats import FORMATS, TEXT_FORMATS
 from tercet.manifest import read_manifest
 from tercet.provenance import beside
-from tercet.triplets.random import RandomTriplets
 from tercet.writing import ManifestPart, write_manifest, write_manifests
 
 PATHS = [f"{label}/{n}.png" for label in ("ant", "bee", "cat") for n in range(20)]

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from tercet.data.catalog.catalog import read_catalog as read_catalog
     from tercet.data.catalog.catalog import scan_folder as scan_folder
     from tercet.data.catalog.split import train_validation_split as train_validation_split
+    from tercet.data.triplets.deep_ranking import DeepRankingTriplets as DeepRankingTriplets
+    from tercet.data.triplets.pairs import LabeledPairs as LabeledPairs
+    from tercet.data.triplets.pairs import RandomPairs as RandomPairs
+    from tercet.data.triplets.random import RandomTriplets as RandomTriplets
+    from tercet.data.triplets.relevance import FolderRelevance as FolderRelevance
+    from tercet.data.triplets.relevance import FunctionRelevance as FunctionRelevance
+    from tercet.data.triplets.relevance import TableRelevance as TableRelevance
+    from tercet.data.triplets.relevance import TeacherRelevance as TeacherRelevance
+    from tercet.data.triplets.reservoir import ReservoirTriplets as ReservoirTriplets
     from tercet.datasets import ImageDataset as ImageDataset
     from tercet.gradient_cache import cached_backward as cached_backward
     from tercet.loader import MinedBatch as MinedBatch
@@ -60,10 +69,6 @@ if TYPE_CHECKING:
     from tercet.relations import Graded as Graded
     from tercet.relations import SameLabel as SameLabel
     from tercet.relations import SharedLabel as SharedLabel
-    from tercet.relevance import FolderRelevance as FolderRelevance
-    from tercet.relevance import FunctionRelevance as FunctionRelevance
-    from tercet.relevance import TableRelevance as TableRelevance
-    from tercet.relevance import TeacherRelevance as TeacherRelevance
     from tercet.samplers import PKSampler as PKSampler
     from tercet.samplers import ShuffledSampler as ShuffledSampler
     from tercet.sharding import write_shards as write_shards
@@ -76,11 +81,6 @@ if TYPE_CHECKING:
     from tercet.triplet_dataset import PairDataset as PairDataset
     from tercet.triplet_dataset import TripletBatch as TripletBatch
     from tercet.triplet_dataset import TripletDataset as TripletDataset
-    from tercet.triplets.deep_ranking import DeepRankingTriplets as DeepRankingTriplets
-    from tercet.triplets.pairs import LabeledPairs as LabeledPairs
-    from tercet.triplets.pairs import RandomPairs as RandomPairs
-    from tercet.triplets.random import RandomTriplets as RandomTriplets
-    from tercet.triplets.reservoir import ReservoirTriplets as ReservoirTriplets
     from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
     from tercet.writing import write_manifest as write_manifest
 
@@ -132,10 +132,10 @@ _HOME = {
     "Graded": "relations",
     "SameLabel": "relations",
     "SharedLabel": "relations",
-    "FolderRelevance": "relevance",
-    "FunctionRelevance": "relevance",
-    "TableRelevance": "relevance",
-    "TeacherRelevance": "relevance",
+    "FolderRelevance": "data.triplets.relevance",
+    "FunctionRelevance": "data.triplets.relevance",
+    "TableRelevance": "data.triplets.relevance",
+    "TeacherRelevance": "data.triplets.relevance",
     "PKSampler": "samplers",
     "ShuffledSampler": "samplers",
     "write_shards": "sharding",
@@ -148,11 +148,11 @@ _HOME = {
     "PairDataset": "triplet_dataset",
     "TripletBatch": "triplet_dataset",
     "TripletDataset": "triplet_dataset",
-    "DeepRankingTriplets": "triplets.deep_ranking",
-    "LabeledPairs": "triplets.pairs",
-    "RandomPairs": "triplets.pairs",
-    "RandomTriplets": "triplets.random",
-    "ReservoirTriplets": "triplets.reservoir",
+    "DeepRankingTriplets": "data.triplets.deep_ranking",
+    "LabeledPairs": "data.triplets.pairs",
+    "RandomPairs": "data.triplets.pairs",
+    "RandomTriplets": "data.triplets.random",
+    "ReservoirTriplets": "data.triplets.reservoir",
     "train_validation_split": "data.catalog.split",
     "Pairs": "core.indices",
     "References": "core.indices",

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from tercet.core.checks import array_of, refusal
 from tercet.core.indices import Triplets
-from tercet.triplets.pairs import LabeledPairs
+from tercet.data.triplets.pairs import LabeledPairs
 
 __all__ = ["anchors_of", "divided", "images_each"]
 

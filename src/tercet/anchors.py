@@ -12,8 +12,8 @@ from tercet.anchor_parts import anchors_of, divided, images_each
 from tercet.core.checks import label_codes, refusal, whole
 from tercet.core.indices import Triplets, TripletSequence
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
+from tercet.data.triplets.pairs import LabeledPairs, PairSequence
 from tercet.epochs import EpochSampler
-from tercet.triplets.pairs import LabeledPairs, PairSequence
 
 __all__ = ["AnchorSampler"]
 
@@ -65,7 +65,7 @@ class AnchorSampler(EpochSampler):
             bundles than processes.
 
     Example:
-        >>> from tercet.triplets.random import RandomTriplets
+        >>> from tercet.data.triplets.random import RandomTriplets
         >>> triplets = RandomTriplets(["ant"] * 4 + ["bee"] * 4, positives=3, negatives=2)
         >>> sampler = AnchorSampler(triplets, anchors=4)
         >>> len(triplets), len(sampler), [len(numbers) for numbers in sampler]

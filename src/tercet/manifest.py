@@ -15,8 +15,8 @@ from tercet.columns import HeldColumns, StoredColumns
 from tercet.core.checks import flag, path_of, refusal
 from tercet.core.indices import Triplets, rows_at
 from tercet.data.catalog.catalog import Catalog
+from tercet.data.triplets.pairs import LabeledPairs
 from tercet.manifest_reading import read_rows
-from tercet.triplets.pairs import LabeledPairs
 
 __all__ = ["Manifest", "read_manifest"]
 

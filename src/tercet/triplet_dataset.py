@@ -18,9 +18,9 @@ from tercet.core.checks import choice, flag, refusal
 from tercet.core.indices import Pairs, Triplets, TripletSequence, rows_at
 from tercet.core.randomness import KeyedRow, derive_key
 from tercet.data.io.images import MAX_PIXELS
+from tercet.data.triplets.pairs import LabeledPairs, PairSequence
 from tercet.decoding import Decoder
 from tercet.provenance import refuse_other_catalog
-from tercet.triplets.pairs import LabeledPairs, PairSequence
 
 __all__ = ["PairBatch", "PairDataset", "TripletBatch", "TripletDataset"]
 
@@ -269,7 +269,7 @@ class TripletDataset(_ListedDataset):
     Example:
         >>> import pathlib
         >>> from tercet.data.catalog.catalog import scan_folder
-        >>> from tercet.triplets.random import RandomTriplets
+        >>> from tercet.data.triplets.random import RandomTriplets
         >>> for name in ("ant/1.pgm", "ant/2.pgm", "bee/1.pgm"):
         ...     file = pathlib.Path("insects", name)
         ...     file.parent.mkdir(parents=True, exist_ok=True)
@@ -343,7 +343,7 @@ class PairDataset(_ListedDataset):
     Example:
         >>> import pathlib
         >>> from tercet.data.catalog.catalog import scan_folder
-        >>> from tercet.triplets.pairs import RandomPairs
+        >>> from tercet.data.triplets.pairs import RandomPairs
         >>> for name in ("ant/1.pgm", "ant/2.pgm", "bee/1.pgm"):
         ...     file = pathlib.Path("couples", name)
         ...     file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from tercet.core.indices import Triplets, TripletSequence
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import fresh_target, together
 from tercet.data.io.facts import as_json
+from tercet.data.triplets.pairs import LabeledPairs, PairSequence
 from tercet.formats import FORMATS, TEXT_FORMATS, spreadsheet_safe, write_paths
 from tercet.provenance import (
     CATALOG_KEY,
@@ -26,7 +27,6 @@ from tercet.provenance import (
     sha256,
 )
 from tercet.split_parts import other_part, refuse_other_split
-from tercet.triplets.pairs import LabeledPairs, PairSequence
 
 __all__ = ["ManifestPart", "manifest_target", "write_manifest", "write_manifests"]
 
@@ -75,7 +75,7 @@ def write_manifest(
         OSError: the disk is full, or another run has written the file meanwhile.
 
     Example:
-        >>> from tercet.triplets.random import RandomTriplets
+        >>> from tercet.data.triplets.random import RandomTriplets
         >>> catalog = Catalog(["ant/1.png", "ant/2.png", "bee/1.png"], [0, 0, 1], ["ant", "bee"])
         >>> write_manifest("triplets.txt", RandomTriplets(catalog.labels), catalog)
         >>> print(Path("triplets.txt").read_text().rstrip())

@@ -62,8 +62,8 @@ def write_teacher(path: Path, images: int, classes: int, dimensions: int) -> Non
 def measure(source: str, images: int, classes: int, size: int, path: str) -> dict[str, float]:
     """Set-up and some slices of one sequence, in this process."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from tercet.relevance import FolderRelevance, TeacherRelevance
-    from tercet.triplets.deep_ranking import DeepRankingTriplets
+    from tercet.data.triplets.deep_ranking import DeepRankingTriplets
+    from tercet.data.triplets.relevance import FolderRelevance, TeacherRelevance
 
     labels = np.arange(images) * classes // images
     given: Any = path

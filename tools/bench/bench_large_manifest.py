@@ -27,9 +27,9 @@ from pathlib import Path
 
 from bench_manifest import synthetic
 
+from tercet.data.triplets.random import RandomTriplets
 from tercet.manifest import read_manifest
 from tercet.samplers import ShuffledSampler
-from tercet.triplets.random import RandomTriplets
 from tercet.writing import write_manifest
 
 FULL = (1_000_000, 10_000)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from tercet.data.catalog.catalog import Catalog
-from tercet.triplets.random import RandomTriplets
+from tercet.data.triplets.random import RandomTriplets
 from tercet.writing import write_manifest
 
 FULL = {"images": 1_000_000, "classes": 10_000, "laws": [(2, 1), (4, 5)], "repeats": 3}

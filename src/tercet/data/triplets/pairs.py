@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from tercet.core.checks import array_of, refusal
 from tercet.core.indices import Pairs, rows_at
 from tercet.core.randomness import keyed_bits
-from tercet.triplets.class_queries import ClassQueries
+from tercet.data.triplets.class_queries import ClassQueries
 
 __all__ = ["LabeledPairs", "PairSequence", "RandomPairs"]
 

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int64
 from tercet.core.checks import real, refusal, seed_number, whole
 from tercet.core.indices import Triplets
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
-from tercet.relevance import unit_rows
-from tercet.triplets.buffers import ClassBuffer
-from tercet.triplets.drawing import ROUNDING, drawn_columns
+from tercet.data.triplets.relevance import unit_rows
+from tercet.data.triplets.reservoir_buffer import ClassBuffer
+from tercet.data.triplets.weighted_draws import ROUNDING, drawn_columns
 
 __all__ = ["ReservoirTriplets"]
 

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from tercet.core.indices import Triplets, rows_at
 from tercet.core.randomness import keyed_bits
-from tercet.triplets.class_queries import ClassQueries
+from tercet.data.triplets.class_queries import ClassQueries
 
 __all__ = ["RandomTriplets"]
 

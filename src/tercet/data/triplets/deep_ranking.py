@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int64
 from tercet.core.checks import label_codes, real, refusal, seed_number, whole
 from tercet.core.indices import Triplets, rows_at
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
-from tercet.relevance import Relevance
-from tercet.triplets.drawing import ROUNDING, below, drawn_columns
+from tercet.data.triplets.relevance import Relevance
+from tercet.data.triplets.weighted_draws import ROUNDING, below, drawn_columns
 
 __all__ = ["DeepRankingTriplets"]
 
@@ -67,7 +67,7 @@ class DeepRankingTriplets:
             query at all; negatives of other classes or in class asked for where there are none.
 
     Example:
-        >>> from tercet.relevance import TableRelevance
+        >>> from tercet.data.triplets.relevance import TableRelevance
         >>> labels = ["ant", "ant", "ant", "bee"]
         >>> table = TableRelevance([0, 0, 1], [1, 2, 2], [0.9, 0.4, 0.4])
         >>> triplets = DeepRankingTriplets(labels, table, count=1000, seed=0, gap=0.3, out_of_class=0)

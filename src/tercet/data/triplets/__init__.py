@@ -1,0 +1,1 @@
+"""Which triplets and pairs: drawn from labels, or from relevance."""

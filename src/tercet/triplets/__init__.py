@@ -1,1 +1,0 @@
-"""Which triplets, from labels and relevance."""
