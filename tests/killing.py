@@ -119,7 +119,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def readable(folder: Path, targets: list[str], states: list[list[Any]]) -> None:
     """Exit with 1 unless the manifests are together as in one of `states`, or none of them is there."""
-    from tercet.manifest import read_manifest
+    from tercet.data.manifests.manifest import read_manifest
 
     found = []
     for name in targets:
@@ -137,7 +137,7 @@ def readable(folder: Path, targets: list[str], states: list[list[Any]]) -> None:
 
 
 def state(folder: Path, targets: list[str], report: Path) -> None:
-    from tercet.manifest import read_manifest
+    from tercet.data.manifests.manifest import read_manifest
 
     read = [read_manifest(folder / name) for name in targets]
     told = [[one.provenance["parameters"]["seed"], [column.tolist() for column in one[:]]] for one in read]
@@ -216,8 +216,10 @@ def campaign(case: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from tercet import manifest, sharding, writing  # noqa: F401
+    from tercet import sharding  # noqa: F401
     from tercet.cli import app  # noqa: F401
     from tercet.data.io import journal  # noqa: F401
+    from tercet.data.manifests import manifest  # noqa: F401
+    from tercet.data.manifests import writing as manifest_writing  # noqa: F401
 
     print(json.dumps(campaign(json.loads(sys.argv[1]))))

@@ -19,15 +19,15 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from tercet.anchors import AnchorSampler
 from tercet.core.indices import Triplets
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.manifests.manifest import read_manifest
+from tercet.data.manifests.writing import write_manifest
 from tercet.data.triplets.deep_ranking import DeepRankingTriplets
 from tercet.data.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.data.triplets.relevance import FunctionRelevance
 from tercet.losses.triplet import TripletMargin
-from tercet.manifest import read_manifest
 from tercet.samplers import ShuffledSampler
 from tercet.triplet_dataset import PairDataset, TripletDataset
-from tercet.writing import write_manifest
 
 torch.set_num_threads(1)
 stateful = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own

@@ -22,8 +22,8 @@ from tercet.core.indices import Triplets
 from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
 from tercet.data.catalog.scan import IMAGE_SUFFIXES, LeftOut
 from tercet.data.io.tables import sorted_classes
+from tercet.data.manifests.writing import write_manifest
 from tercet.sharding import write_shards
-from tercet.writing import write_manifest
 
 NASTY = [
     "IMG_1.JPG",

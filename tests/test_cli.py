@@ -18,12 +18,12 @@ import pytest
 
 from tercet.cli.app import main
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.manifests.formats import FORMATS
+from tercet.data.manifests.manifest import read_manifest
 from tercet.data.triplets.deep_ranking import DeepRankingTriplets
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.data.triplets.relevance import FolderRelevance, TableRelevance, TeacherRelevance
-from tercet.formats import FORMATS
-from tercet.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tercet import columns
-from tercet.columns import HeldColumns, StoredColumns, block_count, block_sums
 from tercet.data.io.positional import Handle
+from tercet.data.manifests import columns
+from tercet.data.manifests.columns import HeldColumns, StoredColumns, block_count, block_sums
 
 TYPES = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.int8)]
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from tercet.manifest import read_manifest
+from tercet.data.manifests.manifest import read_manifest
 from tercet.shards import ShardIndex
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

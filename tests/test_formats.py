@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tercet import formats
-from tercet.formats import BLOCK, FORMATS, open_arrow, read_paths, write_paths
+from tercet.data.manifests import formats
+from tercet.data.manifests.formats import BLOCK, FORMATS, open_arrow, read_paths, write_paths
 
 COLUMNS = formats.COLUMNS["triplets"]
 NASTY = ["IMG_1.JPG", "x y.jpg", "é.png", "e\u0301.png", "a,b", 'q"q', '"', '""', "l\nf", "c\rr", "cr\r\nlf"]

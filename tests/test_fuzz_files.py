@@ -22,16 +22,17 @@ import numpy as np
 import pytest
 from test_fuzz import bounded
 
-from tercet import tars, writing
+from tercet import tars
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.facts import as_json, with_checksum
+from tercet.data.manifests import writing as manifest_writing
+from tercet.data.manifests.manifest import read_manifest
+from tercet.data.manifests.writing import write_manifest
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.manifest import read_manifest
 from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
-from tercet.writing import write_manifest
 
 N = 8
 CAMERAS = {"camera": np.arange(N) % 2}
@@ -111,11 +112,13 @@ def _manifest(name: str, sequence: Any, catalog: bool = False) -> File:
         def json_of(facts: Any, indent: Any = None) -> str:
             return as_json(facts if catalog else change(facts), indent)
 
-        images = writing.recorded_catalog
+        images = manifest_writing.recorded_catalog
         with (
-            mock.patch.object(writing, "as_json", json_of),
+            mock.patch.object(manifest_writing, "as_json", json_of),
             mock.patch.object(
-                writing, "recorded_catalog", lambda one: change(images(one)) if catalog else images(one)
+                manifest_writing,
+                "recorded_catalog",
+                lambda one: change(images(one)) if catalog else images(one),
             ),
         ):
             write_manifest(name, sequence, CATALOG, overwrite=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 import killing
 import pytest
 
-from tercet.formats import FORMATS
+from tercet.data.manifests.formats import FORMATS
 
 KILLING = Path(__file__).with_name("killing.py")
 SPLIT = ["--validation-fraction", "0.25"]

@@ -24,16 +24,17 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tercet import blocks, formats, writing
 from tercet.core.indices import Pairs, Triplets, TripletSequence
 from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.data.catalog.scan import LeftOut
+from tercet.data.manifests import blocks, formats
+from tercet.data.manifests import writing as manifest_writing
+from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS
+from tercet.data.manifests.manifest import read_manifest
+from tercet.data.manifests.writing import ManifestPart, write_manifest, write_manifests
 from tercet.data.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.formats import FORMATS, TEXT_FORMATS
-from tercet.manifest import read_manifest
 from tercet.triplet_dataset import TripletDataset
-from tercet.writing import ManifestPart, write_manifest, write_manifests
 
 COLUMNS = formats.COLUMNS["triplets"]
 NASTY = [
@@ -287,7 +288,7 @@ def test_bytes_do_not_depend_on_the_chunk_size(tmp_path, suffix):
 MACHINE = """
 import sys
 from tercet.data.catalog.catalog import scan_folder
-from tercet.writing import write_manifest
+from tercet.data.manifests.writing import write_manifest
 from tercet.data.triplets.random import RandomTriplets
 images, out, chunk_size = sys.argv[1:]
 catalog = scan_folder(images)
@@ -743,7 +744,9 @@ def test_interrupted_half_way_keeps_the_old_file(tmp_path, suffix):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from tercet import blocks, formats, writing
+from tercet.data.manifests import blocks
+from tercet.data.manifests import formats
+from tercet.data.manifests import writing as manifest_writing
 from tercet.data.catalog.catalog import Catalog
 from tercet.core.indices import Triplets
 
@@ -778,7 +781,7 @@ def test_killed_half_way_leaves_nothing_under_the_name(tmp_path, suffix):
 FULL = """
 import resource, sys
 from tercet.data.catalog.catalog import Catalog
-from tercet.writing import write_manifest
+from tercet.data.manifests.writing import write_manifest
 from tercet.data.triplets.random import RandomTriplets
 labels = [n % 7 for n in range(5000)]
 catalog = Catalog([f"{n % 7}/{n * n}.png" for n in range(5000)], labels, list("0123456"))
@@ -811,10 +814,10 @@ def test_memory_does_not_grow_with_the_count(tmp_path):
             most = max(most, sum(reference() is not None for reference in alive))
             yield block
 
-    drawn = writing.drawn_blocks
+    drawn = manifest_writing.drawn_blocks
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK", 100)
-        patch.setattr(writing, "drawn_blocks", lambda *given: watched(drawn(*given)))
+        patch.setattr(manifest_writing, "drawn_blocks", lambda *given: watched(drawn(*given)))
         for suffix in FORMATS:
             rows = np.zeros((3, 3000), dtype=np.int64)
             write_manifest(tmp_path / f"t{suffix}", Triplets(*rows), CATALOG)

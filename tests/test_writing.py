@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 from killing import killed_at
 
-from tercet import manifest_reading
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.split import train_validation_split
 from tercet.data.io.atomic import together
 from tercet.data.io.journal import JOURNAL, pending, tidy
+from tercet.data.manifests import reading
+from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS
+from tercet.data.manifests.manifest import read_manifest
+from tercet.data.manifests.provenance import beside
+from tercet.data.manifests.writing import ManifestPart, write_manifest, write_manifests
 from tercet.data.triplets.random import RandomTriplets
-from tercet.formats import FORMATS, TEXT_FORMATS
-from tercet.manifest import read_manifest
-from tercet.provenance import beside
-from tercet.writing import ManifestPart, write_manifest, write_manifests
 
 PATHS = [f"{label}/{n}.png" for label in ("ant", "bee", "cat") for n in range(20)]
 CATALOG = Catalog(PATHS, [n // 20 for n in range(60)], ["ant", "bee", "cat"])
@@ -139,9 +139,7 @@ def test_a_reader_during_an_overwrite_sees_one_run(tmp_path, monkeypatch, suffix
     """The files are replaced before or after one of the reader's openings, each in turn."""
     target = tmp_path / f"t{suffix}"
     wanted = {seed: rows(of_seed(seed)) for seed in (0, 1)}
-    openings = [
-        getattr(manifest_reading, name) for name in ("open_arrow", "open_plain", "read_beside", "read_paths")
-    ]
+    openings = [getattr(reading, name) for name in ("open_arrow", "open_plain", "read_beside", "read_paths")]
     seen = []
     for moment in range(1, 2 * len(openings) + 1):
         write_manifest(target, of_seed(0), CATALOG, overwrite=True)
@@ -160,7 +158,7 @@ def test_a_reader_during_an_overwrite_sees_one_run(tmp_path, monkeypatch, suffix
 
         with monkeypatch.context() as patch:
             for real in openings:
-                patch.setattr(manifest_reading, real.__name__, partial(opened, real))
+                patch.setattr(reading, real.__name__, partial(opened, real))
             read = read_manifest(target)
         seen.append(seed_of(read))
         assert rows(read) == wanted[seen[-1]]
@@ -200,8 +198,8 @@ def test_a_file_that_is_replaced_all_the_time_is_refused(tmp_path, monkeypatch):
         os.replace(tmp_path / "copy", tmp_path / "t.csv")
         return real(*given)
 
-    real = manifest_reading.read_paths
-    monkeypatch.setattr(manifest_reading, "read_paths", replaced)
+    real = reading.read_paths
+    monkeypatch.setattr(reading, "read_paths", replaced)
     assert "expected a file that stays as it is while it is read" in sentence(
         read_manifest, tmp_path / "t.csv"
     )
@@ -217,13 +215,13 @@ def test_a_set_that_gets_its_names_while_it_is_read_is_read_again(tmp_path, monk
             (tmp_path / name).exists() for name in pending(tmp_path).values()
         ):
             break
-    real = getattr(manifest_reading, late)
+    real = getattr(reading, late)
 
     def settled_first(*args):
         tidy(tmp_path)
         return real(*args)
 
-    monkeypatch.setattr(manifest_reading, late, settled_first)
+    monkeypatch.setattr(reading, late, settled_first)
     assert seed_of(read_manifest(tmp_path / "t.csv")) == 1
     assert names(tmp_path) == ["t.csv", "t.csv.json"]
 
@@ -291,7 +289,7 @@ def test_a_damaged_part_beside_it_does_not_condemn_a_manifest(tmp_path, monkeypa
     def damaged(*_):
         raise pa.ArrowNotImplementedError("of a type that a flipped bit made")
 
-    monkeypatch.setattr("tercet.split_parts._record", damaged)
+    monkeypatch.setattr("tercet.data.manifests.split_parts._record", damaged)
     assert len(read_manifest(target)) > 0
     write_manifest(target, of_seed(0), CATALOG, overwrite=True)
 

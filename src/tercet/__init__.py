@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tercet.data.catalog.catalog import read_catalog as read_catalog
     from tercet.data.catalog.catalog import scan_folder as scan_folder
     from tercet.data.catalog.split import train_validation_split as train_validation_split
+    from tercet.data.manifests.manifest import Manifest as Manifest
+    from tercet.data.manifests.manifest import read_manifest as read_manifest
+    from tercet.data.manifests.writing import write_manifest as write_manifest
     from tercet.data.triplets.deep_ranking import DeepRankingTriplets as DeepRankingTriplets
     from tercet.data.triplets.pairs import LabeledPairs as LabeledPairs
     from tercet.data.triplets.pairs import RandomPairs as RandomPairs
@@ -48,8 +51,6 @@ if TYPE_CHECKING:
     from tercet.losses.weighted import Circle as Circle
     from tercet.losses.weighted import LiftedStructure as LiftedStructure
     from tercet.losses.weighted import MultiSimilarity as MultiSimilarity
-    from tercet.manifest import Manifest as Manifest
-    from tercet.manifest import read_manifest as read_manifest
     from tercet.memory import CrossBatchMemory as CrossBatchMemory
     from tercet.metrics import map_at_r as map_at_r
     from tercet.metrics import recall_at_k as recall_at_k
@@ -82,7 +83,6 @@ if TYPE_CHECKING:
     from tercet.triplet_dataset import TripletBatch as TripletBatch
     from tercet.triplet_dataset import TripletDataset as TripletDataset
     from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
-    from tercet.writing import write_manifest as write_manifest
 
 _HOME = {
     "AnchorSampler": "anchors",
@@ -110,9 +110,9 @@ _HOME = {
     "Circle": "losses.weighted",
     "LiftedStructure": "losses.weighted",
     "MultiSimilarity": "losses.weighted",
-    "Manifest": "manifest",
-    "read_manifest": "manifest",
-    "write_manifest": "writing",
+    "Manifest": "data.manifests.manifest",
+    "read_manifest": "data.manifests.manifest",
+    "write_manifest": "data.manifests.writing",
     "CrossBatchMemory": "memory",
     "map_at_r": "metrics",
     "recall_at_k": "metrics",

@@ -18,9 +18,9 @@ from tercet.core.checks import choice, flag, refusal
 from tercet.core.indices import Pairs, Triplets, TripletSequence, rows_at
 from tercet.core.randomness import KeyedRow, derive_key
 from tercet.data.io.images import MAX_PIXELS
+from tercet.data.manifests.provenance import refuse_other_catalog
 from tercet.data.triplets.pairs import LabeledPairs, PairSequence
 from tercet.decoding import Decoder
-from tercet.provenance import refuse_other_catalog
 
 __all__ = ["PairBatch", "PairDataset", "TripletBatch", "TripletDataset"]
 

@@ -27,10 +27,10 @@ from pathlib import Path
 
 from bench_manifest import synthetic
 
+from tercet.data.manifests.manifest import read_manifest
+from tercet.data.manifests.writing import write_manifest
 from tercet.data.triplets.random import RandomTriplets
-from tercet.manifest import read_manifest
 from tercet.samplers import ShuffledSampler
-from tercet.writing import write_manifest
 
 FULL = (1_000_000, 10_000)
 QUICK = (100_000, 1_000)

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from tercet.data.catalog.catalog import Catalog
+from tercet.data.manifests.writing import write_manifest
 from tercet.data.triplets.random import RandomTriplets
-from tercet.writing import write_manifest
 
 FULL = {"images": 1_000_000, "classes": 10_000, "laws": [(2, 1), (4, 5)], "repeats": 3}
 QUICK = {"images": 100_000, "classes": 1_000, "laws": [(4, 5), (12, 5)], "repeats": 1}

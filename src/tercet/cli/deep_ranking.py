@@ -29,10 +29,10 @@ from tercet.cli.sources import (
     refuse_input,
 )
 from tercet.core.checks import refusal
+from tercet.data.manifests.provenance import sha256
+from tercet.data.manifests.writing import manifest_target, write_manifest
 from tercet.data.triplets.deep_ranking import DeepRankingTriplets
 from tercet.data.triplets.relevance import FolderRelevance, TableRelevance, TeacherRelevance
-from tercet.provenance import sha256
-from tercet.writing import manifest_target, write_manifest
 
 __all__ = ["deep_ranking_triplets"]
 

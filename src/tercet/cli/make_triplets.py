@@ -13,8 +13,8 @@ from tercet.cli.random_triplets import random_triplets
 from tercet.cli.report import Part, report
 from tercet.core.checks import refusal
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.manifests.writing import manifest_target, write_manifest
 from tercet.data.triplets.random import RandomTriplets
-from tercet.writing import manifest_target, write_manifest
 
 __all__ = ["app"]
 

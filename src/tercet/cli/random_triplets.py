@@ -32,10 +32,10 @@ from tercet.cli.sources import (
 from tercet.core.checks import choice
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.split import train_validation_split
+from tercet.data.manifests.split_parts import validation_part
+from tercet.data.manifests.writing import ManifestPart, manifest_target, write_manifests
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.split_parts import validation_part
-from tercet.writing import ManifestPart, manifest_target, write_manifests
 
 __all__ = ["random_triplets"]
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tercet.blocks import kind_and_count
 from tercet.core.checks import escaped
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.scan import LeftOut
+from tercet.data.manifests.blocks import kind_and_count
 
 __all__ = ["Part", "finish", "grid", "report", "tell_left_out"]
 

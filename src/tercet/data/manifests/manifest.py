@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tercet.columns import HeldColumns, StoredColumns
 from tercet.core.checks import flag, path_of, refusal
 from tercet.core.indices import Triplets, rows_at
 from tercet.data.catalog.catalog import Catalog
+from tercet.data.manifests.columns import HeldColumns, StoredColumns
+from tercet.data.manifests.reading import read_rows
 from tercet.data.triplets.pairs import LabeledPairs
-from tercet.manifest_reading import read_rows
 
 __all__ = ["Manifest", "read_manifest"]
 

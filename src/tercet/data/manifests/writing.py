@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tercet.blocks import drawn_blocks, kind_and_count
 from tercet.core.checks import flag, path_of, refusal, string, whole
 from tercet.core.indices import Triplets, TripletSequence
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import fresh_target, together
 from tercet.data.io.facts import as_json
-from tercet.data.triplets.pairs import LabeledPairs, PairSequence
-from tercet.formats import FORMATS, TEXT_FORMATS, spreadsheet_safe, write_paths
-from tercet.provenance import (
+from tercet.data.manifests.blocks import drawn_blocks, kind_and_count
+from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS, spreadsheet_safe, write_paths
+from tercet.data.manifests.provenance import (
     CATALOG_KEY,
     KEY,
     beside,
@@ -26,7 +25,8 @@ from tercet.provenance import (
     refuse_other_catalog,
     sha256,
 )
-from tercet.split_parts import other_part, refuse_other_split
+from tercet.data.manifests.split_parts import other_part, refuse_other_split
+from tercet.data.triplets.pairs import LabeledPairs, PairSequence
 
 __all__ = ["ManifestPart", "manifest_target", "write_manifest", "write_manifests"]
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from tercet.core.checks import array_of, refusal
 from tercet.core.indices import Triplets
+from tercet.data.manifests.formats import BLOCK
 from tercet.data.triplets.pairs import LabeledPairs
-from tercet.formats import BLOCK
 
 __all__ = ["drawn_blocks", "kind_and_count"]
 

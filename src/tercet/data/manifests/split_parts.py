@@ -9,8 +9,8 @@ from typing import Any
 
 from tercet.core.checks import refusal
 from tercet.data.io.facts import checksum_fits, read_bounded
-from tercet.formats import TEXT_FORMATS
-from tercet.provenance import KEY
+from tercet.data.manifests.formats import TEXT_FORMATS
+from tercet.data.manifests.provenance import KEY
 
 __all__ = ["other_part", "refuse_other_split", "validation_part"]
 

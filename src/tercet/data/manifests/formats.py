@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tercet.arrow_layout import ArrowBatch, arrow_batches, arrow_lengths, arrow_schema
-from tercet.columns import StoredColumns, block_count, block_sums
 from tercet.data.io.parquet_files import KEY as CHECKSUM_KEY
 from tercet.data.io.parquet_files import opened_parquet, parquet_writer
 from tercet.data.io.positional import Handle, open_plain
+from tercet.data.manifests.arrow_layout import ArrowBatch, arrow_batches, arrow_lengths, arrow_schema
+from tercet.data.manifests.columns import StoredColumns, block_count, block_sums
 
 __all__ = [
     "BLOCK",

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.columns import HeldColumns, StoredColumns
 from tercet.core.checks import refusal
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.facts import warn_unchecked
@@ -19,9 +18,17 @@ from tercet.data.io.journal import read_steady
 from tercet.data.io.parquet_files import KEY as CHECKSUM_KEY
 from tercet.data.io.positional import open_plain
 from tercet.data.io.roots import refuse_outside
-from tercet.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths, spreadsheet_safe
-from tercet.provenance import CATALOG_KEY, KEY, beside, read_beside, read_catalog, read_provenance
-from tercet.split_parts import other_part, refuse_other_split
+from tercet.data.manifests.columns import HeldColumns, StoredColumns
+from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths, spreadsheet_safe
+from tercet.data.manifests.provenance import (
+    CATALOG_KEY,
+    KEY,
+    beside,
+    read_beside,
+    read_catalog,
+    read_provenance,
+)
+from tercet.data.manifests.split_parts import other_part, refuse_other_split
 
 __all__ = ["Found", "read_rows"]
 
