@@ -16,17 +16,17 @@ from reference import unchecked
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from tercet.anchors import AnchorSampler
 from tercet.core.indices import Triplets
 from tercet.data.catalog.catalog import scan_folder
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
+from tercet.data.samplers.by_anchor import AnchorSampler
+from tercet.data.samplers.pk import ShuffledSampler
 from tercet.data.triplets.deep_ranking import DeepRankingTriplets
 from tercet.data.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.data.triplets.relevance import FunctionRelevance
 from tercet.losses.triplet import TripletMargin
-from tercet.samplers import ShuffledSampler
 from tercet.triplet_dataset import PairDataset, TripletDataset
 
 torch.set_num_threads(1)
@@ -201,7 +201,7 @@ def test_a_manifest_brings_its_labels_and_sequences_give_what_their_lists_give(c
 def test_reading_in_parts_changes_nothing(monkeypatch):
     triplets = RandomTriplets(LABELS, 3, 2)
     expected = plain(AnchorSampler(triplets, 8))
-    monkeypatch.setattr("tercet.anchor_parts._READ", 7)
+    monkeypatch.setattr("tercet.data.samplers.anchor_parts._READ", 7)
     assert plain(AnchorSampler(triplets, 8)) == expected
 
 
@@ -412,7 +412,7 @@ def test_reading_in_parts_divides_alike(monkeypatch):
     triplets = RandomTriplets(LABELS, 3, 2)
     options = {"images": 12, "per_class": 2, "labels": LABELS}
     expected = plain(AnchorSampler(triplets, 8, **options))
-    monkeypatch.setattr("tercet.anchor_parts._READ", 7)
+    monkeypatch.setattr("tercet.data.samplers.anchor_parts._READ", 7)
     assert plain(AnchorSampler(triplets, 8, **options)) == expected
 
 

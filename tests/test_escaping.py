@@ -15,7 +15,7 @@ from tercet.cli.app import main
 from tercet.cli.run import run
 from tercet.core.checks import escaped, refusal
 from tercet.data.io.images import decode_image, read_image
-from tercet.samplers import PKSampler
+from tercet.data.samplers.pk import PKSampler
 from tercet.stream_samples import label_of
 
 CLEAR, FORGED, TURNED, HIDDEN, BYTE = (

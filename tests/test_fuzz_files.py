@@ -28,9 +28,9 @@ from tercet.data.io.facts import as_json, with_checksum
 from tercet.data.manifests import writing as manifest_writing
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
+from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
 

@@ -9,17 +9,17 @@ import torch
 from reference import unchecked
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from tercet.anchors import AnchorSampler
 from tercet.core.indices import Pairs
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
+from tercet.data.samplers.by_anchor import AnchorSampler
+from tercet.data.samplers.pk import ShuffledSampler
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.losses.pair import Contrastive
-from tercet.samplers import ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.triplet_dataset import PairBatch, PairDataset, TripletDataset
 

@@ -20,12 +20,12 @@ import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from tercet.anchors import AnchorSampler
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.samplers.by_anchor import AnchorSampler
+from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
-from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.triplet_dataset import TripletDataset
 

@@ -24,11 +24,11 @@ from scipy import stats
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from tercet import dealing
 from tercet.core.randomness import KeyedRow
 from tercet.data.io.facts import with_checksum
-from tercet.dealing import deal, occurrences, spread
-from tercet.samplers import PKSampler, ShuffledSampler
+from tercet.data.samplers import balanced_plan
+from tercet.data.samplers.balanced_plan import deal, occurrences, spread
+from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 
 torch.set_num_threads(1)
 stateful = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
@@ -240,7 +240,7 @@ def test_iterating_gives_the_batches_and_asking_in_any_order_does_too():
 
 def test_blocks_computed_ahead_do_not_show(monkeypatch):
     long = epoch_of(PKSampler(UNEVEN, p=3, k=3, epoch_length=40), 0)
-    monkeypatch.setattr("tercet.samplers._BLOCK_ROWS", 30)
+    monkeypatch.setattr("tercet.data.samplers.pk._BLOCK_ROWS", 30)
     assert plain(PKSampler(UNEVEN, p=3, k=3, epoch_length=40)) == long
     assert list(ShuffledSampler(100)) == list(ShuffledSampler(range(100)))
     assert sorted(ShuffledSampler(100)) == list(range(100))
@@ -354,7 +354,7 @@ def test_case_a_class_of_one_image():
 def test_case_string_labels_in_two_processes():
     program = (
         "import json, random, sys; import numpy as np\n"
-        "from tercet.samplers import PKSampler, ShuffledSampler\n"
+        "from tercet.data.samplers.pk import PKSampler, ShuffledSampler\n"
         "state = lambda: repr(random.getstate()) + repr(np.random.get_state())\n"
         "before = state()\n"
         "labels = [f'class {i * i % 7}' for i in range(60)]\n"
@@ -753,10 +753,10 @@ def excess(epoch=0, **arguments):
 )
 def test_classes_meet_by_chance(arguments, monkeypatch):
     def mean_excess(rounds):
-        monkeypatch.setattr(dealing, "_ROUNDS", rounds)
+        monkeypatch.setattr(balanced_plan, "_ROUNDS", rounds)
         return np.mean([excess(epoch, **arguments) for epoch in range(3)])
 
-    mixed, long_mixed, unmixed = (mean_excess(rounds) for rounds in (dealing._ROUNDS, 60, 0))
+    mixed, long_mixed, unmixed = (mean_excess(rounds) for rounds in (balanced_plan._ROUNDS, 60, 0))
     assert abs(mixed / long_mixed - 1) < 0.1
     assert unmixed > 2 * long_mixed
 

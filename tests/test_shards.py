@@ -20,10 +20,10 @@ from tercet import shards
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.data.io.facts import with_checksum
+from tercet.data.samplers.pk import PKSampler
 from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
-from tercet.samplers import PKSampler
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
 

@@ -15,14 +15,14 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Subset, random_split
 
 import tercet.visits
-from tercet.anchors import AnchorSampler
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.samplers.by_anchor import AnchorSampler
+from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
-from tercet.samplers import PKSampler, ShuffledSampler
 from tercet.sharding import write_shards
 from tercet.shared_epochs import SharedEpochs
 from tercet.triplet_dataset import PairDataset, TripletDataset

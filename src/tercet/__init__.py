@@ -10,7 +10,6 @@ __version__: str  # stands in pyproject.toml; `__getattr__` reads it from there
 
 if TYPE_CHECKING:
     from tercet import distributed as distributed
-    from tercet.anchors import AnchorSampler as AnchorSampler
     from tercet.core.indices import Pairs as Pairs
     from tercet.core.indices import References as References
     from tercet.core.indices import Triplets as Triplets
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
     from tercet.data.manifests.manifest import Manifest as Manifest
     from tercet.data.manifests.manifest import read_manifest as read_manifest
     from tercet.data.manifests.writing import write_manifest as write_manifest
+    from tercet.data.samplers.by_anchor import AnchorSampler as AnchorSampler
+    from tercet.data.samplers.pk import PKSampler as PKSampler
+    from tercet.data.samplers.pk import ShuffledSampler as ShuffledSampler
     from tercet.data.triplets.deep_ranking import DeepRankingTriplets as DeepRankingTriplets
     from tercet.data.triplets.pairs import LabeledPairs as LabeledPairs
     from tercet.data.triplets.pairs import RandomPairs as RandomPairs
@@ -70,8 +72,6 @@ if TYPE_CHECKING:
     from tercet.relations import Graded as Graded
     from tercet.relations import SameLabel as SameLabel
     from tercet.relations import SharedLabel as SharedLabel
-    from tercet.samplers import PKSampler as PKSampler
-    from tercet.samplers import ShuffledSampler as ShuffledSampler
     from tercet.sharding import write_shards as write_shards
     from tercet.shards import ShardIndex as ShardIndex
     from tercet.stats import describe as describe
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
 
 _HOME = {
-    "AnchorSampler": "anchors",
+    "AnchorSampler": "data.samplers.by_anchor",
     "Catalog": "data.catalog.catalog",
     "read_catalog": "data.catalog.catalog",
     "scan_folder": "data.catalog.catalog",
@@ -136,8 +136,8 @@ _HOME = {
     "FunctionRelevance": "data.triplets.relevance",
     "TableRelevance": "data.triplets.relevance",
     "TeacherRelevance": "data.triplets.relevance",
-    "PKSampler": "samplers",
-    "ShuffledSampler": "samplers",
+    "PKSampler": "data.samplers.pk",
+    "ShuffledSampler": "data.samplers.pk",
     "write_shards": "sharding",
     "ShardIndex": "shards",
     "describe": "stats",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from tercet.epochs import state_of
+from tercet.data.samplers.resumable import state_of
 from tercet.shared_epochs import SharedEpochs
 
 if TYPE_CHECKING:

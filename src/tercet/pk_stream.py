@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from tercet.augment import KeyedTransform
 from tercet.core.checks import flag, seed_number, whole
-from tercet.epochs import saved_position, state_of
+from tercet.data.samplers.resumable import saved_position, state_of
 from tercet.grouping import ON_SHORT
 from tercet.pk_iterator import PKStreamIterator
 from tercet.shared_epochs import LAST_EPOCH, SharedEpochs

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from tercet.anchor_parts import images_each
 from tercet.core.checks import choice, flag, refusal
 from tercet.core.indices import Pairs, Triplets, TripletSequence, rows_at
 from tercet.core.randomness import KeyedRow, derive_key
 from tercet.data.io.images import MAX_PIXELS
 from tercet.data.manifests.provenance import refuse_other_catalog
+from tercet.data.samplers.anchor_parts import images_each
 from tercet.data.triplets.pairs import LabeledPairs, PairSequence
 from tercet.decoding import Decoder
 

@@ -29,8 +29,8 @@ from bench_manifest import synthetic
 
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
+from tercet.data.samplers.pk import ShuffledSampler
 from tercet.data.triplets.random import RandomTriplets
-from tercet.samplers import ShuffledSampler
 
 FULL = (1_000_000, 10_000)
 QUICK = (100_000, 1_000)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.samplers import PKSampler, ShuffledSampler
+from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 
 
 def labels_of(images: int, classes: int) -> np.ndarray:

@@ -31,7 +31,7 @@ from decoded import rates as decoded_rates
 from page import table, told, write_section
 
 from tercet.data.catalog.catalog import Catalog, scan_folder
-from tercet.samplers import PKSampler
+from tercet.data.samplers.pk import PKSampler
 from tercet.sharding import write_shards
 from tercet.shards import ShardIndex
 

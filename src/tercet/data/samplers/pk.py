@@ -16,8 +16,8 @@ from jaxtyping import Bool, Int
 
 from tercet.core.checks import batch_size, choice, label_codes, refusal, whole
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits, permute
-from tercet.dealing import deal, occurrences, spread
-from tercet.epochs import EpochSampler
+from tercet.data.samplers.balanced_plan import deal, occurrences, spread
+from tercet.data.samplers.resumable import EpochSampler
 
 __all__ = ["PKSampler", "ShuffledSampler"]
 

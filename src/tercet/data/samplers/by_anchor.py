@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tercet.anchor_parts import anchors_of, divided, images_each
 from tercet.core.checks import label_codes, refusal, whole
 from tercet.core.indices import Triplets, TripletSequence
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
+from tercet.data.samplers.anchor_parts import anchors_of, divided, images_each
+from tercet.data.samplers.resumable import EpochSampler
 from tercet.data.triplets.pairs import LabeledPairs, PairSequence
-from tercet.epochs import EpochSampler
 
 __all__ = ["AnchorSampler"]
 

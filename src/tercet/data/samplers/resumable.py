@@ -114,7 +114,7 @@ class EpochSampler(ABC):
             ValueError: not whole numbers, or a step beyond the end.
 
         Example:
-            >>> from tercet.samplers import PKSampler
+            >>> from tercet.data.samplers.pk import PKSampler
             >>> sampler = PKSampler([0, 0, 1, 1, 2, 2], p=2, k=2)
             >>> drawn_ahead = list(sampler)
             >>> sampler.load_state_dict(sampler.state_at(epoch=0, step=1))
