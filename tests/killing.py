@@ -216,10 +216,10 @@ def campaign(case: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from tercet import sharding  # noqa: F401
     from tercet.cli import app  # noqa: F401
     from tercet.data.io import journal  # noqa: F401
     from tercet.data.manifests import manifest  # noqa: F401
     from tercet.data.manifests import writing as manifest_writing  # noqa: F401
+    from tercet.data.shards import writing as shard_writing  # noqa: F401
 
     print(json.dumps(campaign(json.loads(sys.argv[1]))))

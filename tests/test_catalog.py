@@ -23,7 +23,7 @@ from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
 from tercet.data.catalog.scan import IMAGE_SUFFIXES, LeftOut
 from tercet.data.io.tables import sorted_classes
 from tercet.data.manifests.writing import write_manifest
-from tercet.sharding import write_shards
+from tercet.data.shards.writing import write_shards
 
 NASTY = [
     "IMG_1.JPG",

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from test_cli import tercet  # noqa: F401  a fixture
 
-from tercet import sharding
 from tercet.data.catalog.catalog import read_catalog, scan_folder
-from tercet.sharding import write_shards
-from tercet.shards import ShardIndex
+from tercet.data.shards import writing as shard_writing
+from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.writing import write_shards
 from tercet.stream_yield import predict_yield
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +130,7 @@ def test_a_table_leads_out_of_its_root_only_when_asked(tercet, photos, name):  #
 
 def test_an_interrupted_run_goes_on(tercet, photos, monkeypatch):  # noqa: F811
     given = ("make-shards", photos, "out", "--images-per-shard", 12, "--workers", 1, "--class-depth", 2)
-    write, came = sharding.write_shard, []
+    write, came = shard_writing.write_shard, []
 
     def interrupted(job, shard, *more):
         came.append(shard)
@@ -138,7 +138,7 @@ def test_an_interrupted_run_goes_on(tercet, photos, monkeypatch):  # noqa: F811
             raise KeyboardInterrupt
         return write(job, shard, *more)
 
-    monkeypatch.setattr(sharding, "write_shard", interrupted)
+    monkeypatch.setattr(shard_writing, "write_shard", interrupted)
     code, out, err = tercet(*given)
     assert code != 0
     assert out == ""
@@ -148,7 +148,7 @@ def test_an_interrupted_run_goes_on(tercet, photos, monkeypatch):  # noqa: F811
     with pytest.raises(ValueError, match="the writing was interrupted"):
         ShardIndex("out")
     anew = []
-    monkeypatch.setattr(sharding, "write_shard", lambda *given: anew.append(given[1]) or write(*given))
+    monkeypatch.setattr(shard_writing, "write_shard", lambda *given: anew.append(given[1]) or write(*given))
     assert tercet(*given)[0] == 0
     assert sorted(anew) == [2, 3, 4, 5]
     assert {name: Path("out", name).stat().st_mtime_ns for name in there} == there
@@ -308,7 +308,7 @@ def test_foreign_tars_are_scanned_once(tercet, foreign, monkeypatch, arguments):
     assert out.startswith(" shards 2 images 8 classes 3 left out 0 seconds ")
     assert sorted(contents("tars")) == ["0.index.parquet", "0.tar", "1.index.parquet", "1.tar"]
     before = contents("tars")
-    monkeypatch.setattr("tercet.shard_sets.scan_tar", lambda *given: pytest.fail("scanned again"))
+    monkeypatch.setattr("tercet.data.shards.discovery.scan_tar", lambda *given: pytest.fail("scanned again"))
     index = ShardIndex("tars")
     assert index.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     assert index.read([5]) == [b"5"]

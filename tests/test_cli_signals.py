@@ -15,7 +15,7 @@ import typer
 from tercet.cli.run import run
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.atomic import atomically
-from tercet.sharding import write_shards
+from tercet.data.shards.writing import write_shards
 
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -83,9 +83,9 @@ def test_a_signal_stops_the_threads_that_write_shards(tmp_path, monkeypatch):
     for row in range(8):
         (tmp_path / f"{row}.jpg").write_bytes(bytes(2000))
     catalog = Catalog([f"{row}.jpg" for row in range(8)], [0] * 8, ["a"], root=tmp_path)
-    from tercet import shard_writing
+    from tercet.data.shards import shard_file
 
-    real, both = shard_writing._add_sample, threading.Barrier(2)
+    real, both = shard_file._add_sample, threading.Barrier(2)
     come: set[int] = set()
 
     def slow(*given):
@@ -95,7 +95,7 @@ def test_a_signal_stops_the_threads_that_write_shards(tmp_path, monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
         return real(*given)
 
-    monkeypatch.setattr(shard_writing, "_add_sample", slow)
+    monkeypatch.setattr(shard_file, "_add_sample", slow)
     options = {"layout": "mixed", "images_per_shard": 4, "workers": 2}
     before = set(threading.enumerate())
     assert ended(monkeypatch, lambda: write_shards(tmp_path / "out", catalog, **options)) == 143

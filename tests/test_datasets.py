@@ -23,11 +23,11 @@ from tercet.data.catalog.catalog import scan_folder
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
-from tercet.sharding import write_shards
-from tercet.shards import ShardIndex
 from tercet.triplet_dataset import PairDataset, TripletBatch, TripletDataset
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tercet.data.manifests.manifest import read_manifest
-from tercet.shards import ShardIndex
+from tercet.data.shards.index import ShardIndex
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

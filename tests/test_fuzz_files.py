@@ -22,17 +22,17 @@ import numpy as np
 import pytest
 from test_fuzz import bounded
 
-from tercet import tars
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.facts import as_json, with_checksum
 from tercet.data.manifests import writing as manifest_writing
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.shards import tar_index
+from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.sharding import write_shards
-from tercet.shards import ShardIndex
 
 N = 8
 CAMERAS = {"camera": np.arange(N) % 2}
@@ -144,7 +144,10 @@ def _index() -> File:
 
         shutil.rmtree("indexed", ignore_errors=True)
         fake = SimpleNamespace(dumps=dumps, loads=json.loads)
-        with mock.patch.object(tars, "json", fake), contextlib.suppress(ValueError):  # it reads what it wrote
+        with (
+            mock.patch.object(tar_index, "json", fake),
+            contextlib.suppress(ValueError),
+        ):  # it reads what it wrote
             write_shards("indexed", CATALOG, k=2, workers=1)
 
     return File(write, lambda: _opened("indexed"), ("indexed", "train-000000.tar"))

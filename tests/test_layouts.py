@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet.layouts import by_identity, mixed
+from tercet.data.shards.layouts import by_identity, mixed
 
 
 def check_identity(labels, shards, k):

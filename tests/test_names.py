@@ -15,10 +15,10 @@ from test_tars import foreign
 from tercet import read_manifest, write_manifest
 from tercet.data.catalog.catalog import read_catalog, scan_folder
 from tercet.data.io.roots import inside
+from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.random import RandomTriplets
 from tercet.pk_stream import PKStream
-from tercet.sharding import write_shards
-from tercet.shards import ShardIndex
 
 COMMANDS = ("pipe:touch ran #.tar", "file:a.tar", "https:a.tar")
 

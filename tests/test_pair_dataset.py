@@ -16,11 +16,11 @@ from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.samplers.by_anchor import AnchorSampler
 from tercet.data.samplers.pk import ShuffledSampler
+from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.losses.pair import Contrastive
-from tercet.sharding import write_shards
 from tercet.triplet_dataset import PairBatch, PairDataset, TripletDataset
 
 torch.set_num_threads(1)

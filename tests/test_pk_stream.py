@@ -23,13 +23,14 @@ import webdataset
 from torch.utils.data import DataLoader
 from webdataset.gopen import Pipe, gopen_schemes
 
-from tercet import sharding, stream_sources
+from tercet import stream_sources
 from tercet.core.checks import refusal
 from tercet.data.catalog.catalog import scan_folder
 from tercet.data.io.facts import with_checksum
 from tercet.data.io.positional import Handle
+from tercet.data.shards import writing as shard_writing
+from tercet.data.shards.index import ShardIndex
 from tercet.pk_stream import PKStream
-from tercet.shards import ShardIndex
 from tercet.stream_batches import LaneBatches
 from tercet.stream_lanes import Lanes
 
@@ -781,7 +782,7 @@ def test_a_tar_cut_between_two_samples_since_it_was_indexed_is_told(tmp_path):
         (root / name).mkdir(parents=True)
         for number in range(8):
             (root / name / f"{number}.pgm").write_bytes(picture(number))
-    tar = sharding.write_shards(tmp_path / "shards", scan_folder(root), k=4).tars[0]
+    tar = shard_writing.write_shards(tmp_path / "shards", scan_folder(root), k=4).tars[0]
     content = tar.read_bytes()
     tar.write_bytes(content[: (len(content) // 2) // 3072 * 3072])
     with pytest.raises(
@@ -804,7 +805,7 @@ def ours(tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(picture(number))
     catalog = scan_folder(tmp_path / "photos")
-    sharding.write_shards(tmp_path / "shards", catalog, images_per_shard=32)
+    shard_writing.write_shards(tmp_path / "shards", catalog, images_per_shard=32)
     return tmp_path / "shards"
 
 
@@ -830,7 +831,7 @@ def test_a_stream_does_without_the_indexes(ours):
 
 def test_shards_of_two_runs_are_refused(ours, tmp_path):
     catalog = scan_folder(tmp_path / "photos")
-    sharding.write_shards(tmp_path / "other", catalog, images_per_shard=32, seed=1)
+    shard_writing.write_shards(tmp_path / "other", catalog, images_per_shard=32, seed=1)
     for name in ("train-000000.tar", "train-000000.index.parquet"):
         os.replace(tmp_path / "other" / name, ours / name)
     assert "expected shards and info.json of one run of write_shards" in refusal_of(PKStream, ours, 2, 4)
@@ -838,12 +839,12 @@ def test_shards_of_two_runs_are_refused(ours, tmp_path):
 
 def test_a_list_of_tars_of_two_runs_is_of_one_list_of_classes(ours, tmp_path):
     catalog = scan_folder(tmp_path / "photos")
-    sharding.write_shards(ours, catalog.select(range(16)), split="val")
+    shard_writing.write_shards(ours, catalog.select(range(16)), split="val")
     mixed = sorted(ours.glob("*.tar"))
     assert len(PKStream(mixed, 2, 4).shards) == len(mixed)
     first = next((tmp_path / "photos").iterdir())
     first.rename(tmp_path / "photos" / "zz")  # so that the same numbers are of other classes
-    sharding.write_shards(tmp_path / "other", scan_folder(tmp_path / "photos"), split="test")
+    shard_writing.write_shards(tmp_path / "other", scan_folder(tmp_path / "photos"), split="test")
     mixed += sorted((tmp_path / "other").glob("*.tar"))
     said = refusal_of(PKStream, mixed, 2, 4, steps=3)
     assert "expected shards of one list of classes; by others the same number is another class" in said
@@ -851,7 +852,7 @@ def test_a_list_of_tars_of_two_runs_is_of_one_list_of_classes(ours, tmp_path):
 
 def test_one_split_of_a_folder_is_streamed(ours, tmp_path):
     catalog = scan_folder(tmp_path / "photos").select(range(16))
-    sharding.write_shards(ours, catalog, split="val")
+    shard_writing.write_shards(ours, catalog, split="val")
     said = refusal_of(PKStream, ours, 2, 4)
     assert "PKStream(split=None): expected one of the splits in" in said
     assert said.endswith("train, val")

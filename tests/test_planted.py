@@ -14,8 +14,8 @@ import pytest
 
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.journal import JOURNAL
-from tercet.sharding import write_shards
-from tercet.shards import ShardIndex
+from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.writing import write_shards
 
 RUN = f"{os.getpid()}-{threading.main_thread().ident}"  # what temporary names of this process had in them
 

@@ -23,10 +23,10 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from tercet.data.catalog.catalog import scan_folder
 from tercet.data.samplers.by_anchor import AnchorSampler
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
-from tercet.sharding import write_shards
 from tercet.triplet_dataset import TripletDataset
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from tercet import shard_writing, sharding
 from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
-from tercet.sharding import write_shards
-from tercet.shards import ShardIndex
+from tercet.data.shards import shard_file
+from tercet.data.shards import writing as shard_writing
+from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.writing import write_shards
 
 SUFFIXES = (".jpg", ".JPG", ".jpeg", ".png", ".webp")
 
@@ -169,7 +170,7 @@ def test_global_random_state_is_left_alone(catalog, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_ended(catalog, tmp_path, monkeypatch, survived):
     options = {"images_per_shard": 5, "layout": "mixed", "workers": 1}
     write_shards(tmp_path / "whole", catalog, **options)
-    real, written = shard_writing._add_sample, []
+    real, written = shard_file._add_sample, []
 
     def failing(file, job, row, content):
         written.append(row)
@@ -177,7 +178,7 @@ def test_an_interrupted_run_goes_on_where_it_ended(catalog, tmp_path, monkeypatc
             raise OSError("no space left on device")
         return real(file, job, row, content)
 
-    monkeypatch.setattr(shard_writing, "_add_sample", failing)
+    monkeypatch.setattr(shard_file, "_add_sample", failing)
     with pytest.raises(OSError, match="no space"):
         write_shards(tmp_path / "out", catalog, **options)
     if survived:
@@ -192,7 +193,7 @@ def test_an_interrupted_run_goes_on_where_it_ended(catalog, tmp_path, monkeypatc
     for name in (".train-000002.tar.0123456789abcdef.unfinished", ".info.json.0123456789abcdef.unfinished"):
         (tmp_path / "out" / name).write_bytes(b"of a killed run")
     written.clear()
-    monkeypatch.setattr(shard_writing, "_add_sample", lambda *args: (written.append(args[2]), real(*args))[1])
+    monkeypatch.setattr(shard_file, "_add_sample", lambda *args: (written.append(args[2]), real(*args))[1])
     write_shards(tmp_path / "out", catalog, **options)
     assert len(written) == len(catalog) - 5 * survived  # the shards that were finished are kept
     assert sums(tmp_path / "out") == sums(tmp_path / "whole")
@@ -202,9 +203,9 @@ def test_a_finished_run_is_kept_and_what_is_missing_or_changed_is_written_anew(
     catalog, tmp_path, monkeypatch
 ):
     write_shards(tmp_path / "out", catalog, images_per_shard=5, layout="mixed")
-    before, real, written = sums(tmp_path / "out"), shard_writing.write_shard, []
+    before, real, written = sums(tmp_path / "out"), shard_file.write_shard, []
     monkeypatch.setattr(
-        "tercet.sharding.write_shard", lambda *args: (written.append(args[1]), real(*args))[1]
+        "tercet.data.shards.writing.write_shard", lambda *args: (written.append(args[1]), real(*args))[1]
     )
 
     def again():
@@ -230,7 +231,7 @@ def test_a_finished_run_is_kept_and_what_is_missing_or_changed_is_written_anew(
 
 
 def test_an_error_in_one_thread_ends_the_others_and_is_the_one_told(catalog, tmp_path, monkeypatch):
-    first, real = threading.Event(), shard_writing._add_sample
+    first, real = threading.Event(), shard_file._add_sample
 
     def failing(file, job, row, content):
         if not first.is_set():
@@ -238,7 +239,7 @@ def test_an_error_in_one_thread_ends_the_others_and_is_the_one_told(catalog, tmp
             raise OSError("no space left on device")
         return real(file, job, row, content)
 
-    monkeypatch.setattr(shard_writing, "_add_sample", failing)
+    monkeypatch.setattr(shard_file, "_add_sample", failing)
     with pytest.raises(OSError, match="no space"):
         write_shards(tmp_path / "out", catalog, images_per_shard=2, workers=3)
     assert not [file for file in (tmp_path / "out").glob(".*")]
@@ -268,7 +269,7 @@ def test_an_overwriting_that_was_interrupted_goes_on_without_overwrite(catalog, 
     write_shards(tmp_path / "out", catalog, split="val")
     edited = catalog.file(7).read_bytes()[::-1]
     catalog.file(7).write_bytes(edited)
-    real, written = shard_writing._add_sample, []
+    real, written = shard_file._add_sample, []
 
     def failing(file, job, row, content):
         written.append(row)
@@ -276,7 +277,7 @@ def test_an_overwriting_that_was_interrupted_goes_on_without_overwrite(catalog, 
             raise OSError("no space left on device")
         return real(file, job, row, content)
 
-    monkeypatch.setattr(shard_writing, "_add_sample", failing)
+    monkeypatch.setattr(shard_file, "_add_sample", failing)
     with pytest.raises(OSError, match="no space"):
         write_shards(tmp_path / "out", catalog, **options, **other, overwrite=True)
     assert "one of the splits in" in sentence(ShardIndex, tmp_path / "out", split="train")
@@ -325,7 +326,7 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_no_empty_folder(catalog, t
     def full(file, header, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shard_writing._Digested, "put", full)
+    monkeypatch.setattr(shard_file._Digested, "put", full)
     with pytest.raises(OSError, match="No space left on device") as raised:
         write_shards(tmp_path / "out", catalog)
     assert raised.value.filename == str(tmp_path / "out" / "train-000000.tar")
@@ -337,7 +338,7 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_no_empty_folder(catalog, t
 
 def during(monkeypatch, act):
     """Have `act` run once, in the middle of the next run of write_shards."""
-    real, done = shard_writing._add_sample, []
+    real, done = shard_file._add_sample, []
 
     def acting(*given):
         if not done:
@@ -345,7 +346,7 @@ def during(monkeypatch, act):
             act()
         return real(*given)
 
-    monkeypatch.setattr(shard_writing, "_add_sample", acting)
+    monkeypatch.setattr(shard_file, "_add_sample", acting)
     return done
 
 
@@ -443,7 +444,7 @@ def test_a_folder_in_the_place_of_a_shard_is_refused(catalog, tmp_path, overwrit
 
 def test_an_info_that_cannot_be_read_at_the_end_keeps_the_other_splits(catalog, tmp_path, monkeypatch):
     write_shards(tmp_path / "out", catalog, split="val")
-    real, read = sharding.Facts.read, []
+    real, read = shard_writing.Facts.read, []
 
     def failing(*given):
         read.append(given)
@@ -452,7 +453,7 @@ def test_an_info_that_cannot_be_read_at_the_end_keeps_the_other_splits(catalog, 
         return real(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sharding.Facts, "read", failing)
+        patch.setattr(shard_writing.Facts, "read", failing)
         assert "Input/output error" in sentence(write_shards, tmp_path / "out", catalog)
     write_shards(tmp_path / "out", catalog)
     assert sorted(json.loads((tmp_path / "out" / "info.json").read_text())["splits"]) == ["train", "val"]

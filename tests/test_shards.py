@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from test_sharding import photos, sentence
 from torch.utils.data import DataLoader
 
-from tercet import shards
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.data.io.facts import with_checksum
 from tercet.data.samplers.pk import PKSampler
+from tercet.data.shards import index as index_module
+from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
-from tercet.sharding import write_shards
-from tercet.shards import ShardIndex
 
 
 @pytest.fixture(scope="module")
@@ -71,24 +71,24 @@ def test_rows_come_in_the_order_asked_whatever_is_coalesced(written, data):
     index = ShardIndex(folder)
     rows = data.draw(st.lists(st.integers(-len(catalog), len(catalog) - 1), max_size=40))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_GAP", data.draw(st.sampled_from([-1, 0, 2000, 1 << 14])))
-        patch.setattr(shards, "_RUN", data.draw(st.sampled_from([1, 4000, 1 << 24])))
-        patch.setattr(shards, "_AHEAD", data.draw(st.sampled_from([0, 5000, 1 << 27])))
+        patch.setattr(index_module, "_GAP", data.draw(st.sampled_from([-1, 0, 2000, 1 << 14])))
+        patch.setattr(index_module, "_RUN", data.draw(st.sampled_from([1, 4000, 1 << 24])))
+        patch.setattr(index_module, "_AHEAD", data.draw(st.sampled_from([0, 5000, 1 << 27])))
         assert index.read(rows) == contents(catalog, [row % len(catalog) for row in rows])
 
 
 def test_neighbours_are_read_at_once_and_repeats_once(written, monkeypatch):
     catalog, folder = written
-    index, reads, real = ShardIndex(folder), [], shards.Handle.pread
+    index, reads, real = ShardIndex(folder), [], index_module.Handle.pread
     monkeypatch.setattr(
-        shards.Handle, "pread", lambda self, *args: (reads.append(args), real(self, *args))[1]
+        index_module.Handle, "pread", lambda self, *args: (reads.append(args), real(self, *args))[1]
     )
     rows = np.flatnonzero(index._shard == 0)
     index.read(rows[:1])  # opens the tar, and compares a few headers
     reads.clear()
     assert index.read([*rows, *rows[::-1]]) == contents(catalog, [*rows, *rows[::-1]])
     assert len(reads) == 1
-    monkeypatch.setattr(shards, "_GAP", -1)
+    monkeypatch.setattr(index_module, "_GAP", -1)
     reads.clear()
     index.read(rows[::-1])
     assert len(reads) == len(rows)
@@ -179,13 +179,13 @@ def open_files(folder):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
 def test_files_are_opened_late_and_at_most_so_many_at_a_time(copied, monkeypatch):
-    index, most, real = ShardIndex(copied, max_open=2), [0], shards.Handle.pread
+    index, most, real = ShardIndex(copied, max_open=2), [0], index_module.Handle.pread
 
     def counting(self, *args):
         most.append(open_files(copied))
         return real(self, *args)
 
-    monkeypatch.setattr(shards.Handle, "pread", counting)
+    monkeypatch.setattr(index_module.Handle, "pread", counting)
     assert len(index.tars) > 3
     assert open_files(copied) == 0
     index.read(np.flatnonzero(index._shard == 0))

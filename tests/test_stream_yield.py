@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from tercet.layouts import by_identity, mixed
+from tercet.data.shards.layouts import by_identity, mixed
 from tercet.stream_yield import StreamYield, predict_yield
 from tercet.streams import pk_batched
 

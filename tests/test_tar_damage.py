@@ -22,10 +22,10 @@ from test_shards import flip
 from test_tars import foreign
 
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.tar_members import BLOCK, DamagedTar, members, sample_name
+from tercet.data.shards.writing import write_shards
 from tercet.pk_stream import PKStream
-from tercet.sharding import write_shards
-from tercet.shards import ShardIndex
-from tercet.tar_members import BLOCK, DamagedTar, members, sample_name
 
 
 def pictures(root, pixel=0):

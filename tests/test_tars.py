@@ -13,9 +13,9 @@ import pytest
 from test_sharding import sentence
 from test_shards import flip
 
-from tercet import shard_sets
+from tercet.data.shards import discovery
+from tercet.data.shards.index import ShardIndex
 from tercet.pk_stream import PKStream
-from tercet.shards import ShardIndex
 
 
 def foreign(path, *named, format=tarfile.GNU_FORMAT):
@@ -183,8 +183,8 @@ def test_of_two_images_the_one_that_is_named_counts(tmp_path):
 def test_a_kept_index_is_used_until_the_tar_or_what_is_asked_changes(tmp_path, monkeypatch):
     members = [("1.jpg", b"photo"), ("1.json", b'{"id": 4}'), ("1.cls", b"1")]
     tar = foreign(tmp_path / "a.tar", *members)
-    scans, real = [], shard_sets.scan_tar
-    monkeypatch.setattr(shard_sets, "scan_tar", lambda *args: (scans.append(args), real(*args))[1])
+    scans, real = [], discovery.scan_tar
+    monkeypatch.setattr(discovery, "scan_tar", lambda *args: (scans.append(args), real(*args))[1])
     assert ShardIndex(tar, write_index=True).classes == ["1"]
     assert (tmp_path / "a.index.parquet").is_file()
     index = ShardIndex(tar)
@@ -221,7 +221,7 @@ def test_a_tar_of_the_same_size_that_was_changed_is_scanned_again(tmp_path, monk
     assert ShardIndex(tar).classes == ["7"]  # the label that the index was made with, as it is now
     assert (tmp_path / "a.index.parquet").read_bytes() == kept
     assert ShardIndex(tar, write_index=True).classes == ["7"]
-    monkeypatch.setattr(shard_sets, "scan_tar", lambda *given: pytest.fail("scanned again"))
+    monkeypatch.setattr(discovery, "scan_tar", lambda *given: pytest.fail("scanned again"))
     assert ShardIndex(tar).classes == ["7"]
 
 
@@ -230,7 +230,7 @@ def test_an_index_that_cannot_be_kept_is_refused_before_the_scan(tmp_path, monke
     ShardIndex(tar, write_index=True)
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and real(path, mode))
-    monkeypatch.setattr(shard_sets, "scan_tar", lambda *given: pytest.fail("scanned"))
+    monkeypatch.setattr(discovery, "scan_tar", lambda *given: pytest.fail("scanned"))
     assert len(ShardIndex(tar, write_index=True)) == 1  # nothing is to be written
     (tmp_path / "a.index.parquet").unlink()
     said = sentence(ShardIndex, tar, write_index=True)

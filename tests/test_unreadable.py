@@ -13,10 +13,10 @@ from torch.utils.data import ConcatDataset, DataLoader
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
-from tercet.sharding import write_shards
 from tercet.triplet_dataset import PairDataset, TripletDataset
 
 torch.set_num_threads(1)

@@ -19,11 +19,11 @@ from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
 from tercet.data.samplers.by_anchor import AnchorSampler
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
-from tercet.sharding import write_shards
 from tercet.shared_epochs import SharedEpochs
 from tercet.triplet_dataset import PairDataset, TripletDataset
 from tercet.visits import Visits

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tercet.data.samplers.by_anchor import AnchorSampler as AnchorSampler
     from tercet.data.samplers.pk import PKSampler as PKSampler
     from tercet.data.samplers.pk import ShuffledSampler as ShuffledSampler
+    from tercet.data.shards.index import ShardIndex as ShardIndex
+    from tercet.data.shards.writing import write_shards as write_shards
     from tercet.data.triplets.deep_ranking import DeepRankingTriplets as DeepRankingTriplets
     from tercet.data.triplets.pairs import LabeledPairs as LabeledPairs
     from tercet.data.triplets.pairs import RandomPairs as RandomPairs
@@ -72,8 +74,6 @@ if TYPE_CHECKING:
     from tercet.relations import Graded as Graded
     from tercet.relations import SameLabel as SameLabel
     from tercet.relations import SharedLabel as SharedLabel
-    from tercet.sharding import write_shards as write_shards
-    from tercet.shards import ShardIndex as ShardIndex
     from tercet.stats import describe as describe
     from tercet.stream_yield import predict_yield as predict_yield
     from tercet.streams import deep_ranking_batched as deep_ranking_batched
@@ -138,8 +138,8 @@ _HOME = {
     "TeacherRelevance": "data.triplets.relevance",
     "PKSampler": "data.samplers.pk",
     "ShuffledSampler": "data.samplers.pk",
-    "write_shards": "sharding",
-    "ShardIndex": "shards",
+    "write_shards": "data.shards.writing",
+    "ShardIndex": "data.shards.index",
     "describe": "stats",
     "predict_yield": "stream_yield",
     "deep_ranking_batched": "streams",

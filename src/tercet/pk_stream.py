@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset
 from tercet.augment import KeyedTransform
 from tercet.core.checks import flag, seed_number, whole
 from tercet.data.samplers.resumable import saved_position, state_of
+from tercet.data.shards.tar_scan import extension
 from tercet.grouping import ON_SHORT
 from tercet.pk_iterator import PKStreamIterator
 from tercet.shared_epochs import LAST_EPOCH, SharedEpochs
@@ -20,7 +21,6 @@ from tercet.stream_lanes import Lanes
 from tercet.stream_samples import Handler, base_name
 from tercet.stream_shards import KnownShard, known_shards
 from tercet.streams import PKStage, pk_batched
-from tercet.tar_scan import extension
 
 __all__ = ["PKStream"]
 

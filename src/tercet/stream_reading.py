@@ -7,10 +7,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from tercet.core.checks import refusal
-from tercet.stream_samples import Handler, Sample, image_field, told
-from tercet.stream_shards import KnownShard, damaged_shard
-from tercet.stream_sources import Source
-from tercet.tar_members import (
+from tercet.data.shards.tar_index import changed, keys_and_classes_crc
+from tercet.data.shards.tar_members import (
     LARGEST,
     DamagedTar,
     MemberTwice,
@@ -20,8 +18,10 @@ from tercet.tar_members import (
     why_no_sample,
     with_member,
 )
-from tercet.tar_scan import class_in
-from tercet.tars import changed, keys_and_classes_crc
+from tercet.data.shards.tar_scan import class_in
+from tercet.stream_samples import Handler, Sample, image_field, told
+from tercet.stream_shards import KnownShard, damaged_shard
+from tercet.stream_sources import Source
 
 __all__ = ["read_shard"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tercet.core.checks import escaped, refusal, whole
 from tercet.data.catalog.scan import IMAGE_SUFFIXES
-from tercet.tar_scan import class_in
+from tercet.data.shards.tar_scan import class_in
 
 __all__ = ["Handler", "Sample", "base_name", "image_field", "label_of", "name_of", "number_in", "raw", "told"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tercet.core.checks import refusal
-from tercet.shard_sets import (
+from tercet.data.shards.discovery import (
     classes_of_runs,
     find_tars,
     fits,
@@ -21,10 +21,7 @@ from tercet.shard_sets import (
     refuse_other_runs,
     warn_without_checksums,
 )
-from tercet.stream_samples import Handler, base_name, number_in, told
-from tercet.stream_sources import Source, is_url, refuse_address
-from tercet.tar_scan import scan_tar
-from tercet.tars import (
+from tercet.data.shards.tar_index import (
     DAMAGED,
     ShardTable,
     TarState,
@@ -32,6 +29,9 @@ from tercet.tars import (
     contents_crc,
     read_table,
 )
+from tercet.data.shards.tar_scan import scan_tar
+from tercet.stream_samples import Handler, base_name, number_in, told
+from tercet.stream_sources import Source, is_url, refuse_address
 
 __all__ = ["KnownShard", "damaged_shard", "known_shards"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tercet.core.checks import refusal
 from tercet.data.io.positional import Handle
-from tercet.tar_members import DamagedTar
+from tercet.data.shards.tar_members import DamagedTar
 
 __all__ = ["Source", "is_url", "refuse_address"]
 

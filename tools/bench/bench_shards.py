@@ -32,8 +32,8 @@ from page import table, told, write_section
 
 from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.data.samplers.pk import PKSampler
-from tercet.sharding import write_shards
-from tercet.shards import ShardIndex
+from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.writing import write_shards
 
 FULL = {"classes": 1_000, "each": 20, "mean": 30_000, "rounds": 5, "photos": 200}
 QUICK = {"classes": 200, "each": 20, "mean": 30_000, "rounds": 3, "photos": 80}

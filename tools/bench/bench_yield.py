@@ -31,8 +31,8 @@ from page import table, told, write_section
 from torch.utils.data import DataLoader
 
 from tercet.data.catalog.catalog import Catalog, scan_folder
+from tercet.data.shards.writing import write_shards
 from tercet.pk_stream import PKStream
-from tercet.sharding import write_shards
 from tercet.stream_yield import predict_yield
 from tercet.streams import pk_batched
 

@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader
 from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.data.io.images import decode_image
 from tercet.data.samplers.pk import PKSampler
+from tercet.data.shards.index import ShardIndex
 from tercet.datasets import ImageDataset
 from tercet.decoding import image_tensor
 from tercet.pk_stream import PKStream
-from tercet.shards import ShardIndex
 
 P, K = 16, 4
 RANDOM, STREAM = "tercet, P×K at random", "tercet, PKStream"

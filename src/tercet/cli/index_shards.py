@@ -10,7 +10,7 @@ import typer
 
 from tercet.cli.report import finish, grid, tell_left_out
 from tercet.cli.sources import Quiet, path
-from tercet.shards import ShardIndex
+from tercet.data.shards.index import ShardIndex
 
 __all__ = ["index_shards"]
 

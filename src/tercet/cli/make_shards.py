@@ -26,7 +26,7 @@ from tercet.cli.sources import (
     with_groups,
 )
 from tercet.core.checks import choice, escaped, refusal
-from tercet.sharding import shards_folder, write_shards
+from tercet.data.shards.writing import shards_folder, write_shards
 from tercet.stream_yield import predict_yield
 
 __all__ = ["app", "make_shards"]

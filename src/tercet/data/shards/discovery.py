@@ -15,9 +15,9 @@ from tercet.data.io.atomic import atomically
 from tercet.data.io.journal import tidy
 from tercet.data.io.positional import Handle
 from tercet.data.io.roots import inside
-from tercet.shard_info import INFO, ShardInfo, listed_tars, read_info
-from tercet.tar_scan import extension, scan_tar
-from tercet.tars import ShardTable, changed, read_table, table_path, write_table
+from tercet.data.shards.shard_info import INFO, ShardInfo, listed_tars, read_info
+from tercet.data.shards.tar_index import ShardTable, changed, read_table, table_path, write_table
+from tercet.data.shards.tar_scan import extension, scan_tar
 
 __all__ = [
     "classes_of_runs",

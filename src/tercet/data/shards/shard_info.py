@@ -10,7 +10,7 @@ from typing import Any
 from tercet.core.checks import refusal
 from tercet.data.io.facts import Facts, checksum_fits
 from tercet.data.io.roots import inside
-from tercet.tars import of_write_shards
+from tercet.data.shards.tar_index import of_write_shards
 
 __all__ = ["INFO", "ShardInfo", "listed_tars", "read_info"]
 

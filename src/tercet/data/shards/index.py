@@ -18,15 +18,15 @@ from tercet.core.indices import row_number, rows_at
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.positional import Handle
 from tercet.data.io.tables import sorted_classes
-from tercet.shard_sets import (
+from tercet.data.shards.discovery import (
     find_tables,
     find_tars,
     refuse_exchanged,
     refuse_other_runs,
     written_classes,
 )
-from tercet.tar_members import BLOCK
-from tercet.tars import UNKNOWN, changed, table_path
+from tercet.data.shards.tar_index import UNKNOWN, changed, table_path
+from tercet.data.shards.tar_members import BLOCK
 
 __all__ = ["ShardIndex"]
 
@@ -92,7 +92,7 @@ class ShardIndex:
     Example:
         >>> import pathlib
         >>> from tercet.data.catalog.catalog import scan_folder
-        >>> from tercet.sharding import write_shards
+        >>> from tercet.data.shards.writing import write_shards
         >>> for name in ("ant/1.jpg", "ant/2.jpg", "bee/1.jpg"):
         ...     file = pathlib.Path("photos", name)
         ...     file.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from tercet.data.catalog.scan import LeftOut
 from tercet.data.io.facts import Facts
 from tercet.data.io.parquet_files import opened_parquet, parquet_writer
 from tercet.data.io.positional import Handle
-from tercet.tar_members import BLOCK, LARGEST
+from tercet.data.shards.tar_members import BLOCK, LARGEST
 
 __all__ = [
     "DAMAGED",

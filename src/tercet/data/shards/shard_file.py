@@ -22,8 +22,8 @@ from tercet.data.catalog.scan import LeftOut
 from tercet.data.io.atomic import atomically, naming
 from tercet.data.io.images import file_content
 from tercet.data.io.positional import Handle
-from tercet.tar_members import BLOCK, with_member
-from tercet.tars import ShardTable, read_table, sampled_headers, table_path, write_table
+from tercet.data.shards.tar_index import ShardTable, read_table, sampled_headers, table_path, write_table
+from tercet.data.shards.tar_members import BLOCK, with_member
 
 __all__ = ["ShardJob", "Stopped", "member_suffix", "readable_table", "unreadable_file", "write_shard"]
 

@@ -13,7 +13,8 @@ import numpy as np
 from tercet.core.checks import refusal
 from tercet.data.catalog.scan import IMAGE_SUFFIXES, LeftOut
 from tercet.data.io.positional import Handle
-from tercet.tar_members import (
+from tercet.data.shards.tar_index import DAMAGED, NUMBERS, TEXTS, UNKNOWN, ShardTable, sampled_headers
+from tercet.data.shards.tar_members import (
     BLOCK,
     LARGEST,
     DamagedTar,
@@ -24,7 +25,6 @@ from tercet.tar_members import (
     sample_name,
     why_no_sample,
 )
-from tercet.tars import DAMAGED, NUMBERS, TEXTS, UNKNOWN, ShardTable, sampled_headers
 
 __all__ = ["class_in", "extension", "scan_tar"]
 

@@ -22,9 +22,9 @@ from tercet.data.io.facts import Facts, with_checksum
 from tercet.data.io.images import MAX_BYTES
 from tercet.data.io.journal import synced, tidy
 from tercet.data.io.locks import lock_file, locked, opened
-from tercet.layouts import by_identity, mixed
-from tercet.shard_info import INFO
-from tercet.shard_writing import (
+from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.layouts import by_identity, mixed
+from tercet.data.shards.shard_file import (
     ShardJob,
     Stopped,
     member_suffix,
@@ -32,8 +32,8 @@ from tercet.shard_writing import (
     unreadable_file,
     write_shard,
 )
-from tercet.shards import ShardIndex
-from tercet.tars import ShardTable
+from tercet.data.shards.shard_info import INFO
+from tercet.data.shards.tar_index import ShardTable
 
 __all__ = ["shards_folder", "write_shards"]
 
