@@ -18,6 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.core.indices import Triplets
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.datasets.triplet_dataset import PairDataset, TripletDataset
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.samplers.by_anchor import AnchorSampler
@@ -27,7 +28,6 @@ from tercet.data.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.data.triplets.relevance import FunctionRelevance
 from tercet.losses.triplet import TripletMargin
-from tercet.triplet_dataset import PairDataset, TripletDataset
 
 torch.set_num_threads(1)
 stateful = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own

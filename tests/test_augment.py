@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet.augment import KeyedTransform, _keyed_globals, _keyed_nodes
+from tercet.data.datasets.augment import KeyedTransform, _keyed_globals, _keyed_nodes
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
@@ -337,7 +337,7 @@ def test_the_pipelines_stream_is_none_of_the_global_ones():
 
 def test_keys_that_share_32_bits_give_other_numbers(monkeypatch):
     words = iter([5, 5, 5, 5 | 3 << 60, 5 | 3 << 60, 5 | 3 << 60])
-    monkeypatch.setattr("tercet.augment.derive_key", lambda *_: next(words))
+    monkeypatch.setattr("tercet.data.datasets.augment.derive_key", lambda *_: next(words))
     draws = []
     for _ in range(2):
         with _keyed_globals(0):
@@ -543,7 +543,7 @@ def test_a_fork_while_another_thread_transforms_does_not_hang():
 
 def test_importing_loads_neither_albumentations_nor_torch():
     code = (
-        "import sys, tercet.augment as a, random\n"
+        "import sys, tercet.data.datasets.augment as a, random\n"
         "k = a.KeyedTransform(lambda image: image + random.random())\n"
         "assert k(1) == k(1) != k(1, epoch=1)\n"
         "sys.exit(bool({'torch', 'albumentations', 'cv2'} & set(sys.modules)))"
@@ -553,7 +553,7 @@ def test_importing_loads_neither_albumentations_nor_torch():
 
 def test_the_same_numbers_in_another_process():
     code = (
-        "import numpy as np, random, tercet.augment as a\n"
+        "import numpy as np, random, tercet.data.datasets.augment as a\n"
         "k = a.KeyedTransform(lambda image: (random.random(), np.random.random()), seed=7)\n"
         "print(k(0, epoch=1, sample=2, view=3))"
     )

@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-import tercet.decoding
+import tercet.data.datasets.decoding
 from tercet.core.indices import Triplets
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.datasets.image_dataset import ImageDataset
+from tercet.data.datasets.triplet_dataset import PairDataset, TripletBatch, TripletDataset
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
@@ -27,8 +29,6 @@ from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.datasets import ImageDataset
-from tercet.triplet_dataset import PairDataset, TripletBatch, TripletDataset
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
@@ -127,7 +127,7 @@ def test_what_the_transform_gives_becomes_a_tensor(catalog, result, expected):
 
 def test_channels_go_first():
     height_width_channel = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    image = tercet.decoding.image_tensor(height_width_channel)
+    image = tercet.data.datasets.decoding.image_tensor(height_width_channel)
     for y in range(2):
         for x in range(4):
             for c in range(3):
@@ -401,8 +401,8 @@ def test_the_global_generators_are_untouched(catalog):
     code = f"""
 import random, sys, numpy as np, torch
 from tercet.data.catalog.catalog import scan_folder
-from tercet.datasets import ImageDataset
-from tercet.triplet_dataset import TripletDataset
+from tercet.data.datasets.image_dataset import ImageDataset
+from tercet.data.datasets.triplet_dataset import TripletDataset
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 def now():
@@ -426,13 +426,13 @@ sys.exit(now() != before)
 def decoded(monkeypatch):
     """The files decoded, in order."""
     paths = []
-    read = tercet.decoding.read_image
+    read = tercet.data.datasets.decoding.read_image
 
     def reading(path, **options):
         paths.append(path)
         return read(path, **options)
 
-    monkeypatch.setattr(tercet.decoding, "read_image", reading)
+    monkeypatch.setattr(tercet.data.datasets.decoding, "read_image", reading)
     return paths
 
 

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from tercet.core.indices import Pairs, Triplets, TripletSequence
 from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.data.catalog.scan import LeftOut
+from tercet.data.datasets.triplet_dataset import TripletDataset
 from tercet.data.manifests import blocks, formats
 from tercet.data.manifests import writing as manifest_writing
 from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS
@@ -34,7 +35,6 @@ from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import ManifestPart, write_manifest, write_manifests
 from tercet.data.triplets.pairs import LabeledPairs, RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.triplet_dataset import TripletDataset
 
 COLUMNS = formats.COLUMNS["triplets"]
 NASTY = [

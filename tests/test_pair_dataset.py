@@ -12,6 +12,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from tercet.core.indices import Pairs
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.datasets.image_dataset import ImageDataset
+from tercet.data.datasets.triplet_dataset import PairBatch, PairDataset, TripletDataset
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.samplers.by_anchor import AnchorSampler
@@ -19,9 +21,7 @@ from tercet.data.samplers.pk import ShuffledSampler
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.datasets import ImageDataset
 from tercet.losses.pair import Contrastive
-from tercet.triplet_dataset import PairBatch, PairDataset, TripletDataset
 
 torch.set_num_threads(1)
 COUNT, EACH = 12, 4

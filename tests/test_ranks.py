@@ -18,15 +18,15 @@ import torch.multiprocessing
 from torch.utils.data import DataLoader
 
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.datasets.image_dataset import ImageDataset
+from tercet.data.datasets.triplet_dataset import TripletDataset
 from tercet.data.samplers.by_anchor import AnchorSampler
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.random import RandomTriplets
-from tercet.datasets import ImageDataset
 from tercet.distributed import gather, rank, world_size
 from tercet.memory import CrossBatchMemory
 from tercet.pk_stream import PKStream
-from tercet.triplet_dataset import TripletDataset
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import cv2

@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.datasets.image_dataset import ImageDataset
+from tercet.data.datasets.triplet_dataset import TripletDataset
 from tercet.data.samplers.by_anchor import AnchorSampler
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.random import RandomTriplets
-from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
-from tercet.triplet_dataset import TripletDataset
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
@@ -335,7 +335,10 @@ def test_one_worker_s_state_is_not_the_stream_s(data):
 
 @pytest.mark.parametrize(
     ("subject", "decoder"),
-    [("PKSampler", "tercet.decoding.read_image"), ("PKStream", "tercet.stream_batches.decode_image")],
+    [
+        ("PKSampler", "tercet.data.datasets.decoding.read_image"),
+        ("PKStream", "tercet.stream_batches.decode_image"),
+    ],
 )
 def test_passing_over_what_was_seen_decodes_nothing(subject, decoder, data, monkeypatch):
     module, _, name = decoder.rpartition(".")

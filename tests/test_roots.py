@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
+from tercet.data.datasets.image_dataset import ImageDataset
+from tercet.data.datasets.triplet_dataset import TripletDataset
 from tercet.data.io.roots import inside, leads_out
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.random import RandomTriplets
-from tercet.datasets import ImageDataset
-from tercet.triplet_dataset import TripletDataset
 
 PGM = b"P5 2 1 255 ab"
 FORMATS = [".parquet", ".arrow", ".csv", ".jsonl", ".txt"]

@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader
 
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import Catalog, scan_folder
+from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.io.facts import with_checksum
 from tercet.data.samplers.pk import PKSampler
 from tercet.data.shards import index as index_module
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.random import RandomTriplets
-from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
 
 

@@ -12,12 +12,12 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.datasets.image_dataset import ImageDataset
+from tercet.data.datasets.triplet_dataset import PairDataset, TripletDataset
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.datasets import ImageDataset
-from tercet.triplet_dataset import PairDataset, TripletDataset
 
 torch.set_num_threads(1)
 CLASSES, EACH = 3, 4

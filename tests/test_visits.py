@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Subset, random_split
 
-import tercet.visits
+import tercet.data.datasets.visits
 from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.catalog import scan_folder
+from tercet.data.datasets.image_dataset import ImageDataset
+from tercet.data.datasets.triplet_dataset import PairDataset, TripletDataset
+from tercet.data.datasets.visits import Visits
 from tercet.data.samplers.by_anchor import AnchorSampler
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.datasets import ImageDataset
 from tercet.pk_stream import PKStream
 from tercet.shared_epochs import SharedEpochs
-from tercet.triplet_dataset import PairDataset, TripletDataset
-from tercet.visits import Visits
 
 torch.set_num_threads(1)
 COUNT = 12
@@ -187,7 +187,7 @@ def test_a_batch_of_plain_numbers_holds_each_image_once_after_dropped_batches(ca
 
 
 def test_a_sequence_longer_than_its_counters_is_fresh_too(catalog, monkeypatch):
-    monkeypatch.setattr("tercet.triplet_dataset._MOST_COUNTERS", 2)
+    monkeypatch.setattr("tercet.data.datasets.triplet_dataset._MOST_COUNTERS", 2)
     loader = plain_loader("triplets", catalog)
     seen = [image for _ in range(3) for image in pixels(loader)]
     assert len(seen) == len(set(seen))
@@ -211,7 +211,7 @@ def test_processes_that_train_together_draw_apart(catalog, how, monkeypatch):
                 told = SimpleNamespace(
                     is_available=lambda: True, is_initialized=lambda: True, get_rank=lambda: rank
                 )
-                patch.setattr(tercet.visits, "dist", told)
+                patch.setattr(tercet.data.datasets.visits, "dist", told)
             dataset = images_of(catalog)
             if how == "spawned":  # its workers have joined no process group
                 dataset = pickle.loads(pickle.dumps(dataset))
@@ -227,9 +227,9 @@ def test_spawned_workers_of_two_ranks_draw_apart_where_RANK_is_that_of_the_node(
     def on_rank(rank):
         with monkeypatch.context() as patch:
             joined = {"is_available": lambda: True, "is_initialized": lambda: True, "get_rank": lambda: rank}
-            patch.setattr(tercet.visits, "dist", SimpleNamespace(**joined))
+            patch.setattr(tercet.data.datasets.visits, "dist", SimpleNamespace(**joined))
             sent = pickle.dumps(images_of(catalog))
-            patch.setattr(tercet.visits.dist, "is_initialized", lambda: False)
+            patch.setattr(tercet.data.datasets.visits.dist, "is_initialized", lambda: False)
             worker = pickle.loads(sent)
             in_a_worker(patch)
             with pytest.warns(UserWarning, match="shares no memory"):
@@ -314,7 +314,7 @@ def test_a_copy_goes_on_and_counts_for_itself(catalog, clone):
 
 
 def in_a_worker(monkeypatch):
-    monkeypatch.setattr(tercet.visits, "get_worker_info", lambda: SimpleNamespace(id=0))
+    monkeypatch.setattr(tercet.data.datasets.visits, "get_worker_info", lambda: SimpleNamespace(id=0))
 
 
 def test_case_a_copy_that_a_worker_unpickled_warns_once_with_the_way_out(catalog, monkeypatch):
@@ -330,7 +330,7 @@ def test_a_copy_made_before_the_worker_was_forked_is_shared_and_does_not_warn(ca
     copied = pickle.loads(pickle.dumps(images_of(catalog)))
     in_a_worker(monkeypatch)
     parent = os.getpid()
-    monkeypatch.setattr(tercet.visits.os, "getpid", lambda: parent + 1)
+    monkeypatch.setattr(tercet.data.datasets.visits.os, "getpid", lambda: parent + 1)
     copied[0]
     keyed = pickle.loads(pickle.dumps(images_of(catalog)))
     keyed[KeyedRow(0)]
@@ -343,7 +343,7 @@ def test_without_shared_memory_the_sentence_says_what_to_enlarge(catalog, monkey
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", fails)
     with pytest.raises(OSError, match=r"^ImageDataset: expected 48 bytes of shared memory .*; enlarge it, "):
-        tercet.visits.SharedCounts("ImageDataset", COUNT)
+        tercet.data.datasets.visits.SharedCounts("ImageDataset", COUNT)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in /proc")

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from tercet.data.catalog.catalog import read_catalog as read_catalog
     from tercet.data.catalog.catalog import scan_folder as scan_folder
     from tercet.data.catalog.split import train_validation_split as train_validation_split
+    from tercet.data.datasets.image_dataset import ImageDataset as ImageDataset
+    from tercet.data.datasets.triplet_dataset import PairBatch as PairBatch
+    from tercet.data.datasets.triplet_dataset import PairDataset as PairDataset
+    from tercet.data.datasets.triplet_dataset import TripletBatch as TripletBatch
+    from tercet.data.datasets.triplet_dataset import TripletDataset as TripletDataset
     from tercet.data.manifests.manifest import Manifest as Manifest
     from tercet.data.manifests.manifest import read_manifest as read_manifest
     from tercet.data.manifests.writing import write_manifest as write_manifest
@@ -34,7 +39,6 @@ if TYPE_CHECKING:
     from tercet.data.triplets.relevance import TableRelevance as TableRelevance
     from tercet.data.triplets.relevance import TeacherRelevance as TeacherRelevance
     from tercet.data.triplets.reservoir import ReservoirTriplets as ReservoirTriplets
-    from tercet.datasets import ImageDataset as ImageDataset
     from tercet.gradient_cache import cached_backward as cached_backward
     from tercet.loader import MinedBatch as MinedBatch
     from tercet.loader import MiningLoader as MiningLoader
@@ -78,10 +82,6 @@ if TYPE_CHECKING:
     from tercet.stream_yield import predict_yield as predict_yield
     from tercet.streams import deep_ranking_batched as deep_ranking_batched
     from tercet.streams import pk_batched as pk_batched
-    from tercet.triplet_dataset import PairBatch as PairBatch
-    from tercet.triplet_dataset import PairDataset as PairDataset
-    from tercet.triplet_dataset import TripletBatch as TripletBatch
-    from tercet.triplet_dataset import TripletDataset as TripletDataset
     from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
 
 _HOME = {
@@ -89,7 +89,7 @@ _HOME = {
     "Catalog": "data.catalog.catalog",
     "read_catalog": "data.catalog.catalog",
     "scan_folder": "data.catalog.catalog",
-    "ImageDataset": "datasets",
+    "ImageDataset": "data.datasets.image_dataset",
     "cached_backward": "gradient_cache",
     "MinedBatch": "loader",
     "MiningLoader": "loader",
@@ -144,10 +144,10 @@ _HOME = {
     "predict_yield": "stream_yield",
     "deep_ranking_batched": "streams",
     "pk_batched": "streams",
-    "PairBatch": "triplet_dataset",
-    "PairDataset": "triplet_dataset",
-    "TripletBatch": "triplet_dataset",
-    "TripletDataset": "triplet_dataset",
+    "PairBatch": "data.datasets.triplet_dataset",
+    "PairDataset": "data.datasets.triplet_dataset",
+    "TripletBatch": "data.datasets.triplet_dataset",
+    "TripletDataset": "data.datasets.triplet_dataset",
     "DeepRankingTriplets": "data.triplets.deep_ranking",
     "LabeledPairs": "data.triplets.pairs",
     "RandomPairs": "data.triplets.pairs",

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from tercet.augment import KeyedTransform
 from tercet.core.checks import flag, seed_number, whole
+from tercet.data.datasets.augment import KeyedTransform
 from tercet.data.samplers.resumable import saved_position, state_of
 from tercet.data.shards.tar_scan import extension
 from tercet.grouping import ON_SHORT

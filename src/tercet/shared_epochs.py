@@ -47,7 +47,7 @@ class SharedEpochs:
         return {"memory": self._memory}
 
     def _share(self) -> None:
-        from tercet.visits import shared
+        from tercet.data.datasets.visits import shared
 
         shared("PKStream", self._memory, "epochs")  # a plain copy of a shared tensor is not shared
         self._starts, self._begun = self._memory[:_MOST_WORKERS], self._memory[_MOST_WORKERS]

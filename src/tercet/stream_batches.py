@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tercet.augment import KeyedTransform
 from tercet.core.checks import escaped, refusal
 from tercet.core.randomness import derive_key
+from tercet.data.datasets.augment import KeyedTransform
+from tercet.data.datasets.decoding import image_tensor
 from tercet.data.io.images import decode_image
-from tercet.decoding import image_tensor
 from tercet.grouping import Group, GroupBuffer
 from tercet.stream_lanes import REACHES, Lanes
 from tercet.stream_reading import read_shard

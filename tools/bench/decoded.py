@@ -25,11 +25,11 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from tercet.data.catalog.catalog import Catalog, scan_folder
+from tercet.data.datasets.decoding import image_tensor
+from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.io.images import decode_image
 from tercet.data.samplers.pk import PKSampler
 from tercet.data.shards.index import ShardIndex
-from tercet.datasets import ImageDataset
-from tercet.decoding import image_tensor
 from tercet.pk_stream import PKStream
 
 P, K = 16, 4

@@ -16,11 +16,11 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from tercet.core.checks import choice, flag, refusal
 from tercet.core.indices import Pairs, Triplets, TripletSequence, rows_at
 from tercet.core.randomness import KeyedRow, derive_key
+from tercet.data.datasets.decoding import Decoder
 from tercet.data.io.images import MAX_PIXELS
 from tercet.data.manifests.provenance import refuse_other_catalog
 from tercet.data.samplers.anchor_parts import images_each
 from tercet.data.triplets.pairs import LabeledPairs, PairSequence
-from tercet.decoding import Decoder
 
 __all__ = ["PairBatch", "PairDataset", "TripletBatch", "TripletDataset"]
 

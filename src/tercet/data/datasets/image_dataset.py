@@ -8,8 +8,8 @@ from torch.utils.data import Dataset
 
 from tercet.core.checks import flag, refusal, whole
 from tercet.core.indices import row_number
+from tercet.data.datasets.decoding import Decoded, Decoder
 from tercet.data.io.images import MAX_PIXELS
-from tercet.decoding import Decoded, Decoder
 
 __all__ = ["ImageDataset"]
 

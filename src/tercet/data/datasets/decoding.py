@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tercet.augment import KeyedTransform
 from tercet.core.checks import choice, escaped, refusal, seed_number, whole
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
+from tercet.data.datasets.augment import KeyedTransform
+from tercet.data.datasets.visits import SharedCounts, Visits
 from tercet.data.io.images import decode_image, read_image
-from tercet.visits import SharedCounts, Visits
 
 __all__ = ["Decoded", "Decoder", "image_tensor"]
 
