@@ -19,7 +19,7 @@ from tercet.data.catalog.catalog import read_catalog, scan_folder
 from tercet.data.shards import writing as shard_writing
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
-from tercet.stream_yield import predict_yield
+from tercet.data.streams.yield_prediction import predict_yield
 
 ROOT = Path(__file__).parents[1]
 

@@ -30,10 +30,10 @@ from tercet.data.manifests.writing import write_manifest
 from tercet.data.samplers.pk import PKSampler
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
+from tercet.data.streams.pk_stream import PKStream
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.data.triplets.relevance import TableRelevance
-from tercet.pk_stream import PKStream
 
 N = 40
 CATALOG = Catalog(

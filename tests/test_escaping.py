@@ -16,7 +16,7 @@ from tercet.cli.run import run
 from tercet.core.checks import escaped, refusal
 from tercet.data.io.images import decode_image, read_image
 from tercet.data.samplers.pk import PKSampler
-from tercet.stream_samples import label_of
+from tercet.data.streams.samples import label_of
 
 CLEAR, FORGED, TURNED, HIDDEN, BYTE = (
     "\x1b[2J\x1b[H",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tercet.grouping import Group, GroupBuffer, sized
+from tercet.data.streams.class_buffer import Group, GroupBuffer, sized
 
 laws = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -17,8 +17,8 @@ from tercet.data.catalog.catalog import read_catalog, scan_folder
 from tercet.data.io.roots import inside
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
+from tercet.data.streams.pk_stream import PKStream
 from tercet.data.triplets.random import RandomTriplets
-from tercet.pk_stream import PKStream
 
 COMMANDS = ("pipe:touch ran #.tar", "file:a.tar", "https:a.tar")
 

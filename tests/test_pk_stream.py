@@ -23,16 +23,16 @@ import webdataset
 from torch.utils.data import DataLoader
 from webdataset.gopen import Pipe, gopen_schemes
 
-from tercet import stream_sources
 from tercet.core.checks import refusal
 from tercet.data.catalog.catalog import scan_folder
 from tercet.data.io.facts import with_checksum
 from tercet.data.io.positional import Handle
 from tercet.data.shards import writing as shard_writing
 from tercet.data.shards.index import ShardIndex
-from tercet.pk_stream import PKStream
-from tercet.stream_batches import LaneBatches
-from tercet.stream_lanes import Lanes
+from tercet.data.streams import listing
+from tercet.data.streams.batches import LaneBatches
+from tercet.data.streams.lanes import Lanes
+from tercet.data.streams.pk_stream import PKStream
 
 torch.set_num_threads(1)
 
@@ -991,7 +991,7 @@ def test_a_tar_that_may_not_be_read_is_named(tmp_path, monkeypatch):
             raise refusal(owner, argument, str(path), kind, "Permission denied")
         return Handle(owner, argument, path, kind)
 
-    monkeypatch.setattr(stream_sources, "Handle", opened)
+    monkeypatch.setattr(listing, "Handle", opened)
     assert named in refusal_of(PKStream, folder, 2, 4)
     assert named in refusal_of(PKStream, folder, 2, 4, steps=2)
     handler = Continue()

@@ -23,10 +23,10 @@ from tercet.data.datasets.triplet_dataset import TripletDataset
 from tercet.data.samplers.by_anchor import AnchorSampler
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.shards.writing import write_shards
+from tercet.data.streams.pk_stream import PKStream
 from tercet.data.triplets.random import RandomTriplets
 from tercet.distributed import gather, rank, world_size
 from tercet.memory import CrossBatchMemory
-from tercet.pk_stream import PKStream
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import cv2

@@ -26,8 +26,8 @@ from tercet.data.datasets.triplet_dataset import TripletDataset
 from tercet.data.samplers.by_anchor import AnchorSampler
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.shards.writing import write_shards
+from tercet.data.streams.pk_stream import PKStream
 from tercet.data.triplets.random import RandomTriplets
-from tercet.pk_stream import PKStream
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
@@ -337,7 +337,7 @@ def test_one_worker_s_state_is_not_the_stream_s(data):
     ("subject", "decoder"),
     [
         ("PKSampler", "tercet.data.datasets.decoding.read_image"),
-        ("PKStream", "tercet.stream_batches.decode_image"),
+        ("PKStream", "tercet.data.streams.batches.decode_image"),
     ],
 )
 def test_passing_over_what_was_seen_decodes_nothing(subject, decoder, data, monkeypatch):

@@ -24,8 +24,8 @@ from tercet.data.samplers.pk import PKSampler
 from tercet.data.shards import index as index_module
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
+from tercet.data.streams.pk_stream import PKStream
 from tercet.data.triplets.random import RandomTriplets
-from tercet.pk_stream import PKStream
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tercet.data.shards.layouts import by_identity, mixed
-from tercet.stream_yield import StreamYield, predict_yield
-from tercet.streams import pk_batched
+from tercet.data.streams.pk_stage import pk_batched
+from tercet.data.streams.yield_prediction import StreamYield, predict_yield
 
 
 @pytest.fixture(autouse=True)

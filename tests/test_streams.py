@@ -12,8 +12,8 @@ import pytest
 import torch
 import webdataset
 
-from tercet.stream_samples import label_of
-from tercet.streams import deep_ranking_batched, pk_batched
+from tercet.data.streams.pk_stage import deep_ranking_batched, pk_batched
+from tercet.data.streams.samples import label_of
 
 # webdataset leaves it to the collector to close its tars.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

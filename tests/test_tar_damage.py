@@ -25,7 +25,7 @@ from tercet.data.catalog.catalog import scan_folder
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.tar_members import BLOCK, DamagedTar, members, sample_name
 from tercet.data.shards.writing import write_shards
-from tercet.pk_stream import PKStream
+from tercet.data.streams.pk_stream import PKStream
 
 
 def pictures(root, pixel=0):

@@ -15,7 +15,7 @@ from test_shards import flip
 
 from tercet.data.shards import discovery
 from tercet.data.shards.index import ShardIndex
-from tercet.pk_stream import PKStream
+from tercet.data.streams.pk_stream import PKStream
 
 
 def foreign(path, *named, format=tarfile.GNU_FORMAT):

@@ -23,10 +23,10 @@ from tercet.data.datasets.visits import Visits
 from tercet.data.samplers.by_anchor import AnchorSampler
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.shards.writing import write_shards
+from tercet.data.streams.pk_stream import PKStream
+from tercet.data.streams.shared_epochs import SharedEpochs
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tercet.pk_stream import PKStream
-from tercet.shared_epochs import SharedEpochs
 
 torch.set_num_threads(1)
 COUNT = 12

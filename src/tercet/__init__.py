@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from tercet.data.samplers.pk import ShuffledSampler as ShuffledSampler
     from tercet.data.shards.index import ShardIndex as ShardIndex
     from tercet.data.shards.writing import write_shards as write_shards
+    from tercet.data.streams.pk_stage import deep_ranking_batched as deep_ranking_batched
+    from tercet.data.streams.pk_stage import pk_batched as pk_batched
+    from tercet.data.streams.pk_stream import PKStream as PKStream
+    from tercet.data.streams.yield_prediction import predict_yield as predict_yield
     from tercet.data.triplets.deep_ranking import DeepRankingTriplets as DeepRankingTriplets
     from tercet.data.triplets.pairs import LabeledPairs as LabeledPairs
     from tercet.data.triplets.pairs import RandomPairs as RandomPairs
@@ -71,7 +75,6 @@ if TYPE_CHECKING:
     from tercet.models import EmbeddingHead as EmbeddingHead
     from tercet.pair_miners import MultiSimilarityMiner as MultiSimilarityMiner
     from tercet.pair_miners import PairMargin as PairMargin
-    from tercet.pk_stream import PKStream as PKStream
     from tercet.ranking import score_at_top_k as score_at_top_k
     from tercet.ranking import similarity_precision as similarity_precision
     from tercet.relations import CrossGroup as CrossGroup
@@ -79,9 +82,6 @@ if TYPE_CHECKING:
     from tercet.relations import SameLabel as SameLabel
     from tercet.relations import SharedLabel as SharedLabel
     from tercet.stats import describe as describe
-    from tercet.stream_yield import predict_yield as predict_yield
-    from tercet.streams import deep_ranking_batched as deep_ranking_batched
-    from tercet.streams import pk_batched as pk_batched
     from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
 
 _HOME = {
@@ -125,7 +125,7 @@ _HOME = {
     "EmbeddingHead": "models",
     "MultiSimilarityMiner": "pair_miners",
     "PairMargin": "pair_miners",
-    "PKStream": "pk_stream",
+    "PKStream": "data.streams.pk_stream",
     "score_at_top_k": "ranking",
     "similarity_precision": "ranking",
     "CrossGroup": "relations",
@@ -141,9 +141,9 @@ _HOME = {
     "write_shards": "data.shards.writing",
     "ShardIndex": "data.shards.index",
     "describe": "stats",
-    "predict_yield": "stream_yield",
-    "deep_ranking_batched": "streams",
-    "pk_batched": "streams",
+    "predict_yield": "data.streams.yield_prediction",
+    "deep_ranking_batched": "data.streams.pk_stage",
+    "pk_batched": "data.streams.pk_stage",
     "PairBatch": "data.datasets.triplet_dataset",
     "PairDataset": "data.datasets.triplet_dataset",
     "TripletBatch": "data.datasets.triplet_dataset",

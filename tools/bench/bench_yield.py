@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader
 
 from tercet.data.catalog.catalog import Catalog, scan_folder
 from tercet.data.shards.writing import write_shards
-from tercet.pk_stream import PKStream
-from tercet.stream_yield import predict_yield
-from tercet.streams import pk_batched
+from tercet.data.streams.pk_stage import pk_batched
+from tercet.data.streams.pk_stream import PKStream
+from tercet.data.streams.yield_prediction import predict_yield
 
 FULL, QUICK = (11_318, 1_000), (2_000, 200)  # identities, and images of a shard
 P, K = 32, 4

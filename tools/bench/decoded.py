@@ -30,7 +30,7 @@ from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.io.images import decode_image
 from tercet.data.samplers.pk import PKSampler
 from tercet.data.shards.index import ShardIndex
-from tercet.pk_stream import PKStream
+from tercet.data.streams.pk_stream import PKStream
 
 P, K = 16, 4
 RANDOM, STREAM = "tercet, P×K at random", "tercet, PKStream"

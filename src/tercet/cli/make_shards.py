@@ -27,7 +27,7 @@ from tercet.cli.sources import (
 )
 from tercet.core.checks import choice, escaped, refusal
 from tercet.data.shards.writing import shards_folder, write_shards
-from tercet.stream_yield import predict_yield
+from tercet.data.streams.yield_prediction import predict_yield
 
 __all__ = ["app", "make_shards"]
 

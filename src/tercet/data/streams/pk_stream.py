@@ -13,14 +13,14 @@ from tercet.core.checks import flag, seed_number, whole
 from tercet.data.datasets.augment import KeyedTransform
 from tercet.data.samplers.resumable import saved_position, state_of
 from tercet.data.shards.tar_scan import extension
-from tercet.grouping import ON_SHORT
-from tercet.pk_iterator import PKStreamIterator
-from tercet.shared_epochs import LAST_EPOCH, SharedEpochs
-from tercet.stream_batches import LaneBatches
-from tercet.stream_lanes import Lanes
-from tercet.stream_samples import Handler, base_name
-from tercet.stream_shards import KnownShard, known_shards
-from tercet.streams import PKStage, pk_batched
+from tercet.data.streams.batches import LaneBatches
+from tercet.data.streams.class_buffer import ON_SHORT
+from tercet.data.streams.iterator import PKStreamIterator
+from tercet.data.streams.lanes import Lanes
+from tercet.data.streams.pk_stage import PKStage, pk_batched
+from tercet.data.streams.samples import Handler, base_name
+from tercet.data.streams.shared_epochs import LAST_EPOCH, SharedEpochs
+from tercet.data.streams.sources import KnownShard, known_shards
 
 __all__ = ["PKStream"]
 

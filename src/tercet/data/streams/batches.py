@@ -15,12 +15,12 @@ from tercet.core.randomness import derive_key
 from tercet.data.datasets.augment import KeyedTransform
 from tercet.data.datasets.decoding import image_tensor
 from tercet.data.io.images import decode_image
-from tercet.grouping import Group, GroupBuffer
-from tercet.stream_lanes import REACHES, Lanes
-from tercet.stream_reading import read_shard
-from tercet.stream_samples import Sample, image_field, label_of, name_of
-from tercet.stream_shards import KnownShard
-from tercet.streams import PKStage, StreamEnded
+from tercet.data.streams.class_buffer import Group, GroupBuffer
+from tercet.data.streams.lanes import REACHES, Lanes
+from tercet.data.streams.pk_stage import PKStage, StreamEnded
+from tercet.data.streams.reading import read_shard
+from tercet.data.streams.samples import Sample, image_field, label_of, name_of
+from tercet.data.streams.sources import KnownShard
 
 __all__ = ["Dealt", "LaneBatches"]
 

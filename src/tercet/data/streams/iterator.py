@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tercet.data.samplers.resumable import state_of
-from tercet.shared_epochs import SharedEpochs
+from tercet.data.streams.shared_epochs import SharedEpochs
 
 if TYPE_CHECKING:
-    from tercet.stream_batches import Dealt, LaneBatches
+    from tercet.data.streams.batches import Dealt, LaneBatches
 
 __all__ = ["PKStreamIterator"]
 

@@ -19,9 +19,9 @@ from tercet.data.shards.tar_members import (
     with_member,
 )
 from tercet.data.shards.tar_scan import class_in
-from tercet.stream_samples import Handler, Sample, image_field, told
-from tercet.stream_shards import KnownShard, damaged_shard
-from tercet.stream_sources import Source
+from tercet.data.streams.listing import Source
+from tercet.data.streams.samples import Handler, Sample, image_field, told
+from tercet.data.streams.sources import KnownShard, damaged_shard
 
 __all__ = ["read_shard"]
 

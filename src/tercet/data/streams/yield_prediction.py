@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from tercet.core.checks import choice, label_codes, real, refusal, seed_number, whole
 from tercet.core.randomness import derive_key, permute
 from tercet.data.shards.layouts import by_identity, mixed
-from tercet.grouping import ON_SHORT, GroupBuffer, sized
+from tercet.data.streams.class_buffer import ON_SHORT, GroupBuffer, sized
 
 __all__ = ["StreamYield", "gives_batch", "play", "predict_yield"]
 

@@ -30,8 +30,8 @@ from tercet.data.shards.tar_index import (
     read_table,
 )
 from tercet.data.shards.tar_scan import scan_tar
-from tercet.stream_samples import Handler, base_name, number_in, told
-from tercet.stream_sources import Source, is_url, refuse_address
+from tercet.data.streams.listing import Source, is_url, refuse_address
+from tercet.data.streams.samples import Handler, base_name, number_in, told
 
 __all__ = ["KnownShard", "damaged_shard", "known_shards"]
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from tercet.core.checks import refusal
 from tercet.core.randomness import derive_key, permute
-from tercet.stream_shards import KnownShard
-from tercet.stream_yield import StreamYield, gives_batch, play
-from tercet.streams import PKStage
+from tercet.data.streams.pk_stage import PKStage
+from tercet.data.streams.sources import KnownShard
+from tercet.data.streams.yield_prediction import StreamYield, gives_batch, play
 
 __all__ = ["REACHES", "Lanes"]
 

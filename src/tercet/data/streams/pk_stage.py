@@ -11,9 +11,9 @@ import numpy as np
 from tercet.core.checks import choice, refusal, seed_number, whole
 from tercet.core.indices import Triplets
 from tercet.core.randomness import derive_key
+from tercet.data.streams.class_buffer import ON_SHORT, Group, GroupBuffer, sized
+from tercet.data.streams.samples import Handler, Sample, base_name, label_of, raw, told
 from tercet.data.triplets.reservoir import ReservoirTriplets
-from tercet.grouping import ON_SHORT, Group, GroupBuffer, sized
-from tercet.stream_samples import Handler, Sample, base_name, label_of, raw, told
 
 __all__ = [
     "DeepRankingStage",
