@@ -4,10 +4,10 @@ from contract_heads import HEADS
 from reference import unchecked
 from torch.autograd import forward_ad
 
-from tercet.compiling import outside_graph
 from tercet.losses.triplet import TripletMargin
 from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.pair_miners import MultiSimilarityMiner, PairMargin
+from tercet.pairwise.torch_modes import outside_graph
 from tercet.weighted_miners import DistanceWeighted
 
 MINERS = [

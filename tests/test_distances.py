@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from reference import unchecked
 from torch import nn
 
-from tercet import distances
 from tercet.core.indices import References
-from tercet.differences import mapped_rows
-from tercet.distances import Distance, Mahalanobis, as_distance
 from tercet.losses.pair import Contrastive
 from tercet.miners import BatchHard
 from tercet.pair_miners import PairMargin
+from tercet.pairwise import distances
+from tercet.pairwise.differences import mapped_rows
+from tercet.pairwise.distances import Distance, Mahalanobis, as_distance
 
 NAMES = ["euclidean", "squared_euclidean", "cosine", "dot", "hamming"]
 TRAINABLE = NAMES[:4]

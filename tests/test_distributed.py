@@ -23,7 +23,7 @@ from tercet.losses.triplet import TripletMargin
 from tercet.losses.weighted import Circle, LiftedStructure, MultiSimilarity
 from tercet.memory import CrossBatchMemory
 from tercet.miners import BatchAll, BatchHard
-from tercet.relations import CrossGroup
+from tercet.pairwise.relations import CrossGroup
 
 WORLD = 2
 IMAGES = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -1,8 +1,8 @@
 import torch
 
-from tercet.distances import euclidean
 from tercet.draws import batch_key, drawn_places, keyed
-from tercet.pairwise import Pairwise
+from tercet.pairwise.distances import euclidean
+from tercet.pairwise.tiles import Pairwise
 
 
 def pairwise(labels, ids=None):

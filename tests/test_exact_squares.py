@@ -10,15 +10,15 @@ import torch
 from contract_heads import gradient_of
 from test_pair_miners import as_sets
 
-from tercet.differences import pair_squares, squares_by_differences
-from tercet.distances import as_distance, exact, exact_pairs
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.metrics import map_at_r, recall_at_k
 from tercet.miners import BatchAll, EasyPositive, HardestN, SemiHard
 from tercet.pair_miners import MultiSimilarityMiner, PairMargin
-from tercet.squares import centre_of, fast_entries, fast_tile
+from tercet.pairwise.differences import pair_squares, squares_by_differences
+from tercet.pairwise.distances import as_distance, exact, exact_pairs
+from tercet.pairwise.euclidean import centre_of, fast_entries, fast_tile
 from tercet.stats import describe
 
 DTYPES = [torch.float32, torch.float64]
@@ -206,5 +206,5 @@ def test_a_table_in_several_blocks_is_the_same(monkeypatch):
     x = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
     whole = squares_by_differences(x, x)
     for numbers in (1, 50, 1000):
-        monkeypatch.setattr("tercet.differences._CACHED", numbers)
+        monkeypatch.setattr("tercet.pairwise.differences._CACHED", numbers)
         assert torch.equal(squares_by_differences(x, x), whole)

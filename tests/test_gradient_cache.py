@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from tercet.core.indices import References
-from tercet.distances import Mahalanobis
 from tercet.distributed import gather
 from tercet.gradient_cache import CachedStep, _Chunk, cached_backward
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.memory import CrossBatchMemory
 from tercet.miners import BatchAll, BatchHard, SemiHard
+from tercet.pairwise.distances import Mahalanobis
 from tercet.stats import describe
 
 

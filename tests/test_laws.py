@@ -18,8 +18,8 @@ from torch import Tensor
 
 import tercet
 from tercet.core.indices import References, Triplets
-from tercet.distances import Mahalanobis, as_distance
-from tercet.relations import CrossGroup, Graded, SameLabel, SharedLabel
+from tercet.pairwise.distances import Mahalanobis, as_distance
+from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
 
 F64, F32 = torch.float64, torch.float32
 # Of float64 sums of some thousand terms of size 1 to 100, and of the same in float32.

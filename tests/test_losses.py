@@ -21,7 +21,6 @@ from reference import unchecked
 from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.distances import Mahalanobis, as_distance
 from tercet.losses import head as heads
 from tercet.losses import lists, triplet
 from tercet.losses.histogram import Histogram
@@ -30,6 +29,7 @@ from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.miners import BatchAll, BatchHard
+from tercet.pairwise.distances import Mahalanobis, as_distance
 
 FORMS = [name for name in HEADS if HEADS[name].make in (TripletMargin, Contrastive)]
 TRIPLETS = [name for name in FORMS if HEADS[name].make is TripletMargin]

@@ -23,7 +23,7 @@ from torch import nn
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.miners import BatchAll, BatchHard
-from tercet.pairwise import TILE_BYTES
+from tercet.pairwise.tiles import TILE_BYTES
 
 NAMES = [name for name in HEADS if HEADS[name].make in (Histogram, FastAP)]
 every_head = pytest.mark.parametrize("name", NAMES)

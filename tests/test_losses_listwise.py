@@ -22,10 +22,10 @@ from reference import unchecked
 from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.distances import Mahalanobis, cosine, euclidean
 from tercet.losses.listwise import InfoNCE, NPair, SupCon
 from tercet.losses.weighted import Circle, LiftedStructure, MultiSimilarity
 from tercet.miners import BatchHard
+from tercet.pairwise.distances import Mahalanobis, cosine, euclidean
 
 LISTWISE = (InfoNCE, SupCon, MultiSimilarity, Circle, LiftedStructure, NPair)
 NAMES = [name for name in HEADS if HEADS[name].make in LISTWISE]

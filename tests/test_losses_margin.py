@@ -20,9 +20,9 @@ from reference import unchecked
 from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.distances import Mahalanobis
 from tercet.losses.margin import MarginLoss
 from tercet.miners import BatchAll, BatchHard
+from tercet.pairwise.distances import Mahalanobis
 
 BETAS = [1.5, 2.5, 0.5, 3.0]  # of classes 0 to 3
 DISTANCES = ["euclidean", "squared_euclidean", "cosine", "dot"]

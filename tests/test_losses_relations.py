@@ -9,7 +9,7 @@ from tercet.core.indices import References
 from tercet.losses.histogram import Histogram
 from tercet.losses.listwise import NPair
 from tercet.losses.margin import MarginLoss
-from tercet.relations import CrossGroup, Graded, SameLabel, SharedLabel
+from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
 
 
 def share(a, b):

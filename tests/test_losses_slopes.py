@@ -4,7 +4,6 @@ from contract_heads import points
 from torch import nn
 
 from tercet.core.indices import References
-from tercet.distances import Mahalanobis, as_distance
 from tercet.losses import margin, pair, slopes, triplet
 from tercet.losses.listwise import InfoNCE
 from tercet.losses.margin import MarginLoss
@@ -12,9 +11,10 @@ from tercet.losses.pair import Contrastive
 from tercet.losses.slopes import NegativeCosine, TileLoss, differentiated, sloped
 from tercet.losses.triplet import TripletMargin
 from tercet.losses.weighted import MultiSimilarity
-from tercet.pairwise import Pairwise
-from tercet.relations import CrossGroup, Graded, SameLabel, SharedLabel
-from tercet.sums import summed
+from tercet.pairwise.accumulate import summed
+from tercet.pairwise.distances import Mahalanobis, as_distance
+from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
+from tercet.pairwise.tiles import Pairwise
 
 
 class Foreign:

@@ -15,7 +15,7 @@ from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.memory import CrossBatchMemory
 from tercet.miners import BatchHard
-from tercet.relations import CrossGroup, Graded, SharedLabel
+from tercet.pairwise.relations import CrossGroup, Graded, SharedLabel
 
 
 def points(n, d=3, seed=0, dtype=torch.float32):

@@ -3,12 +3,13 @@ import reference
 import torch
 from reference import unchecked
 
-from tercet import selection, small_tables, strips
+from tercet import selection, strips
 from tercet.core.indices import References, Triplets
-from tercet.distances import Mahalanobis
 from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.pair_miners import PairMargin
-from tercet.relations import CrossGroup
+from tercet.pairwise import masked
+from tercet.pairwise.distances import Mahalanobis
+from tercet.pairwise.relations import CrossGroup
 
 # One row an algorithm: how to make it, and the loop it must equal.
 MINERS = {
@@ -376,7 +377,7 @@ def test_rows_asked_often_are_sorted_once_and_mined_alike(options, spread, monke
 def test_pairs_and_tables_taken_in_several_parts_are_mined_alike(options, pairs, monkeypatch):
     """Parts of unequal heights, in room that is kept and grows."""
     monkeypatch.setattr(strips, "_PAIRS_AT_ONCE", pairs)
-    monkeypatch.setattr(small_tables, "_SMALL", 50)
+    monkeypatch.setattr(masked, "_SMALL", 50)
     x, labels = points(41, 3, seed=7), torch.arange(41) % 7
     d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
     expected = reference.semi_hard(d, *reference.relation(labels), **options)

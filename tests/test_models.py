@@ -10,8 +10,8 @@ import torch
 from reference import unchecked
 from torch import nn
 
-from tercet.distances import Mahalanobis, cosine, euclidean, exact
 from tercet.models import DeepRankingNet, EmbeddingHead
+from tercet.pairwise.distances import Mahalanobis, cosine, euclidean, exact
 
 torch.set_num_threads(1)
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from contract_heads import as_triplets, check_alike, gradient_of, points
 
-from tercet import distances
-from tercet.distances import Distance, Mahalanobis, as_distance
 from tercet.losses.histogram import Histogram
 from tercet.losses.listwise import NPair
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.miners import BatchAll, BatchHard, SemiHard
-from tercet.pairwise import Pairwise
-from tercet.relations import CrossGroup, SameLabel, whole_numbers
+from tercet.pairwise import distances
+from tercet.pairwise.distances import Distance, Mahalanobis, as_distance
+from tercet.pairwise.relations import CrossGroup, SameLabel, whole_numbers
+from tercet.pairwise.tiles import Pairwise
 from tercet.stats import describe
 
 

@@ -77,7 +77,7 @@ every_batch = pytest.mark.parametrize("batch", BATCHES)
 def test_similarity_precision_equals_the_loop(batch, monkeypatch):
     x, triplets = BATCHES[batch], drawn(40, 300)
     correct, count = precision_by_loop(reference.distances("euclidean", x), triplets)
-    monkeypatch.setattr("tercet.pairwise.TILE_BYTES", 7 * 16)  # chunks of 7 triplets
+    monkeypatch.setattr("tercet.pairwise.tiles.TILE_BYTES", 7 * 16)  # chunks of 7 triplets
     score = similarity_precision(x, triplets)
     assert score == correct / count
     assert (score.correct, score.counted, score.triplets) == (correct, count, count)

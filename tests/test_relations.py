@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from reference import unchecked
 
 from tercet.core.indices import References
-from tercet.distances import euclidean
 from tercet.miners import BatchAll, BatchHard
-from tercet.pairwise import Pairwise
-from tercet.relations import CrossGroup, Graded, Relation, SameLabel, SharedLabel, as_relation
+from tercet.pairwise.distances import euclidean
+from tercet.pairwise.relations import CrossGroup, Graded, Relation, SameLabel, SharedLabel, as_relation
+from tercet.pairwise.tiles import Pairwise
 
 
 def overlap(a, b):

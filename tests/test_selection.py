@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tercet import selection
-from tercet.distances import as_distance
-from tercet.pairwise import Pairwise
+from tercet.pairwise.distances import as_distance
+from tercet.pairwise.tiles import Pairwise
 from tercet.selection import Scan, _shortlist
 
 

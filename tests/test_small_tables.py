@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet import small_tables
-from tercet.small_tables import compared, extreme_keys, first_places, kept_above, kept_where, true_places
+from tercet.pairwise import masked
+from tercet.pairwise.masked import compared, extreme_keys, first_places, kept_above, kept_where, true_places
 
 
 @pytest.fixture(params=[0, 2**19], ids=["by torch", "by numpy"], autouse=True)
 def size(request, monkeypatch):
-    monkeypatch.setattr(small_tables, "_SMALL", request.param)
+    monkeypatch.setattr(masked, "_SMALL", request.param)
 
 
 def table_of(seed, rows, columns, missing):

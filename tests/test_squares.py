@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tercet.squares import (
+from tercet.pairwise.euclidean import (
     by_differences,
     distances_within,
     fast_entries,

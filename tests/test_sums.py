@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tercet.sums import summed, tiled_mean, tiled_sum, with_gradient
+from tercet.pairwise.accumulate import summed, tiled_mean, tiled_sum, with_gradient
 
 
 def points(n, d=4, seed=0):

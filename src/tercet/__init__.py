@@ -75,12 +75,12 @@ if TYPE_CHECKING:
     from tercet.models import EmbeddingHead as EmbeddingHead
     from tercet.pair_miners import MultiSimilarityMiner as MultiSimilarityMiner
     from tercet.pair_miners import PairMargin as PairMargin
+    from tercet.pairwise.relations import CrossGroup as CrossGroup
+    from tercet.pairwise.relations import Graded as Graded
+    from tercet.pairwise.relations import SameLabel as SameLabel
+    from tercet.pairwise.relations import SharedLabel as SharedLabel
     from tercet.ranking import score_at_top_k as score_at_top_k
     from tercet.ranking import similarity_precision as similarity_precision
-    from tercet.relations import CrossGroup as CrossGroup
-    from tercet.relations import Graded as Graded
-    from tercet.relations import SameLabel as SameLabel
-    from tercet.relations import SharedLabel as SharedLabel
     from tercet.stats import describe as describe
     from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
 
@@ -128,10 +128,10 @@ _HOME = {
     "PKStream": "data.streams.pk_stream",
     "score_at_top_k": "ranking",
     "similarity_precision": "ranking",
-    "CrossGroup": "relations",
-    "Graded": "relations",
-    "SameLabel": "relations",
-    "SharedLabel": "relations",
+    "CrossGroup": "pairwise.relations",
+    "Graded": "pairwise.relations",
+    "SameLabel": "pairwise.relations",
+    "SharedLabel": "pairwise.relations",
     "FolderRelevance": "data.triplets.relevance",
     "FunctionRelevance": "data.triplets.relevance",
     "TableRelevance": "data.triplets.relevance",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tercet.core.checks import refusal
 from tercet.core.indices import GatheredReferences, References
-from tercet.relations import label_rows, whole_numbers
-from tercet.sums import refuse_second_derivative
+from tercet.pairwise.accumulate import refuse_second_derivative
+from tercet.pairwise.relations import label_rows, whole_numbers
 
 __all__ = ["gather", "rank", "world_size"]
 

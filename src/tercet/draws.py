@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tercet.core.randomness import derive_key, keyed_bits, keyed_uniform, permute
-from tercet.pairwise import Pairwise
+from tercet.pairwise.tiles import Pairwise
 
 __all__ = ["batch_key", "drawn_places", "keyed"]
 

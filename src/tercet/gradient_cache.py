@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tercet.core.checks import refusal, with_length
 from tercet.core.indices import References
-from tercet.inputs import device_of
-from tercet.relations import label_rows, whole_numbers
+from tercet.pairwise.inputs import device_of
+from tercet.pairwise.relations import label_rows, whole_numbers
 
 __all__ = ["CachedStep", "cached_backward"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tercet.core.checks import flag, real, refusal, whole, with_length
 from tercet.data.io.facts import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
-from tercet.inputs import device_of
 from tercet.mining import Miner
+from tercet.pairwise.inputs import device_of
 from tercet.stats import describe as describe_mined
 
 __all__ = ["MinedBatch", "MiningLoader"]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tercet.core.checks import refusal, whole
 from tercet.core.indices import References
-from tercet.inputs import allocated, lack_of_data
-from tercet.relations import label_rows, whole_numbers
+from tercet.pairwise.inputs import allocated, lack_of_data
+from tercet.pairwise.relations import label_rows, whole_numbers
 
 __all__ = ["CrossBatchMemory"]
 

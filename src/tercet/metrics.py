@@ -18,9 +18,9 @@ from torch import Tensor
 
 from tercet.core.checks import array_of, label_codes, refusal, whole
 from tercet.core.indices import References
-from tercet.distances import Distance, as_distance
-from tercet.inputs import tensor_of
-from tercet.pairwise import Pairwise, Tile
+from tercet.pairwise.distances import Distance, as_distance
+from tercet.pairwise.inputs import tensor_of
+from tercet.pairwise.tiles import Pairwise, Tile
 
 __all__ = ["Score", "map_at_r", "recall_at_k"]
 

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from tercet.compiling import outside_graph
 from tercet.core.checks import real, seed_number, whole
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.distances import Distance, as_distance
 from tercet.draws import batch_key, drawn_places
-from tercet.pairwise import Pairwise
-from tercet.relations import Relation, SameLabel, as_relation
+from tercet.pairwise.distances import Distance, as_distance
+from tercet.pairwise.relations import Relation, SameLabel, as_relation
+from tercet.pairwise.tiles import Pairwise
+from tercet.pairwise.torch_modes import outside_graph
 
 __all__ = ["Collected", "Miner", "margin_of", "whole_tuples"]
 

@@ -14,8 +14,8 @@ from torch.nn.utils import skip_init
 
 from tercet.core.checks import flag, refusal, seed_number, whole
 from tercet.core.randomness import derive_key
-from tercet.distances import cosine
-from tercet.inputs import allocated, lack_of_data
+from tercet.pairwise.distances import cosine
+from tercet.pairwise.inputs import allocated, lack_of_data
 
 __all__ = ["DeepRankingNet", "EmbeddingHead"]
 

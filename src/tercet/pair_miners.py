@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tercet.core.checks import real
 from tercet.core.indices import Pairs
-from tercet.distances import Distance
 from tercet.mining import Collected, Miner
-from tercet.pairwise import Pairwise
+from tercet.pairwise.distances import Distance
+from tercet.pairwise.masked import true_places
+from tercet.pairwise.tiles import Pairwise
 from tercet.selection import Scan
-from tercet.small_tables import true_places
 from tercet.strips import Field, Strip
 
 __all__ = ["MultiSimilarityMiner", "PairMargin"]

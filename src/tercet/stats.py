@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tercet.core.checks import real
 from tercet.core.indices import References
-from tercet.distances import Distance, as_distance, exact_pairs
-from tercet.pairwise import features, mined_rows, tile_height
-from tercet.relations import label_rows
+from tercet.pairwise.distances import Distance, as_distance, exact_pairs
+from tercet.pairwise.relations import label_rows
+from tercet.pairwise.tiles import features, mined_rows, tile_height
 
 __all__ = ["describe"]
 

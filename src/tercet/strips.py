@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tercet.small_tables import kept_where, true_places
+from tercet.pairwise.masked import kept_where, true_places
 
 __all__ = ["Field", "Strip", "split_pairs"]
 

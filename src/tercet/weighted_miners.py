@@ -11,11 +11,11 @@ from torch.nn.functional import normalize
 
 from tercet.core.checks import real, refusal
 from tercet.core.indices import Triplets
-from tercet.distances import Distance
 from tercet.draws import batch_key, keyed
 from tercet.mining import Collected, Miner, whole_tuples
-from tercet.pairwise import Pairwise
-from tercet.small_tables import true_places
+from tercet.pairwise.distances import Distance
+from tercet.pairwise.masked import true_places
+from tercet.pairwise.tiles import Pairwise
 
 __all__ = ["DistanceWeighted"]
 

@@ -11,16 +11,16 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.compiling import outside_graph
 from tercet.core.checks import choice, real, refusal, whole
 from tercet.core.indices import GatheredReferences, References
 from tercet.core.promises import promised
-from tercet.distances import Distance, as_distance
 from tercet.losses.lists import LONG, rows_of_table
-from tercet.pairwise import Pairwise, features, mined_rows, tile_height
-from tercet.relations import Relation, SameLabel, as_relation
-from tercet.squares import full_precision, picked
-from tercet.sums import REDUCTIONS, once_differentiable, summed, tiled_mean
+from tercet.pairwise.accumulate import REDUCTIONS, once_differentiable, summed, tiled_mean
+from tercet.pairwise.distances import Distance, as_distance
+from tercet.pairwise.euclidean import full_precision, picked
+from tercet.pairwise.relations import Relation, SameLabel, as_relation
+from tercet.pairwise.tiles import Pairwise, features, mined_rows, tile_height
+from tercet.pairwise.torch_modes import outside_graph
 
 __all__ = ["Head", "above_zero", "nothing_of", "reduced"]
 

@@ -18,9 +18,9 @@ from tercet.core.indices import References
 from tercet.losses.head import Head
 from tercet.losses.lists import distinct, pairs_of
 from tercet.losses.slopes import NegativeCosine
-from tercet.pairwise import Pairwise, Tile, tile_height
-from tercet.relations import Relation, SameLabel
-from tercet.sums import tiled_mean, tiled_sum
+from tercet.pairwise.accumulate import tiled_mean, tiled_sum
+from tercet.pairwise.relations import Relation, SameLabel
+from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 
 __all__ = ["FastAP", "Histogram"]
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tercet.pairwise import TILE_BYTES
-from tercet.squares import roundoff
+from tercet.pairwise.euclidean import roundoff
+from tercet.pairwise.tiles import TILE_BYTES
 
 __all__ = ["LONG", "distinct", "pairs_of", "rows_of_table"]
 

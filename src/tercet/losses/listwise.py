@@ -10,16 +10,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from tercet.closed_forms import products
 from tercet.core.checks import real, refusal
 from tercet.core.indices import References
 from tercet.core.promises import promised
-from tercet.distances import Distance, dot
 from tercet.losses.head import Head, above_zero, reduced
 from tercet.losses.rowwise import ListwiseHead, log_sum
-from tercet.pairwise import Pairwise, Tile, tile_height
-from tercet.relations import Relation, SameLabel
-from tercet.small_tables import true_places
+from tercet.pairwise.closed_forms import products
+from tercet.pairwise.distances import Distance, dot
+from tercet.pairwise.masked import true_places
+from tercet.pairwise.relations import Relation, SameLabel
+from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 
 __all__ = ["InfoNCE", "NPair", "SupCon"]
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from tercet.core.checks import real, refusal, whole
 from tercet.core.indices import References
-from tercet.distances import Distance
-from tercet.inputs import allocated
 from tercet.losses.head import Head, reduced
 from tercet.losses.lists import pairs_of
 from tercet.losses.slopes import TileLoss, sloped
-from tercet.pairwise import Pairwise, Tile
-from tercet.relations import Relation, SameLabel
-from tercet.squares import picked
+from tercet.pairwise.distances import Distance
+from tercet.pairwise.euclidean import picked
+from tercet.pairwise.inputs import allocated
+from tercet.pairwise.relations import Relation, SameLabel
+from tercet.pairwise.tiles import Pairwise, Tile
 
 __all__ = ["MarginLoss"]
 

@@ -16,17 +16,17 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
-from tercet.closed_forms import products
-from tercet.compiling import outside_graph
 from tercet.core.checks import flag, real, refusal, seed_number, whole
 from tercet.core.indices import References
 from tercet.core.randomness import derive_key
-from tercet.distances import cosine
-from tercet.inputs import allocated, lack_of_data
 from tercet.losses.head import above_zero
-from tercet.pairwise import features
-from tercet.relations import whole_numbers
-from tercet.squares import distances_within
+from tercet.pairwise.closed_forms import products
+from tercet.pairwise.distances import cosine
+from tercet.pairwise.euclidean import distances_within
+from tercet.pairwise.inputs import allocated, lack_of_data
+from tercet.pairwise.relations import whole_numbers
+from tercet.pairwise.tiles import features
+from tercet.pairwise.torch_modes import outside_graph
 
 __all__ = ["ProxyAnchor", "ProxyHead", "ProxyNCA", "SoftTriple"]
 

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from tercet.core.indices import References
-from tercet.distances import Distance, cosine
 from tercet.losses.head import Head, reduced
 from tercet.losses.lists import pairs_of
 from tercet.losses.slopes import NegativeCosine, differentiated, sloped
-from tercet.pairwise import Pairwise, Tile, features, mined_rows, tile_height
+from tercet.pairwise.distances import Distance, cosine
+from tercet.pairwise.tiles import Pairwise, Tile, features, mined_rows, tile_height
 
 __all__ = ["ListwiseHead", "MinedPairs", "log_sum"]
 
@@ -71,7 +71,7 @@ class MinedPairs:
     Args are those of `Pairwise`, and `mined` those of `mined_rows`. Triplets are their pairs (a, p), (a, n).
 
     Example:
-        >>> from tercet.distances import euclidean
+        >>> from tercet.pairwise.distances import euclidean
         >>> mined = ([0, 0], [1, 1], [2, 3])
         >>> pairs = MinedPairs("doc", torch.eye(4), [torch.tensor(v) for v in mined], euclidean)
         >>> [(tile.positive.nonzero().tolist(), tile.negative.nonzero().tolist()) for tile in pairs.tiles()]

@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tercet.closed_forms import ProductForm, SquareForm, form_of
-from tercet.differences import listed_squares
-from tercet.distances import Distance, cosine, dot
-from tercet.pairwise import Tile
-from tercet.small_tables import true_places
-from tercet.squares import NEAR, centre_of, full_precision, roundoff, square_bound
-from tercet.sums import summed, with_gradient
+from tercet.pairwise.accumulate import summed, with_gradient
+from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
+from tercet.pairwise.differences import listed_squares
+from tercet.pairwise.distances import Distance, cosine, dot
+from tercet.pairwise.euclidean import NEAR, centre_of, full_precision, roundoff, square_bound
+from tercet.pairwise.masked import true_places
+from tercet.pairwise.tiles import Tile
 
 __all__ = ["Compared", "NegativeCosine", "TileLoss", "differentiated", "sloped"]
 

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tercet.closed_forms import products
 from tercet.core.checks import flag, real
 from tercet.losses.head import above_zero
 from tercet.losses.proxy import ProxyHead
+from tercet.pairwise.closed_forms import products
 
 __all__ = ["ArcFace", "CosFace", "NormalizedSoftmax"]
 

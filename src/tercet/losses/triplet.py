@@ -14,12 +14,12 @@ from torch.nn.functional import softplus
 
 from tercet.core.checks import flag, real, refusal, whole
 from tercet.core.indices import References
-from tercet.distances import Distance
 from tercet.losses.head import Head, reduced
 from tercet.losses.slopes import TileLoss, sloped
-from tercet.pairwise import PairTile, Pairwise, Tile
-from tercet.relations import Relation, SameLabel
-from tercet.sums import summed, tiled_mean
+from tercet.pairwise.accumulate import summed, tiled_mean
+from tercet.pairwise.distances import Distance
+from tercet.pairwise.relations import Relation, SameLabel
+from tercet.pairwise.tiles import PairTile, Pairwise, Tile
 
 __all__ = ["TripletMargin"]
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from tercet.core.checks import real
-from tercet.distances import Distance
 from tercet.losses.head import above_zero, nothing_of
 from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
-from tercet.pairwise import Pairwise, Tile
-from tercet.relations import Relation, SameLabel
-from tercet.small_tables import true_places
-from tercet.sums import once_differentiable, summed, tiled_mean
+from tercet.pairwise.accumulate import once_differentiable, summed, tiled_mean
+from tercet.pairwise.distances import Distance
+from tercet.pairwise.masked import true_places
+from tercet.pairwise.relations import Relation, SameLabel
+from tercet.pairwise.tiles import Pairwise, Tile
 
 __all__ = ["Circle", "LiftedStructure", "MultiSimilarity"]
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tercet.differences import by_differences, chunks, listed_squares, squares_by_differences
-from tercet.small_tables import true_places
+from tercet.pairwise.differences import by_differences, chunks, listed_squares, squares_by_differences
+from tercet.pairwise.masked import true_places
 
 __all__ = [
     "NEAR",

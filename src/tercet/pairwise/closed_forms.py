@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tercet.core.promises import promised
-from tercet.differences import by_differences, pair_squares, squares_by_differences
-from tercet.squares import fast_entries, fast_tile, full_precision, lengths, picked
+from tercet.pairwise.differences import by_differences, pair_squares, squares_by_differences
+from tercet.pairwise.euclidean import fast_entries, fast_tile, full_precision, lengths, picked
 
 __all__ = ["ProductForm", "SquareForm", "form_of", "products"]
 
@@ -115,7 +115,7 @@ def form_of(distance: Any) -> SquareForm | ProductForm | None:
 
     Example:
         >>> import torch
-        >>> from tercet.distances import Mahalanobis
+        >>> from tercet.pairwise.distances import Mahalanobis
         >>> class Squared(Mahalanobis):
         ...     def tile(self, x, y):
         ...         return super().tile(x, y) ** 2

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from tercet.core.checks import choice, real, refusal
-from tercet.inputs import lack_of_data
-from tercet.squares import full_precision
+from tercet.pairwise.euclidean import full_precision
+from tercet.pairwise.inputs import lack_of_data
 
 __all__ = [
     "CrossGroup",

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.closed_forms import ProductForm, SquareForm, form_of
 from tercet.core.checks import choice, refusal
-from tercet.differences import mapped_rows
-from tercet.squares import full_precision
+from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
+from tercet.pairwise.differences import mapped_rows
+from tercet.pairwise.euclidean import full_precision
 
 __all__ = [
     "Distance",

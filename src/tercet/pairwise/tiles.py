@@ -18,10 +18,10 @@ from torch import Tensor
 from tercet.core.checks import refusal, whole, with_length
 from tercet.core.indices import References
 from tercet.core.promises import promised
-from tercet.distances import Distance, exact
-from tercet.inputs import lack_of_data
-from tercet.relations import Relation, SameLabel, whole_numbers
-from tercet.small_tables import true_places
+from tercet.pairwise.distances import Distance, exact
+from tercet.pairwise.inputs import lack_of_data
+from tercet.pairwise.masked import true_places
+from tercet.pairwise.relations import Relation, SameLabel, whole_numbers
 
 __all__ = [
     "TILE_BYTES",
@@ -110,7 +110,7 @@ class Pairwise:
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [3.0]])
-        >>> from tercet.distances import euclidean
+        >>> from tercet.pairwise.distances import euclidean
         >>> pairwise = Pairwise("doc", x, torch.tensor([0, 0, 1]), distance=euclidean)
         >>> for tile in pairwise.tiles():
         ...     print(tile.distance, tile.positive.nonzero().tolist())

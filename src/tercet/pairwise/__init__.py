@@ -1,0 +1,1 @@
+"""Rows against columns: distances, relations and tiles of them, in bounded memory."""
