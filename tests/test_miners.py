@@ -3,9 +3,9 @@ import reference
 import torch
 from reference import unchecked
 
-from tercet import selection, strips
 from tercet.core.indices import References, Triplets
 from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
+from tercet.neighbors import blocks, exact
 from tercet.pair_miners import PairMargin
 from tercet.pairwise import masked
 from tercet.pairwise.distances import Mahalanobis
@@ -113,7 +113,7 @@ def make(name, **more):
 
 @pytest.fixture(params=[0, 512], ids=["as a wide batch", "as a narrow batch"])
 def width(request, monkeypatch):
-    monkeypatch.setattr(selection, "_NARROW", request.param)
+    monkeypatch.setattr(exact, "_NARROW", request.param)
 
 
 @every_batch
@@ -362,7 +362,7 @@ def test_products_propose_and_differences_decide(name, batch):
 @pytest.mark.usefixtures("width")
 def test_rows_asked_often_are_sorted_once_and_mined_alike(options, spread, monkeypatch):
     """Two classes of 20: so many positives an anchor that its negatives are sorted."""
-    monkeypatch.setattr(selection, "_OFTEN", 8)
+    monkeypatch.setattr(exact, "_OFTEN", 8)
     x = grid(40, 2, seed=5) + spread * points(40, 2, seed=6)
     labels = torch.arange(40) % 2
     d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
@@ -376,7 +376,7 @@ def test_rows_asked_often_are_sorted_once_and_mined_alike(options, spread, monke
 @pytest.mark.usefixtures("width")
 def test_pairs_and_tables_taken_in_several_parts_are_mined_alike(options, pairs, monkeypatch):
     """Parts of unequal heights, in room that is kept and grows."""
-    monkeypatch.setattr(strips, "_PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(blocks, "_PAIRS_AT_ONCE", pairs)
     monkeypatch.setattr(masked, "_SMALL", 50)
     x, labels = points(41, 3, seed=7), torch.arange(41) % 7
     d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()

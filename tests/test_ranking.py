@@ -9,9 +9,9 @@ import reference
 import torch
 from reference import unchecked
 
-from tercet import selection
 from tercet.core.indices import References, Triplets
 from tercet.data.triplets.random import RandomTriplets
+from tercet.neighbors import exact
 from tercet.ranking import TripletScore, score_at_top_k, similarity_precision
 
 torch.set_num_threads(1)
@@ -96,7 +96,7 @@ def test_score_at_top_k_equals_the_loop(batch, groups, height):
 
 def test_many_queries_of_wide_lists():
     # Above the sizes from which the search sorts by group and keeps a shortlist.
-    n = selection._NARROW + 150
+    n = exact._NARROW + 150
     x, triplets, groups = grid(n, 3, seed=4), drawn(n, 2000), [i % 2 for i in range(n)]
     d = reference.distances("euclidean", x)
     for names in (None, groups):

@@ -7,15 +7,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tercet import selection
+from tercet.neighbors import exact
+from tercet.neighbors.exact import Scan, _shortlist
 from tercet.pairwise.distances import as_distance
 from tercet.pairwise.tiles import Pairwise
-from tercet.selection import Scan, _shortlist
 
 
 @pytest.fixture(params=[0, 512], ids=["as a wide batch", "as a narrow batch"], autouse=True)
 def width(request, monkeypatch):
-    monkeypatch.setattr(selection, "_NARROW", request.param)
+    monkeypatch.setattr(exact, "_NARROW", request.param)
 
 
 def scan_of(seed, n, classes, distance, spread, ordered, height):
@@ -87,7 +87,7 @@ def test_bounds_are_strict_even_at_a_column_s_own_distance(
 def test_a_crowd_is_told_apart_by_a_longer_shortlist_and_a_larger_one_by_all(
     crowd, ranked, ranked_whole, monkeypatch
 ):
-    monkeypatch.setattr(selection, "_NARROW", 0)
+    monkeypatch.setattr(exact, "_NARROW", 0)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(300, 8, generator=g)
     x[0], x[1] = 0.0, torch.tensor([5.0, *[0.0] * 7])

@@ -22,11 +22,11 @@ from tercet.core.checks import choice, whole
 from tercet.core.indices import References, Triplets
 from tercet.draws import batch_key, drawn_places
 from tercet.mining import Collected, Miner, margin_of, whole_tuples
+from tercet.neighbors.blocks import Field, split_pairs
+from tercet.neighbors.exact import Scan
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import TILE_BYTES, Pairwise
 from tercet.pairwise.torch_modes import outside_graph
-from tercet.selection import Scan
-from tercet.strips import Field, split_pairs
 
 __all__ = ["BatchAll", "BatchHard", "EasyPositive", "HardestN", "SemiHard"]
 

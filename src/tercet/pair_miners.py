@@ -12,11 +12,11 @@ from torch import Tensor
 from tercet.core.checks import real
 from tercet.core.indices import Pairs
 from tercet.mining import Collected, Miner
+from tercet.neighbors.blocks import Field, Strip
+from tercet.neighbors.exact import Scan
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
-from tercet.selection import Scan
-from tercet.strips import Field, Strip
 
 __all__ = ["MultiSimilarityMiner", "PairMargin"]
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tercet.core.checks import array_of, label_codes, refusal, whole, with_length
 from tercet.core.indices import References
+from tercet.neighbors.exact import Scan
 from tercet.pairwise.distances import Distance, as_distance, exact_pairs
 from tercet.pairwise.inputs import lack_of_data, tensor_of
 from tercet.pairwise.relations import whole_numbers
 from tercet.pairwise.tiles import Pairwise, features, tile_height
-from tercet.selection import Scan
 
 __all__ = ["TripletScore", "score_at_top_k", "similarity_precision"]
 

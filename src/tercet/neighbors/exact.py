@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tercet.core.promises import promised
+from tercet.neighbors.blocks import Field, Strip, split_pairs
 from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
 from tercet.pairwise.distances import exact, exact_pairs
 from tercet.pairwise.euclidean import full_precision, roundoff, square_bound
 from tercet.pairwise.masked import compared, extreme_keys, first_places, kept_above, true_places
 from tercet.pairwise.tiles import TILE_BYTES, Pairwise
-from tercet.strips import Field, Strip, split_pairs
 
 __all__ = ["Scan"]
 

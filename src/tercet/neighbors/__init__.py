@@ -1,0 +1,1 @@
+"""Exact search: propose by rank keys, decide by differences."""
