@@ -5,10 +5,10 @@ from reference import unchecked
 from torch.autograd import forward_ad
 
 from tercet.losses.triplet import TripletMargin
-from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
-from tercet.pair_miners import MultiSimilarityMiner, PairMargin
+from tercet.miners.distance_weighted import DistanceWeighted
+from tercet.miners.hard import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
+from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tercet.pairwise.torch_modes import outside_graph
-from tercet.weighted_miners import DistanceWeighted
 
 MINERS = [
     BatchAll(margin=0.5),

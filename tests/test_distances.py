@@ -10,8 +10,8 @@ from torch import nn
 
 from tercet.core.indices import References
 from tercet.losses.pair import Contrastive
-from tercet.miners import BatchHard
-from tercet.pair_miners import PairMargin
+from tercet.miners.hard import BatchHard
+from tercet.miners.pairs import PairMargin
 from tercet.pairwise import distances
 from tercet.pairwise.differences import mapped_rows
 from tercet.pairwise.distances import Distance, Mahalanobis, as_distance

@@ -22,7 +22,7 @@ from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.triplet import TripletMargin
 from tercet.losses.weighted import Circle, LiftedStructure, MultiSimilarity
 from tercet.memory import CrossBatchMemory
-from tercet.miners import BatchAll, BatchHard
+from tercet.miners.hard import BatchAll, BatchHard
 from tercet.pairwise.relations import CrossGroup
 
 WORLD = 2

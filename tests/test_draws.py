@@ -1,6 +1,6 @@
 import torch
 
-from tercet.draws import batch_key, drawn_places, keyed
+from tercet.miners.draws import batch_key, drawn_places, keyed
 from tercet.pairwise.distances import euclidean
 from tercet.pairwise.tiles import Pairwise
 

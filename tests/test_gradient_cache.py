@@ -14,7 +14,7 @@ from tercet.gradient_cache import CachedStep, _Chunk, cached_backward
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.memory import CrossBatchMemory
-from tercet.miners import BatchAll, BatchHard, SemiHard
+from tercet.miners.hard import BatchAll, BatchHard, SemiHard
 from tercet.pairwise.distances import Mahalanobis
 from tercet.stats import describe
 

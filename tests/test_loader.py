@@ -14,7 +14,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.loader import MinedBatch, MiningLoader
 from tercet.losses.triplet import TripletMargin
-from tercet.miners import BatchAll, BatchHard, SemiHard
+from tercet.miners.hard import BatchAll, BatchHard, SemiHard
 from tercet.stats import describe
 
 

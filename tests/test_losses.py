@@ -28,7 +28,7 @@ from tercet.losses.lists import rows_of_table
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
-from tercet.miners import BatchAll, BatchHard
+from tercet.miners.hard import BatchAll, BatchHard
 from tercet.pairwise.distances import Mahalanobis, as_distance
 
 FORMS = [name for name in HEADS if HEADS[name].make in (TripletMargin, Contrastive)]

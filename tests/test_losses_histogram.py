@@ -22,7 +22,7 @@ from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses.histogram import FastAP, Histogram
-from tercet.miners import BatchAll, BatchHard
+from tercet.miners.hard import BatchAll, BatchHard
 from tercet.pairwise.tiles import TILE_BYTES
 
 NAMES = [name for name in HEADS if HEADS[name].make in (Histogram, FastAP)]

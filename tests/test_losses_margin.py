@@ -21,7 +21,7 @@ from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses.margin import MarginLoss
-from tercet.miners import BatchAll, BatchHard
+from tercet.miners.hard import BatchAll, BatchHard
 from tercet.pairwise.distances import Mahalanobis
 
 BETAS = [1.5, 2.5, 0.5, 3.0]  # of classes 0 to 3

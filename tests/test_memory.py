@@ -14,7 +14,7 @@ from tercet.distributed import gather
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.memory import CrossBatchMemory
-from tercet.miners import BatchHard
+from tercet.miners.hard import BatchHard
 from tercet.pairwise.relations import CrossGroup, Graded, SharedLabel
 
 

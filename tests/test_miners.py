@@ -4,9 +4,9 @@ import torch
 from reference import unchecked
 
 from tercet.core.indices import References, Triplets
-from tercet.miners import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
+from tercet.miners.hard import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
+from tercet.miners.pairs import PairMargin
 from tercet.neighbors import blocks, exact
-from tercet.pair_miners import PairMargin
 from tercet.pairwise import masked
 from tercet.pairwise.distances import Mahalanobis
 from tercet.pairwise.relations import CrossGroup

@@ -4,7 +4,7 @@ import torch
 from test_miners import BATCHES, every_batch, mined_on_a_card, points, width
 
 from tercet.core.indices import Pairs, References
-from tercet.pair_miners import MultiSimilarityMiner, PairMargin
+from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 
 __all__ = ["width"]
 

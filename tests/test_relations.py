@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from reference import unchecked
 
 from tercet.core.indices import References
-from tercet.miners import BatchAll, BatchHard
+from tercet.miners.hard import BatchAll, BatchHard
 from tercet.pairwise.distances import euclidean
 from tercet.pairwise.relations import CrossGroup, Graded, Relation, SameLabel, SharedLabel, as_relation
 from tercet.pairwise.tiles import Pairwise

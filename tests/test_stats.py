@@ -6,7 +6,7 @@ import torch
 from reference import unchecked
 
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.miners import BatchAll, BatchHard
+from tercet.miners.hard import BatchAll, BatchHard
 from tercet.stats import describe
 
 KEYS = ["rows", "classes", "mined", "anchors", "d_ap", "d_an", "active", "collapse"]

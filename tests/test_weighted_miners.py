@@ -5,7 +5,7 @@ from test_miners import BATCHES, as_set, check_valid, every_batch, points
 from torch.nn.functional import normalize
 
 from tercet.core.indices import References
-from tercet.weighted_miners import DistanceWeighted
+from tercet.miners.distance_weighted import DistanceWeighted
 
 
 @every_batch

@@ -66,15 +66,16 @@ if TYPE_CHECKING:
     from tercet.memory import CrossBatchMemory as CrossBatchMemory
     from tercet.metrics import map_at_r as map_at_r
     from tercet.metrics import recall_at_k as recall_at_k
-    from tercet.miners import BatchAll as BatchAll
-    from tercet.miners import BatchHard as BatchHard
-    from tercet.miners import EasyPositive as EasyPositive
-    from tercet.miners import HardestN as HardestN
-    from tercet.miners import SemiHard as SemiHard
+    from tercet.miners.distance_weighted import DistanceWeighted as DistanceWeighted
+    from tercet.miners.hard import BatchAll as BatchAll
+    from tercet.miners.hard import BatchHard as BatchHard
+    from tercet.miners.hard import EasyPositive as EasyPositive
+    from tercet.miners.hard import HardestN as HardestN
+    from tercet.miners.hard import SemiHard as SemiHard
+    from tercet.miners.pairs import MultiSimilarityMiner as MultiSimilarityMiner
+    from tercet.miners.pairs import PairMargin as PairMargin
     from tercet.models import DeepRankingNet as DeepRankingNet
     from tercet.models import EmbeddingHead as EmbeddingHead
-    from tercet.pair_miners import MultiSimilarityMiner as MultiSimilarityMiner
-    from tercet.pair_miners import PairMargin as PairMargin
     from tercet.pairwise.relations import CrossGroup as CrossGroup
     from tercet.pairwise.relations import Graded as Graded
     from tercet.pairwise.relations import SameLabel as SameLabel
@@ -82,7 +83,6 @@ if TYPE_CHECKING:
     from tercet.ranking import score_at_top_k as score_at_top_k
     from tercet.ranking import similarity_precision as similarity_precision
     from tercet.stats import describe as describe
-    from tercet.weighted_miners import DistanceWeighted as DistanceWeighted
 
 _HOME = {
     "AnchorSampler": "data.samplers.by_anchor",
@@ -116,15 +116,15 @@ _HOME = {
     "CrossBatchMemory": "memory",
     "map_at_r": "metrics",
     "recall_at_k": "metrics",
-    "BatchAll": "miners",
-    "BatchHard": "miners",
-    "EasyPositive": "miners",
-    "HardestN": "miners",
-    "SemiHard": "miners",
+    "BatchAll": "miners.hard",
+    "BatchHard": "miners.hard",
+    "EasyPositive": "miners.hard",
+    "HardestN": "miners.hard",
+    "SemiHard": "miners.hard",
     "DeepRankingNet": "models",
     "EmbeddingHead": "models",
-    "MultiSimilarityMiner": "pair_miners",
-    "PairMargin": "pair_miners",
+    "MultiSimilarityMiner": "miners.pairs",
+    "PairMargin": "miners.pairs",
     "PKStream": "data.streams.pk_stream",
     "score_at_top_k": "ranking",
     "similarity_precision": "ranking",
@@ -157,7 +157,7 @@ _HOME = {
     "Pairs": "core.indices",
     "References": "core.indices",
     "Triplets": "core.indices",
-    "DistanceWeighted": "weighted_miners",
+    "DistanceWeighted": "miners.distance_weighted",
 }
 
 _MODULES = ("distributed",)  # whose names are written in full, `tercet.distributed.gather`

@@ -88,7 +88,7 @@ def gather(
             precision, dimension, the labels of a row, in having ids, or in having a graph.
 
     Example:
-        >>> from tercet.miners import BatchHard
+        >>> from tercet.miners.hard import BatchHard
         >>> x, labels = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 0, 1])
         >>> ids, ref = gather(x, labels)
         >>> BatchHard()(x, labels, ids=ids, ref=ref).positive.tolist()

@@ -99,7 +99,7 @@ def cached_backward(
 
     Example:
         >>> from tercet.losses.triplet import TripletMargin
-        >>> from tercet.miners import BatchHard
+        >>> from tercet.miners.hard import BatchHard
         >>> images, labels = torch.tensor([[0.0], [1.0], [0.4], [1.4]]), torch.tensor([0, 1, 0, 1])
         >>> model = nn.Linear(1, 1)
         >>> chunks = list(zip(images.split(3), labels.split(3)))

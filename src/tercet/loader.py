@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tercet.core.checks import flag, real, refusal, whole, with_length
 from tercet.data.io.facts import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
-from tercet.mining import Miner
+from tercet.miners.base import Miner
 from tercet.pairwise.inputs import device_of
 from tercet.stats import describe as describe_mined
 
@@ -31,7 +31,7 @@ class MinedBatch(NamedTuple):
     Example:
         >>> import torch
         >>> loader = [(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([0, 0, 1]))]
-        >>> from tercet.miners import BatchHard
+        >>> from tercet.miners.hard import BatchHard
         >>> batch = next(iter(MiningLoader(loader, torch.nn.Identity(), BatchHard(), describe=False)))
         >>> batch.embeddings.shape, batch.mined.count
         (torch.Size([3, 1]), 2)
@@ -65,7 +65,7 @@ class MiningLoader:
         >>> import torch
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> from tercet.losses.triplet import TripletMargin
-        >>> from tercet.miners import BatchHard
+        >>> from tercet.miners.hard import BatchHard
         >>> data = TensorDataset(torch.arange(8.0)[:, None], torch.tensor([0, 1] * 4))
         >>> model, head = torch.nn.Linear(1, 2), TripletMargin(margin=0.2)
         >>> for embeddings, labels, mined, stats in MiningLoader(DataLoader(data, 4), model, BatchHard()):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tercet.core.checks import real, seed_number, whole
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.draws import batch_key, drawn_places
+from tercet.miners.draws import batch_key, drawn_places
 from tercet.pairwise.distances import Distance, as_distance
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
 from tercet.pairwise.tiles import Pairwise

@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from tercet.core.checks import real, refusal
 from tercet.core.indices import Triplets
-from tercet.draws import batch_key, keyed
-from tercet.mining import Collected, Miner, whole_tuples
+from tercet.miners.base import Collected, Miner, whole_tuples
+from tercet.miners.draws import batch_key, keyed
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise

@@ -1,4 +1,4 @@
-"""Miners of pairs: labels and distances in, `Pairs` of row numbers out. Else they are as `tercet.miners`."""
+"""Miners of pairs: labels and distances in, `Pairs` of row numbers out. Else they are as `tercet.miners.hard`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tercet.core.checks import real
 from tercet.core.indices import Pairs
-from tercet.mining import Collected, Miner
+from tercet.miners.base import Collected, Miner
 from tercet.neighbors.blocks import Field, Strip
 from tercet.neighbors.exact import Scan
 from tercet.pairwise.distances import Distance

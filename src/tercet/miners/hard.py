@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tercet.core.checks import choice, whole
 from tercet.core.indices import References, Triplets
-from tercet.draws import batch_key, drawn_places
-from tercet.mining import Collected, Miner, margin_of, whole_tuples
+from tercet.miners.base import Collected, Miner, margin_of, whole_tuples
+from tercet.miners.draws import batch_key, drawn_places
 from tercet.neighbors.blocks import Field, split_pairs
 from tercet.neighbors.exact import Scan
 from tercet.pairwise.masked import true_places

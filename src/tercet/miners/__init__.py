@@ -1,0 +1,1 @@
+"""Selection rules: which triplets and pairs of a batch to learn from."""
