@@ -17,10 +17,10 @@ from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import InfoNCE, NPair, SupCon
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
+from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.triplet import TripletMargin
-from tercet.losses.weighted import Circle, LiftedStructure, MultiSimilarity
 from tercet.memory import CrossBatchMemory
 from tercet.miners.hard import BatchAll, BatchHard
 from tercet.pairwise.relations import CrossGroup

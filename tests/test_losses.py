@@ -21,7 +21,7 @@ from reference import unchecked
 from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.losses import head as heads
+from tercet.losses import base as heads
 from tercet.losses import lists, triplet
 from tercet.losses.histogram import Histogram
 from tercet.losses.lists import rows_of_table

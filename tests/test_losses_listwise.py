@@ -23,7 +23,7 @@ from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses.listwise import InfoNCE, NPair, SupCon
-from tercet.losses.weighted import Circle, LiftedStructure, MultiSimilarity
+from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity
 from tercet.miners.hard import BatchHard
 from tercet.pairwise.distances import Mahalanobis, cosine, euclidean
 

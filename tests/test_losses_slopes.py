@@ -4,13 +4,13 @@ from contract_heads import points
 from torch import nn
 
 from tercet.core.indices import References
-from tercet.losses import margin, pair, slopes, triplet
+from tercet.losses import margin, pair, tile_gradients, triplet
 from tercet.losses.listwise import InfoNCE
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
-from tercet.losses.slopes import NegativeCosine, TileLoss, differentiated, sloped
+from tercet.losses.pair_weighting import MultiSimilarity
+from tercet.losses.tile_gradients import NegativeCosine, TileLoss, differentiated, sloped
 from tercet.losses.triplet import TripletMargin
-from tercet.losses.weighted import MultiSimilarity
 from tercet.pairwise.accumulate import summed
 from tercet.pairwise.distances import Mahalanobis, as_distance
 from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
@@ -175,7 +175,7 @@ def test_lowered_precision_of_products_does_not_reach_a_distance():
     try:
         for precision in ("highest", "medium"):
             torch.set_float32_matmul_precision(precision)
-            kind = slopes._kind_of(as_distance("test", "euclidean"), x)
+            kind = tile_gradients._kind_of(as_distance("test", "euclidean"), x)
             found.append(kind.__name__)
     finally:
         torch.set_float32_matmul_precision(before)
@@ -191,7 +191,7 @@ def test_no_slope_is_computed_where_nobody_wants_one(head, monkeypatch):
             found.append(super().__new__(cls, *args))
             return found[-1]
 
-    for module in (slopes, pair, margin, triplet):
+    for module in (tile_gradients, pair, margin, triplet):
         monkeypatch.setattr(module, "TileLoss", Watched)
     x, labels = points(9, 6), torch.arange(9) % 3
     head.requires_grad_(False)

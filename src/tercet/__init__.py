@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from tercet.losses.listwise import SupCon as SupCon
     from tercet.losses.margin import MarginLoss as MarginLoss
     from tercet.losses.pair import Contrastive as Contrastive
+    from tercet.losses.pair_weighting import Circle as Circle
+    from tercet.losses.pair_weighting import LiftedStructure as LiftedStructure
+    from tercet.losses.pair_weighting import MultiSimilarity as MultiSimilarity
     from tercet.losses.proxy import ProxyAnchor as ProxyAnchor
     from tercet.losses.proxy import ProxyNCA as ProxyNCA
     from tercet.losses.proxy import SoftTriple as SoftTriple
@@ -60,9 +63,6 @@ if TYPE_CHECKING:
     from tercet.losses.softmax import CosFace as CosFace
     from tercet.losses.softmax import NormalizedSoftmax as NormalizedSoftmax
     from tercet.losses.triplet import TripletMargin as TripletMargin
-    from tercet.losses.weighted import Circle as Circle
-    from tercet.losses.weighted import LiftedStructure as LiftedStructure
-    from tercet.losses.weighted import MultiSimilarity as MultiSimilarity
     from tercet.memory import CrossBatchMemory as CrossBatchMemory
     from tercet.metrics import map_at_r as map_at_r
     from tercet.metrics import recall_at_k as recall_at_k
@@ -107,9 +107,9 @@ _HOME = {
     "CosFace": "losses.softmax",
     "NormalizedSoftmax": "losses.softmax",
     "TripletMargin": "losses.triplet",
-    "Circle": "losses.weighted",
-    "LiftedStructure": "losses.weighted",
-    "MultiSimilarity": "losses.weighted",
+    "Circle": "losses.pair_weighting",
+    "LiftedStructure": "losses.pair_weighting",
+    "MultiSimilarity": "losses.pair_weighting",
     "Manifest": "data.manifests.manifest",
     "read_manifest": "data.manifests.manifest",
     "write_manifest": "data.manifests.writing",

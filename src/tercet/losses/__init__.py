@@ -1,1 +1,1 @@
-"""Loss heads: modules of one shape, `head(embeddings, labels, mined, ref=…) -> scalar`."""
+"""Loss heads, a family a file."""

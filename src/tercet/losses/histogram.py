@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tercet.core.checks import refusal, whole
 from tercet.core.indices import References
-from tercet.losses.head import Head
+from tercet.losses.base import Head
 from tercet.losses.lists import distinct, pairs_of
-from tercet.losses.slopes import NegativeCosine
+from tercet.losses.tile_gradients import NegativeCosine
 from tercet.pairwise.accumulate import tiled_mean, tiled_sum
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, softplus
 from tercet.core.checks import real, refusal
 from tercet.core.indices import References
 from tercet.core.promises import promised
-from tercet.losses.head import Head, above_zero, reduced
+from tercet.losses.base import Head, above_zero, reduced
 from tercet.losses.rowwise import ListwiseHead, log_sum
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import Distance, dot

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tercet.core.checks import real, refusal, whole
 from tercet.core.indices import References
-from tercet.losses.head import Head, reduced
+from tercet.losses.base import Head, reduced
 from tercet.losses.lists import pairs_of
-from tercet.losses.slopes import TileLoss, sloped
+from tercet.losses.tile_gradients import TileLoss, sloped
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.euclidean import picked
 from tercet.pairwise.inputs import allocated

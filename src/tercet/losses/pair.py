@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tercet.core.checks import real
 from tercet.core.indices import References
-from tercet.losses.head import Head, reduced
+from tercet.losses.base import Head, reduced
 from tercet.losses.lists import distinct, pairs_of
-from tercet.losses.slopes import TileLoss, sloped
+from tercet.losses.tile_gradients import TileLoss, sloped
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 from tercet.core.checks import flag, real, refusal, seed_number, whole
 from tercet.core.indices import References
 from tercet.core.randomness import derive_key
-from tercet.losses.head import above_zero
+from tercet.losses.base import above_zero
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import cosine
 from tercet.pairwise.euclidean import distances_within

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tercet.core.checks import flag, real
-from tercet.losses.head import above_zero
+from tercet.losses.base import above_zero
 from tercet.losses.proxy import ProxyHead
 from tercet.pairwise.closed_forms import products
 

@@ -14,8 +14,8 @@ from torch.nn.functional import softplus
 
 from tercet.core.checks import flag, real, refusal, whole
 from tercet.core.indices import References
-from tercet.losses.head import Head, reduced
-from tercet.losses.slopes import TileLoss, sloped
+from tercet.losses.base import Head, reduced
+from tercet.losses.tile_gradients import TileLoss, sloped
 from tercet.pairwise.accumulate import summed, tiled_mean
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.relations import Relation, SameLabel

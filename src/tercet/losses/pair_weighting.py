@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from tercet.core.checks import real
-from tercet.losses.head import above_zero, nothing_of
+from tercet.losses.base import above_zero, nothing_of
 from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
 from tercet.pairwise.accumulate import once_differentiable, summed, tiled_mean
 from tercet.pairwise.distances import Distance
