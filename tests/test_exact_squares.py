@@ -13,13 +13,13 @@ from test_pair_miners import as_sets
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
-from tercet.metrics import map_at_r, recall_at_k
+from tercet.metrics.mining_stats import describe
+from tercet.metrics.retrieval import map_at_r, recall_at_k
 from tercet.miners.hard import BatchAll, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tercet.pairwise.differences import pair_squares, squares_by_differences
 from tercet.pairwise.distances import as_distance, exact, exact_pairs
 from tercet.pairwise.euclidean import centre_of, fast_entries, fast_tile
-from tercet.stats import describe
 
 DTYPES = [torch.float32, torch.float64]
 

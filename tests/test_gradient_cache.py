@@ -14,9 +14,9 @@ from tercet.gradient_cache import CachedStep, _Chunk, cached_backward
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.memory import CrossBatchMemory
+from tercet.metrics.mining_stats import describe
 from tercet.miners.hard import BatchAll, BatchHard, SemiHard
 from tercet.pairwise.distances import Mahalanobis
-from tercet.stats import describe
 
 
 def points(n, d=4, seed=0, dtype=torch.float64):

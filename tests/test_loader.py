@@ -14,8 +14,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.loader import MinedBatch, MiningLoader
 from tercet.losses.triplet import TripletMargin
+from tercet.metrics.mining_stats import describe
 from tercet.miners.hard import BatchAll, BatchHard, SemiHard
-from tercet.stats import describe
 
 
 def data(n=12, rows=False):

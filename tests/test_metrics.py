@@ -8,7 +8,7 @@ import torch
 from reference import unchecked
 
 from tercet.core.indices import References
-from tercet.metrics import Score, map_at_r, recall_at_k
+from tercet.metrics.retrieval import Score, map_at_r, recall_at_k
 
 
 def points(n, d=5, seed=0):

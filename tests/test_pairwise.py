@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from reference import unchecked
 
 from tercet.core.indices import Pairs, References
+from tercet.metrics.mining_stats import describe
 from tercet.pairwise import tiles as module
 from tercet.pairwise.distances import euclidean
 from tercet.pairwise.tiles import Pairwise, mined_rows, tile_height
-from tercet.stats import describe
 
 HEIGHTS = [1, 2, 3, 7, 100]
 

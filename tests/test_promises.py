@@ -12,12 +12,12 @@ from tercet.losses.listwise import NPair
 from tercet.losses.margin import MarginLoss
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
+from tercet.metrics.mining_stats import describe
 from tercet.miners.hard import BatchAll, BatchHard, SemiHard
 from tercet.pairwise import distances
 from tercet.pairwise.distances import Distance, Mahalanobis, as_distance
 from tercet.pairwise.relations import CrossGroup, SameLabel, whole_numbers
 from tercet.pairwise.tiles import Pairwise
-from tercet.stats import describe
 
 
 def ahead(rows, columns):

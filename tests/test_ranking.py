@@ -11,8 +11,8 @@ from reference import unchecked
 
 from tercet.core.indices import References, Triplets
 from tercet.data.triplets.random import RandomTriplets
+from tercet.metrics.triplet_ranking import TripletScore, score_at_top_k, similarity_precision
 from tercet.neighbors import exact
-from tercet.ranking import TripletScore, score_at_top_k, similarity_precision
 
 torch.set_num_threads(1)
 K = (1, 2, 5, 1000)

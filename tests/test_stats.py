@@ -6,8 +6,8 @@ import torch
 from reference import unchecked
 
 from tercet.core.indices import Pairs, References, Triplets
+from tercet.metrics.mining_stats import describe
 from tercet.miners.hard import BatchAll, BatchHard
-from tercet.stats import describe
 
 KEYS = ["rows", "classes", "mined", "anchors", "d_ap", "d_an", "active", "collapse"]
 

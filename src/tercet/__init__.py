@@ -64,8 +64,11 @@ if TYPE_CHECKING:
     from tercet.losses.softmax import NormalizedSoftmax as NormalizedSoftmax
     from tercet.losses.triplet import TripletMargin as TripletMargin
     from tercet.memory import CrossBatchMemory as CrossBatchMemory
-    from tercet.metrics import map_at_r as map_at_r
-    from tercet.metrics import recall_at_k as recall_at_k
+    from tercet.metrics.mining_stats import describe as describe
+    from tercet.metrics.retrieval import map_at_r as map_at_r
+    from tercet.metrics.retrieval import recall_at_k as recall_at_k
+    from tercet.metrics.triplet_ranking import score_at_top_k as score_at_top_k
+    from tercet.metrics.triplet_ranking import similarity_precision as similarity_precision
     from tercet.miners.distance_weighted import DistanceWeighted as DistanceWeighted
     from tercet.miners.hard import BatchAll as BatchAll
     from tercet.miners.hard import BatchHard as BatchHard
@@ -80,9 +83,6 @@ if TYPE_CHECKING:
     from tercet.pairwise.relations import Graded as Graded
     from tercet.pairwise.relations import SameLabel as SameLabel
     from tercet.pairwise.relations import SharedLabel as SharedLabel
-    from tercet.ranking import score_at_top_k as score_at_top_k
-    from tercet.ranking import similarity_precision as similarity_precision
-    from tercet.stats import describe as describe
 
 _HOME = {
     "AnchorSampler": "data.samplers.by_anchor",
@@ -114,8 +114,8 @@ _HOME = {
     "read_manifest": "data.manifests.manifest",
     "write_manifest": "data.manifests.writing",
     "CrossBatchMemory": "memory",
-    "map_at_r": "metrics",
-    "recall_at_k": "metrics",
+    "map_at_r": "metrics.retrieval",
+    "recall_at_k": "metrics.retrieval",
     "BatchAll": "miners.hard",
     "BatchHard": "miners.hard",
     "EasyPositive": "miners.hard",
@@ -126,8 +126,8 @@ _HOME = {
     "MultiSimilarityMiner": "miners.pairs",
     "PairMargin": "miners.pairs",
     "PKStream": "data.streams.pk_stream",
-    "score_at_top_k": "ranking",
-    "similarity_precision": "ranking",
+    "score_at_top_k": "metrics.triplet_ranking",
+    "similarity_precision": "metrics.triplet_ranking",
     "CrossGroup": "pairwise.relations",
     "Graded": "pairwise.relations",
     "SameLabel": "pairwise.relations",
@@ -140,7 +140,7 @@ _HOME = {
     "ShuffledSampler": "data.samplers.pk",
     "write_shards": "data.shards.writing",
     "ShardIndex": "data.shards.index",
-    "describe": "stats",
+    "describe": "metrics.mining_stats",
     "predict_yield": "data.streams.yield_prediction",
     "deep_ranking_batched": "data.streams.pk_stage",
     "pk_batched": "data.streams.pk_stage",

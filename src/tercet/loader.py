@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tercet.core.checks import flag, real, refusal, whole, with_length
 from tercet.data.io.facts import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
+from tercet.metrics.mining_stats import describe as describe_mined
 from tercet.miners.base import Miner
 from tercet.pairwise.inputs import device_of
-from tercet.stats import describe as describe_mined
 
 __all__ = ["MinedBatch", "MiningLoader"]
 

@@ -24,8 +24,8 @@ from torch.nn.functional import normalize
 MATMUL = "matmul"
 PRELOADED = [
     "torch._dynamo",  # whoever loads it first would pay for it
-    "tercet.metrics",
-    "tercet.stats",
+    "tercet.metrics.retrieval",
+    "tercet.metrics.mining_stats",
     "pytorch_metric_learning.losses",
     "pytorch_metric_learning.miners",
     "sentence_transformers.sentence_transformer.losses",

@@ -1,0 +1,1 @@
+"""Figures: retrieval, ranking of triplets, what mining did."""
