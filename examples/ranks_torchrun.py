@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import tercet
-from tercet.distributed import gather
+from tercet.training.distributed import gather
 
 EPOCHS = 2
 

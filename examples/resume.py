@@ -25,7 +25,7 @@ from quickstart import SmallNet, write_digits
 from torch.utils.data import DataLoader
 
 import tercet
-from tercet.distributed import gather
+from tercet.training.distributed import gather
 
 EPOCHS, STEPS = 2, 25  # short epochs: 25 batches of 5 classes × 8 images
 STOP = 1, 7  # the epoch, and the batches of it that the loop has seen

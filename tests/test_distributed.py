@@ -11,8 +11,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tercet.core.indices import References
-from tercet.distributed import gather, rank, world_size
-from tercet.gradient_cache import cached_backward
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import InfoNCE, NPair, SupCon
 from tercet.losses.margin import MarginLoss
@@ -21,9 +19,11 @@ from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarit
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.triplet import TripletMargin
-from tercet.memory import CrossBatchMemory
 from tercet.miners.hard import BatchAll, BatchHard
 from tercet.pairwise.relations import CrossGroup
+from tercet.training.distributed import gather, rank, world_size
+from tercet.training.gradient_cache import cached_backward
+from tercet.training.memory import CrossBatchMemory
 
 WORLD = 2
 IMAGES = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

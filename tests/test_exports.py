@@ -125,10 +125,10 @@ def test_gather_works_as_readme_writes_it_and_torch_is_loaded_no_sooner():
 import sys, tercet
 assert "distributed" in dir(tercet)
 assert "torch" not in sys.modules
-print(tercet.distributed.gather.__module__)
+print(tercet.training.distributed.gather.__module__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "tercet.distributed\n"
+    assert done.stdout == "tercet.training.distributed\n"
 
 
 def test_the_reader_of_typed_names_sees_a_difference():

@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from tercet.core.indices import References
-from tercet.distributed import gather
-from tercet.gradient_cache import CachedStep, _Chunk, cached_backward
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
-from tercet.memory import CrossBatchMemory
 from tercet.metrics.mining_stats import describe
 from tercet.miners.hard import BatchAll, BatchHard, SemiHard
 from tercet.pairwise.distances import Mahalanobis
+from tercet.training.distributed import gather
+from tercet.training.gradient_cache import CachedStep, _Chunk, cached_backward
+from tercet.training.memory import CrossBatchMemory
 
 
 def points(n, d=4, seed=0, dtype=torch.float64):

@@ -12,10 +12,10 @@ from torch.utils.data import (
 )
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from tercet.loader import MinedBatch, MiningLoader
 from tercet.losses.triplet import TripletMargin
 from tercet.metrics.mining_stats import describe
 from tercet.miners.hard import BatchAll, BatchHard, SemiHard
+from tercet.training.loader import MinedBatch, MiningLoader
 
 
 def data(n=12, rows=False):

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from reference import unchecked
 
 from tercet.core.indices import References
-from tercet.distributed import gather
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
-from tercet.memory import CrossBatchMemory
 from tercet.miners.hard import BatchHard
 from tercet.pairwise.relations import CrossGroup, Graded, SharedLabel
+from tercet.training.distributed import gather
+from tercet.training.memory import CrossBatchMemory
 
 
 def points(n, d=3, seed=0, dtype=torch.float32):

@@ -10,8 +10,8 @@ import torch
 from reference import unchecked
 from torch import nn
 
-from tercet.models import DeepRankingNet, EmbeddingHead
 from tercet.pairwise.distances import Mahalanobis, cosine, euclidean, exact
+from tercet.training.models import DeepRankingNet, EmbeddingHead
 
 torch.set_num_threads(1)
 

@@ -25,8 +25,8 @@ from tercet.data.samplers.pk import PKSampler, ShuffledSampler
 from tercet.data.shards.writing import write_shards
 from tercet.data.streams.pk_stream import PKStream
 from tercet.data.triplets.random import RandomTriplets
-from tercet.distributed import gather, rank, world_size
-from tercet.memory import CrossBatchMemory
+from tercet.training.distributed import gather, rank, world_size
+from tercet.training.memory import CrossBatchMemory
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import cv2

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 __version__: str  # stands in pyproject.toml; `__getattr__` reads it from there
 
 if TYPE_CHECKING:
-    from tercet import distributed as distributed
     from tercet.core.indices import Pairs as Pairs
     from tercet.core.indices import References as References
     from tercet.core.indices import Triplets as Triplets
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
     from tercet.data.triplets.relevance import TableRelevance as TableRelevance
     from tercet.data.triplets.relevance import TeacherRelevance as TeacherRelevance
     from tercet.data.triplets.reservoir import ReservoirTriplets as ReservoirTriplets
-    from tercet.gradient_cache import cached_backward as cached_backward
-    from tercet.loader import MinedBatch as MinedBatch
-    from tercet.loader import MiningLoader as MiningLoader
     from tercet.losses.histogram import FastAP as FastAP
     from tercet.losses.histogram import Histogram as Histogram
     from tercet.losses.listwise import InfoNCE as InfoNCE
@@ -63,7 +59,6 @@ if TYPE_CHECKING:
     from tercet.losses.softmax import CosFace as CosFace
     from tercet.losses.softmax import NormalizedSoftmax as NormalizedSoftmax
     from tercet.losses.triplet import TripletMargin as TripletMargin
-    from tercet.memory import CrossBatchMemory as CrossBatchMemory
     from tercet.metrics.mining_stats import describe as describe
     from tercet.metrics.retrieval import map_at_r as map_at_r
     from tercet.metrics.retrieval import recall_at_k as recall_at_k
@@ -77,12 +72,17 @@ if TYPE_CHECKING:
     from tercet.miners.hard import SemiHard as SemiHard
     from tercet.miners.pairs import MultiSimilarityMiner as MultiSimilarityMiner
     from tercet.miners.pairs import PairMargin as PairMargin
-    from tercet.models import DeepRankingNet as DeepRankingNet
-    from tercet.models import EmbeddingHead as EmbeddingHead
     from tercet.pairwise.relations import CrossGroup as CrossGroup
     from tercet.pairwise.relations import Graded as Graded
     from tercet.pairwise.relations import SameLabel as SameLabel
     from tercet.pairwise.relations import SharedLabel as SharedLabel
+    from tercet.training import distributed as distributed
+    from tercet.training.gradient_cache import cached_backward as cached_backward
+    from tercet.training.loader import MinedBatch as MinedBatch
+    from tercet.training.loader import MiningLoader as MiningLoader
+    from tercet.training.memory import CrossBatchMemory as CrossBatchMemory
+    from tercet.training.models import DeepRankingNet as DeepRankingNet
+    from tercet.training.models import EmbeddingHead as EmbeddingHead
 
 _HOME = {
     "AnchorSampler": "data.samplers.by_anchor",
@@ -90,9 +90,9 @@ _HOME = {
     "read_catalog": "data.catalog.catalog",
     "scan_folder": "data.catalog.catalog",
     "ImageDataset": "data.datasets.image_dataset",
-    "cached_backward": "gradient_cache",
-    "MinedBatch": "loader",
-    "MiningLoader": "loader",
+    "cached_backward": "training.gradient_cache",
+    "MinedBatch": "training.loader",
+    "MiningLoader": "training.loader",
     "FastAP": "losses.histogram",
     "Histogram": "losses.histogram",
     "InfoNCE": "losses.listwise",
@@ -113,7 +113,7 @@ _HOME = {
     "Manifest": "data.manifests.manifest",
     "read_manifest": "data.manifests.manifest",
     "write_manifest": "data.manifests.writing",
-    "CrossBatchMemory": "memory",
+    "CrossBatchMemory": "training.memory",
     "map_at_r": "metrics.retrieval",
     "recall_at_k": "metrics.retrieval",
     "BatchAll": "miners.hard",
@@ -121,8 +121,8 @@ _HOME = {
     "EasyPositive": "miners.hard",
     "HardestN": "miners.hard",
     "SemiHard": "miners.hard",
-    "DeepRankingNet": "models",
-    "EmbeddingHead": "models",
+    "DeepRankingNet": "training.models",
+    "EmbeddingHead": "training.models",
     "MultiSimilarityMiner": "miners.pairs",
     "PairMargin": "miners.pairs",
     "PKStream": "data.streams.pk_stream",
@@ -160,7 +160,7 @@ _HOME = {
     "DistanceWeighted": "miners.distance_weighted",
 }
 
-_MODULES = ("distributed",)  # whose names are written in full, `tercet.distributed.gather`
+_MODULES = ("distributed",)  # whose names are written in full, `tercet.training.distributed.gather`
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,0 +1,1 @@
+"""Around the training loop: loader, memory, gradient cache, ranks, models."""
