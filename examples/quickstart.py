@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import tercet
-from tercet.reports import plot_similarities
+from tercet.reports.similarities import plot_similarities
 
 UNSEEN = ["7", "8", "9"]
 EPOCHS = 3

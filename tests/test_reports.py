@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from tercet import reports
-from tercet.reports import plot_similarities, similarity_histograms
+from tercet.reports import similarities
+from tercet.reports.similarities import plot_similarities, similarity_histograms
 
 
 def oracle(points, labels, bins):
@@ -61,7 +61,9 @@ def test_the_picture_is_drawn_and_not_drawn_over(tmp_path, suffix):
 
 
 def test_an_interrupted_picture_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(reports, "similarity_histograms", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        similarities, "similarity_histograms", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         plot_similarities(tmp_path / "s.png", {"x": torch.eye(2)}, [0, 1])
     assert not list(tmp_path.iterdir())
