@@ -258,7 +258,7 @@ def test_what_cannot_be_done_is_said_and_nothing_written(tercet, photos, argumen
 )
 def test_split_and_folder_are_looked_at_before_the_images(tercet, photos, monkeypatch, arguments, said):  # noqa: F811
     Path("t.csv").write_text("path,label\n")
-    monkeypatch.setattr("tercet.cli.sources.scan_folder", lambda *given, **options: pytest.fail("scanned"))
+    monkeypatch.setattr("tercet.cli.options.scan_folder", lambda *given, **options: pytest.fail("scanned"))
     code, out, err = tercet("make-shards", "photos", *arguments)
     assert (code, out) == (1, "")
     assert said in err

@@ -110,7 +110,8 @@ def test_a_signal_stops_the_threads_that_write_shards(tmp_path, monkeypatch):
 
 AT_WORK = """
 import sys, time
-from tercet.cli import app, sources
+from tercet.cli import app
+from tercet.cli import options
 def scan_folder(*_, **__):
     print("at work", flush=True)
     time.sleep(600)

@@ -1,1 +1,1 @@
-"""The console script `tercet`, one file a command."""
+"""The commands, one a file."""

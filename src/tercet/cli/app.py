@@ -8,8 +8,8 @@ import typer
 
 from tercet.cli import make_triplets
 from tercet.cli.index_shards import index_shards
-from tercet.cli.make_shards import make_shards
 from tercet.cli.run import run
+from tercet.cli.shards import make_shards
 
 __all__ = ["main"]
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tercet.cli.report import Part, report
-from tercet.cli.sources import (
+from tercet.cli.options import (
     ChunkSize,
     ClassDepth,
     CsvSafe,
@@ -28,6 +27,7 @@ from tercet.cli.sources import (
     opened_catalog,
     refuse_input,
 )
+from tercet.cli.summary import Part, report
 from tercet.core.checks import refusal
 from tercet.data.manifests.provenance import sha256
 from tercet.data.manifests.writing import manifest_target, write_manifest

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tercet.cli.report import finish, grid, tell_left_out
-from tercet.cli.sources import Quiet, path
+from tercet.cli.options import Quiet, path
+from tercet.cli.summary import finish, grid, tell_left_out
 from tercet.data.shards.index import ShardIndex
 
 __all__ = ["index_shards"]

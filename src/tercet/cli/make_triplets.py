@@ -10,7 +10,7 @@ import typer
 
 from tercet.cli.deep_ranking import deep_ranking_triplets
 from tercet.cli.random_triplets import random_triplets
-from tercet.cli.report import Part, report
+from tercet.cli.summary import Part, report
 from tercet.core.checks import refusal
 from tercet.data.catalog.catalog import scan_folder
 from tercet.data.manifests.writing import manifest_target, write_manifest

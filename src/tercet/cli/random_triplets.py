@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tercet.cli.report import Part, report
-from tercet.cli.sources import (
+from tercet.cli.options import (
     ChunkSize,
     ClassDepth,
     CsvSafe,
@@ -29,6 +28,7 @@ from tercet.cli.sources import (
     refuse_input,
     with_groups,
 )
+from tercet.cli.summary import Part, report
 from tercet.core.checks import choice
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.split import train_validation_split

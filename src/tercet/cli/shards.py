@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tercet.cli.report import finish, grid, tell_left_out
-from tercet.cli.sources import (
+from tercet.cli.options import (
     ClassDepth,
     Group,
     LabelColumn,
@@ -25,6 +24,7 @@ from tercet.cli.sources import (
     refuse_input,
     with_groups,
 )
+from tercet.cli.summary import finish, grid, tell_left_out
 from tercet.core.checks import choice, escaped, refusal
 from tercet.data.shards.writing import shards_folder, write_shards
 from tercet.data.streams.yield_prediction import predict_yield
