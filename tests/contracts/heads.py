@@ -1,0 +1,325 @@
+"""The heads of the contract, one row a form of a head: how to make it, and the loop it must equal."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tercet.core.indices import Pairs, Triplets
+from tercet.losses.histogram import FastAP, Histogram
+from tercet.losses.listwise import InfoNCE, NPair, SupCon
+from tercet.losses.margin import MarginLoss
+from tercet.losses.pair import Contrastive
+from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity
+from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
+from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
+from tercet.losses.triplet import TripletMargin
+from tests.oracles import histogram as reference_histogram
+from tests.oracles import listwise, proxy
+from tests.oracles import triplets as reference
+
+
+def points(n, d=4, seed=0, dtype=torch.float64):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+BATCHES = {
+    "P × K": (points(9), torch.arange(3).repeat_interleave(3)),
+    "P ≠ K, shuffled": (points(10, seed=1), torch.arange(10) % 4),
+    "uneven positives per anchor": (points(9, seed=2), torch.tensor([0] * 5 + [1] * 2 + [2, 3])),
+    "one positive pair and one negative pair": (points(3), torch.tensor([0, 0, 1])),
+    "two identical images": (points(5)[[0, 0, 1, 2, 3]], torch.tensor([0, 0, 1, 1, 0])),
+    "identical images of two classes": (points(5)[[0, 1, 0, 2]], torch.tensor([0, 0, 1, 1])),
+    "collapsed": (torch.ones(6, 4, dtype=torch.float64), torch.arange(6) % 2),
+}
+COINCIDENT = ["two identical images", "identical images of two classes", "collapsed"]
+ONE_SIDED = {
+    "empty": (points(0), torch.zeros(0).long()),
+    "one row": (points(1), torch.zeros(1).long()),
+    "no positives": (points(4), torch.arange(4)),
+    "no negatives, one class only": (points(4), torch.zeros(4).long()),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A form of a head.
+
+    Args:
+        make: the head, of its options.
+        loop: what it must equal: of a `Seen` call and the options, the losses that the mean is over; the loss
+            itself where there is no reduction to choose.
+        options: of the head and of the loop.
+        distance: the one that the loop is shown.
+        reduction: the usual one; None where there is none to choose.
+        lists: what it takes a list of: "triplets", "pairs", or "" for none.
+        satisfied: options with which it can be 0; None where it cannot.
+        smooth: whether its gradient is the derivative of its value.
+    """
+
+    make: Callable
+    loop: Callable
+    options: dict = field(default_factory=dict)
+    distance: str = "euclidean"
+    reduction: str | None = "mean"
+    lists: str = "pairs"
+    satisfied: dict | None = None
+    smooth: bool = True
+
+    def head(self, **more):
+        return self.make(**{**self.options, **more}).double()
+
+    def heights(self, *heights):
+        """Heads that compute so many rows at once; one head where there are no tiles."""
+        return [self.head(tile_rows=height) for height in heights] if self.tiled else [self.head()]
+
+    @property
+    def tiled(self):
+        return not hasattr(self.head(), "proxies")
+
+    def losses(self, x, labels, *, head=None, distance=None, **call):
+        """What the loop gives for a call."""
+        given = seen(x, labels, distance or self.distance, head or self.head(), **call)
+        return self.loop(given, **self.options)
+
+    def expected(self, x, labels, *, reduction=None, **call):
+        """The loss that the loop gives for a call."""
+        found = self.losses(x, labels, **call)
+        return found if self.reduction is None else reference.reduced(found, reduction or self.reduction)
+
+    def everything(self, labels, ref=None, ids=None, says=reference.same_label):
+        """The list of all tuples."""
+        sides = reference.relation(labels, ref and ref.labels, ids, ref and ref.ids, says)
+        if self.lists == "triplets":
+            return as_triplets(reference.all_triplets(*sides))
+        return as_pairs(*sides)
+
+
+def as_pairs(positive, negative):
+    columns = [
+        torch.tensor(sorted(side), dtype=torch.int64).reshape(-1, 2).T for side in (positive, negative)
+    ]
+    return Pairs(*columns[0], *columns[1])
+
+
+def as_triplets(triplets):
+    return Triplets(*torch.tensor(triplets, dtype=torch.int64).reshape(-1, 3).T)
+
+
+def seen(x, labels, distance, head, ids=None, ref=None, sides=None, says=reference.same_label):
+    """What a loop is shown: distances, sorted pairs of both sides, and who is compared with whom."""
+    y = x if ref is None else ref.embeddings
+    if sides is None:
+        sides = reference.relation(labels, ref and ref.labels, ids, ref and ref.ids, says)
+    return SimpleNamespace(
+        x=reference.rows_of(x).tolist(),
+        y=reference.rows_of(y).tolist(),
+        d=reference.distances(distance, x, y),
+        between=lambda: reference.distances(distance, y),
+        classes=(labels if labels.ndim == 1 else labels[:, 0]).tolist(),
+        positive=sorted(sides[0]),
+        negative=sorted(sides[1]),
+        own=ref is None,
+        head=head,
+    )
+
+
+def of_triplets(given, swap=False, **options):
+    triplets = reference.all_triplets(given.positive, given.negative)
+    return reference.triplet_losses(given.d, triplets, between=given.between() if swap else None, **options)
+
+
+def of_pairs(loop):
+    return lambda given, **options: loop(given.d, set(given.positive), set(given.negative), **options)
+
+
+def contrastive(given, **options):
+    return reference.contrastive_losses(given.d, given.positive, given.negative, **options)
+
+
+def n_pair(given, **options):
+    pairs = listwise.first_pairs(given.classes, given.positive)
+    sizes = [[sum(v * v for v in row) for row in side] for side in (given.x, given.y)]
+    return listwise.n_pair([[-v for v in row] for row in given.d], pairs, sizes, **options)
+
+
+def lifted(given, **options):
+    return listwise.lifted(given.d, set(given.positive), set(given.negative), own=given.own, **options)
+
+
+def margin_loss(given, margin, beta=None):
+    betas = given.head.beta.detach().double()
+    beta = [float(betas if betas.ndim == 0 else betas[c]) for c in given.classes]
+    return listwise.margin(given.d, given.positive, given.negative, beta, margin)
+
+
+def of_histogram(loop):
+    return lambda given, **options: loop(
+        given.d, set(given.positive), set(given.negative), unordered=given.own, **options
+    )
+
+
+def of_proxies(loop):
+    def called(given, **options):
+        return (
+            loop(given.x, given.classes, given.head.proxies.double().tolist(), **options) if given.x else 0.0
+        )
+
+    return called
+
+
+def margins_of_classes(**options):
+    """A margin loss with a β of its own for each of four classes."""
+    head = MarginLoss(num_classes=4, **options)
+    with torch.no_grad():
+        head.beta.copy_(torch.tensor([1.5, 2.5, 0.5, 3.0]))
+    return head
+
+
+def proxied(kind):
+    """A head for four classes in four dimensions."""
+    return lambda **options: kind(4, 4, **options)
+
+
+def hinge(**options):
+    return Row(TripletMargin, of_triplets, options, reduction="mean_active", lists="triplets")
+
+
+def at_cosines(make, loop, **options):
+    return Row(make, of_pairs(loop), options, "cosine")
+
+
+def counted(make, loop, bins, lists):
+    return Row(make, of_histogram(loop), {"bins": bins}, "cosine", None, lists)
+
+
+def against_proxies(kind, loop, **options):
+    return Row(proxied(kind), of_proxies(loop), options, reduction=None, lists="")
+
+
+PAIRED = {
+    "hinge": replace(hinge(margin=0.2), satisfied={}),
+    "squared hinge": replace(hinge(margin=0.5, power=2), satisfied={}),
+    "soft": hinge(soft=True),
+    "swap": replace(hinge(margin=0.2, swap=True), satisfied={}),
+    "squared swap": replace(hinge(margin=0.5, power=2, swap=True), satisfied={}),
+    "soft swap": hinge(soft=True, swap=True),
+    "contrastive": Row(
+        Contrastive, contrastive, {"margin": 2.0}, reduction="mean_active", satisfied={"pos_margin": 0.2}
+    ),
+    "contrastive, slack": Row(
+        Contrastive, contrastive, {"margin": 3.0, "pos_margin": 0.5}, reduction="mean_active", satisfied={}
+    ),
+    "margin loss": Row(
+        MarginLoss, margin_loss, {"margin": 0.7, "beta": 2.0}, reduction="mean_active", satisfied={}
+    ),
+    "margin loss, β a class": Row(
+        margins_of_classes, margin_loss, {"margin": 0.3}, reduction="mean_active", satisfied={"margin": 0.1}
+    ),
+    "InfoNCE": at_cosines(InfoNCE, listwise.info_nce),
+    "SupCon": at_cosines(SupCon, listwise.sup_con, temperature=0.5),
+    "multi-similarity": at_cosines(MultiSimilarity, listwise.multi_similarity),
+    "multi-similarity, wide": at_cosines(
+        MultiSimilarity, listwise.multi_similarity, alpha=1.0, beta=5.0, base=0.1
+    ),
+    "circle": replace(at_cosines(Circle, listwise.circle), smooth=False),
+    "circle, faces": replace(at_cosines(Circle, listwise.circle, m=0.25, gamma=256.0), smooth=False),
+    "lifted": Row(LiftedStructure, lifted, satisfied={}),
+    "lifted, far": Row(LiftedStructure, lifted, {"margin": 3.0}, satisfied={}),
+    "N-pair": Row(NPair, n_pair, {}, "dot"),
+    "N-pair, L2": Row(NPair, n_pair, {"l2": 0.3}, "dot"),
+    "histogram": counted(Histogram, reference_histogram.histogram_loss, 100, "pairs"),
+    "histogram, 7 bins": counted(Histogram, reference_histogram.histogram_loss, 7, "pairs"),
+    "histogram, 1 bin": counted(Histogram, reference_histogram.histogram_loss, 1, "pairs"),
+    "FastAP": counted(FastAP, reference_histogram.fast_ap, 10, ""),
+    "FastAP, 3 bins": counted(FastAP, reference_histogram.fast_ap, 3, ""),
+}
+PROXIED = {
+    "ProxyNCA": against_proxies(ProxyNCA, proxy.proxy_nca),
+    "ProxyNCA, cold": against_proxies(ProxyNCA, proxy.proxy_nca, temperature=0.2),
+    "ProxyNCA++": against_proxies(ProxyNCA, proxy.proxy_nca, plus_plus=True),
+    "ProxyNCA++, warm": against_proxies(ProxyNCA, proxy.proxy_nca, plus_plus=True, temperature=2.0),
+    "ProxyAnchor": against_proxies(ProxyAnchor, proxy.proxy_anchor),
+    "ProxyAnchor, soft": against_proxies(ProxyAnchor, proxy.proxy_anchor, margin=0.3, alpha=2.0),
+    "NormalizedSoftmax": against_proxies(NormalizedSoftmax, proxy.normalized_softmax),
+    "NormalizedSoftmax, warm": against_proxies(NormalizedSoftmax, proxy.normalized_softmax, temperature=1.5),
+    "ArcFace": against_proxies(ArcFace, proxy.arc_face),
+    "ArcFace, wide": against_proxies(ArcFace, proxy.arc_face, margin=1.2, scale=3.0),
+    "ArcFace, easy": against_proxies(ArcFace, proxy.arc_face, scale=8.0, easy_margin=True),
+    "CosFace": against_proxies(CosFace, proxy.cos_face),
+    "CosFace, soft": against_proxies(CosFace, proxy.cos_face, margin=0.1, scale=4.0),
+    "SoftTriple": against_proxies(SoftTriple, proxy.soft_triple, centers=3),
+    "SoftTriple, one center": against_proxies(SoftTriple, proxy.soft_triple, centers=1),
+    "SoftTriple, free": against_proxies(SoftTriple, proxy.soft_triple, centers=2, la=5.0, gamma=0.5, tau=0.0),
+}
+HEADS = PAIRED | PROXIED
+
+
+def gradient_of(head, x, labels, **call):
+    x = x.detach().clone().requires_grad_()
+    loss = head(x, labels, **call)
+    loss.backward()
+    return loss, x.grad
+
+
+def check_equal(loss, expected, rel=1e-9):
+    """A scalar with this value."""
+    assert loss.shape == ()
+    assert math.isclose(loss.item(), expected, rel_tol=rel, abs_tol=rel)
+
+
+def check_gradient(head, x, labels, **call):
+    """The gradient is that of finite differences."""
+    x = x.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: head(x, labels, **call), x, fast_mode=True)
+
+
+def check_second_derivative(head, x, labels, mined=None):
+    """The second derivative is that of finite differences, by embeddings and parameters, or it is refused."""
+    given = x.clone().requires_grad_(), *head.parameters()
+    try:
+        assert torch.autograd.gradgradcheck(lambda x, *_: head(x, labels, mined), given, fast_mode=True)
+    except ValueError as error:
+        text = f"{type(head).__name__}(create_graph=True): expected False, since this loss can be "
+        assert str(error).startswith(text)  # noqa: PT017
+        return False
+    return True
+
+
+def check_finite(head, x, labels, **call):
+    """Loss and gradient are finite."""
+    loss, grad = gradient_of(head, x, labels, **call)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(grad).all()
+
+
+def check_zero(head, x, labels, **call):
+    """The loss is 0, and backward gives a gradient of 0."""
+    loss, grad = gradient_of(head, x, labels, **call)
+    assert loss.item() == 0
+    assert loss.dtype == x.dtype
+    assert torch.equal(grad, torch.zeros_like(x))
+
+
+def check_alike(one, other):
+    """Two pairs of a loss and a gradient."""
+    for u, v in zip(one, other):
+        torch.testing.assert_close(u, v)
+
+
+class Largest(TorchDispatchMode):
+    """The size in numbers of the largest tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for v in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(v, torch.Tensor):
+                self.numbers = max(self.numbers, v.numel())
+        return out

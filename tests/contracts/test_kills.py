@@ -1,0 +1,117 @@
+"""Writing commands that are killed anywhere: the next run of the same command ends well, with the same bytes.
+
+Killed are commands before each of their steps of the file system, and at calls of functions drawn at random.
+After each kill a reader sees the old set, the new set, or nothing; the same command is run again, and its
+folder holds then the files of an unbroken run and no others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tercet.data.manifests.formats import FORMATS
+from tests.contracts import killing
+
+KILLING = Path(__file__).with_name("killing.py")
+SPLIT = ["--validation-fraction", "0.25"]
+
+
+def case(name, *words, before=(), targets=(), given=""):
+    return pytest.param(dict(command=words, before=before, targets=targets, given=given), id=name)
+
+
+def manifests():
+    for suffix in FORMATS:
+        name, part = f"t{suffix}", f"t.validation{suffix}"
+        random = ["make-triplets", "random", "photos", "{}/" + name, "--quiet", "--class-depth", "1"]
+        deep = ["make-triplets", "deep-ranking", "photos", "{}/" + name, "--quiet", "--count", "40"]
+        deep += ["--relevance", "folders", "--class-depth", "1", "--seed", "1"]
+        new, old = [*random, "--seed", "1"], [*random, "--seed", "0"]
+        yield case(f"random{suffix}", *new, targets=[name])
+        yield case(f"split{suffix}", *new, *SPLIT, targets=[name, part])
+        yield case(f"random{suffix} again", *new, "--overwrite", before=old, targets=[name])
+        yield case(
+            f"split{suffix} again", *new, *SPLIT, "--overwrite", before=[*old, *SPLIT], targets=[name, part]
+        )
+        yield case(f"deep{suffix}", *deep, targets=[name])
+
+
+def others():
+    shards = ["make-shards", "photos", "{}", "--layout", "mixed", "--images-per-shard", "4", "--quiet"]
+    yield case("shards", *shards, "--workers", "1")
+    yield case("shards in threads", *shards, "--workers", "3")
+    yield case("shards again", *shards, "--workers", "1", "--seed", "1", "--overwrite", before=shards)
+    yield case("index", "index-shards", "{}", "--quiet", given="tars")
+    for suffix in (".csv", ".parquet"):
+        yield case(f"catalog{suffix}", "catalog", "photos", "{}/c" + suffix, "--overwrite")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with images and foreign tars in it."""
+    folder = tmp_path_factory.mktemp("kills")
+    for number in range(16):
+        image = folder / "photos" / "ab"[number % 2] / "xy"[number // 8] / f"{number}.jpg"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(bytes([number]) * 50)
+    (folder / "tars").mkdir()
+    for shard in range(3):
+        with tarfile.open(folder / "tars" / f"s-{shard}.tar", "w") as tar:
+            for number in range(4):
+                for suffix, content in (("jpg", b"image"), ("cls", b"1")):
+                    member = tarfile.TarInfo(f"{shard}{number}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return folder
+
+
+def kill(place, tmp_path, case, steps, calls):
+    words = json.dumps({**case, "place": str(tmp_path), "steps": steps, "calls": calls})
+    command = [sys.executable, KILLING, words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("case", [*manifests(), *others()])
+def test_the_next_run_after_a_kill_at_any_step_or_at_random_ends_well(place, tmp_path, case):
+    found = kill(place, tmp_path, case, steps=100, calls=4)
+    print(case["command"], found)
+    assert found["failed"] == []
+    assert found["killed"] > 5
+
+
+def test_the_next_run_after_a_kill_ends_well(place, tmp_path):
+    """Of the campaign above, a split in the midst of its renamings."""
+    (chosen,) = (one.values[0] for one in manifests() if one.id == "split.csv")
+    found = kill(place, tmp_path, chosen, steps=0, calls=2)
+    assert found == {"killed": 2, "through": 0, "complete": 0, "failed": []}
+
+
+def test_the_campaign_names_a_run_that_is_refused_and_files_that_are_left(tmp_path, monkeypatch):
+    """The checker itself, on a command that writes one file after the other and takes no care of either."""
+
+    def careless(command):
+        folder = Path(command[0])
+        if (folder / "a").exists():
+            sys.exit(1)
+        for name in "ab":
+            (folder / f"{name}.unfinished").write_text(name)
+            os.replace(folder / f"{name}.unfinished", folder / name)
+
+    monkeypatch.setattr(killing, "run", careless)
+    one = dict(command=["{}"], before=(), targets=[], given="", place=str(tmp_path), steps=9, calls=0)
+    found = killing.campaign(one)
+    left_over = "kill_before_step(2): ['b', 'b.unfinished']"
+    refused = "kill_before_step(2): the next run ends with 1"
+    assert (found["killed"], found["through"]) == (2, 1)
+    assert found["failed"] == [refused, left_over]

@@ -1,0 +1,492 @@
+import math
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tercet.core.indices import Pairs, References, Triplets
+from tercet.losses import base as heads
+from tercet.losses import lists, triplet
+from tercet.losses.histogram import Histogram
+from tercet.losses.lists import rows_of_table
+from tercet.losses.margin import MarginLoss
+from tercet.losses.pair import Contrastive
+from tercet.losses.triplet import TripletMargin
+from tercet.miners.hard import BatchAll, BatchHard
+from tercet.pairwise.distances import Mahalanobis, as_distance
+from tests.contracts.heads import (
+    BATCHES,
+    HEADS,
+    Largest,
+    check_alike,
+    check_equal,
+    check_gradient,
+    check_zero,
+    gradient_of,
+    points,
+)
+from tests.oracles import triplets as reference
+from tests.oracles.triplets import unchecked
+
+FORMS = [name for name in HEADS if HEADS[name].make in (TripletMargin, Contrastive)]
+TRIPLETS = [name for name in FORMS if HEADS[name].make is TripletMargin]
+REDUCTIONS = ["mean_active", "mean", "sum"]
+every_head = pytest.mark.parametrize("name", FORMS)
+DISTANCES = ["euclidean", "squared_euclidean", "cosine", "dot"]
+
+
+class Counted:
+    """A distance, and in which of its ways it was taken."""
+
+    differentiable = True
+
+    def __init__(self, distance):
+        self.prepare, self.calls = distance.prepare, set()
+        for way in ("tile", "paired", "entries"):
+            setattr(self, way, self._counted(way, getattr(distance, way)))
+
+    def _counted(self, way, function):
+        return lambda *given: self.calls.add(way) or function(*given)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@every_head
+def test_a_head_equals_the_loop_under_every_distance(name, distance):
+    x, labels = BATCHES["P ≠ K, shuffled"]
+    expected = HEADS[name].expected(x, labels, distance=distance)
+    check_equal(HEADS[name].head(distance=distance)(x, labels), expected)
+
+
+@every_head
+def test_coincident_positives_do_not_hide_the_others(name):
+    x, labels = BATCHES["two identical images"]
+    for v in (x, x.float()):
+        _, grad = gradient_of(HEADS[name].head(), v, labels)
+        assert torch.isfinite(grad).all()
+        assert grad[2:].abs().sum() > 0
+
+
+def test_a_triplet_exactly_at_the_margin_is_satisfied():
+    x, labels = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1, 2])
+    for swap in (False, True):
+        mined = Triplets(*torch.tensor([[0], [1], [3 if swap else 2]]))
+        check_zero(TripletMargin(margin=1.0, swap=swap), x, labels, mined=mined)
+    check_zero(TripletMargin(margin=1.0), x[[0, 1, 3]], torch.tensor([0, 0, 1]))
+
+
+@every_head
+def test_a_misspelt_option_is_refused(name):
+    kind = HEADS[name].make
+    with pytest.raises(
+        ValueError, match=rf"{kind.__name__}\(reduction='mean-active'\).*did you mean 'mean_active'\?"
+    ):
+        kind(reduction="mean-active")
+    with pytest.raises(ValueError, match=rf"{kind.__name__}\(distance='cosin'\).*did you mean 'cosine'\?"):
+        kind(distance="cosin")
+    with pytest.raises(
+        ValueError, match=rf"{kind.__name__}\(distance=hamming\): expected a distance with a gradient"
+    ):
+        kind(distance="hamming")
+
+
+@every_head
+def test_losses_one_by_one_need_a_list(name):
+    with pytest.raises(
+        ValueError, match=r"\(mined=None\): expected mined (triplets|pairs) with reduction=.none.; pass"
+    ):
+        HEADS[name].head(reduction="none")(*BATCHES["P × K"])
+
+
+@every_head
+def test_a_head_keeps_no_parameters_but_the_distance_s(name):
+    assert not list(HEADS[name].head().parameters())
+    head = HEADS[name].head(distance=Mahalanobis(nn.Parameter(torch.eye(4, dtype=torch.float64))))
+    assert [key for key, _ in head.named_parameters()] == ["distance.L"]
+    x, labels = BATCHES["P × K"]
+    head(x, labels).backward()
+    assert head.distance.L.grad.abs().sum() > 0
+    check_equal(head(x, labels), HEADS[name].expected(x, labels))
+
+
+def triplets_of(x, labels):
+    return sorted(zip(*(index.tolist() for index in BatchAll()(x, labels))))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", TRIPLETS)
+def test_the_list_of_all_triplets_gives_the_loss_of_all_triplets(name, reduction):
+    x, labels = BATCHES["uneven positives per anchor"]
+    mined = BatchAll()(x, labels)
+    for height in (None, 3):
+        head = HEADS[name].head(reduction=reduction, tile_rows=height)
+        loss, grad = gradient_of(head, x, labels)
+        listed, listed_grad = gradient_of(head, x, labels, mined=mined)
+        torch.testing.assert_close(listed, loss)
+        torch.testing.assert_close(listed_grad, grad)
+    check_gradient(HEADS[name].head(reduction=reduction), x, labels, mined=mined)
+
+
+@given(
+    places=st.lists(st.integers(0, 4), min_size=1, max_size=10),
+    labels=st.lists(st.integers(0, 2), min_size=10, max_size=10),
+    margin=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    power=st.sampled_from([1, 2]),
+    height=st.sampled_from([None, 1, 3]),
+    few=st.sampled_from([0, 32]),
+)
+@example([0, 0, 0, 0, 1, 2, 2, 4, 3], [0, 0, 0, 0, 0, 0, 0, 1, 0, 0], 0.0, 1, 1, 0)
+@settings(max_examples=100, deadline=None)
+def test_sums_equal_the_list_even_where_triplets_stand_exactly_at_the_margin(
+    places, labels, margin, power, height, few
+):
+    x, labels = torch.tensor(places, dtype=torch.float64)[:, None], torch.tensor(labels[: len(places)])
+    head = TripletMargin(margin, power=power, tile_rows=height)
+    with mock.patch.object(triplet, "FEW_POSITIVES", few):
+        loss, grad = gradient_of(head, x, labels)
+    listed, listed_grad = gradient_of(head, x, labels, mined=BatchAll()(x, labels))
+    torch.testing.assert_close(loss, listed)
+    torch.testing.assert_close(grad, listed_grad)
+
+
+@pytest.mark.parametrize("few", [0, 32, 100])
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("sizes", [[2] * 6, [41, 9, 1], [50, 1], [3, 33, 20]])
+def test_few_and_many_positives_are_summed_alike(sizes, power, few):
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    x = points(len(labels), seed=3)
+    for reduction in REDUCTIONS:
+        head, whole = (TripletMargin(0.5, power=power, reduction=reduction, tile_rows=h) for h in (16, None))
+        listed, listed_grad = gradient_of(whole, x, labels, mined=BatchAll()(x, labels))
+        with mock.patch.object(triplet, "FEW_POSITIVES", few):
+            loss, grad = gradient_of(head, x, labels)
+            single, single_grad = gradient_of(head, x.float(), labels)
+        torch.testing.assert_close(loss, listed, rtol=1e-9, atol=0)
+        torch.testing.assert_close(grad, listed_grad, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(single.double(), listed, rtol=1e-5, atol=0)
+        assert (single_grad - listed_grad).norm() <= 1e-5 * listed_grad.norm()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@every_head
+def test_a_gradient_in_float32_keeps_its_digits_even_between_near_duplicates(name, distance):
+    x = nn.functional.normalize(points(48, 16)).float()
+    x[1::2] = x[::2] + 1e-4 * points(24, 16, seed=1).float()
+    labels = torch.arange(48) // 3
+    loss, grad = gradient_of(HEADS[name].head(distance=distance, reduction="sum"), x, labels)
+    exact, exact_grad = gradient_of(HEADS[name].head(distance=distance, reduction="sum"), x.double(), labels)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    assert (grad - exact_grad).norm() <= 1e-5 * exact_grad.norm()
+
+
+class Foreign:
+    """A distance of somebody else's, which the heads can only differentiate."""
+
+    differentiable = True
+
+    def __init__(self, name):
+        self.own = as_distance("Foreign", name)
+        self.prepare, self.tile, self.paired = self.own.prepare, self.own.tile, self.own.paired
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@every_head
+def test_a_foreign_distance_has_the_loss_and_the_gradient_of_the_named_one(name, distance):
+    x, labels = BATCHES["uneven positives per anchor"]
+    y, ref_labels = points(7, seed=7), torch.arange(7) % 3
+    for wanted in ((True, True), (True, False), (False, True), (False, False)):
+        found = []
+        for kind in (distance, Foreign(distance)):
+            inputs = [v.clone().requires_grad_(w) for v, w in zip((x, y), wanted)]
+            loss = HEADS[name].head(distance=kind, tile_rows=4)(
+                inputs[0], labels, ref=References(inputs[1], ref_labels)
+            )
+            if any(wanted):
+                loss.backward()
+            found.append((loss.detach(), *(v.grad for v in inputs if v.requires_grad)))
+        torch.testing.assert_close(found[0], found[1])
+    loss, grad = gradient_of(HEADS[name].head(distance=distance), x, labels)
+    foreign, foreign_grad = gradient_of(HEADS[name].head(distance=Foreign(distance)), x, labels)
+    torch.testing.assert_close(foreign, loss)
+    torch.testing.assert_close(foreign_grad, grad)
+
+
+@pytest.mark.parametrize("name", ["hinge", "squared hinge", "soft", "contrastive"])
+def test_tiles_of_the_head_s_own_height_change_nothing(name):
+    x, labels = points(600, 8, dtype=torch.float32), torch.arange(600) // 4
+    loss, grad = gradient_of(HEADS[name].head(), x, labels)
+    whole, whole_grad = gradient_of(HEADS[name].head(tile_rows=600), x, labels)
+    torch.testing.assert_close(loss, whole, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad, whole_grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize(
+    "make",
+    [
+        TripletMargin,
+        lambda **options: TripletMargin(swap=True, power=2, **options),
+        lambda **options: TripletMargin(soft=True, **options),
+        Contrastive,
+        lambda **options: MarginLoss(num_classes=7, **options),
+        lambda distance, **options: Histogram(**options),
+    ],
+    ids=["hinge", "squared, with swap", "soft", "contrastive", "margin loss", "histogram"],
+)
+def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_order, monkeypatch):
+    monkeypatch.setattr(lists, "_LEAST", 0)
+    x, labels = points(40, 6, seed=1), torch.arange(40) % 7
+    x[1], x[7], x[9] = x[0] + 1e-9, x[0] + 1e-6, x[2]  # of other classes and of the same
+    ref = References(points(30, 6, seed=2), torch.arange(30) % 7)
+    for columns in (None, ref):
+        mined = BatchAll()(x, labels, ref=columns)
+        order = torch.arange(len(mined[0]))[::3]
+        if not in_order:
+            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(0))]
+        mined = Triplets(*(index[order] for index in mined))
+        for tile_rows in (None, 50):
+            found = []
+            for entries, way in ((0, "paired"), (10**9, "entries")):
+                monkeypatch.setattr(lists, "_ENTRIES_TO_ONE", entries)
+                head = make(distance=distance, tile_rows=tile_rows).double()
+                head.distance = Counted(head.distance)
+                found.append(gradient_of(head, x, labels, mined=mined, ref=columns))
+                assert head.distance.calls == {way}
+            check_alike(*found)
+
+
+def test_a_table_is_taken_for_a_list_that_is_long_for_its_rows():
+    x, labels = points(128, 128, dtype=torch.float32), torch.arange(128) % 16
+    for miner, reduction, way in (
+        (BatchAll(), "mean", "entries"),
+        (BatchAll(), "none", "paired"),
+        (BatchHard(), "mean", "paired"),
+    ):
+        head = TripletMargin(reduction=reduction)
+        head.distance = Counted(head.distance)
+        head(x, labels, mined=miner(x, labels))
+        assert head.distance.calls == {way}
+
+
+def test_a_table_has_few_entries_to_a_pair_and_fits_a_tile():
+    x, y = torch.zeros(3000, 512), torch.zeros(100, 512)
+    rows = torch.arange(16) % 2 + 70
+    assert rows_of_table(x, y[:8], rows) is None  # too few pairs
+    rows = rows.repeat(32)  # 512
+    assert rows_of_table(x, y, rows) == slice(70, 72)
+    rows[5] = 110  # 41 rows × 100 columns
+    assert rows_of_table(x, y, rows) is None
+    assert rows_of_table(x, y[:99], rows) == slice(70, 111)  # 4,059 entries for 512 pairs
+    everywhere = (torch.arange(10**6) * 7919) % 3000
+    assert rows_of_table(x, x[:700], everywhere) is None  # 2.1 million entries, 8.4 MB
+    assert rows_of_table(x, x[:699], everywhere) == slice(0, 3000)
+    assert rows_of_table(x.double(), x[:699].double(), everywhere) is None
+
+
+@pytest.mark.parametrize("long", [1, 20_000])
+def test_a_list_of_all_triplets_in_long_parts_gives_the_loss_of_all(long, monkeypatch):
+    monkeypatch.setattr(heads, "LONG", long)
+    x, labels = points(128, 128), torch.arange(128) % 16
+    mined = BatchAll()(x, labels)
+    head = TripletMargin(reduction="mean")
+    parts = [len(a) for a, *_ in head.parts(x, x, *mined)]
+    assert len(parts) > 1
+    assert max(parts) == max(long, 2**23 // (128 * 8))
+    check_alike(gradient_of(head, x, labels, mined=mined), gradient_of(head, x, labels))
+
+
+def test_parts_of_a_list_are_long_for_a_table_alone():
+    x, shuffled = torch.zeros(4000, 128), torch.randperm(40_000) % 4000
+    sorted_rows, head = shuffled.sort().values, TripletMargin()
+    height = 2**23 // (128 * 4)
+    for rows, y, options, most in (
+        (sorted_rows, x[:10], {}, heads.LONG),
+        (sorted_rows, x[:10], {"long": False}, height),
+        (shuffled, x, {}, height),
+    ):
+        parts = list(head.parts(x, y, rows, rows, **options))
+        assert max(len(a) for a, _ in parts) == most
+        assert torch.equal(torch.cat([a for a, _ in parts]), rows)
+    parts = list(TripletMargin(tile_rows=7).parts(x, x[:10], sorted_rows, sorted_rows))
+    assert max(len(a) for a, _ in parts) == 7
+
+
+def test_a_long_list_with_swap_takes_the_memory_of_parts():
+    """Between (p, n), of 3000 rows each, no table serves."""
+    x, ref = points(4, 128, dtype=torch.float32), points(3000, 128, seed=1, dtype=torch.float32)
+    mined = Triplets(torch.arange(80_000) % 4, *torch.randperm(160_000).view(2, -1) % 3000)
+    for swap in (False, True):
+        head = TripletMargin(swap=swap)
+        head.distance = Counted(head.distance)
+        with Largest() as seen:
+            gradient_of(head, x, None, mined=mined, ref=References(ref, torch.zeros(3000).long()))
+        assert seen.numbers <= 2**23 // 4 * 2  # both columns of a part, as features
+        assert head.distance.calls == ({"entries", "paired"} if swap else {"entries"})
+
+
+def test_a_zero_embedding_has_no_cosine_gradient():
+    x, labels = points(6), torch.arange(6) % 2
+    x[2] = 0
+    for name in FORMS:
+        _, grad = gradient_of(HEADS[name].head(distance="cosine"), x, labels)
+        assert torch.equal(grad[2], torch.zeros(4, dtype=torch.float64))
+        check_equal(
+            HEADS[name].head(distance="cosine")(x, labels), HEADS[name].expected(x, labels, distance="cosine")
+        )
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.5, 2.0])
+def test_the_mean_over_active_triplets_is_over_those_that_batch_all_finds(margin):
+    x, labels = points(40, dtype=torch.float32), torch.arange(40) % 8
+    mined = BatchAll(margin=margin)(x, labels)
+    total = TripletMargin(margin, reduction="sum")(x, labels)
+    torch.testing.assert_close(TripletMargin(margin)(x, labels), total / mined.count)
+    torch.testing.assert_close(TripletMargin(margin, reduction="mean")(x, labels, mined), total / mined.count)
+
+
+@pytest.mark.parametrize("name", TRIPLETS)
+def test_losses_of_triplets_one_by_one(name):
+    x, labels = BATCHES["P × K"]
+    options = {key: value for key, value in HEADS[name].options.items() if key != "swap"}
+    d = reference.distances("euclidean", x)
+    losses = HEADS[name].head(reduction="none")(x, mined=BatchAll()(x, labels))
+    between = d if "swap" in name else None
+    expected = reference.triplet_losses(d, triplets_of(x, labels), between=between, **options)
+    torch.testing.assert_close(losses, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_the_soft_margin_of_one_triplet_is_the_paper_s():
+    x = torch.tensor([[0.0], [3.0], [1.0]])
+    loss = TripletMargin(soft=True)(x, mined=Triplets(*torch.tensor([[0], [1], [2]])))
+    check_equal(loss, math.log(1 + math.exp(3 - 1)), rel=1e-6)
+
+
+def test_swap_with_references_measures_between_references():
+    x, y = torch.tensor([[0.0]]), torch.tensor([[1.0], [1.5], [50.0]])
+    ref = References(y, torch.tensor([0, 1, 0]))
+    # D(a,p) = 1, D(a,n) = 1.5, D(p,n) = 0.5: the loss is 1 + 1 − 1.5, and 1 + 1 − 0.5 with the swap
+    mined = Triplets(*torch.tensor([[0], [0], [1]]))
+    assert TripletMargin(1.0)(x, mined=mined, ref=ref).item() == 0.5
+    assert TripletMargin(1.0, swap=True)(x, mined=mined, ref=ref).item() == 1.5
+    # of all: (0, 0, 1) at 1.5, and (0, 2, 1), D(a,p) = 50 and min(1.5, 48.5)
+    assert TripletMargin(1.0, swap=True, reduction="sum")(x, torch.tensor([0]), ref=ref).item() == 1.5 + 49.5
+
+
+def test_the_hinge_is_taken_for_each_triplet_and_then_averaged():
+    x = torch.tensor([[0.0], [1.0], [1.0], [5.0]])
+    mined = Triplets(*torch.tensor([[0, 0], [1, 1], [2, 3]]))  # 1 − 1 + 0.2 and 1 − 5 + 0.2
+    check_equal(TripletMargin(0.2, reduction="mean")(x, mined=mined), 0.1, rel=1e-6)
+    check_equal(TripletMargin(0.2)(x, mined=mined), 0.2, rel=1e-6)
+
+
+def test_a_large_sum_of_hinges_keeps_its_digits():
+    x = nn.functional.normalize(points(300, 16)).float()
+    labels = torch.arange(300) % 4
+    for power in (1, 2):
+        head = TripletMargin(0.01, power=power, reduction="sum")
+        torch.testing.assert_close(head(x, labels).double(), head(x.double(), labels), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("library_form", [tuple, list, lambda mined: Triplets(*(v.int() for v in mined))])
+def test_any_three_index_tensors_are_triplets(library_form):
+    x, labels = BATCHES["P × K"]
+    mined = BatchHard()(x, labels)
+    assert torch.equal(TripletMargin()(x, mined=library_form(mined)), TripletMargin()(x, mined=mined))
+    arrays = Triplets(*(index.numpy() for index in mined))
+    assert torch.equal(TripletMargin()(x, mined=arrays), TripletMargin()(x, mined=mined))
+
+
+def test_what_is_no_list_of_rows_of_the_batch_is_refused():
+    x, rows = points(4), torch.tensor([0, 1])
+    with pytest.raises(
+        ValueError, match=r"TripletMargin\(mined='Pairs of 4'\): expected Triplets \(three index"
+    ):
+        TripletMargin()(x, mined=Pairs(rows, rows, rows, rows))
+    with pytest.raises(ValueError, match=r"Contrastive\(mined='tuple of 2'\): expected Triplets .* or Pairs"):
+        Contrastive()(x, mined=(rows, rows))
+    for head in (TripletMargin(), Contrastive()):
+        with pytest.raises(
+            ValueError, match=r"mined='row 4'\): expected rows below 4; pass the embeddings, and"
+        ):
+            head(x, mined=(rows, rows, rows + 3))
+
+
+def test_options_that_contradict_each_other_are_refused():
+    with pytest.raises(
+        ValueError, match=r"TripletMargin\(margin=0.2\): expected no margin with soft=True; leave one"
+    ):
+        TripletMargin(0.2, soft=True)
+    with pytest.raises(ValueError, match=r"TripletMargin\(power=2\): expected 1 with soft=True; leave one"):
+        TripletMargin(power=2, soft=True)
+    with pytest.raises(ValueError, match=r"TripletMargin\(power=3\): expected a whole number from 1 to 2"):
+        TripletMargin(power=3)
+    with pytest.raises(
+        ValueError, match=r"TripletMargin\(margin=-1.0\): expected a finite number of at least 0"
+    ):
+        TripletMargin(-1.0)
+    with unchecked(), pytest.raises(ValueError, match=r"Contrastive\(margin='1'\): expected a finite number"):
+        Contrastive("1")
+
+
+def test_contrastive_takes_pairs_and_each_distinct_pair_of_triplets_once():
+    x, labels = BATCHES["P × K"]
+    triplets = BatchAll()(x, labels)
+    assert triplets.count > len(set(zip(triplets.anchor.tolist(), triplets.positive.tolist())))
+    positive, negative = reference.relation(labels)
+    pairs = Pairs(*torch.tensor(sorted(positive)).T, *torch.tensor(sorted(negative)).T)
+    for reduction in REDUCTIONS:
+        for height in (None, 2):
+            head = HEADS["contrastive"].head(reduction=reduction, tile_rows=height)
+            for mined in (None, triplets, pairs):
+                check_equal(
+                    head(x, labels, mined), HEADS["contrastive"].expected(x, labels, reduction=reduction)
+                )
+            check_gradient(head, x, labels, mined=pairs)
+
+
+def test_contrastive_losses_one_by_one_are_positives_and_then_negatives():
+    x = torch.tensor([[0.0], [0.5], [1.0]])
+    pairs = Pairs(*(torch.tensor(rows) for rows in ([0], [2], [0, 1], [1, 2])))
+    losses = Contrastive(2.0, reduction="none")(x, mined=pairs)
+    assert losses.tolist() == [1.0, 2.25, 2.25]
+
+
+def test_options_show_when_printed():
+    options = "margin=0.3, distance=euclidean, power=1, soft=False, swap=True, reduction='mean_active'"
+    assert repr(TripletMargin(0.3, swap=True)) == f"TripletMargin({options})"
+    assert "soft=True" in repr(TripletMargin(soft=True))
+    assert "pos_margin=0.1, distance=cosine" in repr(Contrastive(pos_margin=0.1, distance="cosine"))
+
+
+@pytest.mark.parametrize("count", [0, 3, 2000])
+@pytest.mark.parametrize("head", [TripletMargin(1.0), Contrastive(1.0)], ids=["triplets", "pairs"])
+def test_a_second_derivative_is_refused_of_a_list_of_any_length(head, count):
+    x = torch.randn(16, 128, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mined = Triplets(*torch.randint(0, 16, (3, count), generator=torch.Generator().manual_seed(1)))
+    with pytest.raises(
+        ValueError, match=rf"{type(head).__name__}\(create_graph=True\): expected False, since"
+    ):
+        torch.autograd.grad(head(x, None, mined), x, create_graph=True)
+
+
+@pytest.mark.parametrize("option", ["soft", "swap"])
+def test_a_word_is_no_flag(option):
+    text = rf"TripletMargin\({option}='no'\): expected True or False"
+    with unchecked(), pytest.raises(ValueError, match=text):
+        TripletMargin(**{option: "no"})
+
+
+@pytest.mark.parametrize("mined", [("a", "b", "c"), (None, [0], [0]), ([[0], [1, 2]], [0], [0])])
+def test_what_is_no_list_of_rows_gets_a_sentence(mined):
+    with pytest.raises(
+        ValueError, match=r"TripletMargin\(mined=.*\): expected one-dimensional tensors of row"
+    ):
+        TripletMargin()(torch.eye(3), None, mined)
+
+
+def test_empty_lists_are_a_list():
+    assert TripletMargin()(torch.eye(3), None, ([], [], [])) == 0

@@ -1,0 +1,156 @@
+"""Beside the libraries of the bench extra: our tuples in their losses, our heads and miners against theirs.
+
+The tables of cases and the comparison are those of tools/bench.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tercet
+
+losses = pytest.importorskip("pytorch_metric_learning.losses", reason="the bench extra is not installed")
+miners = pytest.importorskip("pytorch_metric_learning.miners", reason="the bench extra is not installed")
+pytest.importorskip("sentence_transformers", reason="the bench extra is not installed")
+pytest.importorskip("oml", reason="make bench installs it without what it asks for")
+
+BENCH = str(Path(__file__).parents[2] / "tools" / "bench")
+sys.path.insert(0, BENCH)
+try:
+    from bench_definitions import SINGLE, SIZES, apart, batch, edges, farthest, shared
+    from cases import CASES, OURS, PML, Case, plain, raw, triplet
+finally:
+    sys.path.remove(BENCH)
+
+pytestmark = [
+    pytest.mark.peers,
+    # The peer's histogram loss.
+    pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning"),
+]
+
+# Their losses that read indices_tuple, by the number of tensors that they take it as.
+OF_TRIPLETS = {
+    "TripletMarginLoss": triplet(margin=0.2),
+    "TripletMarginLoss, swap": triplet(margin=0.2, swap=True),
+    "MarginLoss": losses.MarginLoss(distance=raw()),
+}
+OF_PAIRS = {
+    "ContrastiveLoss": losses.ContrastiveLoss(distance=raw()),
+    "LiftedStructureLoss": losses.LiftedStructureLoss(distance=raw()),
+    "GeneralizedLiftedStructureLoss": losses.GeneralizedLiftedStructureLoss(distance=raw()),
+    "MultiSimilarityLoss": losses.MultiSimilarityLoss(),
+    "NTXentLoss": losses.NTXentLoss(),
+    "SupConLoss": losses.SupConLoss(),
+    "CircleLoss": losses.CircleLoss(),
+    "SignalToNoiseRatioContrastiveLoss": losses.SignalToNoiseRatioContrastiveLoss(
+        pos_margin=0.1, neg_margin=0.9
+    ),
+    "IntraPairVarianceLoss": losses.IntraPairVarianceLoss(),
+    "TupletMarginLoss": losses.TupletMarginLoss(),
+}
+MINERS = {
+    "BatchHard": (tercet.BatchHard(), miners.BatchHardMiner()),
+    "BatchAll": (tercet.BatchAll(margin=0.2), miners.TripletMarginMiner(0.2, "all")),
+    "MultiSimilarityMiner": (tercet.MultiSimilarityMiner(), miners.MultiSimilarityMiner()),
+    "PairMargin": (tercet.PairMargin(1.2, 1.4), miners.PairMarginMiner(1.2, 1.4)),
+}
+SAME_LOSSES = [name for name, case in CASES.items() if case.kind != "miner" and not case.differs]
+SAME_MINERS = [name for name, case in CASES.items() if case.kind == "miner" and not case.differs]
+OTHER = [name for name, case in CASES.items() if case.differs]
+every_batch = pytest.mark.parametrize("name", SIZES)
+
+
+def loss_and_gradient(loss, x, labels, mined=None):
+    x = x.clone().requires_grad_()
+    value = loss(x, labels, mined)
+    (gradient,) = torch.autograd.grad(value, x)
+    return value.detach(), gradient
+
+
+def check_same(loss, x, labels, mined, theirs):
+    """The loss and its gradient of one list equal those of another, which is not trivially 0."""
+    value, gradient = loss_and_gradient(loss, x, labels, mined)
+    expected, expected_gradient = loss_and_gradient(loss, x, labels, theirs)
+    assert expected_gradient.abs().max() > 0
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
+
+
+@every_batch
+@pytest.mark.parametrize("miner", MINERS)
+@pytest.mark.parametrize("loss", OF_TRIPLETS | OF_PAIRS)
+def test_their_loss_takes_what_our_miner_found(loss, miner, name):
+    x, labels = batch(name, torch.float64)
+    ours, theirs = MINERS[miner]
+    check_same((OF_TRIPLETS | OF_PAIRS)[loss], x, labels, ours(x, labels), theirs(x, labels))
+
+
+@every_batch
+@pytest.mark.parametrize("loss", OF_TRIPLETS)
+def test_every_triplet_of_ours_is_their_own_enumeration(loss, name):
+    x, labels = batch(name, torch.float64)
+    check_same(OF_TRIPLETS[loss], x, labels, tercet.BatchAll()(x, labels), None)
+
+
+@every_batch
+@pytest.mark.parametrize("loss", OF_PAIRS)
+def test_every_pair_of_ours_is_their_own_enumeration(loss, name):
+    x, labels = batch(name, torch.float64)
+    check_same(OF_PAIRS[loss], x, labels, tercet.PairMargin(-1.0, 3.0)(x, labels), None)
+
+
+@pytest.mark.parametrize("name", SAME_LOSSES)
+def test_a_head_equals_the_peers(name):
+    case = CASES[name]
+    for peer in list(case.make(2, 2))[1:]:
+        assert max(farthest(case, peer, torch.float64)) <= case.tolerance
+        assert max(farthest(case, peer, torch.float32)) <= SINGLE
+
+
+@every_batch
+@pytest.mark.parametrize("case", SAME_MINERS)
+def test_a_miner_finds_what_the_peers_finds(case, name):
+    for peer in list(CASES[case].make(2, 2))[1:]:
+        ours, both, theirs = shared(CASES[case], name, peer, torch.float64)
+        assert (ours, theirs) == (0, 0)
+        assert both >= sum(SIZES[name])
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_definition_that_is_said_to_differ_does(name):
+    case = CASES[name]
+    if case.kind == "miner":
+        assert shared(case, "P × K", PML, torch.float64)[2] > 0
+    else:
+        assert max(farthest(case, PML, torch.float64)) > 0.01
+
+
+def test_repeated_tuples_and_one_class_are_where_heads_part():
+    rows = list(edges())
+    assert [row[2] == row[3] for row in rows] == [False, True, False, True, False]
+
+
+def test_the_comparison_sees_another_margin():
+    wrong = Case(plain(tercet.TripletMargin(0.21), triplet(margin=0.2)), "loss")
+    assert apart(wrong, "P × K", PML, torch.float64).value > 1e-3
+    wrong = Case(plain(tercet.BatchAll(margin=0.21), miners.TripletMarginMiner(0.2, "all")), "miner")
+    ours, both, theirs = shared(wrong, "P × K", PML, torch.float64)
+    assert ours > 0
+    assert both > 0
+    assert theirs == 0
+
+
+def test_the_comparison_sees_another_gradient():
+    class Detached(torch.nn.Module):
+        """The right value, half the gradient."""
+
+        def forward(self, x, labels):
+            loss = tercet.TripletMargin(0.2)(x, labels)
+            return (loss + loss.detach()) / 2
+
+    wrong = Case(lambda classes, dim: {OURS: Detached(), PML: triplet(margin=0.2)}, "loss")
+    value, gradient = apart(wrong, "P × K", PML, torch.float64)
+    assert value < 1e-9
+    assert gradient > 0.4

@@ -1,0 +1,145 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tercet.core.indices import References
+from tercet.miners.hard import BatchAll, BatchHard
+from tercet.pairwise.distances import euclidean
+from tercet.pairwise.relations import CrossGroup, Graded, Relation, SameLabel, SharedLabel, as_relation
+from tercet.pairwise.tiles import Pairwise
+from tests.oracles.triplets import unchecked
+
+
+def overlap(a, b):
+    a, b = ({i for i, bit in enumerate(row) if bit} for row in (a, b))
+    return len(a & b) / max(1, len(a | b))
+
+
+def depth(a, b):
+    level = 0
+    while level < len(a) and a[level] == b[level]:
+        level += 1
+    return level / len(a)
+
+
+# One row a relation: what it says of two rows of labels, (positive, negative).
+RELATIONS = {
+    "same": (SameLabel(), lambda a, b: (a == b, a != b)),
+    "shared": (SharedLabel(), lambda a, b: (overlap(a, b) > 0, overlap(a, b) == 0)),
+    "cross group": (CrossGroup(), lambda a, b: (a[0] == b[0] and a[1] != b[1], a[0] != b[0])),
+    "overlap": (Graded(0.5, 0.2), lambda a, b: (overlap(a, b) >= 0.5, overlap(a, b) <= 0.2)),
+    "depth": (Graded(1.0, 0.0, "depth"), lambda a, b: (depth(a, b) == 1, depth(a, b) == 0)),
+    "a function": (
+        Graded(0.9, 0.4, lambda a, b: 1 - (a[:, None] - b).abs().sum(2) / 10),
+        lambda a, b: (
+            10 - abs(a[0] - b[0]) - abs(a[1] - b[1]) >= 9,
+            10 - abs(a[0] - b[0]) - abs(a[1] - b[1]) <= 4,
+        ),
+    ),
+}
+every_relation = pytest.mark.parametrize("name", RELATIONS)
+
+
+def labels_for(name, n, seed=0):
+    labels = torch.randint(0, 3, (n, 2), generator=torch.Generator().manual_seed(seed))
+    return labels[:, 0] if name == "same" else labels
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+@given(n=st.integers(0, 9), r=st.integers(0, 9), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_a_relation_equals_the_loop_and_no_column_is_both(name, n, r, seed):
+    relation, says = RELATIONS[name]
+    rows, columns = labels_for(name, n, seed), labels_for(name, r, seed + 1)
+    rows = relation.check("test", "labels", rows, n, "cpu")
+    columns = relation.check("test", "labels", columns, r, "cpu")
+    positive, negative = relation.sides(rows, columns)
+    expected = [
+        says(a, b) for a in labels_for(name, n, seed).tolist() for b in labels_for(name, r, seed + 1).tolist()
+    ]
+    assert list(zip(positive.flatten().tolist(), negative.flatten().tolist())) == expected
+    assert not (positive & negative).any()
+
+
+@every_relation
+def test_rows_of_another_key_are_negatives(name):
+    relation, _ = RELATIONS[name]
+    labels = relation.check("test", "labels", labels_for(name, 30), 30, "cpu")
+    key = relation.key(labels)
+    if key is not None:
+        _, negative = relation.sides(labels, labels)
+        assert negative[key[:, None] != key[None, :]].all()
+
+
+@every_relation
+def test_miners_take_a_relation_with_ids_and_references(name):
+    relation, says = RELATIONS[name]
+    x, labels = torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), labels_for(name, 20)
+    ids = torch.arange(20) // 2
+    ref = References(x[5:] + 0.5, labels[5:], ids[5:])
+    rows, columns = labels.tolist(), ref.labels.tolist()
+    expected = {
+        (a, p, n)
+        for a in range(20)
+        for p in range(15)
+        for n in range(15)
+        if says(rows[a], columns[p])[0]
+        and says(rows[a], columns[n])[1]
+        and ids[a] != ids[5 + p]
+        and ids[a] != ids[5 + n]
+    }
+    mined = BatchAll(relation=relation)(x, labels, ids=ids, ref=ref)
+    assert set(map(tuple, torch.stack(mined).T.tolist())) == expected
+    hard = BatchHard(relation=relation)(x, labels, ids=ids, ref=ref)
+    assert set(map(tuple, torch.stack(hard).T.tolist())) <= expected
+    assert set(hard.anchor.tolist()) == {a for a, _, _ in expected}
+
+
+def test_bool_labels_and_large_identities():
+    tags = torch.tensor([[True, False], [True, True], [False, False]])
+    (tile,) = Pairwise("test", torch.eye(3), tags, distance=euclidean, relation=SharedLabel()).tiles()
+    assert tile.positive.nonzero().tolist() == [[0, 1], [1, 0]]
+    assert tile.negative.nonzero().tolist() == [[0, 2], [1, 2], [2, 0], [2, 1]]
+    large = torch.tensor([[2**62, 0], [2**62 + 1, 1]])
+    assert not CrossGroup().sides(large, large)[0].any()
+
+
+def check_refused(text, relation, labels):
+    with unchecked(), pytest.raises(ValueError, match=text):
+        Pairwise("Miner", torch.eye(3), labels, distance=euclidean, relation=relation)
+
+
+def test_labels_of_another_shape_are_refused_with_a_sentence():
+    flat, wide = torch.arange(3), torch.zeros(3, 4).long()
+    check_refused(
+        r"labels='shape \(3, 4\)'\): expected shape \(3,\), one for each embedding; pass a relation",
+        SameLabel(),
+        wide,
+    )
+    check_refused(
+        r"labels='shape \(3,\)'\): expected shape \(3, c\), one column a label", SharedLabel(), flat
+    )
+    check_refused(r"labels='shape \(3,\)'\): expected shape \(3, c\), identity and group", CrossGroup(), flat)
+    check_refused(
+        r"labels='shape \(3, 4\)'\): expected shape \(3, 2\), identity and group", CrossGroup(), wide
+    )
+    check_refused(
+        r"labels='shape \(2, 4\)'\): expected shape \(3, c\), several labels a row", Graded(1, 0), wide[:2]
+    )
+    check_refused(
+        r"labels='torch.float32'\): expected a tensor of whole numbers", SharedLabel(), wide.float()
+    )
+
+
+def test_thresholds_and_relations_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match=r"Graded\(positive=1.5\): expected a finite number from 0 to 1"):
+        Graded(1.5, 0)
+    with pytest.raises(ValueError, match=r"Graded\(negative=0.5\): expected less than positive=0.5"):
+        Graded(0.5, 0.5)
+    with pytest.raises(ValueError, match=r"Graded\(relevance='deph'\).*did you mean 'depth'\?"):
+        Graded(1, 0, "deph")
+    for wrong in (SameLabel, "same", None):
+        with pytest.raises(ValueError, match=r"Miner\(relation=.*\): expected a relation: SameLabel\(\)"):
+            as_relation("Miner", wrong)
+    assert isinstance(SharedLabel(), Relation)
