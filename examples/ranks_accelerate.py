@@ -20,7 +20,6 @@ from quickstart import SmallNet, write_digits
 from torch.utils.data import DataLoader
 
 import tercet
-from tercet.training.distributed import gather
 
 EPOCHS = 2
 
@@ -48,7 +47,7 @@ def main() -> None:
         for images, labels, rows in loader:
             labels = labels.to(accelerator.device)
             embeddings = model(images.to(accelerator.device))
-            ids, columns = gather(embeddings, labels, rows.to(accelerator.device))
+            ids, columns = tercet.gather(embeddings, labels, rows.to(accelerator.device))
             loss = head(embeddings, labels, ids=ids, ref=columns)
             optimizer.zero_grad()
             accelerator.backward(loss)

@@ -18,7 +18,6 @@ from quickstart import SmallNet, write_digits
 from torch.utils.data import DataLoader
 
 import tercet
-from tercet.training.distributed import gather
 
 EPOCHS = 2
 
@@ -44,7 +43,7 @@ class Embedding(lightning.LightningModule):
     def training_step(self, batch: Any, _: int) -> torch.Tensor:
         images, labels, rows = batch
         embeddings = self.net(images)
-        ids, columns = gather(embeddings, labels, rows)
+        ids, columns = tercet.gather(embeddings, labels, rows)
         loss = self.head(embeddings, labels, ids=ids, ref=columns)
         self.losses.append(loss.item())
         self.seen.append(rows.tolist())

@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import tercet
-from tercet.training.distributed import gather
 
 EPOCHS = 2
 
@@ -45,7 +44,7 @@ def main() -> None:
     for _ in range(EPOCHS):
         for images, labels, rows in loader:
             embeddings = model(images)
-            ids, columns = gather(embeddings, labels, rows)
+            ids, columns = tercet.gather(embeddings, labels, rows)
             loss = head(embeddings, labels, ids=ids, ref=columns)
             optimizer.zero_grad()
             loss.backward()

@@ -25,7 +25,6 @@ from quickstart import SmallNet, write_digits
 from torch.utils.data import DataLoader
 
 import tercet
-from tercet.training.distributed import gather
 
 EPOCHS, STEPS = 2, 25  # short epochs: 25 batches of 5 classes × 8 images
 STOP = 1, 7  # the epoch, and the batches of it that the loop has seen
@@ -70,7 +69,7 @@ def train(kind: str, shards: Path, checkpoint: Path, stop: bool = False, resume:
                 torch.save({**states, "position": position.state_at(epoch, step)}, checkpoint)
                 return model.state_dict()
             embeddings = model(images)
-            ids, batch = gather(embeddings, labels)
+            ids, batch = tercet.gather(embeddings, labels)
             columns = memory.columns(batch)
             mined = miner(embeddings, labels, ids=ids, ref=columns)
             loss = head(embeddings, labels, mined, ref=columns)

@@ -54,7 +54,9 @@ def main() -> None:
     torch.manual_seed(0)
     model = SmallNet()
     miner, head = tercet.SemiHard(margin=0.2), tercet.TripletMargin(margin=0.2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    steps = options.epochs * len(stream)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     before = embed(model, test)
     used = []
     for epoch in range(options.epochs):
@@ -66,6 +68,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
             came.update(keys)
         used.append(len(came) / len(train))
     after = embed(model, test)

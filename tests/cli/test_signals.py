@@ -110,12 +110,11 @@ def test_a_signal_stops_the_threads_that_write_shards(tmp_path, monkeypatch):
 
 AT_WORK = """
 import sys, time
-from tercet.cli import app
-from tercet.cli import options
+from tercet.cli import app, options
 def scan_folder(*_, **__):
     print("at work", flush=True)
     time.sleep(600)
-sources.scan_folder = scan_folder
+options.scan_folder = scan_folder
 app.main()
 """
 

@@ -209,6 +209,8 @@ def rows() -> dict[str, Row]:
             embeddings=POINTS,
             triplets=MINED,
         ),
+        "Mahalanobis": _row("Mahalanobis", kinds={"L": "object"}, L=torch.eye(4)),
+        "Miner": _row("Miner"),
         "CrossGroup": _row("CrossGroup"),
         "SameLabel": _row("SameLabel"),
         "SharedLabel": _row("SharedLabel"),
@@ -412,6 +414,12 @@ def rows() -> dict[str, Row]:
             features=lambda sample: np.ones(2),
             capacity=4,
         ),
+        "KeyedTransform": _row(
+            "KeyedTransform",
+            lambda augment: augment(np.zeros((4, 4, 3), np.uint8), epoch=0, sample=0),
+            {"transform": "callable"},
+            transform=lambda image, rng: image,
+        ),
         "ImageDataset": _row(
             "ImageDataset", lambda data: data[0], {"catalog": "object"}, catalog=tercet.scan_folder("photos")
         ),
@@ -522,6 +530,15 @@ def rows() -> dict[str, Row]:
             ),
             "set_epoch",
             epoch=0,
+        ),
+        "gather": _row("gather", None, {**tensors, "embeddings": "points"}, **batch),
+        "plot_similarities": Row(
+            lambda: (
+                tercet.plot_similarities,
+                {"path": _new(".png"), "embeddings": {"random": POINTS}, "labels": LABELS},
+            ),
+            kinds={"path": "target", "embeddings": "object", "labels": "labels of rows"},
+            dear=20,
         ),
         "cached_backward": _row(
             "cached_backward",

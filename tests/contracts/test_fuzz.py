@@ -42,6 +42,7 @@ OPTIONS = ("count", "real", "flag", "choice")  # kinds that are read whatever th
 INNER = """
     between few listed loss_of losses_of of_all of_mined parts select extra_repr key sides of pairs check
     provenance state_dict reset left_out_counts pin_memory as_pairs unreadable
+    entries prepare tile paired
 """.split()
 
 
@@ -261,7 +262,7 @@ def right(count: int) -> int:
     ],
 )
 def test_the_checker_sees_what_a_call_does_wrong(call: Callable[..., Any], said, monkeypatch):
-    monkeypatch.setattr("test_fuzz.SECONDS", 1)
+    monkeypatch.setattr(f"{__name__}.SECONDS", 1)
     row = Row(lambda: (call, {"count": 1}))
     found = fault(call.__name__, row, {"count": "'3'"}, must_refuse=True)
     assert found.startswith(said)
@@ -269,7 +270,7 @@ def test_the_checker_sees_what_a_call_does_wrong(call: Callable[..., Any], said,
 
 
 def test_the_sample_reaches_every_kind_of_value_and_callable(table):
-    some = list(cases(table, 10_000, seed=0))
+    some = list(cases(table, 20_000, seed=0))
     assert some[:100] == list(cases(table, 100, seed=0))
     called = Counter(case.name for case in some)
     named = {name for name, row in table.items() if arguments(row.make()[0])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,11 +37,14 @@ NAMES = [
     "Histogram",
     "ImageDataset",
     "InfoNCE",
+    "KeyedTransform",
     "LabeledPairs",
     "LiftedStructure",
+    "Mahalanobis",
     "Manifest",
     "MarginLoss",
     "MinedBatch",
+    "Miner",
     "MiningLoader",
     "MultiSimilarity",
     "MultiSimilarityMiner",
@@ -74,8 +78,10 @@ NAMES = [
     "cached_backward",
     "deep_ranking_batched",
     "describe",
+    "gather",
     "map_at_r",
     "pk_batched",
+    "plot_similarities",
     "predict_yield",
     "read_catalog",
     "read_manifest",
@@ -89,16 +95,19 @@ NAMES = [
 ]
 
 
-def typed_names(source: str) -> dict[str, str]:
-    """{name: module} of the imports under `if TYPE_CHECKING`, as a type checker sees them."""
-    (block,) = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+def typed_names(stub: str) -> dict[str, str]:
+    """{name: module} of the imports of a stub, as a type checker sees them."""
     found = {}
-    for node in block.body:
-        assert isinstance(node, ast.ImportFrom)
-        for alias in node.names:
-            assert alias.asname == alias.name, f"write `{alias.name} as {alias.name}`: only so is it exported"
-            found[alias.name] = node.module
+    for node in ast.parse(stub).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                name = alias.name
+                assert alias.asname == name, f"write `{name} as {name}`: only so is it exported"
+                found[name] = f"tercet.{node.module}"
     return found
+
+
+HOME = typed_names(Path(tercet.__file__).with_suffix(".pyi").read_text("utf-8"))
 
 
 def lacks(value: object) -> str:
@@ -114,28 +123,41 @@ def test_the_public_names_are_these():
     assert set(NAMES) <= set(dir(tercet))
 
 
-def test_a_type_checker_sees_what_is_loaded_on_first_use():
-    lazy = {name: f"tercet.{module}" for name, module in tercet._HOME.items()}
-    lazy.update(dict.fromkeys(tercet._MODULES, "tercet"))
-    assert typed_names(Path(tercet.__file__).read_text("utf-8")) == lazy
+def test_the_stub_names_each_public_name_once_and_nothing_else():
+    assert sorted(HOME) == sorted(NAMES)
 
 
-def test_gather_works_as_readme_writes_it_and_torch_is_loaded_no_sooner():
+def fresh(code: str, **environment: str) -> str:
+    """What a program prints in a process of its own, where warnings are errors."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+def test_every_name_loads_with_the_package_where_that_is_asked_for():
+    loaded = "import sys, tercet; print('torch' in sys.modules, 'pyarrow' in sys.modules)"
+    assert fresh(loaded) == "False False\n"
+    assert fresh(loaded, EAGER_IMPORT="1") == "True False\n"
+
+
+def test_gather_still_works_under_its_old_name_with_a_warning_and_torch_is_loaded_no_sooner():
     code = """
-import sys, tercet
-assert "distributed" in dir(tercet)
+import sys, warnings, tercet
 assert "torch" not in sys.modules
-print(tercet.training.distributed.gather.__module__)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    assert tercet.distributed.gather is tercet.gather
+    assert not hasattr(tercet.distributed, "scatter")
+print(*(f"{one.category.__name__}: {one.message}" for one in said))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "tercet.training.distributed\n"
+    assert fresh(code) == "DeprecationWarning: tercet.distributed.gather is now tercet.gather\n"
 
 
 def test_the_reader_of_typed_names_sees_a_difference():
-    source = "if TYPE_CHECKING:\n    from tercet.data.catalog.catalog import Catalog as Catalog\n"
-    assert typed_names(source) == {"Catalog": "tercet.data.catalog.catalog"}
+    assert typed_names("from .data.io import A as A\n") == {"A": "tercet.data.io"}
     with pytest.raises(AssertionError, match="only so is it exported"):
-        typed_names("if TYPE_CHECKING:\n    from tercet.data.catalog.catalog import Catalog\n")
+        typed_names("from .data.io import A\n")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,7 +165,7 @@ def test_a_public_name_loads_and_is_documented_with_an_example(name):
     value = getattr(tercet, name)
     assert value is getattr(tercet, name)
     assert value.__name__ == name
-    assert value.__module__ == f"tercet.{tercet._HOME[name]}"
+    assert value.__module__ == HOME[name]
     assert inspect.isclass(value) or inspect.isfunction(value)
     assert not lacks(value), f"{name} lacks {lacks(value)}"
 

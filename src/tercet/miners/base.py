@@ -37,6 +37,19 @@ class Miner:
 
     Raises:
         ValueError: an option out of range; when called, what `Pairwise` refuses.
+
+    Example:
+        >>> class NearPairs(Miner):
+        ...     def select(self, pairwise, step):
+        ...         sides = [], []
+        ...         for tile in pairwise.tiles():
+        ...             for side, of in zip(sides, (tile.positive, tile.negative)):
+        ...                 near = (of & (tile.distance < 1)).nonzero()
+        ...                 side.append(near + torch.tensor([tile.start, 0]))
+        ...         positive, negative = map(torch.cat, sides)
+        ...         return Pairs(*positive.T, *negative.T)
+        >>> NearPairs()(torch.tensor([[0.0], [0.5], [1.2]]), torch.tensor([0, 0, 1])).negative.tolist()
+        [2, 1]
     """
 
     distance: Distance | str = "euclidean"

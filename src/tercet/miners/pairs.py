@@ -1,4 +1,4 @@
-"""Miners of pairs: labels and distances in, `Pairs` of row numbers out. Else they are as `tercet.miners.hard`."""
+"""Miners of pairs: labels and distances in, `Pairs` of row numbers out."""
 
 from __future__ import annotations
 

@@ -744,8 +744,7 @@ def test_interrupted_half_way_keeps_the_old_file(tmp_path, suffix):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from tercet.data.manifests import blocks
-from tercet.data.manifests import formats
+from tercet.data.manifests import blocks, formats
 from tercet.data.manifests import writing as manifest_writing
 from tercet.data.catalog.catalog import Catalog
 from tercet.core.indices import Triplets
@@ -760,7 +759,7 @@ class Killed:
         return Triplets(*np.zeros((3, index.stop - index.start), dtype=np.int64))
 
 catalog = Catalog(["a/1.png"], [0], ["a"])
-writing.write_manifest(sys.argv[1], Killed(), catalog, chunk_size=1000, overwrite=True)
+manifest_writing.write_manifest(sys.argv[1], Killed(), catalog, chunk_size=1000, overwrite=True)
 """
 
 
