@@ -244,9 +244,9 @@ def forging(count: int) -> int:
 
 def right(count: int) -> int:
     """Refuses what is no whole number from 1."""
-    from tercet.core.checks import whole
+    from tercet.core.checks import as_int
 
-    return whole("right", "count", count, minimum=1)
+    return as_int("right", "count", count, minimum=1)
 
 
 @pytest.mark.parametrize(

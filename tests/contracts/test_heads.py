@@ -172,11 +172,11 @@ def autocast_changes_nothing(row):
 
 def nan_and_infinite_embeddings_are_refused(row):
     x, labels = BATCHES["P × K"]
-    owner = type(row.head()).__name__
+    caller = type(row.head()).__name__
     for bad in (math.nan, math.inf):
         broken = x.clone()
         broken[3, 0] = bad
-        text = rf"{owner}\(embeddings='1 of 9 rows, the first is row 3'\): expected finite"
+        text = rf"{caller}\(embeddings='1 of 9 rows, the first is row 3'\): expected finite"
         for mined in (None, (NOBODY, NOBODY, NOBODY)) if row.lists else (None,):
             refused(text, row.head(), broken, labels, mined)
 
@@ -260,21 +260,21 @@ def an_empty_list_is_0_with_a_graph(row):
 
 
 def what_is_no_list_of_rows_of_the_batch_is_refused(row):
-    x, rows, owner = points(4), torch.tensor([0, 1]), type(row.head()).__name__
+    x, rows, caller = points(4), torch.tensor([0, 1]), type(row.head()).__name__
     labels = torch.tensor([0, 0, 1, 1])
     if row.lists:
-        refused(rf"{owner}\(mined='tuple of 2'\): expected Triplets", row.head(), x, labels, (rows, rows))
+        refused(rf"{caller}\(mined='tuple of 2'\): expected Triplets", row.head(), x, labels, (rows, rows))
         wrong = (rows, rows, rows + 3)
-        refused(rf"{owner}\(mined='row 4'\): expected rows below 4; pass the", row.head(), x, labels, wrong)
+        refused(rf"{caller}\(mined='row 4'\): expected rows below 4; pass the", row.head(), x, labels, wrong)
 
 
 def a_misspelt_option_is_refused(row):
-    owner = type(row.head()).__name__
+    caller = type(row.head()).__name__
     if row.reduction:
-        refused(rf"{owner}\(reduction='means'\).*did you mean 'mean'\?", row.head, reduction="means")
-    refused(rf"{owner}\(tile_rows=0\): expected a whole number of at least 1", row.head, tile_rows=0)
+        refused(rf"{caller}\(reduction='means'\).*did you mean 'mean'\?", row.head, reduction="means")
+    refused(rf"{caller}\(tile_rows=0\): expected a whole number of at least 1", row.head, tile_rows=0)
     with unchecked():
-        refused(rf"{owner}\(relation='same'\): expected a relation: Same", row.make, relation="same")
+        refused(rf"{caller}\(relation='same'\): expected a relation: Same", row.make, relation="same")
 
 
 OF_ALL = [

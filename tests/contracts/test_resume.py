@@ -306,21 +306,21 @@ def test_a_state_is_a_few_integers_and_strings_of_these_settings(subject, data):
     state = source.state_at(1, 3)
     assert len(repr(state)) < 400
     assert {type(part) for part in (state["epoch"], state["step"], *state["settings"].values())} <= {int, str}
-    owner = type(source.position).__name__
-    with pytest.raises(ValueError, match=rf"^{owner}.load_state_dict: the state was saved with seed=4, but"):
+    caller = type(source.position).__name__
+    with pytest.raises(ValueError, match=rf"^{caller}.load_state_dict: the state was saved with seed=4, but"):
         source.position.load_state_dict({**state, "settings": {**state["settings"], "seed": 4}})
     for edited in ({"epoch": 2}, {"step": 4}, {"crc32": state["crc32"] ^ 1}):
-        with pytest.raises(ValueError, match=rf"^{owner}.load_state_dict: .* it was changed or damaged; "):
+        with pytest.raises(ValueError, match=rf"^{caller}.load_state_dict: .* it was changed or damaged; "):
             source.position.load_state_dict(state | edited)
     source.position.load_state_dict(json.loads(json.dumps(state)))
     del state["crc32"]  # as of version 0.1
-    with pytest.warns(UserWarning, match=rf"the state given to {owner}.load_state_dict has no checksum"):
+    with pytest.warns(UserWarning, match=rf"the state given to {caller}.load_state_dict has no checksum"):
         source.position.load_state_dict(state)
-    with pytest.raises(ValueError, match=rf"^{owner}.load_state_dict\(state=None\): expected what"):
+    with pytest.raises(ValueError, match=rf"^{caller}.load_state_dict\(state=None\): expected what"):
         source.position.load_state_dict(None)
-    with pytest.raises(ValueError, match=rf"^{owner}.state_at\(step={len(source.position) + 1}\): expected"):
+    with pytest.raises(ValueError, match=rf"^{caller}.state_at\(step={len(source.position) + 1}\): expected"):
         source.position.state_at(0, len(source.position) + 1)
-    with pytest.raises(ValueError, match=rf"^{owner}.state_at\(epoch=-1\): expected"):
+    with pytest.raises(ValueError, match=rf"^{caller}.state_at\(epoch=-1\): expected"):
         source.position.state_at(-1, 0)
 
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from tercet.core.checks import (
     array_of,
-    choice,
-    flag,
+    as_bool,
+    as_choice,
+    as_float,
+    as_int,
     label_codes,
     path_of,
-    real,
     refusal,
     seed_number,
     shown,
-    whole,
 )
 
 
@@ -61,16 +61,16 @@ def test_refusal_shortens_what_came_to_80_characters():
     ids=repr,
 )
 def test_whole_takes_any_whole_number_and_gives_an_int(value):
-    number = whole("f", "k", value, minimum=3, maximum=3)
+    number = as_int("f", "k", value, minimum=3, maximum=3)
     assert type(number) is int
     assert number == 3
 
 
 def test_whole_takes_what_numpy_and_torch_count_with():
-    assert whole("f", "k", 2**63 - 1) == 2**63 - 1
+    assert as_int("f", "k", 2**63 - 1) == 2**63 - 1
     expected = "a whole number from 0 to 9223372036854775807"
-    assert sentence(whole, "f", "k", 2**63) == f"f(k={2**63}): expected {expected}"
-    assert sentence(whole, "f", "k", 10**5000) == f"f(k=<int>): expected {expected}"
+    assert sentence(as_int, "f", "k", 2**63) == f"f(k={2**63}): expected {expected}"
+    assert sentence(as_int, "f", "k", 10**5000) == f"f(k=<int>): expected {expected}"
 
 
 def test_a_seed_has_at_most_128_bits():
@@ -90,7 +90,7 @@ def test_a_seed_has_at_most_128_bits():
     ids=repr,
 )
 def test_whole_refuses_what_is_no_whole_number(value):
-    assert sentence(whole, "f", "k", value) == f"f(k={value!r}): expected a whole number of at least 0"
+    assert sentence(as_int, "f", "k", value) == f"f(k={value!r}): expected a whole number of at least 0"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_whole_refuses_what_is_no_whole_number(value):
     ],
 )
 def test_whole_refuses_what_is_out_of_range(value, bounds, expected):
-    assert sentence(whole, "PKSampler", "p", value, **bounds) == f"PKSampler(p={value}): expected {expected}"
+    assert sentence(as_int, "PKSampler", "p", value, **bounds) == f"PKSampler(p={value}): expected {expected}"
 
 
 # real
@@ -117,7 +117,7 @@ def test_whole_refuses_what_is_out_of_range(value, bounds, expected):
     ids=repr,
 )
 def test_real_takes_any_number_and_gives_a_float(value):
-    number = real("f", "margin", value, minimum=2, maximum=2)
+    number = as_float("f", "margin", value, minimum=2, maximum=2)
     assert type(number) is float
     assert number == 2.0
 
@@ -132,7 +132,7 @@ def test_real_takes_any_number_and_gives_a_float(value):
     ids=lambda value: repr(value)[:20],
 )
 def test_real_refuses_what_is_no_finite_number(value):
-    assert sentence(real, "f", "margin", value) == str(refusal("f", "margin", value, "a finite number"))
+    assert sentence(as_float, "f", "margin", value) == str(refusal("f", "margin", value, "a finite number"))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,8 @@ def test_real_refuses_what_is_no_finite_number(value):
 )
 def test_real_refuses_what_is_out_of_range(value, bounds, expected):
     assert (
-        sentence(real, "Circle", "margin", value, **bounds) == f"Circle(margin={value}): expected {expected}"
+        sentence(as_float, "Circle", "margin", value, **bounds)
+        == f"Circle(margin={value}): expected {expected}"
     )
 
 
@@ -156,21 +157,21 @@ def test_real_refuses_what_is_out_of_range(value, bounds, expected):
 
 @pytest.mark.parametrize("value", [True, False, np.True_, torch.tensor(False)])
 def test_a_flag_is_a_bool(value):
-    assert flag("f", "swap", value) is bool(value)
+    assert as_bool("f", "swap", value) is bool(value)
 
 
 @pytest.mark.parametrize("value", ["no", 0, 1, None])
 def test_what_is_no_flag_is_refused(value):
     with pytest.raises(ValueError, match=rf"f\(swap={value!r}\): expected True or False"):
-        flag("f", "swap", value)
+        as_bool("f", "swap", value)
 
 
 # choice
 
 
 def test_choice_gives_the_option_back():
-    assert choice("f", "swap", "mean", ("mean", "sum")) == "mean"
-    assert choice("f", "swap", "sum", iter(["mean", "sum"])) == "sum"
+    assert as_choice("f", "swap", "mean", ("mean", "sum")) == "mean"
+    assert as_choice("f", "swap", "sum", iter(["mean", "sum"])) == "sum"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_choice_gives_the_option_back():
     ],
 )
 def test_choice_refuses_a_misspelt_option_and_names_the_nearest(value, said):
-    assert sentence(choice, "f", "reduction", value, ("mean", "sum")) == said
+    assert sentence(as_choice, "f", "reduction", value, ("mean", "sum")) == said
 
 
 # what has no data, or cannot be asked
@@ -206,14 +207,14 @@ META = torch.tensor(3, device="meta")
 
 @pytest.mark.parametrize("value", [Unreadable(), META, torch.ones(2, 2), np.array("a")], ids=shown)
 def test_a_number_that_cannot_be_read_is_refused(value):
-    for check in (whole, real, flag):
+    for check in (as_int, as_float, as_bool):
         assert sentence(check, "f", "x", value).startswith(f"f(x={shown(value)}): expected ")
 
 
 def test_a_flag_without_data_or_of_several_is_refused():
     several = [torch.tensor(True, device="meta"), torch.tensor([True, False]), np.array([True, False])]
     for value in several:
-        assert sentence(flag, "f", "x", value) == f"f(x={shown(value)}): expected True or False"
+        assert sentence(as_bool, "f", "x", value) == f"f(x={shown(value)}): expected True or False"
 
 
 @pytest.mark.parametrize("value", ["a.csv", "é x.csv", Path("a")])

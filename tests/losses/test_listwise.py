@@ -201,16 +201,16 @@ def test_the_largest_tensor_is_seen():
 
 @every_head
 def test_a_misspelt_option_is_refused(name):
-    owner = HEADS[name].make.__name__
-    with pytest.raises(ValueError, match=rf"{owner}\(reduction='means'\).*did you mean 'mean'\?"):
+    caller = HEADS[name].make.__name__
+    with pytest.raises(ValueError, match=rf"{caller}\(reduction='means'\).*did you mean 'mean'\?"):
         HEADS[name].head(reduction="means")
-    with pytest.raises(ValueError, match=rf"{owner}\(tile_rows=0\): expected a whole number of at least 1"):
+    with pytest.raises(ValueError, match=rf"{caller}\(tile_rows=0\): expected a whole number of at least 1"):
         HEADS[name].head(tile_rows=0)
     if name in WITH_DISTANCE:
-        with pytest.raises(ValueError, match=rf"{owner}\(distance='cosin'\).*did you mean 'cosine'\?"):
+        with pytest.raises(ValueError, match=rf"{caller}\(distance='cosin'\).*did you mean 'cosine'\?"):
             HEADS[name].head(distance="cosin")
         with pytest.raises(
-            ValueError, match=rf"{owner}\(distance=hamming\): expected a distance with a gradient"
+            ValueError, match=rf"{caller}\(distance=hamming\): expected a distance with a gradient"
         ):
             HEADS[name].head(distance="hamming")
 

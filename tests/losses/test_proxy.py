@@ -194,33 +194,33 @@ def test_autocast_changes_nothing(name):
 @pytest.mark.parametrize("bad", [4, -1, 2**53])
 @every_head
 def test_a_label_that_is_no_class_number_is_refused(name, bad):
-    owner = type(HEADS[name].head()).__name__
-    text = rf"{owner}\(labels={bad}\): expected class numbers from 0 to 3, as num_classes says; torch.unique"
+    caller = type(HEADS[name].head()).__name__
+    text = rf"{caller}\(labels={bad}\): expected class numbers from 0 to 3, as num_classes says; torch.unique"
     with pytest.raises(ValueError, match=text):
         make(name)(points(3), torch.tensor([0, bad, 3]))
 
 
 @every_head
 def test_calls_that_make_no_sense_are_refused(name):
-    owner, head = type(HEADS[name].head()).__name__, make(name)
+    caller, head = type(HEADS[name].head()).__name__, make(name)
     x, labels = BATCHES["all classes"]
     rows = torch.tensor([0])
     meets = r"expected None: embeddings meet proxies, not each other; call it with embeddings and labels"
-    with pytest.raises(ValueError, match=rf"{owner}\(mined='Triplets'\): {meets}"):
+    with pytest.raises(ValueError, match=rf"{caller}\(mined='Triplets'\): {meets}"):
         head(x, labels, Triplets(rows, rows, rows))
-    with pytest.raises(ValueError, match=rf"{owner}\(ref='References'\): {meets}"):
+    with pytest.raises(ValueError, match=rf"{caller}\(ref='References'\): {meets}"):
         head(x, labels, ref=References(x, labels))
-    with pytest.raises(ValueError, match=rf"{owner}\(labels=None\): expected labels"):
+    with pytest.raises(ValueError, match=rf"{caller}\(labels=None\): expected labels"):
         head(x)
-    with pytest.raises(ValueError, match=rf"{owner}\(embeddings='3 dimensions'\): expected 4, as the prox"):
+    with pytest.raises(ValueError, match=rf"{caller}\(embeddings='3 dimensions'\): expected 4, as the prox"):
         head(x[:, :3], labels)
     with pytest.raises(
-        ValueError, match=rf"{owner}\(embeddings='cpu'\): expected the proxies' device meta; mo"
+        ValueError, match=rf"{caller}\(embeddings='cpu'\): expected the proxies' device meta; mo"
     ):
         make(name).to("meta")(x, labels)
     with (
         unchecked(),
-        pytest.raises(ValueError, match=rf"{owner}\(labels='torch.float32'\): expected a tensor"),
+        pytest.raises(ValueError, match=rf"{caller}\(labels='torch.float32'\): expected a tensor"),
     ):
         head(x, labels.float())
 
@@ -241,11 +241,11 @@ ODD = {
 @pytest.mark.parametrize("kind", ODD)
 @every_head
 def test_labels_and_ids_that_are_no_whole_numbers_with_data_are_refused(name, kind):
-    owner, head = type(HEADS[name].head()).__name__, make(name)
+    caller, head = type(HEADS[name].head()).__name__, make(name)
     x, labels = BATCHES["all classes"]
     for argument in ("labels", "ids"):
         given = {"labels": labels, argument: ODD[kind](labels)}
-        with unchecked(), pytest.raises(ValueError, match=rf"{owner}\({argument}=.*\): expected "):
+        with unchecked(), pytest.raises(ValueError, match=rf"{caller}\({argument}=.*\): expected "):
             head(x, **given)
 
 
@@ -281,16 +281,18 @@ def test_options_out_of_range_are_refused(kind, options, text):
 
 @pytest.mark.parametrize("kind", [ProxyNCA, ProxyAnchor, NormalizedSoftmax, ArcFace, CosFace, SoftTriple])
 def test_sizes_and_seeds_out_of_range_and_misspelt_options_are_refused(kind):
-    owner = kind.__name__
-    with pytest.raises(ValueError, match=rf"{owner}\(num_classes=1\): expected a whole number of at least 2"):
+    caller = kind.__name__
+    with pytest.raises(
+        ValueError, match=rf"{caller}\(num_classes=1\): expected a whole number of at least 2"
+    ):
         kind(1, 4)
-    with pytest.raises(ValueError, match=rf"{owner}\(dim=0\): expected a whole number of at least 1"):
+    with pytest.raises(ValueError, match=rf"{caller}\(dim=0\): expected a whole number of at least 1"):
         kind(4, 0)
-    with pytest.raises(ValueError, match=rf"{owner}\(seed=-1\): expected a whole number of at least 0"):
+    with pytest.raises(ValueError, match=rf"{caller}\(seed=-1\): expected a whole number of at least 0"):
         kind(4, 4, seed=-1)
     with (
         unchecked(),
-        pytest.raises(ValueError, match=rf"{owner}\(num_classes=4.0\): expected a whole number"),
+        pytest.raises(ValueError, match=rf"{caller}\(num_classes=4.0\): expected a whole number"),
     ):
         kind(4.0, 4)
     with pytest.raises(TypeError, match="unexpected keyword argument 'embedding_size'"):

@@ -106,9 +106,9 @@ def test_a_relation_without_classes_is_refused_where_a_class_is_needed(relation)
 
 @pytest.mark.parametrize("name", PAIRED)
 def test_several_labels_a_row_need_a_relation_that_takes_them(name):
-    owner = type(PAIRED[name].head()).__name__
+    caller = type(PAIRED[name].head()).__name__
     with pytest.raises(
-        ValueError, match=rf"{owner}\(labels='shape \(10, 2\)'\): .*; pass a relation that takes several"
+        ValueError, match=rf"{caller}\(labels='shape \(10, 2\)'\): .*; pass a relation that takes several"
     ):
         PAIRED[name].head()(points(10), VIEWS)
 

@@ -29,8 +29,8 @@ def ahead(rows, columns):
 class Plain:
     """A relation of one's own; the key names a class, and rows of two may be a positive pair."""
 
-    def check(self, owner, argument, labels, count, device):
-        return whole_numbers(owner, argument, labels, count, device)
+    def check(self, caller, argument, labels, count, device):
+        return whole_numbers(caller, argument, labels, count, device)
 
     def key(self, labels):
         return labels

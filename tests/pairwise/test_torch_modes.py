@@ -84,14 +84,14 @@ OWNERS = {type(one).__name__: one for one in [*MINERS, *(row.head().float() for 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # jvp itself
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("owner", OWNERS)
-def test_transforms_of_torch_func_and_forward_mode_are_refused(owner, transform):
+@pytest.mark.parametrize("caller", OWNERS)
+def test_transforms_of_torch_func_and_forward_mode_are_refused(caller, transform):
     def call(x):
-        out = OWNERS[owner](x, LABELS)
+        out = OWNERS[caller](x, LABELS)
         return out if isinstance(out, torch.Tensor) else out[0]
 
     text = (
-        rf"{owner}\(embeddings='inside torch.func or forward_ad'\): expected a call outside grad, vmap, jvp"
+        rf"{caller}\(embeddings='inside torch.func or forward_ad'\): expected a call outside grad, vmap, jvp"
     )
     with unchecked(), pytest.raises(ValueError, match=text):
         TRANSFORMS[transform](call, images()[:, :4])

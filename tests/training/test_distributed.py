@@ -352,8 +352,8 @@ def test_means_over_equal_counts_average_to_the_loss_and_gradient_of_one_process
 
 @pytest.mark.parametrize("name", UNSUMMED)
 def test_a_loss_that_is_no_sum_over_anchors_refuses_gathered_columns_with_and_without_a_memory(ranks, name):
-    owner = type(UNSUMMED[name](reduction="sum")).__name__
-    text = f"{owner}(ref='columns from gather'): expected columns of one process, since this loss is no sum "
+    caller = type(UNSUMMED[name](reduction="sum")).__name__
+    text = f"{caller}(ref='columns from gather'): expected columns of one process, since this loss is no sum "
     for seen in ranks:
         assert all(said.startswith(text) for said in seen["no sum"][name])
 

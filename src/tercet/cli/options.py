@@ -80,7 +80,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no tab
 
 
 def opened_catalog(
-    owner: str,
+    caller: str,
     source: Path,
     *,
     class_depth: int | None,
@@ -95,7 +95,7 @@ def opened_catalog(
     """The images of a folder of class folders or of a table.
 
     Args:
-        owner: the command, for the sentence.
+        caller: the command, for the sentence.
         source: the folder or the table.
         class_depth, root, outside_root, columns, path_column, label_column, verify, quiet: the options of
             their names.
@@ -105,7 +105,7 @@ def opened_catalog(
         typer.BadParameter: an option for the other kind of source.
     """
     if not source.exists():
-        raise refusal(owner, "source", str(source), "an existing folder or table")
+        raise refusal(caller, "source", str(source), "an existing folder or table")
     if source.is_dir():
         if root or outside_root or columns or path_column != "path" or label_column != "label":
             raise typer.BadParameter(
@@ -120,19 +120,19 @@ def opened_catalog(
     )
 
 
-def refuse_input(owner: str, output: Path, *inputs: Path, argument: str = "output") -> None:
+def refuse_input(caller: str, output: Path, *inputs: Path, argument: str = "output") -> None:
     """Refuse an output that is what it would be made from: `--overwrite` would lose it."""
     for given in inputs:
         if output.resolve() == given.resolve():
             kind = "folder" if given.is_dir() else "file"
-            raise refusal(owner, argument, str(output), f"another {kind} than what is read")
+            raise refusal(caller, argument, str(output), f"another {kind} than what is read")
 
 
-def with_groups(owner: str, catalog: Catalog, groups: str, of_folder: bool) -> tuple[Catalog, Any]:
+def with_groups(caller: str, catalog: Catalog, groups: str, of_folder: bool) -> tuple[Catalog, Any]:
     """The catalog with the column of groups in it, and the column.
 
     Args:
-        owner: the command, for the sentence.
+        caller: the command, for the sentence.
         catalog: the images.
         groups: of a table the name of a column; of a folder the level of the folder that names the group,
             1 the highest, or a regular expression with one group, searched in each path.
@@ -153,15 +153,15 @@ def with_groups(owner: str, catalog: Catalog, groups: str, of_folder: bool) -> t
         try:
             pattern = re.compile(groups)
         except re.error as error:
-            raise refusal(owner, "--groups", groups, expected, str(error)) from None
+            raise refusal(caller, "--groups", groups, expected, str(error)) from None
         if pattern.groups != 1:
-            way_out = f"put one part of it in parentheses; it has {pattern.groups}"
-            raise refusal(owner, "--groups", groups, expected, way_out)
+            hint = f"put one part of it in parentheses; it has {pattern.groups}"
+            raise refusal(caller, "--groups", groups, expected, hint)
         matches = map(pattern.search, catalog.paths)
         found = [match and match[1] for match in matches]
         expected = "an expression that is found in every path, its group too"
     if None in found:
         path = catalog.paths[found.index(None)]
-        raise refusal(owner, "--groups", groups, expected, f"not in {path!r}")
+        raise refusal(caller, "--groups", groups, expected, f"not in {path!r}")
     values = np.array(found, dtype=object)
     return replace(catalog, groups={**catalog.groups, "group": values}), values

@@ -29,7 +29,7 @@ from tercet.cli.options import (
     with_groups,
 )
 from tercet.cli.summary import Part, report
-from tercet.core.checks import choice
+from tercet.core.checks import as_choice
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.split import train_validation_split
 from tercet.data.manifests.split_parts import validation_part
@@ -89,7 +89,7 @@ def random_triplets(
 ) -> None:
     """Random triplets or pairs: every image a query, positives of its class, negatives of others."""
     started = time.perf_counter()
-    strategy = KINDS[choice("make-triplets", "--output-kind", output_kind, KINDS)]
+    strategy = KINDS[as_choice("make-triplets", "--output-kind", output_kind, KINDS)]
     if split_by is not None and validation_fraction is None:
         raise typer.BadParameter("--split-by says how --validation-fraction is kept apart; give that too")
     outputs = {"": output}

@@ -25,7 +25,7 @@ from tercet.cli.options import (
     with_groups,
 )
 from tercet.cli.summary import finish, grid, tell_left_out
-from tercet.core.checks import choice, escaped, refusal
+from tercet.core.checks import as_choice, escaped, refusal
 from tercet.data.shards.writing import shards_folder, write_shards
 from tercet.data.streams.yield_prediction import predict_yield
 
@@ -93,7 +93,7 @@ def make_shards(
     The same command goes on after an interrupted run; with --overwrite it begins again.
     """
     started = time.perf_counter()
-    choice(OWNER, "--layout", layout, LAYOUTS)
+    as_choice(OWNER, "--layout", layout, LAYOUTS)
     refuse_input(OWNER, folder, source, argument="folder")
     if source.is_dir() and source.resolve() in folder.resolve().parents:
         expected = f"a folder outside {source}, which is read"

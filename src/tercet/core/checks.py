@@ -15,19 +15,19 @@ import numpy as np
 
 __all__ = [
     "array_of",
+    "as_bool",
+    "as_choice",
+    "as_float",
+    "as_int",
     "batch_size",
-    "choice",
     "escaped",
-    "flag",
     "label_codes",
     "path_of",
-    "real",
     "refusal",
     "seed_number",
     "shown",
     "string",
     "strings_of",
-    "whole",
     "with_length",
 ]
 
@@ -58,15 +58,15 @@ def escaped(text: object) -> str:
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
-def refusal(owner: str, argument: str, got: object, expected: str, way_out: str = "") -> ValueError:
+def refusal(caller: str, argument: str, got: object, expected: str, hint: str = "") -> ValueError:
     """One sentence that says what was wrong with an argument, ready to raise.
 
     Args:
-        owner: the class or function that was called, `"PKSampler"`.
+        caller: the class or function that was called, `"PKSampler"`.
         argument: the name of the argument, `"p"`.
         got: what came, as `shown`: shortened in the middle, for a path ends with its name.
         expected: what would have been right, `"a whole number of at least 1"`.
-        way_out: what to do instead; left away when `expected` says it.
+        hint: what to do instead; left away when `expected` says it.
 
     Returns:
         The error, its sentence `escaped`. It is returned, not raised, so that the caller's `raise` shows in
@@ -76,8 +76,8 @@ def refusal(owner: str, argument: str, got: object, expected: str, way_out: str 
         >>> print(refusal("PKSampler", "p", 0, "a whole number of at least 1"))
         PKSampler(p=0): expected a whole number of at least 1
     """
-    tail = f"; {way_out}" if way_out else ""
-    return ValueError(escaped(f"{owner}({argument}={shown(got)}): expected {expected}{tail}"))
+    tail = f"; {hint}" if hint else ""
+    return ValueError(escaped(f"{caller}({argument}={shown(got)}): expected {expected}{tail}"))
 
 
 def shown(got: object) -> str:
@@ -112,14 +112,14 @@ def _boolean(value: Any) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
-def whole(owner: str, argument: str, value: Any, minimum: int = 0, maximum: int | None = None) -> int:
+def as_int(caller: str, argument: str, value: Any, minimum: int = 0, maximum: int | None = None) -> int:
     """`value` as an int, refused unless it is a whole number in [minimum, maximum]; by default below 2⁶³.
 
     Raises:
         ValueError: not a whole number (booleans, floats and strings are not), or out of range.
 
     Example:
-        >>> whole("PKSampler", "p", np.int32(16), minimum=1)
+        >>> as_int("PKSampler", "p", np.int32(16), minimum=1)
         16
     """
     expected = f"a whole number of at least {minimum}"
@@ -128,15 +128,15 @@ def whole(owner: str, argument: str, value: Any, minimum: int = 0, maximum: int 
     try:
         number = operator.index(value)
     except Exception:  # of a tensor without data it is a RuntimeError
-        raise refusal(owner, argument, value, expected) from None
+        raise refusal(caller, argument, value, expected) from None
     if _boolean(value) or number < minimum or (maximum is not None and number > maximum):
-        raise refusal(owner, argument, value, expected)
+        raise refusal(caller, argument, value, expected)
     if maximum is None and number > _LARGEST:
-        raise refusal(owner, argument, value, f"a whole number from {minimum} to {_LARGEST}")
+        raise refusal(caller, argument, value, f"a whole number from {minimum} to {_LARGEST}")
     return number
 
 
-def seed_number(owner: str, seed: Any) -> int:
+def seed_number(caller: str, seed: Any) -> int:
     """A seed as an int: a whole number from 0, of at most 128 bits, as numpy's own entropy has.
 
     Raises:
@@ -151,13 +151,13 @@ def seed_number(owner: str, seed: Any) -> int:
     except Exception:
         large = False
     if not large:
-        return whole(owner, "seed", seed)
+        return as_int(caller, "seed", seed)
     if (number := operator.index(seed)).bit_length() > 128:
-        raise refusal(owner, "seed", seed, "a whole number from 0 to 2¹²⁸ − 1")
+        raise refusal(caller, "seed", seed, "a whole number from 0 to 2¹²⁸ − 1")
     return number
 
 
-def batch_size(owner: str, p: Any, k: Any) -> tuple[int, int]:
+def batch_size(caller: str, p: Any, k: Any) -> tuple[int, int]:
     """p and k as ints, refused unless a batch of p classes with k images each has at most 2²⁴ images.
 
     Raises:
@@ -167,14 +167,14 @@ def batch_size(owner: str, p: Any, k: Any) -> tuple[int, int]:
         >>> batch_size("PKSampler", 16, 4)
         (16, 4)
     """
-    p, k = whole(owner, "p", p, 1), whole(owner, "k", k, 2)
+    p, k = as_int(caller, "p", p, 1), as_int(caller, "k", k, 2)
     if p * k > 1 << 24:
-        raise refusal(owner, "p, k", f"{p} · {k}", f"at most {1 << 24} images in a batch")
+        raise refusal(caller, "p, k", f"{p} · {k}", f"at most {1 << 24} images in a batch")
     return p, k
 
 
-def real(
-    owner: str, argument: str, value: Any, minimum: int | float = -math.inf, maximum: int | float = math.inf
+def as_float(
+    caller: str, argument: str, value: Any, minimum: int | float = -math.inf, maximum: int | float = math.inf
 ) -> float:
     """`value` as a float, refused unless it is finite and in [minimum, maximum].
 
@@ -182,7 +182,7 @@ def real(
         ValueError: not a finite number, or out of range.
 
     Example:
-        >>> real("TripletMargin", "margin", 1, minimum=0)
+        >>> as_float("TripletMargin", "margin", 1, minimum=0)
         1.0
     """
     expected = "a finite number"
@@ -190,24 +190,24 @@ def real(
         low = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
         expected += f" {low}" if minimum > -math.inf else f" of at most {maximum:g}"
     if isinstance(value, (str, bytes, complex)) or _boolean(value):
-        raise refusal(owner, argument, value, expected)
+        raise refusal(caller, argument, value, expected)
     try:
         number = float(value)
     except Exception:  # of a tensor without data it is a RuntimeError
-        raise refusal(owner, argument, value, expected) from None
+        raise refusal(caller, argument, value, expected) from None
     if not math.isfinite(number) or not minimum <= number <= maximum:
-        raise refusal(owner, argument, value, expected)
+        raise refusal(caller, argument, value, expected)
     return number
 
 
-def flag(owner: str, argument: str, value: Any) -> bool:
+def as_bool(caller: str, argument: str, value: Any) -> bool:
     """`value`, refused unless it is true or false: "no" is neither.
 
     Raises:
         ValueError: not a boolean.
 
     Example:
-        >>> flag("TripletMargin", "swap", True)
+        >>> as_bool("TripletMargin", "swap", True)
         True
     """
     try:
@@ -215,17 +215,17 @@ def flag(owner: str, argument: str, value: Any) -> bool:
             return bool(value)
     except Exception:  # several, or a tensor without data
         pass
-    raise refusal(owner, argument, value, "True or False")
+    raise refusal(caller, argument, value, "True or False")
 
 
-def choice(owner: str, argument: str, value: Any, options: Iterable[str]) -> Any:
+def as_choice(caller: str, argument: str, value: Any, options: Iterable[str]) -> Any:
     """`value`, refused unless it is one of `options`; a near miss is named in the sentence.
 
     Raises:
         ValueError: not one of the options.
 
     Example:
-        >>> choice("PKSampler", "short_classes", "repeat", ("repeat", "skip", "error"))
+        >>> as_choice("PKSampler", "short_classes", "repeat", ("repeat", "skip", "error"))
         'repeat'
     """
     known = list(options)
@@ -233,14 +233,14 @@ def choice(owner: str, argument: str, value: Any, options: Iterable[str]) -> Any
         return value
     near = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else []
     expected = "one of " + ", ".join(repr(option) for option in known)
-    raise refusal(owner, argument, value, expected, f"did you mean {near[0]!r}?" if near else "")
+    raise refusal(caller, argument, value, expected, f"did you mean {near[0]!r}?" if near else "")
 
 
-def path_of(owner: str, argument: str, value: Any, new: bool = False) -> Path:
+def path_of(caller: str, argument: str, value: Any, new: bool = False) -> Path:
     """`value` as a path, refused unless it is a string or a path that a system can hold.
 
     Args:
-        owner: the class or function that was called, for the sentence.
+        caller: the class or function that was called, for the sentence.
         argument: the name of the argument, for the sentence.
         value: what came.
         new: it is to be written, by libraries that take no name but text in UTF-8.
@@ -258,13 +258,13 @@ def path_of(owner: str, argument: str, value: Any, new: bool = False) -> Path:
         text = None
     if not isinstance(text, str) or not text or "\0" in text:
         expected = "a path: a string or a pathlib.Path, not empty and without zero characters"
-        raise refusal(owner, argument, value, expected)
+        raise refusal(caller, argument, value, expected)
     if new and "\udc80" <= max(text, default="") <= "\udcff":
-        raise refusal(owner, argument, text, "a name that is text in UTF-8")
+        raise refusal(caller, argument, text, "a name that is text in UTF-8")
     return Path(value)
 
 
-def string(owner: str, argument: str, value: Any) -> str:
+def string(caller: str, argument: str, value: Any) -> str:
     """`value`, refused unless it is a string.
 
     Raises:
@@ -275,11 +275,11 @@ def string(owner: str, argument: str, value: Any) -> str:
         'path'
     """
     if not isinstance(value, str):
-        raise refusal(owner, argument, value, "a string")
+        raise refusal(caller, argument, value, "a string")
     return value
 
 
-def strings_of(owner: str, argument: str, values: Any) -> list[str]:
+def strings_of(caller: str, argument: str, values: Any) -> list[str]:
     """`values` as a list of strings; one string is a list of one.
 
     Raises:
@@ -295,11 +295,11 @@ def strings_of(owner: str, argument: str, values: Any) -> list[str]:
     except Exception:  # not iterable
         found = [None]
     if not all(isinstance(each, str) for each in found):
-        raise refusal(owner, argument, values, "strings")
+        raise refusal(caller, argument, values, "strings")
     return found
 
 
-def array_of(owner: str, argument: str, values: Any, expected: str) -> np.ndarray:
+def array_of(caller: str, argument: str, values: Any, expected: str) -> np.ndarray:
     """`values` as a numpy array, without a copy of a large one of numbers.
 
     Lists of unequal length become objects, and so do strings that came in a list: of `["a", 1]` numpy would
@@ -322,14 +322,14 @@ def array_of(owner: str, argument: str, values: Any, expected: str) -> np.ndarra
             return np.asarray(values, dtype=object)
         return array
     except Exception as error:
-        raise refusal(owner, argument, f"<{type(values).__name__}>", expected, str(error)) from None
+        raise refusal(caller, argument, f"<{type(values).__name__}>", expected, str(error)) from None
 
 
-def label_codes(owner: str, labels: Any, argument: str = "labels") -> tuple[np.ndarray, np.ndarray]:
+def label_codes(caller: str, labels: Any, argument: str = "labels") -> tuple[np.ndarray, np.ndarray]:
     """Labels of any kind as class numbers: sorted, so the same labels give the same codes everywhere.
 
     Args:
-        owner: the class or function that was called, for the sentence.
+        caller: the class or function that was called, for the sentence.
         labels: [n] whole numbers, booleans or strings: a list, a numpy array or a CPU tensor.
         argument: the name of the argument, for the sentence.
 
@@ -344,17 +344,17 @@ def label_codes(owner: str, labels: Any, argument: str = "labels") -> tuple[np.n
         >>> codes.tolist(), classes.tolist()
         ([1, 0, 1], ['ant', 'cat'])
     """
-    array = array_of(owner, argument, labels, "whole numbers or strings, one for each image")
+    array = array_of(caller, argument, labels, "whole numbers or strings, one for each image")
     if array.ndim != 1 or not array.size:
         raise refusal(
-            owner, argument, f"array of shape {array.shape}", "one label for each of 1 or more images"
+            caller, argument, f"array of shape {array.shape}", "one label for each of 1 or more images"
         )
     if array.dtype == object:
         items = array.tolist()
         kinds = {type(item) for item in items}
         if not any(all(issubclass(kind, one) for kind in kinds) for one in (str, (int, np.integer))):
             names = " and ".join(sorted(kind.__name__ for kind in kinds))
-            raise refusal(owner, argument, names, "all whole numbers or all strings")
+            raise refusal(caller, argument, names, "all whole numbers or all strings")
         if issubclass(next(iter(kinds)), str):
             return _string_codes(items)
         array = np.asarray(items)
@@ -362,7 +362,7 @@ def label_codes(owner: str, labels: Any, argument: str = "labels") -> tuple[np.n
         return _string_codes(array.tolist())
     if array.dtype.kind not in "iub":
         raise refusal(
-            owner,
+            caller,
             argument,
             str(array.dtype),
             "whole numbers or strings",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from tercet.core.checks import array_of, refusal, shown, whole
+from tercet.core.checks import array_of, as_int, refusal, shown
 
 __all__ = [
     "GatheredReferences",
@@ -65,7 +65,7 @@ class Triplets(NamedTuple):
             >>> Triplets.interleaved(2)
             Triplets(anchor=array([0, 3]), positive=array([1, 4]), negative=array([2, 5]))
         """
-        count = whole("Triplets.interleaved", "count", count)
+        count = as_int("Triplets.interleaved", "count", count)
         try:
             anchor = np.arange(count, dtype=np.int64) * 3
         except (MemoryError, ValueError):
@@ -144,7 +144,7 @@ class TripletSequence(Protocol):
         ...
 
 
-def row_number(owner: str, row: Any, length: int) -> int:
+def row_number(caller: str, row: Any, length: int) -> int:
     """One row of a sequence of `length`; negative ones count from the end.
 
     Raises:
@@ -158,13 +158,13 @@ def row_number(owner: str, row: Any, length: int) -> int:
     try:
         number = operator.index(row)
     except Exception:  # of a tensor without data it is a RuntimeError
-        raise TypeError(f"{owner}: expected a row number, got {shown(row)}") from None
+        raise TypeError(f"{caller}: expected a row number, got {shown(row)}") from None
     if not -length <= number < length:
-        raise IndexError(f"{owner}: expected a row from 0 to {length - 1}, got {shown(number)}")
+        raise IndexError(f"{caller}: expected a row from 0 to {length - 1}, got {shown(number)}")
     return number % length
 
 
-def row_numbers(owner: str, argument: str, rows: Any, count: int) -> np.ndarray:
+def row_numbers(caller: str, argument: str, rows: Any, count: int) -> np.ndarray:
     """Row numbers of any shape as int64.
 
     Raises:
@@ -174,14 +174,14 @@ def row_numbers(owner: str, argument: str, rows: Any, count: int) -> np.ndarray:
         >>> row_numbers("TableRelevance", "i", [[0, 2]], 3).tolist()
         [[0, 2]]
     """
-    array = array_of(owner, argument, rows, "row numbers")
+    array = array_of(caller, argument, rows, "row numbers")
     if not array.size:
         return array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise refusal(owner, argument, f"array of {array.dtype}", "row numbers")
+        raise refusal(caller, argument, f"array of {array.dtype}", "row numbers")
     if not 0 <= array.min() <= array.max() < count:
         worst = array.max() if array.max() >= count else array.min()
-        raise refusal(owner, argument, int(worst), f"row numbers from 0 to {count - 1}")
+        raise refusal(caller, argument, int(worst), f"row numbers from 0 to {count - 1}")
     return array.astype(np.int64, copy=False)
 
 

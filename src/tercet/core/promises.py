@@ -7,7 +7,7 @@ from typing import Any
 __all__ = ["promised"]
 
 
-def promised(owner: Any, promise: str, *methods: str) -> Any:
+def promised(caller: Any, promise: str, *methods: str) -> Any:
     """The attribute `promise` of an object, or None where it no longer speaks of the object's methods.
 
     A promise is void once any of `methods` is overridden nearer to the object than the promise stands: on the
@@ -15,7 +15,7 @@ def promised(owner: Any, promise: str, *methods: str) -> Any:
     to the promise states it again, as a line of its own class. What `__getattr__` makes up is no promise.
 
     Args:
-        owner: an object that may make the promise.
+        caller: an object that may make the promise.
         promise: the name of the attribute.
         methods: the names of the methods that the promise is about.
 
@@ -34,12 +34,12 @@ def promised(owner: Any, promise: str, *methods: str) -> Any:
         >>> [promised(kind(), "is_symmetric", "sides") for kind in (Symmetric, Plain, Overriding, Restating)]
         [True, True, None, True]
     """
-    names: Any = getattr(owner, "__dict__", {})
-    for kind in (None, *type(owner).__mro__):
+    names: Any = getattr(caller, "__dict__", {})
+    for kind in (None, *type(caller).__mro__):
         if kind is not None:
             names = kind.__dict__
         if promise in names:
-            return getattr(owner, promise)
+            return getattr(caller, promise)
         if not names.keys().isdisjoint(methods):
             return None
     return None

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.core.checks import choice, real, refusal, whole
+from tercet.core.checks import as_choice, as_float, as_int, refusal
 from tercet.core.indices import GatheredReferences, References
 from tercet.core.promises import promised
 from tercet.losses.lists import LONG, rows_of_table
@@ -41,11 +41,11 @@ class Head(nn.Module, ABC):
         self, distance: Distance | str, relation: Relation, reduction: str, tile_rows: int | None
     ) -> None:
         super().__init__()
-        owner = type(self).__name__
-        self.distance = as_distance(owner, distance, gradient=True)
-        self.relation = as_relation(owner, relation)
-        self.reduction = choice(owner, "reduction", reduction, REDUCTIONS)
-        self.tile_rows = None if tile_rows is None else whole(owner, "tile_rows", tile_rows, minimum=1)
+        caller = type(self).__name__
+        self.distance = as_distance(caller, distance, gradient=True)
+        self.relation = as_relation(caller, relation)
+        self.reduction = as_choice(caller, "reduction", reduction, REDUCTIONS)
+        self.tile_rows = None if tile_rows is None else as_int(caller, "tile_rows", tile_rows, minimum=1)
 
     @outside_graph
     def forward(
@@ -82,22 +82,22 @@ class Head(nn.Module, ABC):
             ValueError: neither labels nor tuples, what `Pairwise` refuses, rows that do not exist, or columns
                 of `gather` where the loss is no sum over anchors.
         """
-        owner = type(self).__name__
+        caller = type(self).__name__
         if isinstance(ref, GatheredReferences) and not self.sums_over_anchors:
             expected = "columns of one process, since this loss is no sum over anchors"
-            way_out = "call it on every rank with (ref.embeddings, ref.labels, ids=ref.ids) and no ref"
-            raise refusal(owner, "ref", "columns from gather", expected, way_out)
+            hint = "call it on every rank with (ref.embeddings, ref.labels, ids=ref.ids) and no ref"
+            raise refusal(caller, "ref", "columns from gather", expected, hint)
         if mined is not None:
             return self.of_mined(embeddings, labels, mined, ref)
         if labels is None:
-            raise refusal(owner, "labels", None, f"labels, or mined {self.tuples}")
+            raise refusal(caller, "labels", None, f"labels, or mined {self.tuples}")
         if self.listing and self.reduction == "none":
             raise refusal(
-                owner, "mined", None, f'mined {self.tuples} with reduction="none"', f"pass {self.listing}"
+                caller, "mined", None, f'mined {self.tuples} with reduction="none"', f"pass {self.listing}"
             )
         return self.of_all(
             Pairwise(
-                owner,
+                caller,
                 embeddings,
                 labels,
                 ids=ids,
@@ -127,9 +127,9 @@ class Head(nn.Module, ABC):
         self, embeddings: Tensor, mined: Any, ref: References | None, kinds: tuple[int, ...] = (3, 4)
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Checked and prepared features, and the list as row numbers."""
-        owner = type(self).__name__
-        inputs = features(owner, embeddings, self.measured, ref)
-        return inputs, mined_rows(owner, mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
+        caller = type(self).__name__
+        inputs = features(caller, embeddings, self.measured, ref)
+        return inputs, mined_rows(caller, mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
 
     def few(self, inputs: tuple[Tensor, ...], rows: tuple[Int[Tensor, " _"], ...]) -> bool:
         """Whether a list is so short, but not empty, that its graph takes less than its walk."""
@@ -189,16 +189,16 @@ def nothing_of(inputs: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, " 0"]:
     return torch.stack([v.sum() for v in inputs]).sum()[None][:0]
 
 
-def above_zero(owner: str, argument: str, value: Any) -> float:
+def above_zero(caller: str, argument: str, value: Any) -> float:
     """`value` as a float, refused unless it is finite and above 0."""
-    number = real(owner, argument, value)
+    number = as_float(caller, argument, value)
     if number <= 0:
-        raise refusal(owner, argument, value, "a finite number above 0")
+        raise refusal(caller, argument, value, "a finite number above 0")
     return number
 
 
 def reduced(
-    owner: str,
+    caller: str,
     reduction: str,
     losses: Callable[..., Iterator[Tensor]],
     *inputs: Float[Tensor, "..."],
@@ -216,10 +216,10 @@ def reduced(
             part = torch.cat([part, *more]) if more else part
         total, count = summed(part, reduction)
         loss = total if reduction == "sum" else total / count.clamp(min=1)
-        return once_differentiable(owner, loss.to(part.dtype))
+        return once_differentiable(caller, loss.to(part.dtype))
 
     def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for part in losses(*inputs):
             yield summed(part, reduction)
 
-    return tiled_mean(owner, reduction, terms, *inputs)
+    return tiled_mean(caller, reduction, terms, *inputs)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from tercet.core.checks import refusal, whole
+from tercet.core.checks import as_int, refusal
 from tercet.core.indices import References
 from tercet.losses.base import Head
 from tercet.losses.lists import distinct, pairs_of
@@ -73,7 +73,7 @@ class Histogram(Head):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__(NegativeCosine(), relation, "mean", tile_rows)
-        self.bins = whole("Histogram", "bins", bins, minimum=1, maximum=_MOST_BINS)
+        self.bins = as_int("Histogram", "bins", bins, minimum=1, maximum=_MOST_BINS)
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""
@@ -169,7 +169,7 @@ class FastAP(Head):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__(NegativeCosine(), relation, "mean", tile_rows)
-        self.bins = whole("FastAP", "bins", bins, minimum=1, maximum=_MOST_BINS)
+        self.bins = as_int("FastAP", "bins", bins, minimum=1, maximum=_MOST_BINS)
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The mean loss over the rows that have a positive."""
@@ -192,8 +192,8 @@ class FastAP(Head):
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
     ) -> Float[Tensor, ""]:
         """A refusal."""
-        way_out = "call it with embeddings and labels"
-        raise refusal("FastAP", "mined", type(mined).__name__, "None: a row ranks all columns", way_out)
+        hint = "call it with embeddings and labels"
+        raise refusal("FastAP", "mined", type(mined).__name__, "None: a row ranks all columns", hint)
 
 
 def _overlap(counts: Float[Tensor, "3 nodes"]) -> tuple[Float[Tensor, ""], Float[Tensor, "3 nodes"]]:

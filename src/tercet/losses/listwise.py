@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from tercet.core.checks import real, refusal
+from tercet.core.checks import as_float, refusal
 from tercet.core.indices import References
 from tercet.core.promises import promised
 from tercet.losses.base import Head, above_zero, reduced
@@ -171,7 +171,7 @@ class NPair(Head):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__(dot, relation, reduction, tile_rows)
-        self.l2 = real("NPair", "l2", l2, minimum=0)
+        self.l2 = as_float("NPair", "l2", l2, minimum=0)
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
         """The loss of the first pair of each class."""

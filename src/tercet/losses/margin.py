@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tercet.core.checks import real, refusal, whole
+from tercet.core.checks import as_float, as_int, refusal
 from tercet.core.indices import References
 from tercet.losses.base import Head, reduced
 from tercet.losses.lists import pairs_of
@@ -81,15 +81,15 @@ class MarginLoss(Head):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__(distance, relation, reduction, tile_rows)
-        owner = "MarginLoss"
-        self.margin = real(owner, "margin", margin, minimum=0)
-        self.nu = real(owner, "nu", nu, minimum=0)
+        caller = "MarginLoss"
+        self.margin = as_float(caller, "margin", margin, minimum=0)
+        self.nu = as_float(caller, "nu", nu, minimum=0)
         if self.nu and self.reduction == "none":
-            way_out = "leave one of the two away"
-            raise refusal(owner, "nu", nu, '0 with reduction="none", for it is no pair\'s loss', way_out)
-        shape = () if num_classes is None else (whole(owner, "num_classes", num_classes, minimum=1),)
-        with allocated(owner, num_classes=shape[0] if shape else 1):
-            self.beta = nn.Parameter(torch.full(shape, real(owner, "beta", beta)))
+            hint = "leave one of the two away"
+            raise refusal(caller, "nu", nu, '0 with reduction="none", for it is no pair\'s loss', hint)
+        shape = () if num_classes is None else (as_int(caller, "num_classes", num_classes, minimum=1),)
+        with allocated(caller, num_classes=shape[0] if shape else 1):
+            self.beta = nn.Parameter(torch.full(shape, as_float(caller, "beta", beta)))
 
     @property
     def sums_over_anchors(self) -> bool:  # type: ignore[override]

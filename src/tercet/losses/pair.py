@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tercet.core.checks import real
+from tercet.core.checks import as_float
 from tercet.core.indices import References
 from tercet.losses.base import Head, reduced
 from tercet.losses.lists import distinct, pairs_of
@@ -69,8 +69,8 @@ class Contrastive(Head):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__(distance, relation, reduction, tile_rows)
-        self.margin = real("Contrastive", "margin", margin)
-        self.pos_margin = real("Contrastive", "pos_margin", pos_margin)
+        self.margin = as_float("Contrastive", "margin", margin)
+        self.pos_margin = as_float("Contrastive", "pos_margin", pos_margin)
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""

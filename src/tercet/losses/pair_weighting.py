@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tercet.core.checks import real
+from tercet.core.checks import as_float
 from tercet.losses.base import above_zero, nothing_of
 from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
 from tercet.pairwise.accumulate import once_differentiable, summed, tiled_mean
@@ -66,7 +66,7 @@ class LiftedStructure(ListwiseHead):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__(distance, relation, reduction, tile_rows)
-        self.margin = real("LiftedStructure", "margin", margin)
+        self.margin = as_float("LiftedStructure", "margin", margin)
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns: one walk for the sums, one for the pairs, one for the gradient.
@@ -185,7 +185,7 @@ class MultiSimilarity(ListwiseHead):
         super().__init__("cosine", relation, reduction, tile_rows)
         self.alpha = above_zero("MultiSimilarity", "alpha", alpha)
         self.beta = above_zero("MultiSimilarity", "beta", beta)
-        self.base = real("MultiSimilarity", "base", base)
+        self.base = as_float("MultiSimilarity", "base", base)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " a"]:
         """ℓ of each row."""
@@ -234,7 +234,7 @@ class Circle(ListwiseHead):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__("cosine", relation, reduction, tile_rows)
-        self.m = real("Circle", "m", m)
+        self.m = as_float("Circle", "m", m)
         self.gamma = above_zero("Circle", "gamma", gamma)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
-from tercet.core.checks import flag, real, refusal, seed_number, whole
+from tercet.core.checks import as_bool, as_float, as_int, refusal, seed_number
 from tercet.core.indices import References
 from tercet.core.randomness import derive_key
 from tercet.losses.base import above_zero
@@ -61,12 +61,12 @@ class ProxyHead(nn.Module, ABC):
 
     def __init__(self, num_classes: int, dim: int, seed: int, per_class: int = 1) -> None:
         super().__init__()
-        owner = type(self).__name__
-        self.num_classes = whole(owner, "num_classes", num_classes, minimum=2)
-        self.dim = whole(owner, "dim", dim, minimum=1)
-        generator = torch.Generator("cpu").manual_seed(derive_key("proxies", seed_number(owner, seed)))
+        caller = type(self).__name__
+        self.num_classes = as_int(caller, "num_classes", num_classes, minimum=2)
+        self.dim = as_int(caller, "dim", dim, minimum=1)
+        generator = torch.Generator("cpu").manual_seed(derive_key("proxies", seed_number(caller, seed)))
         shape = (self.num_classes * per_class, self.dim)
-        with allocated(owner, num_classes=shape[0], dim=self.dim):
+        with allocated(caller, num_classes=shape[0], dim=self.dim):
             directions = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
             self.proxies = nn.Parameter(torch.empty(shape).copy_(normalize(directions)))
 
@@ -107,33 +107,35 @@ class ProxyHead(nn.Module, ABC):
                 or references, NaN or infinite embeddings, or those of another dimension or device than the
                 proxies.
         """
-        owner = type(self).__name__
+        caller = type(self).__name__
         for argument, value in (("mined", mined), ("ref", ref)):
             if value is not None:
                 expected = "None: embeddings meet proxies, not each other"
-                way_out = "call it with embeddings and labels"
-                raise refusal(owner, argument, type(value).__name__, expected, way_out)
+                hint = "call it with embeddings and labels"
+                raise refusal(caller, argument, type(value).__name__, expected, hint)
         if labels is None:
-            raise refusal(owner, "labels", None, "labels")
-        (x,) = features(owner, embeddings, cosine)
+            raise refusal(caller, "labels", None, "labels")
+        (x,) = features(caller, embeddings, cosine)
         if x.shape[1] != self.dim:
-            raise refusal(owner, "embeddings", f"{x.shape[1]} dimensions", f"{self.dim}, as the proxies have")
+            raise refusal(
+                caller, "embeddings", f"{x.shape[1]} dimensions", f"{self.dim}, as the proxies have"
+            )
         if x.device != self.proxies.device:
             expected = f"the proxies' device {self.proxies.device}"
-            raise refusal(owner, "embeddings", str(x.device), expected, "move the head with .to(device)")
+            raise refusal(caller, "embeddings", str(x.device), expected, "move the head with .to(device)")
         if isinstance(labels, Tensor) and not lack_of_data(labels) and labels.ndim > 1:
             expected = f"shape ({len(x)},), a class number for each embedding"
-            way_out = "take a head with relation= for several labels a row"
-            raise refusal(owner, "labels", f"shape {tuple(labels.shape)}", expected, way_out)
-        labels = whole_numbers(owner, "labels", labels, len(x), x.device)
+            hint = "take a head with relation= for several labels a row"
+            raise refusal(caller, "labels", f"shape {tuple(labels.shape)}", expected, hint)
+        labels = whole_numbers(caller, "labels", labels, len(x), x.device)
         if ids is not None:
-            whole_numbers(owner, "ids", ids, len(x), x.device)
+            whole_numbers(caller, "ids", ids, len(x), x.device)
         least, most = torch.stack(labels.aminmax()).tolist() if len(labels) else (0, 0)
         if least < 0 or most >= self.num_classes:
             outside = labels[(labels < 0) | (labels >= self.num_classes)]
             expected = f"class numbers from 0 to {self.num_classes - 1}, as num_classes says"
-            way_out = "torch.unique(all_labels, return_inverse=True) numbers classes"
-            raise refusal(owner, "labels", int(outside[0]), expected, way_out)
+            hint = "torch.unique(all_labels, return_inverse=True) numbers classes"
+            raise refusal(caller, "labels", int(outside[0]), expected, hint)
         with torch.autocast(x.device.type, enabled=False):
             proxies = cosine.prepare(self.proxies.to(x.dtype))
             return self._loss(x, proxies, labels) if len(x) else (x.sum() + proxies.sum()) * 0
@@ -184,7 +186,7 @@ class ProxyNCA(ProxyHead):
         seed: int = 0,
     ) -> None:
         super().__init__(num_classes, dim, seed)
-        self.plus_plus = flag("ProxyNCA", "plus_plus", plus_plus)
+        self.plus_plus = as_bool("ProxyNCA", "plus_plus", plus_plus)
         if temperature is None:
             temperature = 1 / 9 if plus_plus else 1.0
         self.temperature = above_zero("ProxyNCA", "temperature", temperature)
@@ -234,7 +236,7 @@ class ProxyAnchor(ProxyHead):
         self, num_classes: int, dim: int, *, margin: float = 0.1, alpha: float = 32.0, seed: int = 0
     ) -> None:
         super().__init__(num_classes, dim, seed)
-        self.margin = real("ProxyAnchor", "margin", margin)
+        self.margin = as_float("ProxyAnchor", "margin", margin)
         self.alpha = above_zero("ProxyAnchor", "alpha", alpha)
 
     def _loss(
@@ -292,12 +294,12 @@ class SoftTriple(ProxyHead):
         tau: float = 0.2,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_classes, dim, seed, whole("SoftTriple", "centers", centers, minimum=1))
+        super().__init__(num_classes, dim, seed, as_int("SoftTriple", "centers", centers, minimum=1))
         self.centers = len(self.proxies) // self.num_classes
         self.la = above_zero("SoftTriple", "la", la)
         self.gamma = above_zero("SoftTriple", "gamma", gamma)
-        self.margin = real("SoftTriple", "margin", margin)
-        self.tau = real("SoftTriple", "tau", tau, minimum=0)
+        self.margin = as_float("SoftTriple", "margin", margin)
+        self.tau = as_float("SoftTriple", "tau", tau, minimum=0)
 
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]

@@ -45,15 +45,15 @@ class ListwiseHead(Head):
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
     ) -> Float[Tensor, "..."]:
         """The loss of the pairs of a list."""
-        owner = type(self).__name__
-        return self.loss_of(MinedPairs(owner, embeddings, mined, self.measured, ref, self.tile_rows))
+        caller = type(self).__name__
+        return self.loss_of(MinedPairs(caller, embeddings, mined, self.measured, ref, self.tile_rows))
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns, whoever says what is positive."""
-        owner = type(self).__name__
+        caller = type(self).__name__
         if self.reduction != "none":
             loss_of = partial(differentiated, self.losses_of, self.reduction)
-            return sloped(owner, compared, self.reduction, loss_of)
+            return sloped(caller, compared, self.reduction, loss_of)
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for tile in compared.tiles(*inputs):
@@ -62,7 +62,7 @@ class ListwiseHead(Head):
                 d = compared.distance.tile(inputs[0], inputs[-1])  # [n, 0]
                 yield self.losses_of(Tile(0, d, *compared.sides(slice(0, len(d)))))
 
-        return reduced(owner, "none", losses, *compared.inputs)
+        return reduced(caller, "none", losses, *compared.inputs)
 
 
 class MinedPairs:
@@ -80,7 +80,7 @@ class MinedPairs:
 
     def __init__(
         self,
-        owner: str,
+        caller: str,
         embeddings: Shaped[Tensor, "n d"],
         mined: Any,
         distance: Distance,
@@ -88,11 +88,11 @@ class MinedPairs:
         tile_rows: int | None = None,
     ) -> None:
         self.distance = distance
-        self.inputs = features(owner, embeddings, distance, ref)
+        self.inputs = features(caller, embeddings, distance, ref)
         n, r, device = len(self.inputs[0]), len(self.inputs[-1]), self.inputs[0].device
-        self._pairs = pairs_of(mined_rows(owner, mined, n, r, device))
+        self._pairs = pairs_of(mined_rows(caller, mined, n, r, device))
         self.given_tile_rows = tile_rows
-        self.tile_rows = tile_height(owner, r, self.inputs[0].dtype, tile_rows)
+        self.tile_rows = tile_height(caller, r, self.inputs[0].dtype, tile_rows)
 
     def spans(self) -> Iterator[slice]:
         """The rows in blocks of `tile_rows`; none where there are no columns to stand against."""

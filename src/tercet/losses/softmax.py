@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tercet.core.checks import flag, real
+from tercet.core.checks import as_bool, as_float
 from tercet.losses.base import above_zero
 from tercet.losses.proxy import ProxyHead
 from tercet.pairwise.closed_forms import products
@@ -95,9 +95,9 @@ class ArcFace(ProxyHead):
         seed: int = 0,
     ) -> None:
         super().__init__(num_classes, dim, seed)
-        self.margin = real("ArcFace", "margin", margin, minimum=0, maximum=math.pi)
+        self.margin = as_float("ArcFace", "margin", margin, minimum=0, maximum=math.pi)
         self.scale = above_zero("ArcFace", "scale", scale)
-        self.easy_margin = flag("ArcFace", "easy_margin", easy_margin)
+        self.easy_margin = as_bool("ArcFace", "easy_margin", easy_margin)
 
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
@@ -177,7 +177,7 @@ class CosFace(ProxyHead):
         self, num_classes: int, dim: int, *, margin: float = 0.35, scale: float = 64.0, seed: int = 0
     ) -> None:
         super().__init__(num_classes, dim, seed)
-        self.margin = real("CosFace", "margin", margin)
+        self.margin = as_float("CosFace", "margin", margin)
         self.scale = above_zero("CosFace", "scale", scale)
 
     def _loss(

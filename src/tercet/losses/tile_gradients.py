@@ -83,7 +83,7 @@ class NegativeCosine:
 
 
 def sloped(
-    owner: str,
+    caller: str,
     compared: Compared,
     reduction: str,
     loss_of: Callable[[Tile, bool], TileLoss],
@@ -93,7 +93,7 @@ def sloped(
     """What `tiled_mean` gives, of losses whose derivative by each distance is known.
 
     Args:
-        owner: the head that was called, for the sentence of refusal.
+        caller: the head that was called, for the sentence of refusal.
         compared: rows and columns.
         reduction: `"mean_active"`, `"mean"` or `"sum"`.
         loss_of: the losses of a tile, and whether slopes are wanted; called where no graph is recorded.
@@ -131,7 +131,7 @@ def sloped(
         gradients = [*gradients, beside[1]]
     if value is None or count is None:
         value, count = columns.new_zeros((), dtype=torch.float64), columns.new_zeros((), dtype=torch.int64)
-    return with_gradient(owner, reduction, value, count, gradients if any(sought) else [], inputs)
+    return with_gradient(caller, reduction, value, count, gradients if any(sought) else [], inputs)
 
 
 def differentiated(losses_of: Callable[[Tile], Tensor], reduction: str, tile: Tile, wanted: bool) -> TileLoss:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tercet.core.checks import flag, real, refusal, whole
+from tercet.core.checks import as_bool, as_float, as_int, refusal
 from tercet.core.indices import References
 from tercet.losses.base import Head, reduced
 from tercet.losses.tile_gradients import TileLoss, sloped
@@ -86,14 +86,16 @@ class TripletMargin(Head):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__(distance, relation, reduction, tile_rows)
-        owner = "TripletMargin"
-        self.soft, self.swap = flag(owner, "soft", soft), flag(owner, "swap", swap)
+        caller = "TripletMargin"
+        self.soft, self.swap = as_bool(caller, "soft", soft), as_bool(caller, "swap", swap)
         if soft and margin is not None:
-            raise refusal(owner, "margin", margin, "no margin with soft=True", "leave one of the two away")
+            raise refusal(caller, "margin", margin, "no margin with soft=True", "leave one of the two away")
         if soft and power != 1:
-            raise refusal(owner, "power", power, "1 with soft=True", "leave one of the two away")
-        self.margin = 0.0 if soft else 0.2 if margin is None else real(owner, "margin", margin, minimum=0)
-        self.power = whole(owner, "power", power, minimum=1, maximum=2)
+            raise refusal(caller, "power", power, "1 with soft=True", "leave one of the two away")
+        self.margin = (
+            0.0 if soft else 0.2 if margin is None else as_float(caller, "margin", margin, minimum=0)
+        )
+        self.power = as_int(caller, "power", power, minimum=1, maximum=2)
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all triplets."""

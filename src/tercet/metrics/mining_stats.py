@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import real
+from tercet.core.checks import as_float
 from tercet.core.indices import References
 from tercet.pairwise.distances import Distance, as_distance, exact_pairs
 from tercet.pairwise.relations import label_rows
@@ -71,7 +71,7 @@ def describe(
         active 0.0
         collapse 0.111
     """
-    margin = math.nan if margin is None else real("describe", "margin", margin)
+    margin = math.nan if margin is None else as_float("describe", "margin", margin)
     metric = as_distance("describe", distance)
     inputs = features("describe", embeddings, metric, ref)
     x, y = inputs[0], inputs[-1]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import array_of, label_codes, refusal, whole
+from tercet.core.checks import array_of, as_int, label_codes, refusal
 from tercet.core.indices import References
 from tercet.pairwise.distances import Distance, as_distance
 from tercet.pairwise.inputs import tensor_of
@@ -94,7 +94,7 @@ def recall_at_k(
         Song, Xiang, Jegelka & Savarese, "Deep metric learning via lifted structured feature embedding", 2016.
     """
     several = k if isinstance(k, Iterable) and getattr(k, "ndim", 1) > 0 else None
-    ks = [whole("recall_at_k", "k", each, minimum=1) for each in ([k] if several is None else several)]
+    ks = [as_int("recall_at_k", "k", each, minimum=1) for each in ([k] if several is None else several)]
     if not ks:
         raise refusal("recall_at_k", "k", k, "one number or more")
     pairwise = _pairwise("recall_at_k", embeddings, labels, ids, ref, distance, tile_rows)
@@ -178,38 +178,38 @@ def _score(values: Float[Tensor, " q"], rows: int) -> Score:
 
 
 def _pairwise(
-    owner: str, embeddings: Any, labels: Any, ids: Any, ref: Any, distance: Any, tile_rows: Any
+    caller: str, embeddings: Any, labels: Any, ids: Any, ref: Any, distance: Any, tile_rows: Any
 ) -> Pairwise:
     """`Pairwise` of torch or numpy inputs, with labels of any kind as class numbers."""
     x, ids = tensor_of(embeddings), tensor_of(ids)
     if ref is not None and not isinstance(ref, References):
-        raise refusal(owner, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
+        raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
     if ref is not None:
-        labels, gallery = _codes(owner, labels, ref.labels)
+        labels, gallery = _codes(caller, labels, ref.labels)
         ref = References(tensor_of(ref.embeddings), gallery, tensor_of(ref.ids))
     else:
-        (labels,) = _codes(owner, labels)
-    metric = as_distance(owner, distance)
-    return Pairwise(owner, x, labels, ids=ids, ref=ref, distance=metric, tile_rows=tile_rows)
+        (labels,) = _codes(caller, labels)
+    metric = as_distance(caller, distance)
+    return Pairwise(caller, x, labels, ids=ids, ref=ref, distance=metric, tile_rows=tile_rows)
 
 
-def _codes(owner: str, *labels: Any) -> tuple[Any, ...]:
+def _codes(caller: str, *labels: Any) -> tuple[Any, ...]:
     """Labels that can be compared with each other: tensors as they are, anything else by its class number."""
     if all(isinstance(each, Tensor) for each in labels):
         return labels
-    arrays = [_column(owner, each) for each in labels]
+    arrays = [_column(caller, each) for each in labels]
     if any(array.dtype.kind in "UTO" for array in arrays):
         arrays = [array.astype(object) for array in arrays]  # else "1" and 1 would become one class
     if not sum(len(array) for array in arrays):
         return tuple(torch.empty(0, dtype=torch.int64) for _ in arrays)
-    codes, _ = label_codes(owner, np.concatenate(arrays))
+    codes, _ = label_codes(caller, np.concatenate(arrays))
     return tuple(torch.from_numpy(part) for part in np.split(codes, np.cumsum([len(a) for a in arrays])[:-1]))
 
 
-def _column(owner: str, labels: Any) -> np.ndarray:
+def _column(caller: str, labels: Any) -> np.ndarray:
     """Labels as an array [n]; strings beside numbers stay both, for `label_codes` to refuse."""
-    array = array_of(owner, "labels", labels, "one label for each embedding")
+    array = array_of(caller, "labels", labels, "one label for each embedding")
     if array.ndim != 1:
         shown = type(labels).__name__ if not array.ndim else f"shape {array.shape}"
-        raise refusal(owner, "labels", shown, "one label for each embedding")
+        raise refusal(caller, "labels", shown, "one label for each embedding")
     return array

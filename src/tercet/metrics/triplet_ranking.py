@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import array_of, label_codes, refusal, whole, with_length
+from tercet.core.checks import array_of, as_int, label_codes, refusal, with_length
 from tercet.core.indices import References
 from tercet.neighbors.exact import Scan
 from tercet.pairwise.distances import Distance, as_distance, exact_pairs
@@ -92,12 +92,12 @@ def similarity_precision(
         J. Wang, Y. Song, T. Leung, C. Rosenberg, J. Wang, J. Philbin, B. Chen, Y. Wu, "Learning fine-grained
         image similarity with deep ranking", CVPR 2014.
     """
-    owner = "similarity_precision"
-    metric = as_distance(owner, distance)
-    inputs = features(owner, tensor_of(embeddings), metric, _torch_columns(owner, ref))
+    caller = "similarity_precision"
+    metric = as_distance(caller, distance)
+    inputs = features(caller, tensor_of(embeddings), metric, _torch_columns(caller, ref))
     x, y = inputs[0], inputs[-1]
-    rows = _rows(owner, triplets, len(x), len(y), x.device)
-    correct, count = int(_ordered(owner, metric, x, y, rows).sum()), len(rows[0])
+    rows = _rows(caller, triplets, len(x), len(y), x.device)
+    correct, count = int(_ordered(caller, metric, x, y, rows).sum()), len(rows[0])
     return TripletScore(correct / count if count else math.nan, correct, count, count)
 
 
@@ -152,24 +152,24 @@ def score_at_top_k(
         J. Wang, Y. Song, T. Leung, C. Rosenberg, J. Wang, J. Philbin, B. Chen, Y. Wu, "Learning fine-grained
         image similarity with deep ranking", CVPR 2014.
     """
-    owner = "score_at_top_k"
-    k = whole(owner, "k", k, minimum=1)
-    metric = as_distance(owner, distance)
-    x, ref = tensor_of(embeddings), _torch_columns(owner, ref)
-    inputs = features(owner, x, metric, ref)
+    caller = "score_at_top_k"
+    k = as_int(caller, "k", k, minimum=1)
+    metric = as_distance(caller, distance)
+    x, ref = tensor_of(embeddings), _torch_columns(caller, ref)
+    inputs = features(caller, x, metric, ref)
     n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
-    rows = _rows(owner, triplets, n, r, device)
+    rows = _rows(caller, triplets, n, r, device)
     queries, query = rows[0].unique(return_inverse=True)  # [m], [t]
-    own, theirs = _lists(owner, groups, n, ref, device)
+    own, theirs = _lists(caller, groups, n, ref, device)
     if ids is not None:
-        ids = whole_numbers(owner, "ids", tensor_of(ids), n, device)
+        ids = whole_numbers(caller, "ids", tensor_of(ids), n, device)
     if ref is None:
         ids = torch.arange(n, device=device) if ids is None else ids
         columns = References(x, own, ids)
     else:
         columns = References(ref.embeddings, theirs, ref.ids)
     pairwise = Pairwise(
-        owner,
+        caller,
         x[queries],
         own[queries],
         distance=metric,
@@ -182,20 +182,20 @@ def score_at_top_k(
     for strip in scan.strips():  # a candidate is of the query's list and another image: a positive of it
         first[strip.rows] = scan.nearest(strip.positives(farthest=False), min(k, r))
     counted = torch.zeros_like(query, dtype=torch.bool)
-    for part in torch.arange(len(query), device=device).split(tile_height(owner, k, first.dtype, None)):
+    for part in torch.arange(len(query), device=device).split(tile_height(caller, k, first.dtype, None)):
         listed = first[query[part]]  # [c, k]
         for corner in rows[1:]:
             counted[part] |= (listed == corner[part, None]).any(1)
     chosen = tuple(corner[counted] for corner in rows)
-    correct, count = int(_ordered(owner, metric, inputs[0], inputs[-1], chosen).sum()), len(chosen[0])
+    correct, count = int(_ordered(caller, metric, inputs[0], inputs[-1], chosen).sum()), len(chosen[0])
     return TripletScore(2 * correct - count, correct, count, len(query))
 
 
 def _ordered(
-    owner: str, metric: Distance, x: Tensor, y: Tensor, rows: tuple[Int[Tensor, " t"], ...]
+    caller: str, metric: Distance, x: Tensor, y: Tensor, rows: tuple[Int[Tensor, " t"], ...]
 ) -> Bool[Tensor, " t"]:
     """Whether D(q, p⁺) < D(q, p⁻), for each triplet of prepared rows and columns."""
-    height = tile_height(owner, x.shape[1], x.dtype, None)
+    height = tile_height(caller, x.shape[1], x.dtype, None)
     parts = [torch.zeros(0, dtype=torch.bool, device=x.device)]
     for q, p, n in zip(*(corner.split(height) for corner in rows)):
         near, far = (exact_pairs(metric, x[q], y[j]) for j in (p, n))
@@ -203,56 +203,56 @@ def _ordered(
     return torch.cat(parts)
 
 
-def _rows(owner: str, triplets: Any, n: int, r: int, device: torch.device) -> tuple[Int[Tensor, " t"], ...]:
+def _rows(caller: str, triplets: Any, n: int, r: int, device: torch.device) -> tuple[Int[Tensor, " t"], ...]:
     """Queries below n, positives and negatives below r, as int64 on `device`."""
     expected = "Triplets (three index tensors or arrays [t])"
     if not isinstance(triplets, (tuple, list)) or len(triplets) != 3:
-        way_out = "take all of a sequence's by [:]" if hasattr(triplets, "__getitem__") else ""
-        raise refusal(owner, "triplets", with_length(triplets), expected, way_out)
+        hint = "take all of a sequence's by [:]" if hasattr(triplets, "__getitem__") else ""
+        raise refusal(caller, "triplets", with_length(triplets), expected, hint)
     try:
         rows = [torch.as_tensor(corner) for corner in triplets]
     except Exception:  # strings, None, ragged lists
         shown = ", ".join(type(corner).__name__ for corner in triplets)
-        raise refusal(owner, "triplets", shown, f"{expected} of row numbers") from None
+        raise refusal(caller, "triplets", shown, f"{expected} of row numbers") from None
     lacking = next(filter(None, map(lack_of_data, rows)), "")
     if lacking:
-        raise refusal(owner, "triplets", lacking, "dense tensors with data")
+        raise refusal(caller, "triplets", lacking, "dense tensors with data")
     for corner in rows:
         if corner.dtype not in _WHOLE or corner.ndim != 1 or len(corner) != len(rows[0]):
             shown = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in rows)
-            raise refusal(owner, "triplets", shown, f"{expected} of row numbers")
+            raise refusal(caller, "triplets", shown, f"{expected} of row numbers")
     for name, corner, size in zip(("query", "positive", "negative"), rows, (n, r, r)):
         outside = corner[(corner < 0) | (corner >= size)]
         if len(outside):
             found = f"{name} {int(outside[0])}"
-            raise refusal(owner, "triplets", found, f"rows from 0 to {size - 1}, as there are {size}")
+            raise refusal(caller, "triplets", found, f"rows from 0 to {size - 1}, as there are {size}")
     return tuple(corner.to(device, torch.int64) for corner in rows)
 
 
 def _lists(
-    owner: str, groups: Any, n: int, ref: References | None, device: torch.device
+    caller: str, groups: Any, n: int, ref: References | None, device: torch.device
 ) -> tuple[Tensor, ...]:
     """The number of each row's candidate list, and that of each reference."""
     r = 0 if ref is None else len(ref.embeddings)
     if groups is None or not n + r:
         return tuple(torch.zeros(count, dtype=torch.int64, device=device) for count in (n, r))
     expected = "one for each row"
-    names = [array_of(owner, "groups", groups, expected)]
+    names = [array_of(caller, "groups", groups, expected)]
     if ref is not None:
-        names.append(array_of(owner, "ref.labels", ref.labels, expected))
+        names.append(array_of(caller, "ref.labels", ref.labels, expected))
     for argument, given, count in zip(("groups", "ref.labels"), names, (n, r)):
         if given.shape != (count,):
-            raise refusal(owner, argument, f"shape {given.shape}", f"shape ({count},), one for each row")
+            raise refusal(caller, argument, f"shape {given.shape}", f"shape ({count},), one for each row")
     if any(each.dtype.kind in "UTO" for each in names):
         names = [each.astype(object) for each in names]  # else "1" and 1 would become one group
-    codes = torch.from_numpy(label_codes(owner, np.concatenate(names), "groups")[0]).to(device)
+    codes = torch.from_numpy(label_codes(caller, np.concatenate(names), "groups")[0]).to(device)
     return codes[:n], codes[n:]
 
 
-def _torch_columns(owner: str, ref: Any) -> References | None:
+def _torch_columns(caller: str, ref: Any) -> References | None:
     """References of numpy arrays as those of tensors; their labels stay what they are."""
     if ref is None:
         return None
     if not isinstance(ref, References):
-        raise refusal(owner, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
+        raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
     return References(tensor_of(ref.embeddings), ref.labels, tensor_of(ref.ids))

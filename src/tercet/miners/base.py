@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import real, seed_number, whole
+from tercet.core.checks import as_float, as_int, seed_number
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.miners.draws import batch_key, drawn_places
 from tercet.pairwise.distances import Distance, as_distance
@@ -59,15 +59,15 @@ class Miner:
     tile_rows: int | None = None
 
     def __post_init__(self) -> None:
-        owner = type(self).__name__
+        caller = type(self).__name__
         settled: dict[str, Any] = {
-            "distance": as_distance(owner, self.distance),
-            "relation": as_relation(owner, self.relation),
-            "seed": seed_number(owner, self.seed),
+            "distance": as_distance(caller, self.distance),
+            "relation": as_relation(caller, self.relation),
+            "seed": seed_number(caller, self.seed),
         }
         for name in ("max_count", "tile_rows"):
             if getattr(self, name) is not None:
-                settled[name] = whole(owner, name, getattr(self, name), minimum=1)
+                settled[name] = as_int(caller, name, getattr(self, name), minimum=1)
         self._settle(**settled)
 
     def _settle(self, **options: Any) -> None:
@@ -101,7 +101,7 @@ class Miner:
             device, and stands outside the graph of something compiled.
         """
         pairwise = self._pairwise(embeddings, labels, ids, ref)
-        step = whole(type(self).__name__, "step", step)
+        step = as_int(type(self).__name__, "step", step)
         return self.select(pairwise, step)
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets | Pairs:
@@ -109,9 +109,9 @@ class Miner:
         raise TypeError(f"{type(self).__name__} has no rule; a subclass defines select(pairwise, step)")
 
     def _pairwise(self, embeddings: Tensor, labels: Tensor, ids: Any, ref: Any) -> Pairwise:
-        owner = type(self).__name__
+        caller = type(self).__name__
         return Pairwise(
-            owner,
+            caller,
             embeddings,
             labels,
             ids=ids,
@@ -191,7 +191,7 @@ class Collected:
 
 def margin_of(miner: Miner, value: float | None) -> float | None:
     """A margin of at least 0, or None."""
-    return None if value is None else real(type(miner).__name__, "margin", value, minimum=0)
+    return None if value is None else as_float(type(miner).__name__, "margin", value, minimum=0)
 
 
 def whole_tuples(*columns: Int[Tensor, " t"]) -> tuple[Tensor, ...]:

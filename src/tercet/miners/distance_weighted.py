@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tercet.core.checks import real, refusal
+from tercet.core.checks import as_float, refusal
 from tercet.core.indices import Triplets
 from tercet.miners.base import Collected, Miner, whole_tuples
 from tercet.miners.draws import batch_key, keyed
@@ -56,11 +56,11 @@ class DistanceWeighted(Miner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        owner = "DistanceWeighted"
-        cutoff = real(owner, "cutoff", self.cutoff, 0, 2)
-        far = real(owner, "nonzero_loss_cutoff", self.nonzero_loss_cutoff, 0, 2)
+        caller = "DistanceWeighted"
+        cutoff = as_float(caller, "cutoff", self.cutoff, 0, 2)
+        far = as_float(caller, "nonzero_loss_cutoff", self.nonzero_loss_cutoff, 0, 2)
         if not 0 < cutoff < far:
-            raise refusal(owner, "cutoff", cutoff, f"more than 0 and less than nonzero_loss_cutoff={far:g}")
+            raise refusal(caller, "cutoff", cutoff, f"more than 0 and less than nonzero_loss_cutoff={far:g}")
         self._settle(cutoff=cutoff, nonzero_loss_cutoff=far)
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:

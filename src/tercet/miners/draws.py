@@ -15,9 +15,9 @@ from tercet.pairwise.tiles import Pairwise
 __all__ = ["batch_key", "drawn_places", "keyed"]
 
 
-def batch_key(owner: str, seed: int, step: int, pairwise: Pairwise) -> int:
+def batch_key(caller: str, seed: int, step: int, pairwise: Pairwise) -> int:
     """The key of a draw. Labels and ids are part of it, so that other batches draw other numbers."""
-    key = derive_key(owner, seed, step)
+    key = derive_key(caller, seed, step)
     for values in (pairwise.labels, pairwise.column_labels, pairwise.ids, pairwise.column_ids):
         if values is not None:
             numbers = values.cpu().to(torch.int64).numpy().ravel()

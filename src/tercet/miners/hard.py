@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import choice, whole
+from tercet.core.checks import as_choice, as_int
 from tercet.core.indices import References, Triplets
 from tercet.miners.base import Collected, Miner, margin_of, whole_tuples
 from tercet.miners.draws import batch_key, drawn_places
@@ -199,9 +199,9 @@ class SemiHard(Miner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("SemiHard", "negatives", self.negatives, ["nearest", "all"])
+        as_choice("SemiHard", "negatives", self.negatives, ["nearest", "all"])
         if self.fallback is not None:
-            choice("SemiHard", "fallback", self.fallback, ["easiest"])
+            as_choice("SemiHard", "fallback", self.fallback, ["easiest"])
         self._settle(margin=margin_of(self, self.margin))
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
@@ -274,7 +274,7 @@ class EasyPositive(Miner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("EasyPositive", "negative", self.negative, ["semi_hard", "hard"])
+        as_choice("EasyPositive", "negative", self.negative, ["semi_hard", "hard"])
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most one triplet for each anchor."""
@@ -318,7 +318,7 @@ class HardestN(Miner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(k=whole("HardestN", "k", self.k, minimum=1), skip=whole("HardestN", "skip", self.skip))
+        self._settle(k=as_int("HardestN", "k", self.k, minimum=1), skip=as_int("HardestN", "skip", self.skip))
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most k triplets for each anchor."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tercet.core.checks import real
+from tercet.core.checks import as_float
 from tercet.core.indices import Pairs
 from tercet.miners.base import Collected, Miner
 from tercet.neighbors.blocks import Field, Strip
@@ -76,7 +76,7 @@ class MultiSimilarityMiner(_PairMiner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(epsilon=real("MultiSimilarityMiner", "epsilon", self.epsilon))
+        self._settle(epsilon=as_float("MultiSimilarityMiner", "epsilon", self.epsilon))
 
     def _wanted(self, scan: Scan, strip: Strip) -> tuple[Places, Places]:
         fields, a = scan.extremes(strip), len(strip.rows)
@@ -124,7 +124,7 @@ class PairMargin(_PairMiner):
     def __post_init__(self) -> None:
         super().__post_init__()
         margins = {
-            name: real("PairMargin", name, getattr(self, name)) for name in ("pos_margin", "neg_margin")
+            name: as_float("PairMargin", name, getattr(self, name)) for name in ("pos_margin", "neg_margin")
         }
         self._settle(**margins)
 

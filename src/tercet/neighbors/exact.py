@@ -360,10 +360,10 @@ def _banded(pairwise: Pairwise) -> tuple[Tensor, Tensor] | None:
     if rows is None or columns is None:
         return None
     if not pairwise.own_column and pairwise.ids is not None and pairwise.column_ids is not None:
-        ids, owner = torch.cat([pairwise.ids, pairwise.column_ids]).unique(return_inverse=True)
+        ids, caller = torch.cat([pairwise.ids, pairwise.column_ids]).unique(return_inverse=True)
         both = torch.cat([rows, columns])
-        one = both.new_empty(len(ids)).scatter_(0, owner, both)
-        if not bool((one[owner] == both).all()):
+        one = both.new_empty(len(ids)).scatter_(0, caller, both)
+        if not bool((one[caller] == both).all()):
             return None
     return rows, columns
 

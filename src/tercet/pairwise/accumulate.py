@@ -27,7 +27,7 @@ REDUCTIONS = ("mean_active", "mean", "sum", "none")
 
 
 def tiled_sum(
-    owner: str, terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
+    caller: str, terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """The sum of a loss over tiles and of a count, with the loss's gradient, in the memory of one tile.
 
@@ -35,7 +35,7 @@ def tiled_sum(
     each input. So the result can be differentiated once; `create_graph=True` is refused.
 
     Args:
-        owner: the head that was called, for the sentence of refusal.
+        caller: the head that was called, for the sentence of refusal.
         terms: from tensors like `inputs`, makes (a scalar with its graph, a count) one after the other.
         inputs: what the gradient flows to.
 
@@ -51,7 +51,7 @@ def tiled_sum(
         (5.0, 2, [2.0, 4.0])
     """
     value, count, gradients = _walked(terms, inputs)
-    return with_gradient(owner, "sum", value, count, gradients, inputs), count
+    return with_gradient(caller, "sum", value, count, gradients, inputs), count
 
 
 def summed(losses: Float[Tensor, " t"], reduction: str) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
@@ -64,7 +64,7 @@ def summed(losses: Float[Tensor, " t"], reduction: str) -> tuple[Float[Tensor, "
 
 
 def tiled_mean(
-    owner: str,
+    caller: str,
     reduction: str,
     terms: Callable[..., Iterator[tuple[Tensor, Tensor]]],
     *inputs: Float[Tensor, "..."],
@@ -73,11 +73,11 @@ def tiled_mean(
 
     Args are those of `tiled_sum`; the terms count what the mean is over, as `summed` does.
     """
-    return with_gradient(owner, reduction, *_walked(terms, inputs), inputs)
+    return with_gradient(caller, reduction, *_walked(terms, inputs), inputs)
 
 
 def with_gradient(
-    owner: str,
+    caller: str,
     reduction: str,
     value: Float[Tensor, ""],
     count: Int[Tensor, ""],
@@ -87,7 +87,7 @@ def with_gradient(
     """A sum whose gradient is known, in the inputs' precision, divided by a count unless it is `"sum"`.
 
     Args:
-        owner: the head that was called, for the sentence of refusal.
+        caller: the head that was called, for the sentence of refusal.
         reduction: how a head makes one number of its losses.
         value: the sum, float64, without a graph.
         count: what it is divided by; 0 counts as 1.
@@ -96,7 +96,7 @@ def with_gradient(
     """
     share = None if reduction == "sum" else count.clamp(min=1)
     loss = (value if share is None else value / share).to(inputs[0].dtype)
-    return _Known.apply((owner, loss, share, gradients), *inputs) if gradients else loss
+    return _Known.apply((caller, loss, share, gradients), *inputs) if gradients else loss
 
 
 def _walked(
@@ -122,21 +122,21 @@ def _walked(
     return total, count, gradients
 
 
-def once_differentiable(owner: str, loss: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def once_differentiable(caller: str, loss: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The loss, refused to `create_graph=True` as every tiled one is, whichever way it was computed."""
-    return _Once.apply(owner, loss)  # type: ignore[return-value]
+    return _Once.apply(caller, loss)  # type: ignore[return-value]
 
 
-def refuse_second_derivative(owner: str, expected: str, way_out: str) -> None:
+def refuse_second_derivative(caller: str, expected: str, hint: str) -> None:
     """For a backward without a graph of its own: refuse `create_graph=True`, which is seen at no cost.
 
     torch's `once_differentiable` does not serve: `autograd.grad(gradient, inputs)` never visits the node that
     it leaves to raise the error, and a gradient penalty is silently wrong.
 
     Args:
-        owner: the head or function that was called, for the sentence.
+        caller: the head or function that was called, for the sentence.
         expected: what would have been right.
-        way_out: what to do instead.
+        hint: what to do instead.
 
     Raises:
         ValueError: gradients are recorded while this one is computed.
@@ -146,37 +146,37 @@ def refuse_second_derivative(owner: str, expected: str, way_out: str) -> None:
         ...     refuse_second_derivative("doc", "False", "differentiate once")
     """
     if torch.is_grad_enabled():
-        raise refusal(owner, "create_graph", True, expected, way_out)
+        raise refusal(caller, "create_graph", True, expected, hint)
 
 
-def _refuse_second_derivative(owner: str) -> None:
+def _refuse_second_derivative(caller: str) -> None:
     expected = "False, since this loss can be differentiated only once"
-    way_out = 'a head with proxies, or with reduction="none" except Circle, can be differentiated twice'
-    refuse_second_derivative(owner, expected, way_out)
+    hint = 'a head with proxies, or with reduction="none" except Circle, can be differentiated twice'
+    refuse_second_derivative(caller, expected, hint)
 
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, owner: Any, loss: Any) -> Any:
-        ctx.owner = owner
+    def forward(ctx: Any, caller: Any, loss: Any) -> Any:
+        ctx.caller = caller
         return loss.view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        _refuse_second_derivative(ctx.owner)
+        _refuse_second_derivative(ctx.caller)
         return None, grad
 
 
 class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, known: Any, *inputs: Any) -> Any:
-        ctx.owner, loss, ctx.share, gradients = known
+        ctx.caller, loss, ctx.share, gradients = known
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        _refuse_second_derivative(ctx.owner)
+        _refuse_second_derivative(ctx.caller)
         if ctx.share is not None:
             grad = grad / ctx.share
         return None, *(None if gradient is None else gradient * grad for gradient in ctx.saved_tensors)

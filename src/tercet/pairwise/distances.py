@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.core.checks import choice, refusal
+from tercet.core.checks import as_choice, refusal
 from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
 from tercet.pairwise.differences import mapped_rows
 from tercet.pairwise.euclidean import full_precision
@@ -314,11 +314,11 @@ def exact_pairs(distance: Distance, x: Float[Tensor, "t k"], y: Float[Tensor, "t
     return distance.paired(x, y)
 
 
-def as_distance(owner: str, distance: Any, *, gradient: bool = False) -> Distance:
+def as_distance(caller: str, distance: Any, *, gradient: bool = False) -> Distance:
     """The distance that an object or a name stands for.
 
     Args:
-        owner: the class or function that was called, for the sentence.
+        caller: the class or function that was called, for the sentence.
         distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"dot"`, `"hamming"`, or a `Distance`.
         gradient: refuse a distance that a loss cannot train on.
 
@@ -333,8 +333,8 @@ def as_distance(owner: str, distance: Any, *, gradient: bool = False) -> Distanc
         cosine
     """
     if isinstance(distance, str) or not isinstance(distance, Distance):
-        distance = _NAMES[choice(owner, "distance", distance, _NAMES)]
+        distance = _NAMES[as_choice(caller, "distance", distance, _NAMES)]
     if gradient and not distance.differentiable:
-        way_out = "train on another one and search with it"
-        raise refusal(owner, "distance", distance, "a distance with a gradient", way_out)
+        hint = "train on another one and search with it"
+        raise refusal(caller, "distance", distance, "a distance with a gradient", hint)
     return distance

@@ -31,7 +31,7 @@ def lack_of_data(values: Tensor) -> str:
     return ""
 
 
-def device_of(owner: str, device: Any) -> torch.device:
+def device_of(caller: str, device: Any) -> torch.device:
     """`device` as torch names it, with its number.
 
     Raises:
@@ -45,11 +45,11 @@ def device_of(owner: str, device: Any) -> torch.device:
         return torch.empty(0, device=torch.device(device)).device
     except Exception as error:  # an unknown kind, one that is not here, or no name
         said = str(error).partition("\n")[0]
-        raise refusal(owner, "device", device, 'a device, such as "cpu" or "cuda:0"', said) from None
+        raise refusal(caller, "device", device, 'a device, such as "cpu" or "cuda:0"', said) from None
 
 
 @contextmanager
-def allocated(owner: str, **sizes: int) -> Iterator[None]:
+def allocated(caller: str, **sizes: int) -> Iterator[None]:
     """What is made in the block has these sizes: that it is too large is said of them.
 
     Raises:
@@ -63,7 +63,7 @@ def allocated(owner: str, **sizes: int) -> Iterator[None]:
         yield
     except (RuntimeError, TypeError, OverflowError, MemoryError):
         names, shape = ", ".join(sizes), " × ".join(map(str, sizes.values()))
-        raise refusal(owner, names, shape, "a table that fits into memory") from None
+        raise refusal(caller, names, shape, "a table that fits into memory") from None
 
 
 def tensor_of(values: Any) -> Any:

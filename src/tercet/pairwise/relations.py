@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import choice, real, refusal
+from tercet.core.checks import as_choice, as_float, refusal
 from tercet.pairwise.euclidean import full_precision
 from tercet.pairwise.inputs import lack_of_data
 
@@ -56,7 +56,7 @@ class Relation(Protocol):
         [[0, 1]]
     """
 
-    def check(self, owner: str, argument: str, labels: Any, count: int, device: Any, /) -> Tensor:
+    def check(self, caller: str, argument: str, labels: Any, count: int, device: Any, /) -> Tensor:
         """The labels of `count` rows on `device`, or a sentence of refusal."""
         ...
 
@@ -73,12 +73,12 @@ class Relation(Protocol):
 
 
 def whole_numbers(
-    owner: str, argument: str, values: Any, count: int, device: Any, width: str = ""
+    caller: str, argument: str, values: Any, count: int, device: Any, width: str = ""
 ) -> Int[Tensor, "n *c"]:
     """Labels or ids as int64 on the embeddings' device: exact for any integer or bool kind.
 
     Args:
-        owner: the class or function that was called, for the sentence.
+        caller: the class or function that was called, for the sentence.
         argument: the name of the argument, for the sentence.
         values: a tensor [count], or [count, c] with a `width`.
         count: the number of rows.
@@ -90,25 +90,25 @@ def whole_numbers(
     """
     if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
         shown = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
-        raise refusal(owner, argument, shown, "a tensor of whole numbers or bools", "convert with .long()")
+        raise refusal(caller, argument, shown, "a tensor of whole numbers or bools", "convert with .long()")
     lacking = lack_of_data(values)
     if lacking:
-        raise refusal(owner, argument, lacking, "a dense tensor with data")
+        raise refusal(caller, argument, lacking, "a dense tensor with data")
     if width and (values.ndim != 2 or len(values) != count):
-        raise refusal(owner, argument, f"shape {tuple(values.shape)}", f"shape ({count}, c), {width}")
+        raise refusal(caller, argument, f"shape {tuple(values.shape)}", f"shape ({count}, c), {width}")
     if not width and values.shape != (count,):
         expected = f"shape ({count},), one for each embedding"
-        way_out = "pass a relation that takes several labels a row" if values.ndim == 2 else ""
-        raise refusal(owner, argument, f"shape {tuple(values.shape)}", expected, way_out)
+        hint = "pass a relation that takes several labels a row" if values.ndim == 2 else ""
+        raise refusal(caller, argument, f"shape {tuple(values.shape)}", expected, hint)
     # What was made under inference_mode is no index of a graph outside it.
     outside = values.is_inference() and not torch.is_inference_mode_enabled()
     return values.to(device, torch.int64, copy=outside)
 
 
-def label_rows(owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n *c"]:
+def label_rows(caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n *c"]:
     """Labels as int64, [n] or [n, c], where any relation may read them later. Args as for `whole_numbers`."""
     several = isinstance(labels, Tensor) and not lack_of_data(labels) and labels.ndim == 2
-    return whole_numbers(owner, argument, labels, count, device, "several labels a row" if several else "")
+    return whole_numbers(caller, argument, labels, count, device, "several labels a row" if several else "")
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ class SameLabel:
     is_symmetric = True
     key_is_class = True
 
-    def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, " n"]:
+    def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, " n"]:
         """Labels [n] as int64."""
-        return whole_numbers(owner, argument, labels, count, device)
+        return whole_numbers(caller, argument, labels, count, device)
 
     def key(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The label."""
@@ -156,9 +156,9 @@ class SharedLabel:
 
     is_symmetric = True
 
-    def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Float[Tensor, "n c"]:
+    def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Float[Tensor, "n c"]:
         """Labels [n, c] as 0 and 1."""
-        return _bits(whole_numbers(owner, argument, labels, count, device, "one column a label"))
+        return _bits(whole_numbers(caller, argument, labels, count, device, "one column a label"))
 
     def key(self, labels: Shaped[Tensor, "n c"]) -> None:
         """None: sharing a label is not transitive."""
@@ -190,12 +190,12 @@ class CrossGroup:
 
     is_symmetric = True
 
-    def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n 2"]:
+    def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n 2"]:
         """Labels [n, 2] as int64."""
-        labels = whole_numbers(owner, argument, labels, count, device, "identity and group")
+        labels = whole_numbers(caller, argument, labels, count, device, "identity and group")
         if labels.shape[1] != 2:
             raise refusal(
-                owner, argument, f"shape {tuple(labels.shape)}", f"shape ({count}, 2), identity and group"
+                caller, argument, f"shape {tuple(labels.shape)}", f"shape ({count}, 2), identity and group"
             )
         return labels
 
@@ -238,12 +238,12 @@ class Graded:
     relevance: str | Callable[[Tensor, Tensor], Tensor] = "overlap"
 
     def __post_init__(self) -> None:
-        positive = real("Graded", "positive", self.positive, 0, 1)
-        negative = real("Graded", "negative", self.negative, 0, 1)
+        positive = as_float("Graded", "positive", self.positive, 0, 1)
+        negative = as_float("Graded", "negative", self.negative, 0, 1)
         if negative >= positive:
             raise refusal("Graded", "negative", negative, f"less than positive={positive:g}")
         if not callable(self.relevance):
-            choice("Graded", "relevance", self.relevance, _RELEVANCES)
+            as_choice("Graded", "relevance", self.relevance, _RELEVANCES)
         object.__setattr__(self, "positive", positive)
         object.__setattr__(self, "negative", negative)
 
@@ -252,9 +252,9 @@ class Graded:
         """True unless relevance is a function of one's own, which may not be the same both ways."""
         return isinstance(self.relevance, str)
 
-    def check(self, owner: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n c"]:
+    def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n c"]:
         """Labels [n, c] as int64."""
-        return whole_numbers(owner, argument, labels, count, device, "several labels a row")
+        return whole_numbers(caller, argument, labels, count, device, "several labels a row")
 
     def key(self, labels: Shaped[Tensor, "n c"]) -> None:
         """None: relevance is not transitive."""
@@ -308,7 +308,7 @@ def _depth(rows: Tensor, columns: Tensor) -> Tensor:
 _RELEVANCES = {"overlap": _overlap, "depth": _depth}
 
 
-def as_relation(owner: str, relation: Any) -> Relation:
+def as_relation(caller: str, relation: Any) -> Relation:
     """The relation itself, refused unless it has the three functions.
 
     Raises:
@@ -320,5 +320,5 @@ def as_relation(owner: str, relation: Any) -> Relation:
     """
     if isinstance(relation, type) or not isinstance(relation, Relation):
         expected = "a relation: SameLabel(), SharedLabel(), CrossGroup() or Graded(positive, negative)"
-        raise refusal(owner, "relation", relation, expected)
+        raise refusal(caller, "relation", relation, expected)
     return relation

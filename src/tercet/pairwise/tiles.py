@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import refusal, whole, with_length
+from tercet.core.checks import as_int, refusal, with_length
 from tercet.core.indices import References
 from tercet.core.promises import promised
 from tercet.pairwise.distances import Distance, exact
@@ -94,7 +94,7 @@ class Pairwise:
     Embeddings are taken as they are, never normalised silently (`cosine` normalises by definition).
 
     Args:
-        owner: the class or function that was called, for the sentences.
+        caller: the class or function that was called, for the sentences.
         embeddings: [n, d] floats of any precision (integer codes for `hamming`).
         labels: [n] integers or bools, compared as int64; [n, c] where the relation takes that.
         ids: [n] integers, which image each row is; None when every row is another image. References without
@@ -121,7 +121,7 @@ class Pairwise:
 
     def __init__(
         self,
-        owner: str,
+        caller: str,
         embeddings: Shaped[Tensor, "n d"],
         labels: Shaped[Tensor, "n *c"],
         *,
@@ -134,34 +134,34 @@ class Pairwise:
         self.distance = distance
         self.relation = relation
         self.own_column = False  # whether each row is one column, its own, and no other
-        self.inputs = features(owner, embeddings, distance, ref)
+        self.inputs = features(caller, embeddings, distance, ref)
         x, y = self.inputs[0], self.inputs[-1]
         n, r, device = x.shape[0], y.shape[0], x.device
-        self.labels = self.column_labels = relation.check(owner, "labels", labels, n, device)
+        self.labels = self.column_labels = relation.check(caller, "labels", labels, n, device)
         if ids is not None:
-            ids = whole_numbers(owner, "ids", ids, n, device)
+            ids = whole_numbers(caller, "ids", ids, n, device)
         elif ref is None:
             ids = torch.arange(n, device=device)
             self.own_column = True
         self.ids = self.column_ids = ids
         if ref is not None:
-            self.column_labels = relation.check(owner, "ref.labels", ref.labels, r, device)
+            self.column_labels = relation.check(caller, "ref.labels", ref.labels, r, device)
             if self.column_labels.shape[1:] != self.labels.shape[1:]:
                 shown = f"{self.column_labels.shape[1]} columns"
-                raise refusal(owner, "ref.labels", shown, f"{self.labels.shape[1]} columns, as labels have")
+                raise refusal(caller, "ref.labels", shown, f"{self.labels.shape[1]} columns, as labels have")
             self.column_ids = None
             if ref.ids is not None:
                 if ids is None:
                     raise refusal(
-                        owner,
+                        caller,
                         "ids",
                         None,
                         "the batch's ids, since ref has ids",
                         "pass ids=, or make References without ids where no column can be a row of the batch",
                     )
-                self.column_ids = whole_numbers(owner, "ref.ids", ref.ids, r, device)
+                self.column_ids = whole_numbers(caller, "ref.ids", ref.ids, r, device)
         self.given_tile_rows = tile_rows
-        self.tile_rows = tile_height(owner, r, x.dtype, tile_rows)
+        self.tile_rows = tile_height(caller, r, x.dtype, tile_rows)
 
     @property
     def is_symmetric(self) -> bool:
@@ -230,48 +230,48 @@ class Pairwise:
 
 
 def features(
-    owner: str, embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
+    caller: str, embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
 ) -> tuple[Float[Tensor, "_ k"], ...]:
     """Checked and prepared rows and columns: two tensors, or one where the columns are the batch.
 
     Either way `[0]` are the rows and `[-1]` the columns. Args and Raises are those of `Pairwise`.
     """
     if ref is None:
-        return (_prepared(owner, "embeddings", embeddings, distance),)
+        return (_prepared(caller, "embeddings", embeddings, distance),)
     if not isinstance(ref, References):
-        raise refusal(owner, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
+        raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
     one = None  # equal rows are 0 apart only if they are prepared in one precision
     if all(isinstance(v, Tensor) and v.is_floating_point() for v in (embeddings, ref.embeddings)):
         both = {v.dtype for v in (embeddings, ref.embeddings)}
         one = torch.float64 if torch.float64 in both else torch.float32 if len(both) > 1 else None
-    x = _prepared(owner, "embeddings", embeddings, distance, one)
-    y = _prepared(owner, "ref.embeddings", ref.embeddings, distance, one)
+    x = _prepared(caller, "embeddings", embeddings, distance, one)
+    y = _prepared(caller, "ref.embeddings", ref.embeddings, distance, one)
     if ref.embeddings.shape[1] != embeddings.shape[1]:
         expected = f"{embeddings.shape[1]} dimensions, as the batch has"
-        raise refusal(owner, "ref.embeddings", f"{ref.embeddings.shape[1]} dimensions", expected)
+        raise refusal(caller, "ref.embeddings", f"{ref.embeddings.shape[1]} dimensions", expected)
     if y.device != x.device:
-        raise refusal(owner, "ref.embeddings", str(y.device), f"the batch's device {x.device}")
+        raise refusal(caller, "ref.embeddings", str(y.device), f"the batch's device {x.device}")
     dtype = torch.promote_types(x.dtype, y.dtype)
     return x.to(dtype), y.to(dtype)
 
 
 def _prepared(
-    owner: str, argument: str, embeddings: Any, distance: Distance, dtype: torch.dtype | None = None
+    caller: str, argument: str, embeddings: Any, distance: Distance, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "n k"]:
     lacking = lack_of_data(embeddings) if isinstance(embeddings, Tensor) else ""
     if lacking:
-        raise refusal(owner, argument, lacking, "a dense tensor with data")
+        raise refusal(caller, argument, lacking, "a dense tensor with data")
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
         shape = getattr(embeddings, "shape", None)
         shown = type(embeddings).__name__ if shape is None else f"shape {tuple(shape)}"
         if shape is not None and not isinstance(embeddings, Tensor):
             shown = f"{type(embeddings).__name__} of {shown}"
-        raise refusal(owner, argument, shown, "a tensor [n, d], one embedding a row")
+        raise refusal(caller, argument, shown, "a tensor [n, d], one embedding a row")
     if promised(distance, "floats_only", "prepare") and not embeddings.is_floating_point():
-        way_out = 'convert with .float(), or take distance="hamming" for integer codes'
+        hint = 'convert with .float(), or take distance="hamming" for integer codes'
         if embeddings.is_complex():
-            way_out = "take real and imaginary parts as columns of their own"
-        raise refusal(owner, argument, str(embeddings.dtype), "floating-point embeddings", way_out)
+            hint = "take real and imaginary parts as columns of their own"
+        raise refusal(caller, argument, str(embeddings.dtype), "floating-point embeddings", hint)
     if embeddings.is_floating_point() and embeddings.dtype.itemsize == 1:
         embeddings = embeddings.float()  # float8 has no arithmetic
     if dtype is not None:
@@ -287,7 +287,7 @@ def _prepared(
             bad = ~((embeddings.abs() <= limit).all(1) & (x.abs() <= limit).all(1))
             rows = bad.nonzero()[:, 0].tolist()
             raise refusal(
-                owner,
+                caller,
                 argument,
                 f"{len(rows)} of {len(bad)} rows, the first is row {rows[0]}",
                 f"finite embeddings, none larger than {limit:.1g}",
@@ -296,20 +296,20 @@ def _prepared(
     return x
 
 
-def tile_height(owner: str, width: int, dtype: torch.dtype, tile_rows: int | None) -> int:
+def tile_height(caller: str, width: int, dtype: torch.dtype, tile_rows: int | None) -> int:
     """How many rows of `width` numbers a tile has: `tile_rows`, or what `TILE_BYTES` hold."""
     if tile_rows is not None:
-        return whole(owner, "tile_rows", tile_rows, minimum=1)
+        return as_int(caller, "tile_rows", tile_rows, minimum=1)
     return max(1, TILE_BYTES // (max(1, width) * dtype.itemsize))
 
 
 def mined_rows(
-    owner: str, mined: Any, rows: int, columns: int, device: torch.device, kinds: tuple[int, ...] = (3, 4)
+    caller: str, mined: Any, rows: int, columns: int, device: torch.device, kinds: tuple[int, ...] = (3, 4)
 ) -> tuple[Int[Tensor, " _"], ...]:
     """The index tensors of triplets or pairs as int64 on `device`, checked to name rows that exist.
 
     Args:
-        owner: the class or function that was called, for the sentence.
+        caller: the class or function that was called, for the sentence.
         mined: `Triplets` or `Pairs`, or any three or four index tensors or arrays like them.
         rows: how many rows anchors are of.
         columns: how many columns positives and negatives are of.
@@ -325,25 +325,25 @@ def mined_rows(
     """
     if not isinstance(mined, (tuple, list)) or len(mined) not in kinds:
         names = {3: "Triplets (three index tensors)", 4: "Pairs (four index tensors)"}
-        raise refusal(owner, "mined", with_length(mined), " or ".join(names[kind] for kind in kinds))
+        raise refusal(caller, "mined", with_length(mined), " or ".join(names[kind] for kind in kinds))
     try:
         out = [torch.as_tensor(index) for index in mined]
     except Exception:  # strings, None, ragged lists
         shown = ", ".join(type(index).__name__ for index in mined)
-        raise refusal(owner, "mined", shown, "one-dimensional tensors of row numbers") from None
+        raise refusal(caller, "mined", shown, "one-dimensional tensors of row numbers") from None
     for index in out:
         lacking = lack_of_data(index)
         if lacking:
-            raise refusal(owner, "mined", lacking, "dense tensors with data")
+            raise refusal(caller, "mined", lacking, "dense tensors with data")
         if not index.numel() and index.ndim == 1:
             continue
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool or index.ndim != 1:
             shown = f"{index.dtype} of shape {tuple(index.shape)}"
-            raise refusal(owner, "mined", shown, "one-dimensional tensors of row numbers")
+            raise refusal(caller, "mined", shown, "one-dimensional tensors of row numbers")
     lengths = [len(index) for index in out]
     if lengths[0] != lengths[1] or lengths[-2] != lengths[-1]:
         shown = f"index tensors of {', '.join(map(str, lengths))}"
-        raise refusal(owner, "mined", shown, "as many positives, and as many negatives, as anchors")
+        raise refusal(caller, "mined", shown, "as many positives, and as many negatives, as anchors")
     out = [index.to(device, torch.int64) for index in out]
     sizes = (rows, columns, columns) if len(out) == 3 else (rows, columns, rows, columns)
     some = [(index, size) for index, size in zip(out, sizes) if len(index)]
@@ -351,15 +351,15 @@ def mined_rows(
     for (index, size), low, high in zip(some, ends[::2], ends[1::2]):
         if low < 0 or high >= size:
             first = int(index[(index < 0) | (index >= size)][0])
-            way_out = "pass the embeddings, and the ref, that were mined"
-            raise refusal(owner, "mined", f"row {first}", f"rows below {size}", way_out)
+            hint = "pass the embeddings, and the ref, that were mined"
+            raise refusal(caller, "mined", f"row {first}", f"rows below {size}", hint)
     if len(out) == 4 and len(out[0]) and len(out[2]):
         anchor, positive, other_anchor, negative = out
         both = _on_both_sides(anchor, positive, other_anchor, negative, rows, columns)
         if len(both):
             pair = f"pair ({int(both[0]) // columns}, {int(both[0]) % columns})"
             expected = "pairs (anchor, column) listed as positive or as negative, not as both"
-            raise refusal(owner, "mined", pair, expected, "take it out of one of the two sides")
+            raise refusal(caller, "mined", pair, expected, "take it out of one of the two sides")
     return tuple(out)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from tercet.core.checks import label_codes, refusal, whole
+from tercet.core.checks import as_int, label_codes, refusal
 from tercet.data.io.atomic import atomically, fresh_target
 
 __all__ = ["plot_similarities", "similarity_histograms"]
@@ -38,15 +38,15 @@ def similarity_histograms(
         >>> positive.tolist(), negative.tolist()
         ([0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0])
     """
-    bins = whole("similarity_histograms", "bins", bins, minimum=1)
-    owner = "similarity_histograms"
+    bins = as_int("similarity_histograms", "bins", bins, minimum=1)
+    caller = "similarity_histograms"
     rows = torch.as_tensor(embeddings).detach().double().cpu()
-    classes = torch.from_numpy(label_codes(owner, labels)[0])
+    classes = torch.from_numpy(label_codes(caller, labels)[0])
     if rows.ndim != 2 or classes.shape != rows.shape[:1]:
         shapes = f"embeddings {tuple(rows.shape)}, labels {tuple(classes.shape)}"
-        raise refusal(owner, "embeddings, labels", shapes, "shapes [n, d] and [n]")
+        raise refusal(caller, "embeddings, labels", shapes, "shapes [n, d] and [n]")
     if not rows.isfinite().all():
-        raise refusal(owner, "embeddings", "NaN or infinite values", "finite embeddings")
+        raise refusal(caller, "embeddings", "NaN or infinite values", "finite embeddings")
     rows = torch.nn.functional.normalize(rows)
     counts = torch.zeros(2, bins, dtype=torch.float64)
     height = max(1, (1 << 22) // len(rows))

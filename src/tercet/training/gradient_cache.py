@@ -17,7 +17,7 @@ from tercet.pairwise.relations import label_rows, whole_numbers
 
 __all__ = ["CachedStep", "cached_backward"]
 
-_OWNER = "cached_backward"
+_CALLER = "cached_backward"
 _DRIFT = 0.05  # kernels that add up in another order stay far below it, a dropout drawn anew far above
 
 
@@ -112,14 +112,14 @@ def cached_backward(
         2021.
     """
     if not isinstance(model, nn.Module):
-        way_out = "wrap a function in one that holds its modules, so that their buffers are found"
-        raise refusal(_OWNER, "model", type(model).__name__, "an nn.Module", way_out)
-    device = None if device is None else device_of(_OWNER, device)
+        hint = "wrap a function in one that holds its modules, so that their buffers are found"
+        raise refusal(_CALLER, "model", type(model).__name__, "an nn.Module", hint)
+    device = None if device is None else device_of(_CALLER, device)
     for name, part in {"head": head, "miner": head if miner is None else miner, "backward": backward}.items():
         if not callable(part):
-            raise refusal(_OWNER, name, part, "something to call with embeddings and labels")
+            raise refusal(_CALLER, name, part, "something to call with embeddings and labels")
     if not (ref is None or callable(ref) or isinstance(ref, References)):
-        raise refusal(_OWNER, "ref", type(ref).__name__, "References, or a function that gives them")
+        raise refusal(_CALLER, "ref", type(ref).__name__, "References, or a function that gives them")
     images, labels, ids = _parts(chunks)
     with torch.no_grad(), _unchanged(model):
         first = [_Chunk(model, one, device) for one in images]
@@ -141,7 +141,7 @@ def cached_backward(
     grad = torch.zeros_like(embeddings) if embeddings.grad is None else embeddings.grad
     if grad.requires_grad:
         expected = "a call without create_graph=True, since chunks are differentiated once"
-        raise refusal(_OWNER, "backward", "create_graph=True", expected, "take the whole batch in one piece")
+        raise refusal(_CALLER, "backward", "create_graph=True", expected, "take the whole batch in one piece")
     alone = getattr(model, "no_sync", nullcontext)  # DDP's: gradients are exchanged once, with the last chunk
     for c, (chunk, upstream) in enumerate(zip(first, grad.split(sizes))):
         with alone() if c < len(first) - 1 else nullcontext():
@@ -157,23 +157,23 @@ def cached_backward(
 def _parts(chunks: Iterable[Any]) -> tuple[list[Any], list[Any], list[Any] | None]:
     """The chunks' images, labels and ids; None where no chunk has ids."""
     if not isinstance(chunks, Iterable):
-        raise refusal(_OWNER, "chunks", chunks, "(images, labels) or (images, labels, rows) for each chunk")
+        raise refusal(_CALLER, "chunks", chunks, "(images, labels) or (images, labels, rows) for each chunk")
     chunks = list(chunks)
     for chunk in chunks:
         if not isinstance(chunk, (tuple, list)) or len(chunk) not in (2, 3):
             expected = "(images, labels) or (images, labels, rows) in each"
-            raise refusal(_OWNER, "chunks", with_length(chunk), expected)
+            raise refusal(_CALLER, "chunks", with_length(chunk), expected)
     with_rows = sum(len(chunk) == 3 for chunk in chunks)
     if not chunks or with_rows not in (0, len(chunks)):
         shown = f"{len(chunks)} chunks, {with_rows} with rows"
-        raise refusal(_OWNER, "chunks", shown, "1 or more, all with rows or all without")
+        raise refusal(_CALLER, "chunks", shown, "1 or more, all with rows or all without")
     images, labels, *ids = map(list, zip(*chunks))
     return images, labels, ids[0] if ids else None
 
 
 def _joined(argument: str, values: list[Any], sizes: list[int], device: torch.device) -> Int[Tensor, "n *c"]:
     check = label_rows if argument == "labels" else whole_numbers
-    return torch.cat([check(_OWNER, argument, v, n, device) for v, n in zip(values, sizes)])
+    return torch.cat([check(_CALLER, argument, v, n, device) for v, n in zip(values, sizes)])
 
 
 def _loss(
@@ -183,7 +183,7 @@ def _loss(
     if ref is not None and not isinstance(ref, References):
         given = ref(embeddings, labels, ids)
         if not isinstance(given, tuple) or len(given) != 2:
-            raise refusal(_OWNER, "ref", with_length(given), "a function that gives (ids, references)")
+            raise refusal(_CALLER, "ref", with_length(given), "a function that gives (ids, references)")
         ids, ref = given
     columns = {} if ref is None else {"ref": ref}
     identified = columns if ids is None else {"ids": ids, **columns}
@@ -194,7 +194,7 @@ def _loss(
         loss = head(embeddings, labels, mined, **columns)
     if not isinstance(loss, Tensor) or loss.ndim:
         shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise refusal(_OWNER, "head", shown, "a head whose loss is a scalar")
+        raise refusal(_CALLER, "head", shown, "a head whose loss is a scalar")
     return CachedStep(loss, embeddings, labels, ids, mined, ref)
 
 
@@ -239,8 +239,8 @@ class _Chunk:
             again = _embedded(model, self._images())
         if not _alike(again.detach(), self.embeddings):
             shown = f"other embeddings for chunk {number} in the second pass"
-            way_out = "let it draw from torch's global generators alone, and not write into its images"
-            raise refusal(_OWNER, "model", shown, "the same embeddings twice", way_out)
+            hint = "let it draw from torch's global generators alone, and not write into its images"
+            raise refusal(_CALLER, "model", shown, "the same embeddings twice", hint)
         return again
 
     def _images(self) -> Any:
@@ -254,7 +254,7 @@ def _embedded(model: nn.Module, images: Any) -> Float[Tensor, "n d"]:
     out = model(images)
     if not isinstance(out, Tensor) or out.ndim != 2:
         shown = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise refusal(_OWNER, "model", shown, "a model that gives a tensor [n, d]")
+        raise refusal(_CALLER, "model", shown, "a model that gives a tensor [n, d]")
     return out
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tercet.core.checks import flag, real, refusal, whole, with_length
+from tercet.core.checks import as_bool, as_float, as_int, refusal, with_length
 from tercet.data.io.facts import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
 from tercet.metrics.mining_stats import describe as describe_mined
 from tercet.miners.base import Miner
@@ -94,8 +94,8 @@ class MiningLoader:
         self.model = model
         self.miner = miner
         self.device = None if device is None else device_of("MiningLoader", device)
-        self.describe = flag("MiningLoader", "describe", describe)
-        self.margin = None if margin is None else real("MiningLoader", "margin", margin)
+        self.describe = as_bool("MiningLoader", "describe", describe)
+        self.margin = None if margin is None else as_float("MiningLoader", "margin", margin)
         self.step = 0
 
     def __len__(self) -> int:
@@ -119,8 +119,8 @@ class MiningLoader:
         if told:
             return
         kind = type(self.loader).__name__
-        way_out = "make the DataLoader with batch_sampler=PKSampler(...)"
-        raise refusal("MiningLoader", "loader", kind, "something with set_epoch", way_out)
+        hint = "make the DataLoader with batch_sampler=PKSampler(...)"
+        raise refusal("MiningLoader", "loader", kind, "something with set_epoch", hint)
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's own state, and the step.
@@ -136,17 +136,17 @@ class MiningLoader:
         Raises:
             ValueError: the loader has no `load_state_dict`, or the state is another's, or was changed.
         """
-        owner, expected = "MiningLoader.load_state_dict", "what state_dict() gave"
+        caller, expected = "MiningLoader.load_state_dict", "what state_dict() gave"
         give = self._stateful("load_state_dict")
         if not isinstance(state, dict) or set(state) - {CHECKSUM} != {"loader", "step"}:
             shown = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            raise refusal(owner, "state", shown, expected)
+            raise refusal(caller, "state", shown, expected)
         fits = checksum_fits({name: fact for name, fact in state.items() if name != "loader"})
         if fits is False:
-            raise refusal(owner, "step", state["step"], expected, "it was changed or damaged")
+            raise refusal(caller, "step", state["step"], expected, "it was changed or damaged")
         if fits is None:
-            warn_unchecked(f"the state given to {owner}")
-        step = whole(owner, "step", state["step"])
+            warn_unchecked(f"the state given to {caller}")
+        step = as_int(caller, "step", state["step"])
         give(state["loader"])
         self.step = step
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.core.checks import refusal, whole
+from tercet.core.checks import as_int, refusal
 from tercet.core.indices import References
 from tercet.pairwise.inputs import allocated, lack_of_data
 from tercet.pairwise.relations import label_rows, whole_numbers
@@ -72,14 +72,14 @@ class CrossBatchMemory(nn.Module):
         self, size: int, dim: int, *, label_columns: int | None = None, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        self.size = whole("CrossBatchMemory", "size", size, minimum=1)
-        self.dim = whole("CrossBatchMemory", "dim", dim, minimum=1)
+        self.size = as_int("CrossBatchMemory", "size", size, minimum=1)
+        self.dim = as_int("CrossBatchMemory", "dim", dim, minimum=1)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize == 1:
             raise refusal(
                 "CrossBatchMemory", "dtype", dtype, "a floating-point torch.dtype of 16 bits or more"
             )
         if label_columns is not None:
-            label_columns = whole("CrossBatchMemory", "label_columns", label_columns, minimum=1)
+            label_columns = as_int("CrossBatchMemory", "label_columns", label_columns, minimum=1)
         self.label_columns = label_columns
         shape = (self.size,) if label_columns is None else (self.size, label_columns)
         # A ring: the row that was written as number i, counted from 0, is at place i mod size.
@@ -111,19 +111,19 @@ class CrossBatchMemory(nn.Module):
             ValueError: another shape or device, numbers that are not finite in the memory's precision, or
                 ids now and none before, or the other way round.
         """
-        owner = "CrossBatchMemory.update"
-        self._check(owner, "embeddings", embeddings)
+        caller = "CrossBatchMemory.update"
+        self._check(caller, "embeddings", embeddings)
         n, device = len(embeddings), self.embeddings.device
-        labels = self._checked_labels(owner, "labels", labels, n)
+        labels = self._checked_labels(caller, "labels", labels, n)
         rows = embeddings.to(self.embeddings.dtype)
         bad = ~rows.isfinite().all(1)
         if bool(bad.any()):
             rows_that_are = f"{int(bad.sum())} of {n} rows, the first is row {int(bad.nonzero()[0])}"
-            raise refusal(owner, "embeddings", rows_that_are, f"finite embeddings in {rows.dtype}")
+            raise refusal(caller, "embeddings", rows_that_are, f"finite embeddings in {rows.dtype}")
         if ids is None:
             ids = torch.full((n,), _NOBODY, device=device)
-        ids = whole_numbers(owner, "ids", ids, n, device)
-        self._check_ids(owner, "ids", ids)
+        ids = whole_numbers(caller, "ids", ids, n, device)
+        self._check_ids(caller, "ids", ids)
         kept = slice(max(0, n - self.size), n)
         places = (self.written + torch.arange(n, device=device)[kept]) % self.size
         self.embeddings[places] = rows[kept]
@@ -154,17 +154,17 @@ class CrossBatchMemory(nn.Module):
         )
         if batch is None:
             return References(embeddings, labels, ids if filled and self._keeps_ids() else None)
-        owner = "CrossBatchMemory.columns"
+        caller = "CrossBatchMemory.columns"
         if not isinstance(batch, References):
-            raise refusal(owner, "batch", type(batch).__name__, "References(embeddings, labels, ids)")
-        self._check(owner, "batch.embeddings", batch.embeddings)
+            raise refusal(caller, "batch", type(batch).__name__, "References(embeddings, labels, ids)")
+        self._check(caller, "batch.embeddings", batch.embeddings)
         if batch.ids is None:
-            way_out = "take ids and batch from gather(embeddings, labels), or name the catalog's rows"
-            raise refusal(owner, "batch.ids", None, "ids, so that no row of the batch meets itself", way_out)
+            hint = "take ids and batch from gather(embeddings, labels), or name the catalog's rows"
+            raise refusal(caller, "batch.ids", None, "ids, so that no row of the batch meets itself", hint)
         n, device = len(batch.embeddings), embeddings.device
-        own = whole_numbers(owner, "batch.ids", batch.ids, n, device)
-        self._check_ids(owner, "batch.ids", own)
-        own_labels = self._checked_labels(owner, "batch.labels", batch.labels, n)
+        own = whole_numbers(caller, "batch.ids", batch.ids, n, device)
+        self._check_ids(caller, "batch.ids", own)
+        own_labels = self._checked_labels(caller, "batch.labels", batch.labels, n)
         return batch._replace(
             embeddings=torch.cat([batch.embeddings, embeddings]),
             labels=torch.cat([own_labels, labels]),
@@ -182,35 +182,37 @@ class CrossBatchMemory(nn.Module):
     def _keeps_ids(self) -> bool:
         return bool(self.ids[0] != _NOBODY)  # the place that is filled first
 
-    def _check(self, owner: str, argument: str, embeddings: Tensor) -> None:
+    def _check(self, caller: str, argument: str, embeddings: Tensor) -> None:
         if not isinstance(embeddings, Tensor):
-            raise refusal(owner, argument, type(embeddings).__name__, f"a tensor [n, {self.dim}]")
+            raise refusal(caller, argument, type(embeddings).__name__, f"a tensor [n, {self.dim}]")
         if embeddings.device != self.embeddings.device:
             expected = f"the memory's device {self.embeddings.device}"
-            raise refusal(owner, argument, str(embeddings.device), expected, "move it with memory.to(device)")
+            raise refusal(
+                caller, argument, str(embeddings.device), expected, "move it with memory.to(device)"
+            )
         lacking = lack_of_data(embeddings)
         if lacking:
-            raise refusal(owner, argument, lacking, "a dense tensor with data")
+            raise refusal(caller, argument, lacking, "a dense tensor with data")
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim or not embeddings.is_floating_point():
             shown = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
-            raise refusal(owner, argument, shown, f"floats of shape [n, {self.dim}]")
+            raise refusal(caller, argument, shown, f"floats of shape [n, {self.dim}]")
 
-    def _checked_labels(self, owner: str, argument: str, labels: Any, count: int) -> Int[Tensor, "n *c"]:
-        labels = label_rows(owner, argument, labels, count, self.labels.device)
+    def _checked_labels(self, caller: str, argument: str, labels: Any, count: int) -> Int[Tensor, "n *c"]:
+        labels = label_rows(caller, argument, labels, count, self.labels.device)
         if labels.shape[1:] != self.labels.shape[1:]:
             shape = "n" if self.label_columns is None else f"n, {self.label_columns}"
-            way_out = "name the labels of a row in CrossBatchMemory(label_columns=)"
-            raise refusal(owner, argument, f"shape {tuple(labels.shape)}", f"shape [{shape}]", way_out)
+            hint = "name the labels of a row in CrossBatchMemory(label_columns=)"
+            raise refusal(caller, argument, f"shape {tuple(labels.shape)}", f"shape [{shape}]", hint)
         return labels
 
-    def _check_ids(self, owner: str, argument: str, ids: Int[Tensor, " n"]) -> None:
+    def _check_ids(self, caller: str, argument: str, ids: Int[Tensor, " n"]) -> None:
         """Rows of the catalog, or ids of one step, but not both, now and ever."""
         if not len(ids):
             return
         real = bool(ids[0] >= 0)
         if bool(((ids >= 0) != real).any()):
-            raise refusal(owner, argument, ids.tolist(), "all of 0 or more, or all below 0")
+            raise refusal(caller, argument, ids.tolist(), "all of 0 or more, or all below 0")
         if len(self) and real != self._keeps_ids():
             kinds = "none, or below 0", "of 0 or more"
             expected = f"ids {kinds[not real]}, as all that it holds came with"
-            raise refusal(owner, argument, kinds[real], expected, "give ids always or never, or reset() it")
+            raise refusal(caller, argument, kinds[real], expected, "give ids always or never, or reset() it")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 from torch.nn.utils import skip_init
 
-from tercet.core.checks import flag, refusal, seed_number, whole
+from tercet.core.checks import as_bool, as_int, refusal, seed_number
 from tercet.core.randomness import derive_key
 from tercet.pairwise.distances import cosine
 from tercet.pairwise.inputs import allocated, lack_of_data
@@ -52,9 +52,9 @@ class EmbeddingHead(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, *, normalize: bool = True, seed: int = 0) -> None:
         super().__init__()
-        self.in_features = whole("EmbeddingHead", "in_features", in_features, minimum=1)
-        self.out_features = whole("EmbeddingHead", "out_features", out_features, minimum=1)
-        self.normalize = flag("EmbeddingHead", "normalize", normalize)
+        self.in_features = as_int("EmbeddingHead", "in_features", in_features, minimum=1)
+        self.out_features = as_int("EmbeddingHead", "out_features", out_features, minimum=1)
+        self.normalize = as_bool("EmbeddingHead", "normalize", normalize)
         self.seed = seed_number("EmbeddingHead", seed)
         sizes = {"in_features": self.in_features, "out_features": self.out_features}
         with allocated("EmbeddingHead", **sizes):
@@ -140,31 +140,31 @@ class DeepRankingNet(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        owner = "DeepRankingNet"
+        caller = "DeepRankingNet"
         if not isinstance(backbone, nn.Module):
-            raise refusal(owner, "backbone", type(backbone).__name__, "a torch.nn.Module")
+            raise refusal(caller, "backbone", type(backbone).__name__, "a torch.nn.Module")
         sides = [image_size] * 2 if not isinstance(image_size, Sequence) else list(image_size)
         if len(sides) != 2:
-            raise refusal(owner, "image_size", image_size, "a number of pixels or (height, width)")
-        self.image_size = tuple(whole(owner, "image_size", side, minimum=1) for side in sides)
-        self.channels = whole(owner, "channels", channels, minimum=1)
-        filters = whole(owner, "filters", filters, minimum=1)
-        seed = seed_number(owner, seed)
+            raise refusal(caller, "image_size", image_size, "a number of pixels or (height, width)")
+        self.image_size = tuple(as_int(caller, "image_size", side, minimum=1) for side in sides)
+        self.channels = as_int(caller, "channels", channels, minimum=1)
+        filters = as_int(caller, "filters", filters, minimum=1)
+        seed = seed_number(caller, seed)
         self.backbone = backbone
         if backbone_features is None:
             backbone_features = self._backbone_features()
         coarse = filters * math.prod(-(-side // 64) for side in self.image_size)
-        found = whole(owner, "backbone_features", backbone_features, minimum=1)
+        found = as_int(caller, "backbone_features", backbone_features, minimum=1)
         self.features = (found, coarse, coarse)
-        embedding_size = whole(owner, "embedding_size", embedding_size, minimum=1)
+        embedding_size = as_int(caller, "embedding_size", embedding_size, minimum=1)
         sizes = {"channels": self.channels, "filters": filters, "backbone_features": found}
-        with allocated(owner, image_size=self.image_size[0], **sizes, embedding_size=embedding_size):
+        with allocated(caller, image_size=self.image_size[0], **sizes, embedding_size=embedding_size):
             self.coarse = nn.ModuleList(
                 skip_init(nn.Conv2d, self.channels, filters, _KERNEL, stride=_STRIDE) for _ in _COARSE
             )
             self.embedding: Any = skip_init(nn.Linear, sum(self.features), embedding_size)
             for number, layer in enumerate([*self.coarse, self.embedding]):
-                _start(owner, layer, seed, number)
+                _start(caller, layer, seed, number)
 
     @torch.no_grad()
     def _backbone_features(self) -> int:
@@ -200,8 +200,8 @@ class DeepRankingNet(nn.Module):
             expected = (
                 f"[n, {self.channels}, {self.image_size[0]}, {self.image_size[1]}], as it was built for"
             )
-            way_out = "resize the images or build it with their image_size and channels"
-            raise refusal("DeepRankingNet", "images", f"shape {tuple(images.shape)}", expected, way_out)
+            hint = "resize the images or build it with their image_size and channels"
+            raise refusal("DeepRankingNet", "images", f"shape {tuple(images.shape)}", expected, hint)
         found = self._flat(self.backbone(images), len(images))
         if found.shape[1] != self.features[0]:
             expected = f"{self.features[0]} features, as it was built with"
@@ -219,17 +219,17 @@ class DeepRankingNet(nn.Module):
         return f"image_size={self.image_size}, channels={self.channels}, features={self.features}"
 
 
-def _refuse_others(owner: str, argument: str, values: Any, weight: Tensor) -> None:
+def _refuse_others(caller: str, argument: str, values: Any, weight: Tensor) -> None:
     """Refuse what is no tensor of floats [n, …], or, outside autocast, of another kind than the weights."""
     if not isinstance(values, Tensor):
-        raise refusal(owner, argument, type(values).__name__, "a tensor of floats [n, …]")
+        raise refusal(caller, argument, type(values).__name__, "a tensor of floats [n, …]")
     lacking = lack_of_data(values)
     if lacking or values.ndim < 2 or not values.is_floating_point():
         shown = lacking or f"{values.dtype} of shape {tuple(values.shape)}"
-        raise refusal(owner, argument, shown, "a dense tensor of floats [n, …] with data")
+        raise refusal(caller, argument, shown, "a dense tensor of floats [n, …] with data")
     if values.dtype != weight.dtype and not torch.is_autocast_enabled(values.device.type):
         expected = f"{weight.dtype}, as the weights have"
-        raise refusal(owner, argument, str(values.dtype), expected, "convert it, or run under autocast")
+        raise refusal(caller, argument, str(values.dtype), expected, "convert it, or run under autocast")
 
 
 def _same(images: Float[Tensor, "n c h w"], size: int, stride: int, value: float) -> Float[Tensor, "n c y x"]:
@@ -242,9 +242,9 @@ def _same(images: Float[Tensor, "n c h w"], size: int, stride: int, value: float
 
 
 @torch.no_grad()
-def _start(owner: str, layer: Any, seed: int, number: int = 0) -> None:
+def _start(caller: str, layer: Any, seed: int, number: int = 0) -> None:
     """The first weights of a layer, uniform in ±1/√(numbers that go into one), without a global generator."""
-    generator = torch.Generator("cpu").manual_seed(derive_key(owner, seed, number))
+    generator = torch.Generator("cpu").manual_seed(derive_key(caller, seed, number))
     bound = 1 / math.sqrt(layer.weight[0].numel())
     for values in layer.parameters():
         drawn = torch.rand(values.shape, generator=generator, device="cpu", dtype=torch.float32)

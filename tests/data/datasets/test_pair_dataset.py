@@ -130,9 +130,9 @@ def test_what_is_no_sequence_of_triplets_is_refused_when_it_is_given(catalog, of
 
 def test_columns_are_refused_with_the_way_to_a_sequence_of_them(catalog):
     triplets, pairs = RandomTriplets(catalog.labels)[:5], RandomPairs(catalog.labels)[:5]
-    way_out = "not their columns; write them with tercet.write_manifest, and pass what read_manifest gives$"
+    hint = "not their columns; write them with tercet.write_manifest, and pass what read_manifest gives$"
     for kind, given in ((TripletDataset, triplets), (PairDataset, pairs)):
-        with pytest.raises(ValueError, match=rf"^{kind.__name__}\(manifest=.*{way_out}"):
+        with pytest.raises(ValueError, match=rf"^{kind.__name__}\(manifest=.*{hint}"):
             kind(given, catalog=catalog)
 
 
@@ -150,10 +150,10 @@ def test_the_damage_of_a_manifest_is_told_and_no_other_reason(catalog):
 
 
 def test_pairs_and_triplets_are_not_mistaken_for_each_other(catalog, manifest):
-    way_out = r"; TripletDataset takes triplets, and PairDataset pairs$"
-    with pytest.raises(ValueError, match=r"^PairDataset\(manifest=.* another sequence of pairs" + way_out):
+    hint = r"; TripletDataset takes triplets, and PairDataset pairs$"
+    with pytest.raises(ValueError, match=r"^PairDataset\(manifest=.* another sequence of pairs" + hint):
         PairDataset(RandomTriplets(catalog.labels), catalog=catalog)
-    with pytest.raises(ValueError, match=r"^TripletDataset\(manifest=Manifest\(60 pairs.*triplets" + way_out):
+    with pytest.raises(ValueError, match=r"^TripletDataset\(manifest=Manifest\(60 pairs.*triplets" + hint):
         TripletDataset(manifest)
     with pytest.raises(ValueError, match=r"^PairDataset\(catalog=None\): expected the Catalog that the"):
         PairDataset(RandomPairs(catalog.labels))

@@ -223,10 +223,10 @@ def check_refused(path, why):
     assert why_unreadable(path) == why
     with pytest.raises(ValueError, match="read_image") as caught:
         read_image(path)
-    way_out = "restore the file, or leave it out with tercet.scan_folder(root, verify=True)"
+    hint = "restore the file, or leave it out with tercet.scan_folder(root, verify=True)"
     if not path.exists():
-        way_out = "is the root of the catalog the right folder?"
-    assert str(caught.value) == f"read_image: {path}: {why}; {way_out}"
+        hint = "is the root of the catalog the right folder?"
+    assert str(caught.value) == f"read_image: {path}: {why}; {hint}"
 
 
 UNDECODABLE = "OpenCV does not decode it: cut short, damaged, or no image of 8 or 16 bits"

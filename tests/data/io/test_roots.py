@@ -63,9 +63,9 @@ def test_a_table_whose_path_leads_out_by_its_name_is_refused(place, name):
     table, name = written(name, "ant/1.pgm", "ant/2.pgm")
     with pytest.raises(ValueError, match=r"read_catalog\(path='photos/t.csv'\): expected paths that") as said:
         read_catalog(table)
-    way_out = "pass outside_root=True (--outside-root) if that is meant"
+    hint = "pass outside_root=True (--outside-root) if that is meant"
     assert str(said.value).endswith(
-        f"expected paths that stay in the root photos; row 3 names {name!r}; {way_out}"
+        f"expected paths that stay in the root photos; row 3 names {name!r}; {hint}"
     )
     assert read_catalog(table, outside_root=True).file(2) == Path("photos", name)
 
@@ -113,8 +113,8 @@ def test_absolute_paths_are_refused_with_the_root_that_has_them(place):
     table = Path(table).rename("tables/t.csv")
     with pytest.raises(ValueError, match=r"row 1 names ") as said:
         read_catalog(table)
-    way_out = f"pass root='{place}/photos', the folder above them, or outside_root=True (--outside-root)"
-    assert str(said.value).endswith(f"and 1 more that do not; {way_out}")
+    hint = f"pass root='{place}/photos', the folder above them, or outside_root=True (--outside-root)"
+    assert str(said.value).endswith(f"and 1 more that do not; {hint}")
     catalog = read_catalog(table, root=place / "photos")
     assert [catalog.file(row).read_bytes() for row in range(2)] == [PGM, PGM]
 

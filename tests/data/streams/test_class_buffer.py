@@ -153,7 +153,7 @@ def test_keys_and_names_change_the_draws():
 def test_error_names_the_class_and_the_way_out():
     labels = [0] * 4 + [1] * 3
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        played(labels, 1, 4, on_short="error", owner="pk_batched")
+        played(labels, 1, 4, on_short="error", caller="pk_batched")
     assert str(caught.value) == (
         'pk_batched(k=4, on_short="error"): class 1 leaves the buffer with 3 of 4 images; raise buffer=16 if '
         'more of it follow, or pass on_short="repeat" or "drop"'

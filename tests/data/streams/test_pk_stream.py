@@ -986,10 +986,10 @@ def test_a_tar_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "a", LABELS[:40], 20)
     named = "train-000001.tar'): expected a tar that can be read; Permission denied"
 
-    def opened(owner, argument, path, kind):
+    def opened(caller, argument, path, kind):
         if path.name.endswith("1.tar"):
-            raise refusal(owner, argument, str(path), kind, "Permission denied")
-        return Handle(owner, argument, path, kind)
+            raise refusal(caller, argument, str(path), kind, "Permission denied")
+        return Handle(caller, argument, path, kind)
 
     monkeypatch.setattr(listing, "Handle", opened)
     assert named in refusal_of(PKStream, folder, 2, 4)

@@ -306,7 +306,7 @@ class Given:
     def __init__(self, r):
         self.r = r
 
-    def check(self, owner, count): ...
+    def check(self, caller, count): ...
 
     def of(self, rows, columns):
         return self.r[rows[..., :, None], columns[..., None, :]]
@@ -391,7 +391,7 @@ class Wild:
     def __init__(self, value):
         self.value = value
 
-    def check(self, owner, count): ...
+    def check(self, caller, count): ...
 
     def of(self, rows, columns):
         return np.full((*rows.shape, columns.shape[-1]), self.value)

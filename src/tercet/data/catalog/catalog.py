@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.core.checks import array_of, flag, path_of, refusal, string, strings_of, whole
+from tercet.core.checks import array_of, as_bool, as_int, path_of, refusal, string, strings_of
 from tercet.core.indices import row_number
 from tercet.data.catalog.scan import (
     IMAGE_SUFFIXES,
@@ -80,7 +80,7 @@ class Catalog:
         groups = self.groups.items()
         put("groups", {name: array_of("Catalog", "groups", values, expected) for name, values in groups})
         put("root", path_of("Catalog", "root", self.root))
-        put("outside_root", flag("Catalog", "outside_root", self.outside_root))
+        put("outside_root", as_bool("Catalog", "outside_root", self.outside_root))
         if not isinstance(self.left_out, Sequence):
             raise refusal("Catalog", "left_out", self.left_out, "a sequence of LeftOut")
         put("left_out", tuple(self.left_out))
@@ -202,11 +202,11 @@ def _listed(argument: str, names: Any, *kinds: type) -> list[Any]:
     return listed
 
 
-def refuse_unwritable(owner: str, catalog: Any) -> None:
+def refuse_unwritable(caller: str, catalog: Any) -> None:
     """Refuse what is no catalog, or holds what no file of shards or triplets has room for.
 
     Args:
-        owner: who writes, for the sentence.
+        caller: who writes, for the sentence.
         catalog: what came.
 
     Raises:
@@ -214,7 +214,7 @@ def refuse_unwritable(owner: str, catalog: Any) -> None:
             numbers, numbers, strings, or True and False, all of one kind.
     """
     if not isinstance(catalog, Catalog):
-        raise refusal(owner, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
+        raise refusal(caller, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
     texts = {"catalog.classes": catalog.classes, "catalog.paths": catalog.paths.tolist()}
     for name, values in catalog.groups.items():
         found = values.tolist()
@@ -223,7 +223,7 @@ def refuse_unwritable(owner: str, catalog: Any) -> None:
             shown = " and ".join(sorted(kind.__name__ for kind in kinds))
             shown = shown if values.dtype.kind == "O" else values.dtype.name
             expected = "whole numbers, numbers, strings, or True and False in each group, of one kind"
-            raise refusal(owner, "catalog.groups", name, expected, f"it holds {shown}; leave it out")
+            raise refusal(caller, "catalog.groups", name, expected, f"it holds {shown}; leave it out")
         if kinds == {str}:
             texts[f"catalog.groups[{name!r}]"] = found
     for argument, names in texts.items():
@@ -231,7 +231,7 @@ def refuse_unwritable(owner: str, catalog: Any) -> None:
             "".join(names).encode()
         except UnicodeEncodeError:
             name = next(name for name in names if name != name.encode(errors="ignore").decode())
-            raise refusal(owner, argument, name, "text that UTF-8 can write", "rename it") from None
+            raise refusal(caller, argument, name, "text that UTF-8 can write", "rename it") from None
 
 
 def scan_folder(
@@ -281,18 +281,18 @@ def scan_folder(
         (Catalog(3 images, 2 classes, 1 left out), [0, 0, 1], {'not an image': 1})
     """
     top = path_of("scan_folder", "root", root)
-    verify, progress = flag("scan_folder", "verify", verify), flag("scan_folder", "progress", progress)
+    verify, progress = as_bool("scan_folder", "verify", verify), as_bool("scan_folder", "progress", progress)
     if not top.is_dir():
         raise refusal("scan_folder", "root", str(root), "an existing folder")
     if class_depth is not None:
-        class_depth = whole("scan_folder", "class_depth", class_depth, minimum=1)
+        class_depth = as_int("scan_folder", "class_depth", class_depth, minimum=1)
     wanted = frozenset(strings_of("scan_folder", "suffixes", suffixes))
     if not all(suffix.startswith(".") and suffix == suffix.lower() for suffix in wanted):
         expected = "suffixes in lower case with their dots"
         raise refusal("scan_folder", "suffixes", sorted(wanted), expected, 'such as [".jpg", ".png"]')
     left_out: list[LeftOut] = []
-    max_pixels = whole("scan_folder", "max_pixels", max_pixels, minimum=1)
-    max_files = whole("scan_folder", "max_files", max_files, minimum=1)
+    max_pixels = as_int("scan_folder", "max_pixels", max_pixels, minimum=1)
+    max_files = as_int("scan_folder", "max_files", max_files, minimum=1)
     found = list(walk_images(top, wanted, left_out, max_files))
     if verify:
         files = {"/".join(parts): top.joinpath(*parts) for parts in found}
@@ -365,14 +365,14 @@ def read_catalog(
         >>> catalog.classes, catalog.groups["camera"].tolist()
         (['Ann', 'Bob'], [1, 2])
     """
-    max_pixels = whole("read_catalog", "max_pixels", max_pixels, minimum=1)
-    owner = "read_catalog"
-    path = path_of(owner, "path", path)
-    root = path.parent if root is None else path_of(owner, "root", root)
-    verify, progress = flag(owner, "verify", verify), flag(owner, "progress", progress)
-    outside_root = flag(owner, "outside_root", outside_root)
-    text = (string(owner, "path_column", path_column), string(owner, "label_column", label_column))
-    wanted = None if groups is None else strings_of(owner, "groups", groups)
+    max_pixels = as_int("read_catalog", "max_pixels", max_pixels, minimum=1)
+    caller = "read_catalog"
+    path = path_of(caller, "path", path)
+    root = path.parent if root is None else path_of(caller, "root", root)
+    verify, progress = as_bool(caller, "verify", verify), as_bool(caller, "progress", progress)
+    outside_root = as_bool(caller, "outside_root", outside_root)
+    text = (string(caller, "path_column", path_column), string(caller, "label_column", label_column))
+    wanted = None if groups is None else strings_of(caller, "groups", groups)
     columns = read_columns("read_catalog", path, text, wanted)
     names, labels = (columns[name] for name in text)
     if wanted is None:
@@ -380,8 +380,8 @@ def read_catalog(
     if not names.size:
         raise refusal("read_catalog", "path", str(path), "at least one row")
     if not outside_root:
-        refuse_outside(owner, path, root, names, rows=True)
-    first, repeated = first_rows(owner, path, names, labels)
+        refuse_outside(caller, path, root, names, rows=True)
+    first, repeated = first_rows(caller, path, names, labels)
     left_out = [LeftOut(name, "path repeated in the table") for name in repeated]
     classes = sorted_classes(labels)
     number = {label: code for code, label in enumerate(classes)}

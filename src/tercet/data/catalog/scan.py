@@ -77,10 +77,8 @@ def walk_images(
         room -= len(entries)
         if room < 0:
             expected = f"at most so many files and folders below {top}"
-            way_out = (
-                f"there are more, the last in {here or '.'}; pass a larger max_files or a smaller folder"
-            )
-            raise refusal("scan_folder", "max_files", max_files, expected, way_out)
+            hint = f"there are more, the last in {here or '.'}; pass a larger max_files or a smaller folder"
+            raise refusal("scan_folder", "max_files", max_files, expected, hint)
         images = subfolders = 0
         for entry in entries:
             parts = (*folder, entry.name)

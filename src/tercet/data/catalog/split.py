@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.core.checks import choice, label_codes, real, refusal, seed_number
+from tercet.core.checks import as_choice, as_float, label_codes, refusal, seed_number
 from tercet.core.randomness import derive_key, keyed_bits
 
 __all__ = ["train_validation_split"]
@@ -40,18 +40,18 @@ def train_validation_split(
         >>> len(train), (validation < 5).sum(), (validation >= 5).sum()
         (12, np.int64(1), np.int64(2))
     """
-    owner = "train_validation_split"
-    codes, classes = label_codes(owner, labels)
-    fraction = real(owner, "fraction", fraction, 0, 1)
+    caller = "train_validation_split"
+    codes, classes = label_codes(caller, labels)
+    fraction = as_float(caller, "fraction", fraction, 0, 1)
     if fraction in (0, 1):
-        raise refusal(owner, "fraction", fraction, "a number between 0 and 1, neither of them")
-    seed = seed_number(owner, seed)
-    by = choice(owner, "by", by, ("image", "class"))
+        raise refusal(caller, "fraction", fraction, "a number between 0 and 1, neither of them")
+    seed = seed_number(caller, seed)
+    by = as_choice(caller, "by", by, ("image", "class"))
     if by == "class":
         if len(classes) < 2:
-            raise refusal(owner, "labels", f"{len(codes)} images of 1 class", "two classes or more to part")
+            raise refusal(caller, "labels", f"{len(codes)} images of 1 class", "two classes or more to part")
         wanted = np.clip(np.rint(fraction * len(classes)), 1, len(classes) - 1)
-        bits = keyed_bits(derive_key(owner, by, seed), np.arange(len(classes)))
+        bits = keyed_bits(derive_key(caller, by, seed), np.arange(len(classes)))
         apart = np.argsort(np.argsort(bits, kind="stable")) < wanted  # by class
         validation = apart[codes]
     else:
@@ -59,9 +59,9 @@ def train_validation_split(
         wanted = np.minimum(np.rint(fraction * sizes), sizes - 1)
         if not wanted.any():
             found, expected = f"{len(codes)} images of {len(classes)} classes", "a class with images to spare"
-            way_out = f"the largest has {sizes.max()} images; raise fraction or split by class"
-            raise refusal(owner, "labels", found, expected, way_out)
-        bits = keyed_bits(derive_key(owner, by, seed), np.arange(len(codes)))
+            hint = f"the largest has {sizes.max()} images; raise fraction or split by class"
+            raise refusal(caller, "labels", found, expected, hint)
+        bits = keyed_bits(derive_key(caller, by, seed), np.arange(len(codes)))
         order = np.lexsort((bits, codes))
         nth = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[codes[order]]  # within the class
         validation = np.empty(len(codes), dtype=bool)

@@ -124,13 +124,13 @@ class KeyedTransform:
             first, second = (self._run(copy.deepcopy(image), key, nodes) for _ in range(2))
             if not _equal(first, second):
                 expected = "one that gives the same image twice when the global generators are seeded alike"
-                way_out = "it draws from a generator of its own; " + (
+                hint = "it draws from a generator of its own; " + (
                     "draw from `self.random_generator` or `self.py_random` in its transforms"
                     if nodes
                     else "take a parameter `rng` and draw from that, or pass the albumentations pipeline "
                     "itself if it is a function around one"
                 )
-                raise refusal("KeyedTransform", "transform", self.transform, expected, way_out)
+                raise refusal("KeyedTransform", "transform", self.transform, expected, hint)
         self._proven = True
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tercet.core.checks import choice, escaped, refusal, seed_number, whole
+from tercet.core.checks import as_choice, as_int, escaped, refusal, seed_number
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
 from tercet.data.datasets.augment import KeyedTransform
 from tercet.data.datasets.visits import SharedCounts, Visits
@@ -37,7 +37,7 @@ class Decoder:
     """Decodes and augments the images of a catalog, and knows the epoch and view of each number.
 
     Args:
-        owner: the dataset, for sentences.
+        caller: the dataset, for sentences.
         catalog: a `Catalog` or a `ShardIndex`.
         transform: as in `ImageDataset`; None for none.
         seed: names the stream of augmentations.
@@ -51,7 +51,7 @@ class Decoder:
 
     def __init__(
         self,
-        owner: str,
+        caller: str,
         catalog: Any,
         transform: Any,
         seed: int,
@@ -60,18 +60,18 @@ class Decoder:
         max_pixels: int,
     ) -> None:
         if not hasattr(catalog, "file") or not hasattr(catalog, "labels"):
-            raise refusal(owner, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
-        self._seed = seed_number(owner, seed)
+            raise refusal(caller, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
+        self._seed = seed_number(caller, seed)
         if not (transform is None or callable(transform)):
-            raise refusal(owner, "transform", transform, "an albumentations transform or another callable")
-        self._owner = owner
+            raise refusal(caller, "transform", transform, "an albumentations transform or another callable")
+        self._owner = caller
         self._catalog = catalog
         self._transform = None if transform is None else KeyedTransform(transform, self._seed)
-        self.on_unreadable = choice(owner, "on_unreadable", on_unreadable, ON_UNREADABLE)
-        self.max_pixels = whole(owner, "max_pixels", max_pixels, minimum=1)
+        self.on_unreadable = as_choice(caller, "on_unreadable", on_unreadable, ON_UNREADABLE)
+        self.max_pixels = as_int(caller, "max_pixels", max_pixels, minimum=1)
         numbers = len(catalog) if numbers is None else numbers
-        self.visits = Visits(owner, 1 if transform is None else numbers)
-        self._failed = None if on_unreadable == "error" else SharedCounts(owner, len(catalog))
+        self.visits = Visits(caller, 1 if transform is None else numbers)
+        self._failed = None if on_unreadable == "error" else SharedCounts(caller, len(catalog))
 
     def draws(self, asked: Sequence[Any], numbers: Sequence[int]) -> list[tuple[int, int]]:
         """The epoch and view of each number: its own, or for a plain int the next."""
@@ -163,12 +163,12 @@ class Decoder:
         images = len(set(rows))
         why = f"{escaped(self._catalog.file(rows[0]))} "
         why += f"and the others of its {images} images do not decode" if images > 1 else "does not decode"
-        way_out = 'repair what does not, take larger batches, or pass on_unreadable="replace"'
+        hint = 'repair what does not, take larger batches, or pass on_unreadable="replace"'
         if images == 1:
-            way_out += "; a ConcatDataset asks for one image at a time, which leaves no batch to be shorter"
+            hint += "; a ConcatDataset asks for one image at a time, which leaves no batch to be shorter"
         return ValueError(
             f'{self._owner}(on_unreadable="{self.on_unreadable}"): nothing is left of a batch, as {why}; '
-            f"{way_out}"
+            f"{hint}"
         )
 
     def _contents(self, rows: Sequence[int]) -> list[bytes | None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from tercet.core.checks import flag, refusal, whole
+from tercet.core.checks import as_bool, as_int, refusal
 from tercet.core.indices import row_number
 from tercet.data.datasets.decoding import Decoded, Decoder
 from tercet.data.io.images import MAX_PIXELS
@@ -79,10 +79,10 @@ class ImageDataset(Dataset):
     ) -> None:
         self._decoder = Decoder("ImageDataset", catalog, transform, seed, None, on_unreadable, max_pixels)
         self.catalog = catalog
-        self.views = whole("ImageDataset", "views", views, minimum=1)
+        self.views = as_int("ImageDataset", "views", views, minimum=1)
         if self.views > _MOST_VIEWS:
             raise refusal("ImageDataset", "views", views, f"at most {_MOST_VIEWS}, which come stacked")
-        self.return_rows = flag("ImageDataset", "return_rows", return_rows)
+        self.return_rows = as_bool("ImageDataset", "return_rows", return_rows)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of plain int rows, and count their views from 0, also in workers that are running.

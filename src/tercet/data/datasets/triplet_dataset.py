@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from tercet.core.checks import choice, flag, refusal
+from tercet.core.checks import as_bool, as_choice, refusal
 from tercet.core.indices import Pairs, Triplets, TripletSequence, rows_at
 from tercet.core.randomness import KeyedRow, derive_key
 from tercet.data.datasets.decoding import Decoder
@@ -35,14 +35,14 @@ class _Batch:
 
     def to(self, device: Any, non_blocking: bool = False) -> Any:
         """The batch on another device."""
-        owner = f"{type(self).__name__}.to"
-        non_blocking = flag(owner, "non_blocking", non_blocking)
+        caller = f"{type(self).__name__}.to"
+        non_blocking = as_bool(caller, "non_blocking", non_blocking)
         try:
             where = torch.device(device)
             return self._each(lambda tensor: tensor.to(where, non_blocking=non_blocking))
         except (RuntimeError, TypeError, AssertionError) as error:  # no device, or none of this machine
             said = str(error).partition("\n")[0]
-            raise refusal(owner, "device", device, 'a device, such as "cpu" or "cuda:0"', said) from None
+            raise refusal(caller, "device", device, 'a device, such as "cpu" or "cuda:0"', said) from None
 
     def pin_memory(self) -> Any:
         """The batch in page-locked memory; a DataLoader calls it where `pin_memory=True`."""
@@ -132,22 +132,22 @@ class _ListedDataset(Dataset):
         on_unreadable: str,
         max_pixels: int,
     ) -> None:
-        owner, kind = type(self).__name__, self._kind
+        caller, kind = type(self).__name__, self._kind
         if getattr(manifest, "kind", "triplets") != kind:
-            way_out = "TripletDataset takes triplets, and PairDataset pairs"
-            raise refusal(owner, "manifest", manifest, f"a manifest or another sequence of {kind}", way_out)
+            hint = "TripletDataset takes triplets, and PairDataset pairs"
+            raise refusal(caller, "manifest", manifest, f"a manifest or another sequence of {kind}", hint)
         if catalog is not None:
-            refuse_other_catalog(owner, manifest, catalog)
+            refuse_other_catalog(caller, manifest, catalog)
         catalog = getattr(manifest, "catalog", None) if catalog is None else catalog
         if catalog is None:
             expected = f"the Catalog that the {kind} are rows of"
-            raise refusal(owner, "catalog", None, expected, "only a Manifest brings its own")
+            raise refusal(caller, "catalog", None, expected, "only a Manifest brings its own")
         if isinstance(manifest, (Triplets, LabeledPairs)):
-            way_out = "write them with tercet.write_manifest, and pass what read_manifest gives"
-            raise refusal(owner, "manifest", manifest, f"a sequence of {kind}, not their columns", way_out)
-        images_each(manifest, owner, "manifest")
+            hint = "write them with tercet.write_manifest, and pass what read_manifest gives"
+            raise refusal(caller, "manifest", manifest, f"a sequence of {kind}, not their columns", hint)
+        images_each(manifest, caller, "manifest")
         counters = min(len(manifest), _MOST_COUNTERS)
-        self._decoder = Decoder(owner, catalog, transform, seed, counters, on_unreadable, max_pixels)
+        self._decoder = Decoder(caller, catalog, transform, seed, counters, on_unreadable, max_pixels)
         self.manifest = manifest
         self.catalog = catalog
 
@@ -197,19 +197,19 @@ class _ListedDataset(Dataset):
 
     def _listed(self, index: Any) -> tuple[Any, Int64[np.ndarray, "b c"], Int64[np.ndarray, "b 2"]]:
         """What is listed at an index, its rows of the catalog, and the epoch and view of each."""
-        owner = type(self).__name__
+        caller = type(self).__name__
         try:
             numbers = rows_at(index, len(self))
         except IndexError as error:
-            raise IndexError(f"{owner}: {error}") from None
+            raise IndexError(f"{caller}: {error}") from None
         if not numbers.size:
-            raise refusal(owner, "index", index, f"at least one {self._kind.removesuffix('s')}")
+            raise refusal(caller, "index", index, f"at least one {self._kind.removesuffix('s')}")
         listed = self.manifest[numbers]
         rows = np.stack(self._corners(listed), axis=1)
         if not 0 <= rows.min() <= rows.max() < len(self.catalog):
             worst = rows.max() if rows.max() >= len(self.catalog) else rows.min()
             expected = f"rows of the catalog, from 0 to {len(self.catalog) - 1}"
-            raise refusal(owner, "manifest", f"a {self._kind.removesuffix('s')} with row {worst}", expected)
+            raise refusal(caller, "manifest", f"a {self._kind.removesuffix('s')} with row {worst}", expected)
         asked = index if isinstance(index, (list, tuple)) else [index] * len(numbers)
         keys = np.array([(one.epoch, one.view) if isinstance(one, KeyedRow) else (-1, 0) for one in asked])
         plain = keys[:, 0] < 0
@@ -295,7 +295,7 @@ class TripletDataset(_ListedDataset):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(manifest, transform, catalog, seed, on_unreadable, max_pixels)
-        self.layout = choice("TripletDataset", "layout", layout, ("unique", "interleaved"))
+        self.layout = as_choice("TripletDataset", "layout", layout, ("unique", "interleaved"))
 
     def __getitem__(self, index: Any) -> TripletBatch:
         """The triplets at an int, a slice, or ints [B], with their images.

@@ -13,18 +13,18 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import get_worker_info
 
-from tercet.core.checks import whole
+from tercet.core.checks import as_int
 
 __all__ = ["SharedCounts", "Visits", "shared"]
 
 _LAST_EPOCH = 2**31 - 1
 
 
-def shared(owner: str, tensor: torch.Tensor, what: str) -> torch.Tensor:
+def shared(caller: str, tensor: torch.Tensor, what: str) -> torch.Tensor:
     """A tensor that is moved to memory which processes share.
 
     Args:
-        owner: whose it is, for the sentence.
+        caller: whose it is, for the sentence.
         tensor: on the CPU.
         what: what it holds, for the sentence.
 
@@ -39,12 +39,12 @@ def shared(owner: str, tensor: torch.Tensor, what: str) -> torch.Tensor:
         return tensor.share_memory_()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        way_out = "enlarge it, as docker's --shm-size does"
+        hint = "enlarge it, as docker's --shm-size does"
         if os.strerror(errno.EMFILE) in reason:
-            way_out = "raise the limit of open files, as ulimit -n does, or keep fewer of them"
+            hint = "raise the limit of open files, as ulimit -n does, or keep fewer of them"
         raise OSError(
-            f"{owner}: expected {tensor.nbytes} bytes of shared memory for {what}, got none ({reason}); "
-            f"{way_out}"
+            f"{caller}: expected {tensor.nbytes} bytes of shared memory for {what}, got none ({reason}); "
+            f"{hint}"
         ) from error
 
 
@@ -54,7 +54,7 @@ class SharedCounts:
     Two processes that count the same number in the same instant may count it as one.
 
     Args:
-        owner: whose counters they are, for the sentence.
+        caller: whose counters they are, for the sentence.
         size: how many.
 
     Raises:
@@ -66,9 +66,9 @@ class SharedCounts:
         (0, 1, [0, 0, 2])
     """
 
-    def __init__(self, owner: str, size: int) -> None:
-        self._owner = owner
-        self.tensor = shared(owner, torch.zeros(size, dtype=torch.int32), "counters")
+    def __init__(self, caller: str, size: int) -> None:
+        self._owner = caller
+        self.tensor = shared(caller, torch.zeros(size, dtype=torch.int32), "counters")
         self.array: np.ndarray = self.tensor.numpy()  # the same memory
         self.is_copy = False  # whether it was unpickled, or copied, without the memory
 
@@ -98,7 +98,7 @@ class Visits:
     Processes that train together share no memory, so the rank is a part of the view.
 
     Args:
-        owner: whose visits they are, for sentences.
+        caller: whose visits they are, for sentences.
         size: how many counters, of which number n has the one at n mod size; two numbers that share one
             never get one view twice either.
 
@@ -111,11 +111,11 @@ class Visits:
         (4, [0])
     """
 
-    def __init__(self, owner: str, size: int) -> None:
-        self._owner = owner
+    def __init__(self, caller: str, size: int) -> None:
+        self._owner = caller
         self._size = max(size, 1)
         # The epoch comes first. It lies with the counters, as each shared tensor takes a file descriptor.
-        self._shared = SharedCounts(owner, 1 + self._size)
+        self._shared = SharedCounts(caller, 1 + self._size)
         self._rank = 0
         self._unpickled_in = 0  # the process that has unpickled it
 
@@ -133,7 +133,7 @@ class Visits:
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, and count views from 0 again, in running workers too."""
-        epoch = whole(f"{self._owner}.set_epoch", "epoch", epoch, 0, _LAST_EPOCH)
+        epoch = as_int(f"{self._owner}.set_epoch", "epoch", epoch, 0, _LAST_EPOCH)
         self._shared.array[:] = 0
         self._shared.array[0] = epoch
 

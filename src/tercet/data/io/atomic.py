@@ -9,20 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tercet.core.checks import escaped, flag, path_of, refusal
+from tercet.core.checks import as_bool, escaped, path_of, refusal
 from tercet.data.io.journal import journal, pending, synced, tidy
 from tercet.data.io.locks import SAFELY, flock
 
 __all__ = ["atomically", "fresh_target", "naming", "together"]
 
 
-def fresh_target(owner: str, path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
+def fresh_target(caller: str, path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
     """`path`, refused before any work is done for it if nothing could be written there.
 
     What runs that were killed left in its folder is settled and removed first.
 
     Args:
-        owner: who asks, for the sentence.
+        caller: who asks, for the sentence.
         path: the file to be written.
         overwrite: whether an existing file may be replaced.
         suffixes: the suffixes that are known, with their dots.
@@ -31,24 +31,24 @@ def fresh_target(owner: str, path: str | Path, overwrite: bool, suffixes: Sequen
         ValueError: another suffix, an existing file, no such folder, or an `overwrite` that is no flag.
         OSError: a link or another foreign thing stands under the name of the folder's journal.
     """
-    overwrite = flag(owner, "overwrite", overwrite)
-    target = path_of(owner, "path", path, new=True)
+    overwrite = as_bool(caller, "overwrite", overwrite)
+    target = path_of(caller, "path", path, new=True)
     if target.suffix not in suffixes:
-        raise refusal(owner, "path", str(path), "a name ending in " + ", ".join(suffixes))
+        raise refusal(caller, "path", str(path), "a name ending in " + ", ".join(suffixes))
     if target.is_dir():
-        raise refusal(owner, "path", str(path), "a file, not a folder")
+        raise refusal(caller, "path", str(path), "a file, not a folder")
     if not target.parent.is_dir():
         raise refusal(
-            owner, "path", str(path), "an existing folder to write in", f"make {target.parent} first"
+            caller, "path", str(path), "an existing folder to write in", f"make {target.parent} first"
         )
     writable = os.access(target.parent, os.W_OK)
     if writable:
         tidy(target.parent)
     if os.path.lexists(target) and not overwrite:
-        way_out = "it exists; overwrite=True or --overwrite replaces it"
-        raise refusal(owner, "path", str(path), "a new file", way_out)
+        hint = "it exists; overwrite=True or --overwrite replaces it"
+        raise refusal(caller, "path", str(path), "a new file", hint)
     if not writable:
-        raise refusal(owner, "path", str(path), "a folder that may be written")
+        raise refusal(caller, "path", str(path), "a folder that may be written")
     return target
 
 
@@ -195,5 +195,5 @@ def _rename(file: Path, target: Path, overwrite: bool) -> None:
 
 
 def _exists(target: Path) -> OSError:
-    way_out = "another run has written it meanwhile; overwrite=True or --overwrite replaces it"
-    return FileExistsError(escaped(f"{str(target)!r}: expected a new file; {way_out}"))
+    hint = "another run has written it meanwhile; overwrite=True or --overwrite replaces it"
+    return FileExistsError(escaped(f"{str(target)!r}: expected a new file; {hint}"))

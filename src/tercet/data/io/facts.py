@@ -134,7 +134,7 @@ class Facts:
 
     Args:
         content: the JSON text.
-        owner: who reads, for the sentences.
+        caller: who reads, for the sentences.
         argument: of which argument the file is, for the sentences.
         source: the file that it stands in.
         what: what it is, for the sentences, such as "provenance".
@@ -160,13 +160,13 @@ damaged or of another program; write it again, or restore it
     def __init__(
         self,
         content: str | bytes,
-        owner: str,
+        caller: str,
         argument: str,
         source: str | Path,
         what: str = "facts",
         hint: str = "write it again, or restore it",
     ) -> None:
-        self._owner, self._argument, self._source = owner, argument, str(source)
+        self._owner, self._argument, self._source = caller, argument, str(source)
         self._hint = f"; {hint}" if hint else ""
         self._above = ""  # the fields that lead here
         try:
@@ -189,11 +189,11 @@ damaged or of another program; write it again, or restore it
         self.checked = fits is not None
 
     @classmethod
-    def read(cls, owner: str, argument: str, path: str | Path, *words: str, most: int = _MOST) -> Facts:
+    def read(cls, caller: str, argument: str, path: str | Path, *words: str, most: int = _MOST) -> Facts:
         """The facts in a file.
 
         Args:
-            owner, argument: as above.
+            caller, argument: as above.
             path: the file.
             words: `what` and `hint`, as above.
             most: the most bytes that are read.
@@ -202,7 +202,7 @@ damaged or of another program; write it again, or restore it
             ValueError: as above.
             OSError: no such file, or one that cannot be read, or a larger one.
         """
-        return cls(read_bounded(path, most), owner, argument, path, *words)
+        return cls(read_bounded(path, most), caller, argument, path, *words)
 
     def __contains__(self, name: str) -> bool:
         return name in self.fields
@@ -242,8 +242,8 @@ damaged or of another program; write it again, or restore it
     def wrong(self, name: str, expected: str) -> ValueError:
         """The refusal of what a field holds: for a caller that expects more than a type."""
         found = f"it has {_short(self.fields[name])}" if name in self.fields else "it has none"
-        way_out = f"{found}, so it is damaged or of another program"
-        return self._refusal(f"{expected} in its field {self._above + name!r}", way_out)
+        hint = f"{found}, so it is damaged or of another program"
+        return self._refusal(f"{expected} in its field {self._above + name!r}", hint)
 
     def _field(self, name: str, expected: str, fits: Callable[[Any], bool], default: Any) -> Any:
         if name not in self.fields and default is not _REQUIRED:
@@ -252,8 +252,8 @@ damaged or of another program; write it again, or restore it
             raise self.wrong(name, expected)
         return self.fields[name]
 
-    def _refusal(self, expected: str, way_out: str) -> ValueError:
-        return refusal(self._owner, self._argument, self._source, expected, way_out + self._hint)
+    def _refusal(self, expected: str, hint: str) -> ValueError:
+        return refusal(self._owner, self._argument, self._source, expected, hint + self._hint)
 
 
 def _nearly_checksum(name: str) -> bool:

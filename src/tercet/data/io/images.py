@@ -61,8 +61,8 @@ def read_image(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> UI
     try:
         return _decoded(file_content(path), max_pixels)
     except ValueError as error:
-        way_out = _WAY_OUT if os.path.exists(path) else "is the root of the catalog the right folder?"
-        raise ValueError(f"read_image: {escaped(Path(path))}: {error}; {way_out}") from None
+        hint = _WAY_OUT if os.path.exists(path) else "is the root of the catalog the right folder?"
+        raise ValueError(f"read_image: {escaped(Path(path))}: {error}; {hint}") from None
 
 
 def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:

@@ -196,13 +196,13 @@ def located(*paths: Path) -> list[Path]:
     return [place if _is_plain(place) else path for place, path in zip(places, paths)]
 
 
-def read_steady(owner: str, paths: Sequence[Path], read: Callable[[list[Path]], _Read]) -> _Read:
+def read_steady(caller: str, paths: Sequence[Path], read: Callable[[list[Path]], _Read]) -> _Read:
     """What `read` makes of files of one folder that were there together, though a run may replace them now.
 
     Files are replaced whole, so what was read while none of them became another is of one run.
 
     Args:
-        owner: who reads, for the sentence.
+        caller: who reads, for the sentence.
         paths: of the files, whether they exist or not.
         read: gets the place of each, as `located` gives it; it is called again where a file has become
             another meanwhile.
@@ -221,7 +221,7 @@ def read_steady(owner: str, paths: Sequence[Path], read: Callable[[list[Path]], 
         if before == _located_status(paths):
             return result
     expected = "a file that stays as it is while it is read"
-    raise refusal(owner, "path", str(paths[0]), expected, f"it was replaced {_TRIES} times; read it later")
+    raise refusal(caller, "path", str(paths[0]), expected, f"it was replaced {_TRIES} times; read it later")
 
 
 def synced(path: Path) -> None:

@@ -89,8 +89,8 @@ def opened(path: Path) -> int:
         if not os.path.lexists(path):
             raise
         expected, found = "a file of this user, or none", "another user's run is at work there or was killed"
-        way_out = "wait for it to end, or remove the file"
-        raise PermissionError(escaped(f"{str(path)!r}: expected {expected}; {found}; {way_out}")) from None
+        hint = "wait for it to end, or remove the file"
+        raise PermissionError(escaped(f"{str(path)!r}: expected {expected}; {found}; {hint}")) from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise foreign(path) from None

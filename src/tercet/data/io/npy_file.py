@@ -20,7 +20,7 @@ class NpyFile:
     """A .npy file, of which blocks of rows are read where they are asked for.
 
     Args:
-        owner: who reads, for the sentences.
+        caller: who reads, for the sentences.
         argument: of which argument the file is, for the sentences.
         path: the file.
 
@@ -39,11 +39,11 @@ class NpyFile:
         ((3, 2), [[2.0, 3.0], [4.0, 5.0]])
     """
 
-    def __init__(self, owner: str, argument: str, path: Path) -> None:
+    def __init__(self, caller: str, argument: str, path: Path) -> None:
         from numpy.lib import format as npy
 
-        self._words = owner, argument, str(path)
-        self._handle = Handle(owner, argument, path, "a .npy file to read")
+        self._words = caller, argument, str(path)
+        self._handle = Handle(caller, argument, path, "a .npy file to read")
         head = io.BytesIO(self._handle.pread(0, _HEADER))
         try:
             version = npy.read_magic(head)
@@ -52,8 +52,8 @@ class NpyFile:
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             self.shape, self._by_column, self.dtype = read(head)
         except Exception as error:  # numpy has the header's text parsed as Python
-            expected, way_out = "an existing .npy file of numbers [n, d]", f"its header is damaged ({error})"
-            raise refusal(*self._words, expected, way_out) from error
+            expected, hint = "an existing .npy file of numbers [n, d]", f"its header is damaged ({error})"
+            raise refusal(*self._words, expected, hint) from error
         self._start = head.tell()
         if len(self.shape) != 2 or min(self.shape) < 1 or self.dtype.kind not in "fiu":
             found = f"it holds {self.dtype} {list(self.shape)}"
@@ -74,7 +74,7 @@ class NpyFile:
             reads = [(self._start + first * d * width, count * d * width)]
         content = b"".join(self._handle.pread(*read) for read in reads)
         if self._handle.changed() or len(content) < count * d * width:
-            way_out = "it was cut short or written to while it was read"
-            raise refusal(*self._words, "the file as it was", way_out)
+            hint = "it was cut short or written to while it was read"
+            raise refusal(*self._words, "the file as it was", hint)
         numbers = np.frombuffer(content, self.dtype)
         return numbers.reshape(d, count).T if self._by_column else numbers.reshape(count, d)

@@ -46,7 +46,7 @@ class Handle:
     It has no position, so threads and forked processes share it.
 
     Args:
-        owner: who reads, for the sentence.
+        caller: who reads, for the sentence.
         argument: of which argument the file is.
         path: the file.
         kind: what it should be, such as "a tar to read".
@@ -65,13 +65,13 @@ class Handle:
         b'3456'
     """
 
-    def __init__(self, owner: str, argument: str, path: Path, kind: str) -> None:
+    def __init__(self, caller: str, argument: str, path: Path, kind: str) -> None:
         self._descriptor = -1
         self.path = path
         try:
             self._descriptor = _plain_descriptor(path)
         except OSError as error:
-            raise refusal(owner, argument, str(path), kind, error.strerror or "") from error
+            raise refusal(caller, argument, str(path), kind, error.strerror or "") from error
         told = os.fstat(self._descriptor)
         self.size, self.time = told.st_size, told.st_mtime_ns
 

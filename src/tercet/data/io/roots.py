@@ -60,17 +60,17 @@ def refuse_leading_out(root: str | Path, name: str) -> None:
     """
     if leads_out(root, name):
         expected = f"a path that stays in the root {root}"
-        way_out = "read table or manifest with outside_root=True (--outside-root) if that is meant"
-        raise PermissionError(str(refusal("Catalog.file", "row", name, expected, way_out)))
+        hint = "read table or manifest with outside_root=True (--outside-root) if that is meant"
+        raise PermissionError(str(refusal("Catalog.file", "row", name, expected, hint)))
 
 
-def refuse_outside(owner: str, path: str | Path, root: str | Path, names: np.ndarray, rows: bool) -> None:
+def refuse_outside(caller: str, path: str | Path, root: str | Path, names: np.ndarray, rows: bool) -> None:
     """Refuse a table or manifest that names a path which leads out of its root, as far as the name tells.
 
     Links are looked at where a file is opened: a table of many images is read without looking for them.
 
     Args:
-        owner: who reads it, for the sentence.
+        caller: who reads it, for the sentence.
         path: the table or manifest.
         root: the folder that the paths start from.
         names: str object array [n], the paths, with forward slashes.
@@ -106,12 +106,10 @@ def refuse_outside(owner: str, path: str | Path, root: str | Path, names: np.nda
         first = names[outside[0]]
         where = f"row {outside[0] + 1} names" if rows else "it names"
         more = f" and {len(outside) - 1:,} more that do not" if len(outside) > 1 else ""
-        way_out = "pass outside_root=True (--outside-root) if that is meant"
+        hint = "pass outside_root=True (--outside-root) if that is meant"
         if len(outside) == len(names) and all(map(os.path.isabs, names)):
             common = os.path.commonpath(list(map(os.path.dirname, names)))
             if common != os.sep:
-                way_out = (
-                    f"pass root={common!r}, the folder above them, or outside_root=True (--outside-root)"
-                )
+                hint = f"pass root={common!r}, the folder above them, or outside_root=True (--outside-root)"
         expected = f"paths that stay in the root {str(root) or '.'}"
-        raise refusal(owner, "path", str(path), expected, f"{where} {first!r}{more}; {way_out}")
+        raise refusal(caller, "path", str(path), expected, f"{where} {first!r}{more}; {hint}")

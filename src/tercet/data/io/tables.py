@@ -57,7 +57,7 @@ def _array(values: Any, text: bool) -> Any:
 
 
 def read_columns(
-    owner: str,
+    caller: str,
     path: str | Path,
     text: Sequence[str] = (),
     others: Sequence[str] | None = None,
@@ -71,7 +71,7 @@ def read_columns(
     whole numbers of 2⁶³ and more become text, as in CSV, and so do dates and decimals.
 
     Args:
-        owner: who asks, for the sentences.
+        caller: who asks, for the sentences.
         path: the table.
         text: columns that are read as strings, whatever they look like, and have a value in every row.
         others: further columns; None for all there are.
@@ -87,20 +87,20 @@ def read_columns(
     """
     import pyarrow as pa
 
-    source = path_of(owner, "path", path)
+    source = path_of(caller, "path", path)
     if source.suffix not in (".csv", ".parquet"):
-        raise refusal(owner, "path", str(path), "a table ending in .csv or .parquet")
+        raise refusal(caller, "path", str(path), "a table ending in .csv or .parquet")
     if not source.is_file():
-        raise refusal(owner, "path", str(path), "an existing file")
+        raise refusal(caller, "path", str(path), "an existing file")
     try:
         table = _parquet(source) if source.suffix == ".parquet" else _csv(source)
     except (pa.ArrowException, OSError) as error:
         said = str(error).splitlines()[0][:200]  # it may quote a whole line of the table
-        raise refusal(owner, "path", str(path), "a readable table", said) from error
+        raise refusal(caller, "path", str(path), "a readable table", said) from error
     for name in (*text, *numbers, *integers, *(table.column_names if others is None else others)):
         if table.column_names.count(name) != 1:
             shown = ", ".join(table.column_names)
-            raise refusal(owner, "path", str(path), f"one column {name!r}", f"its columns are: {shown}")
+            raise refusal(caller, "path", str(path), f"one column {name!r}", f"its columns are: {shown}")
     kinds: dict[str, Any] = dict.fromkeys(table.column_names if others is None else others)
     kinds |= {**dict.fromkeys(text, str), **dict.fromkeys(numbers, float), **dict.fromkeys(integers, int)}
     columns = {}
@@ -109,12 +109,12 @@ def read_columns(
             columns[name], missing = _values(table[name], kind, guess=source.suffix == ".csv")
         except pa.ArrowException as error:
             expected, said = _refused(name, kind, table[name], error)
-            raise refusal(owner, "path", str(path), expected, said) from None
+            raise refusal(caller, "path", str(path), expected, said) from None
         rows = np.flatnonzero(missing)
         if rows.size:
             expected = f"a value in every row of column {name!r}"
             said = f"row {rows[0] + 1} of {len(table)} has none"
-            raise refusal(owner, "path", str(path), expected, said)
+            raise refusal(caller, "path", str(path), expected, said)
     return columns
 
 
@@ -215,12 +215,12 @@ def sorted_classes(names: Iterable[str]) -> list[str]:
 
 
 def first_rows(
-    owner: str, path: str | Path, names: np.ndarray, labels: np.ndarray
+    caller: str, path: str | Path, names: np.ndarray, labels: np.ndarray
 ) -> tuple[list[int], list[str]]:
     """The row of each path's first mention, and the paths that are mentioned again, as `./a` or `b//a` too.
 
     Args:
-        owner, path: who reads which table, for the sentence.
+        caller, path: who reads which table, for the sentence.
         names, labels: object [n], the path and the label of each row.
 
     Raises:
@@ -232,7 +232,7 @@ def first_rows(
         earlier = first.setdefault(_plainly(name), row)
         if labels[earlier] != labels[row]:
             both = f"{labels[earlier]!r} in row {earlier + 1} and {labels[row]!r} in row {row + 1}"
-            raise refusal(owner, "path", str(path), "one label for each path", f"{name!r} is {both}")
+            raise refusal(caller, "path", str(path), "one label for each path", f"{name!r} is {both}")
         if earlier != row:
             repeated.append(name)
     return list(first.values()), repeated

@@ -112,15 +112,15 @@ class StoredColumns:
             for first in range(0, len(rows), _AT_ONCE):
                 self._read(out[:, first : first + _AT_ONCE], rows[first : first + _AT_ONCE])
         if self._handle.changed():  # asked after the reading: what is given was there before
-            way_out = "it was written to since it was opened; read it anew, with read_manifest"
-            raise refusal("Manifest", "path", str(self._handle.path), "the file as it was", way_out)
+            hint = "it was written to since it was opened; read it anew, with read_manifest"
+            raise refusal("Manifest", "path", str(self._handle.path), "the file as it was", hint)
         for values, limit in zip(out, self._limits):
             unsigned = values.view(np.uint64)  # so a negative one is large
             if len(rows) and unsigned.max() >= limit:
                 wrong = int(np.argmax(unsigned >= limit))
                 expected = f"whole numbers below {limit}, and row {rows[wrong]} holds {values[wrong]}"
-                way_out = "it is damaged; write it again"
-                raise refusal("Manifest", "path", str(self._handle.path), expected, way_out)
+                hint = "it is damaged; write it again"
+                raise refusal("Manifest", "path", str(self._handle.path), expected, hint)
         return out
 
     def _read(self, out: Int64[np.ndarray, "c m"], rows: Int64[np.ndarray, " m"]) -> None:
@@ -210,14 +210,14 @@ class _Blocks:
             for at in range(0, length, _BLOCK):
                 if zlib.crc32(content[at : at + _BLOCK]) != next(sums):
                     expected, where = "values that fit their checksums", f"bytes from {start + at:,} on"
-                    way_out = f"{where} are damaged; write it again"
-                    raise refusal("Manifest", "path", str(self._handle.path), expected, way_out)
+                    hint = f"{where} are damaged; write it again"
+                    raise refusal("Manifest", "path", str(self._handle.path), expected, hint)
         self._compared[blocks] = True
 
 
 def _cut_short(handle: Handle) -> ValueError:
-    way_out = "it was cut short since it was opened; write it again"
-    return refusal("Manifest", "path", str(handle.path), "the file as it was", way_out)
+    hint = "it was cut short since it was opened; write it again"
+    return refusal("Manifest", "path", str(handle.path), "the file as it was", hint)
 
 
 def _plan(

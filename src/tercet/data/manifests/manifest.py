@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.core.checks import flag, path_of, refusal
+from tercet.core.checks import as_bool, path_of, refusal
 from tercet.core.indices import Triplets, rows_at
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.manifests.columns import HeldColumns, StoredColumns
@@ -150,7 +150,7 @@ def read_manifest(
         >>> len(manifest), manifest.catalog.paths[manifest[0].negative].tolist()
         (1, ['bee/1.png'])
     """
-    outside_root = flag("read_manifest", "outside_root", outside_root)
+    outside_root = as_bool("read_manifest", "outside_root", outside_root)
     place = None if root is None else str(path_of("read_manifest", "root", root))
     found = read_rows(path_of("read_manifest", "path", path), place, outside_root)
     return Manifest(found.columns, found.catalog, found.provenance, found.reopen, found.kind)
@@ -160,6 +160,6 @@ def _reopened(path: str, root: str | None, outside_root: bool, identity: tuple[i
     """The manifest that was pickled, refused where its file has become another."""
     manifest = read_manifest(path, root, outside_root=outside_root)
     if manifest._identity != identity:
-        way_out = "read it anew, with read_manifest, in the process that sends it"
-        raise refusal("Manifest", "path", path, "the file as it was when it was pickled", way_out)
+        hint = "read it anew, with read_manifest, in the process that sends it"
+        raise refusal("Manifest", "path", path, "the file as it was when it was pickled", hint)
     return manifest

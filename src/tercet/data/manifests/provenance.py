@@ -36,7 +36,7 @@ __all__ = [
 
 KEY = "tercet"  # the provenance, as JSON
 CATALOG_KEY = "tercet.catalog"  # the catalog
-_OWNER = "read_manifest"
+_CALLER = "read_manifest"
 # Catalogs were seen to unpack to 5 to 50 times their size; zeros unpack to a thousand times theirs.
 _MOST_BESIDE = 1 << 32  # bytes of a JSON file: fifty million images
 _FREE_BYTES, _TIMES, _BYTES_AN_IMAGE = 1 << 26, 100, 1 << 12
@@ -82,14 +82,14 @@ def provenance_of(
         raise refusal("write_manifest", "provenance", told, expected, str(error)) from error
 
 
-def refuse_other_catalog(owner: str, triplets: Any, catalog: Any) -> None:
+def refuse_other_catalog(caller: str, triplets: Any, catalog: Any) -> None:
     """Refuse a catalog in which the rows of a manifest are other images, or images of other classes.
 
     Fingerprints are compared, and where they differ the paths and classes of all rows: groups may differ. Of
     another program's manifest only the paths are, for its classes are the folders of its images.
 
     Args:
-        owner: who asks, for the sentence.
+        caller: who asks, for the sentence.
         triplets: what knows its catalog if it is a manifest.
         catalog: a `Catalog`, a `ShardIndex`, or anything else, of which nothing is known.
 
@@ -105,13 +105,13 @@ def refuse_other_catalog(owner: str, triplets: Any, catalog: Any) -> None:
     there, here = (_rows_of(one, classes=written is not None) for one in (triplets.catalog, catalog))
     if there == here:
         return
-    way_out = f"it has {len(here)} images and that one {len(there)}"
+    hint = f"it has {len(here)} images and that one {len(there)}"
     if len(there) == len(here):
         row = next(row for row in range(len(here)) if there[row] != here[row])
-        way_out = f"its row {row} is {here[row]}, and there {there[row]}"
+        hint = f"its row {row} is {here[row]}, and there {there[row]}"
     expected = "the images and classes that the manifest was made of, in their order"
-    way_out += "; leave catalog out to take the manifest's, or make a manifest of this one"
-    raise refusal(owner, "catalog", catalog, expected, way_out)
+    hint += "; leave catalog out to take the manifest's, or make a manifest of this one"
+    raise refusal(caller, "catalog", catalog, expected, hint)
 
 
 def _rows_of(catalog: Any, classes: bool) -> list[str]:
@@ -146,7 +146,7 @@ def read_provenance(source: Path, text: str) -> tuple[dict[str, Any], bool]:
     Raises:
         ValueError: it is damaged, or lacks what every manifest records.
     """
-    facts = Facts(text, _OWNER, "path", source, "provenance", "write it again")
+    facts = Facts(text, _CALLER, "path", source, "provenance", "write it again")
     return _typed(facts), facts.checked
 
 
@@ -190,9 +190,9 @@ def read_catalog(
         if not unpacking.eof:
             raise ValueError("it is cut short" if text else "there is none")
     except (zlib.error, ValueError) as error:
-        way_out = f"it is damaged ({error}); write it again"
-        raise refusal(_OWNER, "path", str(source), "its catalog in it", way_out) from error
-    facts = Facts(content, _OWNER, "path", source, "catalog", "write it again")
+        hint = f"it is damaged ({error}); write it again"
+        raise refusal(_CALLER, "path", str(source), "its catalog in it", hint) from error
+    facts = Facts(content, _CALLER, "path", source, "catalog", "write it again")
     return _catalog_from(facts, source, place, "" if checked else written.get("fingerprint", ""))
 
 
@@ -205,11 +205,11 @@ def _catalog_from(facts: Facts, source: Path, place: Path, fingerprint: str) -> 
     try:
         catalog = Catalog(paths, labels, classes, columns, place, outside_root=False)
     except ValueError as error:  # columns of unequal length, a class name twice
-        way_out = f"it is damaged ({error}); write it again"
-        raise refusal(_OWNER, "path", str(source), "its catalog", way_out) from error
+        hint = f"it is damaged ({error}); write it again"
+        raise refusal(_CALLER, "path", str(source), "its catalog", hint) from error
     if fingerprint and catalog.fingerprint != fingerprint:
-        way_out = "paths, labels, classes or groups were changed; write it again"
-        raise refusal(_OWNER, "path", str(source), "the catalog it was written with", way_out)
+        hint = "paths, labels, classes or groups were changed; write it again"
+        raise refusal(_CALLER, "path", str(source), "the catalog it was written with", hint)
     return catalog
 
 
@@ -241,7 +241,7 @@ def read_beside(
     other = beside(source)
     hint = f"write {source.name} again, or move {other.name} away to do without"
     try:
-        facts = Facts.read(_OWNER, "path", file, "provenance", hint, most=_MOST_BESIDE)
+        facts = Facts.read(_CALLER, "path", file, "provenance", hint, most=_MOST_BESIDE)
     except FileNotFoundError:
         return None
     written, record = facts.string("sha256"), facts.part(CATALOG_KEY)
@@ -249,8 +249,8 @@ def read_beside(
     fingerprint = provenance.get("catalog", {}).get("fingerprint", "")
     if written != hashlib.file_digest(lines, "sha256").hexdigest():  # pyright: ignore[reportArgumentType]
         expected = f"the {provenance['counts'][provenance['kind']]} {provenance['kind']} it was written with"
-        way_out = f"it was cut short or changed; write it again, or move {other.name} away to do without"
-        raise refusal(_OWNER, "path", str(source), expected, way_out)
+        hint = f"it was cut short or changed; write it again, or move {other.name} away to do without"
+        raise refusal(_CALLER, "path", str(source), expected, hint)
     lines.seek(0)
     if not facts.checked:
         warn_unchecked(other)

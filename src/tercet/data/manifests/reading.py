@@ -32,7 +32,7 @@ from tercet.data.manifests.split_parts import other_part, refuse_other_split
 
 __all__ = ["Found", "read_rows"]
 
-_OWNER = "read_manifest"
+_CALLER = "read_manifest"
 
 
 class Found(NamedTuple):
@@ -66,10 +66,10 @@ def read_rows(source: Path, root: str | None, outside_root: bool) -> Found:
             have, or the part of another split beside it.
     """
     if source.suffix not in FORMATS:
-        raise refusal(_OWNER, "path", str(source), "a name ending in " + ", ".join(FORMATS))
+        raise refusal(_CALLER, "path", str(source), "a name ending in " + ", ".join(FORMATS))
     other = other_part(source)
     names = [source, beside(source), other, beside(other)]
-    found = read_steady(_OWNER, names, partial(_read, source, root))
+    found = read_steady(_CALLER, names, partial(_read, source, root))
     if found.reopen:
         found = found._replace(reopen=(*found.reopen[:2], outside_root))
     if isinstance(found.catalog, Catalog):
@@ -82,7 +82,7 @@ def _in_its_root(source: Path, outside_root: bool, catalog: Catalog | Callable[[
     catalog = catalog if isinstance(catalog, Catalog) else catalog()
     if outside_root:
         return replace(catalog, outside_root=True)
-    refuse_outside(_OWNER, source, catalog.root, catalog.paths, rows=False)
+    refuse_outside(_CALLER, source, catalog.root, catalog.paths, rows=False)
     return catalog
 
 
@@ -90,7 +90,7 @@ def _read(source: Path, root: str | None, places: list[Path]) -> Found:
     """As `read_rows`, with the places of manifest and JSON file, and those of the other part of its split."""
     file, json_file, *other = places
     if not file.is_file():
-        raise refusal(_OWNER, "path", str(source), "an existing file")
+        raise refusal(_CALLER, "path", str(source), "an existing file")
     import pyarrow as pa
 
     place = source.parent if root is None else Path(root)
@@ -99,14 +99,14 @@ def _read(source: Path, root: str | None, places: list[Path]) -> Found:
             found = _of_text(source, root, place, file, json_file)
         else:
             found = _stored(source, root, place, file) or _of_paths(source, root, place, file)
-        refuse_other_split(_OWNER, source, found.provenance, *other)
+        refuse_other_split(_CALLER, source, found.provenance, *other)
         return found
     except UnicodeDecodeError as error:
-        raise refusal(_OWNER, "path", str(source), "text in UTF-8", f"it is damaged ({error})") from error
+        raise refusal(_CALLER, "path", str(source), "text in UTF-8", f"it is damaged ({error})") from error
     except (pa.ArrowException, KeyError, OSError) as error:
-        way_out = "it has others" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        hint = "it has others" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         expected = "columns anchor, positive, negative of paths, or first, second, same"
-        raise refusal(_OWNER, "path", str(source), expected, way_out) from error
+        raise refusal(_CALLER, "path", str(source), expected, hint) from error
 
 
 def _stored(source: Path, root: str | None, place: Path, file: Path) -> Found | None:
@@ -155,9 +155,9 @@ def _foreign(source: Path, root: str | None, kind: str, paths: np.ndarray, rows:
     """A file of another program: its catalog is of the paths it names, each of the class its folder is."""
     if not paths.size:
         expected = "at least one triplet or pair"
-        raise refusal(_OWNER, "path", str(source), expected, "the file is empty")
+        raise refusal(_CALLER, "path", str(source), expected, "the file is empty")
     if "" in paths:
-        raise refusal(_OWNER, "path", str(source), "paths on every line", "one is empty")
+        raise refusal(_CALLER, "path", str(source), "paths on every line", "one is empty")
     names = np.sort(paths)
     classes, labels = np.unique([os.path.dirname(name) for name in names], return_inverse=True)
     catalog = Catalog(names, labels, classes.tolist(), root=Path(root or ""), outside_root=False)
@@ -177,8 +177,8 @@ def _by_names(
     row_of = dict(zip(names, range(len(names))))
     found = list(map(row_of.get, paths.tolist()))
     if None in found:
-        way_out = f"{paths[found.index(None)]!r} is not one of them; it was changed; write it again"
-        raise refusal(_OWNER, "path", str(source), "paths of its own catalog", way_out)
+        hint = f"{paths[found.index(None)]!r} is not one of them; it was changed; write it again"
+        raise refusal(_CALLER, "path", str(source), "paths of its own catalog", hint)
     translate = np.array(found, dtype=np.int32)
     named = 2 if kind == "pairs" else 3
     return Found(HeldColumns([*translate[rows[:named]], *rows[named:]]), catalog, provenance, kind)
@@ -188,6 +188,6 @@ def _refuse_other_count(source: Path, got: int, provenance: dict[str, Any]) -> N
     kind = provenance["kind"]
     expected = provenance.get("counts", {}).get(kind, got)
     if expected != got:
-        way_out = f"it holds {got}: it was cut short or changed; write it again"
+        hint = f"it holds {got}: it was cut short or changed; write it again"
         written = f"the {expected} {kind} it was written with"
-        raise refusal(_OWNER, "path", str(source), written, way_out)
+        raise refusal(_CALLER, "path", str(source), written, hint)

@@ -34,12 +34,12 @@ def other_part(source: Path) -> Path:
 
 
 def refuse_other_split(
-    owner: str, source: Path, provenance: Mapping[str, Any], place: Path, place_beside: Path
+    caller: str, source: Path, provenance: Mapping[str, Any], place: Path, place_beside: Path
 ) -> None:
     """Refuse a manifest beside the part of another split: images for training would be there for validation.
 
     Args:
-        owner: who asks, for the sentence.
+        caller: who asks, for the sentence.
         source: the manifest.
         provenance: what it records.
         place, place_beside: where `other_part(source)` is, and the JSON file beside that.
@@ -61,8 +61,8 @@ def refuse_other_split(
     if provenance and record and here != there and checksum_fits(record) is not False:
         name = other_part(source).name
         shared = f"{_difference(here, there)}, so images of one may be in the other"
-        way_out = f"{shared}; write both with one command, or move {name} away"
-        raise refusal(owner, "path", str(source), f"the split of {name} beside it", way_out)
+        hint = f"{shared}; write both with one command, or move {name} away"
+        raise refusal(caller, "path", str(source), f"the split of {name} beside it", hint)
 
 
 def _law(record: Mapping[str, Any]) -> dict[str, Any]:

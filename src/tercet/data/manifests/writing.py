@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tercet.core.checks import flag, path_of, refusal, string, whole
+from tercet.core.checks import as_bool, as_int, path_of, refusal, string
 from tercet.core.indices import Triplets, TripletSequence
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import fresh_target, together
@@ -82,10 +82,10 @@ def write_manifest(
         ant/1.png,ant/2.png,bee/1.png
         ant/2.png,ant/1.png,bee/1.png
     """
-    owner = "write_manifest"
+    caller = "write_manifest"
     if not isinstance(provenance, (Mapping, type(None))):
-        raise refusal(owner, "provenance", provenance, "facts by name, a dict")
-    part = ManifestPart(path_of(owner, "path", path), triplets, catalog, provenance or {})
+        raise refusal(caller, "provenance", provenance, "facts by name, a dict")
+    part = ManifestPart(path_of(caller, "path", path), triplets, catalog, provenance or {})
     options: dict[str, Any] = {"chunk_size": chunk_size, "progress": progress}
     write_manifests([part], overwrite=overwrite, path_prefix=path_prefix, csv_safe=csv_safe, **options)
 
@@ -112,15 +112,15 @@ def write_manifests(
 
     Arguments and refusals are those of `write_manifest`; nothing is written if one of the parts is refused.
     """
-    owner = "write_manifest"
-    targets = [manifest_target(owner, part.path, overwrite) for part in parts]
-    path_prefix, progress = string(owner, "path_prefix", path_prefix), flag(owner, "progress", progress)
-    chunk_size, csv_safe = whole(owner, "chunk_size", chunk_size, 1), flag(owner, "csv_safe", csv_safe)
-    told = [_record_of(owner, target, part, path_prefix, csv_safe) for target, part in zip(targets, parts)]
+    caller = "write_manifest"
+    targets = [manifest_target(caller, part.path, overwrite) for part in parts]
+    path_prefix, progress = string(caller, "path_prefix", path_prefix), as_bool(caller, "progress", progress)
+    chunk_size, csv_safe = as_int(caller, "chunk_size", chunk_size, 1), as_bool(caller, "csv_safe", csv_safe)
+    told = [_record_of(caller, target, part, path_prefix, csv_safe) for target, part in zip(targets, parts)]
     for target, record in zip(targets, told):
         other = other_part(target)
         if other not in targets:
-            refuse_other_split(owner, target, record, other, beside(other))
+            refuse_other_split(caller, target, record, other, beside(other))
     names = [name for target in targets for name in _names(target)]
     with together(names, overwrite) as unfinished:
         files = dict(zip(names, unfinished))
@@ -139,20 +139,20 @@ def write_manifests(
 
 
 def _record_of(
-    owner: str, target: Path, part: ManifestPart, path_prefix: str, csv_safe: bool
+    caller: str, target: Path, part: ManifestPart, path_prefix: str, csv_safe: bool
 ) -> dict[str, Any]:
     """The provenance of a manifest that can be written, refused where it cannot."""
     if csv_safe and target.suffix != ".csv":
-        raise refusal(owner, "csv_safe", csv_safe, f"False for {target.suffix}", "only .csv has cells")
+        raise refusal(caller, "csv_safe", csv_safe, f"False for {target.suffix}", "only .csv has cells")
     if path_prefix and target.suffix not in TEXT_FORMATS:
         expected = f"no prefix for {target.suffix}"
-        raise refusal(owner, "path_prefix", path_prefix, expected, "give it to a text format")
+        raise refusal(caller, "path_prefix", path_prefix, expected, "give it to a text format")
     catalog = part.catalog
-    refuse_unwritable(owner, catalog)
-    refuse_other_catalog(owner, part.triplets, catalog)
+    refuse_unwritable(caller, catalog)
+    refuse_other_catalog(caller, part.triplets, catalog)
     if len(set(catalog.paths)) < len(catalog):
         name, count = Counter(catalog.paths).most_common(1)[0]
-        raise refusal(owner, "catalog", catalog, "each path once", f"{name!r} is there {count} times")
+        raise refusal(caller, "catalog", catalog, "each path once", f"{name!r} is there {count} times")
     told = {**_told(part.triplets), **part.provenance, "csv_safe": csv_safe}
     if not csv_safe:
         del told["csv_safe"]
@@ -164,24 +164,24 @@ def _names(target: Path) -> list[Path]:
     return [target, beside(target)] if target.suffix in TEXT_FORMATS else [target]
 
 
-def manifest_target(owner: str, path: str | Path, overwrite: bool) -> Path:
+def manifest_target(caller: str, path: str | Path, overwrite: bool) -> Path:
     """`path`, refused before any work is done for it if no manifest could be written there.
 
     Args:
-        owner: who asks, for the sentence.
+        caller: who asks, for the sentence.
         path: the manifest to be written.
         overwrite: whether an existing one may be replaced.
 
     Raises:
         ValueError: another suffix, an existing file there or beside it, or no such folder.
     """
-    target = fresh_target(owner, path, overwrite, FORMATS)
+    target = fresh_target(caller, path, overwrite, FORMATS)
     other = beside(target)
     if target.suffix in TEXT_FORMATS and other.is_dir():
-        raise refusal(owner, "path", str(path), f"no folder {other}", "move it away")
+        raise refusal(caller, "path", str(path), f"no folder {other}", "move it away")
     if target.suffix in TEXT_FORMATS and os.path.lexists(other) and not overwrite:
-        way_out = "it exists; overwrite=True or --overwrite replaces it"
-        raise refusal(owner, "path", str(path), f"no file {other}", way_out)
+        hint = "it exists; overwrite=True or --overwrite replaces it"
+        raise refusal(caller, "path", str(path), f"no file {other}", hint)
     return target
 
 

@@ -14,17 +14,17 @@ from tercet.data.triplets.pairs import LabeledPairs
 
 __all__ = ["anchors_of", "divided", "images_each"]
 
-_OWNER = "AnchorSampler"
+_CALLER = "AnchorSampler"
 _READ = 2**18  # triplets read at a time
 _MOST_KEYS = 2**62  # numbers for an image of a bundle: one for each bundle that is read and each row
 
 
-def images_each(triplets: Any, owner: str = _OWNER, argument: str = "triplets") -> int:
+def images_each(triplets: Any, caller: str = _CALLER, argument: str = "triplets") -> int:
     """How many images each entry of a sequence names: 3 of triplets, 2 of pairs.
 
     Args:
         triplets: the sequence.
-        owner, argument: who was given it, and as what, for the sentence.
+        caller, argument: who was given it, and as what, for the sentence.
 
     Raises:
         ValueError: neither.
@@ -37,10 +37,10 @@ def images_each(triplets: Any, owner: str = _OWNER, argument: str = "triplets") 
         except (ValueError, OSError):  # a manifest that is damaged says so itself
             raise
         except Exception:  # no length, or no such index
-            raise refusal(owner, argument, type(triplets).__name__, expected) from None
+            raise refusal(caller, argument, type(triplets).__name__, expected) from None
         if not (columns is None or isinstance(columns, (Triplets, LabeledPairs))):
             shown = f"{type(triplets).__name__} of {type(columns).__name__}"
-            raise refusal(owner, argument, shown, expected)
+            raise refusal(caller, argument, shown, expected)
     return 2 if isinstance(columns, LabeledPairs) else 3
 
 
@@ -53,11 +53,11 @@ def anchors_of(triplets: Any) -> Int[np.ndarray, " t"]:
     each = images_each(triplets)
     if isinstance(triplets, (Triplets, LabeledPairs)):
         expected = "columns of row numbers, of one length"
-        columns = [array_of(_OWNER, "triplets", column, expected) for column in triplets[:each]]
+        columns = [array_of(_CALLER, "triplets", column, expected) for column in triplets[:each]]
         shapes = {column.shape for column in columns}
         if any(column.dtype.kind not in "iu" and column.size for column in columns) or len(shapes) > 1:
             shown = ", ".join(f"{column.dtype} {column.shape}" for column in columns)
-            raise refusal(_OWNER, "triplets", shown, expected)
+            raise refusal(_CALLER, "triplets", shown, expected)
         return columns[0].astype(np.int64)
     parts = [np.empty(0, dtype=np.int64)]
     parts += [triplets[first : first + _READ][0] for first in range(0, len(triplets), _READ)]
@@ -98,7 +98,7 @@ def divided(
         place = np.repeat(np.arange(len(begin)), ends - begin)  # [m], the bundle of each
         low, span = int(rows.min()), int(rows.max()) - int(rows.min()) + 1
         if span * len(begin) > _MOST_KEYS:
-            raise refusal(_OWNER, "triplets", f"row {rows.max()}", "row numbers of a catalog")
+            raise refusal(_CALLER, "triplets", f"row {rows.max()}", "row numbers of a catalog")
         keys = np.sort((place[:, None] * span + (rows - low)).reshape(-1))
         distinct = keys[np.diff(keys, prepend=-1) > 0]  # as np.unique finds them, in a tenth of its time
         images = np.bincount(distinct // span)  # of each bundle

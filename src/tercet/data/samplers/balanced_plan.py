@@ -96,19 +96,19 @@ def deal(
         G. Strona et al., "A fast and unbiased procedure to randomize ecological binary matrices with fixed
         row and column totals", 2014 (trades).
     """
-    owner = np.repeat(np.arange(len(hands)), hands)  # [h] the group of each hand
+    caller = np.repeat(np.arange(len(hands)), hands)  # [h] the group of each hand
     first = np.cumsum(hands) - hands
     items = _shuffled(group, derive_key("items", key))
     cards = np.repeat(items, counts[items])
     dealer = group[cards]
     place = np.arange(len(cards)) - first[dealer] * width
-    plan = np.empty((len(owner), width), dtype=np.uint64)
+    plan = np.empty((len(caller), width), dtype=np.uint64)
     plan[first[dealer] + place % hands[dealer], place // hands[dealer]] = cards
 
-    seat = np.arange(len(owner)) - first[owner]
-    even = np.flatnonzero((seat % 2 == 0) & (seat + 1 < hands[owner]))  # the last of an odd number sits out
+    seat = np.arange(len(caller)) - first[caller]
+    even = np.flatnonzero((seat % 2 == 0) & (seat + 1 < hands[caller]))  # the last of an odd number sits out
     for r in range(_ROUNDS):
-        order = _shuffled(owner, derive_key("pairs", r, key))
+        order = _shuffled(caller, derive_key("pairs", r, key))
         _trade(plan, order[even], order[even + 1], derive_key("trade", r, key))
     tags = keyed_bits(derive_key("places", key), np.arange(plan.size)).reshape(plan.shape)
     return _by_tag(plan, tags >> np.uint64(32)).astype(np.int64)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tercet.core.checks import label_codes, refusal, whole
+from tercet.core.checks import as_int, label_codes, refusal
 from tercet.core.indices import Triplets, TripletSequence
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
 from tercet.data.samplers.anchor_parts import anchors_of, divided, images_each
@@ -89,15 +89,15 @@ class AnchorSampler(EpochSampler):
         world_size: int = 1,
     ) -> None:
         super().__init__(seed, rank, world_size)
-        owner = "AnchorSampler"
-        self.per_class = whole(owner, "per_class", per_class, 1)
-        self.anchors = whole(owner, "anchors", anchors, 1)
+        caller = "AnchorSampler"
+        self.per_class = as_int(caller, "per_class", per_class, 1)
+        self.anchors = as_int(caller, "anchors", anchors, 1)
         if self.anchors % self.per_class:
-            raise refusal(owner, "anchors", anchors, f"a multiple of per_class={self.per_class}")
-        self.images = None if images is None else whole(owner, "images", images, images_each(triplets))
+            raise refusal(caller, "anchors", anchors, f"a multiple of per_class={self.per_class}")
+        self.images = None if images is None else as_int(caller, "images", images, images_each(triplets))
         column = anchors_of(triplets)
         if not len(column):
-            raise refusal(owner, "triplets", triplets, "at least one triplet or pair")
+            raise refusal(caller, "triplets", triplets, "at least one triplet or pair")
         self._numbers = np.argsort(column, kind="stable")  # [t], anchor after anchor
         rows, self._first, self._counts = np.unique(
             column[self._numbers], return_index=True, return_counts=True
@@ -124,7 +124,7 @@ class AnchorSampler(EpochSampler):
         self._bundles = int(self._hands.sum())
         if self._bundles < self.world_size:
             expected = f"at most {self._bundles}, as there are so many bundles of anchors"
-            raise refusal(owner, "world_size", world_size, expected)
+            raise refusal(caller, "world_size", world_size, expected)
         self._length = self._steps(self.anchors // self.per_class)  # of this rank
         self._block = 1
         self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
@@ -158,8 +158,8 @@ class AnchorSampler(EpochSampler):
         Raises:
             ValueError: a negative epoch, or a step outside it.
         """
-        step = whole("AnchorSampler.batch", "step", step, 0, len(self) - 1)
-        return self._items(whole("AnchorSampler.batch", "epoch", epoch), step, step + 1)[0]
+        step = as_int("AnchorSampler.batch", "step", step, 0, len(self) - 1)
+        return self._items(as_int("AnchorSampler.batch", "epoch", epoch), step, step + 1)[0]
 
     def _items(self, epoch: int, start: int, stop: int) -> list[list[KeyedRow]]:
         order, ends = self._planned(epoch)

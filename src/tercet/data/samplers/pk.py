@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tercet.core.checks import batch_size, choice, label_codes, refusal, whole
+from tercet.core.checks import as_choice, as_int, batch_size, label_codes, refusal
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits, permute
 from tercet.data.samplers.balanced_plan import deal, occurrences, spread
 from tercet.data.samplers.resumable import EpochSampler
@@ -86,20 +86,20 @@ class PKSampler(EpochSampler):
         world_size: int = 1,
     ) -> None:
         super().__init__(seed, rank, world_size)
-        owner = "PKSampler"
-        codes, names = label_codes(owner, labels)
-        self.p, self.k = batch_size(owner, p, k)
-        self.supers_per_batch = whole(owner, "supers_per_batch", supers_per_batch, 1)
+        caller = "PKSampler"
+        codes, names = label_codes(caller, labels)
+        self.p, self.k = batch_size(caller, p, k)
+        self.supers_per_batch = as_int(caller, "supers_per_batch", supers_per_batch, 1)
         if self.p % self.supers_per_batch:
-            raise refusal(owner, "supers_per_batch", supers_per_batch, f"a divisor of p={self.p}")
+            raise refusal(caller, "supers_per_batch", supers_per_batch, f"a divisor of p={self.p}")
         if super_labels is None and self.supers_per_batch > 1:
-            raise refusal(owner, "supers_per_batch", supers_per_batch, "super_labels beside it")
+            raise refusal(caller, "supers_per_batch", supers_per_batch, "super_labels beside it")
         self._each = self.p // self.supers_per_batch  # classes of each super-label in a batch
-        choice(owner, "short_classes", short_classes, ("repeat", "skip", "error"))
+        as_choice(caller, "short_classes", short_classes, ("repeat", "skip", "error"))
         if isinstance(epoch_length, str):
-            choice(owner, "epoch_length", epoch_length, ("every_image", "every_label"))
+            as_choice(caller, "epoch_length", epoch_length, ("every_image", "every_label"))
         else:
-            epoch_length = whole(owner, "epoch_length", epoch_length, 1)
+            epoch_length = as_int(caller, "epoch_length", epoch_length, 1)
 
         sizes = np.bincount(codes)
         super_of = None if super_labels is None else _super_of_class(super_labels, codes, names)
@@ -140,16 +140,16 @@ class PKSampler(EpochSampler):
         lost = f"{_number((~usable).sum(), 'class')} ({_number(sizes[~usable].sum(), 'image')}): "
         lost += ", ".join(why)
         if why and mode == "error":
-            way_out = 'drop them from the labels or pass short_classes="repeat" or "skip"'
-            raise ValueError(f'PKSampler(k={self.k}, short_classes="error"): found {lost}; {way_out}')
+            hint = 'drop them from the labels or pass short_classes="repeat" or "skip"'
+            raise ValueError(f'PKSampler(k={self.k}, short_classes="error"): found {lost}; {hint}')
         self._require_enough(sizes, usable, super_of, least)
         if why:
-            way_out = "lower p or drop them from the labels"
+            hint = "lower p or drop them from the labels"
             if short.any():
-                way_out = "add images (a positive pair takes 2) or drop them from the labels"
+                hint = "add images (a positive pair takes 2) or drop them from the labels"
             if mode == "skip" and (sizes[short] > 1).any():
-                way_out = 'pass short_classes="repeat" to keep those of 2 images or more'
-            warnings.warn(f"PKSampler(k={self.k}): left out {lost}; {way_out}", stacklevel=3)
+                hint = 'pass short_classes="repeat" to keep those of 2 images or more'
+            warnings.warn(f"PKSampler(k={self.k}): left out {lost}; {hint}", stacklevel=3)
         return usable
 
     def _require_enough(
@@ -205,8 +205,8 @@ class PKSampler(EpochSampler):
         Raises:
             ValueError: a negative epoch, or a step outside it.
         """
-        step = whole("PKSampler.batch", "step", step, 0, len(self) - 1)
-        return self._items(whole("PKSampler.batch", "epoch", epoch), step, step + 1)[0]
+        step = as_int("PKSampler.batch", "step", step, 0, len(self) - 1)
+        return self._items(as_int("PKSampler.batch", "epoch", epoch), step, step + 1)[0]
 
     def _items(self, epoch: int, start: int, stop: int) -> list[list[KeyedRow]]:
         classes, turns = (part[start:stop].ravel() for part in self._planned(epoch))
@@ -280,7 +280,7 @@ class ShuffledSampler(EpochSampler):
         super().__init__(seed, rank, world_size)
         with contextlib.suppress(Exception):  # a number has no length
             n = n if isinstance(n, (str, bytes)) else len(n)
-        self.n = whole("ShuffledSampler", "n", n, 1)
+        self.n = as_int("ShuffledSampler", "n", n, 1)
         self._length = -(-self.n // self.world_size)
         self._block = _BLOCK_ROWS
         self._settings = {"n": self.n, "seed": self.seed, "world_size": self.world_size}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tercet.core.checks import refusal, seed_number, whole
+from tercet.core.checks import as_int, refusal, seed_number
 from tercet.data.io.facts import checksum_fits, warn_unchecked, with_checksum
 
 __all__ = ["EpochIterator", "EpochSampler", "saved_position", "state_of"]
@@ -62,10 +62,10 @@ class EpochSampler(ABC):
     _settings: dict[str, int | str]  # all that the items depend on, save the rank
 
     def __init__(self, seed: int, rank: int, world_size: int) -> None:
-        owner = type(self).__name__
-        self.seed = seed_number(owner, seed)
-        self.world_size = whole(owner, "world_size", world_size, 1)
-        self.rank = whole(owner, "rank", rank, 0, self.world_size - 1)
+        caller = type(self).__name__
+        self.seed = seed_number(caller, seed)
+        self.world_size = as_int(caller, "world_size", world_size, 1)
+        self.rank = as_int(caller, "rank", rank, 0, self.world_size - 1)
         self._start = (0, 0)  # (epoch, step) from which the next iteration begins
         self._running: EpochIterator | None = None
 
@@ -125,8 +125,8 @@ class EpochSampler(ABC):
 
     def _whole_position(self, method: str, epoch: Any, step: Any) -> tuple[int, int]:
         """(epoch, step), refused in the method's name where that is no position."""
-        owner = f"{type(self).__name__}.{method}"
-        return whole(owner, "epoch", epoch), whole(owner, "step", step, 0, len(self))
+        caller = f"{type(self).__name__}.{method}"
+        return as_int(caller, "epoch", epoch), as_int(caller, "step", step, 0, len(self))
 
     def load_state_dict(self, state: Any) -> None:
         """Lets the next iteration go on where `state` was saved, on this rank or another.
@@ -141,9 +141,9 @@ class EpochSampler(ABC):
 
     def _restored(self, state: Any) -> tuple[int, int]:
         """The position in `state`, refused unless it was saved under the same settings."""
-        owner = f"{type(self).__name__}.load_state_dict"
+        caller = f"{type(self).__name__}.load_state_dict"
         here = "this sampler has", "build the sampler as it was, or start anew with set_epoch"
-        position = saved_position(owner, state, self._settings, "a sampler's state_dict() returned", *here)
+        position = saved_position(caller, state, self._settings, "a sampler's state_dict() returned", *here)
         return self._whole_position("load_state_dict", *position)
 
 
@@ -163,23 +163,23 @@ def state_of(position: tuple[int, int], settings: Mapping[str, int | str]) -> di
 
 
 def saved_position(
-    owner: str,
+    caller: str,
     state: Any,
     settings: Mapping[str, Any],
     source: str,
     here: str,
-    way_out: str,
+    hint: str,
     sums: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, int]:
     """The epoch and step in `state`, refused unless it was saved under these settings.
 
     Args:
-        owner: the method that was called, for the sentence.
+        caller: the method that was called, for the sentence.
         state: what came.
         settings: all that the items depend on, by name.
         source: what a state is, as in "what {source}".
         here: the words before the setting as it is here.
-        way_out: what to do about another setting.
+        hint: what to do about another setting.
         sums: of the settings those that are check sums, by name: what another one means. One that is 0 is
             not known, and not compared.
 
@@ -197,22 +197,20 @@ def saved_position(
     """
     is_state = isinstance(state, dict) and {"epoch", "step", "settings"} <= state.keys()
     if not is_state or not isinstance(state["settings"], dict):
-        raise refusal(owner, "state", state, f"what {source}")
+        raise refusal(caller, "state", state, f"what {source}")
     for name in sorted({*settings, *state["settings"]}):
         saved, now = state["settings"].get(name), settings.get(name)
         known = isinstance(saved, (int, str))
         if known and (saved == now or (name in sums and 0 in (saved, now))):
             continue
         if name in sums:
-            raise ValueError(f"{owner}: the state was saved with {sums[name]}; {way_out}")
+            raise ValueError(f"{caller}: the state was saved with {sums[name]}; {hint}")
         raise ValueError(
-            f"{owner}: the state was saved with {name}={saved!r}, but {here} {name}={now!r}; {way_out}"
+            f"{caller}: the state was saved with {name}={saved!r}, but {here} {name}={now!r}; {hint}"
         )
     fits = checksum_fits(state)
     if fits is False:
-        raise ValueError(
-            f"{owner}: the state does not fit its checksum: it was changed or damaged; {way_out}"
-        )
+        raise ValueError(f"{caller}: the state does not fit its checksum: it was changed or damaged; {hint}")
     if fits is None:
-        warn_unchecked(f"the state given to {owner}")
-    return whole(owner, "epoch", state["epoch"]), whole(owner, "step", state["step"])
+        warn_unchecked(f"the state given to {caller}")
+    return as_int(caller, "epoch", state["epoch"]), as_int(caller, "step", state["step"])

@@ -35,59 +35,59 @@ _SPLITS |= {name: name for name in ("train", "val", "trainval", "test", "eval", 
 
 
 def find_tars(
-    owner: str, argument: str, source: Any, split: str | None, outside_root: bool = False
+    caller: str, argument: str, source: Any, split: str | None, outside_root: bool = False
 ) -> tuple[list[Path], dict[str, Any] | None]:
     """The tars, and what info.json says of how tercet wrote them, {} where it did not; None without one.
 
     Args:
-        owner, argument: who asks, and for which argument, for the sentences.
+        caller, argument: who asks, and for which argument, for the sentences.
         source, split, outside_root: as in `ShardIndex`.
 
     Raises:
         ValueError: no tar, one that is missing or there twice, no such split, none asked for while there are
             several, finished or not, or without info.json tars of several splits, as their names have it.
     """
-    split = None if split is None else string(owner, "split", split)
+    split = None if split is None else string(caller, "split", split)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         folder = Path(source)
-        info = read_info(owner, argument, folder)
+        info = read_info(caller, argument, folder)
         if info is not None:
-            tars, written = listed_tars(owner, argument, folder, info, split, outside_root)
-            return _existing(owner, argument, tars), written
+            tars, written = listed_tars(caller, argument, folder, info, split, outside_root)
+            return _existing(caller, argument, tars), written
         if split is not None:
-            raise refusal(owner, "split", split, f"{INFO} in {folder} to name the splits")
+            raise refusal(caller, "split", split, f"{INFO} in {folder} to name the splits")
         # What begins with a dot is a system's note on a file, such as macOS's "._a.tar".
         tars = sorted(tar for tar in folder.glob("*.tar") if not tar.name.startswith("."))
         if not tars:
-            raise refusal(owner, argument, str(source), "a folder with .tar files in it")
-        _existing(owner, argument, tars)
+            raise refusal(caller, argument, str(source), "a folder with .tar files in it")
+        _existing(caller, argument, tars)
         splits = sorted(set(map(_split_named, tars)))
         if len(splits) > 1:
             shown = " and ".join(split or "others" for split in splits)
             expected = f"tars of one split, and by their names there are {shown}"
-            raise refusal(owner, argument, str(source), expected, "pass a list of tars")
+            raise refusal(caller, argument, str(source), expected, "pass a list of tars")
         return tars, None
     if split is not None:
-        raise refusal(owner, "split", split, "a folder of shards beside it, not single tars")
+        raise refusal(caller, "split", split, "a folder of shards beside it, not single tars")
     if isinstance(source, (str, os.PathLike)):
         source = [source]
     given = isinstance(source, Sequence) and all(isinstance(tar, (str, os.PathLike)) for tar in source)
     if not given or not source:
-        raise refusal(owner, argument, source, "a folder of shards, a tar, or a list of tars")
-    return _existing(owner, argument, [Path(tar) for tar in source]), None
+        raise refusal(caller, argument, source, "a folder of shards, a tar, or a list of tars")
+    return _existing(caller, argument, [Path(tar) for tar in source]), None
 
 
-def _existing(owner: str, argument: str, tars: list[Path]) -> list[Path]:
+def _existing(caller: str, argument: str, tars: list[Path]) -> list[Path]:
     for tar in tars:
         if not tar.is_file():
-            way_out = "it is a folder" if tar.is_dir() else ""
-            raise refusal(owner, argument, str(tar), "an existing tar", way_out)
+            hint = "it is a folder" if tar.is_dir() else ""
+            raise refusal(caller, argument, str(tar), "an existing tar", hint)
     first: dict[str, Path] = {}
     for tar in tars:
         same = first.setdefault(os.path.realpath(tar), tar)
         if same is not tar:
-            way_out = f"it is {same} too" if str(same) != str(tar) else "it is there twice"
-            raise refusal(owner, argument, str(tar), "each tar once", way_out)
+            hint = f"it is {same} too" if str(same) != str(tar) else "it is there twice"
+            raise refusal(caller, argument, str(tar), "each tar once", hint)
     return tars
 
 
@@ -99,12 +99,12 @@ def _split_named(tar: Path) -> str:
 
 
 def refuse_other_runs(
-    owner: str, argument: str, source: Any, info: dict[str, Any] | None, plans: Set[str | None]
+    caller: str, argument: str, source: Any, info: dict[str, Any] | None, plans: Set[str | None]
 ) -> None:
     """Refuses a folder whose shards are not all those of one finished run of `write_shards`, or of none.
 
     Args:
-        owner, argument, source: who asks, for which argument, and what it is, for the sentences.
+        caller, argument, source: who asks, for which argument, and what it is, for the sentences.
         info: as from `find_tars`.
         plans: of the tables beside the tars, None for those of other programs' tars.
 
@@ -113,21 +113,21 @@ def refuse_other_runs(
     """
     if info and "plan" in info and plans != {info["plan"]}:
         expected = "shards and info.json of one run of write_shards"
-        way_out = "write the shards again with overwrite=True or --overwrite"
-        raise refusal(owner, argument, str(source), expected, way_out)
+        hint = "write the shards again with overwrite=True or --overwrite"
+        raise refusal(caller, argument, str(source), expected, hint)
     folder = isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
     if info is None and folder and len(plans) == 1 and None not in plans:
-        way_out = "the writing was interrupted; run write_shards again, and it goes on"
-        way_out += f"; or shards were copied here: copy their {INFO} too"
-        raise refusal(owner, argument, str(source), f"all shards and {INFO}", way_out)
+        hint = "the writing was interrupted; run write_shards again, and it goes on"
+        hint += f"; or shards were copied here: copy their {INFO} too"
+        raise refusal(caller, argument, str(source), f"all shards and {INFO}", hint)
 
 
-def written_classes(owner: str, argument: str, tables: Sequence[ShardTable]) -> list[str] | None:
+def written_classes(caller: str, argument: str, tables: Sequence[ShardTable]) -> list[str] | None:
     """The classes of the catalog that shards of `write_shards` were written from, as info.json beside them
     lists them, so that a class keeps its number; None for tars of other programs.
 
     Args:
-        owner, argument: who asks, and for which argument, for the sentences.
+        caller, argument: who asks, and for which argument, for the sentences.
         tables: of the tars.
 
     Raises:
@@ -139,16 +139,16 @@ def written_classes(owner: str, argument: str, tables: Sequence[ShardTable]) -> 
     for table in tables:
         if not table.ours:
             expected = f"the index of write_shards beside it, as beside {next(iter(runs.values())).name}"
-            way_out = "restore it; tars of other programs make an index of their own"
-            raise refusal(owner, argument, str(table.tar), expected, way_out)
-    return classes_of_runs(owner, argument, runs)
+            hint = "restore it; tars of other programs make an index of their own"
+            raise refusal(caller, argument, str(table.tar), expected, hint)
+    return classes_of_runs(caller, argument, runs)
 
 
-def classes_of_runs(owner: str, argument: str, runs: Mapping[tuple[Path, str], Path]) -> list[str]:
+def classes_of_runs(caller: str, argument: str, runs: Mapping[tuple[Path, str], Path]) -> list[str]:
     """The classes that runs of `write_shards` number alike, as info.json in each folder lists them.
 
     Args:
-        owner, argument: who asks, and for which argument, for the sentences.
+        caller, argument: who asks, and for which argument, for the sentences.
         runs: by folder and plan, at least one; a tar of each, for the sentences.
 
     Raises:
@@ -156,25 +156,25 @@ def classes_of_runs(owner: str, argument: str, runs: Mapping[tuple[Path, str], P
     """
     found: list[list[str]] = []
     for (folder, plan), tar in runs.items():
-        info = read_info(owner, argument, folder) or ShardInfo()
+        info = read_info(caller, argument, folder) or ShardInfo()
         named = [run for run in info.runs.values() if run["plan"] == plan]
         if not named:
             expected = f"the {INFO} that was written with it in its folder: it numbers the classes"
-            raise refusal(owner, argument, str(tar), expected, "copy it there too")
+            raise refusal(caller, argument, str(tar), expected, "copy it there too")
         found.append(named[0]["classes"])
         if found[-1] != found[0]:
-            way_out = "by others the same number is another class; take the runs one by one"
-            raise refusal(owner, argument, str(tar), "shards of one list of classes", way_out)
+            hint = "by others the same number is another class; take the runs one by one"
+            raise refusal(caller, argument, str(tar), "shards of one list of classes", hint)
     return found[0]
 
 
 def refuse_exchanged(
-    owner: str, argument: str, info: dict[str, Any] | None, digests: Mapping[str, str | None]
+    caller: str, argument: str, info: dict[str, Any] | None, digests: Mapping[str, str | None]
 ) -> None:
     """Refuse shards of `write_shards` whose indexes tell of other contents than info.json.
 
     Args:
-        owner, argument: who asks, and for which argument, for the sentences.
+        caller, argument: who asks, and for which argument, for the sentences.
         info: as from `find_tars`.
         digests: by name of a tar that has an index, the SHA-256 in it.
 
@@ -185,12 +185,12 @@ def refuse_exchanged(
         for name, digest in zip(info.get("filenames", ()), info.get("sha256", ())):
             if digests.get(name, digest) != digest:
                 expected = f"the shard that {INFO} tells of, by its SHA-256"
-                way_out = "it was exchanged together with its index; restore both, or write the shards again"
-                raise refusal(owner, argument, name, expected, way_out)
+                hint = "it was exchanged together with its index; restore both, or write the shards again"
+                raise refusal(caller, argument, name, expected, hint)
 
 
 def find_tables(
-    owner: str,
+    caller: str,
     tars: list[Path],
     image: str | None,
     label: str | None,
@@ -204,7 +204,7 @@ def find_tables(
     """The table of each tar: the one beside it where it fits what is asked, else by scanning.
 
     Args:
-        owner: who asks, for the sentences.
+        caller: who asks, for the sentences.
         tars: the files.
         image, label, damaged, keep, verify, progress: as in `ShardIndex`, `keep` for its `write_index`.
         folder: nothing is written outside of it; None where single tars were given.
@@ -217,9 +217,9 @@ def find_tables(
     from rich.progress import track
 
     shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
-    found = [_current(owner, tar, verify) for tar in track(tars, "reading indexes", **shown)]
-    image = _asked(owner, found, "image", image, None)
-    label = _asked(owner, found, "label", label, "cls") or "cls"
+    found = [_current(caller, tar, verify) for tar in track(tars, "reading indexes", **shown)]
+    image = _asked(caller, found, "image", image, None)
+    label = _asked(caller, found, "label", label, "cls") or "cls"
     if keep:  # also where no index is missing: the run that wrote the last one may have been killed then
         for place in {tar.parent for tar in tars} if folder is None else {folder}:
             if os.access(place, os.W_OK):
@@ -232,8 +232,8 @@ def find_tables(
                 table = None
         if table is None:
             if keep:
-                _refuse_no_place(owner, tar, folder)
-            table = scan_tar(owner, tar, image, label, damaged)
+                _refuse_no_place(caller, tar, folder)
+            table = scan_tar(caller, tar, image, label, damaged)
             if keep:
                 with atomically(table_path(tar)) as unfinished:
                     write_table(table, unfinished)
@@ -242,72 +242,70 @@ def find_tables(
     return tables
 
 
-def _refuse_no_place(owner: str, tar: Path, folder: Path | None) -> None:
+def _refuse_no_place(caller: str, tar: Path, folder: Path | None) -> None:
     """Refuse to keep an index where nothing may be written, or where nobody has asked to."""
     if folder is not None and not inside(folder, tar.parent):
         expected = f"tars in {folder}, and {tar} lies outside of it"
-        way_out = "leave it out: the tars are scanned; or pass a list of tars"
-        raise refusal(owner, "write_index", True, expected, way_out)
+        hint = "leave it out: the tars are scanned; or pass a list of tars"
+        raise refusal(caller, "write_index", True, expected, hint)
     if not os.access(tar.parent, os.W_OK):
         expected = f"a folder that may be written, and {tar.parent} may not"
-        raise refusal(owner, "write_index", True, expected, "leave it out: the tars are scanned")
+        raise refusal(caller, "write_index", True, expected, "leave it out: the tars are scanned")
 
 
 def warn_without_checksums(tars: Sequence[Path]) -> None:
     """Warn once of tars whose indexes, of version 0.1, have no checksums."""
     if tars:
         more = f" and {len(tars) - 1} more have" if len(tars) > 1 else " has"
-        way_out = (
-            "write the shards again, or for tars of other programs run tercet index-shards, to have them"
-        )
-        text = f"the index {str(table_path(tars[0]))!r}{more} no checksums, so damage may pass; {way_out}"
+        hint = "write the shards again, or for tars of other programs run tercet index-shards, to have them"
+        text = f"the index {str(table_path(tars[0]))!r}{more} no checksums, so damage may pass; {hint}"
         warnings.warn(text, UserWarning, stacklevel=4)
 
 
-def _current(owner: str, tar: Path, verify: bool) -> ShardTable | None:
+def _current(caller: str, tar: Path, verify: bool) -> ShardTable | None:
     """The table beside a tar, refused where a shard of `write_shards` is not as it was written."""
-    table = read_table(owner, tar)
+    table = read_table(caller, tar)
     if table is not None and table.ours:
-        file = Handle(owner, "tars", tar, "a tar that can be read")
-        fault = changed(owner, "tars", tar, table.state, file)
+        file = Handle(caller, "tars", tar, "a tar that can be read")
+        fault = changed(caller, "tars", tar, table.state, file)
         if fault is not None:
             raise fault
         if verify:
-            _verify(owner, table, file)
+            _verify(caller, table, file)
     return table
 
 
-def _verify(owner: str, table: ShardTable, file: Handle) -> None:
+def _verify(caller: str, table: ShardTable, file: Handle) -> None:
     """Compare a whole shard of `write_shards` with its SHA-256."""
     if "sha256" not in table.facts:
         expected = f"shards with digests, and {table.tar.name} was written before version 0.2"
-        raise refusal(owner, "verify", True, expected, "write the shards again with overwrite=True")
+        raise refusal(caller, "verify", True, expected, "write the shards again with overwrite=True")
     digest = hashlib.sha256()
     for start in range(0, file.size, 1 << 20):
         digest.update(file.pread(start, 1 << 20))
     if digest.hexdigest() != table.facts["sha256"]:
         expected = "the bytes that write_shards wrote, by their SHA-256"
-        way_out = "it has changed; restore it, or write the shards again with overwrite=True or --overwrite"
-        raise refusal(owner, "tars", str(table.tar), expected, way_out)
+        hint = "it has changed; restore it, or write the shards again with overwrite=True or --overwrite"
+        raise refusal(caller, "tars", str(table.tar), expected, hint)
 
 
 def _asked(
-    owner: str, tables: list[ShardTable | None], name: str, value: Any, default: str | None
+    caller: str, tables: list[ShardTable | None], name: str, value: Any, default: str | None
 ) -> str | None:
     """The image or label to look for: what is given, else that of the indexes there are, else the default."""
     there = [table for table in tables if table is not None]
     if value is not None:
-        value = extension(owner, name, value)
+        value = extension(caller, name, value)
         if any(table.ours for table in there):
-            way_out = "image and label are for tars of other programs; leave it out"
+            hint = "image and label are for tars of other programs; leave it out"
             expected = f"no {name} for shards of write_shards, whose index has it"
-            raise refusal(owner, name, value, expected, way_out)
+            raise refusal(caller, name, value, expected, hint)
         return value
     kept = {table.facts.get(name, default) for table in there if not table.ours}
     if len(kept) > 1:
         shown = " and ".join(sorted(map(repr, kept)))
         expected = f"one that all indexes beside the tars are made with, and they are with {shown}"
-        raise refusal(owner, name, None, expected, f"pass {name}=")
+        raise refusal(caller, name, None, expected, f"pass {name}=")
     return kept.pop() if kept else default
 
 

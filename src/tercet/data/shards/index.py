@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.core.checks import choice, flag, refusal, whole
+from tercet.core.checks import as_bool, as_choice, as_int, refusal
 from tercet.core.indices import row_number, rows_at
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.positional import Handle
@@ -117,21 +117,27 @@ class ShardIndex:
         max_open: int = 64,
         progress: bool = False,
     ) -> None:
-        owner = "ShardIndex"
-        choice(owner, "damaged", damaged, ("error", "drop"))
-        self.max_open = whole(owner, "max_open", max_open, minimum=1)
-        write_index, progress = flag(owner, "write_index", write_index), flag(owner, "progress", progress)
-        verify, outside_root = flag(owner, "verify", verify), flag(owner, "outside_root", outside_root)
-        self.tars, info = find_tars(owner, "tars", tars, split, outside_root)
+        caller = "ShardIndex"
+        as_choice(caller, "damaged", damaged, ("error", "drop"))
+        self.max_open = as_int(caller, "max_open", max_open, minimum=1)
+        write_index, progress = (
+            as_bool(caller, "write_index", write_index),
+            as_bool(caller, "progress", progress),
+        )
+        verify, outside_root = (
+            as_bool(caller, "verify", verify),
+            as_bool(caller, "outside_root", outside_root),
+        )
+        self.tars, info = find_tars(caller, "tars", tars, split, outside_root)
         folder = Path(tars) if isinstance(tars, (str, os.PathLike)) and Path(tars).is_dir() else None
         how = {"keep": write_index, "folder": folder, "verify": verify, "progress": progress}
-        tables = find_tables(owner, self.tars, image, label, damaged, **how)
+        tables = find_tables(caller, self.tars, image, label, damaged, **how)
         if not sum(map(len, tables)):
-            raise refusal(owner, "tars", str(tars), "at least one sample with an image")
+            raise refusal(caller, "tars", str(tars), "at least one sample with an image")
         plans = {table.facts.get("plan") for table in tables}
-        refuse_other_runs(owner, "tars", tars, info, plans)
+        refuse_other_runs(caller, "tars", tars, info, plans)
         digests = {table.tar.name: table.facts.get("sha256") for table in tables}
-        refuse_exchanged(owner, "tars", info, digests)
+        refuse_exchanged(caller, "tars", info, digests)
         self._written = None not in plans
         columns = {name: np.concatenate([t.columns[name] for t in tables]) for name in tables[0].columns}
         shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
@@ -148,13 +154,13 @@ class ShardIndex:
         groups = {
             name: np.concatenate([table.groups[name] for table in tables])[order] for name in sorted(names)
         }
-        classes = written_classes(owner, "tars", tables) or sorted_classes(set(columns["label"]))
+        classes = written_classes(caller, "tars", tables) or sorted_classes(set(columns["label"]))
         number = {name: code for code, name in enumerate(classes)}
         unknown = sorted(set(columns["label"]) - number.keys())
         if unknown:
             expected = f"shards of the classes that info.json lists, and {unknown[0]!r} is none of them"
             raise refusal(
-                owner, "tars", str(self.tars[0].parent), expected, "restore info.json, or write them again"
+                caller, "tars", str(self.tars[0].parent), expected, "restore info.json, or write them again"
             )
         labels = np.fromiter(map(number.__getitem__, columns["label"]), np.int64, len(order))
         left_out = [item for table in tables for item in table.left_out]
@@ -272,11 +278,11 @@ class ShardIndex:
 
     def _changed(self, shard: int, expected: str, what: str) -> ValueError:
         tar = self.tars[shard]
-        way_out = "write the shards again with overwrite=True or --overwrite"
+        hint = "write the shards again with overwrite=True or --overwrite"
         if not self._written:
-            way_out = f"open the tars anew (delete {table_path(tar).name} if it is there)"
-        way_out = f"the tar has changed; restore it, or {way_out}"
-        return ValueError(f"ShardIndex: {tar}: expected {expected}, but {what}; {way_out}")
+            hint = f"open the tars anew (delete {table_path(tar).name} if it is there)"
+        hint = f"the tar has changed; restore it, or {hint}"
+        return ValueError(f"ShardIndex: {tar}: expected {expected}, but {what}; {hint}")
 
     def _handle(self, shard: int) -> Handle:
         """The open file of a shard; beyond `max_open` the one that was asked for longest ago is let go."""

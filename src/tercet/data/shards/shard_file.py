@@ -78,8 +78,8 @@ def member_suffix(path: str) -> str:
 
 def unreadable_file(path: Path, reason: str) -> ValueError:
     """The refusal of a file that cannot be read, ready to raise."""
-    way_out = 'restore it, or pass unreadable="skip" to leave it out'
-    return refusal("write_shards", "catalog", str(path), "files that can be read", f"{reason}; {way_out}")
+    hint = 'restore it, or pass unreadable="skip" to leave it out'
+    return refusal("write_shards", "catalog", str(path), "files that can be read", f"{reason}; {hint}")
 
 
 def readable_table(tar: Path) -> ShardTable | None:

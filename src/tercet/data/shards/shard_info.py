@@ -32,20 +32,20 @@ class ShardInfo:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def read_info(owner: str, argument: str, folder: Path) -> ShardInfo | None:
+def read_info(caller: str, argument: str, folder: Path) -> ShardInfo | None:
     """What the info.json in a folder says, whatever program wrote it; None where there is none.
 
     Args:
-        owner, argument: who asks, and for which argument, for the sentences.
+        caller, argument: who asks, and for which argument, for the sentences.
         folder: of shards.
 
     Raises:
         ValueError: it cannot be read, is damaged, or lists no splits.
     """
     source = folder / INFO
-    expected, way_out = "splits with their filenames", "pass a list of tars to do without"
+    expected, hint = "splits with their filenames", "pass a list of tars to do without"
     try:
-        facts = Facts.read(owner, argument, source, "splits", "", most=_MOST)
+        facts = Facts.read(caller, argument, source, "splits", "", most=_MOST)
         splits = facts.part("splits")
         filenames = {split: splits.part(split).strings("filenames") for split in splits}
         told = facts.part("tercet", {})
@@ -58,25 +58,25 @@ def read_info(owner: str, argument: str, folder: Path) -> ShardInfo | None:
         return None
     except (OSError, ValueError) as error:
         reason = str(error).partition(": expected ")[2] or error
-        raise refusal(owner, argument, str(source), expected, f"{way_out} ({reason})") from error
+        raise refusal(caller, argument, str(source), expected, f"{hint} ({reason})") from error
     for split, run in runs.items():
         of_one_run = run.fields.get("filenames", filenames.get(split)) == filenames.get(split)
         if checksum_fits(run.fields) is False or not of_one_run:
-            way_out = "it was changed or damaged; restore it, or write the shards again"
+            hint = "it was changed or damaged; restore it, or write the shards again"
             expected = f"facts of the split {split!r} that fit their checksum"
-            raise refusal(owner, argument, str(source), expected, way_out)
+            raise refusal(caller, argument, str(source), expected, hint)
     if not filenames:
-        raise refusal(owner, argument, str(source), expected, way_out)
+        raise refusal(caller, argument, str(source), expected, hint)
     return ShardInfo(filenames, {split: run.fields for split, run in runs.items()})
 
 
 def listed_tars(
-    owner: str, argument: str, folder: Path, info: ShardInfo, split: str | None, outside_root: bool
+    caller: str, argument: str, folder: Path, info: ShardInfo, split: str | None, outside_root: bool
 ) -> tuple[list[Path], dict[str, Any]]:
     """The tars of a split as info.json lists them, and what it says of the run of `write_shards`, or {}.
 
     Args:
-        owner, argument: who asks, and for which argument, for the sentences.
+        caller, argument: who asks, and for which argument, for the sentences.
         folder, info: where it lies, and what it says.
         split: which; None for the only one.
         outside_root: take tars that lie outside of the folder too.
@@ -88,28 +88,28 @@ def listed_tars(
     source, listed = folder / INFO, info.filenames
     if split is None and len(listed) == 1:
         split = next(iter(listed))
-        _refuse_unfinished(owner, folder, split, {name for names in listed.values() for name in names})
+        _refuse_unfinished(caller, folder, split, {name for names in listed.values() for name in names})
     if split is None or split not in listed:
         shown = ", ".join(sorted(listed))
-        raise refusal(owner, "split", split, f"one of the splits in {source}: {shown}")
+        raise refusal(caller, "split", split, f"one of the splits in {source}: {shown}")
     tars = [folder / name for name in listed[split]]
     written = info.runs.get(split, {})
     for tar in tars:
         if not (outside_root or inside(folder, tar)):
             expected = f"tars in {folder}, and {source} lists one outside of it"
-            raise refusal(owner, argument, str(tar), expected, "pass outside_root=True if that is meant")
+            raise refusal(caller, argument, str(tar), expected, "pass outside_root=True if that is meant")
     missing = [str(tar) for tar in tars if not tar.exists()]
     if missing:
-        way_out = "restore it" + (", or run write_shards again, which writes what is missing" * bool(written))
-        raise refusal(owner, argument, missing[0], f"every tar that {source} lists", way_out)
+        hint = "restore it" + (", or run write_shards again, which writes what is missing" * bool(written))
+        raise refusal(caller, argument, missing[0], f"every tar that {source} lists", hint)
     return tars, written
 
 
-def _refuse_unfinished(owner: str, folder: Path, split: str, listed: Set[str]) -> None:
+def _refuse_unfinished(caller: str, folder: Path, split: str, listed: Set[str]) -> None:
     """Refuse to take the one split that is listed for all there is, beside shards of one that is not."""
     for tar in sorted(set(folder.glob("*.tar")) - {folder / name for name in listed}):
         other = tar.name.rpartition("-")[0]
-        if not tar.name.startswith(".") and other != split and of_write_shards(owner, tar):
+        if not tar.name.startswith(".") and other != split and of_write_shards(caller, tar):
             expected = f"a split, since {INFO} in {folder} does not list {tar.name}"
-            way_out = f"{other!r} was interrupted; pass split={split!r}, or run write_shards again for it"
-            raise refusal(owner, "split", None, expected, way_out)
+            hint = f"{other!r} was interrupted; pass split={split!r}, or run write_shards again for it"
+            raise refusal(caller, "split", None, expected, hint)

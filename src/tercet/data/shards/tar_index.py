@@ -140,11 +140,11 @@ def write_table(table: ShardTable, target: Path) -> None:
         writer.write_table(written)
 
 
-def read_table(owner: str, tar: Path, rows: bool = True, argument: str = "index") -> ShardTable | None:
+def read_table(caller: str, tar: Path, rows: bool = True, argument: str = "index") -> ShardTable | None:
     """The table beside a tar; None where there is none.
 
     Args:
-        owner: who asks, for the sentences.
+        caller: who asks, for the sentences.
         tar: the file.
         rows: False leaves the samples unread, and gives a table of none with its size and facts.
         argument: for which argument, for the sentences.
@@ -165,20 +165,20 @@ def read_table(owner: str, tar: Path, rows: bool = True, argument: str = "index"
         with opened_parquet(source) as (file, checked):
             samples = file.metadata.num_rows
             table = file.read() if rows else file.schema_arrow.empty_table()
-        facts = Facts((table.schema.metadata or {})[_KEY.encode()], owner, argument, source, "facts", "")
+        facts = Facts((table.schema.metadata or {})[_KEY.encode()], caller, argument, source, "facts", "")
         found = _typed(tar, facts, table, samples, checked)
         if rows:
             _refuse_damaged(found)
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, MemoryError) as error:
-        way_out = "restore it, or write the shards again with overwrite=True or --overwrite; beside a tar of "
-        way_out += "another program delete it, and the tar is scanned instead "
+        hint = "restore it, or write the shards again with overwrite=True or --overwrite; beside a tar of "
+        hint += "another program delete it, and the tar is scanned instead "
         reason = str(error).partition("\n")[0]
-        way_out += f"({reason.partition(': expected ')[2] or reason})"
-        raise refusal(owner, argument, str(source), "the index of a tar", way_out) from error
+        hint += f"({reason.partition(': expected ')[2] or reason})"
+        raise refusal(caller, argument, str(source), "the index of a tar", hint) from error
     name = facts.string("tar", tar.name)
     if name != tar.name:  # of tars as large, with the same keys, nothing else would tell them apart
-        way_out = f"it is that of {name}; rename both, or delete it, and the tar is scanned instead"
-        raise refusal(owner, argument, str(source), f"the index of {tar.name}", way_out)
+        hint = f"it is that of {name}; rename both, or delete it, and the tar is scanned instead"
+        raise refusal(caller, argument, str(source), f"the index of {tar.name}", hint)
     return found
 
 
@@ -265,12 +265,12 @@ def sampled_headers(columns: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
 
 
 def changed(
-    owner: str, argument: str, tar: Path, state: TarState, file: Handle | None = None
+    caller: str, argument: str, tar: Path, state: TarState, file: Handle | None = None
 ) -> ValueError | None:
     """The refusal of a tar that is not what it was; None where it is.
 
     Args:
-        owner, argument: who asks, and for which argument, for the sentence.
+        caller, argument: who asks, and for which argument, for the sentence.
         tar: the file.
         state: what it was like.
         file: it, open; by default it is opened.
@@ -278,23 +278,23 @@ def changed(
     Raises:
         ValueError: it cannot be opened.
     """
-    difference = state.change(file or Handle(owner, argument, tar, "a tar that can be read"))
+    difference = state.change(file or Handle(caller, argument, tar, "a tar that can be read"))
     if difference is None:
         return None
     index = table_path(tar)
-    way_out, when = f"delete {index.name} to index the tar as it is", "indexed"
+    hint, when = f"delete {index.name} to index the tar as it is", "indexed"
     if not index.is_file():
-        way_out, when = "open it anew", "opened"
-    elif of_write_shards(owner, tar):
-        way_out = "restore it, or write the shards again with overwrite=True or --overwrite"
+        hint, when = "open it anew", "opened"
+    elif of_write_shards(caller, tar):
+        hint = "restore it, or write the shards again with overwrite=True or --overwrite"
     expected, found = difference
-    return refusal(owner, argument, str(tar), f"{expected} when it was {when}", f"{found}; {way_out}")
+    return refusal(caller, argument, str(tar), f"{expected} when it was {when}", f"{found}; {hint}")
 
 
-def of_write_shards(owner: str, tar: Path) -> bool:
+def of_write_shards(caller: str, tar: Path) -> bool:
     """Whether `write_shards` wrote a tar, by the table beside it."""
     try:
-        table = read_table(owner, tar, rows=False)
+        table = read_table(caller, tar, rows=False)
     except ValueError:  # a damaged index is told where it is read
         return False
     return table is not None and table.ours

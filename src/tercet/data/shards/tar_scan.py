@@ -34,12 +34,12 @@ _NAME = 1024  # characters of a class
 
 
 def scan_tar(
-    owner: str, tar: Path, image: str | None, label: str, damaged: str, argument: str = "tars"
+    caller: str, tar: Path, image: str | None, label: str, damaged: str, argument: str = "tars"
 ) -> ShardTable:
     """The samples of a tar that any program wrote, from its headers and labels; images are not read.
 
     Args:
-        owner: who asks, for the sentences.
+        caller: who asks, for the sentences.
         tar: an uncompressed tar; long names of GNU tar and pax are understood.
         image: the extension of the member that is the image; None for the one that is an image's.
         label: the extension of the member that holds the class, or "json:field"; as `extension` gives them.
@@ -52,9 +52,9 @@ def scan_tar(
     """
     left_out: list[LeftOut] = []
     rows: list[tuple[Any, ...]] = []
-    file = Handle(owner, argument, tar, "an uncompressed tar")
-    for key, parts in _samples(owner, argument, tar, file, damaged, left_out):
-        extension = _image_of(owner, argument, tar, key, parts, image)
+    file = Handle(caller, argument, tar, "an uncompressed tar")
+    for key, parts in _samples(caller, argument, tar, file, damaged, left_out):
+        extension = _image_of(caller, argument, tar, key, parts, image)
         why = "sample without an image" if extension is None else ""
         if extension is not None and parts[extension].size > LARGEST:
             why = f"image of more than {LARGEST:,} bytes"
@@ -62,7 +62,7 @@ def scan_tar(
             left_out.append(LeftOut(f"{tar.name}/{key}", why))
             continue
         found = parts[extension]
-        name = _class_of(owner, tar, key, parts, label, file)
+        name = _class_of(caller, tar, key, parts, label, file)
         spelled = found.name[len(key) + 1 :]  # in whatever case
         header = zlib.crc32(file.pread(found.offset - BLOCK, BLOCK))
         rows.append((key, spelled, found.name, name, found.offset, found.size, header, UNKNOWN))
@@ -71,7 +71,7 @@ def scan_tar(
         kind = object if column in TEXTS else np.int64
         columns[column] = np.array([row[place] for row in rows], dtype=kind)
     if file.changed():
-        raise refusal(owner, argument, str(tar), "a tar that nobody writes to while it is scanned")
+        raise refusal(caller, argument, str(tar), "a tar that nobody writes to while it is scanned")
     facts = {
         "image": image,
         "label": label,
@@ -83,7 +83,7 @@ def scan_tar(
 
 
 def _samples(
-    owner: str, argument: str, tar: Path, file: Handle, damaged: str, left_out: list[LeftOut]
+    caller: str, argument: str, tar: Path, file: Handle, damaged: str, left_out: list[LeftOut]
 ) -> Iterator[tuple[str, dict[str, Member]]]:
     """(key, {extension in lower case: member}) of each sample, as webdataset has it."""
     broken: list[DamagedTar] = []
@@ -107,26 +107,26 @@ def _samples(
                 yield previous
             current, previous = key, (key, parts)
     except MemberTwice as error:
-        way_out = "webdataset does not read it either; write the tar again"
+        hint = "webdataset does not read it either; write the tar again"
         expected = f"each member once, not {error.args[0]!r} twice"
-        raise refusal(owner, argument, str(tar), expected, way_out) from None
+        raise refusal(caller, argument, str(tar), expected, hint) from None
     if not broken:
         if previous is not None:
             yield previous
         return
     reason = broken[0].reason
     if broken[0].at == 0:
-        way_out = f"decompress it first, with gunzip for instance ({reason})" if file.size else "it is empty"
-        raise refusal(owner, argument, str(tar), "an uncompressed tar", way_out)
+        hint = f"decompress it first, with gunzip for instance ({reason})" if file.size else "it is empty"
+        raise refusal(caller, argument, str(tar), "an uncompressed tar", hint)
     if damaged == "error":
         where = f"{DAMAGED} after {current!r}" if current else DAMAGED
-        way_out = f'{reason}; restore it, or pass damaged="drop" to keep the samples before'
-        raise refusal(owner, argument, str(tar), f"a whole tar, and {where}", way_out)
+        hint = f'{reason}; restore it, or pass damaged="drop" to keep the samples before'
+        raise refusal(caller, argument, str(tar), f"a whole tar, and {where}", hint)
     left_out.append(LeftOut(f"{tar.name}/{current}", DAMAGED))  # what is missing may have been a part of it
 
 
 def _image_of(
-    owner: str, argument: str, tar: Path, key: str, parts: Mapping[str, Member], image: str | None
+    caller: str, argument: str, tar: Path, key: str, parts: Mapping[str, Member], image: str | None
 ) -> str | None:
     """The extension of the sample's image; None where it has none."""
     if image is not None:
@@ -134,17 +134,17 @@ def _image_of(
     found = [extension for extension in parts if f".{extension}" in IMAGE_SUFFIXES]
     if len(found) > 1:
         expected = f"one image a sample, and {key!r} has {' and '.join(sorted(found))}"
-        raise refusal(owner, argument, str(tar), expected, f"say which, such as image={found[0]!r}")
+        raise refusal(caller, argument, str(tar), expected, f"say which, such as image={found[0]!r}")
     return found[0] if found else None
 
 
-def _class_of(owner: str, tar: Path, key: str, parts: Mapping[str, Member], label: str, file: Handle) -> str:
+def _class_of(caller: str, tar: Path, key: str, parts: Mapping[str, Member], label: str, file: Handle) -> str:
     """The class of the sample, as a string."""
     extension, _, name = label.partition(":")
     if extension not in parts:
         ways = ", ".join(sorted(parts))
-        way_out = f'the sample has {ways}; name another with label=, such as "cls" or "json:label"'
-        raise refusal(owner, "label", label, f"a member {key}.{extension} in {tar}", way_out)
+        hint = f'the sample has {ways}; name another with label=, such as "cls" or "json:label"'
+        raise refusal(caller, "label", label, f"a member {key}.{extension} in {tar}", hint)
     found = parts[extension]
     try:
         if found.size > _LABEL:
@@ -153,7 +153,7 @@ def _class_of(owner: str, tar: Path, key: str, parts: Mapping[str, Member], labe
         return str(class_in(content, name))
     except (ValueError, LookupError, TypeError) as error:
         expected = f"a whole number or a name in {key}.{extension} of {tar}"
-        raise refusal(owner, "label", label, expected, f"{type(error).__name__}: {error}") from error
+        raise refusal(caller, "label", label, expected, f"{type(error).__name__}: {error}") from error
 
 
 def class_in(content: bytes | bytearray | str, field: str) -> int | str:
@@ -182,11 +182,11 @@ def class_in(content: bytes | bytearray | str, field: str) -> int | str:
     return value
 
 
-def extension(owner: str, argument: str, value: Any) -> str:
+def extension(caller: str, argument: str, value: Any) -> str:
     """The extension of a member as webdataset names it, without a dot and in lower case.
 
     Args:
-        owner: who asks, for the sentence.
+        caller: who asks, for the sentence.
         argument: "image" or "label"; a label may be "json:field" too.
         value: what came.
 
@@ -200,5 +200,5 @@ def extension(owner: str, argument: str, value: Any) -> str:
     name, colon, field = value.partition(":") if isinstance(value, str) else ("", "", "")
     name = name.lstrip(".").lower()
     if not name or (colon and not (field and argument == "label")):
-        raise refusal(owner, argument, value, f"the extension of a member, such as {_SUCH[argument]}")
+        raise refusal(caller, argument, value, f"the extension of a member, such as {_SUCH[argument]}")
     return name + colon + field

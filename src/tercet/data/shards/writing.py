@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tercet.core.checks import choice, flag, path_of, refusal, seed_number, whole
+from tercet.core.checks import as_bool, as_choice, as_int, path_of, refusal, seed_number
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import atomically
 from tercet.data.io.facts import Facts, with_checksum
@@ -37,7 +37,7 @@ from tercet.data.shards.tar_index import ShardTable
 
 __all__ = ["shards_folder", "write_shards"]
 
-_OWNER = "write_shards"
+_CALLER = "write_shards"
 _SUFFIX = re.compile(r"[a-z0-9][a-z0-9_+-]{0,15}")
 _SPLIT = re.compile(r"[A-Za-z0-9_]+")
 
@@ -108,15 +108,15 @@ def write_shards(
         >>> sorted(file.name for file in pathlib.Path("shards").iterdir())
         ['info.json', 'train-000000.index.parquet', 'train-000000.tar']
     """
-    choice(_OWNER, "layout", layout, ("identity", "mixed"))
-    choice(_OWNER, "unreadable", unreadable, ("error", "skip"))
-    seed = seed_number(_OWNER, seed)
-    workers = whole(_OWNER, "workers", (os.cpu_count() or 1) if workers is None else workers, 1)
-    images_per_shard = whole(_OWNER, "images_per_shard", images_per_shard, minimum=1)
+    as_choice(_CALLER, "layout", layout, ("identity", "mixed"))
+    as_choice(_CALLER, "unreadable", unreadable, ("error", "skip"))
+    seed = seed_number(_CALLER, seed)
+    workers = as_int(_CALLER, "workers", (os.cpu_count() or 1) if workers is None else workers, 1)
+    images_per_shard = as_int(_CALLER, "images_per_shard", images_per_shard, minimum=1)
     if layout == "mixed" and k is not None:
-        raise refusal(_OWNER, "k", k, 'no k for layout="mixed", which has no groups')
-    k = whole(_OWNER, "k", 4 if k is None else k, minimum=1)
-    overwrite, progress = flag(_OWNER, "overwrite", overwrite), flag(_OWNER, "progress", progress)
+        raise refusal(_CALLER, "k", k, 'no k for layout="mixed", which has no groups')
+    k = as_int(_CALLER, "k", 4 if k is None else k, minimum=1)
+    overwrite, progress = as_bool(_CALLER, "overwrite", overwrite), as_bool(_CALLER, "progress", progress)
     target = shards_folder(folder, split)
     _check_catalog(catalog)
     if layout == "identity":
@@ -166,31 +166,31 @@ def shards_folder(folder: str | Path, split: str) -> Path:
     """
     if not isinstance(split, str) or not _SPLIT.fullmatch(split) or "tar" in split:
         expected = "letters, digits and underscores, without 'tar', which timm takes for a file name"
-        raise refusal(_OWNER, "split", split, expected)
-    target = path_of(_OWNER, "folder", folder, new=True)
+        raise refusal(_CALLER, "split", split, expected)
+    target = path_of(_CALLER, "folder", folder, new=True)
     if target.exists() and not target.is_dir():
-        raise refusal(_OWNER, "folder", str(folder), "a folder, not a file")
+        raise refusal(_CALLER, "folder", str(folder), "a folder, not a file")
     if not target.parent.is_dir():
         raise refusal(
-            _OWNER, "folder", str(folder), "an existing folder above it", f"make {target.parent} first"
+            _CALLER, "folder", str(folder), "an existing folder above it", f"make {target.parent} first"
         )
     if not os.access(target if target.is_dir() else target.parent, os.W_OK):
-        raise refusal(_OWNER, "folder", str(folder), "a folder that may be written")
+        raise refusal(_CALLER, "folder", str(folder), "a folder that may be written")
     return target
 
 
 def _check_catalog(catalog: Catalog) -> None:
-    refuse_unwritable(_OWNER, catalog)
+    refuse_unwritable(_CALLER, catalog)
     if not len(catalog):
-        raise refusal(_OWNER, "catalog", catalog, "at least one image")
+        raise refusal(_CALLER, "catalog", catalog, "at least one image")
     if "class" in catalog.groups:
         expected = "no group of that name, which the JSON of each image has already"
-        raise refusal(_OWNER, "catalog.groups", "class", expected, "rename it")
+        raise refusal(_CALLER, "catalog.groups", "class", expected, "rename it")
     for path in catalog.paths:
         suffix = member_suffix(path)
         if not _SUFFIX.fullmatch(suffix) or suffix in ("cls", "json"):
             expected = "the name of an image, with a suffix such as .jpg"
-            raise refusal(_OWNER, "catalog.paths", path, expected, "webdataset tells members by it")
+            raise refusal(_CALLER, "catalog.paths", path, expected, "webdataset tells members by it")
 
 
 def _why_not(path: Path) -> tuple[int, str]:
@@ -240,7 +240,7 @@ def _alone(folder: Path, split: str) -> Iterator[None]:
             at_the_end.callback(_remove_if_empty, folder)
         if not at_the_end.enter_context(locked(lock_file(folder, split), wait=False)):
             expected = f"a folder in which no other run writes the split {split!r}"
-            raise refusal(_OWNER, "folder", str(folder), expected, "wait for it to end, or stop it")
+            raise refusal(_CALLER, "folder", str(folder), expected, "wait for it to end, or stop it")
         tidy(folder)
         yield
 
@@ -257,16 +257,16 @@ def _info(folder: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or lists no splits.
     """
     try:
-        read = Facts.read(_OWNER, "folder", folder / INFO, "splits", "").fields
+        read = Facts.read(_CALLER, "folder", folder / INFO, "splits", "").fields
         for split in read["splits"].values():
             list(split.get("filenames", ()))
         return {**read, "tercet": dict(read.get("tercet", {}))}
     except FileNotFoundError:
         return {"splits": {}, "tercet": {}}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        way_out = f"restore it, or move it away ({type(error).__name__}: {error})"
+        hint = f"restore it, or move it away ({type(error).__name__}: {error})"
         expected = f"splits with their filenames in its {INFO}"
-        raise refusal(_OWNER, "folder", str(folder), expected, way_out) from error
+        raise refusal(_CALLER, "folder", str(folder), expected, hint) from error
 
 
 @contextmanager
@@ -308,8 +308,8 @@ def _make_room(job: ShardJob, overwrite: bool) -> None:
         begun.unlink()
     elif foreign := _foreign(job, info, ours):
         expected = "a folder without shards of another catalog or other options"
-        way_out = f"{foreign} is of others; overwrite=True or --overwrite replaces them"
-        raise refusal(_OWNER, "folder", str(job.folder), expected, way_out)
+        hint = f"{foreign} is of others; overwrite=True or --overwrite replaces them"
+        raise refusal(_CALLER, "folder", str(job.folder), expected, hint)
 
 
 def _mark(path: Path) -> None:
@@ -325,12 +325,12 @@ def _refuse_others(
     folder = str(job.folder)
     for name in ours:
         if (job.folder / name).is_dir():
-            raise refusal(_OWNER, "folder", folder, f"a file {name} or none", "it is a folder; move it away")
+            raise refusal(_CALLER, "folder", folder, f"a file {name} or none", "it is a folder; move it away")
     for name in listed:
         if not name_of_ours.fullmatch(str(name)):
             expected = f"an {INFO} that lists files of write_shards as the split {job.split!r}"
-            way_out = f"it lists {name}; take another split or folder, or move both away"
-            raise refusal(_OWNER, "folder", folder, expected, way_out)
+            hint = f"it lists {name}; take another split or folder, or move both away"
+            raise refusal(_CALLER, "folder", folder, expected, hint)
 
 
 def _foreign(job: ShardJob, info: dict[str, Any], names: list[str]) -> str | None:

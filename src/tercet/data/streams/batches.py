@@ -100,11 +100,11 @@ class LaneBatches:
         field = image_field(sample, self.image)
         if field is None:
             found = ", ".join(sorted(one for one in sample if not one.startswith("__")))
-            lacks, way_out = "not one image", "pass image=, the field that holds it"
+            lacks, hint = "not one image", "pass image=, the field that holds it"
             if self.image is not None:
-                lacks, way_out = f"no field image={self.image!r}", "name the one that holds the image"
-            way_out = f"half a sample ends a truncated tar; else {way_out}"
-            raise ValueError(escaped(f"PKStream: {name} has {lacks}, only {found}; {way_out}"))
+                lacks, hint = f"no field image={self.image!r}", "name the one that holds the image"
+            hint = f"half a sample ends a truncated tar; else {hint}"
+            raise ValueError(escaped(f"PKStream: {name} has {lacks}, only {found}; {hint}"))
         image: Any = decode_image(sample[field], name)
         if self.transform is not None:
             view = sample["__view__"] + (lap << 32)  # each pass counts its views from 0
@@ -132,17 +132,17 @@ class LaneBatches:
         try:
             found = dealt.stage.filled(dealt.groups, dealt.held)
         except StreamEnded as error:
-            way_out = "return true to have another image stand in, or raise the error"
+            hint = "return true to have another image stand in, or raise the error"
             raise ValueError(
-                f"PKStream: the handler ends the stream, which each rank needs whole; {way_out}"
+                f"PKStream: the handler ends the stream, which each rank needs whole; {hint}"
             ) from error
         if found is None:
             return None
         images, labels, names = zip(*found)
         for image, name, label in zip(images, names, labels):
             if isinstance(label, str):
-                way_out = "write numbers, or pass label=, a function of a sample that gives them"
-                raise refusal("PKStream", "label", label, f"a whole number as the class of {name}", way_out)
+                hint = "write numbers, or pass label=, a function of a sample that gives them"
+                raise refusal("PKStream", "label", label, f"a whole number as the class of {name}", hint)
             if image.shape != images[0].shape:
                 raise ValueError(
                     f"PKStream: images of one batch have different sizes, {list(images[0].shape)} of "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.core.checks import batch_size, choice, refusal, whole
+from tercet.core.checks import as_choice, as_int, batch_size, refusal
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, permute
 
 __all__ = ["ON_SHORT", "Group", "GroupBuffer", "sized"]
@@ -33,7 +33,7 @@ class _Held:
         self.item, self.uses = item, 0
 
 
-def sized(owner: str, p: Any, k: Any, buffer: Any, cap: Any) -> tuple[int, int, int, int]:
+def sized(caller: str, p: Any, k: Any, buffer: Any, cap: Any) -> tuple[int, int, int, int]:
     """p, k and the bounds of a buffer for them: 4 · p · k items, and of one class an equal share for p.
 
     Raises:
@@ -43,15 +43,15 @@ def sized(owner: str, p: Any, k: Any, buffer: Any, cap: Any) -> tuple[int, int, 
         >>> sized("pk_batched", 32, 4, None, None)
         (32, 4, 512, 16)
     """
-    p, k = batch_size(owner, p, k)
+    p, k = batch_size(caller, p, k)
     if buffer is None:
         buffer = 4 * p * k
-    buffer = whole(owner, "buffer", buffer, 1)
+    buffer = as_int(caller, "buffer", buffer, 1)
     if buffer < p * k:
-        raise refusal(owner, "buffer", buffer, f"at least p · k = {p * k} images")
+        raise refusal(caller, "buffer", buffer, f"at least p · k = {p * k} images")
     if cap is None:
         cap = buffer // p
-    return p, k, buffer, whole(owner, "cap", cap, k, buffer // p)
+    return p, k, buffer, as_int(caller, "cap", cap, k, buffer // p)
 
 
 class GroupBuffer:
@@ -69,7 +69,7 @@ class GroupBuffer:
         cap: items of a class held at most; by default buffer / p.
         on_short: what happens to fewer than k items that have to go: "repeat", "drop" or "error".
         key: names the draws.
-        owner: who is told of in an error.
+        caller: who is told of in an error.
 
     Attributes:
         seen: how many items came.
@@ -93,11 +93,11 @@ class GroupBuffer:
         cap: int | None = None,
         on_short: str = "repeat",
         key: int = 0,
-        owner: str = "GroupBuffer",
+        caller: str = "GroupBuffer",
     ) -> None:
-        self.p, self.k, self.buffer, self.cap = sized(owner, p, k, buffer, cap)
-        self.on_short = choice(owner, "on_short", on_short, ON_SHORT)
-        self._owner, self._key = owner, key
+        self.p, self.k, self.buffer, self.cap = sized(caller, p, k, buffer, cap)
+        self.on_short = as_choice(caller, "on_short", on_short, ON_SHORT)
+        self._owner, self._key = caller, key
         self._fresh: dict[Any, list[_Held]] = {}  # by class: in no batch yet
         self._spare: dict[Any, list[_Held]] = {}  # by class: to fill up what is left of it
         self._waiting: dict[Any, None] = {}  # classes of fewer than k, the one with the latest item last

@@ -46,8 +46,8 @@ class Lanes:
         number, ranks = len(self.shards), self.world_size
         if number < ranks:
             expected = f"at most as many as shards, and there are {number}"
-            way_out = "use fewer ranks or write smaller shards"
-            raise refusal("PKStream", "world_size", ranks, expected, way_out)
+            hint = "use fewer ranks or write smaller shards"
+            raise refusal("PKStream", "world_size", ranks, expected, hint)
         if number < self.count * ranks:
             expected = f"at most as many as shards, and there are {number}"
             expected += f" on {ranks} ranks" if ranks > 1 else ""

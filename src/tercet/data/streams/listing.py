@@ -31,11 +31,11 @@ def is_url(shard: str) -> bool:
     return found is not None and shard.startswith("//", found.end()) and found[1].lower() in _schemes()
 
 
-def refuse_address(owner: str, argument: str, shard: str, urls: bool) -> None:
+def refuse_address(caller: str, argument: str, shard: str, urls: bool) -> None:
     """Refuse what is no file but looks like an address: a name is opened as a file, whatever it is.
 
     Args:
-        owner, argument: who asks, and for which argument, for the sentences.
+        caller, argument: who asks, and for which argument, for the sentences.
         shard: a string that the user passed.
         urls: whether URLs are asked for.
 
@@ -45,11 +45,11 @@ def refuse_address(owner: str, argument: str, shard: str, urls: bool) -> None:
     found = _ADDRESS.match(shard)
     if found is None or os.path.exists(shard) or (urls and is_url(shard)):
         return
-    way_out = "pass urls=True to have it read as a URL"
+    hint = "pass urls=True to have it read as a URL"
     if not is_url(shard):
-        way_out = f"a URL begins with one of {', '.join(sorted(_schemes()))}, and commands are not run: "
-        way_out += "read them with webdataset.WebDataset(…).compose(pk_batched(p, k))"
-    raise refusal(owner, argument, shard, "an existing tar", way_out)
+        hint = f"a URL begins with one of {', '.join(sorted(_schemes()))}, and commands are not run: "
+        hint += "read them with webdataset.WebDataset(…).compose(pk_batched(p, k))"
+    raise refusal(caller, argument, shard, "an existing tar", hint)
 
 
 def _schemes() -> set[str]:
@@ -63,7 +63,7 @@ class Source:
     """An open shard.
 
     Args:
-        owner, argument: who reads, and of which argument, for the sentences.
+        caller, argument: who reads, and of which argument, for the sentences.
         shard: a path, opened as a file whatever it is called, or a URL.
         url: which of the two it is.
 
@@ -75,23 +75,23 @@ class Source:
         ValueError: it cannot be opened, is an empty file, or is packed by zstd.
     """
 
-    def __init__(self, owner: str, argument: str, shard: str, url: bool) -> None:
+    def __init__(self, caller: str, argument: str, shard: str, url: bool) -> None:
         self.file: Handle | None = None
         self.size: int | None = None
         self._url: Any = None
         if url:
-            self._url, start = _opened_url(owner, argument, shard)
+            self._url, start = _opened_url(caller, argument, shard)
             below: Any = _Joined(start, self._url)
         else:
-            self.file = Handle(owner, argument, Path(shard), "a tar that can be read")
+            self.file = Handle(caller, argument, Path(shard), "a tar that can be read")
             if not self.file.size:
-                raise refusal(owner, argument, shard, "a tar that can be read", "it is empty")
+                raise refusal(caller, argument, shard, "a tar that can be read", "it is empty")
             start = bytes(self.file.pread(0, _MAGIC + 5))
             below = _Sequential(self.file)
         if start.startswith(_ZSTANDARD):
             self.close()
             expected = "a tar, as it is or packed by gzip, bzip2 or xz"
-            raise refusal(owner, argument, shard, expected, "it is packed by zstd; unpack it first")
+            raise refusal(caller, argument, shard, expected, "it is packed by zstd; unpack it first")
         decompressed = _decompressor(start)
         if self.file is not None and decompressed is None:
             self.size = self.file.size
@@ -125,7 +125,7 @@ class Source:
         return ""
 
 
-def _opened_url(owner: str, argument: str, shard: str) -> tuple[Any, bytes]:
+def _opened_url(caller: str, argument: str, shard: str) -> tuple[Any, bytes]:
     """An open URL, and the bytes that it begins with."""
     from webdataset.gopen import gopen_schemes
 
@@ -133,8 +133,8 @@ def _opened_url(owner: str, argument: str, shard: str) -> tuple[Any, bytes]:
         url = gopen_schemes[shard.partition(":")[0].lower()](shard, "rb")
         return url, _filled(url, _MAGIC + 5)
     except Exception as error:  # whatever the opener of a scheme raises
-        way_out = f"see whether its address is right ({_reason(error)})"
-        raise refusal(owner, argument, shard, "a URL that can be opened", way_out) from error
+        hint = f"see whether its address is right ({_reason(error)})"
+        raise refusal(caller, argument, shard, "a URL that can be opened", hint) from error
 
 
 def _decompressor(start: bytes) -> Callable[[Any], Any] | None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.core.checks import choice, refusal, seed_number, whole
+from tercet.core.checks import as_choice, as_int, refusal, seed_number
 from tercet.core.indices import Triplets
 from tercet.core.randomness import derive_key
 from tercet.data.streams.class_buffer import ON_SHORT, Group, GroupBuffer, sized
@@ -86,15 +86,15 @@ def pk_batched(
         >>> [sorted(sample["cls"] for sample in batch)[::4] for batch in batches]
         [[b'0', b'1'], [b'2', b'3']]
     """
-    owner = "pk_batched"
-    p, k, buffer, cap = sized(owner, p, k, buffer, cap)
-    choice(owner, "on_short", on_short, ON_SHORT)
+    caller = "pk_batched"
+    p, k, buffer, cap = sized(caller, p, k, buffer, cap)
+    as_choice(caller, "on_short", on_short, ON_SHORT)
     for name, value in (("decode", decode), ("handler", handler)):
         if not (value is None or callable(value)):
-            raise refusal(owner, name, value, "a function or None")
+            raise refusal(caller, name, value, "a function or None")
     if not (isinstance(label, str) or callable(label)):
-        raise refusal(owner, "label", label, "the name of a field or a function of a sample")
-    seed = seed_number(owner, seed)
+        raise refusal(caller, "label", label, "the name of a field or a function of a sample")
+    seed = seed_number(caller, seed)
     return PKStage(p, k, on_short, buffer, cap, label, decode, handler, seed)
 
 
@@ -127,7 +127,7 @@ class PKStage:
         """An empty buffer with the bounds of this stage."""
         sizes = {"buffer": self.buffer, "cap": self.cap}
         key = derive_key("pk_batched", self.seed)
-        return GroupBuffer(self.p, self.k, **sizes, on_short=self.on_short, key=key, owner="pk_batched")
+        return GroupBuffer(self.p, self.k, **sizes, on_short=self.on_short, key=key, caller="pk_batched")
 
     def groups(self, samples: Iterable[Sample], held: GroupBuffer) -> Iterator[list[Group]]:
         """The batches as groups of raw samples; nothing is decoded, so to pass over one is cheap."""
@@ -301,16 +301,16 @@ def deep_ranking_batched(
         >>> all(samples[a]["cls"] == samples[p]["cls"] for a, p in zip(anchor, positive))
         True
     """
-    owner = "deep_ranking_batched"
-    count = whole(owner, "count", count, 1)
-    every = count if every is None else whole(owner, "every", every, 1)
-    warmup = whole(owner, "warmup", warmup)
+    caller = "deep_ranking_batched"
+    count = as_int(caller, "count", count, 1)
+    every = count if every is None else as_int(caller, "every", every, 1)
+    warmup = as_int(caller, "warmup", warmup)
     if not callable(features):
-        raise refusal(owner, "features", features, "a function of a sample")
+        raise refusal(caller, "features", features, "a function of a sample")
     if not (handler is None or callable(handler)):
-        raise refusal(owner, "handler", handler, "a function or None")
+        raise refusal(caller, "handler", handler, "a function or None")
     if not (isinstance(label, str) or callable(label)):
-        raise refusal(owner, "label", label, "the name of a field or a function of a sample")
+        raise refusal(caller, "label", label, "the name of a field or a function of a sample")
     law = {"capacity": capacity, "seed": seed, **law}
     ReservoirTriplets(**law)  # refuses what it does not take now, not in a worker
     return DeepRankingStage(count, features, every, warmup, label, handler, law)

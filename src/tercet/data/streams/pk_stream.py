@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from tercet.core.checks import flag, seed_number, whole
+from tercet.core.checks import as_bool, as_int, seed_number
 from tercet.data.datasets.augment import KeyedTransform
 from tercet.data.samplers.resumable import saved_position, state_of
 from tercet.data.shards.tar_scan import extension
@@ -137,19 +137,19 @@ class PKStream(IterableDataset):
         world_size: int = 1,
         return_keys: bool = False,
     ) -> None:
-        owner = "PKStream"
-        self.image = None if image is None else extension(owner, "image", image)
-        label = extension(owner, "label", label) if isinstance(label, str) else label
+        caller = "PKStream"
+        self.image = None if image is None else extension(caller, "image", image)
+        label = extension(caller, "label", label) if isinstance(label, str) else label
         stage = pk_batched(p, k, on_short=on_short, buffer=buffer, cap=cap, label=label, handler=handler)
         self.p, self.k = stage.p, stage.k
-        self.lanes, self.seed = whole(owner, "lanes", lanes, 1), seed_number(owner, seed)
-        self.world_size = whole(owner, "world_size", world_size, 1)
-        self.rank = whole(owner, "rank", rank, 0, self.world_size - 1)
-        self.return_keys = flag(owner, "return_keys", return_keys)
+        self.lanes, self.seed = as_int(caller, "lanes", lanes, 1), seed_number(caller, seed)
+        self.world_size = as_int(caller, "world_size", world_size, 1)
+        self.rank = as_int(caller, "rank", rank, 0, self.world_size - 1)
+        self.return_keys = as_bool(caller, "return_keys", return_keys)
         view = None if transform is None else KeyedTransform(transform, self.seed)
         options = {
-            "urls": flag(owner, "urls", urls),
-            "outside_root": flag(owner, "outside_root", outside_root),
+            "urls": as_bool(caller, "urls", urls),
+            "outside_root": as_bool(caller, "outside_root", outside_root),
             "image": self.image,
             "label": label,
             "handler": handler,
@@ -161,7 +161,7 @@ class PKStream(IterableDataset):
         self.predicted = deal.predict(stage, known) if steps is None else None
         if self.predicted is not None:
             steps = self.predicted.batches // self.world_size
-        self.steps = whole(owner, "steps", steps, 1, (1 << 31) - 1)
+        self.steps = as_int(caller, "steps", steps, 1, (1 << 31) - 1)
         self._settings = self._all_settings(stage, known)
         read = {shard: replace(one, labels=None) for shard, one in known.items()}
         self._batches = LaneBatches(
@@ -232,17 +232,17 @@ class PKStream(IterableDataset):
 
     def _whole_position(self, method: str, epoch: Any, step: Any) -> tuple[int, int]:
         """(epoch, step), refused in the method's name where that is no position."""
-        owner = f"PKStream.{method}"
-        return whole(owner, "epoch", epoch, 0, LAST_EPOCH), whole(owner, "step", step, 0, self.steps)
+        caller = f"PKStream.{method}"
+        return as_int(caller, "epoch", epoch, 0, LAST_EPOCH), as_int(caller, "step", step, 0, self.steps)
 
     def _restored(self, state: Any, workers: int) -> tuple[int, int]:
         """The position in `state`, refused unless it was saved under the same settings."""
-        owner, source = "PKStream.load_state_dict", "state_at() or an iterator's state_dict() returned"
+        caller, source = "PKStream.load_state_dict", "state_at() or an iterator's state_dict() returned"
         here = "here is", "build stream and loader as they were, or use set_epoch(epoch, step)"
         settings = {**self._settings, "workers": workers}
-        epoch, step = saved_position(owner, state, settings, source, *here, _SUMS)
-        epoch = whole(owner, "epoch", epoch, 0, LAST_EPOCH)
-        return epoch, whole(owner, "step", step, 0, self.steps + workers - 1)  # of one that has ended
+        epoch, step = saved_position(caller, state, settings, source, *here, _SUMS)
+        epoch = as_int(caller, "epoch", epoch, 0, LAST_EPOCH)
+        return epoch, as_int(caller, "step", step, 0, self.steps + workers - 1)  # of one that has ended
 
 
 def _crc(words: Iterable[str]) -> int:

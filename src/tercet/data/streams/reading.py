@@ -25,7 +25,7 @@ from tercet.data.streams.sources import KnownShard, damaged_shard
 
 __all__ = ["read_shard"]
 
-_OWNER = "PKStream"
+_CALLER = "PKStream"
 
 
 def read_shard(
@@ -46,11 +46,11 @@ def read_shard(
             index tells.
     """
     try:
-        source = Source(_OWNER, "shards", shard, url=known.state is None)
+        source = Source(_CALLER, "shards", shard, url=known.state is None)
     except ValueError as unread:
         return told(handler, unread)
     if known.state is not None and source.file is not None:
-        fault = changed(_OWNER, "shards", Path(shard), known.state, source.file)
+        fault = changed(_CALLER, "shards", Path(shard), known.state, source.file)
         if fault and not told(handler, fault):
             return False
     reading = _Reading(shard, source, known, image)
@@ -137,7 +137,7 @@ class _Reading:
         elif known.members is None and known.label is not None and known.contents != self._contents():
             expected = "the keys and classes that its index or a scan has, and others came"
         return (
-            refusal(_OWNER, "shards", self._shard, expected, "it is damaged; restore it")
+            refusal(_CALLER, "shards", self._shard, expected, "it is damaged; restore it")
             if expected
             else None
         )
@@ -151,7 +151,7 @@ class _Reading:
             reason = f"{self._broken.args[0]!r} is there twice"
         if self._known.state is not None:
             return damaged_shard(self._shard, reason=reason)
-        way_out = f"restore it, or see whether its address is right ({reason})"
-        fault = refusal(_OWNER, "shards", self._shard, "a tar that can be read to its end", way_out)
+        hint = f"restore it, or see whether its address is right ({reason})"
+        fault = refusal(_CALLER, "shards", self._shard, "a tar that can be read to its end", hint)
         fault.__cause__ = self._broken
         return fault

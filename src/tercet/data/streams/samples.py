@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from tercet.core.checks import escaped, refusal, whole
+from tercet.core.checks import as_int, escaped, refusal
 from tercet.data.catalog.scan import IMAGE_SUFFIXES
 from tercet.data.shards.tar_scan import class_in
 
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1  # of int64, which labels become
 
 
-def raw(owner: str, samples: Iterable[Any]) -> Iterator[Sample]:
+def raw(caller: str, samples: Iterable[Any]) -> Iterator[Sample]:
     """The samples of a stream, as they come.
 
     Raises:
@@ -27,8 +27,8 @@ def raw(owner: str, samples: Iterable[Any]) -> Iterator[Sample]:
     """
     for sample in samples:
         if not isinstance(sample, Mapping):
-            way_out = "put this stage before decode() and to_tuple()"
-            raise refusal(owner, "samples", type(sample).__name__, "raw samples, which are dicts", way_out)
+            hint = "put this stage before decode() and to_tuple()"
+            raise refusal(caller, "samples", type(sample).__name__, "raw samples, which are dicts", hint)
         yield sample  # pyright: ignore[reportReturnType]
 
 
@@ -97,7 +97,7 @@ def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> int | str:
     if isinstance(value, str):
         return number_in(value)
     try:
-        return whole("", "", value, _LEAST, _MOST)  # of a tensor too, which is no key: equal ones differ
+        return as_int("", "", value, _LEAST, _MOST)  # of a tensor too, which is no key: equal ones differ
     except ValueError:
         shown = repr(value) if isinstance(value, (float, type(None))) else type(value).__name__
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tercet.core.checks import whole
+from tercet.core.checks import as_int
 from tercet.core.randomness import derive_key
 
 __all__ = ["LAST_EPOCH", "SharedEpochs"]
@@ -55,7 +55,7 @@ class SharedEpochs:
 
     def set(self, epoch: int, step: int = 0) -> None:
         """Lets the next iteration be `epoch` from `step` on."""
-        self._next[0] = whole("set_epoch", "epoch", epoch, maximum=LAST_EPOCH) * _STEPS + step
+        self._next[0] = as_int("set_epoch", "epoch", epoch, maximum=LAST_EPOCH) * _STEPS + step
 
     def ticket(self) -> int | None:
         """The name of the iteration that starts here; None outside of workers, where each start is one."""
@@ -64,7 +64,7 @@ class SharedEpochs:
         worker = get_worker_info()
         if worker is None:
             return None
-        number = whole("DataLoader", "num_workers", worker.num_workers, 1, _MOST_WORKERS)
+        number = as_int("DataLoader", "num_workers", worker.num_workers, 1, _MOST_WORKERS)
         loader = derive_key("loader", worker.seed - worker.id, number) >> 1
         starts = self._starts[worker.id].tolist()
         times = next((times + 1 for seed, times in starts if seed == loader), 0)

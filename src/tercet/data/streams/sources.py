@@ -35,7 +35,7 @@ from tercet.data.streams.samples import Handler, base_name, number_in, told
 
 __all__ = ["KnownShard", "damaged_shard", "known_shards"]
 
-_OWNER = "PKStream"
+_CALLER = "PKStream"
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def known_shards(
     for one, other in pairwise(found):
         if base_name(one) == base_name(other):
             expected = f"shards of different names, which key their images, and there is {one!r} too"
-            raise refusal(_OWNER, "shards", other, expected, "rename one, or leave it out if it is the same")
+            raise refusal(_CALLER, "shards", other, expected, "rename one, or leave it out if it is the same")
     if count and (remote or not isinstance(label, str)):
         expected = "local files and the name of a field, to count the batches of an epoch"
-        raise refusal(_OWNER, "shards", remote[0] if remote else label, expected, "or pass steps=")
+        raise refusal(_CALLER, "shards", remote[0] if remote else label, expected, "or pass steps=")
     known = {
         shard: KnownShard(None) if shard in remote else _known(shard, image, label, handler, count)
         for shard in found
@@ -106,11 +106,11 @@ def known_shards(
     runs = {(Path(shard).parent, one.plan): Path(shard) for shard, one in known.items() if one.plan}
     plans = {plan for _, plan in runs}
     if plans:  # a stream does without the tables; those there are have to be of one run
-        refuse_other_runs(_OWNER, "shards", source, info, plans)
+        refuse_other_runs(_CALLER, "shards", source, info, plans)
         digests = {Path(shard).name: one.sha256 for shard, one in known.items() if one.plan}
-        refuse_exchanged(_OWNER, "shards", info, digests)
+        refuse_exchanged(_CALLER, "shards", info, digests)
     if len(plans) > 1:  # or of runs that number the classes alike
-        classes_of_runs(_OWNER, "shards", runs)
+        classes_of_runs(_CALLER, "shards", runs)
     return known
 
 
@@ -127,12 +127,12 @@ def _listed(
     if isinstance(source, (list, tuple)):
         for shard in source:
             if isinstance(shard, str):
-                refuse_address(_OWNER, "shards", shard, urls)
+                refuse_address(_CALLER, "shards", shard, urls)
         remote = [shard for shard in source if urls and isinstance(shard, str) and is_url(shard)]
         source = [shard for shard in source if not (isinstance(shard, str) and shard in remote)]
     if remote and not source and split is None:
         return remote, [], None
-    tars, info = find_tars(_OWNER, "shards", source, split, outside_root)
+    tars, info = find_tars(_CALLER, "shards", source, split, outside_root)
     return remote, tars, info
 
 
@@ -144,14 +144,14 @@ def _expanded(notation: str) -> list[str]:
         return expand_urls(notation)
     except (AssertionError, ValueError) as error:
         expected = "a folder of shards, a tar, or webdataset's notation for several"
-        raise refusal(_OWNER, "shards", notation, expected, str(error)) from error
+        raise refusal(_CALLER, "shards", notation, expected, str(error)) from error
 
 
 def _known(
     shard: str, image: str | None, label: str | Callable[..., Any], handler: Handler | None, count: bool
 ) -> KnownShard:
     tar = Path(shard)
-    table = read_table(_OWNER, tar, count, "shards")
+    table = read_table(_CALLER, tar, count, "shards")
     facts = {} if table is None else table.facts
     of_index = {
         "plan": facts.get("plan"),
@@ -159,7 +159,7 @@ def _known(
         "checked": facts.get("checked", True),
     }
     try:
-        opened = Source(_OWNER, "shards", shard, url=False)
+        opened = Source(_CALLER, "shards", shard, url=False)
     except ValueError as unread:
         if not told(handler, unread):
             raise
@@ -170,7 +170,7 @@ def _known(
     state = TarState(file.size, file.time)
     if table is not None:
         state = table.state if table.ours else TarState(table.tar_size)
-        fault = changed(_OWNER, "shards", tar, state, file)
+        fault = changed(_CALLER, "shards", tar, state, file)
         if fault and not told(handler, fault):
             raise fault
         if fault or not (callable(label) or fits(table, image, label, "drop")):
@@ -183,8 +183,8 @@ def _known(
         assert isinstance(label, str)
         if opened.size is None:
             expected = "a tar that is not compressed, to count the batches of an epoch"
-            raise refusal(_OWNER, "shards", shard, expected, "decompress it first, or pass steps=")
-        table = scan_tar(_OWNER, tar, image, label, "drop", "shards")
+            raise refusal(_CALLER, "shards", shard, expected, "decompress it first, or pass steps=")
+        table = scan_tar(_CALLER, tar, image, label, "drop", "shards")
         state = table.state
     _tell_damage(table, handler)
     contents = table.facts.get("contents", 0)
@@ -220,8 +220,8 @@ def _refuse_names(tar: Path, label: str, names: set[str]) -> None:
     for name in names:
         if isinstance(number_in(name), str):
             expected = f"a field of whole numbers, and in {tar.name} it has {name!r}"
-            way_out = "write numbers, or pass label=, a function of a sample that gives them, and steps="
-            raise refusal(_OWNER, "label", label, expected, way_out)
+            hint = "write numbers, or pass label=, a function of a sample that gives them, and steps="
+            raise refusal(_CALLER, "label", label, expected, hint)
 
 
 def damaged_shard(shard: str, where: str = "", reason: str = "") -> ValueError:
@@ -232,6 +232,6 @@ def damaged_shard(shard: str, where: str = "", reason: str = "") -> ValueError:
         where: ", after …".
         reason: a short fact.
     """
-    way_out = "restore it, or pass a handler that returns true to go on without the rest"
-    way_out += f" ({reason})" if reason else ""
-    return refusal(_OWNER, "shards", shard, f"a whole tar, and {DAMAGED}{where}", way_out)
+    hint = "restore it, or pass a handler that returns true to go on without the rest"
+    hint += f" ({reason})" if reason else ""
+    return refusal(_CALLER, "shards", shard, f"a whole tar, and {DAMAGED}{where}", hint)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.core.checks import choice, label_codes, real, refusal, seed_number, whole
+from tercet.core.checks import as_choice, as_float, as_int, label_codes, refusal, seed_number
 from tercet.core.randomness import derive_key, permute
 from tercet.data.shards.layouts import by_identity, mixed
 from tercet.data.streams.class_buffer import ON_SHORT, GroupBuffer, sized
@@ -94,26 +94,26 @@ def predict_yield(
           ...
         ValueError: predict_yield(layout='mixed', buffer=64, workers=1): 0.0... of the samples ...
     """
-    owner = "predict_yield"
-    codes, _ = label_codes(owner, labels)
-    p, k, buffer, cap_ = sized(owner, p, k, buffer, cap)
-    choice(owner, "layout", layout, _LAYOUTS)
-    choice(owner, "on_short", on_short, ON_SHORT)
-    images_per_shard = whole(owner, "images_per_shard", images_per_shard, 1)
-    workers, ranks = whole(owner, "workers", workers, 1), whole(owner, "ranks", ranks, 1)
-    image_bytes = whole(owner, "image_bytes", image_bytes)
-    least = real(owner, "least", least, 0, 1)
-    seed = seed_number(owner, seed)
+    caller = "predict_yield"
+    codes, _ = label_codes(caller, labels)
+    p, k, buffer, cap_ = sized(caller, p, k, buffer, cap)
+    as_choice(caller, "layout", layout, _LAYOUTS)
+    as_choice(caller, "on_short", on_short, ON_SHORT)
+    images_per_shard = as_int(caller, "images_per_shard", images_per_shard, 1)
+    workers, ranks = as_int(caller, "workers", workers, 1), as_int(caller, "ranks", ranks, 1)
+    image_bytes = as_int(caller, "image_bytes", image_bytes)
+    least = as_float(caller, "least", least, 0, 1)
+    seed = seed_number(caller, seed)
 
     def played(layout: str, buffer: int, cap: int | None, workers: int) -> StreamYield:
         shards = _shards(codes, k, layout, images_per_shard, seed)
         parts = ranks * workers
         if len(shards) < ranks:
             expected = f"at most as many as shards, and there are {len(shards)}"
-            raise refusal(owner, "ranks", ranks, expected, "lower ranks or images_per_shard")
+            raise refusal(caller, "ranks", ranks, expected, "lower ranks or images_per_shard")
         if len(shards) < parts:
-            way_out = "lower workers or images_per_shard"
-            raise refusal(owner, "workers", workers, f"at most {len(shards)} shards / {ranks} ranks", way_out)
+            hint = "lower workers or images_per_shard"
+            raise refusal(caller, "workers", workers, f"at most {len(shards)} shards / {ranks} ranks", hint)
         made = {"p": p, "k": k, "buffer": buffer, "cap": cap, "on_short": on_short}
         return play([shards[part::parts] for part in range(parts)], made, image_bytes * workers, seed)
 
@@ -185,7 +185,7 @@ def play(
     firsts: list[int] = []
     used: list[list[int]] = []  # of each part that is played, after each of its batches
     for number, part in enumerate(parts):
-        buffer = GroupBuffer(**made, key=derive_key("predict_yield", seed, number), owner="predict_yield")
+        buffer = GroupBuffer(**made, key=derive_key("predict_yield", seed, number), caller="predict_yield")
         first, after = 0, []
         for _ in _batches(buffer, part, most - seen):
             first = first or buffer.seen

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from tercet.core.checks import choice, label_codes, refusal, seed_number, whole
+from tercet.core.checks import as_choice, as_int, label_codes, refusal, seed_number
 from tercet.core.randomness import derive_key, keyed_bits, permute
 
 __all__ = ["ClassQueries"]
@@ -36,25 +36,25 @@ class ClassQueries(ABC):
         groups: Any = None,
         limit: int | None = None,
     ) -> None:
-        owner = type(self).__name__
-        codes, classes = label_codes(owner, labels)
-        self.positives = whole(owner, "positives", positives, minimum=1)
-        self.negatives = whole(owner, "negatives", negatives, minimum=1)
-        self.seed = seed_number(owner, seed)
-        self.negatives_from = choice(owner, "negatives_from", negatives_from, ("images", "classes"))
-        self.limit = None if limit is None else whole(owner, "limit", limit, minimum=1)
+        caller = type(self).__name__
+        codes, classes = label_codes(caller, labels)
+        self.positives = as_int(caller, "positives", positives, minimum=1)
+        self.negatives = as_int(caller, "negatives", negatives, minimum=1)
+        self.seed = seed_number(caller, seed)
+        self.negatives_from = as_choice(caller, "negatives_from", negatives_from, ("images", "classes"))
+        self.limit = None if limit is None else as_int(caller, "limit", limit, minimum=1)
         if len(classes) < 2:
             found = f"{len(codes)} images of 1 class"
             expected = "images of 2 classes or more"
-            raise refusal(owner, "labels", found, expected, "a negative is of another class")
+            raise refusal(caller, "labels", found, expected, "a negative is of another class")
         self._sizes = np.bincount(codes)
         self._starts = np.cumsum(self._sizes) - self._sizes
         if self._sizes.max() < 2:
             found = f"{len(classes)} classes of 1 image"
             expected = "a class of 2 images or more"
-            raise refusal(owner, "labels", found, expected, "a positive is another image of it")
+            raise refusal(caller, "labels", found, expected, "a positive is another image of it")
         self._grouped = groups is not None
-        cells, self.groups = (codes, 0) if groups is None else _cells(owner, codes, groups)
+        cells, self.groups = (codes, 0) if groups is None else _cells(caller, codes, groups)
         self._rows = np.argsort(cells, kind="stable")  # images, class by class; a place is a position here
         self._cell_size = np.bincount(cells)
         self._cell_start = np.cumsum(self._cell_size) - self._cell_size
@@ -65,7 +65,7 @@ class ClassQueries(ABC):
         if not others.any():
             found = f"one group in each of {len(classes)} classes"
             expected = "two groups in a class"
-            raise refusal(owner, "groups", found, expected, "a positive is of another group than its query")
+            raise refusal(caller, "groups", found, expected, "a positive is of another group than its query")
 
         self._chosen = None  # places of the queries, where not every image that could be one is
         self._first, queries = self._cell_start, np.where(others > 0, self._cell_size, 0)
@@ -85,7 +85,7 @@ class ClassQueries(ABC):
         self._per_query = self._slots(self._positives, self._negatives[self._cell_label])
         if (queries * self._per_query.astype(float)).sum() >= 2.0**63:
             expected = f"fewer than 2⁶³ {self.kind}"
-            raise refusal(owner, "positives", self.positives, expected, "lower it or negatives")
+            raise refusal(caller, "positives", self.positives, expected, "lower it or negatives")
         self._ends = np.cumsum(queries * self._per_query)
         self._begins = self._ends - queries * self._per_query
         self._key = derive_key(self._stream, self.seed)
@@ -201,10 +201,10 @@ class ClassQueries(ABC):
         return {"strategy": "random", "parameters": parameters, "counts": counts}
 
 
-def _cells(owner: str, codes: Int64[np.ndarray, " n"], groups: Any) -> tuple[Int64[np.ndarray, " n"], int]:
+def _cells(caller: str, codes: Int64[np.ndarray, " n"], groups: Any) -> tuple[Int64[np.ndarray, " n"], int]:
     """The number of each image's (class, group), sorted by class first; and how many groups there are."""
-    numbers, names = label_codes(owner, groups, "groups")
+    numbers, names = label_codes(caller, groups, "groups")
     if numbers.shape != codes.shape:
         found, expected = f"{len(numbers)} groups", f"one group for each of {len(codes)} labels"
-        raise refusal(owner, "groups", found, expected)
+        raise refusal(caller, "groups", found, expected)
     return np.unique(codes * len(names) + numbers, return_inverse=True)[1].astype(np.int64), len(names)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.core.checks import label_codes, real, refusal, seed_number, whole
+from tercet.core.checks import as_float, as_int, label_codes, refusal, seed_number
 from tercet.core.indices import Triplets, rows_at
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.data.triplets.relevance import Relevance
@@ -92,23 +92,23 @@ class DeepRankingTriplets:
         gap: float = 0.1,
         out_of_class: float = 0.2,
     ) -> None:
-        owner = type(self).__name__
-        codes, classes = label_codes(owner, labels)
+        caller = type(self).__name__
+        codes, classes = label_codes(caller, labels)
         if isinstance(relevance, type) or not isinstance(relevance, Relevance):
             expected = "TeacherRelevance(embeddings), FolderRelevance(paths), TableRelevance(i, j, r) or "
-            raise refusal(owner, "relevance", relevance, f"{expected}FunctionRelevance(function)")
-        relevance.check(owner, len(codes))
+            raise refusal(caller, "relevance", relevance, f"{expected}FunctionRelevance(function)")
+        relevance.check(caller, len(codes))
         self.relevance = relevance
-        self.count = whole(owner, "count", count, minimum=1, maximum=sys.maxsize)
-        self.seed = seed_number(owner, seed)
-        self.cap = real(owner, "cap", cap, 0, 1)
+        self.count = as_int(caller, "count", count, minimum=1, maximum=sys.maxsize)
+        self.seed = seed_number(caller, seed)
+        self.cap = as_float(caller, "cap", cap, 0, 1)
         if not self.cap:
-            raise refusal(owner, "cap", cap, "a number above 0", "pass 1 for no cap")
-        self.gap = real(owner, "gap", gap, 0)
-        self.out_of_class = real(owner, "out_of_class", out_of_class, 0, 1)
+            raise refusal(caller, "cap", cap, "a number above 0", "pass 1 for no cap")
+        self.gap = as_float(caller, "gap", gap, 0)
+        self.out_of_class = as_float(caller, "out_of_class", out_of_class, 0, 1)
         if len(classes) < 2 and self.out_of_class > 0:
             raise refusal(
-                owner,
+                caller,
                 "out_of_class",
                 out_of_class,
                 "0, as all images are of 1 class",
@@ -119,8 +119,8 @@ class DeepRankingTriplets:
         self._sizes = np.bincount(codes)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._label = codes[self._rows]
-        self._key = derive_key(owner, self.seed)
-        total, self._floor, widest, served = self._survey(owner)
+        self._key = derive_key(caller, self.seed)
+        total, self._floor, widest, served = self._survey(caller)
         self._mass = np.cumsum(total)  # of all queries
         self._served_mass = np.cumsum(np.where(served, total, 0.0))
         self.alone = int((self._sizes == 1).sum())
@@ -129,15 +129,15 @@ class DeepRankingTriplets:
         self.unserved = self.queries - int(served.sum())
         if not self.queries:
             found = f"{relevance!r}: none above 0 within a class"
-            raise refusal(owner, "relevance", found, "an image that is relevant to another of its class")
+            raise refusal(caller, "relevance", found, "an image that is relevant to another of its class")
         if not served.any() and self.out_of_class < 1:
             expected = f"at most {widest.max():g}, the widest gap between relevances to one query"
             if widest.max() < 0:
                 expected = "two images of some relevance to one query of their class"
-            raise refusal(owner, "gap", gap, expected, "lower it or pass out_of_class=1")
+            raise refusal(caller, "gap", gap, expected, "lower it or pass out_of_class=1")
 
     def _survey(
-        self, owner: str
+        self, caller: str
     ) -> tuple[
         Float[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"], Bool[np.ndarray, " n"]
     ]:
@@ -155,7 +155,7 @@ class DeepRankingTriplets:
             for at, _, r in self._blocks(places):
                 if not (r.min() >= 0 and r.max() <= 1):
                     found = f"{self.relevance!r}: from {r.min()} to {r.max()}"
-                    raise refusal(owner, "relevance", found, "relevances from 0 to 1")
+                    raise refusal(caller, "relevance", found, "relevances from 0 to 1")
                 where = places[at]
                 positive = np.where(r > 0, r, np.inf)
                 low = positive.min(axis=1) if nth == 0 else np.partition(positive, nth, axis=1)[:, nth]

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from tercet.core.checks import flag, refusal
+from tercet.core.checks import as_bool, refusal
 from tercet.core.indices import row_numbers
 from tercet.data.io.npy_file import NpyFile
 from tercet.data.io.tables import read_columns
@@ -34,7 +34,7 @@ _MOST = 2**31  # row numbers are below it, so that two of them fit into one int6
 class Relevance(Protocol):
     """What `relevance=` takes: r of row numbers, the same for two images whoever else is asked about."""
 
-    def check(self, owner: str, count: int, /) -> None:
+    def check(self, caller: str, count: int, /) -> None:
         """Refuses with a sentence unless it can speak of rows 0 to count − 1."""
         ...
 
@@ -73,11 +73,11 @@ class TeacherRelevance:
     """
 
     def __init__(self, embeddings: Any) -> None:
-        owner = type(self).__name__
-        array = _opened(owner, embeddings)
+        caller = type(self).__name__
+        array = _opened(caller, embeddings)
         if len(array.shape) != 2 or not math.prod(array.shape) or array.dtype.kind not in "fiu":
             found = f"array of {array.dtype} {list(array.shape)}"
-            raise refusal(owner, "embeddings", found, "numbers [n, d], one row for each image")
+            raise refusal(caller, "embeddings", found, "numbers [n, d], one row for each image")
         n, d = array.shape
         self._steps: np.ndarray = np.empty(array.shape, dtype=np.int16)
         self._scale = np.empty(n)  # 1 / length of the rounded row
@@ -86,7 +86,7 @@ class TeacherRelevance:
             block = np.array(array[first : first + rows], dtype=np.float64)
             if not np.isfinite(block).all():
                 bad = int(first + np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-                raise refusal(owner, "embeddings", f"row {bad} with NaN or infinity", "finite numbers")
+                raise refusal(caller, "embeddings", f"row {bad} with NaN or infinity", "finite numbers")
             block = np.rint(unit_rows(block) * _STEPS)
             self._steps[first : first + rows] = block
             square = np.square(block).sum(axis=1)  # of whole numbers: exact in whatever order
@@ -98,9 +98,9 @@ class TeacherRelevance:
     def __repr__(self) -> str:
         return f"TeacherRelevance({len(self)} images, {self._steps.shape[1]} dimensions)"
 
-    def check(self, owner: str, count: int) -> None:
+    def check(self, caller: str, count: int) -> None:
         """Refuses unless there is one embedding for each image."""
-        _same_count(owner, self, count)
+        _same_count(caller, self, count)
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
@@ -156,13 +156,13 @@ class FolderRelevance:
     """
 
     def __init__(self, paths: Any) -> None:
-        owner = type(self).__name__
+        caller = type(self).__name__
         try:
             names: list[Any] = [os.fspath(path) for path in paths]
         except Exception:  # not iterable, or not of paths
             names = []
         if not names or isinstance(paths, (str, Mapping)) or not all(isinstance(name, str) for name in names):
-            raise refusal(owner, "paths", paths, "one path for each of 1 or more images")
+            raise refusal(caller, "paths", paths, "one path for each of 1 or more images")
         number: dict[str, int] = {}
         self._folder = np.array([number.setdefault(name.rpartition("/")[0], len(number)) for name in names])
         ways = [[part for part in folder.split("/") if part not in ("", ".")] for folder in number]
@@ -181,9 +181,9 @@ class FolderRelevance:
     def __repr__(self) -> str:
         return f"FolderRelevance({len(self)} images, {len(self._depth)} folders)"
 
-    def check(self, owner: str, count: int) -> None:
+    def check(self, caller: str, count: int) -> None:
         """Refuses unless there is one path for each image."""
-        _same_count(owner, self, count)
+        _same_count(caller, self, count)
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
@@ -223,20 +223,20 @@ class TableRelevance:
     """
 
     def __init__(self, i: Any, j: Any, r: Any, *, symmetric: bool = True) -> None:
-        owner = type(self).__name__
-        symmetric = flag(owner, "symmetric", symmetric)
-        rows = [row_numbers(owner, name, values, _MOST) for name, values in (("i", i), ("j", j))]
+        caller = type(self).__name__
+        symmetric = as_bool(caller, "symmetric", symmetric)
+        rows = [row_numbers(caller, name, values, _MOST) for name, values in (("i", i), ("j", j))]
         try:
             values = np.asarray(r, dtype=np.float64)
         except Exception:
-            raise refusal(owner, "r", r, "a number from 0 to 1 for each pair") from None
+            raise refusal(caller, "r", r, "a number from 0 to 1 for each pair") from None
         if not rows[0].shape == rows[1].shape == values.shape:
             shapes = ", ".join(str(list(column.shape)) for column in (*rows, values))
-            raise refusal(owner, "r", f"i, j and r of shapes {shapes}", "three columns of equal length")
+            raise refusal(caller, "r", f"i, j and r of shapes {shapes}", "three columns of equal length")
         bad = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN too
         if bad.size:
             found = f"{values[bad[0]]} of rows {rows[0][bad[0]]} and {rows[1][bad[0]]}"
-            raise refusal(owner, "r", found, "a number from 0 to 1 for each pair")
+            raise refusal(caller, "r", found, "a number from 0 to 1 for each pair")
         keys = rows[0] << 32 | rows[1]
         if symmetric:
             keys, values = np.append(keys, rows[1] << 32 | rows[0]), np.append(values, values)
@@ -247,8 +247,8 @@ class TableRelevance:
         if two.size:
             where, which = divmod(int(keys[two[0]]), 2**32), values[two[0] : two[0] + 2]
             found = f"{which[0]} and {which[1]} of rows {where[0]} and {where[1]}"
-            way_out = "pass symmetric=False if r_ij and r_ji differ" if symmetric else ""
-            raise refusal(owner, "r", found, "one relevance for each pair", way_out)
+            hint = "pass symmetric=False if r_ij and r_ji differ" if symmetric else ""
+            raise refusal(caller, "r", found, "one relevance for each pair", hint)
         once = np.append(True, ~again)[: len(keys)]
         self._keys, self._values = keys[once], values[once]
         self._highest = int(max(rows[0].max(initial=-1), rows[1].max(initial=-1)))
@@ -270,11 +270,11 @@ class TableRelevance:
     def __repr__(self) -> str:
         return f"TableRelevance({len(self._keys)} pairs)"
 
-    def check(self, owner: str, count: int) -> None:
+    def check(self, caller: str, count: int) -> None:
         """Refuses a table that names images beyond the last."""
         if self._highest >= count:
             expected = f"row numbers from 0 to {count - 1}, as there are {count} labels"
-            raise refusal(owner, "relevance", f"{self} with row {self._highest}", expected)
+            raise refusal(caller, "relevance", f"{self} with row {self._highest}", expected)
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
@@ -320,7 +320,7 @@ class FunctionRelevance:
         name = getattr(self._function, "__qualname__", type(self._function).__qualname__)
         return f"FunctionRelevance({name})"
 
-    def check(self, owner: str, count: int) -> None:
+    def check(self, caller: str, count: int) -> None:
         """Nothing to refuse: the function is asked about such rows as there are."""
 
     def of(
@@ -332,37 +332,37 @@ class FunctionRelevance:
 
     def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
         """The relevance of row j[k] to row i[k], float64."""
-        owner, said = type(self).__name__, self._function(i, j)
+        caller, said = type(self).__name__, self._function(i, j)
         expected = "a number from 0 to 1 for each pair"
         try:
             r = np.array(said)
             r = r.astype(np.float64, copy=False, casting="unsafe" if r.dtype.kind == "O" else "same_kind")
         except (TypeError, ValueError):  # complex numbers and words too
-            raise refusal(owner, "function", f"it gave {said!r}", expected) from None
+            raise refusal(caller, "function", f"it gave {said!r}", expected) from None
         if r.shape != i.shape:
-            raise refusal(owner, "function", f"it gave shape {r.shape} for {len(i)} pairs", expected)
+            raise refusal(caller, "function", f"it gave shape {r.shape} for {len(i)} pairs", expected)
         bad = np.flatnonzero(~((r >= 0) & (r <= 1)))  # NaN too
         if bad.size:
             found = f"it gave {r[bad[0]]} for rows {i[bad[0]]} and {j[bad[0]]}"
-            raise refusal(owner, "function", found, expected)
+            raise refusal(caller, "function", found, expected)
         return r
 
 
-def _opened(owner: str, embeddings: Any) -> np.ndarray | NpyFile:
+def _opened(caller: str, embeddings: Any) -> np.ndarray | NpyFile:
     """An array as it is, a .npy file open."""
     if not isinstance(embeddings, (str, os.PathLike)):
         try:
             return np.asarray(embeddings)
         except Exception as error:  # a tensor with a gradient, or of bfloat16
-            found, way_out = (
+            found, hint = (
                 type(embeddings).__name__,
                 "convert a tensor with .detach().cpu().float().numpy()",
             )
-            raise refusal(owner, "embeddings", found, "an array [n, d]", way_out) from error
+            raise refusal(caller, "embeddings", found, "an array [n, d]", hint) from error
     expected = "an existing .npy file of numbers [n, d]"
     if Path(embeddings).suffix != ".npy" or not Path(embeddings).is_file():
-        raise refusal(owner, "embeddings", os.fspath(embeddings), expected)
-    return NpyFile(owner, "embeddings", Path(embeddings))
+        raise refusal(caller, "embeddings", os.fspath(embeddings), expected)
+    return NpyFile(caller, "embeddings", Path(embeddings))
 
 
 def unit_rows(rows: Any) -> Float[np.ndarray, "n d"]:
@@ -380,9 +380,9 @@ def _cosine(sums: Float[np.ndarray, "*n"], scale: Float[np.ndarray, "*n"]) -> Fl
     return np.clip(sums, 0, 1, out=sums)
 
 
-def _same_count(owner: str, relevance: Any, count: int) -> None:
+def _same_count(caller: str, relevance: Any, count: int) -> None:
     if len(relevance) != count:
-        raise refusal(owner, "relevance", relevance, f"one of {count} images, as there are {count} labels")
+        raise refusal(caller, "relevance", relevance, f"one of {count} images, as there are {count} labels")
 
 
 def _known(relevance: Any, rows: np.ndarray) -> np.ndarray:

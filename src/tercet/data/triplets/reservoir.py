@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.core.checks import real, refusal, seed_number, whole
+from tercet.core.checks import as_float, as_int, refusal, seed_number
 from tercet.core.indices import Triplets
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.data.triplets.relevance import unit_rows
@@ -98,26 +98,26 @@ class ReservoirTriplets:
         out_of_class: float = 0.2,
         tries: int = 1000,
     ) -> None:
-        owner = type(self).__name__
-        self.capacity = whole(owner, "capacity", capacity, minimum=2)
+        caller = type(self).__name__
+        self.capacity = as_int(caller, "capacity", capacity, minimum=2)
         if not (relevance is None or callable(relevance)):
-            raise refusal(owner, "relevance", relevance, "a function of features [a, …] and [r, …]")
+            raise refusal(caller, "relevance", relevance, "a function of features [a, …] and [r, …]")
         self._relevance = _cosine if relevance is None else relevance
-        self.seed = seed_number(owner, seed)
-        self.cap = real(owner, "cap", cap, 0, 1)
+        self.seed = seed_number(caller, seed)
+        self.cap = as_float(caller, "cap", cap, 0, 1)
         if not self.cap:
-            raise refusal(owner, "cap", cap, "a number above 0", "pass 1 for no cap")
-        self.gap = real(owner, "gap", gap, 0)
-        self.out_of_class = real(owner, "out_of_class", out_of_class, 0, 1)
-        self.tries = whole(owner, "tries", tries, minimum=1)
+            raise refusal(caller, "cap", cap, "a number above 0", "pass 1 for no cap")
+        self.gap = as_float(caller, "gap", gap, 0)
+        self.out_of_class = as_float(caller, "out_of_class", out_of_class, 0, 1)
+        self.tries = as_int(caller, "tries", tries, minimum=1)
         self.given_up: Counter[str] = Counter()
         self._buffers: dict[int | str, ClassBuffer] = {}
         self._label_of: dict[int, int | str] = {}  # of the keys in the buffers
         self._totals_given: bool | None = None
         self._drawn = 0
         self._warned = False
-        self._admission = derive_key(owner, "admission", self.seed)
-        self._draws = derive_key(owner, "draws", self.seed)
+        self._admission = derive_key(caller, "admission", self.seed)
+        self._draws = derive_key(caller, "draws", self.seed)
 
     def __len__(self) -> int:
         return sum(buffer.fill for buffer in self._buffers.values())
@@ -149,43 +149,43 @@ class ReservoirTriplets:
                 shape or not finite, a negative total, totals for some images only, or relevances out of
                 [0, 1]. Nothing has changed then.
         """
-        owner = "ReservoirTriplets.add"
-        number = whole(owner, "key", key, maximum=2**63 - 1)
-        name = label if isinstance(label, str) else whole(owner, "label", label, minimum=-(2**63))
+        caller = "ReservoirTriplets.add"
+        number = as_int(caller, "key", key, maximum=2**63 - 1)
+        name = label if isinstance(label, str) else as_int(caller, "label", label, minimum=-(2**63))
         held = self._label_of.get(number, name)
         if held != name:
-            raise refusal(owner, "label", label, f"{held!r}, as key {number} is in the buffer of that label")
+            raise refusal(caller, "label", label, f"{held!r}, as key {number} is in the buffer of that label")
         try:
             array = np.asarray(features)
         except Exception as error:  # rows of unequal length
             raise refusal(
-                owner, "features", type(features).__name__, "an array of finite numbers", str(error)
+                caller, "features", type(features).__name__, "an array of finite numbers", str(error)
             ) from error
         if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-            raise refusal(owner, "features", f"array of {array.dtype}", "an array of finite numbers")
+            raise refusal(caller, "features", f"array of {array.dtype}", "an array of finite numbers")
         if self._relevance is _cosine and array.ndim != 1:
-            way_out = "pass a relevance of your own for others"
-            raise refusal(owner, "features", f"shape {array.shape}", "a vector [d]", way_out)
-        known = None if total is None else real(owner, "total", total, 0)
+            hint = "pass a relevance of your own for others"
+            raise refusal(caller, "features", f"shape {array.shape}", "a vector [d]", hint)
+        known = None if total is None else as_float(caller, "total", total, 0)
         if self._totals_given not in (None, known is not None):
-            raise refusal(owner, "total", total, "a total for every image or for none")
+            raise refusal(caller, "total", total, "a total for every image or for none")
         buffer = self._buffers.get(name)
         shaped = next(iter(self._buffers.values())).features[0] if self._buffers else array
         if array.shape != shaped.shape:
             found = f"shape {array.shape}"
-            raise refusal(owner, "features", found, f"shape {shaped.shape}, as of the images before")
+            raise refusal(caller, "features", found, f"shape {shaped.shape}, as of the images before")
         if buffer is not None and number in self._label_of:
             buffer.put(int(np.flatnonzero(buffer.keys[: buffer.fill] == number)[0]), array)
             return None
         near = np.empty(0)
         if known is None and buffer is not None:
-            near = self._asked(owner, array[None], buffer.features[: buffer.fill])[0]
+            near = self._asked(caller, array[None], buffer.features[: buffer.fill])[0]
         self._totals_given = known is not None
         if buffer is None:
             try:
                 buffer = self._buffers.setdefault(name, ClassBuffer(self.capacity, array))
             except (MemoryError, ValueError):
-                raise refusal(owner, "capacity", self.capacity, "buffers that fit into memory") from None
+                raise refusal(caller, "capacity", self.capacity, "buffers that fit into memory") from None
         log_u = float(np.log(keyed_uniform(self._admission, np.int64(number)) + 2.0**-54)[0])
         gone = buffer.admit(number, array, log_u, known, near)
         if gone != number:
@@ -205,7 +205,7 @@ class ReservoirTriplets:
         Raises:
             ValueError: n is not a whole number of at least 0, or relevances out of [0, 1].
         """
-        n = whole("ReservoirTriplets.triplets", "n", n)
+        n = as_int("ReservoirTriplets.triplets", "n", n)
         buffers = [buffer for buffer in self._buffers.values() if buffer.fill]
         self._warn_of_full(buffers)
         fill = np.array([buffer.fill for buffer in buffers], dtype=np.int64)
@@ -281,20 +281,20 @@ class ReservoirTriplets:
             succeeds = luck < -np.expm1(self.tries * np.log1p(-chance))
         return np.where(succeeds, drawn_columns(accept, which), -1)
 
-    def _asked(self, owner: str, features: np.ndarray, others: np.ndarray) -> Float[np.ndarray, "a r"]:
+    def _asked(self, caller: str, features: np.ndarray, others: np.ndarray) -> Float[np.ndarray, "a r"]:
         """What the relevance function says, refused unless it is [a, r] and in [0, 1]."""
         if not len(others):
             return np.empty((len(features), 0))
         shape = (len(features), len(others))
         r = np.asarray(self._relevance(features, others))
         if r.dtype.kind not in "fiub":
-            raise refusal(owner, "relevance", f"it gave an array of {r.dtype}", "numbers from 0 to 1")
+            raise refusal(caller, "relevance", f"it gave an array of {r.dtype}", "numbers from 0 to 1")
         r = r.astype(np.float64)
         if r.shape != shape:
-            raise refusal(owner, "relevance", f"it gave shape {r.shape}", f"shape {shape}, [a, r]")
+            raise refusal(caller, "relevance", f"it gave shape {r.shape}", f"shape {shape}, [a, r]")
         if not (r.min() >= 0 and r.max() <= 1):
             bad = r[~((r >= 0) & (r <= 1))][0]
-            raise refusal(owner, "relevance", f"it gave {bad}", "numbers from 0 to 1")
+            raise refusal(caller, "relevance", f"it gave {bad}", "numbers from 0 to 1")
         return r
 
     def _warn_of_full(self, buffers: list[ClassBuffer]) -> None:
