@@ -11,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tercet.core.indices import Pairs, Triplets
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import InfoNCE, NPair, SupCon
-from tercet.losses.margin import MarginLoss
-from tercet.losses.pair import Contrastive
+from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax

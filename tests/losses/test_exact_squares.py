@@ -7,8 +7,7 @@ and float64, listed or not, whichever way they are computed.
 import pytest
 import torch
 
-from tercet.losses.margin import MarginLoss
-from tercet.losses.pair import Contrastive
+from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.triplet import TripletMargin
 from tercet.metrics.mining_stats import describe
 from tercet.metrics.retrieval import map_at_r, recall_at_k

@@ -3,10 +3,9 @@ import torch
 from torch import nn
 
 from tercet.core.indices import References
-from tercet.losses import margin, pair, tile_gradients, triplet
+from tercet.losses import pair, tile_gradients, triplet
 from tercet.losses.listwise import InfoNCE
-from tercet.losses.margin import MarginLoss
-from tercet.losses.pair import Contrastive
+from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.pair_weighting import MultiSimilarity
 from tercet.losses.tile_gradients import NegativeCosine, TileLoss, differentiated, sloped
 from tercet.losses.triplet import TripletMargin
@@ -191,7 +190,7 @@ def test_no_slope_is_computed_where_nobody_wants_one(head, monkeypatch):
             found.append(super().__new__(cls, *args))
             return found[-1]
 
-    for module in (tile_gradients, pair, margin, triplet):
+    for module in (tile_gradients, pair, triplet):
         monkeypatch.setattr(module, "TileLoss", Watched)
     x, labels = points(9, 6), torch.arange(9) % 3
     head.requires_grad_(False)

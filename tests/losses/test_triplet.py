@@ -9,11 +9,10 @@ from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses import base as heads
-from tercet.losses import lists, triplet
+from tercet.losses import triplet
+from tercet.losses.base import rows_of_table
 from tercet.losses.histogram import Histogram
-from tercet.losses.lists import rows_of_table
-from tercet.losses.margin import MarginLoss
-from tercet.losses.pair import Contrastive
+from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.triplet import TripletMargin
 from tercet.miners.hard import BatchAll, BatchHard
 from tercet.pairwise.distances import Mahalanobis, as_distance
@@ -238,7 +237,7 @@ def test_tiles_of_the_head_s_own_height_change_nothing(name):
     ids=["hinge", "squared, with swap", "soft", "contrastive", "margin loss", "histogram"],
 )
 def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_order, monkeypatch):
-    monkeypatch.setattr(lists, "_LEAST", 0)
+    monkeypatch.setattr(heads, "_LEAST", 0)
     x, labels = points(40, 6, seed=1), torch.arange(40) % 7
     x[1], x[7], x[9] = x[0] + 1e-9, x[0] + 1e-6, x[2]  # of other classes and of the same
     ref = References(points(30, 6, seed=2), torch.arange(30) % 7)
@@ -251,7 +250,7 @@ def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_
         for tile_rows in (None, 50):
             found = []
             for entries, way in ((0, "paired"), (10**9, "entries")):
-                monkeypatch.setattr(lists, "_ENTRIES_TO_ONE", entries)
+                monkeypatch.setattr(heads, "_ENTRIES_TO_ONE", entries)
                 head = make(distance=distance, tile_rows=tile_rows).double()
                 head.distance = Counted(head.distance)
                 found.append(gradient_of(head, x, labels, mined=mined, ref=columns))

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from tercet.core.checks import as_int, refusal
 from tercet.core.indices import References
-from tercet.losses.base import Head
-from tercet.losses.lists import distinct, pairs_of
+from tercet.losses.base import Head, distinct, pairs_of
 from tercet.losses.tile_gradients import NegativeCosine
 from tercet.pairwise.accumulate import tiled_mean, tiled_sum
 from tercet.pairwise.relations import Relation, SameLabel

@@ -10,9 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from tercet.core.checks import as_float, refusal
+from tercet.core.checks import as_float, promised, refusal
 from tercet.core.indices import References
-from tercet.core.promises import promised
 from tercet.losses.base import Head, above_zero, reduced
 from tercet.losses.rowwise import ListwiseHead, log_sum
 from tercet.pairwise.closed_forms import products

@@ -1,4 +1,4 @@
-"""Pair losses: the contrastive loss, over mined pairs or over all of them."""
+"""Pair losses: the contrastive loss and the margin loss, over mined pairs or over all of them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from tercet.core.checks import as_float
+from tercet.core.checks import as_float, as_int, refusal
 from tercet.core.indices import References
-from tercet.losses.base import Head, reduced
-from tercet.losses.lists import distinct, pairs_of
+from tercet.losses.base import Head, distinct, pairs_of, reduced
 from tercet.losses.tile_gradients import TileLoss, sloped
 from tercet.pairwise.distances import Distance
+from tercet.pairwise.euclidean import picked
+from tercet.pairwise.inputs import allocated
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile
 
-__all__ = ["Contrastive"]
+__all__ = ["Contrastive", "MarginLoss"]
 
 
 class Contrastive(Head):
@@ -116,3 +117,160 @@ class Contrastive(Head):
 
     def _inside(self, d_an: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
         return torch.relu(self.margin - d_an).square()
+
+
+class MarginLoss(Head):
+    """How far positives are beyond a boundary, and negatives within it, and a boundary that learns.
+
+    ℓ = h(α + (D(a,p) − β)) for a positive pair, h(α − (D(a,n) − β)) for a negative one, h(z) = max(0, z);
+    the loss is their mean + ν · (1/n) Σ_i β_i over the rows i of the batch
+
+    β is one number, or one a class: then β_i is that of the class of row i, and a pair takes its anchor's. It
+    is a parameter, `head.beta`, so give the head's parameters to the optimiser;
+    `head.beta.requires_grad_(False)` holds it still.
+
+    Each triplet is two pairs, counted as often as it is listed, since distance-weighted sampling draws with
+    repetition. Pairs are ordered, rows against columns. Embeddings are taken as they are; the paper's are
+    unit vectors.
+
+    Args:
+        margin: α, in units of the distance.
+        beta: what β starts from, in units of the distance.
+        num_classes: how many β there are, for labels from 0 to num_classes − 1, beside mined pairs too; None
+            for a single one. By `CrossGroup` the class is the identity.
+        nu: ν, the pull that makes β smaller; with `reduction="sum"` it refuses columns from `gather`, where
+            each rank would pull once.
+        distance: a `Distance` or its name.
+        relation: which columns are positive and which negative, by their labels.
+        reduction: `"mean_active"` over the pairs with ℓ > 0, positive and negative together, `"mean"` over
+            all pairs, `"sum"`, or `"none"` for one loss a mined pair, the positive pairs first.
+        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
+            by rounding alone.
+
+    Raises:
+        ValueError: an option out of range, or two that contradict each other.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.5], [4.0]])
+        >>> head = MarginLoss(margin=0.5, beta=1.25, reduction="sum")
+        >>> loss = head(x, torch.tensor([0, 0, 1]))  # 0.5 + (1.5 − 1.25), twice; the negatives are far enough
+        >>> loss.backward()
+        >>> loss.item(), head.beta.grad.item()
+        (1.5, -2.0)
+
+    Reference:
+        Wu, Manmatha, Smola & Krähenbühl, "Sampling matters in deep embedding learning", 2017.
+    """
+
+    listing = "Pairs of the rows to compare"
+
+    def __init__(
+        self,
+        margin: float = 0.2,
+        beta: float = 1.2,
+        *,
+        num_classes: int | None = None,
+        nu: float = 0.0,
+        distance: Distance | str = "euclidean",
+        relation: Relation = SameLabel(),  # noqa: B008
+        reduction: str = "mean_active",
+        tile_rows: int | None = None,
+    ) -> None:
+        super().__init__(distance, relation, reduction, tile_rows)
+        caller = "MarginLoss"
+        self.margin = as_float(caller, "margin", margin, minimum=0)
+        self.nu = as_float(caller, "nu", nu, minimum=0)
+        if self.nu and self.reduction == "none":
+            hint = "leave one of the two away"
+            raise refusal(caller, "nu", nu, '0 with reduction="none", for it is no pair\'s loss', hint)
+        shape = () if num_classes is None else (as_int(caller, "num_classes", num_classes, minimum=1),)
+        with allocated(caller, num_classes=shape[0] if shape else 1):
+            self.beta = nn.Parameter(torch.full(shape, as_float(caller, "beta", beta)))
+
+    @property
+    def sums_over_anchors(self) -> bool:  # type: ignore[override]
+        """False where ν pulls at a sum: each rank would pull once more."""
+        return not (self.nu and self.reduction == "sum")
+
+    def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
+        """The loss of all pairs."""
+        bounds = self._bounds(pairwise.labels, pairwise.inputs[0])
+        by_bound = torch.zeros_like(bounds)
+
+        def loss_of(tile: Tile, wanted: bool) -> TileLoss:
+            rows = slice(tile.start, tile.start + len(tile.distance))
+            positive, negative = tile.positive.view(torch.int8), tile.negative.view(torch.int8)
+            sign = positive - negative
+
+            def excess() -> Tensor:
+                return (tile.distance - bounds[rows, None]).mul_(sign).add_(self.margin)
+
+            if tile.error is not None:  # who is active is decided as by a list
+                tile.settle((excess().abs_() <= tile.error).logical_and_(sign != 0))
+            losses = excess().relu_().mul_(sign.abs())
+            active = losses > 0
+            count = active.sum() if self.reduction == "mean_active" else positive.sum() + negative.sum()
+            value = losses.sum(dtype=torch.float64)
+            if not wanted:
+                return TileLoss(value, count, None)
+            slopes = torch.mul(sign, active, out=losses)
+            by_bound[rows] = -slopes.sum(1)
+            return TileLoss(value, count, slopes)
+
+        symmetric = self.beta.ndim == 0 and pairwise.is_symmetric
+        return self._pulled(
+            sloped("MarginLoss", pairwise, self.reduction, loss_of, symmetric, (bounds, by_bound)), bounds
+        )
+
+    def of_mined(
+        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    ) -> Float[Tensor, "..."]:
+        """The loss of listed pairs."""
+        inputs, rows = self.listed(embeddings, mined, ref)
+        if self.beta.ndim:
+            if labels is None:
+                expected = "labels, beside mined pairs too, since β is one a class"
+                raise refusal("MarginLoss", "labels", None, expected)
+            labels = self.relation.check("MarginLoss", "labels", labels, len(inputs[0]), inputs[0].device)
+
+        def losses(*inputs: Tensor) -> Iterator[Tensor]:
+            for pairs, sign in zip(pairs_of(rows), (1, -1)):
+                for i, j in self.parts(inputs[0], inputs[-2], *pairs):
+                    (d,) = self.between(inputs[0], inputs[-2], i, j)
+                    beyond = d - picked(inputs[-1], i)
+                    yield torch.relu(self.margin + sign * beyond)
+
+        bounds = self._bounds(labels, inputs[0])
+        whole = self.few(inputs, rows)
+        return self._pulled(
+            reduced("MarginLoss", self.reduction, losses, *inputs, bounds, whole=whole), bounds
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        betas = "one β" if self.beta.ndim == 0 else f"num_classes={len(self.beta)}"
+        return f"{betas}, {super().extra_repr()}"
+
+    def _pulled(self, loss: Float[Tensor, "..."], bounds: Float[Tensor, " n"]) -> Float[Tensor, "..."]:
+        """The loss and the pull of ν on β of each row."""
+        return loss + self.nu * bounds.sum() / max(1, len(bounds)) if self.nu else loss
+
+    def _bounds(self, labels: Tensor | None, x: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+        """β of each row, with its graph."""
+        if self.beta.ndim == 0 or labels is None:
+            return self.beta.to(x).expand(len(x))
+        classes = self.relation.key(labels)
+        if classes is None:
+            expected = f"None with relation={self.relation!r}, by which a row has no class of its own"
+            raise refusal("MarginLoss", "num_classes", len(self.beta), expected)
+        outside = (classes < 0) | (classes >= len(self.beta))
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            raise refusal(
+                "MarginLoss",
+                "labels",
+                f"{int(classes[row])} in row {row}",
+                f"classes from 0 to {len(self.beta) - 1}",
+                f"num_classes={len(self.beta)} is how many β there are",
+            )
+        return self.beta.to(x)[classes]

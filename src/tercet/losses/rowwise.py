@@ -11,8 +11,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from tercet.core.indices import References
-from tercet.losses.base import Head, reduced
-from tercet.losses.lists import pairs_of
+from tercet.losses.base import Head, pairs_of, reduced
 from tercet.losses.tile_gradients import NegativeCosine, differentiated, sloped
 from tercet.pairwise.distances import Distance, cosine
 from tercet.pairwise.tiles import Pairwise, Tile, features, mined_rows, tile_height

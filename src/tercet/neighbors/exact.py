@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tercet.core.promises import promised
+from tercet.core.checks import promised
 from tercet.neighbors.blocks import Field, Strip, split_pairs
 from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
 from tercet.pairwise.distances import exact, exact_pairs

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tercet.core.promises import promised
+from tercet.core.checks import promised
 from tercet.pairwise.differences import by_differences, pair_squares, squares_by_differences
 from tercet.pairwise.euclidean import fast_entries, fast_tile, full_precision, lengths, picked
 

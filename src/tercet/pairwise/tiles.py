@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import as_int, refusal, with_length
+from tercet.core.checks import as_int, promised, refusal, with_length
 from tercet.core.indices import References
-from tercet.core.promises import promised
 from tercet.pairwise.distances import Distance, exact
 from tercet.pairwise.inputs import lack_of_data
 from tercet.pairwise.masked import true_places
