@@ -3,7 +3,7 @@ PYTHON ?= python3
 PAGE = --markdown tools/bench/RESULTS.md
 PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt
 
-.PHONY: quickstart test lint types check bench clean
+.PHONY: quickstart test lint types graph check bench clean
 
 quickstart: .venv/quickstart/installed  ## the main job on real images, with a result to look at
 	.venv/quickstart/bin/python examples/quickstart.py
@@ -15,10 +15,13 @@ lint: .venv/dev/installed
 	.venv/dev/bin/ruff check
 	.venv/dev/bin/ruff format --check
 
-types: .venv/dev/installed
-	.venv/dev/bin/pyright --pythonpath .venv/dev/bin/python
+types: .venv/dev/installed  ## its wheel brings the checker and node along, so nothing else is fetched
+	.venv/dev/bin/basedpyright --pythonpath .venv/dev/bin/python
 
-check: lint types  ## lint, format and types
+graph: .venv/dev/installed  ## docs/architecture.md shows the imports as they are, and its laws hold
+	.venv/dev/bin/python tools/import_graph.py --check
+
+check: lint types graph  ## lint, format, types and the import graph
 
 bench: .venv/bench/installed  ## figures beside the peers'; TREE=<alphabet/character/*.png> adds the learning
 	.venv/bench/bin/python tools/bench/bench_manifest.py
