@@ -9,7 +9,7 @@ from torch import nn
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.miners.hard import BatchAll, BatchHard
-from tercet.pairwise.tiles import TILE_BYTES
+from tercet.pairwise.budget import budget
 from tests.contracts.heads import (
     BATCHES,
     HEADS,
@@ -275,7 +275,7 @@ def test_no_tensor_holds_bins_times_pairs_and_tiles_hold_less_than_all_pairs(nam
 def test_a_tile_of_wide_histograms_has_few_rows():
     with Largest() as seen:
         loss = FastAP(100_000)(*BATCHES["P × K"])
-    assert seen.numbers <= TILE_BYTES // 8
+    assert seen.numbers <= budget(torch.device("cpu")).tile_bytes // 8
     assert loss > 0
 
 

@@ -10,7 +10,7 @@ import torch
 from tercet.core.indices import References, Triplets
 from tercet.data.triplets.random import RandomTriplets
 from tercet.metrics.triplet_ranking import TripletScore, score_at_top_k, similarity_precision
-from tercet.neighbors import exact
+from tercet.pairwise.budget import budget, override
 from tests.oracles import triplets as reference
 from tests.oracles.triplets import unchecked
 
@@ -74,11 +74,11 @@ every_batch = pytest.mark.parametrize("batch", BATCHES)
 
 
 @every_batch
-def test_similarity_precision_equals_the_loop(batch, monkeypatch):
+def test_similarity_precision_equals_the_loop(batch):
     x, triplets = BATCHES[batch], drawn(40, 300)
     correct, count = precision_by_loop(reference.distances("euclidean", x), triplets)
-    monkeypatch.setattr("tercet.pairwise.tiles.TILE_BYTES", 7 * 16)  # chunks of 7 triplets
-    score = similarity_precision(x, triplets)
+    with override(tile_bytes=7 * 16):  # chunks of 7 triplets
+        score = similarity_precision(x, triplets)
     assert score == correct / count
     assert (score.correct, score.counted, score.triplets) == (correct, count, count)
 
@@ -96,7 +96,7 @@ def test_score_at_top_k_equals_the_loop(batch, groups, height):
 
 def test_many_queries_of_wide_lists():
     # Above the sizes from which the search sorts by group and keeps a shortlist.
-    n = exact._NARROW + 150
+    n = budget(torch.device("cpu")).class_order_rows + 150
     x, triplets, groups = grid(n, 3, seed=4), drawn(n, 2000), [i % 2 for i in range(n)]
     d = reference.distances("euclidean", x)
     for names in (None, groups):

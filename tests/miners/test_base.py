@@ -4,8 +4,8 @@ import sys
 import pytest
 import torch
 
-from tercet.miners import base
 from tercet.miners.base import Collected
+from tercet.pairwise.budget import override
 
 MIB = 64
 MINED = """
@@ -49,9 +49,15 @@ def test_a_miner_takes_64_mib_for_8192_rows(miner):
     assert float(done.stdout) < MIB
 
 
+@pytest.fixture
+def small_blocks():
+    with override(collected_tuples=4):
+        yield
+
+
 @pytest.mark.parametrize("counts", [[], [0], [0, 0, 0], [3], [2, 0, 5], [1] * 40, [7, 1, 1, 30, 2]])
-def test_what_is_collected_is_all_that_came_in_order(counts, monkeypatch):
-    monkeypatch.setattr(base, "_BLOCK", 4)
+@pytest.mark.usefixtures("small_blocks")
+def test_what_is_collected_is_all_that_came_in_order(counts):
     found, at, expected = Collected(), 0, []
     for count in counts:
         rows = torch.arange(at, at + count)

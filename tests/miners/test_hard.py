@@ -4,8 +4,7 @@ import torch
 from tercet.core.indices import References, Triplets
 from tercet.miners.hard import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import PairMargin
-from tercet.neighbors import blocks, exact
-from tercet.pairwise import masked
+from tercet.pairwise.budget import override
 from tercet.pairwise.distances import Mahalanobis
 from tercet.pairwise.relations import CrossGroup
 from tests.oracles import triplets as reference
@@ -112,8 +111,9 @@ def make(name, **more):
 
 
 @pytest.fixture(params=[0, 512], ids=["as a wide batch", "as a narrow batch"])
-def width(request, monkeypatch):
-    monkeypatch.setattr(exact, "_NARROW", request.param)
+def width(request):
+    with override(class_order_rows=request.param, argmin_columns=request.param):
+        yield
 
 
 @every_batch
@@ -357,12 +357,23 @@ def test_products_propose_and_differences_decide(name, batch):
     check_tile_invariant(lambda height: make(name, tile_rows=height)(x, labels), heights=(9,))
 
 
+@pytest.fixture
+def few_bounds():
+    with override(sorted_bounds=8):
+        yield
+
+
+@pytest.fixture(params=[64, 200, 2**20])
+def parts(request):
+    with override(gathered_keys=request.param, numpy_numbers=50, masked_numbers=50):
+        yield
+
+
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 1.0])
 @pytest.mark.parametrize("options", [{}, {"margin": None}, {"fallback": "easiest"}], ids=str)
-@pytest.mark.usefixtures("width")
-def test_rows_asked_often_are_sorted_once_and_mined_alike(options, spread, monkeypatch):
+@pytest.mark.usefixtures("width", "few_bounds")
+def test_rows_asked_often_are_sorted_once_and_mined_alike(options, spread):
     """Two classes of 20: so many positives an anchor that its negatives are sorted."""
-    monkeypatch.setattr(exact, "_OFTEN", 8)
     x = grid(40, 2, seed=5) + spread * points(40, 2, seed=6)
     labels = torch.arange(40) % 2
     d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
@@ -371,13 +382,10 @@ def test_rows_asked_often_are_sorted_once_and_mined_alike(options, spread, monke
     check_tile_invariant(lambda height: SemiHard(**options, tile_rows=height)(x, labels), heights=(13,))
 
 
-@pytest.mark.parametrize("pairs", [64, 200, 2**20])
 @pytest.mark.parametrize("options", [{"fallback": "easiest"}, {"margin": None}], ids=str)
-@pytest.mark.usefixtures("width")
-def test_pairs_and_tables_taken_in_several_parts_are_mined_alike(options, pairs, monkeypatch):
+@pytest.mark.usefixtures("width", "parts")
+def test_pairs_and_tables_taken_in_several_parts_are_mined_alike(options):
     """Parts of unequal heights, in room that is kept and grows."""
-    monkeypatch.setattr(blocks, "_PAIRS_AT_ONCE", pairs)
-    monkeypatch.setattr(masked, "_SMALL", 50)
     x, labels = points(41, 3, seed=7), torch.arange(41) % 7
     d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
     expected = reference.semi_hard(d, *reference.relation(labels), **options)

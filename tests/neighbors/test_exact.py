@@ -6,16 +6,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tercet.neighbors import exact
 from tercet.neighbors.exact import Scan, _shortlist
+from tercet.pairwise.budget import override
 from tercet.pairwise.distances import as_distance
 from tercet.pairwise.tiles import Pairwise
 from tests.oracles import triplets as reference
 
 
 @pytest.fixture(params=[0, 512], ids=["as a wide batch", "as a narrow batch"], autouse=True)
-def width(request, monkeypatch):
-    monkeypatch.setattr(exact, "_NARROW", request.param)
+def width(request):
+    with override(class_order_rows=request.param, argmin_columns=request.param):
+        yield
 
 
 def scan_of(seed, n, classes, distance, spread, ordered, height):
@@ -87,14 +88,14 @@ def test_bounds_are_strict_even_at_a_column_s_own_distance(
 def test_a_crowd_is_told_apart_by_a_longer_shortlist_and_a_larger_one_by_all(
     crowd, ranked, ranked_whole, monkeypatch
 ):
-    monkeypatch.setattr(exact, "_NARROW", 0)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(300, 8, generator=g)
     x[0], x[1] = 0.0, torch.tensor([5.0, *[0.0] * 7])
     x[2 : 2 + crowd] = x[1] + 1e-7 * torch.randn(crowd, 8, generator=g)  # farther than row 1, or not
     labels = torch.ones(300, dtype=torch.int64)
     labels[:2] = 0
-    scan = Scan(Pairwise("test", x, labels, distance=as_distance("test", "euclidean")), ordered=False)
+    with override(class_order_rows=0, argmin_columns=0):
+        scan = Scan(Pairwise("test", x, labels, distance=as_distance("test", "euclidean")), ordered=False)
     rank, rank_all = Mock(wraps=scan._rank), Mock(wraps=scan._rank_all)
     monkeypatch.setattr(scan, "_rank", rank)
     monkeypatch.setattr(scan, "_rank_all", rank_all)

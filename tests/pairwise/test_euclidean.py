@@ -1,14 +1,9 @@
 import pytest
 import torch
 
-from tercet.pairwise.euclidean import (
-    by_differences,
-    distances_within,
-    fast_entries,
-    fast_tile,
-    roundoff,
-    square_bound,
-)
+from tercet.pairwise.differences import by_differences
+from tercet.pairwise.euclidean import distances_within, fast_entries, fast_tile, square_bound
+from tercet.pairwise.torch_modes import roundoff
 
 
 def points(n, d, seed=0):

@@ -5,13 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet.pairwise import masked
+from tercet.pairwise.budget import override
 from tercet.pairwise.masked import compared, extreme_keys, first_places, kept_above, kept_where, true_places
 
 
 @pytest.fixture(params=[0, 2**19], ids=["by torch", "by numpy"], autouse=True)
-def size(request, monkeypatch):
-    monkeypatch.setattr(masked, "_SMALL", request.param)
+def size(request):
+    with override(numpy_numbers=request.param, masked_numbers=request.param):
+        yield
 
 
 def table_of(seed, rows, columns, missing):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tercet.core.indices import Pairs, References
 from tercet.metrics.mining_stats import describe
 from tercet.pairwise import tiles as module
+from tercet.pairwise.budget import budget, override
 from tercet.pairwise.distances import euclidean
 from tercet.pairwise.tiles import Pairwise, mined_rows, tile_height
 from tests.contracts.heads import PAIRED
@@ -86,19 +87,21 @@ def test_no_row_and_no_column_give_no_tile():
     assert not list(empty.positive_pairs())
 
 
-def test_a_tile_fits_the_budget(monkeypatch):
-    assert tile_height("test", 1024, torch.float32, None) * 1024 * 4 == module.TILE_BYTES
-    assert tile_height("test", 1024, torch.float64, None) * 1024 * 8 == module.TILE_BYTES
-    assert tile_height("test", 10**9, torch.float32, None) == 1
-    assert tile_height("test", 1024, torch.float32, 3) == 3
-    monkeypatch.setattr(module, "TILE_BYTES", 4 * 10 * 3)
-    pairwise = Pairwise("test", points(10), torch.zeros(10).long(), distance=euclidean)
+def test_a_tile_fits_the_budget():
+    single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+    tile_bytes = budget(single.device).tile_bytes
+    assert tile_height("test", 1024, single, None) * 1024 * 4 == tile_bytes
+    assert tile_height("test", 1024, double, None) * 1024 * 8 == tile_bytes
+    assert tile_height("test", 10**9, single, None) == 1
+    assert tile_height("test", 1024, single, 3) == 3
+    with override(tile_bytes=4 * 10 * 3):
+        pairwise = Pairwise("test", points(10), torch.zeros(10).long(), distance=euclidean)
     assert [len(tile.distance) for tile in pairwise.tiles()] == [3, 3, 3, 1]
     with (
         unchecked(),
         pytest.raises(ValueError, match=r"tile_rows=0\): expected a whole number of at least 1"),
     ):
-        tile_height("test", 1, torch.float32, 0)
+        tile_height("test", 1, single, 0)
 
 
 def test_references_may_have_another_precision():

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from tercet.core.checks import as_choice, as_float, as_int, promised, refusal
 from tercet.core.indices import GatheredReferences, References
 from tercet.pairwise.accumulate import REDUCTIONS, once_differentiable, summed, tiled_mean
+from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance
-from tercet.pairwise.euclidean import full_precision, picked, roundoff
+from tercet.pairwise.euclidean import picked
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
-from tercet.pairwise.tiles import TILE_BYTES, Pairwise, features, mined_rows, tile_height
-from tercet.pairwise.torch_modes import outside_graph
+from tercet.pairwise.tiles import Pairwise, features, mined_rows, tile_height
+from tercet.pairwise.torch_modes import full_precision, outside_graph, roundoff
 
 __all__ = [
     "LONG",
@@ -157,7 +158,7 @@ class Head(nn.Module, ABC):
         They are more where `between` would take a table for all of them. `long` is False where distances of
         other rows are taken too, which may have no table.
         """
-        height = tile_height(type(self).__name__, x.shape[1], x.dtype, self.tile_rows)
+        height = tile_height(type(self).__name__, x.shape[1], x, self.tile_rows)
         longest = max(height, LONG) if long and self.tile_rows is None else height
         for part in zip(*(index.split(longest) for index in rows)):
             if len(part[0]) <= height or self._rows_of_table(x, y, part[0]):
@@ -267,7 +268,7 @@ def rows_of_table(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], i: Int[Tenso
         None where the list is too short for a table, or the table too large for a tile, and where products
         are not of full precision.
     """
-    most = min(_ENTRIES_TO_ONE * len(i), TILE_BYTES // x.element_size())
+    most = min(_ENTRIES_TO_ONE * len(i), budget(x.device).tile_bytes // x.element_size())
     if len(i) * x.shape[1] < _LEAST or most < len(y) or roundoff(x) > 2.0**-24:
         return None
     low, high = torch.stack(i.aminmax()).tolist()

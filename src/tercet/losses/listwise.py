@@ -223,7 +223,7 @@ class NPair(Head):
         """ℓ of each pair against the others; `images` are the ids of both sides, where they may be equal."""
         chosen = inputs[0][anchor], inputs[-1][positive]
         own = torch.arange(len(anchor), device=anchor.device)
-        height = tile_height("NPair", len(anchor), inputs[0].dtype, self.tile_rows)
+        height = tile_height("NPair", len(anchor), inputs[0], self.tile_rows)
 
         def losses(x: Tensor, y: Tensor) -> Iterator[Tensor]:
             for start in range(0, len(x), height):

@@ -91,7 +91,7 @@ class MinedPairs:
         n, r, device = len(self.inputs[0]), len(self.inputs[-1]), self.inputs[0].device
         self._pairs = pairs_of(mined_rows(caller, mined, n, r, device))
         self.given_tile_rows = tile_rows
-        self.tile_rows = tile_height(caller, r, self.inputs[0].dtype, tile_rows)
+        self.tile_rows = tile_height(caller, r, self.inputs[0], tile_rows)
 
     def spans(self) -> Iterator[slice]:
         """The rows in blocks of `tile_rows`; none where there are no columns to stand against."""

@@ -19,9 +19,10 @@ from tercet.pairwise.accumulate import summed, with_gradient
 from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
 from tercet.pairwise.differences import listed_squares
 from tercet.pairwise.distances import Distance, cosine, dot
-from tercet.pairwise.euclidean import NEAR, centre_of, full_precision, roundoff, square_bound
+from tercet.pairwise.euclidean import NEAR, centre_of, square_bound
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Tile
+from tercet.pairwise.torch_modes import full_precision, roundoff
 
 __all__ = ["Compared", "NegativeCosine", "TileLoss", "differentiated", "sloped"]
 

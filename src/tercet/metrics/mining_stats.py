@@ -115,5 +115,5 @@ def _distances(
     j: Int[Tensor, " t"],
 ) -> Float[Tensor, " t"]:
     """D(x_i, y_j) for each pair of row numbers, a chunk of them at a time."""
-    height = tile_height("describe", x.shape[1], x.dtype, None)
+    height = tile_height("describe", x.shape[1], x, None)
     return torch.cat([exact_pairs(distance, x[a], y[b]) for a, b in zip(i.split(height), j.split(height))])

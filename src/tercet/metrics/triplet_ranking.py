@@ -182,7 +182,7 @@ def score_at_top_k(
     for strip in scan.strips():  # a candidate is of the query's list and another image: a positive of it
         first[strip.rows] = scan.nearest(strip.positives(farthest=False), min(k, r))
     counted = torch.zeros_like(query, dtype=torch.bool)
-    for part in torch.arange(len(query), device=device).split(tile_height(caller, k, first.dtype, None)):
+    for part in torch.arange(len(query), device=device).split(tile_height(caller, k, first, None)):
         listed = first[query[part]]  # [c, k]
         for corner in rows[1:]:
             counted[part] |= (listed == corner[part, None]).any(1)
@@ -195,7 +195,7 @@ def _ordered(
     caller: str, metric: Distance, x: Tensor, y: Tensor, rows: tuple[Int[Tensor, " t"], ...]
 ) -> Bool[Tensor, " t"]:
     """Whether D(q, p⁺) < D(q, p⁻), for each triplet of prepared rows and columns."""
-    height = tile_height(caller, x.shape[1], x.dtype, None)
+    height = tile_height(caller, x.shape[1], x, None)
     parts = [torch.zeros(0, dtype=torch.bool, device=x.device)]
     for q, p, n in zip(*(corner.split(height) for corner in rows)):
         near, far = (exact_pairs(metric, x[q], y[j]) for j in (p, n))

@@ -14,14 +14,13 @@ from torch import Tensor
 from tercet.core.checks import as_float, as_int, seed_number
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.miners.draws import batch_key, drawn_places
+from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import outside_graph
 
 __all__ = ["Collected", "Miner", "margin_of", "whole_tuples"]
-
-_BLOCK = 2**16  # tuples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,8 @@ class Collected:
             return
         if self._block is None or self._filled + count > self._block.shape[1]:
             self._close()
-            self._block = columns[0].new_empty((len(columns), max(_BLOCK, self._count)))
+            width = max(budget(columns[0].device).collected_tuples, self._count)
+            self._block = columns[0].new_empty((len(columns), width))
         for row, column in zip(self._block, columns):
             row[self._filled : self._filled + count] = column
         self._filled += count

@@ -24,8 +24,9 @@ from tercet.miners.base import Collected, Miner, margin_of, whole_tuples
 from tercet.miners.draws import batch_key, drawn_places
 from tercet.neighbors.blocks import Field, split_pairs
 from tercet.neighbors.exact import Scan
+from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import true_places
-from tercet.pairwise.tiles import TILE_BYTES, Pairwise
+from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import outside_graph
 
 __all__ = ["BatchAll", "BatchHard", "EasyPositive", "HardestN", "SemiHard"]
@@ -84,7 +85,7 @@ class BatchAll(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """Count the triplets of each (a, p), then write those wanted in their places."""
-        sizes, held, room = [], [], TILE_BYTES
+        sizes, held, room = [], [], budget(pairwise.labels.device).tile_bytes
         for part in self._masks(pairwise):
             sizes.append(int(part[-1].sum()))
             room -= sum(column.nbytes for column in part)

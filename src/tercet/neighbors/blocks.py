@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import kept_where, true_places
 
 __all__ = ["Field", "Strip", "split_pairs"]
-
-_PAIRS_AT_ONCE = 2**20  # keys of so many pairs are looked at together
 
 
 class Field(NamedTuple):
@@ -82,6 +81,6 @@ class Strip(NamedTuple):
 
 def split_pairs(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Equally long tensors side by side, so many at a time as make tables of a bounded size."""
-    step = max(1, _PAIRS_AT_ONCE // max(1, width))
+    step = max(1, budget(columns[0].device).gathered_keys // max(1, width))
     parts = zip(*(column.split(step) for column in columns))
     return (part for part in parts if len(part[0]))

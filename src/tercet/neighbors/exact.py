@@ -18,19 +18,15 @@ from torch.nn.functional import pad
 
 from tercet.core.checks import promised
 from tercet.neighbors.blocks import Field, Strip, split_pairs
+from tercet.pairwise.budget import budget
 from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
 from tercet.pairwise.distances import exact, exact_pairs
-from tercet.pairwise.euclidean import full_precision, roundoff, square_bound
+from tercet.pairwise.euclidean import square_bound
 from tercet.pairwise.masked import compared, extreme_keys, first_places, kept_above, true_places
-from tercet.pairwise.tiles import TILE_BYTES, Pairwise
+from tercet.pairwise.tiles import Pairwise
+from tercet.pairwise.torch_modes import full_precision, roundoff
 
 __all__ = ["Scan"]
-
-_LOWEST = 256  # a product of fewer rows is slow
-_NARROW = 512  # rows up to which a band, and columns up to which a shortlist, cost more than they save
-_LONGER = 8  # times as long a shortlist, up to a quarter of the columns, where one does not tell
-_OFTEN = 32  # questions to a row from which on sorting its keys is faster than a pass for each
-_GATHERED = 2**20  # numbers gathered at once for single pairs
 
 
 class Scan:
@@ -46,7 +42,8 @@ class Scan:
         self._pairwise = pairwise
         inputs = [v.detach() for v in pairwise.inputs]
         n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
-        self._labels = _banded(pairwise) if ordered and n > _NARROW else None
+        self._budget = sizes = budget(device)
+        self._labels = _banded(pairwise) if ordered and n > sizes.class_order_rows else None
         self.in_order = self._labels is None
         form = form_of(pairwise.distance)
         self._form = form if isinstance(form, SquareForm) else None
@@ -76,10 +73,10 @@ class Scan:
                 self._squares = self._squares[self._order[1]]
         self._group = 2 ** max(0, round(math.log2(max(1, r)) / 2 - 1))  # columns of a group of `_shortlist`
         self._width = -(-r // self._group) * self._group
-        budget = TILE_BYTES if self._labels is not None else TILE_BYTES // 4
-        height = max(1, budget // (max(1, r) * u.dtype.itemsize))
+        room = sizes.tile_bytes if self._labels is not None else sizes.block_bytes
+        height = max(1, room // (max(1, r) * u.dtype.itemsize))
         if self._labels is not None:  # the band is about as wide as the strip is high
-            height = min(height, max(_LOWEST, n // 8))
+            height = min(height, max(sizes.product_rows, n // sizes.class_order_blocks))
         self._height = min(pairwise.given_tile_rows or height, max(1, n))
         self._room: Tensor | None = None
 
@@ -88,7 +85,7 @@ class Scan:
         n, r = len(self._x), len(self._y)
         if not r:
             return
-        if self.in_order and self._height == n and r <= _NARROW:
+        if self.in_order and self._height == n and r <= self._budget.argmin_columns:
             sides = self._pairwise.sides(slice(0, n))
             yield Strip(self._order[0], self._keys(self._u), self._order[1], slice(0, r), *sides)
             return
@@ -119,7 +116,7 @@ class Scan:
 
     def distances(self, rows: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
         """The exact distance of each row to its column."""
-        step = max(1, _GATHERED // max(1, self._x.shape[1]))
+        step = max(1, self._budget.gathered_numbers // max(1, self._x.shape[1]))
         if len(rows) > step:
             return torch.cat([self.distances(*some) for some in zip(rows.split(step), columns.split(step))])
         if not len(rows):
@@ -170,7 +167,7 @@ class Scan:
         rows, keys, columns, _ = field
         if not len(columns):
             return rows.new_full((len(rows), k), -1)
-        if k == 1 and len(columns) <= _NARROW:
+        if k == 1 and len(columns) <= self._budget.argmin_columns:
             return self._first(field, beyond)[:, None]
         slack = self._of(self._slack, rows)
         if beyond is not None:
@@ -186,7 +183,7 @@ class Scan:
         if not len(unsure):
             return chosen
         unsure = self._settled(chosen, field, unsure, values[unsure], at[unsure], beyond)
-        longer = _LONGER * (k + 2)
+        longer = self._budget.longer_shortlist * (k + 2)
         if len(unsure) and 4 * longer <= keys.shape[1]:
             shortlist = _shortlist(keys[unsure], longer, self._group)
             unsure = self._settled(chosen, field, unsure, *shortlist, beyond)
@@ -208,7 +205,7 @@ class Scan:
 
         Two fields [a, w], or one [2a, w] of both: one way over small tables costs half of two.
         """
-        if not self.in_order or len(strip.columns) > _NARROW:
+        if not self.in_order or len(strip.columns) > self._budget.argmin_columns:
             return strip.positives(farthest=True), strip.negatives()
         keys = extreme_keys(strip.keys[:, : len(strip.columns)], strip.positive, strip.negative)
         return (Field(torch.cat([strip.rows, strip.rows]), keys, strip.columns, len(strip.rows)),)
@@ -227,7 +224,7 @@ class Scan:
         bound = None if beyond is None else self._key(beyond, rows)
         at, (i, j), doubtful = first_places(keys, self._of(self._slack, rows), bound)
         chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
-        if i.shape[0] > 2 * keys.shape[0]:  # as when all are equal
+        if i.shape[0] > self._budget.crowded_entries * keys.shape[0]:  # as when all are equal
             doubtful, i = torch.cat([doubtful, i.unique_consecutive()]), i[:0]
         if doubtful.shape[0]:
             limit = None if beyond is None else beyond[doubtful]
@@ -285,7 +282,7 @@ class Scan:
         """
         chosen = torch.full_like(at, -1)
         unsure = torch.arange(len(at), device=at.device)
-        if len(at) > _OFTEN * len(strip.rows):
+        if len(at) > self._budget.sorted_bounds * len(strip.rows):
             chosen, sure = self._searched(strip, at, bound)
             (unsure,) = (~sure).nonzero(as_tuple=True)
         for (some,) in split_pairs(strip.keys.shape[1], unsure):
@@ -344,7 +341,7 @@ class Scan:
             middle = torch.cat([-middle[:flipped], middle[flipped:]])
         found, (i, j) = compared(keys, middle, self._of(self._slack, rows), among)  # [a, c]
         if len(i):
-            if 8 * len(i) > keys.numel():
+            if self._budget.dense_share * len(i) > keys.numel():
                 d = self._table(rows, columns)[i, j]
             else:
                 d = self.distances(self._named(rows, i), self._named(columns, j))

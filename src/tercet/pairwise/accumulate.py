@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tercet.core.checks import refusal
-from tercet.pairwise.euclidean import full_precision
+from tercet.pairwise.torch_modes import full_precision
 
 __all__ = [
     "REDUCTIONS",

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tercet.core.checks import promised
 from tercet.pairwise.differences import by_differences, pair_squares, squares_by_differences
-from tercet.pairwise.euclidean import fast_entries, fast_tile, full_precision, lengths, picked
+from tercet.pairwise.euclidean import fast_entries, fast_tile, lengths, picked
+from tercet.pairwise.torch_modes import full_precision
 
 __all__ = ["ProductForm", "SquareForm", "form_of", "products"]
 

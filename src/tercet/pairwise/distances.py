@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tercet.core.checks import as_choice, refusal
 from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
 from tercet.pairwise.differences import mapped_rows
-from tercet.pairwise.euclidean import full_precision
+from tercet.pairwise.torch_modes import full_precision
 
 __all__ = [
     "Distance",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from tercet.pairwise.differences import by_differences, chunks, listed_squares, squares_by_differences
 from tercet.pairwise.masked import true_places
+from tercet.pairwise.torch_modes import full_precision, roundoff
 
 __all__ = [
     "NEAR",
@@ -20,27 +20,13 @@ __all__ = [
     "distances_within",
     "fast_entries",
     "fast_tile",
-    "full_precision",
     "lengths",
     "picked",
-    "roundoff",
     "square_bound",
 ]
 
 # Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
 NEAR = 0.1
-
-
-def roundoff(x: Tensor) -> float:
-    """The largest relative error of one rounding in a matrix product of such tensors, as torch is set now."""
-    if x.dtype == torch.float64:
-        return 2.0**-53
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch does not say once its newer switches have been used
-        precision = "medium"
-    # "high" lets a product round float32 to 10 bits, "medium" to 7.
-    return {"highest": 2.0**-24, "high": 2.0**-11}.get(precision, 2.0**-8)
 
 
 def distances_within(x: Float[Tensor, "*b a k"]) -> Float[Tensor, "*b a a"]:
@@ -99,13 +85,6 @@ def _shares(k: int, dtype: torch.dtype, u: float) -> tuple[float, float]:
     """The share of (‖x‖ + ‖y‖)² in `square_bound`, and what may underflow beside it."""
     limits = torch.finfo(dtype)
     return max(u * (k + 8), u * 8 + limits.eps * (k / 8 + 16)), (4 * k + 16) * limits.tiny
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off; nothing where it is not on, which costs less than turning it off."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def fast_tile(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], root: bool) -> Float[Tensor, "a r"]:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tercet.pairwise.budget import budget
+
 __all__ = [
     "compared",
     "extreme_keys",
@@ -22,12 +24,11 @@ __all__ = [
     "true_places",
 ]
 
-_SMALL = 2**19  # numbers
 _NONE = np.zeros(0, np.int64)
 
 
 def _small(table: Tensor) -> bool:
-    return table.device.type == "cpu" and table.numel() <= _SMALL
+    return table.numel() <= budget(table.device).numpy_numbers
 
 
 def true_places(mask: Bool[Tensor, "a r"]) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
@@ -81,7 +82,7 @@ def kept_above(
         np.copysign(np.inf, walls, out=walls)
         return torch.from_numpy(np.maximum(numbers, walls, out=numbers if inplace else walls))
     kept = table if inplace else torch.empty_like(table)
-    rows = table.shape[0] if table.device.type != "cpu" else max(1, _SMALL // max(1, table.shape[1]))
+    rows = max(1, budget(table.device).masked_numbers // max(1, table.shape[1]))
     infinite = table.new_full((), math.inf)
     for edge, part, out in zip(bound.split(rows), table.split(rows), kept.split(rows)):
         walls = edge[:, None] - part

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from tercet.core.checks import as_choice, as_float, refusal
-from tercet.pairwise.euclidean import full_precision
 from tercet.pairwise.inputs import lack_of_data
+from tercet.pairwise.torch_modes import full_precision
 
 __all__ = [
     "CrossGroup",

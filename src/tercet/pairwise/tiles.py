@@ -17,13 +17,13 @@ from torch import Tensor
 
 from tercet.core.checks import as_int, promised, refusal, with_length
 from tercet.core.indices import References
+from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, exact
 from tercet.pairwise.inputs import lack_of_data
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel, whole_numbers
 
 __all__ = [
-    "TILE_BYTES",
     "PairTile",
     "Pairwise",
     "Tile",
@@ -31,11 +31,6 @@ __all__ = [
     "mined_rows",
     "tile_height",
 ]
-
-TILE_BYTES = 8 * 2**20
-"""The distances of one tile take this much; what is computed from them, up to fifteen times as much."""
-
-_MARKS_TO_ONE = 64  # a table of marks has at most so many bytes to each pair that is listed
 
 
 class Tile(NamedTuple):
@@ -101,7 +96,7 @@ class Pairwise:
         ref: the columns; None for the batch itself. Its precision may differ, its dimension may not.
         distance: a `Distance`.
         relation: which columns are positive and which negative, by their labels.
-        tile_rows: anchors in a tile; None for as many as `TILE_BYTES` hold. It changes no result.
+        tile_rows: anchors in a tile; None for as many as `Budget.tile_bytes` hold. It changes no result.
 
     Raises:
         ValueError: shapes, kinds or devices that do not fit together, or embeddings that are NaN, infinite
@@ -160,7 +155,7 @@ class Pairwise:
                     )
                 self.column_ids = whole_numbers(caller, "ref.ids", ref.ids, r, device)
         self.given_tile_rows = tile_rows
-        self.tile_rows = tile_height(caller, r, x.dtype, tile_rows)
+        self.tile_rows = tile_height(caller, r, x, tile_rows)
 
     @property
     def is_symmetric(self) -> bool:
@@ -295,11 +290,14 @@ def _prepared(
     return x
 
 
-def tile_height(caller: str, width: int, dtype: torch.dtype, tile_rows: int | None) -> int:
-    """How many rows of `width` numbers a tile has: `tile_rows`, or what `TILE_BYTES` hold."""
+def tile_height(caller: str, width: int, like: Tensor, tile_rows: int | None) -> int:
+    """How many rows of `width` numbers, of the kind and on the device of `like`, a tile has.
+
+    `tile_rows`, or as many as `Budget.tile_bytes` hold.
+    """
     if tile_rows is not None:
         return as_int(caller, "tile_rows", tile_rows, minimum=1)
-    return max(1, TILE_BYTES // (max(1, width) * dtype.itemsize))
+    return max(1, budget(like.device).tile_bytes // (max(1, width) * like.dtype.itemsize))
 
 
 def mined_rows(
@@ -374,7 +372,8 @@ def _on_both_sides(
     by sorting the shorter list where those are too many.
     """
     pairs, others = anchor * columns + positive, other * columns + negative
-    if rows * columns <= _MARKS_TO_ONE * (len(pairs) + len(others)) + 2**16:
+    sizes = budget(anchor.device)
+    if rows * columns <= sizes.mark_bytes * (len(pairs) + len(others)) + sizes.free_mark_bytes:
         marks = torch.zeros(rows * columns, dtype=torch.bool, device=anchor.device)
         marks[pairs] = True
         return others[marks.index_select(0, others)]

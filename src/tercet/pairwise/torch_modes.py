@@ -1,17 +1,19 @@
-"""What runs outside the graph that torch.compile makes, and outside the transforms of torch.func."""
+"""Modes of torch that a call may stand in: compilation, torch.func, autocast, lowered matmul precision."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from tercet.core.checks import refusal
 
-__all__ = ["outside_graph"]
+__all__ = ["full_precision", "outside_graph", "roundoff"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,3 +52,22 @@ def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
         return function(*args, **kwargs)
 
     return called
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off; nothing where it is not on, which costs less than turning it off."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def roundoff(x: Tensor) -> float:
+    """The largest relative error of one rounding in a matrix product of such tensors, as torch is set now."""
+    if x.dtype == torch.float64:
+        return 2.0**-53
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch does not say once its newer switches have been used
+        precision = "medium"
+    # "high" lets a product round float32 to 10 bits, "medium" to 7.
+    return {"highest": 2.0**-24, "high": 2.0**-11}.get(precision, 2.0**-8)

@@ -1,0 +1,189 @@
+"""Sizes that depend on the device: how much is computed at once, and which of two exact ways is faster.
+
+No size changes a result. The CPU's sizes were chosen by timing the miners and heads of `tools/bench`. The
+accelerator's follow from its free memory and from the costs of a launch and a host read; where none is named,
+they are the CPU's and wait for a measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+__all__ = ["Budget", "accelerator", "budget", "override"]
+
+_UNLIMITED = 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The sizes for one kind of device.
+
+    Example:
+        >>> budget(torch.device("cpu")).tile_bytes
+        8388608
+    """
+
+    tile_bytes: int
+    """The distances of one tile, in bytes; what is computed from them takes up to fifteen times as much.
+    CPU: 8 MiB, so that a tile stays in the cache. Accelerator: a 64th of the free memory, so that a tile with
+    all that is computed from it takes a quarter; at least 256 MiB."""
+
+    block_bytes: int
+    """The rank keys of one block of rows, where several tables of that size are alive: a quarter of a tile.
+    Blocks in class order have one such table, and `tile_bytes`."""
+
+    numpy_numbers: int
+    """Tables of at most so many numbers are masked by numpy, whose call costs a fifth of torch's; larger ones
+    use all of torch's threads. CPU: where both take the same time. Accelerator: none."""
+
+    masked_numbers: int
+    """Larger tables are masked in parts of so many numbers, so that a part stays in the cache between passes.
+    CPU: 2 MiB of float32. Accelerator: never, since each part is a launch."""
+
+    class_order_rows: int
+    """Batches of more rows are searched in class order, which keeps positives in a narrow block of columns.
+    Below that, sorting costs more than it saves."""
+
+    argmin_columns: int
+    """Tables of at most so many columns give the nearest column by an arg-minimum; wider ones by a shortlist,
+    which reads the table once and finds further candidates at the same time."""
+
+    class_order_blocks: int
+    """A batch in class order is cut into at least so many blocks of rows: a block's positives lie in as many
+    columns as it has rows, more or less, so higher blocks look at more columns that are no positives."""
+
+    product_rows: int
+    """Blocks in class order are not cut lower than this for that reason. CPU: products of fewer rows are
+    slow. Accelerator: each block costs a host read."""
+
+    longer_shortlist: int
+    """A shortlist that leaves a row ambiguous is followed by one so many times as long, if that is at most a
+    quarter of the columns; after that the whole row is compared exactly."""
+
+    sorted_bounds: int
+    """Where rows have more bounds than this on average, their rank keys are sorted once and each bound is
+    found by bisection; fewer bounds take a pass over the keys each."""
+
+    crowded_entries: int
+    """Where the rows of a table have more ambiguous entries than this on average, whole rows are compared
+    exactly instead of single entries."""
+
+    dense_share: int
+    """Where more than one entry in so many is compared exactly, the whole table is: a listed pair costs about
+    so many times as much as a pair of a table."""
+
+    gathered_numbers: int
+    """Numbers gathered at once for single pairs of rows. It bounds memory; on a CPU it fits the cache."""
+
+    gathered_keys: int
+    """Rank keys gathered at once where rows are repeated, one for each (anchor, positive)."""
+
+    collected_tuples: int
+    """Found tuples are copied into blocks of at least so many: small tensors kept between large temporaries
+    fragment the allocator. CPU and accelerator: 512 KiB a column."""
+
+    mark_bytes: int
+    """Whether two lists share a pair is looked up in a table of marks of at most so many bytes to each listed
+    pair; larger tables cost more than sorting the shorter list."""
+
+    free_mark_bytes: int
+    """A table of marks of so many bytes more is always made: it costs less than the calls of a sort."""
+
+
+_CPU = Budget(
+    tile_bytes=8 * 2**20,
+    block_bytes=2 * 2**20,
+    numpy_numbers=2**19,
+    masked_numbers=2**19,
+    class_order_rows=512,
+    argmin_columns=512,
+    class_order_blocks=8,
+    product_rows=256,
+    longer_shortlist=8,
+    sorted_bounds=32,
+    crowded_entries=2,
+    dense_share=8,
+    gathered_numbers=2**20,
+    gathered_keys=2**20,
+    collected_tuples=2**16,
+    mark_bytes=64,
+    free_mark_bytes=2**16,
+)
+
+
+def accelerator(free_bytes: int) -> Budget:
+    """The sizes for a device with so much free memory.
+
+    Example:
+        >>> accelerator(64 * 2**30).tile_bytes // 2**20
+        1024
+    """
+    tile_bytes = max(256 * 2**20, free_bytes // 64)
+    return replace(
+        _CPU,
+        tile_bytes=tile_bytes,
+        block_bytes=tile_bytes // 4,
+        numpy_numbers=0,
+        masked_numbers=_UNLIMITED,
+        product_rows=4096,
+        gathered_numbers=2**24,
+        gathered_keys=2**24,
+    )
+
+
+_known: dict[torch.device, Budget] = {torch.device("cpu"): _CPU}
+_overridden: dict[str, int] = {}
+
+
+def budget(device: torch.device) -> Budget:
+    """The sizes for a device; an accelerator's free memory is asked for once in a process.
+
+    Example:
+        >>> budget(torch.device("cpu")) is budget(torch.zeros(1).device)
+        True
+    """
+    found = _known.get(device)
+    return _ask(device) if found is None else found
+
+
+def _ask(device: torch.device) -> Budget:
+    sizes = _CPU if device.type == "cpu" else accelerator(_free_bytes(device))
+    _known[device] = replace(sizes, **_overridden)
+    return _known[device]
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What the driver has left and what torch's allocator holds unused; 0 where neither tells."""
+    module = getattr(torch, device.type, None)
+    if module is None or not hasattr(module, "mem_get_info"):
+        return 0
+    return module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device)
+
+
+@contextmanager
+def override(**sizes: int) -> Iterator[None]:
+    """Other sizes on every device in the block, for tests and measurements; for the whole process.
+
+    Args:
+        sizes: fields of `Budget` by name.
+
+    Example:
+        >>> with override(tile_bytes=4096):
+        ...     print(budget(torch.device("cpu")).tile_bytes)
+        4096
+    """
+    before, named = dict(_known), dict(_overridden)
+    _overridden.update(sizes)
+    for device, found in before.items():
+        _known[device] = replace(found, **sizes)
+    try:
+        yield
+    finally:
+        _known.clear()
+        _known.update(before)
+        _overridden.clear()
+        _overridden.update(named)
