@@ -1,12 +1,13 @@
 """The public names, each once: read by type checkers, and by `tercet`, which loads them on first use."""
 
+from .core.indices import LabeledPairs as LabeledPairs
 from .core.indices import Pairs as Pairs
 from .core.indices import References as References
 from .core.indices import Triplets as Triplets
 from .data.catalog.catalog import Catalog as Catalog
-from .data.catalog.catalog import read_catalog as read_catalog
-from .data.catalog.catalog import scan_folder as scan_folder
+from .data.catalog.scan import scan_folder as scan_folder
 from .data.catalog.split import train_validation_split as train_validation_split
+from .data.catalog.table import read_catalog as read_catalog
 from .data.datasets.augment import KeyedTransform as KeyedTransform
 from .data.datasets.image_dataset import ImageDataset as ImageDataset
 from .data.datasets.triplet_dataset import PairBatch as PairBatch
@@ -26,7 +27,6 @@ from .data.streams.pk_stage import pk_batched as pk_batched
 from .data.streams.pk_stream import PKStream as PKStream
 from .data.streams.yield_prediction import predict_yield as predict_yield
 from .data.triplets.deep_ranking import DeepRankingTriplets as DeepRankingTriplets
-from .data.triplets.pairs import LabeledPairs as LabeledPairs
 from .data.triplets.pairs import RandomPairs as RandomPairs
 from .data.triplets.random import RandomTriplets as RandomTriplets
 from .data.triplets.relevance import FolderRelevance as FolderRelevance

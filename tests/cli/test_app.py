@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tercet.cli.app import main
-from tercet.data.catalog.catalog import scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.manifests.formats import FORMATS
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.triplets.deep_ranking import DeepRankingTriplets

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import typer
 
-from tercet.cli.app import main
-from tercet.cli.run import run
+from tercet.cli.app import main, run
 from tercet.core.checks import escaped, refusal
 from tercet.data.io.images import decode_image, read_image
 from tercet.data.samplers.pk import PKSampler

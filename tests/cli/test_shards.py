@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tercet.data.catalog.catalog import read_catalog, scan_folder
+from tercet.data.catalog.scan import scan_folder
+from tercet.data.catalog.table import read_catalog
 from tercet.data.shards import writing as shard_writing
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards

@@ -12,7 +12,7 @@ import time
 import pytest
 import typer
 
-from tercet.cli.run import run
+from tercet.cli.app import run
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.atomic import atomically
 from tercet.data.shards.writing import write_shards

@@ -94,7 +94,7 @@ def run(command: list[str]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
     if command[0] == "catalog":
-        from tercet.data.catalog.catalog import scan_folder
+        from tercet.data.catalog.scan import scan_folder
 
         scan_folder(command[1]).write(command[2], overwrite="--overwrite" in command)
         return

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tercet.data.catalog.catalog import Catalog, read_catalog
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.table import read_catalog
 from tercet.data.io.tables import write_columns
 from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS
 from tercet.data.manifests.manifest import read_manifest

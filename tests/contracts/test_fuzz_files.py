@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from tercet.data.catalog.catalog import Catalog
-from tercet.data.io.facts import as_json, with_checksum
+from tercet.data.io.checked_json import to_json, with_checksum
 from tercet.data.manifests import writing as manifest_writing
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
@@ -110,11 +110,11 @@ class File(NamedTuple):
 def _manifest(name: str, sequence: Any, catalog: bool = False) -> File:
     def write(change: Callable[[Any], Any]) -> None:
         def json_of(facts: Any, indent: Any = None) -> str:
-            return as_json(facts if catalog else change(facts), indent)
+            return to_json(facts if catalog else change(facts), indent)
 
         images = manifest_writing.recorded_catalog
         with (
-            mock.patch.object(manifest_writing, "as_json", json_of),
+            mock.patch.object(manifest_writing, "to_json", json_of),
             mock.patch.object(
                 manifest_writing,
                 "recorded_catalog",

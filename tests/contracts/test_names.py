@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tercet import read_manifest, write_manifest
-from tercet.data.catalog.catalog import read_catalog, scan_folder
-from tercet.data.io.roots import inside
+from tercet.data.catalog.scan import scan_folder
+from tercet.data.catalog.table import read_catalog
+from tercet.data.io.path_traversal import inside
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
 from tercet.data.streams.pk_stream import PKStream

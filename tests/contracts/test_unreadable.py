@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader
 
 from tercet.core.randomness import KeyedRow
-from tercet.data.catalog.catalog import scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import PairDataset, TripletDataset
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler

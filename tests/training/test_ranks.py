@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.utils.data import DataLoader
 
-from tercet.data.catalog.catalog import scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import TripletDataset
 from tercet.data.samplers.by_anchor import AnchorSampler

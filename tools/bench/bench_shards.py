@@ -30,7 +30,8 @@ from decoded import SIDES, photos
 from decoded import rates as decoded_rates
 from page import table, told, write_section
 
-from tercet.data.catalog.catalog import Catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.samplers.pk import PKSampler
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards

@@ -30,7 +30,8 @@ import webdataset as wds
 from page import table, told, write_section
 from torch.utils.data import DataLoader
 
-from tercet.data.catalog.catalog import Catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.shards.writing import write_shards
 from tercet.data.streams.pk_stage import pk_batched
 from tercet.data.streams.pk_stream import PKStream

@@ -24,7 +24,8 @@ import torch
 import webdataset as wds
 from torch.utils.data import DataLoader
 
-from tercet.data.catalog.catalog import Catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.decoding import image_tensor
 from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.io.images import decode_image

@@ -12,7 +12,7 @@ from tercet.cli.deep_ranking import deep_ranking_triplets
 from tercet.cli.random_triplets import random_triplets
 from tercet.cli.summary import Part, report
 from tercet.core.checks import refusal
-from tercet.data.catalog.catalog import scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.manifests.writing import manifest_target, write_manifest
 from tercet.data.triplets.random import RandomTriplets
 

@@ -11,7 +11,9 @@ import numpy as np
 import typer
 
 from tercet.core.checks import refusal
-from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.scan import scan_folder
+from tercet.data.catalog.table import read_catalog
 
 __all__ = [
     "ChunkSize",

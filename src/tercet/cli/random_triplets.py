@@ -32,7 +32,7 @@ from tercet.cli.summary import Part, report
 from tercet.core.checks import as_choice
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.split import train_validation_split
-from tercet.data.manifests.split_parts import validation_part
+from tercet.data.manifests.provenance import validation_part
 from tercet.data.manifests.writing import ManifestPart, manifest_target, write_manifests
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets

@@ -14,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tercet.core.checks import escaped
-from tercet.data.catalog.catalog import Catalog
-from tercet.data.catalog.scan import LeftOut
-from tercet.data.manifests.blocks import kind_and_count
+from tercet.data.catalog.catalog import Catalog, LeftOut
+from tercet.data.manifests.writing import kind_and_count
 
 __all__ = ["Part", "finish", "grid", "report", "tell_left_out"]
 

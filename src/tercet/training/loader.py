@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tercet.core.checks import as_bool, as_float, as_int, refusal, with_length
-from tercet.data.io.facts import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
+from tercet.data.io.checked_json import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
 from tercet.metrics.mining_stats import describe as describe_mined
 from tercet.miners.base import Miner
 from tercet.pairwise.inputs import device_of

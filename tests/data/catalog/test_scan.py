@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet.data.catalog.scan import IMAGE_SUFFIXES, LeftOut, decodable, walk_images
+from tercet.data.catalog.catalog import LeftOut
+from tercet.data.catalog.scan import IMAGE_SUFFIXES, decodable, walk_images
 from tercet.data.io.images import MAX_PIXELS
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from tercet.core.indices import Pairs
 from tercet.core.randomness import KeyedRow
-from tercet.data.catalog.catalog import scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import PairBatch, PairDataset, TripletDataset
 from tercet.data.manifests.manifest import read_manifest

@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 import tercet.data.datasets.decoding
 from tercet.core.indices import Triplets
 from tercet.core.randomness import KeyedRow
-from tercet.data.catalog.catalog import scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import PairDataset, TripletBatch, TripletDataset
 from tercet.data.manifests.manifest import read_manifest
@@ -400,7 +400,7 @@ def test_the_global_generators_are_untouched(catalog):
     # In a process without the checks of annotations, which draw from `random` themselves.
     code = f"""
 import random, sys, numpy as np, torch
-from tercet.data.catalog.catalog import scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import TripletDataset
 from tercet.data.triplets.pairs import RandomPairs

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Subset, r
 
 import tercet.data.datasets.visits
 from tercet.core.randomness import KeyedRow
-from tercet.data.catalog.catalog import scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import PairDataset, TripletDataset
 from tercet.data.datasets.visits import Visits

@@ -14,10 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from tercet.data.io.atomic import atomically, fresh_target, together
-from tercet.data.io.facts import with_checksum
-from tercet.data.io.journal import JOURNAL, journal, located, pending, tidy
-from tercet.data.io.locks import lock_file, locked
+from tercet.data.io.atomic import (
+    atomically,
+    atomically_together,
+    fresh_target,
+    journal,
+    lock_file,
+    locked,
+    remove_leftovers,
+)
+from tercet.data.io.checked_json import with_checksum
+from tercet.data.io.journal import JOURNAL, current_places, pending_names
 from tests.contracts.killing import killed_at
 
 TABLES = (".csv", ".parquet")
@@ -184,7 +191,7 @@ def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch, code):
     fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(fcntl, "flock", unable)
     for overwrite in (False, True):
-        with together([tmp_path / "a", tmp_path / "b"], overwrite) as files:
+        with atomically_together([tmp_path / "a", tmp_path / "b"], overwrite) as files:
             for file in files:
                 file.write_text(str(overwrite))
     with pytest.raises(FileExistsError), atomically(tmp_path / "a", overwrite=False):
@@ -208,7 +215,7 @@ def test_a_lock_that_fails_leaves_no_file(tmp_path, monkeypatch):
 
 def test_a_set_is_not_written_where_one_of_its_names_is_taken(tmp_path):
     (tmp_path / "b").write_text("old")
-    with pytest.raises(FileExistsError), together([tmp_path / "a", tmp_path / "b"], False):
+    with pytest.raises(FileExistsError), atomically_together([tmp_path / "a", tmp_path / "b"], False):
         pass
     assert names(tmp_path) == ["b"]
     assert (tmp_path / "b").read_text() == "old"
@@ -217,7 +224,10 @@ def test_a_set_is_not_written_where_one_of_its_names_is_taken(tmp_path):
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_set_is_not_written_where_a_folder_has_one_of_its_names(tmp_path, overwrite):
     (tmp_path / "b").mkdir()
-    with pytest.raises(OSError, match="b") as raised, together([tmp_path / "a", tmp_path / "b"], overwrite):
+    with (
+        pytest.raises(OSError, match="b") as raised,
+        atomically_together([tmp_path / "a", tmp_path / "b"], overwrite),
+    ):
         pass
     assert raised.value.filename in (str(tmp_path / "b"), None)
     assert names(tmp_path) == ["b"]
@@ -240,7 +250,7 @@ def test_files_and_folder_are_on_the_disk_before_and_after_the_renaming(tmp_path
         file.write_text("a")
     assert steps == ["file", "rename", "folder"]
     steps.clear()
-    with together([tmp_path / "a", tmp_path / "b"]) as files:
+    with atomically_together([tmp_path / "a", tmp_path / "b"]) as files:
         for file in files:
             file.write_text("b")
     listed = ["file", "folder"]  # the journal
@@ -254,7 +264,7 @@ def write_set(folder, order, kill=0):
     """Write files a and b in another process, killed before its step of the file system of number `kill`."""
 
     def work():
-        with together([folder / "a", folder / "b"], order == "overwrite") as files:
+        with atomically_together([folder / "a", folder / "b"], order == "overwrite") as files:
             for file, word in zip(files, ("new a", "new b")):
                 file.write_text(word)
 
@@ -274,20 +284,21 @@ def test_a_set_is_old_or_new_wherever_its_run_is_killed(tmp_path, order):
                 (folder / name).write_text(word)
         code = write_set(folder, order, kill)
         found = [
-            place.read_text() if place.exists() else None for place in located(folder / "a", folder / "b")
+            place.read_text() if place.exists() else None
+            for place in current_places(folder / "a", folder / "b")
         ]
         assert found in (old, new), kill
         seen.append(found == new)
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        tidy(folder)
+        remove_leftovers(folder)
         left = [name for name in ("a", "b") if (folder / name).exists()]
         assert names(folder) == left
         words = [(folder / name).read_text() for name in left]
         assert words in ([], new) if order == "new" else words in (old, new)
         if words != new:
-            with together([folder / "a", folder / "b"], order == "overwrite") as files:
+            with atomically_together([folder / "a", folder / "b"], order == "overwrite") as files:
                 for file, word in zip(files, new):
                     file.write_text(word)
         assert names(folder) == ["a", "b"]
@@ -301,7 +312,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from tercet.data.io.atomic import atomically
-from tercet.data.io.locks import lock_file, locked
+from tercet.data.io.atomic import lock_file, locked
 folder = Path(sys.argv[1])
 with locked(lock_file(folder, "train")), atomically(folder / "t") as unfinished:
     print(unfinished.name, flush=True)
@@ -328,10 +339,10 @@ def test_a_file_of_others_that_took_a_name_of_a_dead_set_is_not_taken_back(tmp_p
         write_set(tmp_path, "new", kill)
         if (tmp_path / "a").exists() and not (tmp_path / "b").exists():
             break
-        tidy(tmp_path)
+        remove_leftovers(tmp_path)
     (tmp_path / "a").unlink()
     (tmp_path / "a").write_text("of others")
-    tidy(tmp_path)
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "of others"
 
@@ -341,15 +352,15 @@ def test_a_journal_that_was_not_written_to_its_end_lists_nothing(tmp_path):
         (tmp_path / name).write_text(word)
     for kill in range(1, 40):
         write_set(tmp_path, "overwrite", kill)
-        if pending(tmp_path):
+        if pending_names(tmp_path):
             break
-        tidy(tmp_path)
+        remove_leftovers(tmp_path)
     content = (tmp_path / JOURNAL).read_bytes()
     assert json.loads(content)["names"] == ["a", "b"]
     for cut in (0, 5, len(content) // 2, len(content) - 1):
         (tmp_path / JOURNAL).write_bytes(content[:cut] + bytes(7))
-        assert pending(tmp_path) == {}
-    tidy(tmp_path)
+        assert pending_names(tmp_path) == {}
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == ["a", "b"]
     assert (tmp_path / "a").read_text() == "old a"
 
@@ -412,7 +423,7 @@ def test_links_among_leftovers_are_not_followed(tmp_path):
     (tmp_path / "victim").write_text("precious")
     for name in (".t.0123456789abcdef.unfinished", ".train.tercet.lock"):
         (tmp_path / "f" / name).symlink_to(tmp_path / "victim")
-    tidy(tmp_path / "f")
+    remove_leftovers(tmp_path / "f")
     assert len(names(tmp_path / "f")) == 2
     assert (tmp_path / "victim").read_text() == "precious"
 
@@ -436,13 +447,13 @@ def test_a_journal_names_files_of_its_folder_alone(tmp_path):
     (folder / "b").write_text("old")
     for kill in range(1, 40):
         write_set(folder, "overwrite", kill)
-        if pending(folder):
+        if pending_names(folder):
             break
-        tidy(folder)
+        remove_leftovers(folder)
     facts = json.loads((folder / JOURNAL).read_text())
     (folder / JOURNAL).write_text(json.dumps(with_checksum({**facts, "names": ["../victim", "b"]})))
-    assert pending(folder) == {}
-    tidy(folder)
+    assert pending_names(folder) == {}
+    remove_leftovers(folder)
     assert (tmp_path / "victim").read_text() == "precious"
 
 
@@ -471,7 +482,7 @@ def test_a_planted_journal_removes_and_replaces_no_file_of_others(tmp_path, orde
     if "victim" not in temporary:
         (tmp_path / temporary).write_text("of others")
     planted(tmp_path, order, temporary, "victim")
-    tidy(tmp_path)
+    remove_leftovers(tmp_path)
     assert (tmp_path / "victim").read_text() == "precious"
     assert names(tmp_path) == ["victim"]
 
@@ -482,8 +493,8 @@ def test_a_planted_journal_with_names_that_no_file_has_lists_nothing(tmp_path, n
         planted(tmp_path, "replace", f".{name}.{UNFINISHED}", "x")
     facts = json.loads((tmp_path / JOURNAL).read_text())
     (tmp_path / JOURNAL).write_text(json.dumps(with_checksum({**facts, "names": [name]})))
-    assert pending(tmp_path) == {}
-    tidy(tmp_path)
+    assert pending_names(tmp_path) == {}
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == []
 
 
@@ -491,8 +502,8 @@ def test_of_a_planted_journal_of_any_size_the_start_is_read(tmp_path):
     with open(tmp_path / JOURNAL, "wb") as file:
         file.write(b'{"tercet": "journal"')
         file.truncate(1 << 40)
-    assert pending(tmp_path) == {}
-    tidy(tmp_path)
+    assert pending_names(tmp_path) == {}
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == []
 
 
@@ -510,3 +521,66 @@ def test_the_journal_waits_for_who_holds_it(tmp_path):
     thread.join()
     assert order == ["first", "second"]
     assert names(tmp_path) == []
+
+
+# locks
+
+
+LOCK_HOLDER = """
+import sys, time
+from pathlib import Path
+from tercet.data.io.atomic import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_threads_hold_it_one_at_a_time_and_leave_no_file(tmp_path):
+    inside, most = [0], []
+
+    def work():
+        for _ in range(50):
+            with locked(tmp_path / ".lock") as held:
+                assert held
+                inside[0] += 1
+                most.append(inside[0])
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 200
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_is_killed_holds_nothing(tmp_path):
+    words = [sys.executable, "-c", LOCK_HOLDER, str(tmp_path / ".lock")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with locked(tmp_path / ".lock", wait=False) as held:
+            assert not held
+        assert (tmp_path / ".lock").exists()
+        process.kill()
+    with locked(tmp_path / ".lock", wait=False) as held:
+        assert held
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_of_another_user_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    (tmp_path / "lock").write_text("")
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(PermissionError) as raised, locked(tmp_path / "lock"):
+        pass
+    assert str(raised.value).endswith(
+        "lock': expected a file of this user, or none; another user's run is at work there or was killed; "
+        "wait for it to end, or remove the file"
+    )
+    with pytest.raises(PermissionError, match="of the folder"), locked(tmp_path / "other"):
+        pass
+
+
+def refused(*_, **__):
+    raise PermissionError(errno.EACCES, "of the folder")

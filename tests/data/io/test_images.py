@@ -14,8 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from tercet.data.io.image_headers import claimed_pixels
-from tercet.data.io.images import MAX_BYTES, decode_image, file_content, read_image, why_unreadable
+from tercet.data.io.images import (
+    MAX_BYTES,
+    claimed_pixels,
+    decode_image,
+    file_content,
+    read_image,
+    why_unreadable,
+)
 
 H, W = 40, 56
 Y, X = np.mgrid[:H, :W]

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tercet.data.io.positional import Handle
+from tercet.data.io.positional import PositionalFile
 from tercet.data.manifests import columns
-from tercet.data.manifests.columns import HeldColumns, StoredColumns, block_count, block_sums
+from tercet.data.manifests.columns import InMemoryColumns, OnDiskColumns, block_count, block_sums
 
 TYPES = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.int8)]
 
 
 def opened(path):
-    return Handle("read_manifest", "path", path, "a file to read")
+    return PositionalFile("read_manifest", "path", path, "a file to read")
 
 
 def stored(path, values, counts, limits=(1 << 31,) * 3, sums=None):
@@ -31,7 +31,7 @@ def stored(path, values, counts, limits=(1 << 31,) * 3, sums=None):
             starts[-1].append(len(content))
             content += column.astype(kind).tobytes()
     path.write_bytes(content)
-    return StoredColumns(opened(path), np.array(starts), np.array(counts), TYPES, limits, sums)
+    return OnDiskColumns(opened(path), np.array(starts), np.array(counts), TYPES, limits, sums)
 
 
 @settings(deadline=None, max_examples=60)
@@ -51,16 +51,18 @@ def test_any_rows_in_any_order_however_much_is_read_at_once(tmp_path_factory, da
     first, stop = sorted(data.draw(st.tuples(st.integers(0, total), st.integers(0, total))))
     assert one.take(np.arange(first, stop)).tolist() == values[:, first:stop].tolist()
     assert found.tolist() == values[:, rows].tolist()
-    assert HeldColumns(list(values)).take(rows).tolist() == found.tolist()
-    assert len(one) == len(HeldColumns(list(values))) == total
+    assert InMemoryColumns(list(values)).take(rows).tolist() == found.tolist()
+    assert len(one) == len(InMemoryColumns(list(values))) == total
 
 
 def test_neighbours_are_read_at_once_and_far_values_alone(tmp_path, monkeypatch):
     values = np.arange(30_000).reshape(3, 10_000) % 100
     one = stored(tmp_path / "c", values, [10_000])
     reads = []
-    gather = Handle.gather
-    monkeypatch.setattr(Handle, "gather", lambda self, some: reads.append(list(some)) or gather(self, some))
+    gather = PositionalFile.gather
+    monkeypatch.setattr(
+        PositionalFile, "gather", lambda self, some: reads.append(list(some)) or gather(self, some)
+    )
     assert one.take(np.arange(2000, 3000)).tolist() == values[:, 2000:3000].tolist()
     assert [[length for _, length in some] for some in reads] == [[4000], [4000], [1000]]
     reads.clear()
@@ -71,9 +73,11 @@ def test_neighbours_are_read_at_once_and_far_values_alone(tmp_path, monkeypatch)
 def test_what_is_read_is_announced_before(tmp_path, monkeypatch):
     one = stored(tmp_path / "c", np.zeros((3, 10_000), dtype=int), [10_000])
     calls = []
-    monkeypatch.setattr(Handle, "announce", lambda self, some: calls.extend(some))
-    gather = Handle.gather
-    monkeypatch.setattr(Handle, "gather", lambda self, some: calls.append("read") or gather(self, some))
+    monkeypatch.setattr(PositionalFile, "prefetch", lambda self, some: calls.extend(some))
+    gather = PositionalFile.gather
+    monkeypatch.setattr(
+        PositionalFile, "gather", lambda self, some: calls.append("read") or gather(self, some)
+    )
     one.take(np.array([9000, 5]))
     assert len(calls) == 9
     assert calls[6:] == ["read"] * 3
@@ -143,7 +147,7 @@ def test_a_flipped_bit_is_noticed_at_the_rows_of_its_block_and_only_there(tmp_pa
         changed = bytearray(content)
         changed[place] ^= 1 << int(rng.integers(8))
         source.write_bytes(changed)
-        one, wrong = StoredColumns(opened(source), *layout(source), TYPES, (1 << 31,) * 3, sums), 0
+        one, wrong = OnDiskColumns(opened(source), *layout(source), TYPES, (1 << 31,) * 3, sums), 0
         for row in range(0, VALUES.shape[1], 501):
             try:
                 assert one.take(np.array([row])).T.tolist() == VALUES[:, [row]].T.tolist()
@@ -164,7 +168,7 @@ def test_a_column_in_the_place_of_another_is_noticed(tmp_path):
     starts, counts = layout(tmp_path / "c")
     starts[:, [0, 1]] = starts[:, [1, 0]]
     sums = sums_of(VALUES, COUNTS)
-    one = StoredColumns(opened(tmp_path / "c"), starts, counts, TYPES, (1 << 31,) * 3, sums)
+    one = OnDiskColumns(opened(tmp_path / "c"), starts, counts, TYPES, (1 << 31,) * 3, sums)
     with pytest.raises(ValueError, match="expected values that fit their checksums"):
         one.take(np.array([0]))
 
@@ -172,8 +176,10 @@ def test_a_column_in_the_place_of_another_is_noticed(tmp_path):
 def test_a_block_is_compared_once(tmp_path, monkeypatch):
     one = stored(tmp_path / "c", VALUES, COUNTS, sums=sums_of(VALUES, COUNTS))
     reads = []
-    pread = Handle.pread
-    monkeypatch.setattr(Handle, "pread", lambda self, *some: reads.append(some[1]) or pread(self, *some))
+    pread = PositionalFile.pread
+    monkeypatch.setattr(
+        PositionalFile, "pread", lambda self, *some: reads.append(some[1]) or pread(self, *some)
+    )
     for rows in ([0, 1], [4_000], [4_999]):
         one.take(np.array(rows))
     assert reads == [16384, 16384, 5000, 3616, 3616]

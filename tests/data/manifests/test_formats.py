@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tercet.data.manifests import formats
-from tercet.data.manifests.formats import BLOCK, FORMATS, open_arrow, read_paths, write_paths
+from tercet.data.manifests.arrow_layout import open_arrow
+from tercet.data.manifests.formats import BLOCK, FORMATS, read_paths, write_paths
 
 COLUMNS = formats.COLUMNS["triplets"]
 NASTY = ["IMG_1.JPG", "x y.jpg", "é.png", "e\u0301.png", "a,b", 'q"q', '"', '""', "l\nf", "c\rr", "cr\r\nlf"]

@@ -24,16 +24,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tercet.core.indices import Pairs, Triplets, TripletSequence
-from tercet.data.catalog.catalog import Catalog, scan_folder
-from tercet.data.catalog.scan import LeftOut
+from tercet.core.indices import LabeledPairs, Pairs, Triplets, TripletSequence
+from tercet.data.catalog.catalog import Catalog, LeftOut
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.triplet_dataset import TripletDataset
-from tercet.data.manifests import blocks, formats
+from tercet.data.manifests import formats
 from tercet.data.manifests import writing as manifest_writing
 from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import ManifestPart, write_manifest, write_manifests
-from tercet.data.triplets.pairs import LabeledPairs, RandomPairs
+from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 
 COLUMNS = formats.COLUMNS["triplets"]
@@ -108,7 +108,7 @@ ROWS = listed(DRAWN[:])
 def small_blocks(monkeypatch):
     """A few triplets already fill several row groups and record batches."""
     monkeypatch.setattr(formats, "BLOCK", 4)
-    monkeypatch.setattr(blocks, "BLOCK", 4)
+    monkeypatch.setattr(manifest_writing, "BLOCK", 4)
 
 
 # Round trips
@@ -287,7 +287,7 @@ def test_bytes_do_not_depend_on_the_chunk_size(tmp_path, suffix):
 
 MACHINE = """
 import sys
-from tercet.data.catalog.catalog import scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.triplets.random import RandomTriplets
 images, out, chunk_size = sys.argv[1:]
@@ -713,7 +713,7 @@ class Interrupted:
 @pytest.mark.parametrize("block", [10, 1 << 20])
 def test_interrupted_half_way_leaves_nothing(tmp_path, monkeypatch, suffix, error, block):
     monkeypatch.setattr(formats, "BLOCK", block)
-    monkeypatch.setattr(blocks, "BLOCK", block)
+    monkeypatch.setattr(manifest_writing, "BLOCK", block)
 
     def interrupt():
         assert all(file.name.endswith(".unfinished") for file in tmp_path.iterdir())  # under other names
@@ -744,12 +744,12 @@ def test_interrupted_half_way_keeps_the_old_file(tmp_path, suffix):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from tercet.data.manifests import blocks, formats
+from tercet.data.manifests import formats
 from tercet.data.manifests import writing as manifest_writing
 from tercet.data.catalog.catalog import Catalog
 from tercet.core.indices import Triplets
 
-formats.BLOCK = blocks.BLOCK = 1000
+formats.BLOCK = manifest_writing.BLOCK = 1000
 class Killed:
     def __len__(self):
         return 10_000
@@ -815,7 +815,7 @@ def test_memory_does_not_grow_with_the_count(tmp_path):
 
     drawn = manifest_writing.drawn_blocks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", 100)
+        patch.setattr(manifest_writing, "BLOCK", 100)
         patch.setattr(manifest_writing, "drawn_blocks", lambda *given: watched(drawn(*given)))
         for suffix in FORMATS:
             rows = np.zeros((3, 3000), dtype=np.int64)

@@ -15,12 +15,12 @@ import pytest
 
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.split import train_validation_split
-from tercet.data.io.atomic import together
-from tercet.data.io.journal import JOURNAL, pending, tidy
+from tercet.data.io.atomic import atomically_together, remove_leftovers
+from tercet.data.io.journal import JOURNAL, pending_names
 from tercet.data.manifests import reading
 from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS
 from tercet.data.manifests.manifest import read_manifest
-from tercet.data.manifests.provenance import beside
+from tercet.data.manifests.provenance import sidecar
 from tercet.data.manifests.writing import ManifestPart, write_manifest, write_manifests
 from tercet.data.triplets.random import RandomTriplets
 from tests.contracts.killing import killed_at
@@ -83,7 +83,7 @@ def test_a_split_killed_at_any_renaming_is_seen_whole_and_the_same_command_ends_
         if overwrite:
             write_manifests(split_parts(target, 0))
         code = killed_at(step, lambda to=target: write_manifests(split_parts(to, 1), overwrite=overwrite))
-        if not overwrite and not pending(folder) and code:
+        if not overwrite and not pending_names(folder) and code:
             assert not target.exists() or names(folder)[-4:] == sorted(whole)
         else:
             seeds = [
@@ -94,7 +94,7 @@ def test_a_split_killed_at_any_renaming_is_seen_whole_and_the_same_command_ends_
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        if overwrite or pending(folder) or not target.exists():
+        if overwrite or pending_names(folder) or not target.exists():
             write_manifests(split_parts(target, 1), overwrite=overwrite)
         else:  # the killed run was through, but for the removing of its journal
             assert "it exists" in sentence(write_manifests, split_parts(target, 1))
@@ -109,23 +109,23 @@ def test_a_text_manifest_killed_between_it_and_its_json_is_written_by_the_same_c
     target = tmp_path / f"t{suffix}"
     for step in range(1, 40):
         killed_at(step, lambda: write_manifest(target, of_seed(0), CATALOG))
-        if target.exists() and not beside(target).exists():
+        if target.exists() and not sidecar(target).exists():
             break
         write_manifest(target, of_seed(0), CATALOG, overwrite=True)
         target.unlink()
-        beside(target).unlink()
+        sidecar(target).unlink()
     else:
         pytest.fail("no kill between the two renamings")
     assert rows(read_manifest(target)) == rows(of_seed(0))  # through the journal
     assert read_manifest(target).provenance["strategy"] == "random"
     write_manifest(target, of_seed(0), CATALOG)
-    assert names(tmp_path) == sorted([target.name, beside(target).name])
+    assert names(tmp_path) == sorted([target.name, sidecar(target).name])
 
 
 def test_another_run_in_the_folder_removes_what_a_killed_one_left(tmp_path):
     for step in range(1, 40):
         killed_at(step, lambda: write_manifest(tmp_path / "t.csv", of_seed(0), CATALOG))
-        if pending(tmp_path):
+        if pending_names(tmp_path):
             break
     CATALOG.write(tmp_path / "catalog.csv")
     assert names(tmp_path) == ["catalog.csv"]
@@ -139,7 +139,7 @@ def test_a_reader_during_an_overwrite_sees_one_run(tmp_path, monkeypatch, suffix
     """The files are replaced before or after one of the reader's openings, each in turn."""
     target = tmp_path / f"t{suffix}"
     wanted = {seed: rows(of_seed(seed)) for seed in (0, 1)}
-    openings = [getattr(reading, name) for name in ("open_arrow", "open_plain", "read_beside", "read_paths")]
+    openings = [getattr(reading, name) for name in ("open_arrow", "open_plain", "read_sidecar", "read_paths")]
     seen = []
     for moment in range(1, 2 * len(openings) + 1):
         write_manifest(target, of_seed(0), CATALOG, overwrite=True)
@@ -205,20 +205,20 @@ def test_a_file_that_is_replaced_all_the_time_is_refused(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("late", ["open_plain", "read_beside"])
+@pytest.mark.parametrize("late", ["open_plain", "read_sidecar"])
 def test_a_set_that_gets_its_names_while_it_is_read_is_read_again(tmp_path, monkeypatch, late):
     """Renamed, a file is the same, and no longer where the journal had it: it must not pass for missing."""
     for step in range(1, 40):
         write_manifest(tmp_path / "t.csv", of_seed(0), CATALOG, overwrite=True)
         killed_at(step, lambda: write_manifest(tmp_path / "t.csv", of_seed(1), CATALOG, overwrite=True))
-        if len(pending(tmp_path)) == 2 and all(
-            (tmp_path / name).exists() for name in pending(tmp_path).values()
+        if len(pending_names(tmp_path)) == 2 and all(
+            (tmp_path / name).exists() for name in pending_names(tmp_path).values()
         ):
             break
     real = getattr(reading, late)
 
     def settled_first(*args):
-        tidy(tmp_path)
+        remove_leftovers(tmp_path)
         return real(*args)
 
     monkeypatch.setattr(reading, late, settled_first)
@@ -240,7 +240,7 @@ def test_parts_of_two_splits_beside_each_other_are_refused(tmp_path, suffix, kep
         write_manifests(files[-1])
     for part in files[1]:
         if part.provenance["split"]["part"] != kept:
-            for name in {part.path, beside(part.path)}:
+            for name in {part.path, sidecar(part.path)}:
                 if name.exists():
                     shutil.copy(name, tmp_path / "0")
     target, validation = (part.path for part in files[0])
@@ -270,7 +270,7 @@ def test_a_part_of_a_split_is_not_replaced_by_all_images(tmp_path, suffix):
 
 def test_a_manifest_of_another_program_beside_a_part_is_let_be(tmp_path):
     write_manifests(split_parts(tmp_path / "t.csv", 0))
-    beside(tmp_path / "t.validation.csv").unlink()
+    sidecar(tmp_path / "t.validation.csv").unlink()
     assert read_manifest(tmp_path / "t.csv").provenance["split"]["part"] == "train"
 
 
@@ -279,7 +279,7 @@ def test_a_damaged_part_beside_it_does_not_condemn_a_manifest(tmp_path, monkeypa
     """It is refused where it is read; a changed seed in it does not make it the part of another split."""
     target, validation = (part.path for part in split_parts(tmp_path / f"t{suffix}", 0))
     write_manifests(split_parts(target, 0))
-    where = beside(validation) if suffix in TEXT_FORMATS else validation
+    where = sidecar(validation) if suffix in TEXT_FORMATS else validation
     content = where.read_bytes()
     changed = re.sub(rb'("split": \{[^}]*"seed": )0', rb"\g<1>7", content)
     assert changed != content
@@ -289,7 +289,7 @@ def test_a_damaged_part_beside_it_does_not_condemn_a_manifest(tmp_path, monkeypa
     def damaged(*_):
         raise pa.ArrowNotImplementedError("of a type that a flipped bit made")
 
-    monkeypatch.setattr("tercet.data.manifests.split_parts._record", damaged)
+    monkeypatch.setattr("tercet.data.manifests.provenance._record", damaged)
     assert len(read_manifest(target)) > 0
     write_manifest(target, of_seed(0), CATALOG, overwrite=True)
 
@@ -351,7 +351,7 @@ def test_a_link_at_the_name_of_a_manifest_or_its_json_is_not_followed(tmp_path, 
     (tmp_path / "f").mkdir()
     target, victim = tmp_path / "f" / f"t{suffix}", tmp_path / "victim"
     victim.write_text("precious")
-    for name in (target, beside(target)):
+    for name in (target, sidecar(target)):
         name.symlink_to(victim)
     assert "it exists" in sentence(write_manifest, target, of_seed(0), CATALOG)
     write_manifest(target, of_seed(0), CATALOG, overwrite=True)
@@ -367,16 +367,16 @@ def test_a_journal_that_others_planted_leads_nowhere_else(tmp_path):
     code = 0
     for step in range(1, 40):
         code = killed_at(step, lambda: write_manifest(folder / "t.csv", of_seed(1), CATALOG))
-        if pending(folder):
+        if pending_names(folder):
             break
     assert code == -signal.SIGKILL
-    for name, temporary in pending(folder).items():
+    for name, temporary in pending_names(folder).items():
         (folder / temporary).unlink()
         (folder / temporary).symlink_to(tmp_path / name)
         (folder / name).unlink(missing_ok=True)
     assert json.loads((folder / JOURNAL).read_text())["order"] == "new"
     assert "expected an existing file" in sentence(read_manifest, folder / "t.csv")
-    with together([folder / "other"]) as (file,):
+    with atomically_together([folder / "other"]) as (file,):
         file.write_text("")
     assert names(folder) == ["other"]
     assert rows(read_manifest(tmp_path / "t.csv")) == rows(of_seed(0))

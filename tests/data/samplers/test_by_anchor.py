@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from tercet.core.indices import Triplets
-from tercet.data.catalog.catalog import scan_folder
+from tercet.core.indices import LabeledPairs, Triplets
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.triplet_dataset import PairDataset, TripletDataset
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.samplers.by_anchor import AnchorSampler
 from tercet.data.samplers.pk import ShuffledSampler
 from tercet.data.triplets.deep_ranking import DeepRankingTriplets
-from tercet.data.triplets.pairs import LabeledPairs, RandomPairs
+from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.data.triplets.relevance import FunctionRelevance
 from tercet.losses.triplet import TripletMargin

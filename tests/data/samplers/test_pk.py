@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.core.randomness import KeyedRow
-from tercet.data.io.facts import with_checksum
+from tercet.data.io.checked_json import with_checksum
 from tercet.data.samplers import balanced_plan
 from tercet.data.samplers.balanced_plan import deal, occurrences, spread
 from tercet.data.samplers.pk import PKSampler, ShuffledSampler

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from tercet.core.randomness import KeyedRow
-from tercet.data.catalog.catalog import Catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.image_dataset import ImageDataset
-from tercet.data.io.facts import with_checksum
+from tercet.data.io.checked_json import with_checksum
 from tercet.data.samplers.pk import PKSampler
 from tercet.data.shards import index as index_module
 from tercet.data.shards.index import ShardIndex

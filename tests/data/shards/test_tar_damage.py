@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tercet.data.catalog.catalog import scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.tar_members import BLOCK, DamagedTar, members, sample_name
 from tercet.data.shards.writing import write_shards

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.scan import scan_folder
+from tercet.data.catalog.table import read_catalog
 from tercet.data.shards import shard_file
 from tercet.data.shards import writing as shard_writing
 from tercet.data.shards.index import ShardIndex

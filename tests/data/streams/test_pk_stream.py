@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader
 from webdataset.gopen import Pipe, gopen_schemes
 
 from tercet.core.checks import refusal
-from tercet.data.catalog.catalog import scan_folder
-from tercet.data.io.facts import with_checksum
-from tercet.data.io.positional import Handle
+from tercet.data.catalog.scan import scan_folder
+from tercet.data.io.checked_json import with_checksum
+from tercet.data.io.positional import PositionalFile
 from tercet.data.shards import writing as shard_writing
 from tercet.data.shards.index import ShardIndex
 from tercet.data.streams import listing
@@ -989,7 +989,7 @@ def test_a_tar_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     def opened(caller, argument, path, kind):
         if path.name.endswith("1.tar"):
             raise refusal(caller, argument, str(path), kind, "Permission denied")
-        return Handle(caller, argument, path, kind)
+        return PositionalFile(caller, argument, path, kind)
 
     monkeypatch.setattr(listing, "Handle", opened)
     assert named in refusal_of(PKStream, folder, 2, 4)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tercet.core.indices import Pairs
-from tercet.data.triplets.pairs import LabeledPairs, PairSequence, RandomPairs
+from tercet.core.indices import LabeledPairs, Pairs, PairSequence
+from tercet.data.triplets.pairs import RandomPairs
 
 
 def faults(rows, labels, groups, positives, negatives):

@@ -1,38 +1,40 @@
-"""What images there are: a folder of class folders, or a table, as one sorted list of rows."""
+"""`Catalog`: the images, their classes and groups, a row each; and what was left out of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.core.checks import array_of, as_bool, as_int, path_of, refusal, string, strings_of
+from tercet.core.checks import array_of, as_bool, path_of, refusal
 from tercet.core.indices import row_number
-from tercet.data.catalog.scan import (
-    IMAGE_SUFFIXES,
-    MAX_FILES,
-    LeftOut,
-    ambiguous_names,
-    decodable,
-    walk_images,
-)
 from tercet.data.io.atomic import fresh_target
-from tercet.data.io.images import MAX_PIXELS
-from tercet.data.io.roots import refuse_leading_out, refuse_outside
-from tercet.data.io.tables import first_rows, read_columns, sorted_classes, write_columns
+from tercet.data.io.path_traversal import refuse_leading_out
+from tercet.data.io.tables import write_columns
 
-__all__ = ["Catalog", "read_catalog", "refuse_unwritable", "scan_folder"]
+__all__ = ["Catalog", "LeftOut", "refuse_unwritable"]
 
 _KINDS = (bool, int, float, str)  # of the values of a group; the first that fits
+
+
+class LeftOut(NamedTuple):
+    """A file or folder that is not in the catalog, and why.
+
+    Args:
+        path: relative to the catalog's root, with forward slashes.
+        reason: a phrase, the same for all of its kind, such as "not an image".
+    """
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -232,173 +234,3 @@ def refuse_unwritable(caller: str, catalog: Any) -> None:
         except UnicodeEncodeError:
             name = next(name for name in names if name != name.encode(errors="ignore").decode())
             raise refusal(caller, argument, name, "text that UTF-8 can write", "rename it") from None
-
-
-def scan_folder(
-    root: str | Path,
-    *,
-    class_depth: int | None = None,
-    suffixes: Iterable[str] = IMAGE_SUFFIXES,
-    verify: bool = False,
-    max_pixels: int = MAX_PIXELS,
-    max_files: int = MAX_FILES,
-    progress: bool = False,
-) -> Catalog:
-    """The catalog of a folder of class folders: every image below a folder, sorted by path.
-
-    A folder that holds images is a class, named by its whole path below `root`; where classes lie deeper
-    than the first level, `groups["parent"]` names the folder above each, for use as a super-label.
-    The order is that of the path's parts, as plain strings, so class numbers are those of torchvision's
-    ImageFolder on a flat tree.
-
-    Links are followed, also out of `root`: a tree of links into a store is a common one. Each folder is
-    entered once, by its own name or by the first link to it, so loops and doubled links end.
-
-    Args:
-        root: the folder.
-        class_depth: a class is named by its first `class_depth` folders, and everything below belongs to
-            it; None names it by its whole path, and warns where folders of one name become several classes.
-        suffixes: what counts as an image, in lower case; compared in any case.
-        verify: decode every image, in parallel, and leave out those that do not decode.
-        max_pixels: how many pixels an image may have to be decoded.
-        max_files: how many files and folders may lie below `root`.
-        progress: show a progress bar while verifying.
-
-    Returns:
-        The catalog; `left_out` names each file or folder that is not in it, with the reason.
-
-    Raises:
-        ValueError: no such folder, no image in any class folder, or more files than `max_files`.
-
-    Example:
-        >>> import pathlib
-        >>> for name in ("ant/1.JPG", "ant/2.jpg", "bee/x y.png", "bee/notes.txt"):
-        ...     file = pathlib.Path("photos", name)
-        ...     file.parent.mkdir(parents=True, exist_ok=True)
-        ...     _ = file.write_bytes(b"")
-        >>> catalog = scan_folder("photos")
-        >>> catalog, catalog.labels.tolist(), catalog.left_out_counts()
-        (Catalog(3 images, 2 classes, 1 left out), [0, 0, 1], {'not an image': 1})
-    """
-    top = path_of("scan_folder", "root", root)
-    verify, progress = as_bool("scan_folder", "verify", verify), as_bool("scan_folder", "progress", progress)
-    if not top.is_dir():
-        raise refusal("scan_folder", "root", str(root), "an existing folder")
-    if class_depth is not None:
-        class_depth = as_int("scan_folder", "class_depth", class_depth, minimum=1)
-    wanted = frozenset(strings_of("scan_folder", "suffixes", suffixes))
-    if not all(suffix.startswith(".") and suffix == suffix.lower() for suffix in wanted):
-        expected = "suffixes in lower case with their dots"
-        raise refusal("scan_folder", "suffixes", sorted(wanted), expected, 'such as [".jpg", ".png"]')
-    left_out: list[LeftOut] = []
-    max_pixels = as_int("scan_folder", "max_pixels", max_pixels, minimum=1)
-    max_files = as_int("scan_folder", "max_files", max_files, minimum=1)
-    found = list(walk_images(top, wanted, left_out, max_files))
-    if verify:
-        files = {"/".join(parts): top.joinpath(*parts) for parts in found}
-        found = [tuple(name.split("/")) for name in decodable(files, left_out, max_pixels, progress)]
-    if not found:
-        reasons = Counter(item.reason for item in left_out)
-        seen = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common()) or "it is empty"
-        expected = "one folder per class with images in it"
-        raise refusal("scan_folder", "root", str(root), expected, f"found none: {seen}")
-    found.sort()
-    folders = [parts[:-1][:class_depth] for parts in found]
-    classes = sorted(set(folders))
-    if class_depth is None and (warning := ambiguous_names(root, classes)):
-        warnings.warn(warning, stacklevel=2)
-    number = {folder: code for code, folder in enumerate(classes)}
-    groups = {}
-    if any(len(folder) > 1 for folder in classes):
-        groups["parent"] = np.array(["/".join(folder[:-1]) for folder in folders], dtype=object)
-    return Catalog(
-        paths=["/".join(parts) for parts in found],
-        labels=np.array([number[folder] for folder in folders], dtype=np.int64),
-        classes=["/".join(folder) for folder in classes],
-        groups=groups,
-        root=top,
-        left_out=sorted(left_out),
-    )
-
-
-def read_catalog(
-    path: str | Path,
-    *,
-    root: str | Path | None = None,
-    outside_root: bool = False,
-    path_column: str = "path",
-    label_column: str = "label",
-    groups: Iterable[str] | None = None,
-    verify: bool = False,
-    max_pixels: int = MAX_PIXELS,
-    progress: bool = False,
-) -> Catalog:
-    """The catalog of a table, CSV or Parquet, in the order of its rows.
-
-    Args:
-        path: the table, ending in .csv or .parquet.
-        root: the folder that the paths start from; by default the folder of the table.
-        outside_root: let paths lead out of the root: `..`, absolute paths elsewhere, and links. Without it
-            paths are refused here, and links on them where the image is opened: no image is looked for.
-        path_column: the column of image paths.
-        label_column: the column of classes, whole numbers or strings. Classes are sorted, as numbers
-            where every one of them is a whole number.
-        groups: columns to keep as groups; by default all others. Of a CSV they are strings, or whole numbers
-            where every value is written as Python writes an int64, so `007` and `7` stay two values; of a
-            Parquet they keep their type.
-        verify: decode every image, in parallel, and leave out those that do not decode.
-        max_pixels: how many pixels an image may have to be decoded.
-        progress: show a progress bar while verifying.
-
-    Returns:
-        The catalog; a path that the table repeats with the same label is kept once.
-
-    Raises:
-        ValueError: no such file, another suffix, a missing column, an empty value, no rows, a path that has
-            two labels or leads out of the root, or no image that decodes.
-        PermissionError: an image to be verified lies behind a link out of the root.
-
-    Example:
-        >>> import pathlib
-        >>> _ = pathlib.Path("faces.csv").write_text("path,label,camera\\na.jpg,Ann,1\\nb.jpg,Bob,2\\n")
-        >>> catalog = read_catalog("faces.csv")
-        >>> catalog.classes, catalog.groups["camera"].tolist()
-        (['Ann', 'Bob'], [1, 2])
-    """
-    max_pixels = as_int("read_catalog", "max_pixels", max_pixels, minimum=1)
-    caller = "read_catalog"
-    path = path_of(caller, "path", path)
-    root = path.parent if root is None else path_of(caller, "root", root)
-    verify, progress = as_bool(caller, "verify", verify), as_bool(caller, "progress", progress)
-    outside_root = as_bool(caller, "outside_root", outside_root)
-    text = (string(caller, "path_column", path_column), string(caller, "label_column", label_column))
-    wanted = None if groups is None else strings_of(caller, "groups", groups)
-    columns = read_columns("read_catalog", path, text, wanted)
-    names, labels = (columns[name] for name in text)
-    if wanted is None:
-        wanted = [name for name in columns if name not in text]
-    if not names.size:
-        raise refusal("read_catalog", "path", str(path), "at least one row")
-    if not outside_root:
-        refuse_outside(caller, path, root, names, rows=True)
-    first, repeated = first_rows(caller, path, names, labels)
-    left_out = [LeftOut(name, "path repeated in the table") for name in repeated]
-    classes = sorted_classes(labels)
-    number = {label: code for code, label in enumerate(classes)}
-    catalog = Catalog(
-        paths=names,
-        labels=np.array([number[label] for label in labels], dtype=np.int64),
-        classes=classes,
-        groups={name: columns[name] for name in wanted},
-        root=root,
-        outside_root=outside_root,
-    ).select(first)
-    if verify:
-        rows = {name: row for row, name in enumerate(catalog.paths)}
-        files = {name: catalog.file(row) for name, row in rows.items()}
-        kept = decodable(files, left_out, max_pixels, progress)
-        if not kept:
-            expected = "at least one image that decodes"
-            raise refusal("read_catalog", "path", str(path), expected, f"of the first: {left_out[-1].reason}")
-        catalog = catalog.select([rows[name] for name in kept])
-    return replace(catalog, left_out=left_out)

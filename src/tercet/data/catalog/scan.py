@@ -1,17 +1,22 @@
-"""A walk through a folder of class folders: every image below it, and why each other file is none."""
+"""`scan_folder`: the images below a folder of class folders, and why each other file is none."""
 
 from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
-from tercet.core.checks import escaped, refusal
+import numpy as np
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_FILES", "LeftOut", "ambiguous_names", "decodable", "walk_images"]
+from tercet.core.checks import as_bool, as_int, escaped, path_of, refusal, strings_of
+from tercet.data.catalog.catalog import Catalog, LeftOut
+from tercet.data.io.images import MAX_PIXELS
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_FILES", "ambiguous_names", "decodable", "scan_folder", "walk_images"]
 
 MAX_FILES = 10**8
 """How many files and folders a scan looks at unless told otherwise: a link may lead to a whole disk."""
@@ -22,16 +27,91 @@ IMAGE_SUFFIXES = frozenset(
 """The file name suffixes that `scan_folder` takes for images, in lower case."""
 
 
-class LeftOut(NamedTuple):
-    """A file or folder that is not in the catalog, and why.
+def scan_folder(
+    root: str | Path,
+    *,
+    class_depth: int | None = None,
+    suffixes: Iterable[str] = IMAGE_SUFFIXES,
+    verify: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    max_files: int = MAX_FILES,
+    progress: bool = False,
+) -> Catalog:
+    """The catalog of a folder of class folders: every image below a folder, sorted by path.
+
+    A folder that holds images is a class, named by its whole path below `root`; where classes lie deeper
+    than the first level, `groups["parent"]` names the folder above each, for use as a super-label.
+    The order is that of the path's parts, as plain strings, so class numbers are those of torchvision's
+    ImageFolder on a flat tree.
+
+    Links are followed, also out of `root`: a tree of links into a store is a common one. Each folder is
+    entered once, by its own name or by the first link to it, so loops and doubled links end.
 
     Args:
-        path: relative to the catalog's root, with forward slashes.
-        reason: a phrase, the same for all of its kind, such as "not an image".
-    """
+        root: the folder.
+        class_depth: a class is named by its first `class_depth` folders, and everything below belongs to
+            it; None names it by its whole path, and warns where folders of one name become several classes.
+        suffixes: what counts as an image, in lower case; compared in any case.
+        verify: decode every image, in parallel, and leave out those that do not decode.
+        max_pixels: how many pixels an image may have to be decoded.
+        max_files: how many files and folders may lie below `root`.
+        progress: show a progress bar while verifying.
 
-    path: str
-    reason: str
+    Returns:
+        The catalog; `left_out` names each file or folder that is not in it, with the reason.
+
+    Raises:
+        ValueError: no such folder, no image in any class folder, or more files than `max_files`.
+
+    Example:
+        >>> import pathlib
+        >>> for name in ("ant/1.JPG", "ant/2.jpg", "bee/x y.png", "bee/notes.txt"):
+        ...     file = pathlib.Path("photos", name)
+        ...     file.parent.mkdir(parents=True, exist_ok=True)
+        ...     _ = file.write_bytes(b"")
+        >>> catalog = scan_folder("photos")
+        >>> catalog, catalog.labels.tolist(), catalog.left_out_counts()
+        (Catalog(3 images, 2 classes, 1 left out), [0, 0, 1], {'not an image': 1})
+    """
+    top = path_of("scan_folder", "root", root)
+    verify, progress = as_bool("scan_folder", "verify", verify), as_bool("scan_folder", "progress", progress)
+    if not top.is_dir():
+        raise refusal("scan_folder", "root", str(root), "an existing folder")
+    if class_depth is not None:
+        class_depth = as_int("scan_folder", "class_depth", class_depth, minimum=1)
+    wanted = frozenset(strings_of("scan_folder", "suffixes", suffixes))
+    if not all(suffix.startswith(".") and suffix == suffix.lower() for suffix in wanted):
+        expected = "suffixes in lower case with their dots"
+        raise refusal("scan_folder", "suffixes", sorted(wanted), expected, 'such as [".jpg", ".png"]')
+    left_out: list[LeftOut] = []
+    max_pixels = as_int("scan_folder", "max_pixels", max_pixels, minimum=1)
+    max_files = as_int("scan_folder", "max_files", max_files, minimum=1)
+    found = list(walk_images(top, wanted, left_out, max_files))
+    if verify:
+        files = {"/".join(parts): top.joinpath(*parts) for parts in found}
+        found = [tuple(name.split("/")) for name in decodable(files, left_out, max_pixels, progress)]
+    if not found:
+        reasons = Counter(item.reason for item in left_out)
+        seen = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common()) or "it is empty"
+        expected = "one folder per class with images in it"
+        raise refusal("scan_folder", "root", str(root), expected, f"found none: {seen}")
+    found.sort()
+    folders = [parts[:-1][:class_depth] for parts in found]
+    classes = sorted(set(folders))
+    if class_depth is None and (warning := ambiguous_names(root, classes)):
+        warnings.warn(warning, stacklevel=2)
+    number = {folder: code for code, folder in enumerate(classes)}
+    groups = {}
+    if any(len(folder) > 1 for folder in classes):
+        groups["parent"] = np.array(["/".join(folder[:-1]) for folder in folders], dtype=object)
+    return Catalog(
+        paths=["/".join(parts) for parts in found],
+        labels=np.array([number[folder] for folder in folders], dtype=np.int64),
+        classes=["/".join(folder) for folder in classes],
+        groups=groups,
+        root=top,
+        left_out=sorted(left_out),
+    )
 
 
 def walk_images(

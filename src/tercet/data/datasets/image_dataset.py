@@ -56,7 +56,7 @@ class ImageDataset(Dataset):
 
     Example:
         >>> import pathlib
-        >>> from tercet.data.catalog.catalog import scan_folder
+        >>> from tercet.data.catalog.scan import scan_folder
         >>> for name in ("ant/1.pgm", "bee/1.pgm"):
         ...     file = pathlib.Path("pictures", name)
         ...     file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,12 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tercet.core.checks import as_bool, as_choice, refusal
-from tercet.core.indices import Pairs, Triplets, TripletSequence, rows_at
+from tercet.core.indices import LabeledPairs, Pairs, PairSequence, Triplets, TripletSequence, rows_at
 from tercet.core.randomness import KeyedRow, derive_key
 from tercet.data.datasets.decoding import Decoder
 from tercet.data.io.images import MAX_PIXELS
 from tercet.data.manifests.provenance import refuse_other_catalog
 from tercet.data.samplers.anchor_parts import images_each
-from tercet.data.triplets.pairs import LabeledPairs, PairSequence
 
 __all__ = ["PairBatch", "PairDataset", "TripletBatch", "TripletDataset"]
 
@@ -268,7 +267,7 @@ class TripletDataset(_ListedDataset):
 
     Example:
         >>> import pathlib
-        >>> from tercet.data.catalog.catalog import scan_folder
+        >>> from tercet.data.catalog.scan import scan_folder
         >>> from tercet.data.triplets.random import RandomTriplets
         >>> for name in ("ant/1.pgm", "ant/2.pgm", "bee/1.pgm"):
         ...     file = pathlib.Path("insects", name)
@@ -342,7 +341,7 @@ class PairDataset(_ListedDataset):
 
     Example:
         >>> import pathlib
-        >>> from tercet.data.catalog.catalog import scan_folder
+        >>> from tercet.data.catalog.scan import scan_folder
         >>> from tercet.data.triplets.pairs import RandomPairs
         >>> for name in ("ant/1.pgm", "ant/2.pgm", "bee/1.pgm"):
         ...     file = pathlib.Path("couples", name)

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tercet.core.checks import as_bool, escaped, path_of, refusal
-from tercet.data.io.journal import journal, pending, synced, tidy
-from tercet.data.io.locks import SAFELY, flock
+from tercet.data.io.journal import JOURNAL, NO_FOLLOW, Journal, fsync, not_ours, pending_names
 
-__all__ = ["atomically", "fresh_target", "naming", "together"]
+try:
+    import fcntl
+except ImportError:  # Windows: there nothing is locked
+    fcntl = None
+
+__all__ = [
+    "atomically",
+    "atomically_together",
+    "final_names_in_errors",
+    "fresh_target",
+    "journal",
+    "lock_file",
+    "locked",
+    "open_lock_file",
+    "remove_leftovers",
+]
+
+_LEFT_OVER = re.compile(r"\..+\.([0-9a-f]{16}\.unfinished|tercet\.lock)", re.DOTALL)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def fresh_target(caller: str, path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
@@ -43,7 +62,7 @@ def fresh_target(caller: str, path: str | Path, overwrite: bool, suffixes: Seque
         )
     writable = os.access(target.parent, os.W_OK)
     if writable:
-        tidy(target.parent)
+        remove_leftovers(target.parent)
     if os.path.lexists(target) and not overwrite:
         hint = "it exists; overwrite=True or --overwrite replaces it"
         raise refusal(caller, "path", str(path), "a new file", hint)
@@ -72,12 +91,12 @@ def atomically(target: Path, overwrite: bool = True) -> Iterator[Path]:
         >>> Path("t.txt").read_text()
         'all of it'
     """
-    with together([target], overwrite) as (unfinished,):
+    with atomically_together([target], overwrite) as (unfinished,):
         yield unfinished
 
 
 @contextmanager
-def together(targets: Sequence[Path], overwrite: bool = True) -> Iterator[list[Path]]:
+def atomically_together(targets: Sequence[Path], overwrite: bool = True) -> Iterator[list[Path]]:
     """As `atomically`, for a set of files in one folder: readers that look with `located` see all or none.
 
     Args:
@@ -93,7 +112,7 @@ def together(targets: Sequence[Path], overwrite: bool = True) -> Iterator[list[P
     files: dict[Path, Path] = {}
     held: list[int] = []
     try:
-        with naming(files):
+        with final_names_in_errors(files):
             for target in targets:
                 file, descriptor = _temporary(target)
                 files[file] = target
@@ -102,7 +121,7 @@ def together(targets: Sequence[Path], overwrite: bool = True) -> Iterator[list[P
             _publish(files, overwrite)
     finally:
         try:
-            listed = set(pending(targets[0].parent).values())  # the next run needs those
+            listed = set(pending_names(targets[0].parent).values())  # the next run needs those
             for file in files:
                 if file.name not in listed:
                     file.unlink(missing_ok=True)
@@ -112,7 +131,7 @@ def together(targets: Sequence[Path], overwrite: bool = True) -> Iterator[list[P
 
 
 @contextmanager
-def naming(files: Mapping[Path, Path]) -> Iterator[None]:
+def final_names_in_errors(files: Mapping[Path, Path]) -> Iterator[None]:
     """Have the system's errors in the block name the final name, where they name a temporary file or none.
 
     Args:
@@ -129,20 +148,20 @@ def naming(files: Mapping[Path, Path]) -> Iterator[None]:
 
 
 def _temporary(target: Path) -> tuple[Path, int]:
-    """A new file beside `target`, and the descriptor that holds its lock: without one, `tidy` removes it.
+    """A new file beside `target`, and the descriptor that holds its lock; without the lock it is a leftover.
 
-    Nobody can foresee the name, and nothing may stand there: no link that others planted is followed.
+    The name is random, and the file is created exclusively: no link that others planted is followed.
     """
     while True:
         file = target.with_name(f".{target.name}.{secrets.token_hex(8)}.unfinished")
         try:
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | SAFELY, 0o666)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666)
         except FileExistsError:
             continue
         except OSError as error:
             raise OSError(error.errno, os.strerror(error.errno or 0), str(target)) from error
         try:
-            flock(descriptor, wait=True)
+            try_lock(descriptor, wait=True)
             if os.path.samestat(os.fstat(descriptor), os.lstat(file)):
                 return file, descriptor
         except FileNotFoundError:
@@ -157,7 +176,7 @@ def _temporary(target: Path) -> tuple[Path, int]:
 def _publish(files: Mapping[Path, Path], overwrite: bool) -> None:
     """Give temporary files their final names: all, or none."""
     for file in files:
-        synced(file)
+        fsync(file)
     folder = next(iter(files)).parent
     with journal(folder) as record:
         for target in files.values():
@@ -167,7 +186,7 @@ def _publish(files: Mapping[Path, Path], overwrite: bool) -> None:
                 raise _exists(target)
         if len(files) == 1:
             _rename(*next(iter(files.items())), overwrite)
-            synced(folder)
+            fsync(folder)
             return
         try:
             record.enter(files, overwrite)
@@ -197,3 +216,171 @@ def _rename(file: Path, target: Path, overwrite: bool) -> None:
 def _exists(target: Path) -> OSError:
     hint = "another run has written it meanwhile; overwrite=True or --overwrite replaces it"
     return FileExistsError(escaped(f"{str(target)!r}: expected a new file; {hint}"))
+
+
+@contextmanager
+def journal(folder: Path) -> Iterator[Journal]:
+    """Hold the journal of a folder, after what a dead run listed there was settled.
+
+    Args:
+        folder: an existing folder that may be written.
+
+    Yields:
+        An empty journal. It is gone when the block ends, unless it still lists a set.
+
+    Raises:
+        OSError: something else stands under its name, or what a dead run listed cannot be settled.
+
+    Example:
+        >>> with journal(Path(".")):
+        ...     print(Path(JOURNAL).exists())
+        True
+        >>> Path(JOURNAL).exists()
+        False
+    """
+    path = folder / JOURNAL
+    descriptor = acquire(path, wait=True)
+    assert descriptor is not None
+    try:
+        if os.fstat(descriptor).st_nlink > 1:  # written to, it would change under its other name
+            raise not_ours(path)
+        held = Journal(folder, descriptor)
+        held.settle()
+        try:
+            yield held
+        finally:
+            if not os.fstat(descriptor).st_size:
+                path.unlink(missing_ok=True)
+    finally:
+        release_lock(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Settle and remove what dead runs left in a folder; what a run at work has there stays.
+
+    A temporary file or a lock is left over if its lock is free: the process that held it is gone.
+
+    Raises:
+        OSError: as `journal`.
+    """
+    hidden = [name for name in os.listdir(folder) if name.startswith(".")]
+    left_over = list(filter(_LEFT_OVER.fullmatch, hidden))
+    if not left_over and JOURNAL not in hidden:
+        return
+    with journal(folder):  # no run lists a temporary file meanwhile
+        for name in left_over:
+            _remove_if_dead(folder / name)
+
+
+def _remove_if_dead(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | NO_FOLLOW)
+    except OSError:  # gone, a link, or another user's
+        return
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and try_lock(descriptor, wait=False):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def lock_file(folder: Path, name: str) -> Path:
+    """The file in `folder` that stands for the lock `name`; a leftover if its holder was killed."""
+    return folder / f".{name}.tercet.lock"
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock while the block runs; the system takes it from a process that dies.
+
+    Args:
+        path: the file that stands for the lock; it is made, and gone when the block ends.
+        wait: wait for one who holds it.
+
+    Yields:
+        Whether it is held: False only without `wait`, where another holds it.
+
+    Raises:
+        OSError: a link, a folder or a pipe stands there, or the file cannot be made.
+
+    Example:
+        >>> with locked(Path(".lock")) as held, locked(Path(".lock"), wait=False) as again:
+        ...     print(held, again)
+        True False
+    """
+    descriptor = acquire(path, wait)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            path.unlink(missing_ok=True)  # while it is held: who opened it meanwhile makes another
+            release_lock(descriptor)
+
+
+def acquire(path: Path, wait: bool) -> int | None:
+    """The open file whose lock is held; None where another holds it."""
+    while True:
+        descriptor = open_lock_file(path)
+        try:
+            held = try_lock(descriptor, wait)
+            if held is not False and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                return descriptor
+        except FileNotFoundError:  # gone since it was opened
+            held = None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if held is False:
+            return None
+
+
+def open_lock_file(path: Path) -> int:
+    """The descriptor of a file that is made if it is not there.
+
+    Raises:
+        OSError: a link, a folder, a pipe or another user's file stands there, or the file cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
+    except PermissionError:
+        if not os.path.lexists(path):
+            raise
+        expected, found = "a file of this user, or none", "another user's run is at work there or was killed"
+        hint = "wait for it to end, or remove the file"
+        raise PermissionError(escaped(f"{str(path)!r}: expected {expected}; {found}; {hint}")) from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise not_ours(path) from None
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise not_ours(path)
+
+
+def try_lock(descriptor: int, wait: bool) -> bool | None:
+    """Lock an open file: whether it is held now; None where the file system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
+
+
+def release_lock(descriptor: int) -> None:
+    """Close an open file, and let go of its lock where it was locked."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a forked process has the file open
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,10 +1,10 @@
 """The journal of a folder: a set of files gets its names as one, and a set of a killed run is settled.
 
-A set of files cannot be renamed in one step. Its temporary files are therefore listed in `.tercet.journal`
-first. From then on the set is the new one: readers find it through the journal (`located`), whatever has
-been renamed. The journal is a locked file, so the next run that writes in the folder tells a dead run from
-one at work. It completes a set that replaces files, and takes a set of new names back, so that the same
-command can run again.
+A set of files cannot be renamed in one step. Its temporary files are therefore first listed in
+`.tercet.journal`. From then on the set is the new one: readers find its files through the journal
+(`current_places`), whatever has been renamed so far. The journal is a locked file, so the next run that
+writes in the folder can tell a dead run from one at work. It completes a set that replaces files, and removes
+a set of new files, so that the same command can run again.
 """
 
 from __future__ import annotations
@@ -14,22 +14,30 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tercet.core.checks import refusal
-from tercet.data.io.facts import Facts, with_checksum
-from tercet.data.io.locks import SAFELY, flock, foreign, release, taken
+from tercet.core.checks import escaped, refusal
+from tercet.data.io.checked_json import JsonRecord, with_checksum
 
-__all__ = ["JOURNAL", "Journal", "journal", "located", "pending", "read_steady", "synced", "tidy"]
+__all__ = [
+    "JOURNAL",
+    "NO_FOLLOW",
+    "Journal",
+    "current_places",
+    "fsync",
+    "not_ours",
+    "pending_names",
+    "read_consistently",
+]
 
 JOURNAL = ".tercet.journal"
+NO_FOLLOW = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""For `os.open`: a link is refused, and a pipe that stands there is not waited for."""
 _MARK = b'{"tercet": "journal"'  # what one begins with
 _MOST = 1 << 16  # bytes of one that are read: a set has few files
 _TRIES = 100  # to read files that are replaced all the time
-_LEFT_OVER = re.compile(r"\..+\.([0-9a-f]{16}\.unfinished|tercet\.lock)", re.DOTALL)
 
 
 _Read = TypeVar("_Read")
@@ -70,7 +78,7 @@ class Journal:
         }
         os.pwrite(self._descriptor, json.dumps(with_checksum(facts)).encode(), 0)
         os.fsync(self._descriptor)
-        synced(self._folder)
+        fsync(self._folder)
 
     def settle(self) -> None:
         """Complete the renaming that the journal lists, or take it back, and empty the journal.
@@ -82,7 +90,7 @@ class Journal:
         if not content:
             return
         if not _MARK.startswith(content.rstrip(b"\0")[: len(_MARK)]):
-            raise foreign(self._folder / JOURNAL)
+            raise not_ours(self._folder / JOURNAL)
         order, entries = _parsed(content)
         for entry in entries:
             file, target = self._folder / entry.temporary, self._folder / entry.name
@@ -97,81 +105,15 @@ class Journal:
 
     def clear(self) -> None:
         """Empty the journal: its set has its names, on the disk too."""
-        synced(self._folder)
+        fsync(self._folder)
         os.ftruncate(self._descriptor, 0)
         os.fsync(self._descriptor)  # else, after a loss of power, the set would be taken back
 
 
-@contextmanager
-def journal(folder: Path) -> Iterator[Journal]:
-    """Hold the journal of a folder, after what a dead run listed there was settled.
-
-    Args:
-        folder: an existing folder that may be written.
-
-    Yields:
-        An empty journal. It is gone when the block ends, unless it still lists a set.
-
-    Raises:
-        OSError: something else stands under its name, or what a dead run listed cannot be settled.
-
-    Example:
-        >>> with journal(Path(".")):
-        ...     print(Path(JOURNAL).exists())
-        True
-        >>> Path(JOURNAL).exists()
-        False
-    """
-    path = folder / JOURNAL
-    descriptor = taken(path, wait=True)
-    assert descriptor is not None
-    try:
-        if os.fstat(descriptor).st_nlink > 1:  # written to, it would change under its other name
-            raise foreign(path)
-        held = Journal(folder, descriptor)
-        held.settle()
-        try:
-            yield held
-        finally:
-            if not os.fstat(descriptor).st_size:
-                path.unlink(missing_ok=True)
-    finally:
-        release(descriptor)
-
-
-def tidy(folder: Path) -> None:
-    """Settle and remove what dead runs left in a folder; what a run at work has there stays.
-
-    A temporary file or a lock is left over if its lock is free: the process that held it is gone.
-
-    Raises:
-        OSError: as `journal`.
-    """
-    hidden = [name for name in os.listdir(folder) if name.startswith(".")]
-    left_over = list(filter(_LEFT_OVER.fullmatch, hidden))
-    if not left_over and JOURNAL not in hidden:
-        return
-    with journal(folder):  # no run lists a temporary file meanwhile
-        for name in left_over:
-            _remove_if_dead(folder / name)
-
-
-def _remove_if_dead(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDWR | SAFELY)
-    except OSError:  # gone, a link, or another user's
-        return
-    try:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode) and flock(descriptor, wait=False):
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-def pending(folder: Path) -> dict[str, str]:
+def pending_names(folder: Path) -> dict[str, str]:
     """The temporary name of each file that a journal in `folder` lists, by its final name; mostly {}."""
     try:
-        descriptor = os.open(folder / JOURNAL, os.O_RDONLY | SAFELY)
+        descriptor = os.open(folder / JOURNAL, os.O_RDONLY | NO_FOLLOW)
     except OSError:
         return {}
     try:
@@ -181,22 +123,22 @@ def pending(folder: Path) -> dict[str, str]:
     return {entry.name: entry.temporary for entry in _parsed(content)[1]} if content else {}
 
 
-def located(*paths: Path) -> list[Path]:
+def current_places(*paths: Path) -> list[Path]:
     """Where the content of files of one folder is: under their names, or under those that a journal lists.
 
     Args:
         paths: at least one.
 
     Example:
-        >>> located(Path("photos/t.csv"), Path("photos/t.csv.json"))
+        >>> current_places(Path("photos/t.csv"), Path("photos/t.csv.json"))
         [PosixPath('photos/t.csv'), PosixPath('photos/t.csv.json')]
     """
-    listed = pending(paths[0].parent)
+    listed = pending_names(paths[0].parent)
     places = [path.with_name(listed.get(path.name, path.name)) for path in paths]
     return [place if _is_plain(place) else path for place, path in zip(places, paths)]
 
 
-def read_steady(caller: str, paths: Sequence[Path], read: Callable[[list[Path]], _Read]) -> _Read:
+def read_consistently(caller: str, paths: Sequence[Path], read: Callable[[list[Path]], _Read]) -> _Read:
     """What `read` makes of files of one folder that were there together, though a run may replace them now.
 
     Files are replaced whole, so what was read while none of them became another is of one run.
@@ -204,7 +146,7 @@ def read_steady(caller: str, paths: Sequence[Path], read: Callable[[list[Path]],
     Args:
         caller: who reads, for the sentence.
         paths: of the files, whether they exist or not.
-        read: gets the place of each, as `located` gives it; it is called again where a file has become
+        read: gets the place of each, as `current_places` gives it; it is called again where a file has become
             another meanwhile.
 
     Raises:
@@ -224,12 +166,12 @@ def read_steady(caller: str, paths: Sequence[Path], read: Callable[[list[Path]],
     raise refusal(caller, "path", str(paths[0]), expected, f"it was replaced {_TRIES} times; read it later")
 
 
-def synced(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     folder = path.is_dir()
     if folder and os.name == "nt":  # Windows opens no folder
         return
-    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | SAFELY)
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | NO_FOLLOW)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -242,7 +184,7 @@ def synced(path: Path) -> None:
 def _parsed(content: bytes) -> tuple[str, list[_Entry]]:
     """The order and the entries of a journal; no entries for one that was not written to its end."""
     try:
-        facts = Facts(content, "journal", "path", JOURNAL, "record")
+        facts = JsonRecord(content, "journal", "path", JOURNAL, "record")
         columns = (facts.strings("temporary"), facts.strings("names"))
         numbers = (facts.integers(name, high=2**64) for name in ("sizes", "times", "inodes"))
         entries = list(map(_Entry, *columns, *numbers))
@@ -275,7 +217,7 @@ def _is_plain(path: Path) -> bool:
 
 def _located_status(paths: Sequence[Path]) -> list[tuple[Path, tuple[int, ...] | None]]:
     """Where each file is and what it is: renamed it is the same, but cannot be opened where it was."""
-    return [(place, _status(place)) for place in located(*paths)]
+    return [(place, _status(place)) for place in current_places(*paths)]
 
 
 def _status(path: Path) -> tuple[int, ...] | None:
@@ -294,3 +236,9 @@ def _is(path: Path, entry: _Entry) -> bool:
     except OSError:
         return False
     return (status.st_size, status.st_mtime_ns, status.st_ino) == (entry.size, entry.time, entry.inode)
+
+
+def not_ours(path: Path) -> OSError:
+    """The refusal of what stands where a lock or another mark of ours belongs."""
+    expected = "a file that tercet made there, or none"
+    return OSError(escaped(f"{str(path)!r}: expected {expected}; something else has this name, move it away"))

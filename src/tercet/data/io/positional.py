@@ -1,19 +1,27 @@
-"""Plain files open for reading: from front to back, or at offsets."""
+"""Plain files open for reading, from front to back or at offsets, and rows of a .npy file at offsets.
+
+Nothing is memory-mapped: a mapped file that another process cuts short ends the program that reads it.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
+import math
 import os
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from tercet.core.checks import refusal
 
-__all__ = ["Handle", "open_plain"]
+__all__ = ["NpyFile", "PositionalFile", "open_plain"]
 
 _CAN_ANNOUNCE = hasattr(os, "posix_fadvise")
+_HEADER = 1 << 16  # bytes, of which numpy takes 10,000 at most
 
 
 def open_plain(path: str | Path) -> BinaryIO:
@@ -40,7 +48,7 @@ def _plain_descriptor(path: str | Path) -> int:
     return descriptor
 
 
-class Handle:
+class PositionalFile:
     """A file open for reading at offsets; it closes when the last who reads from it lets go.
 
     It has no position, so threads and forked processes share it.
@@ -61,7 +69,7 @@ class Handle:
 
     Example:
         >>> _ = Path("some.bin").write_bytes(b"0123456789")
-        >>> bytes(Handle("read", "path", Path("some.bin"), "a file").pread(3, 4))
+        >>> bytes(PositionalFile("read", "path", Path("some.bin"), "a file").pread(3, 4))
         b'3456'
     """
 
@@ -80,7 +88,7 @@ class Handle:
         told = os.fstat(self._descriptor)
         return told.st_mtime_ns != self.time or told.st_size != self.size
 
-    def announce(self, reads: Sequence[tuple[int, int]]) -> None:
+    def prefetch(self, reads: Sequence[tuple[int, int]]) -> None:
         """Have the system fetch ranges (start, length), so that many are on their way at once."""
         if _CAN_ANNOUNCE:
             descriptor, advise, soon = self._descriptor, os.posix_fadvise, os.POSIX_FADV_WILLNEED
@@ -108,3 +116,67 @@ class Handle:
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone by then
         if self._descriptor >= 0:
             close(self._descriptor)
+
+
+class NpyFile:
+    """A .npy file, of which blocks of rows are read where they are asked for.
+
+    Args:
+        caller: who reads, for the sentences.
+        argument: of which argument the file is, for the sentences.
+        path: the file.
+
+    Attributes:
+        shape: of the array, [n, d].
+        dtype: of its numbers.
+
+    Raises:
+        ValueError: it cannot be opened, is no such file, not of numbers [n, d], or is shorter than its header
+            tells; when rows are read, it has been written to.
+
+    Example:
+        >>> np.save("x.npy", np.arange(6.0).reshape(3, 2))
+        >>> file = NpyFile("read", "path", Path("x.npy"))
+        >>> file.shape, file[1:3].tolist()
+        ((3, 2), [[2.0, 3.0], [4.0, 5.0]])
+    """
+
+    def __init__(self, caller: str, argument: str, path: Path) -> None:
+        from numpy.lib import format as npy
+
+        self._words = caller, argument, str(path)
+        self._handle = PositionalFile(caller, argument, path, "a .npy file to read")
+        head = io.BytesIO(self._handle.pread(0, _HEADER))
+        try:
+            version = npy.read_magic(head)
+            if version not in ((1, 0), (2, 0)):
+                raise ValueError(f"its version is {version}")
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            self.shape, self._by_column, self.dtype = read(head)
+        except Exception as error:  # numpy has the header's text parsed as Python
+            expected, hint = "an existing .npy file of numbers [n, d]", f"its header is damaged ({error})"
+            raise refusal(*self._words, expected, hint) from error
+        self._start = head.tell()
+        if len(self.shape) != 2 or min(self.shape) < 1 or self.dtype.kind not in "fiu":
+            found = f"it holds {self.dtype} {list(self.shape)}"
+            raise refusal(*self._words, "numbers [n, d], one row for each image", found)
+        told = math.prod(self.shape) * self.dtype.itemsize
+        if told > self._handle.size - self._start:
+            found = f"it has {self._handle.size - self._start:,}: it was cut short or damaged"
+            raise refusal(*self._words, f"{told:,} bytes of numbers, as its header tells", found)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows first … stop − 1, [m, d]."""
+        n, d = self.shape
+        first, stop, _ = rows.indices(n)
+        width, count = self.dtype.itemsize, stop - first
+        if self._by_column:  # a column after the other
+            reads = [(self._start + (column * n + first) * width, count * width) for column in range(d)]
+        else:
+            reads = [(self._start + first * d * width, count * d * width)]
+        content = b"".join(self._handle.pread(*read) for read in reads)
+        if self._handle.changed() or len(content) < count * d * width:
+            hint = "it was cut short or written to while it was read"
+            raise refusal(*self._words, "the file as it was", hint)
+        numbers = np.frombuffer(content, self.dtype)
+        return numbers.reshape(d, count).T if self._by_column else numbers.reshape(count, d)

@@ -14,7 +14,7 @@ from tercet.core.checks import path_of, refusal
 from tercet.data.io.atomic import atomically
 from tercet.data.io.parquet_files import opened_parquet, parquet_writer
 
-__all__ = ["first_rows", "read_columns", "sorted_classes", "write_columns"]
+__all__ = ["read_columns", "sorted_classes", "write_columns"]
 
 # As Python writes a whole number. It reads none of more digits than some hundred unless told to.
 _WHOLE = r"^(0|-?[1-9][0-9]{0,599})$"
@@ -212,35 +212,3 @@ def sorted_classes(names: Iterable[str]) -> list[str]:
     distinct = set(names)
     numbers = all(re.fullmatch(_WHOLE, name) for name in distinct)
     return sorted(distinct, key=int if numbers else None)
-
-
-def first_rows(
-    caller: str, path: str | Path, names: np.ndarray, labels: np.ndarray
-) -> tuple[list[int], list[str]]:
-    """The row of each path's first mention, and the paths that are mentioned again, as `./a` or `b//a` too.
-
-    Args:
-        caller, path: who reads which table, for the sentence.
-        names, labels: object [n], the path and the label of each row.
-
-    Raises:
-        ValueError: a path has two labels.
-    """
-    first: dict[str, int] = {}
-    repeated = []
-    for row, name in enumerate(names):
-        earlier = first.setdefault(_plainly(name), row)
-        if labels[earlier] != labels[row]:
-            both = f"{labels[earlier]!r} in row {earlier + 1} and {labels[row]!r} in row {row + 1}"
-            raise refusal(caller, "path", str(path), "one label for each path", f"{name!r} is {both}")
-        if earlier != row:
-            repeated.append(name)
-    return list(first.values()), repeated
-
-
-def _plainly(name: str) -> str:
-    """A path without its `.` and doubled slashes; `..` stays, as behind a link it leads elsewhere."""
-    if "//" not in name and "./" not in name and "/." not in name:  # nearly all
-        return name
-    parts = (part for part in name.split("/") if part not in ("", "."))
-    return "/" * name.startswith("/") + "/".join(parts)

@@ -7,13 +7,25 @@ short. What is read here is Arrow's IPC file format: flatbuffers, of which each 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.data.io.positional import Handle
+from tercet.data.io.positional import PositionalFile
+from tercet.data.manifests.columns import OnDiskColumns, block_count
+from tercet.data.manifests.formats import (
+    COLUMNS,
+    ROWS_KEY,
+    SUMS_KEY,
+    column_types,
+    decoded,
+    fields,
+    holds_paths,
+    kind_of,
+)
 
-__all__ = ["ArrowBatch", "arrow_batches", "arrow_lengths", "arrow_schema"]
+__all__ = ["ArrowBatch", "arrow_batches", "arrow_lengths", "arrow_schema", "open_arrow"]
 
 _MAGIC = b"ARROW1"
 _MOST_HEADER = 1 << 28  # bytes: a catalog of ten million images takes a third of it
@@ -41,7 +53,7 @@ class ArrowBatch(NamedTuple):
     metadata: dict[str, str]
 
 
-def arrow_lengths(handle: Handle) -> tuple[int, int]:
+def arrow_lengths(handle: PositionalFile) -> tuple[int, int]:
     """The bytes of the first message of an Arrow file and of its footer, as they tell; −1 for another file.
 
     Raises:
@@ -56,7 +68,7 @@ def arrow_lengths(handle: Handle) -> tuple[int, int]:
     return lengths[0], lengths[1]
 
 
-def arrow_schema(handle: Handle) -> Any:
+def arrow_schema(handle: PositionalFile) -> Any:
     """The `pyarrow.Schema` of an Arrow file, by its first message.
 
     Raises:
@@ -71,7 +83,7 @@ def arrow_schema(handle: Handle) -> Any:
     return pa.ipc.read_schema(pa.py_buffer(handle.pread(8, 8 + length)))
 
 
-def arrow_batches(handle: Handle) -> list[ArrowBatch]:
+def arrow_batches(handle: PositionalFile) -> list[ArrowBatch]:
     """The record batches of an Arrow file, in the order of its footer.
 
     Raises:
@@ -84,7 +96,7 @@ def arrow_batches(handle: Handle) -> list[ArrowBatch]:
     return [_batch(handle, block) for block in footer.records(footer.root(), 3, _BLOCK)]
 
 
-def _batch(handle: Handle, block: Any) -> ArrowBatch:
+def _batch(handle: PositionalFile, block: Any) -> ArrowBatch:
     offset, size, body = int(block["offset"]), int(block["header"]), int(block["body"])
     end = offset + size + body
     if not (offset >= 8 and size > 8 and body >= 0 and end <= handle.size):
@@ -165,3 +177,69 @@ class _Flat:
     def _text(self, table: int, number: int) -> str:
         text = self.pointer(self.field(table, number))
         return bytes(self.part(text + 4, self.integer(text, 4))).decode("utf-8", "replace")
+
+
+def open_arrow(source: Path, key: str) -> tuple[OnDiskColumns, dict[str, str], bool] | None:
+    """The row numbers of an .arrow manifest that `write_paths` wrote, found and not loaded.
+
+    Returns:
+        Its columns, int32 rows of the catalog since each dictionary is its list of paths, and int8 for the
+        column same; the metadata; whether its blocks have checksums, as those of version 0.1 have not. None
+        where another program wrote the batches, whose dictionaries may be in any order.
+
+    Raises:
+        ValueError: it cannot be opened.
+        pyarrow.ArrowException: it is damaged.
+    """
+    import pyarrow as pa
+
+    handle = PositionalFile("read_manifest", "path", source, "a file to read")
+    try:
+        arrow_lengths(handle)
+    except ValueError as error:
+        raise pa.ArrowInvalid(f"{error}: it is damaged") from error
+    try:
+        schema = arrow_schema(handle)
+        metadata = decoded(schema.metadata)
+    except (ValueError, pa.ArrowException):
+        return None  # the reading of the whole says why
+    try:
+        batches = arrow_batches(handle)
+    except ValueError as error:
+        if key not in metadata:
+            return None
+        raise pa.ArrowInvalid(f"{error}: it was cut short or damaged") from error
+    marks = {batch.metadata.get(ROWS_KEY, "") for batch in batches} or {"0" * (key in metadata)}
+    if marks == {""}:
+        return None
+    names = marks.pop()
+    found = list(zip(schema.names, schema.types))
+    if marks or not names.isdecimal() or key not in metadata or found not in map(fields, COLUMNS):
+        raise pa.ArrowInvalid("its headers are damaged")
+    kind = kind_of(schema.names)
+    types, counts = column_types(kind), np.array([batch.count for batch in batches], dtype=np.int64)
+    for batch in batches:
+        width = len(batch.starts) == len(types) and batch.plain
+        if not width or any(batch.lengths < [batch.count * one.itemsize for one in types]):
+            raise pa.ArrowInvalid("a batch has other columns than were written")
+    limits = [int(names) if path else 2 for path in holds_paths(kind)]
+    starts = np.array([batch.starts for batch in batches], np.int64).reshape(-1, len(types))
+    sums = _sums_of(batches, types)
+    return OnDiskColumns(handle, starts, counts, types, limits, sums), metadata, sums is not None
+
+
+def _sums_of(batches: list[ArrowBatch], types: list[np.dtype]) -> np.ndarray | None:
+    """The checksums of all blocks; None where no batch has any."""
+    import pyarrow as pa
+
+    texts = [batch.metadata.get(SUMS_KEY) for batch in batches]
+    if texts and not any(text is not None for text in texts):
+        return None
+    try:
+        sums = [np.frombuffer(bytes.fromhex(str(text)), "<u4") for text in texts]
+    except (TypeError, ValueError):
+        raise pa.ArrowInvalid("the checksums of a batch are damaged") from None
+    expected = [sum(block_count(batch.count, one) for one in types) for batch in batches]
+    if list(map(len, sums)) != expected:
+        raise pa.ArrowInvalid("a batch has not as many checksums as blocks")
+    return np.concatenate([*sums, np.empty(0, "<u4")]).astype(np.uint32)

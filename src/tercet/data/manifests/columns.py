@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Int64, UInt32
 
 from tercet.core.checks import refusal
-from tercet.data.io.positional import Handle
+from tercet.data.io.positional import PositionalFile
 
-__all__ = ["HeldColumns", "StoredColumns", "block_count", "block_sums"]
+__all__ = ["InMemoryColumns", "OnDiskColumns", "block_count", "block_sums"]
 
 _AT_ONCE = 1 << 16  # rows read at a time
 _BLOCK = 1 << 14  # bytes that have one checksum
@@ -19,14 +19,14 @@ _AT_A_TIME = 1 << 16  # bytes of neighbouring blocks that are read at a time
 _GAP = 1 << 9  # bytes between two values up to which one read takes both
 
 
-class HeldColumns:
+class InMemoryColumns:
     """Columns in memory.
 
     Args:
         columns: c arrays of whole numbers, [n] each.
 
     Example:
-        >>> HeldColumns([np.array([5, 6, 7]), np.array([0, 1, 0])]).take(np.array([2, 0])).tolist()
+        >>> InMemoryColumns([np.array([5, 6, 7]), np.array([0, 1, 0])]).take(np.array([2, 0])).tolist()
         [[7, 5], [0, 0]]
     """
 
@@ -55,7 +55,7 @@ def block_count(count: int, kind: np.dtype) -> int:
     return -(-count * kind.itemsize // _BLOCK)
 
 
-class StoredColumns:
+class OnDiskColumns:
     """Columns that lie uncompressed in a file, in parts one behind the other.
 
     Only what is asked for is read, and nothing of it is kept. A mapped file would count all pages ever
@@ -74,15 +74,15 @@ class StoredColumns:
         >>> from pathlib import Path
         >>> _ = Path("numbers.bin").write_bytes(np.arange(10, dtype=np.int32).tobytes())
         >>> starts, counts = np.array([[0], [24]]), np.array([2, 3])
-        >>> handle = Handle("read", "path", Path("numbers.bin"), "a file")
-        >>> columns = StoredColumns(handle, starts, counts, [np.dtype(np.int32)], [9])
+        >>> handle = PositionalFile("read", "path", Path("numbers.bin"), "a file")
+        >>> columns = OnDiskColumns(handle, starts, counts, [np.dtype(np.int32)], [9])
         >>> columns.take(np.array([4, 0]))
         array([[8, 0]])
     """
 
     def __init__(
         self,
-        handle: Handle,
+        handle: PositionalFile,
         starts: Int64[np.ndarray, "parts c"],
         counts: Int64[np.ndarray, " parts"],
         types: Sequence[np.dtype],
@@ -133,7 +133,7 @@ class StoredColumns:
                 self._blocks.compare(part * len(self._types) + column, within * kind.itemsize)
             plans.append(_plan(self._starts[part, column] + within * kind.itemsize, kind.itemsize))
         for reads, _ in plans:
-            self._handle.announce(reads)
+            self._handle.prefetch(reads)
         for values, kind, (reads, places) in zip(out, self._types, plans):
             values[:] = np.frombuffer(self._gathered(reads), kind)[places]
 
@@ -166,7 +166,7 @@ class _Blocks:
 
     def __init__(
         self,
-        handle: Handle,
+        handle: PositionalFile,
         starts: Int64[np.ndarray, "parts c"],
         counts: Int64[np.ndarray, " parts"],
         types: Sequence[np.dtype],
@@ -201,7 +201,7 @@ class _Blocks:
         new = (np.diff(starts, prepend=-1) != _BLOCK) | (before % _AT_A_TIME == 0)  # else read with the last
         first = np.flatnonzero(new)
         reads = list(zip(starts[first].tolist(), np.add.reduceat(lengths, first).tolist()))
-        self._handle.announce(reads)
+        self._handle.prefetch(reads)
         sums = iter(self._sums[blocks].tolist())
         for start, length in reads:
             content = self._handle.pread(start, length)
@@ -215,7 +215,7 @@ class _Blocks:
         self._compared[blocks] = True
 
 
-def _cut_short(handle: Handle) -> ValueError:
+def _cut_short(handle: PositionalFile) -> ValueError:
     hint = "it was cut short since it was opened; write it again"
     return refusal("Manifest", "path", str(handle.path), "the file as it was", hint)
 

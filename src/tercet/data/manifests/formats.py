@@ -19,16 +19,22 @@ import numpy as np
 
 from tercet.data.io.parquet_files import KEY as CHECKSUM_KEY
 from tercet.data.io.parquet_files import opened_parquet, parquet_writer
-from tercet.data.io.positional import Handle, open_plain
-from tercet.data.manifests.arrow_layout import ArrowBatch, arrow_batches, arrow_lengths, arrow_schema
-from tercet.data.manifests.columns import StoredColumns, block_count, block_sums
+from tercet.data.io.positional import open_plain
+from tercet.data.manifests.columns import block_sums
 
 __all__ = [
     "BLOCK",
     "COLUMNS",
     "FORMATS",
+    "ROWS_KEY",
+    "SUMS_KEY",
     "TEXT_FORMATS",
-    "open_arrow",
+    "column_types",
+    "decoded",
+    "fields",
+    "holds_paths",
+    "kind_of",
+    "path_type",
     "read_paths",
     "spreadsheet_safe",
     "write_paths",
@@ -43,8 +49,8 @@ FORMATS = (".parquet", ".arrow", *TEXT_FORMATS)
 _SAME = "same"
 # The number of paths, at each batch of an .arrow file, where no program that encodes the paths anew keeps
 # it: only where it stands are positions in the dictionaries known to be rows of the catalog.
-_MARK = "tercet.rows"
-_SUMS = "tercet.crc32"  # beside it: the checksums of the blocks of the batch's columns
+ROWS_KEY = "tercet.rows"
+SUMS_KEY = "tercet.crc32"  # beside it: the checksums of the blocks of the batch's columns
 _MOST_OF_LINE = 1 << 20  # bytes of the first line that tell what it is
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
 _NAMES = [column for columns in COLUMNS.values() for column in columns if column != _SAME]
@@ -82,7 +88,7 @@ def _write_parquet(
     import pyarrow as pa
 
     names = pa.array(paths, pa.string())
-    schema = pa.schema(_fields(kind))
+    schema = pa.schema(fields(kind))
     # The stored type is plain string in dictionary encoding, which every reader knows; the Arrow schema
     # is left away, since some refuse its dictionary type. The least and the greatest of random paths tell
     # nothing, and finding them takes half the time.
@@ -91,7 +97,7 @@ def _write_parquet(
         used = np.zeros(len(paths), dtype=bool)
         for block in blocks:
             columns = []
-            for rows, of_paths in zip(block, _of_paths(kind)):
+            for rows, of_paths in zip(block, holds_paths(kind)):
                 if not of_paths:
                     columns.append(pa.array(rows, pa.int8()))
                     continue
@@ -109,16 +115,16 @@ def _write_arrow(
     import pyarrow as pa
 
     names = pa.array(paths, pa.string())
-    schema = pa.schema(_fields(kind), metadata=metadata)
+    schema = pa.schema(fields(kind), metadata=metadata)
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for block in blocks:
-            values = [np.ascontiguousarray(rows, dtype) for rows, dtype in zip(block, _types(kind))]
+            values = [np.ascontiguousarray(rows, dtype) for rows, dtype in zip(block, column_types(kind))]
             columns = [
                 pa.DictionaryArray.from_arrays(rows, names, safe=False) if path else pa.array(rows)
-                for rows, path in zip(values, _of_paths(kind))
+                for rows, path in zip(values, holds_paths(kind))
             ]
             sums = [one for rows in values for one in block_sums(rows)]
-            mark = {_MARK: str(len(paths)), _SUMS: np.array(sums, "<u4").tobytes().hex()}
+            mark = {ROWS_KEY: str(len(paths)), SUMS_KEY: np.array(sums, "<u4").tobytes().hex()}
             writer.write_batch(pa.record_batch(columns, schema=schema), custom_metadata=mark)
 
 
@@ -130,7 +136,7 @@ def _write_text(
         escaped = [json.dumps(path, ensure_ascii=False) for path in paths]
     else:
         escaped = list(map(_csv_field, paths))
-    texts = [escaped if of_paths else ["0", "1"] for of_paths in _of_paths(kind)]
+    texts = [escaped if of_paths else ["0", "1"] for of_paths in holds_paths(kind)]
     if suffix == ".jsonl":
         pieces = [f'{before}{column}": ' for before, column in zip(('{"', ', "', ', "'), columns)]
         texts = [[piece + text for text in column] for piece, column in zip(pieces, texts)]
@@ -187,11 +193,11 @@ def read_paths(
     import pyarrow as pa
 
     table, kind = _read_table(source, suffix, kind)
-    metadata = _decoded(table.schema.metadata)
+    metadata = decoded(table.schema.metadata)
     table = table.select(list(COLUMNS[kind]))
-    encoded = _encoded()
+    encoded = path_type()
     columns, same = [], []
-    for column, of_paths in zip(table.columns, _of_paths(kind)):
+    for column, of_paths in zip(table.columns, holds_paths(kind)):
         if pa.types.is_string_view(column.type):
             column = column.cast(pa.string())
         (columns if of_paths else same).append(column.cast(encoded if of_paths else pa.int8()))
@@ -210,38 +216,97 @@ def read_paths(
     return kind, np.array(chunks[-1].dictionary.to_pylist(), dtype=object), rows, metadata
 
 
-def _encoded() -> Any:
-    """The Arrow type of a column of paths."""
+def _read_table(source: Path | BinaryIO, suffix: str, kind: str | None) -> tuple[Any, str]:
+    """The table with the columns of its kind among others, and the kind."""
+    if suffix in TEXT_FORMATS:
+        read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".txt": _read_txt}[suffix]
+        with open_plain(source) if isinstance(source, Path) else nullcontext(source) as lines:
+            return read(lines, kind)
+    assert isinstance(source, Path)  # only text comes open
+    table = _read_parquet(source) if suffix == ".parquet" else _read_arrow(source)
+    return table, kind or kind_of(table.column_names)
+
+
+def _read_parquet(source: Path) -> Any:
+    with opened_parquet(source, _NAMES) as (file, checked):
+        table = file.read()
+    kept = table.schema.metadata or {}
+    if checked or CHECKSUM_KEY.encode() not in kept:
+        return table
+    return table.replace_schema_metadata({**kept, CHECKSUM_KEY.encode(): b""})
+
+
+def _read_arrow(source: Path) -> Any:
     import pyarrow as pa
 
-    return pa.dictionary(pa.int32(), pa.string())
+    with pa.OSFile(str(source)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    table.validate(full=True)  # else a position outside its dictionary would be followed
+    return table
 
 
-def _of_paths(kind: str) -> list[bool]:
-    """Whether each column is of paths."""
-    return [column != _SAME for column in COLUMNS[kind]]
+def _read_jsonl(lines: BinaryIO, kind: str | None) -> tuple[Any, str]:
+    import pyarrow as pa
+    from pyarrow import json as arrow_json
+
+    if _is_empty(lines):
+        return _no_rows(kind)
+    first = _first_object(lines)
+    kind = kind or kind_of(first)
+    number = pa.bool_() if isinstance(first.get(_SAME), bool) else pa.int8()
+    types = [
+        (column, pa.string() if path else number)
+        for column, path in zip(COLUMNS[kind], holds_paths(kind), strict=True)
+    ]
+    options: Any = {"explicit_schema": pa.schema(types), "unexpected_field_behavior": "ignore"}
+    return arrow_json.read_json(lines, parse_options=arrow_json.ParseOptions(**options)), kind
 
 
-def _fields(kind: str) -> list[Any]:
-    """Name and Arrow type of each column."""
+def _read_csv(lines: BinaryIO, kind: str | None) -> tuple[Any, str]:
+    table = _read_fields(lines, None)
+    return table, kind or kind_of(table.column_names)
+
+
+def _read_txt(lines: BinaryIO, kind: str | None) -> tuple[Any, str]:
     import pyarrow as pa
 
-    return [(column, _encoded() if column != _SAME else pa.int8()) for column in COLUMNS[kind]]
+    if _is_empty(lines):
+        return _no_rows(kind)
+    table = _read_fields(lines, COLUMNS["triplets"])
+    last = set(table[2].unique().to_pylist())
+    kind = kind or ("pairs" if last and last <= {"0", "1"} else "triplets")
+    table = table.rename_columns(COLUMNS[kind])
+    if kind == "pairs":
+        table = table.set_column(2, _SAME, table[2].cast(pa.string()).cast(pa.int8()))
+    return table, kind
 
 
-def _decoded(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in (metadata or {}).items()}
+def _read_fields(lines: BinaryIO, header: Sequence[str] | None) -> Any:
+    """Comma-separated lines as a table; without `header` their first line names the columns."""
+    from pyarrow import csv as arrow_csv
+
+    return arrow_csv.read_csv(
+        lines,
+        read_options=arrow_csv.ReadOptions(column_names=header),
+        parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(_NAMES, path_type())),
+    )
 
 
-def _kind_of(names: Iterable[str]) -> str:
-    """The kind that has these columns."""
-    named = set(names)
-    pairs = named.issuperset(COLUMNS["pairs"]) and not named.issuperset(COLUMNS["triplets"])
-    return "pairs" if pairs else "triplets"
+def _is_empty(lines: BinaryIO) -> bool:
+    return not os.fstat(lines.fileno()).st_size
+
+
+def _no_rows(kind: str | None) -> tuple[Any, str]:
+    """The table of an empty file of a format without a header."""
+    import pyarrow as pa
+
+    kind = kind or "triplets"
+    return pa.schema(fields(kind)).empty_table(), kind
 
 
 def _first_object(lines: BinaryIO) -> dict[str, Any]:
-    """The first line of a .jsonl file; nothing where it is none, and the reading of the whole says why."""
+    """The first line of a .jsonl file; {} where it is no JSON object: reading the whole file says why."""
     try:
         first = json.loads(lines.readline(_MOST_OF_LINE))
     except (ValueError, RecursionError):
@@ -250,130 +315,37 @@ def _first_object(lines: BinaryIO) -> dict[str, Any]:
     return first if isinstance(first, dict) else {}
 
 
-def _read_table(source: Path | BinaryIO, suffix: str, kind: str | None) -> tuple[Any, str]:
-    """The table with the columns of its kind among others, and the kind."""
+def path_type() -> Any:
+    """The Arrow type of a column of paths."""
     import pyarrow as pa
 
-    if suffix == ".parquet":
-        assert isinstance(source, Path)  # only text comes open
-        with opened_parquet(source, _NAMES) as (file, checked):
-            table = file.read()
-        kept = table.schema.metadata or {}
-        if not checked and CHECKSUM_KEY.encode() in kept:
-            table = table.replace_schema_metadata({**kept, CHECKSUM_KEY.encode(): b""})
-    elif suffix == ".arrow":
-        with pa.OSFile(str(source)) as file:
-            table = pa.ipc.open_file(file).read_all()
-        table.validate(full=True)  # else a position outside its dictionary would be followed
-    else:
-        with open_plain(source) if isinstance(source, Path) else nullcontext(source) as lines:
-            return _read_lines(lines, suffix, kind)
-    return table, kind or _kind_of(table.column_names)
+    return pa.dictionary(pa.int32(), pa.string())
 
 
-def _read_lines(lines: BinaryIO, suffix: str, kind: str | None) -> tuple[Any, str]:
-    """As `_read_table`, of a text format."""
+def holds_paths(kind: str) -> list[bool]:
+    """Whether each column is of paths."""
+    return [column != _SAME for column in COLUMNS[kind]]
+
+
+def fields(kind: str) -> list[Any]:
+    """Name and Arrow type of each column."""
     import pyarrow as pa
 
-    if suffix in (".jsonl", ".txt") and not os.fstat(lines.fileno()).st_size:  # these have no header
-        kind = kind or "triplets"
-        return pa.schema(_fields(kind)).empty_table(), kind
-    if suffix == ".jsonl":
-        from pyarrow import json as arrow_json
-
-        first = _first_object(lines)
-        kind = kind or _kind_of(first)
-        number = pa.bool_() if isinstance(first.get(_SAME), bool) else pa.int8()
-        types = [
-            (column, pa.string() if path else number) for column, path in zip(COLUMNS[kind], _of_paths(kind))
-        ]
-        options: Any = {"explicit_schema": pa.schema(types), "unexpected_field_behavior": "ignore"}
-        table = arrow_json.read_json(lines, parse_options=arrow_json.ParseOptions(**options))
-        return table, kind
-    from pyarrow import csv as arrow_csv
-
-    header = COLUMNS["triplets"] if suffix == ".txt" else None
-    table = arrow_csv.read_csv(
-        lines,
-        read_options=arrow_csv.ReadOptions(column_names=header),
-        parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(_NAMES, _encoded())),
-    )
-    if suffix == ".txt":
-        last = set(table[2].unique().to_pylist())
-        kind = kind or ("pairs" if last and last <= {"0", "1"} else "triplets")
-        table = table.rename_columns(COLUMNS[kind])
-        if kind == "pairs":
-            table = table.set_column(2, _SAME, table[2].cast(pa.string()).cast(pa.int8()))
-    return table, kind or _kind_of(table.column_names)
+    return [(column, path_type() if column != _SAME else pa.int8()) for column in COLUMNS[kind]]
 
 
-def open_arrow(source: Path, key: str) -> tuple[StoredColumns, dict[str, str], bool] | None:
-    """The row numbers of an .arrow manifest that `write_paths` wrote, found and not loaded.
-
-    Returns:
-        Its columns, int32 rows of the catalog since each dictionary is its list of paths, and int8 for the
-        column same; the metadata; whether its blocks have checksums, as those of version 0.1 have not. None
-        where another program wrote the batches, whose dictionaries may be in any order.
-
-    Raises:
-        ValueError: it cannot be opened.
-        pyarrow.ArrowException: it is damaged.
-    """
-    import pyarrow as pa
-
-    handle = Handle("read_manifest", "path", source, "a file to read")
-    try:
-        arrow_lengths(handle)
-    except ValueError as error:
-        raise pa.ArrowInvalid(f"{error}: it is damaged") from error
-    try:
-        schema = arrow_schema(handle)
-        metadata = _decoded(schema.metadata)
-    except (ValueError, pa.ArrowException):
-        return None  # the reading of the whole says why
-    try:
-        batches = arrow_batches(handle)
-    except ValueError as error:
-        if key not in metadata:
-            return None
-        raise pa.ArrowInvalid(f"{error}: it was cut short or damaged") from error
-    marks = {batch.metadata.get(_MARK, "") for batch in batches} or {"0" * (key in metadata)}
-    if marks == {""}:
-        return None
-    names = marks.pop()
-    fields = list(zip(schema.names, schema.types))
-    if marks or not names.isdecimal() or key not in metadata or fields not in map(_fields, COLUMNS):
-        raise pa.ArrowInvalid("its headers are damaged")
-    kind = _kind_of(schema.names)
-    types, counts = _types(kind), np.array([batch.count for batch in batches], dtype=np.int64)
-    for batch in batches:
-        width = len(batch.starts) == len(types) and batch.plain
-        if not width or any(batch.lengths < [batch.count * one.itemsize for one in types]):
-            raise pa.ArrowInvalid("a batch has other columns than were written")
-    limits = [int(names) if path else 2 for path in _of_paths(kind)]
-    starts = np.array([batch.starts for batch in batches], np.int64).reshape(-1, len(types))
-    sums = _sums_of(batches, types)
-    return StoredColumns(handle, starts, counts, types, limits, sums), metadata, sums is not None
+def decoded(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
+    """Arrow's metadata as text."""
+    return {key.decode(): value.decode() for key, value in (metadata or {}).items()}
 
 
-def _sums_of(batches: list[ArrowBatch], types: list[np.dtype]) -> np.ndarray | None:
-    """The checksums of all blocks; None where no batch has any."""
-    import pyarrow as pa
-
-    texts = [batch.metadata.get(_SUMS) for batch in batches]
-    if texts and not any(text is not None for text in texts):
-        return None
-    try:
-        sums = [np.frombuffer(bytes.fromhex(str(text)), "<u4") for text in texts]
-    except (TypeError, ValueError):
-        raise pa.ArrowInvalid("the checksums of a batch are damaged") from None
-    expected = [sum(block_count(batch.count, one) for one in types) for batch in batches]
-    if list(map(len, sums)) != expected:
-        raise pa.ArrowInvalid("a batch has not as many checksums as blocks")
-    return np.concatenate([*sums, np.empty(0, "<u4")]).astype(np.uint32)
+def kind_of(names: Iterable[str]) -> str:
+    """The kind that has these columns."""
+    named = set(names)
+    pairs = named.issuperset(COLUMNS["pairs"]) and not named.issuperset(COLUMNS["triplets"])
+    return "pairs" if pairs else "triplets"
 
 
-def _types(kind: str) -> list[np.dtype]:
+def column_types(kind: str) -> list[np.dtype]:
     """The type of each column of row numbers, and of 0 and 1."""
-    return [np.dtype(np.int32 if path else np.int8) for path in _of_paths(kind)]
+    return [np.dtype(np.int32 if path else np.int8) for path in holds_paths(kind)]

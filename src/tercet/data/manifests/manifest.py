@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from tercet.core.checks import as_bool, path_of, refusal
-from tercet.core.indices import Triplets, rows_at
+from tercet.core.indices import LabeledPairs, Triplets, rows_at
 from tercet.data.catalog.catalog import Catalog
-from tercet.data.manifests.columns import HeldColumns, StoredColumns
+from tercet.data.manifests.columns import InMemoryColumns, OnDiskColumns
 from tercet.data.manifests.reading import read_rows
-from tercet.data.triplets.pairs import LabeledPairs
 
 __all__ = ["Manifest", "read_manifest"]
 
@@ -45,7 +44,7 @@ class Manifest:
 
     def __init__(
         self,
-        columns: HeldColumns | StoredColumns,
+        columns: InMemoryColumns | OnDiskColumns,
         catalog: Catalog | Callable[[], Catalog],
         provenance: dict[str, Any],
         reopen: tuple[str, str | None, bool] | None = None,

@@ -1,4 +1,4 @@
-"""What a manifest records beside its triplets: how they were drawn, and from which catalog.
+"""What a manifest records beside its triplets: how they were drawn, from which catalog, and from which split.
 
 It travels inside .parquet and .arrow, and in a JSON file beside the text formats.
 """
@@ -18,25 +18,36 @@ import numpy as np
 
 from tercet.core.checks import refusal
 from tercet.data.catalog.catalog import Catalog
-from tercet.data.io.facts import Facts, as_read, warn_unchecked
+from tercet.data.io.checked_json import (
+    JsonRecord,
+    checksum_fits,
+    json_round_trip,
+    read_bounded,
+    warn_unchecked,
+)
+from tercet.data.manifests.formats import TEXT_FORMATS
 
 __all__ = [
     "CATALOG_KEY",
     "KEY",
-    "beside",
-    "compressed",
+    "other_part",
+    "packed",
     "provenance_of",
-    "read_beside",
-    "read_catalog",
     "read_provenance",
+    "read_sidecar",
     "recorded_catalog",
     "refuse_other_catalog",
+    "refuse_other_split",
     "sha256",
+    "sidecar",
+    "unpacked_catalog",
+    "validation_part",
 ]
 
 KEY = "tercet"  # the provenance, as JSON
 CATALOG_KEY = "tercet.catalog"  # the catalog
 _CALLER = "read_manifest"
+_PART = ".validation"
 # Catalogs were seen to unpack to 5 to 50 times their size; zeros unpack to a thousand times theirs.
 _MOST_BESIDE = 1 << 32  # bytes of a JSON file: fifty million images
 _FREE_BYTES, _TIMES, _BYTES_AN_IMAGE = 1 << 26, 100, 1 << 12
@@ -76,7 +87,7 @@ def provenance_of(
         **({"path_prefix": path_prefix} if path_prefix else {}),
     }
     try:
-        return as_read(facts)
+        return json_round_trip(facts)
     except (TypeError, ValueError, RecursionError) as error:
         expected = "text, numbers, and lists and dicts of them"
         raise refusal("write_manifest", "provenance", told, expected, str(error)) from error
@@ -130,12 +141,12 @@ def recorded_catalog(catalog: Catalog) -> dict[str, Any]:
     return {"classes": catalog.classes, "paths": catalog.paths.tolist(), "labels": labels, "groups": groups}
 
 
-def compressed(record: dict[str, Any]) -> str:
+def packed(record: dict[str, Any]) -> str:
     """A record as short text, for the metadata of a Parquet or Arrow file."""
     return base64.b64encode(zlib.compress(json.dumps(record, ensure_ascii=False).encode(), 6)).decode("ascii")
 
 
-def beside(target: Path) -> Path:
+def sidecar(target: Path) -> Path:
     """The JSON file with the provenance of a text manifest."""
     return target.with_name(target.name + ".json")
 
@@ -146,11 +157,11 @@ def read_provenance(source: Path, text: str) -> tuple[dict[str, Any], bool]:
     Raises:
         ValueError: it is damaged, or lacks what every manifest records.
     """
-    facts = Facts(text, _CALLER, "path", source, "provenance", "write it again")
+    facts = JsonRecord(text, _CALLER, "path", source, "provenance", "write it again")
     return _typed(facts), facts.checked
 
 
-def _typed(facts: Facts) -> dict[str, Any]:
+def _typed(facts: JsonRecord) -> dict[str, Any]:
     """The provenance, refused unless all that is asked of it later is there in its type."""
     if facts.string("kind", "triplets") not in ("triplets", "pairs"):
         raise facts.wrong("kind", '"triplets" or "pairs"')
@@ -165,14 +176,14 @@ def _typed(facts: Facts) -> dict[str, Any]:
     return facts.fields
 
 
-def read_catalog(
+def unpacked_catalog(
     source: Path, text: str | None, place: Path, written: Mapping[str, Any], checked: bool
 ) -> Catalog:
     """The catalog in the metadata of a file.
 
     Args:
         source: the file.
-        text: what `compressed` made of its record; None where there is none.
+        text: what `packed` made of its record; None where there is none.
         place: where its paths start from.
         written: what the provenance tells of it.
         checked: whether a checksum has been compared; without, its fingerprint is.
@@ -192,11 +203,11 @@ def read_catalog(
     except (zlib.error, ValueError) as error:
         hint = f"it is damaged ({error}); write it again"
         raise refusal(_CALLER, "path", str(source), "its catalog in it", hint) from error
-    facts = Facts(content, _CALLER, "path", source, "catalog", "write it again")
+    facts = JsonRecord(content, _CALLER, "path", source, "catalog", "write it again")
     return _catalog_from(facts, source, place, "" if checked else written.get("fingerprint", ""))
 
 
-def _catalog_from(facts: Facts, source: Path, place: Path, fingerprint: str) -> Catalog:
+def _catalog_from(facts: JsonRecord, source: Path, place: Path, fingerprint: str) -> Catalog:
     """The catalog that `recorded_catalog` recorded; its paths may not lead out of its root."""
     classes = facts.strings("classes")
     labels = facts.integers("labels", 0, len(classes) - 1)
@@ -213,7 +224,7 @@ def _catalog_from(facts: Facts, source: Path, place: Path, fingerprint: str) -> 
     return catalog
 
 
-def _group(groups: Facts, name: str) -> np.ndarray:
+def _group(groups: JsonRecord, name: str) -> np.ndarray:
     """A group of whole numbers, numbers, strings, or True and False."""
     values = groups.items(name)
     kinds = set(map(type, values))
@@ -224,7 +235,7 @@ def _group(groups: Facts, name: str) -> np.ndarray:
     return np.array(values, dtype=object if kinds <= {str} else None)
 
 
-def read_beside(
+def read_sidecar(
     source: Path, lines: BinaryIO, place: Path, file: Path
 ) -> tuple[dict[str, Any], Catalog] | None:
     """Provenance and catalog from the JSON file beside a text manifest; None where there is none.
@@ -238,10 +249,10 @@ def read_beside(
     Raises:
         ValueError: that file holds something else, is damaged, or belongs to other lines.
     """
-    other = beside(source)
+    other = sidecar(source)
     hint = f"write {source.name} again, or move {other.name} away to do without"
     try:
-        facts = Facts.read(_CALLER, "path", file, "provenance", hint, most=_MOST_BESIDE)
+        facts = JsonRecord.read(_CALLER, "path", file, "provenance", hint, most=_MOST_BESIDE)
     except FileNotFoundError:
         return None
     written, record = facts.string("sha256"), facts.part(CATALOG_KEY)
@@ -262,3 +273,77 @@ def sha256(path: Path) -> str:
     """The sum of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def validation_part(target: Path) -> Path:
+    """The manifest for validation beside one for training: `t.validation.csv` beside `t.csv`."""
+    return target.with_suffix(_PART + target.suffix)
+
+
+def other_part(source: Path) -> Path:
+    """The other manifest of the split that `source` would be a part of.
+
+    Example:
+        >>> other_part(Path("t.csv")), other_part(Path("t.validation.csv"))
+        (PosixPath('t.validation.csv'), PosixPath('t.csv'))
+    """
+    stem = source.name.removesuffix(_PART + source.suffix)
+    return validation_part(source) if stem == source.name else source.with_name(stem + source.suffix)
+
+
+def refuse_other_split(
+    caller: str, source: Path, provenance: Mapping[str, Any], place: Path, place_beside: Path
+) -> None:
+    """Refuse a manifest beside the part of another split: images for training would be there for validation.
+
+    Args:
+        caller: who asks, for the sentence.
+        source: the manifest.
+        provenance: what it records.
+        place, place_beside: where `other_part(source)` is, and the JSON file beside that.
+
+    Raises:
+        ValueError: the other part is of a split with another seed, fraction, way or catalog, or one of the
+            two is of no split. Files of other programs, which record nothing, are let be.
+    """
+    if not place.is_file():
+        return
+    import pyarrow as pa
+
+    unreadable = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
+    try:
+        record = _record(place, place_beside, source.suffix)
+        here, there = (_law(one) for one in (provenance, record))
+    except (pa.ArrowException, *unreadable):
+        return  # what is no manifest of ours is no part of a split; a damaged one is refused where it is read
+    if provenance and record and here != there and checksum_fits(record) is not False:
+        name = other_part(source).name
+        shared = f"{_difference(here, there)}, so images of one may be in the other"
+        hint = f"{shared}; write both with one command, or move {name} away"
+        raise refusal(caller, "path", str(source), f"the split of {name} beside it", hint)
+
+
+def _law(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How a manifest was split, all but which part it is; {} for one of no split."""
+    return {name: fact for name, fact in record.get("split", {}).items() if name != "part"}
+
+
+def _difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    if not here or not there:
+        return "that is of a split, and this is not" if there else "this is of a split, and that is not"
+    name = next(name for name in (*here, *there) if here.get(name) != there.get(name))
+    if name == "of":
+        return "that is of another catalog"
+    return f"that is of {name} {there.get(name)}, this of {name} {here.get(name)}"
+
+
+def _record(place: Path, other: Path, suffix: str) -> Mapping[str, Any]:
+    """The provenance of a manifest, without its rows; {} where it has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if suffix in TEXT_FORMATS:
+        return json.loads(read_bounded(other)) if other.is_file() else {}
+    with pa.OSFile(str(place)) as file:
+        schema = pq.read_schema(file) if suffix == ".parquet" else pa.ipc.open_file(file).schema
+    return json.loads((schema.metadata or {}).get(KEY.encode(), "{}"))

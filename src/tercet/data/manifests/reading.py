@@ -13,22 +13,24 @@ import numpy as np
 
 from tercet.core.checks import refusal
 from tercet.data.catalog.catalog import Catalog
-from tercet.data.io.facts import warn_unchecked
-from tercet.data.io.journal import read_steady
+from tercet.data.io.checked_json import warn_unchecked
+from tercet.data.io.journal import read_consistently
 from tercet.data.io.parquet_files import KEY as CHECKSUM_KEY
+from tercet.data.io.path_traversal import refuse_outside
 from tercet.data.io.positional import open_plain
-from tercet.data.io.roots import refuse_outside
-from tercet.data.manifests.columns import HeldColumns, StoredColumns
-from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS, open_arrow, read_paths, spreadsheet_safe
+from tercet.data.manifests.arrow_layout import open_arrow
+from tercet.data.manifests.columns import InMemoryColumns, OnDiskColumns
+from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS, read_paths, spreadsheet_safe
 from tercet.data.manifests.provenance import (
     CATALOG_KEY,
     KEY,
-    beside,
-    read_beside,
-    read_catalog,
+    other_part,
     read_provenance,
+    read_sidecar,
+    refuse_other_split,
+    sidecar,
+    unpacked_catalog,
 )
-from tercet.data.manifests.split_parts import other_part, refuse_other_split
 
 __all__ = ["Found", "read_rows"]
 
@@ -46,7 +48,7 @@ class Found(NamedTuple):
         reopen: path, root and outside_root to open it by in another process; None where all is in memory.
     """
 
-    columns: HeldColumns | StoredColumns
+    columns: InMemoryColumns | OnDiskColumns
     catalog: Catalog | Callable[[], Catalog]
     provenance: dict[str, Any]
     kind: str
@@ -68,8 +70,8 @@ def read_rows(source: Path, root: str | None, outside_root: bool) -> Found:
     if source.suffix not in FORMATS:
         raise refusal(_CALLER, "path", str(source), "a name ending in " + ", ".join(FORMATS))
     other = other_part(source)
-    names = [source, beside(source), other, beside(other)]
-    found = read_steady(_CALLER, names, partial(_read, source, root))
+    names = [source, sidecar(source), other, sidecar(other)]
+    found = read_consistently(_CALLER, names, partial(_read, source, root))
     if found.reopen:
         found = found._replace(reopen=(*found.reopen[:2], outside_root))
     if isinstance(found.catalog, Catalog):
@@ -120,14 +122,14 @@ def _stored(source: Path, root: str | None, place: Path, file: Path) -> Found | 
         warn_unchecked(source)
     _refuse_other_count(source, len(columns), provenance)
     told = provenance.get("catalog", {})
-    catalog = partial(read_catalog, source, metadata.get(CATALOG_KEY), place, told, facts_checked)
+    catalog = partial(unpacked_catalog, source, metadata.get(CATALOG_KEY), place, told, facts_checked)
     return Found(columns, catalog, provenance, provenance["kind"], (str(source), root, False))
 
 
 def _of_text(source: Path, root: str | None, place: Path, file: Path, json_file: Path) -> Found:
     """A text manifest, with the JSON file beside it if there is one."""
     with open_plain(file) as lines:
-        written = read_beside(source, lines, place, json_file)
+        written = read_sidecar(source, lines, place, json_file)
         kind, paths, rows, _ = read_paths(lines, source.suffix, written[0]["kind"] if written else None)
     if not written:
         return _foreign(source, root, kind, paths, rows)
@@ -147,7 +149,7 @@ def _of_paths(source: Path, root: str | None, place: Path, file: Path) -> Found:
     if source.suffix == ".parquet" and checksum is None:
         warn_unchecked(source)
     told = provenance.get("catalog", {})
-    catalog = read_catalog(source, metadata.get(CATALOG_KEY), place, told, bool(checksum))
+    catalog = unpacked_catalog(source, metadata.get(CATALOG_KEY), place, told, bool(checksum))
     return _by_names(source, catalog, provenance, paths, rows)
 
 
@@ -181,7 +183,7 @@ def _by_names(
         raise refusal(_CALLER, "path", str(source), "paths of its own catalog", hint)
     translate = np.array(found, dtype=np.int32)
     named = 2 if kind == "pairs" else 3
-    return Found(HeldColumns([*translate[rows[:named]], *rows[named:]]), catalog, provenance, kind)
+    return Found(InMemoryColumns([*translate[rows[:named]], *rows[named:]]), catalog, provenance, kind)
 
 
 def _refuse_other_count(source: Path, got: int, provenance: dict[str, Any]) -> None:

@@ -1,34 +1,42 @@
-"""The writing of manifests: triplets or pairs as paths, with their catalog and provenance."""
+"""`write_manifest`: triplets or pairs as paths, drawn in blocks, with their catalog and provenance."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tercet.core.checks import as_bool, as_int, path_of, refusal, string
-from tercet.core.indices import Triplets, TripletSequence
+import numpy as np
+
+from tercet.core.checks import array_of, as_bool, as_int, path_of, refusal, string
+from tercet.core.indices import LabeledPairs, PairSequence, Triplets, TripletSequence
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
-from tercet.data.io.atomic import fresh_target, together
-from tercet.data.io.facts import as_json
-from tercet.data.manifests.blocks import drawn_blocks, kind_and_count
-from tercet.data.manifests.formats import FORMATS, TEXT_FORMATS, spreadsheet_safe, write_paths
+from tercet.data.io.atomic import atomically_together, fresh_target
+from tercet.data.io.checked_json import to_json
+from tercet.data.manifests.formats import BLOCK, FORMATS, TEXT_FORMATS, spreadsheet_safe, write_paths
 from tercet.data.manifests.provenance import (
     CATALOG_KEY,
     KEY,
-    beside,
-    compressed,
+    other_part,
+    packed,
     provenance_of,
     recorded_catalog,
     refuse_other_catalog,
+    refuse_other_split,
     sha256,
+    sidecar,
 )
-from tercet.data.manifests.split_parts import other_part, refuse_other_split
-from tercet.data.triplets.pairs import LabeledPairs, PairSequence
 
-__all__ = ["ManifestPart", "manifest_target", "write_manifest", "write_manifests"]
+__all__ = [
+    "ManifestPart",
+    "drawn_blocks",
+    "kind_and_count",
+    "manifest_target",
+    "write_manifest",
+    "write_manifests",
+]
 
 
 def write_manifest(
@@ -120,14 +128,14 @@ def write_manifests(
     for target, record in zip(targets, told):
         other = other_part(target)
         if other not in targets:
-            refuse_other_split(caller, target, record, other, beside(other))
+            refuse_other_split(caller, target, record, other, sidecar(other))
     names = [name for target in targets for name in _names(target)]
-    with together(names, overwrite) as unfinished:
+    with atomically_together(names, overwrite) as unfinished:
         files = dict(zip(names, unfinished))
         for target, part, record in zip(targets, parts, told):
             images, metadata = recorded_catalog(part.catalog), {}
             if target.suffix not in TEXT_FORMATS:
-                metadata = {KEY: as_json(record), CATALOG_KEY: compressed(images)}
+                metadata = {KEY: to_json(record), CATALOG_KEY: packed(images)}
             paths = [path_prefix + name for name in part.catalog.paths]
             paths = list(map(spreadsheet_safe, paths)) if csv_safe else paths
             blocks = drawn_blocks(part.triplets, len(part.catalog), chunk_size, progress)
@@ -135,7 +143,7 @@ def write_manifests(
             if target.suffix in TEXT_FORMATS:
                 # The sum binds the two files: one of them from another run is noticed.
                 facts = {**record, "sha256": sha256(files[target]), CATALOG_KEY: images}
-                files[beside(target)].write_text(as_json(facts, indent=1) + "\n", "utf-8")
+                files[sidecar(target)].write_text(to_json(facts, indent=1) + "\n", "utf-8")
 
 
 def _record_of(
@@ -161,7 +169,7 @@ def _record_of(
 
 def _names(target: Path) -> list[Path]:
     """The files of a manifest."""
-    return [target, beside(target)] if target.suffix in TEXT_FORMATS else [target]
+    return [target, sidecar(target)] if target.suffix in TEXT_FORMATS else [target]
 
 
 def manifest_target(caller: str, path: str | Path, overwrite: bool) -> Path:
@@ -176,7 +184,7 @@ def manifest_target(caller: str, path: str | Path, overwrite: bool) -> Path:
         ValueError: another suffix, an existing file there or beside it, or no such folder.
     """
     target = fresh_target(caller, path, overwrite, FORMATS)
-    other = beside(target)
+    other = sidecar(target)
     if target.suffix in TEXT_FORMATS and other.is_dir():
         raise refusal(caller, "path", str(path), f"no folder {other}", "move it away")
     if target.suffix in TEXT_FORMATS and os.path.lexists(other) and not overwrite:
@@ -193,3 +201,57 @@ def _told(triplets: Any) -> dict[str, Any]:
             name: fact for name, fact in told.items() if name not in ("library", "path_prefix", "csv_safe")
         }
     return told()
+
+
+def kind_and_count(triplets: Any) -> tuple[str, int]:
+    """The kind, "triplets" or "pairs", and how many."""
+    kind = getattr(triplets, "kind", "triplets")
+    if isinstance(triplets, (Triplets, LabeledPairs)):
+        anchors = array_of("write_manifest", "triplets", triplets[0], "columns of catalog rows")
+        return kind, anchors.shape[0] if anchors.ndim else 0
+    try:
+        return kind, len(triplets)
+    except Exception:
+        expected = "Triplets, LabeledPairs, or a sequence of either such as RandomTriplets"
+        raise refusal("write_manifest", "triplets", triplets, expected) from None
+
+
+def drawn_blocks(triplets: Any, rows: int, chunk_size: int, progress: bool) -> Iterator[np.ndarray]:
+    """int32 [3, b] blocks of row numbers, b = BLOCK but for the last, drawn `chunk_size` at a time."""
+    from rich.console import Console
+    from rich.progress import track
+
+    given = isinstance(triplets, (Triplets, LabeledPairs))
+    kind, count = kind_and_count(triplets)
+    if given:
+        _checked(triplets, kind, count, rows)  # below, a slice would cut a longer column
+    console = Console(stderr=True)
+    starts = track(range(0, count, BLOCK), f"writing {kind}", console=console, disable=not progress)
+    for start in starts:
+        block = np.empty((3, min(BLOCK, count - start)), dtype=np.int32)
+        for a in range(0, block.shape[1], chunk_size):
+            b = min(a + chunk_size, block.shape[1])
+            chunk = slice(start + a, start + b)
+            columns = [column[chunk] for column in triplets] if given else triplets[chunk]
+            block[:, a:b] = _checked(columns, kind, b - a, rows)
+        yield block
+
+
+def _checked(columns: Any, kind: str, count: int, rows: int) -> list[np.ndarray]:
+    """As arrays, refused unless they are `count` row numbers below `rows`, of pairs the last 0 or 1."""
+    together = "as many anchors as positives and negatives"
+    if kind == "pairs":
+        together = "and for each pair of them whether they are of one class"
+    expected = f"catalog rows from 0 to {rows - 1}, {together}"
+    arrays = [array_of("write_manifest", "triplets", column, expected) for column in columns]
+    for nth, values in enumerate(arrays):
+        numbers, high = "iu", rows
+        if kind == "pairs" and nth == 2:
+            numbers, high = "iub", 2
+        if values.shape != (count,) or (count and values.dtype.kind not in numbers):
+            got = f"array of {values.dtype}, shape {values.shape}"
+            raise refusal("write_manifest", "triplets", got, expected)
+        if count and not 0 <= values.min() <= values.max() < high:
+            worst = values.max() if values.max() >= high else values.min()
+            raise refusal("write_manifest", "triplets", int(worst), expected)
+    return arrays

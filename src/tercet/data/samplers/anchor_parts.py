@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tercet.core.checks import array_of, refusal
-from tercet.core.indices import Triplets
-from tercet.data.triplets.pairs import LabeledPairs
+from tercet.core.indices import LabeledPairs, Triplets
 
 __all__ = ["anchors_of", "divided", "images_each"]
 

@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Int
 
 from tercet.core.checks import as_int, label_codes, refusal
-from tercet.core.indices import Triplets, TripletSequence
+from tercet.core.indices import LabeledPairs, PairSequence, Triplets, TripletSequence
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
 from tercet.data.samplers.anchor_parts import anchors_of, divided, images_each
 from tercet.data.samplers.resumable import EpochSampler
-from tercet.data.triplets.pairs import LabeledPairs, PairSequence
 
 __all__ = ["AnchorSampler"]
 

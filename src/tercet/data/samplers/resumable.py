@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tercet.core.checks import as_int, refusal, seed_number
-from tercet.data.io.facts import checksum_fits, warn_unchecked, with_checksum
+from tercet.data.io.checked_json import checksum_fits, warn_unchecked, with_checksum
 
 __all__ = ["EpochIterator", "EpochSampler", "saved_position", "state_of"]
 

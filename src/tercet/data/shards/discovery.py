@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tercet.core.checks import refusal, string
-from tercet.data.io.atomic import atomically
-from tercet.data.io.journal import tidy
-from tercet.data.io.positional import Handle
-from tercet.data.io.roots import inside
+from tercet.data.io.atomic import atomically, remove_leftovers
+from tercet.data.io.path_traversal import inside
+from tercet.data.io.positional import PositionalFile
 from tercet.data.shards.shard_info import INFO, ShardInfo, listed_tars, read_info
 from tercet.data.shards.tar_index import ShardTable, changed, read_table, table_path, write_table
 from tercet.data.shards.tar_scan import extension, scan_tar
@@ -223,7 +222,7 @@ def find_tables(
     if keep:  # also where no index is missing: the run that wrote the last one may have been killed then
         for place in {tar.parent for tar in tars} if folder is None else {folder}:
             if os.access(place, os.W_OK):
-                tidy(place)
+                remove_leftovers(place)
     tables = []
     for tar, table in zip(track(tars, "indexing shards", **shown), found):
         if table is not None and not table.ours:
@@ -266,7 +265,7 @@ def _current(caller: str, tar: Path, verify: bool) -> ShardTable | None:
     """The table beside a tar, refused where a shard of `write_shards` is not as it was written."""
     table = read_table(caller, tar)
     if table is not None and table.ours:
-        file = Handle(caller, "tars", tar, "a tar that can be read")
+        file = PositionalFile(caller, "tars", tar, "a tar that can be read")
         fault = changed(caller, "tars", tar, table.state, file)
         if fault is not None:
             raise fault
@@ -275,7 +274,7 @@ def _current(caller: str, tar: Path, verify: bool) -> ShardTable | None:
     return table
 
 
-def _verify(caller: str, table: ShardTable, file: Handle) -> None:
+def _verify(caller: str, table: ShardTable, file: PositionalFile) -> None:
     """Compare a whole shard of `write_shards` with its SHA-256."""
     if "sha256" not in table.facts:
         expected = f"shards with digests, and {table.tar.name} was written before version 0.2"
@@ -317,4 +316,5 @@ def fits(table: ShardTable, image: str | None, label: str, damaged: str) -> bool
     whole = damaged == "drop" or not facts.get("damaged", False)
     if not (same and whole and (table.ours or "mtime_ns" in facts)):
         return False
-    return table.state.change(Handle("ShardIndex", "tars", table.tar, "a tar that can be read")) is None
+    file = PositionalFile("ShardIndex", "tars", table.tar, "a tar that can be read")
+    return table.state.change(file) is None

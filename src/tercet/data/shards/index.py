@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from tercet.core.checks import as_bool, as_choice, as_int, refusal
 from tercet.core.indices import row_number, rows_at
 from tercet.data.catalog.catalog import Catalog
-from tercet.data.io.positional import Handle
+from tercet.data.io.positional import PositionalFile
 from tercet.data.io.tables import sorted_classes
 from tercet.data.shards.discovery import (
     find_tables,
@@ -91,7 +91,7 @@ class ShardIndex:
 
     Example:
         >>> import pathlib
-        >>> from tercet.data.catalog.catalog import scan_folder
+        >>> from tercet.data.catalog.scan import scan_folder
         >>> from tercet.data.shards.writing import write_shards
         >>> for name in ("ant/1.jpg", "ant/2.jpg", "bee/1.jpg"):
         ...     file = pathlib.Path("photos", name)
@@ -237,7 +237,7 @@ class ShardIndex:
         found: list[bytes] = [b""] * len(places)
         done = 0
         while done < len(runs):  # as many runs at a time as open files and memory allow
-            handles: dict[int, Handle] = {}
+            handles: dict[int, PositionalFile] = {}
             announced, ahead = 0, done
             while ahead < len(runs):
                 first, last = runs[ahead]
@@ -247,7 +247,7 @@ class ShardIndex:
                     break
                 if shard not in handles:
                     handles[shard] = self._handle(shard)
-                handles[shard].announce([(begin[first], length)])
+                handles[shard].prefetch([(begin[first], length)])
                 announced, ahead = announced + length, ahead + 1
             for first, last in runs[done:ahead]:
                 start = begin[first]
@@ -271,7 +271,7 @@ class ShardIndex:
             what = "another header stands in its place"
         raise self._changed(int(self._shard[row]), f"{self.file(row).name} as it was indexed", what)
 
-    def _refuse_written_over(self, handles: Mapping[int, Handle]) -> None:
+    def _refuse_written_over(self, handles: Mapping[int, PositionalFile]) -> None:
         for shard, handle in handles.items():
             if handle.changed():
                 raise self._changed(shard, "the time of change that it had", "it was written since")
@@ -284,7 +284,7 @@ class ShardIndex:
         hint = f"the tar has changed; restore it, or {hint}"
         return ValueError(f"ShardIndex: {tar}: expected {expected}, but {what}; {hint}")
 
-    def _handle(self, shard: int) -> Handle:
+    def _handle(self, shard: int) -> PositionalFile:
         """The open file of a shard; beyond `max_open` the one that was asked for longest ago is let go."""
         if self._process != os.getpid():  # forked: the lock may have been held at that moment
             self._forget_handles()
@@ -294,7 +294,7 @@ class ShardIndex:
                 del self._handles[next(iter(self._handles))]
             if handle is None:
                 tar = self.tars[shard]
-                handle = Handle("ShardIndex", "tars", tar, "a tar to read")
+                handle = PositionalFile("ShardIndex", "tars", tar, "a tar to read")
                 fault = changed("ShardIndex", "tars", tar, self._states[shard], handle)
                 if fault is not None:
                     raise fault
@@ -302,7 +302,7 @@ class ShardIndex:
             return handle
 
     def _forget_handles(self) -> None:
-        self._handles: dict[int, Handle] = {}
+        self._handles: dict[int, PositionalFile] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
 

@@ -17,11 +17,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from tercet.core.checks import refusal
-from tercet.data.catalog.catalog import Catalog
-from tercet.data.catalog.scan import LeftOut
-from tercet.data.io.atomic import atomically, naming
+from tercet.data.catalog.catalog import Catalog, LeftOut
+from tercet.data.io.atomic import atomically, final_names_in_errors
 from tercet.data.io.images import file_content
-from tercet.data.io.positional import Handle
+from tercet.data.io.positional import PositionalFile
 from tercet.data.shards.tar_index import ShardTable, read_table, sampled_headers, table_path, write_table
 from tercet.data.shards.tar_members import BLOCK, with_member
 
@@ -66,7 +65,7 @@ class ShardJob:
         same = [there.get(row, -1) for row in rows] == [self.sizes[row] for row in rows]
         if not same or not tar.is_file():
             return None
-        file = Handle("write_shards", "folder", tar, "a tar that can be read")
+        file = PositionalFile("write_shards", "folder", tar, "a tar that can be read")
         return table if table.state.change(file) is None else None
 
 
@@ -96,7 +95,7 @@ def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable
     rows, places, left_out = [], [], []
     # The index gets its name first: a tar without one is then never ours.
     with atomically(tar) as unfinished, atomically(table_path(tar)) as unfinished_table:
-        with naming({unfinished: tar}), open(unfinished, "wb") as opened:
+        with final_names_in_errors({unfinished: tar}), open(unfinished, "wb") as opened:
             file = _Digested(opened)
             for row in job.shards[shard].tolist():
                 if stop.is_set():

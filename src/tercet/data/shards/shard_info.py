@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tercet.core.checks import refusal
-from tercet.data.io.facts import Facts, checksum_fits
-from tercet.data.io.roots import inside
+from tercet.data.io.checked_json import JsonRecord, checksum_fits
+from tercet.data.io.path_traversal import inside
 from tercet.data.shards.tar_index import of_write_shards
 
 __all__ = ["INFO", "ShardInfo", "listed_tars", "read_info"]
@@ -45,7 +45,7 @@ def read_info(caller: str, argument: str, folder: Path) -> ShardInfo | None:
     source = folder / INFO
     expected, hint = "splits with their filenames", "pass a list of tars to do without"
     try:
-        facts = Facts.read(caller, argument, source, "splits", "", most=_MOST)
+        facts = JsonRecord.read(caller, argument, source, "splits", "", most=_MOST)
         splits = facts.part("splits")
         filenames = {split: splits.part(split).strings("filenames") for split in splits}
         told = facts.part("tercet", {})

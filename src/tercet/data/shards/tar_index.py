@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tercet.core.checks import refusal
-from tercet.data.catalog.scan import LeftOut
-from tercet.data.io.facts import Facts
+from tercet.data.catalog.catalog import LeftOut
+from tercet.data.io.checked_json import JsonRecord
 from tercet.data.io.parquet_files import opened_parquet, parquet_writer
-from tercet.data.io.positional import Handle
+from tercet.data.io.positional import PositionalFile
 from tercet.data.shards.tar_members import BLOCK, LARGEST
 
 __all__ = [
@@ -60,7 +60,7 @@ class TarState:
     time: int | None = None
     headers: tuple[tuple[int, int], ...] = ()
 
-    def change(self, tar: Handle) -> tuple[str, str] | None:
+    def change(self, tar: PositionalFile) -> tuple[str, str] | None:
         """What was expected of an open tar and what was found, where the two differ."""
         if tar.size != self.size:
             return f"{self.size} bytes, as", f"it has changed to {tar.size}"
@@ -165,7 +165,8 @@ def read_table(caller: str, tar: Path, rows: bool = True, argument: str = "index
         with opened_parquet(source) as (file, checked):
             samples = file.metadata.num_rows
             table = file.read() if rows else file.schema_arrow.empty_table()
-        facts = Facts((table.schema.metadata or {})[_KEY.encode()], caller, argument, source, "facts", "")
+        content = (table.schema.metadata or {})[_KEY.encode()]
+        facts = JsonRecord(content, caller, argument, source, "facts", "")
         found = _typed(tar, facts, table, samples, checked)
         if rows:
             _refuse_damaged(found)
@@ -182,7 +183,7 @@ def read_table(caller: str, tar: Path, rows: bool = True, argument: str = "index
     return found
 
 
-def _typed(tar: Path, facts: Facts, table: Any, samples: int, checked: bool) -> ShardTable:
+def _typed(tar: Path, facts: JsonRecord, table: Any, samples: int, checked: bool) -> ShardTable:
     """The table with its facts, each of its type.
 
     Raises:
@@ -265,7 +266,7 @@ def sampled_headers(columns: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
 
 
 def changed(
-    caller: str, argument: str, tar: Path, state: TarState, file: Handle | None = None
+    caller: str, argument: str, tar: Path, state: TarState, file: PositionalFile | None = None
 ) -> ValueError | None:
     """The refusal of a tar that is not what it was; None where it is.
 
@@ -278,7 +279,7 @@ def changed(
     Raises:
         ValueError: it cannot be opened.
     """
-    difference = state.change(file or Handle(caller, argument, tar, "a tar that can be read"))
+    difference = state.change(file or PositionalFile(caller, argument, tar, "a tar that can be read"))
     if difference is None:
         return None
     index = table_path(tar)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from tercet.core.checks import refusal
-from tercet.data.catalog.scan import IMAGE_SUFFIXES, LeftOut
-from tercet.data.io.positional import Handle
+from tercet.data.catalog.catalog import LeftOut
+from tercet.data.catalog.scan import IMAGE_SUFFIXES
+from tercet.data.io.positional import PositionalFile
 from tercet.data.shards.tar_index import DAMAGED, NUMBERS, TEXTS, UNKNOWN, ShardTable, sampled_headers
 from tercet.data.shards.tar_members import (
     BLOCK,
@@ -52,7 +53,7 @@ def scan_tar(
     """
     left_out: list[LeftOut] = []
     rows: list[tuple[Any, ...]] = []
-    file = Handle(caller, argument, tar, "an uncompressed tar")
+    file = PositionalFile(caller, argument, tar, "an uncompressed tar")
     for key, parts in _samples(caller, argument, tar, file, damaged, left_out):
         extension = _image_of(caller, argument, tar, key, parts, image)
         why = "sample without an image" if extension is None else ""
@@ -83,7 +84,7 @@ def scan_tar(
 
 
 def _samples(
-    caller: str, argument: str, tar: Path, file: Handle, damaged: str, left_out: list[LeftOut]
+    caller: str, argument: str, tar: Path, file: PositionalFile, damaged: str, left_out: list[LeftOut]
 ) -> Iterator[tuple[str, dict[str, Member]]]:
     """(key, {extension in lower case: member}) of each sample, as webdataset has it."""
     broken: list[DamagedTar] = []
@@ -138,7 +139,9 @@ def _image_of(
     return found[0] if found else None
 
 
-def _class_of(caller: str, tar: Path, key: str, parts: Mapping[str, Member], label: str, file: Handle) -> str:
+def _class_of(
+    caller: str, tar: Path, key: str, parts: Mapping[str, Member], label: str, file: PositionalFile
+) -> str:
     """The class of the sample, as a string."""
     extension, _, name = label.partition(":")
     if extension not in parts:

@@ -17,11 +17,10 @@ from typing import Any
 
 from tercet.core.checks import as_bool, as_choice, as_int, path_of, refusal, seed_number
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
-from tercet.data.io.atomic import atomically
-from tercet.data.io.facts import Facts, with_checksum
+from tercet.data.io.atomic import atomically, lock_file, locked, open_lock_file, remove_leftovers
+from tercet.data.io.checked_json import JsonRecord, with_checksum
 from tercet.data.io.images import MAX_BYTES
-from tercet.data.io.journal import synced, tidy
-from tercet.data.io.locks import lock_file, locked, opened
+from tercet.data.io.journal import fsync
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.layouts import by_identity, mixed
 from tercet.data.shards.shard_file import (
@@ -99,7 +98,7 @@ def write_shards(
 
     Example:
         >>> import pathlib
-        >>> from tercet.data.catalog.catalog import scan_folder
+        >>> from tercet.data.catalog.scan import scan_folder
         >>> for name in ("ant/1.jpg", "ant/2.jpg", "bee/1.jpg"):
         ...     file = pathlib.Path("photos", name)
         ...     file.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +240,7 @@ def _alone(folder: Path, split: str) -> Iterator[None]:
         if not at_the_end.enter_context(locked(lock_file(folder, split), wait=False)):
             expected = f"a folder in which no other run writes the split {split!r}"
             raise refusal(_CALLER, "folder", str(folder), expected, "wait for it to end, or stop it")
-        tidy(folder)
+        remove_leftovers(folder)
         yield
 
 
@@ -257,7 +256,7 @@ def _info(folder: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or lists no splits.
     """
     try:
-        read = Facts.read(_CALLER, "folder", folder / INFO, "splits", "").fields
+        read = JsonRecord.read(_CALLER, "folder", folder / INFO, "splits", "").fields
         for split in read["splits"].values():
             list(split.get("filenames", ()))
         return {**read, "tercet": dict(read.get("tercet", {}))}
@@ -314,8 +313,8 @@ def _make_room(job: ShardJob, overwrite: bool) -> None:
 
 def _mark(path: Path) -> None:
     """Make an empty file on the disk, and follow no link that stands there."""
-    os.close(opened(path))
-    synced(path.parent)
+    os.close(open_lock_file(path))
+    fsync(path.parent)
 
 
 def _refuse_others(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.core.checks import refusal
-from tercet.data.io.positional import Handle
+from tercet.data.io.positional import PositionalFile
 from tercet.data.shards.tar_members import DamagedTar
 
 __all__ = ["Source", "is_url", "refuse_address"]
@@ -76,14 +76,14 @@ class Source:
     """
 
     def __init__(self, caller: str, argument: str, shard: str, url: bool) -> None:
-        self.file: Handle | None = None
+        self.file: PositionalFile | None = None
         self.size: int | None = None
         self._url: Any = None
         if url:
             self._url, start = _opened_url(caller, argument, shard)
             below: Any = _Joined(start, self._url)
         else:
-            self.file = Handle(caller, argument, Path(shard), "a tar that can be read")
+            self.file = PositionalFile(caller, argument, Path(shard), "a tar that can be read")
             if not self.file.size:
                 raise refusal(caller, argument, shard, "a tar that can be read", "it is empty")
             start = bytes(self.file.pread(0, _MAGIC + 5))
@@ -167,7 +167,7 @@ def _reason(error: Exception) -> str:
 class _Sequential:
     """A file that is read from front to back."""
 
-    def __init__(self, file: Handle) -> None:
+    def __init__(self, file: PositionalFile) -> None:
         self._file, self._at = file, 0
 
     def read(self, length: int) -> bytes:

@@ -1,80 +1,17 @@
-"""Pairs of one class or of two, as a function of their number; and the rows in which they are kept."""
+"""Random pairs of one class or of two, each a function of its number."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.core.checks import array_of, refusal
-from tercet.core.indices import Pairs, rows_at
+from tercet.core.indices import LabeledPairs, rows_at
 from tercet.core.randomness import keyed_bits
 from tercet.data.triplets.class_queries import ClassQueries
 
-__all__ = ["LabeledPairs", "PairSequence", "RandomPairs"]
-
-
-class LabeledPairs(NamedTuple):
-    """Pairs of row numbers in their order, each with whether both are of one class.
-
-    Args:
-        first: int64 [t].
-        second: int64 [t].
-        same: bool [t].
-
-    Example:
-        >>> pairs = LabeledPairs(np.array([0, 0]), np.array([1, 2]), np.array([True, False]))
-        >>> pairs.count, pairs.as_pairs().negative.tolist()
-        (2, [2])
-    """
-
-    first: Any
-    second: Any
-    same: Any
-
-    kind = "pairs"
-
-    @property
-    def count(self) -> int:  # type: ignore[override]
-        """The number of pairs t. (It hides `tuple.count`, which nobody needs here.)"""
-        return int(self.first.shape[0])
-
-    def as_pairs(self) -> Pairs:
-        """The positive and the negative pairs apart, as heads take them."""
-        same = self.same
-        return Pairs(self.first[same], self.second[same], self.first[~same], self.second[~same])
-
-    @classmethod
-    def of(cls, pairs: Pairs) -> LabeledPairs:
-        """The rows of `Pairs`, such as a miner's: positive ones first."""
-        if not isinstance(pairs, (tuple, list)) or len(pairs) != 4:
-            raise refusal("LabeledPairs.of", "pairs", pairs, "Pairs, four columns of row numbers")
-        expected = "columns of row numbers"
-        columns = [array_of("LabeledPairs.of", "pairs", column, expected) for column in pairs]
-        first, positive, again, negative = columns
-        if {column.ndim for column in columns} != {1} or first.shape + again.shape != (
-            positive.shape + negative.shape
-        ):
-            shapes = ", ".join(str(column.shape) for column in columns)
-            raise refusal(
-                "LabeledPairs.of", "pairs", f"shapes {shapes}", "as many anchors as rows of each kind"
-            )
-        same = np.arange(len(first) + len(again)) < len(first)
-        return cls(np.concatenate([first, again]), np.concatenate([positive, negative]), same)
-
-
-@runtime_checkable
-class PairSequence(Protocol):
-    """What `write_manifest` takes beside triplets: labeled pairs by their number, computed or stored."""
-
-    def __len__(self) -> int:
-        """The number of pairs."""
-        ...
-
-    def __getitem__(self, index: Any) -> LabeledPairs:
-        """The pairs at an int, a slice or an int array [t]."""
-        ...
+__all__ = ["RandomPairs"]
 
 
 class RandomPairs(ClassQueries):

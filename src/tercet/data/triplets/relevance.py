@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from tercet.core.checks import as_bool, refusal
 from tercet.core.indices import row_numbers
-from tercet.data.io.npy_file import NpyFile
+from tercet.data.io.positional import NpyFile
 from tercet.data.io.tables import read_columns
 
 __all__ = [

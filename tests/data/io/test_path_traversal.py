@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tercet.data.catalog.catalog import Catalog, read_catalog, scan_folder
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.catalog.scan import scan_folder
+from tercet.data.catalog.table import read_catalog
 from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import TripletDataset
-from tercet.data.io.roots import inside, leads_out
+from tercet.data.io.path_traversal import inside, leads_out
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.shards.writing import write_shards
@@ -205,6 +207,6 @@ def test_a_loop_of_links_stays_nowhere(place):
 def test_many_rows_are_compared_without_a_look_at_the_disk(place, monkeypatch):
     names = np.array([f"c{row % 7}/{row}.pgm" for row in range(2000)])
     Path("photos/t.csv").write_text("path,label\n" + "".join(f"{name},x\n" for name in names))
-    monkeypatch.setattr("tercet.data.io.roots.os.path.realpath", lambda place: pytest.fail("looked"))
-    monkeypatch.setattr("tercet.data.io.roots.os.path.islink", lambda place: pytest.fail("looked"))
+    monkeypatch.setattr("tercet.data.io.path_traversal.os.path.realpath", lambda place: pytest.fail("looked"))
+    monkeypatch.setattr("tercet.data.io.path_traversal.os.path.islink", lambda place: pytest.fail("looked"))
     assert len(read_catalog("photos/t.csv")) == 2000

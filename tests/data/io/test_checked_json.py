@@ -8,13 +8,13 @@ import random
 
 import pytest
 
-from tercet.data.io.facts import (
+from tercet.data.io.checked_json import (
     CHECKSUM,
-    Facts,
-    as_json,
-    as_read,
+    JsonRecord,
     checksum_fits,
+    json_round_trip,
     read_bounded,
+    to_json,
     warn_unchecked,
     with_checksum,
 )
@@ -23,12 +23,12 @@ FACTS = {"seed": 7, "name": "é", "counts": {"triplets": 3, "classes": [1, 2]}, 
 
 
 def facts(content):
-    return Facts(content, "read_manifest", "path", "t.csv.json", "provenance")
+    return JsonRecord(content, "read_manifest", "path", "t.csv.json", "provenance")
 
 
 def test_what_was_written_is_read():
     for indent in (None, 1):
-        read = facts(as_json(FACTS, indent))
+        read = facts(to_json(FACTS, indent))
         assert read.fields == FACTS
         assert read.checked
         assert read.integer("seed") == 7
@@ -42,13 +42,13 @@ def test_what_was_written_is_read():
 
 
 def test_keys_that_are_numbers_become_strings_and_the_checksum_fits():
-    read = facts(as_json(as_read({"sizes": {10: 1, 9: 2}, "pair": (1, 2)})))
+    read = facts(to_json(json_round_trip({"sizes": {10: 1, 9: 2}, "pair": (1, 2)})))
     assert read.fields == {"sizes": {"10": 1, "9": 2}, "pair": [1, 2]}
     assert read.checked
 
 
 def test_an_indented_or_reordered_file_fits_its_checksum():
-    read = json.loads(as_json(FACTS))
+    read = json.loads(to_json(FACTS))
     assert facts(json.dumps(dict(reversed(read.items())), indent=4)).checked
 
 
@@ -59,7 +59,7 @@ def test_facts_without_a_checksum_are_read_and_told():
 
 
 def test_every_flipped_bit_and_every_cut_gives_the_facts_or_a_sentence():
-    content = as_json(FACTS).encode()
+    content = to_json(FACTS).encode()
     damaged = [content[:at] for at in range(len(content))]
     for bit in range(8 * len(content)):
         changed = bytearray(content)
@@ -150,7 +150,7 @@ def test_a_missing_field_may_have_a_default_but_a_wrong_one_is_refused():
 def test_what_json_cannot_hold_is_not_written():
     for odd in (object(), {1, 2}):
         with pytest.raises(TypeError):
-            as_json({"odd": odd})
+            to_json({"odd": odd})
 
 
 def test_an_edited_checksummed_dict_is_noticed():
@@ -172,16 +172,16 @@ def test_reading_is_bounded_and_never_waits(tmp_path):
     with open(large, "wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(OSError, match="has 1,099,511,627,776 bytes"):
-        Facts.read("read_manifest", "path", large)
+        JsonRecord.read("read_manifest", "path", large)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="Not a plain file"):
-        Facts.read("read_manifest", "path", tmp_path / "pipe")
+        JsonRecord.read("read_manifest", "path", tmp_path / "pipe")
     with pytest.raises(OSError, match="Not a plain file"):
         read_bounded(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_bounded(tmp_path / "none")
     small = tmp_path / "small.json"
-    small.write_text(as_json(FACTS))
-    assert Facts.read("read_manifest", "path", small).fields == FACTS
+    small.write_text(to_json(FACTS))
+    assert JsonRecord.read("read_manifest", "path", small).fields == FACTS
     with pytest.raises(OSError, match="at most 10 are read"):
         read_bounded(small, 10)

@@ -15,11 +15,11 @@ from tercet.data.io.positional import open_plain
 
 __all__ = [
     "CHECKSUM",
-    "Facts",
-    "as_json",
-    "as_read",
+    "JsonRecord",
     "checksum_fits",
+    "json_round_trip",
     "read_bounded",
+    "to_json",
     "warn_unchecked",
     "with_checksum",
 ]
@@ -62,31 +62,31 @@ def checksum_fits(facts: Mapping[str, Any]) -> bool | None:
         return False
 
 
-def as_read(facts: Mapping[Any, Any]) -> dict[str, Any]:
+def json_round_trip(facts: Mapping[Any, Any]) -> dict[str, Any]:
     """The facts as they come back from JSON: keys as strings, tuples as lists.
 
     Raises:
         TypeError, ValueError: something that JSON has no form for.
 
     Example:
-        >>> as_read({3: (1, 2)})
+        >>> json_round_trip({3: (1, 2)})
         {'3': [1, 2]}
     """
     return json.loads(json.dumps(facts))
 
 
-def as_json(facts: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON text of the facts and of their checksum, which `Facts` reads.
+def to_json(facts: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON text of the facts and of their checksum, which `JsonRecord` reads.
 
     Args:
-        facts: as for `with_checksum`; `as_read` makes such of others.
+        facts: as for `with_checksum`; `json_round_trip` makes such of others.
         indent: spaces a level; None for one line.
 
     Raises:
         TypeError, ValueError: something that JSON has no form for.
 
     Example:
-        >>> as_json({"seed": 0})
+        >>> to_json({"seed": 0})
         '{"seed": 0, "crc32": 1556822760}'
     """
     return json.dumps(with_checksum(facts), indent=indent, ensure_ascii=False)
@@ -125,7 +125,7 @@ def warn_unchecked(source: str | Path) -> None:
     warnings.warn(text, UserWarning, stacklevel=3)
 
 
-class Facts:
+class JsonRecord:
     """A JSON object whose fields are asked for by name, type and range.
 
     A field that is missing, or of another type or range, is a ValueError: one sentence with the file and the
@@ -148,10 +148,11 @@ class Facts:
         ValueError: as above.
 
     Example:
-        >>> facts = Facts('{"seed": 3, "counts": {"triplets": 5}}', "read_manifest", "path", "t.csv.json")
-        >>> facts.integer("seed"), facts.part("counts").integer("triplets", 1)
+        >>> text = '{"seed": 3, "counts": {"triplets": 5}}'
+        >>> record = JsonRecord(text, "read_manifest", "path", "t.csv.json")
+        >>> record.integer("seed"), record.part("counts").integer("triplets", 1)
         (3, 5)
-        >>> facts.string("seed")
+        >>> record.string("seed")
         Traceback (most recent call last):
         ValueError: read_manifest(path='t.csv.json'): expected text in its field 'seed'; it has 3, so it is \
 damaged or of another program; write it again, or restore it
@@ -189,7 +190,7 @@ damaged or of another program; write it again, or restore it
         self.checked = fits is not None
 
     @classmethod
-    def read(cls, caller: str, argument: str, path: str | Path, *words: str, most: int = _MOST) -> Facts:
+    def read(cls, caller: str, argument: str, path: str | Path, *words: str, most: int = _MOST) -> JsonRecord:
         """The facts in a file.
 
         Args:
@@ -232,10 +233,10 @@ damaged or of another program; write it again, or restore it
         """The list in a field, of whatever."""
         return self._field(name, "a list", lambda value: isinstance(value, list), default)
 
-    def part(self, name: str, default: Any = _REQUIRED) -> Facts:
+    def part(self, name: str, default: Any = _REQUIRED) -> JsonRecord:
         """The object in a field, as facts; those of `default`, a dict, where the field is missing."""
         fields = self._field(name, "a JSON object", lambda value: isinstance(value, dict), default)
-        part = object.__new__(Facts)
+        part = object.__new__(JsonRecord)
         part.__dict__.update(self.__dict__, fields=fields, _above=f"{self._above}{name}.")
         return part
 
