@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tercet.core.indices import References
-from tercet.metrics.retrieval import Score, map_at_r, recall_at_k
+from tercet.metrics.retrieval import map_at_r, recall_at_k
+from tercet.metrics.scores import Score
 from tests.oracles import triplets as reference
 from tests.oracles.triplets import unchecked
 

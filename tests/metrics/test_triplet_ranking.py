@@ -9,7 +9,8 @@ import torch
 
 from tercet.core.indices import References, Triplets
 from tercet.data.triplets.random import RandomTriplets
-from tercet.metrics.triplet_ranking import TripletScore, score_at_top_k, similarity_precision
+from tercet.metrics.scores import TripletScore
+from tercet.metrics.triplet_ranking import score_at_top_k, similarity_precision
 from tercet.pairwise.budget import budget, override
 from tests.oracles import triplets as reference
 from tests.oracles.triplets import unchecked

@@ -1,48 +1,11 @@
-"""The picture of similarities, and the histograms in it."""
+"""The picture of similarities."""
 
 import cv2
-import numpy as np
 import pytest
 import torch
 
 from tercet.reports import similarities
-from tercet.reports.similarities import plot_similarities, similarity_histograms
-
-
-def oracle(points, labels, bins):
-    """Each pair by itself."""
-    counts = np.zeros((2, bins))
-    for i in range(len(points)):
-        for j in range(i + 1, len(points)):
-            cosine = points[i] @ points[j] / np.linalg.norm(points[i]) / np.linalg.norm(points[j])
-            counts[int(labels[i] != labels[j]), min(int((cosine + 1) / 2 * bins), bins - 1)] += 1
-    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
-
-
-def test_the_histograms_are_those_of_the_pairs(monkeypatch):
-    rng = np.random.default_rng(0)
-    points, labels = rng.normal(size=(40, 5)), rng.integers(0, 4, 40)
-    expected = oracle(points, labels, 16)
-    np.testing.assert_allclose(similarity_histograms(points, labels, 16), expected)
-    np.testing.assert_allclose(similarity_histograms(torch.tensor(points), labels.astype(str), 16), expected)
-    with pytest.raises(AssertionError):
-        np.testing.assert_allclose(similarity_histograms(points, labels[::-1].copy(), 16), expected)
-
-
-def test_no_positive_pair_gives_an_empty_histogram():
-    positive, negative = similarity_histograms(torch.eye(3), [0, 1, 2], 4)
-    assert (positive.sum(), negative.tolist()) == (0, [0, 0, 1, 0])
-
-
-def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match=r"expected shapes \[n, d\] and \[n\]"):
-        similarity_histograms(torch.eye(3), [0, 1])
-    with pytest.raises(ValueError, match="expected finite embeddings"):
-        similarity_histograms(torch.full((2, 2), torch.nan), [0, 1])
-    with pytest.raises(ValueError, match="one label for each of 1 or more images"):
-        similarity_histograms(torch.zeros(0, 2), [])
-    with pytest.raises(ValueError, match="a whole number of at least 1"):
-        similarity_histograms(torch.eye(2), [0, 1], bins=0)
+from tercet.reports.similarities import plot_similarities
 
 
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])

@@ -16,40 +16,14 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import array_of, as_int, label_codes, refusal
+from tercet.core.checks import as_int, refusal
 from tercet.core.indices import References
-from tercet.pairwise.distances import Distance, as_distance
-from tercet.pairwise.inputs import tensor_of
-from tercet.pairwise.tiles import Pairwise, Tile
+from tercet.metrics.inputs import as_pairwise
+from tercet.metrics.scores import Score
+from tercet.pairwise.distances import Distance
+from tercet.pairwise.tiles import Tile
 
-__all__ = ["Score", "map_at_r", "recall_at_k"]
-
-
-class Score(float):
-    """A mean over queries that knows how many there were. It is a float wherever a float is wanted.
-
-    Args:
-        value: the mean; NaN where no query was left.
-        queries: how many queries the mean is over.
-        left_out: how many were left out, having no other image of their class to find.
-
-    Example:
-        >>> score = Score(0.5, queries=8, left_out=1)
-        >>> score, score + 1, score.left_out
-        (0.5, 1.5, 1)
-    """
-
-    queries: int
-    left_out: int
-
-    def __new__(cls, value: float, queries: int, left_out: int) -> Score:
-        self = super().__new__(cls, value)
-        self.queries = queries
-        self.left_out = left_out
-        return self
-
-    def __getnewargs__(self) -> tuple[float, int, int]:
-        return float(self), self.queries, self.left_out
+__all__ = ["map_at_r", "recall_at_k"]
 
 
 @torch.no_grad()
@@ -97,7 +71,7 @@ def recall_at_k(
     ks = [as_int("recall_at_k", "k", each, minimum=1) for each in ([k] if several is None else several)]
     if not ks:
         raise refusal("recall_at_k", "k", k, "one number or more")
-    pairwise = _pairwise("recall_at_k", embeddings, labels, ids, ref, distance, tile_rows)
+    pairwise = as_pairwise("recall_at_k", embeddings, labels, ids, ref, distance, tile_rows)
     ranks = [torch.empty(0, dtype=torch.int64)]
     for tile in pairwise.tiles():
         ranks.append(_first_rank(tile)[tile.positive.any(1)].cpu())
@@ -143,7 +117,7 @@ def map_at_r(
     Reference:
         Musgrave, Belongie & Lim, "A metric learning reality check", 2020.
     """
-    pairwise = _pairwise("map_at_r", embeddings, labels, ids, ref, distance, tile_rows)
+    pairwise = as_pairwise("map_at_r", embeddings, labels, ids, ref, distance, tile_rows)
     values = [torch.empty(0, dtype=torch.float64)]
     for tile in pairwise.tiles():
         values.append(_average_precision(tile)[tile.positive.any(1)].cpu())
@@ -175,41 +149,3 @@ def _average_precision(tile: Tile) -> Float[Tensor, " a"]:
 def _score(values: Float[Tensor, " q"], rows: int) -> Score:
     mean = float(values.mean()) if len(values) else math.nan
     return Score(mean, len(values), rows - len(values))
-
-
-def _pairwise(
-    caller: str, embeddings: Any, labels: Any, ids: Any, ref: Any, distance: Any, tile_rows: Any
-) -> Pairwise:
-    """`Pairwise` of torch or numpy inputs, with labels of any kind as class numbers."""
-    x, ids = tensor_of(embeddings), tensor_of(ids)
-    if ref is not None and not isinstance(ref, References):
-        raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
-    if ref is not None:
-        labels, gallery = _codes(caller, labels, ref.labels)
-        ref = References(tensor_of(ref.embeddings), gallery, tensor_of(ref.ids))
-    else:
-        (labels,) = _codes(caller, labels)
-    metric = as_distance(caller, distance)
-    return Pairwise(caller, x, labels, ids=ids, ref=ref, distance=metric, tile_rows=tile_rows)
-
-
-def _codes(caller: str, *labels: Any) -> tuple[Any, ...]:
-    """Labels that can be compared with each other: tensors as they are, anything else by its class number."""
-    if all(isinstance(each, Tensor) for each in labels):
-        return labels
-    arrays = [_column(caller, each) for each in labels]
-    if any(array.dtype.kind in "UTO" for array in arrays):
-        arrays = [array.astype(object) for array in arrays]  # else "1" and 1 would become one class
-    if not sum(len(array) for array in arrays):
-        return tuple(torch.empty(0, dtype=torch.int64) for _ in arrays)
-    codes, _ = label_codes(caller, np.concatenate(arrays))
-    return tuple(torch.from_numpy(part) for part in np.split(codes, np.cumsum([len(a) for a in arrays])[:-1]))
-
-
-def _column(caller: str, labels: Any) -> np.ndarray:
-    """Labels as an array [n]; strings beside numbers stay both, for `label_codes` to refuse."""
-    array = array_of(caller, "labels", labels, "one label for each embedding")
-    if array.ndim != 1:
-        shown = type(labels).__name__ if not array.ndim else f"shape {array.shape}"
-        raise refusal(caller, "labels", shown, "one label for each embedding")
-    return array

@@ -10,47 +10,17 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import array_of, as_int, label_codes, refusal, with_length
+from tercet.core.checks import as_int
 from tercet.core.indices import References
+from tercet.metrics.inputs import as_candidate_lists, as_references, as_triplet_rows
+from tercet.metrics.scores import TripletScore
 from tercet.neighbors.exact import Scan
 from tercet.pairwise.distances import Distance, as_distance, exact_pairs
-from tercet.pairwise.inputs import lack_of_data, tensor_of
+from tercet.pairwise.inputs import tensor_of
 from tercet.pairwise.relations import whole_numbers
 from tercet.pairwise.tiles import Pairwise, features, tile_height
 
-__all__ = ["TripletScore", "score_at_top_k", "similarity_precision"]
-
-_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-class TripletScore(float):
-    """A number over triplets that knows how many there were. It is a float wherever a float is wanted.
-
-    Args:
-        value: the number.
-        correct: how many of the counted triplets have D(q, p⁺) < D(q, p⁻).
-        counted: how many triplets the number is over.
-        triplets: how many were given.
-
-    Example:
-        >>> score = TripletScore(0.75, correct=3, counted=4, triplets=4)
-        >>> score, score.counted - score.correct
-        (0.75, 1)
-    """
-
-    correct: int
-    counted: int
-    triplets: int
-
-    def __new__(cls, value: float, correct: int, counted: int, triplets: int) -> TripletScore:
-        self = super().__new__(cls, value)
-        self.correct = correct
-        self.counted = counted
-        self.triplets = triplets
-        return self
-
-    def __getnewargs__(self) -> tuple[float, int, int, int]:
-        return float(self), self.correct, self.counted, self.triplets
+__all__ = ["score_at_top_k", "similarity_precision"]
 
 
 @torch.no_grad()
@@ -94,9 +64,9 @@ def similarity_precision(
     """
     caller = "similarity_precision"
     metric = as_distance(caller, distance)
-    inputs = features(caller, tensor_of(embeddings), metric, _torch_columns(caller, ref))
+    inputs = features(caller, tensor_of(embeddings), metric, as_references(caller, ref))
     x, y = inputs[0], inputs[-1]
-    rows = _rows(caller, triplets, len(x), len(y), x.device)
+    rows = as_triplet_rows(caller, triplets, len(x), len(y), x.device)
     correct, count = int(_ordered(caller, metric, x, y, rows).sum()), len(rows[0])
     return TripletScore(correct / count if count else math.nan, correct, count, count)
 
@@ -155,12 +125,12 @@ def score_at_top_k(
     caller = "score_at_top_k"
     k = as_int(caller, "k", k, minimum=1)
     metric = as_distance(caller, distance)
-    x, ref = tensor_of(embeddings), _torch_columns(caller, ref)
+    x, ref = tensor_of(embeddings), as_references(caller, ref)
     inputs = features(caller, x, metric, ref)
     n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
-    rows = _rows(caller, triplets, n, r, device)
+    rows = as_triplet_rows(caller, triplets, n, r, device)
     queries, query = rows[0].unique(return_inverse=True)  # [m], [t]
-    own, theirs = _lists(caller, groups, n, ref, device)
+    own, theirs = as_candidate_lists(caller, groups, n, ref, device)
     if ids is not None:
         ids = whole_numbers(caller, "ids", tensor_of(ids), n, device)
     if ref is None:
@@ -201,58 +171,3 @@ def _ordered(
         near, far = (exact_pairs(metric, x[q], y[j]) for j in (p, n))
         parts.append(near < far)
     return torch.cat(parts)
-
-
-def _rows(caller: str, triplets: Any, n: int, r: int, device: torch.device) -> tuple[Int[Tensor, " t"], ...]:
-    """Queries below n, positives and negatives below r, as int64 on `device`."""
-    expected = "Triplets (three index tensors or arrays [t])"
-    if not isinstance(triplets, (tuple, list)) or len(triplets) != 3:
-        hint = "take all of a sequence's by [:]" if hasattr(triplets, "__getitem__") else ""
-        raise refusal(caller, "triplets", with_length(triplets), expected, hint)
-    try:
-        rows = [torch.as_tensor(corner) for corner in triplets]
-    except Exception:  # strings, None, ragged lists
-        shown = ", ".join(type(corner).__name__ for corner in triplets)
-        raise refusal(caller, "triplets", shown, f"{expected} of row numbers") from None
-    lacking = next(filter(None, map(lack_of_data, rows)), "")
-    if lacking:
-        raise refusal(caller, "triplets", lacking, "dense tensors with data")
-    for corner in rows:
-        if corner.dtype not in _WHOLE or corner.ndim != 1 or len(corner) != len(rows[0]):
-            shown = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in rows)
-            raise refusal(caller, "triplets", shown, f"{expected} of row numbers")
-    for name, corner, size in zip(("query", "positive", "negative"), rows, (n, r, r)):
-        outside = corner[(corner < 0) | (corner >= size)]
-        if len(outside):
-            found = f"{name} {int(outside[0])}"
-            raise refusal(caller, "triplets", found, f"rows from 0 to {size - 1}, as there are {size}")
-    return tuple(corner.to(device, torch.int64) for corner in rows)
-
-
-def _lists(
-    caller: str, groups: Any, n: int, ref: References | None, device: torch.device
-) -> tuple[Tensor, ...]:
-    """The number of each row's candidate list, and that of each reference."""
-    r = 0 if ref is None else len(ref.embeddings)
-    if groups is None or not n + r:
-        return tuple(torch.zeros(count, dtype=torch.int64, device=device) for count in (n, r))
-    expected = "one for each row"
-    names = [array_of(caller, "groups", groups, expected)]
-    if ref is not None:
-        names.append(array_of(caller, "ref.labels", ref.labels, expected))
-    for argument, given, count in zip(("groups", "ref.labels"), names, (n, r)):
-        if given.shape != (count,):
-            raise refusal(caller, argument, f"shape {given.shape}", f"shape ({count},), one for each row")
-    if any(each.dtype.kind in "UTO" for each in names):
-        names = [each.astype(object) for each in names]  # else "1" and 1 would become one group
-    codes = torch.from_numpy(label_codes(caller, np.concatenate(names), "groups")[0]).to(device)
-    return codes[:n], codes[n:]
-
-
-def _torch_columns(caller: str, ref: Any) -> References | None:
-    """References of numpy arrays as those of tensors; their labels stay what they are."""
-    if ref is None:
-        return None
-    if not isinstance(ref, References):
-        raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
-    return References(tensor_of(ref.embeddings), ref.labels, tensor_of(ref.ids))

@@ -7,57 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float64
 
-from tercet.core.checks import as_int, label_codes, refusal
 from tercet.data.io.atomic import atomically, fresh_target
+from tercet.metrics.distributions import similarity_histograms
 
-__all__ = ["plot_similarities", "similarity_histograms"]
-
-
-def similarity_histograms(
-    embeddings: Any, labels: Any, bins: int = 100
-) -> tuple[Float64[np.ndarray, " b"], Float64[np.ndarray, " b"]]:
-    """The histograms of cosine similarity over all positive and all negative pairs, each pair once.
-
-    Args:
-        embeddings: float [n, d] of any length, n ≥ 1; torch or numpy.
-        labels: [n], whole numbers or strings.
-        bins: b, the number of bins of equal width from −1 to 1.
-
-    Returns:
-        Two float64 [b] that each sum to 1, or to 0 where there is no such pair. Memory is O(n), not O(n²).
-
-    Raises:
-        ValueError: shapes that do not match, no rows, embeddings that are not finite, or bins < 1.
-
-    Example:
-        >>> points = [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]
-        >>> positive, negative = similarity_histograms(points, [0, 0, 1], bins=4)
-        >>> positive.tolist(), negative.tolist()
-        ([0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0])
-    """
-    bins = as_int("similarity_histograms", "bins", bins, minimum=1)
-    caller = "similarity_histograms"
-    rows = torch.as_tensor(embeddings).detach().double().cpu()
-    classes = torch.from_numpy(label_codes(caller, labels)[0])
-    if rows.ndim != 2 or classes.shape != rows.shape[:1]:
-        shapes = f"embeddings {tuple(rows.shape)}, labels {tuple(classes.shape)}"
-        raise refusal(caller, "embeddings, labels", shapes, "shapes [n, d] and [n]")
-    if not rows.isfinite().all():
-        raise refusal(caller, "embeddings", "NaN or infinite values", "finite embeddings")
-    rows = torch.nn.functional.normalize(rows)
-    counts = torch.zeros(2, bins, dtype=torch.float64)
-    height = max(1, (1 << 22) // len(rows))
-    for start in range(0, len(rows), height):
-        tile = rows[start : start + height] @ rows[start:].T  # [a, n − start]
-        later = torch.ones_like(tile, dtype=torch.bool).triu(1)
-        same = classes[start : start + height, None] == classes[start:]
-        for i, chosen in enumerate((later & same, later & ~same)):
-            counts[i] += torch.histc(tile[chosen].clamp(-1, 1), bins, -1, 1)
-    positive, negative = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
-    return positive, negative
+__all__ = ["plot_similarities"]
 
 
 def plot_similarities(
@@ -78,7 +32,7 @@ def plot_similarities(
         ValueError: another suffix, an existing file, or shapes that do not match.
 
     Example:
-        >>> points = torch.eye(4)[[0, 0, 1, 1]]
+        >>> points = np.eye(4)[[0, 0, 1, 1]]
         >>> plot_similarities("similarities.png", {"perfect": points}, [0, 0, 1, 1])
     """
     target = fresh_target("plot_similarities", path, overwrite, (".png", ".pdf", ".svg"))
