@@ -19,10 +19,10 @@ from .data.manifests.manifest import read_manifest as read_manifest
 from .data.manifests.writing import write_manifest as write_manifest
 from .data.samplers.by_anchor import AnchorSampler as AnchorSampler
 from .data.samplers.pk import PKSampler as PKSampler
-from .data.samplers.pk import ShuffledSampler as ShuffledSampler
+from .data.samplers.shuffled import ShuffledSampler as ShuffledSampler
 from .data.shards.index import ShardIndex as ShardIndex
 from .data.shards.writing import write_shards as write_shards
-from .data.streams.pk_stage import deep_ranking_batched as deep_ranking_batched
+from .data.streams.deep_ranking_stage import deep_ranking_batched as deep_ranking_batched
 from .data.streams.pk_stage import pk_batched as pk_batched
 from .data.streams.pk_stream import PKStream as PKStream
 from .data.streams.yield_prediction import predict_yield as predict_yield

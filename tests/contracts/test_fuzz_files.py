@@ -26,7 +26,8 @@ from tercet.data.io.checked_json import to_json, with_checksum
 from tercet.data.manifests import writing as manifest_writing
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
-from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.samplers.pk import PKSampler
+from tercet.data.samplers.shuffled import ShuffledSampler
 from tercet.data.shards import tar_index
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards

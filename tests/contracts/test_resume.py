@@ -24,7 +24,8 @@ from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import TripletDataset
 from tercet.data.samplers.by_anchor import AnchorSampler
-from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.samplers.pk import PKSampler
+from tercet.data.samplers.shuffled import ShuffledSampler
 from tercet.data.shards.writing import write_shards
 from tercet.data.streams.pk_stream import PKStream
 from tercet.data.triplets.random import RandomTriplets

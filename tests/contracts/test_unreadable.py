@@ -14,7 +14,8 @@ from tercet.core.randomness import KeyedRow
 from tercet.data.catalog.scan import scan_folder
 from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import PairDataset, TripletDataset
-from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.samplers.pk import PKSampler
+from tercet.data.samplers.shuffled import ShuffledSampler
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets

@@ -29,7 +29,7 @@ from bench_manifest import synthetic
 
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
-from tercet.data.samplers.pk import ShuffledSampler
+from tercet.data.samplers.shuffled import ShuffledSampler
 from tercet.data.triplets.random import RandomTriplets
 
 FULL = (1_000_000, 10_000)

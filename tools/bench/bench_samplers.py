@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.samplers.pk import PKSampler
+from tercet.data.samplers.shuffled import ShuffledSampler
 
 
 def labels_of(images: int, classes: int) -> np.ndarray:

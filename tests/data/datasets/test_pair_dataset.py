@@ -16,7 +16,7 @@ from tercet.data.datasets.triplet_dataset import PairBatch, PairDataset, Triplet
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.samplers.by_anchor import AnchorSampler
-from tercet.data.samplers.pk import ShuffledSampler
+from tercet.data.samplers.shuffled import ShuffledSampler
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets

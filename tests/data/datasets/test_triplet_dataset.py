@@ -24,7 +24,8 @@ from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import PairDataset, TripletBatch, TripletDataset
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
-from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.samplers.pk import PKSampler
+from tercet.data.samplers.shuffled import ShuffledSampler
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs

@@ -21,10 +21,11 @@ from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.datasets.triplet_dataset import PairDataset, TripletDataset
 from tercet.data.datasets.visits import Visits
 from tercet.data.samplers.by_anchor import AnchorSampler
-from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.samplers.pk import PKSampler
+from tercet.data.samplers.shuffled import ShuffledSampler
 from tercet.data.shards.writing import write_shards
+from tercet.data.streams.iterator import SharedEpochs
 from tercet.data.streams.pk_stream import PKStream
-from tercet.data.streams.shared_epochs import SharedEpochs
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 

@@ -21,7 +21,7 @@ from tercet.data.datasets.triplet_dataset import PairDataset, TripletDataset
 from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.samplers.by_anchor import AnchorSampler
-from tercet.data.samplers.pk import ShuffledSampler
+from tercet.data.samplers.shuffled import ShuffledSampler
 from tercet.data.triplets.deep_ranking import DeepRankingTriplets
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
@@ -201,7 +201,7 @@ def test_a_manifest_brings_its_labels_and_sequences_give_what_their_lists_give(c
 def test_reading_in_parts_changes_nothing(monkeypatch):
     triplets = RandomTriplets(LABELS, 3, 2)
     expected = plain(AnchorSampler(triplets, 8))
-    monkeypatch.setattr("tercet.data.samplers.anchor_parts._READ", 7)
+    monkeypatch.setattr("tercet.data.samplers.by_anchor._READ", 7)
     assert plain(AnchorSampler(triplets, 8)) == expected
 
 
@@ -412,7 +412,7 @@ def test_reading_in_parts_divides_alike(monkeypatch):
     triplets = RandomTriplets(LABELS, 3, 2)
     options = {"images": 12, "per_class": 2, "labels": LABELS}
     expected = plain(AnchorSampler(triplets, 8, **options))
-    monkeypatch.setattr("tercet.data.samplers.anchor_parts._READ", 7)
+    monkeypatch.setattr("tercet.data.samplers.by_anchor._READ", 7)
     assert plain(AnchorSampler(triplets, 8, **options)) == expected
 
 

@@ -28,7 +28,8 @@ from tercet.core.randomness import KeyedRow
 from tercet.data.io.checked_json import with_checksum
 from tercet.data.samplers import balanced_plan
 from tercet.data.samplers.balanced_plan import deal, occurrences, spread
-from tercet.data.samplers.pk import PKSampler, ShuffledSampler
+from tercet.data.samplers.pk import PKSampler
+from tercet.data.samplers.shuffled import ShuffledSampler
 
 torch.set_num_threads(1)
 stateful = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
@@ -354,7 +355,8 @@ def test_case_a_class_of_one_image():
 def test_case_string_labels_in_two_processes():
     program = (
         "import json, random, sys; import numpy as np\n"
-        "from tercet.data.samplers.pk import PKSampler, ShuffledSampler\n"
+        "from tercet.data.samplers.pk import PKSampler\n"
+        "from tercet.data.samplers.shuffled import ShuffledSampler\n"
         "state = lambda: repr(random.getstate()) + repr(np.random.get_state())\n"
         "before = state()\n"
         "labels = [f'class {i * i % 7}' for i in range(60)]\n"

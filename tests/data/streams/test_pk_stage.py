@@ -12,7 +12,8 @@ import pytest
 import torch
 import webdataset
 
-from tercet.data.streams.pk_stage import deep_ranking_batched, pk_batched
+from tercet.data.streams.deep_ranking_stage import deep_ranking_batched
+from tercet.data.streams.pk_stage import pk_batched
 from tercet.data.streams.samples import label_of
 
 # webdataset leaves it to the collector to close its tars.

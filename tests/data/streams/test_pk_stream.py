@@ -29,7 +29,7 @@ from tercet.data.io.checked_json import with_checksum
 from tercet.data.io.positional import PositionalFile
 from tercet.data.shards import writing as shard_writing
 from tercet.data.shards.index import ShardIndex
-from tercet.data.streams import listing
+from tercet.data.streams import shard_bytes
 from tercet.data.streams.batches import LaneBatches
 from tercet.data.streams.lanes import Lanes
 from tercet.data.streams.pk_stream import PKStream
@@ -991,7 +991,7 @@ def test_a_tar_that_may_not_be_read_is_named(tmp_path, monkeypatch):
             raise refusal(caller, argument, str(path), kind, "Permission denied")
         return PositionalFile(caller, argument, path, kind)
 
-    monkeypatch.setattr(listing, "Handle", opened)
+    monkeypatch.setattr(shard_bytes, "Handle", opened)
     assert named in refusal_of(PKStream, folder, 2, 4)
     assert named in refusal_of(PKStream, folder, 2, 4, steps=2)
     handler = Continue()

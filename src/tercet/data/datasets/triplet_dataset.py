@@ -19,7 +19,7 @@ from tercet.core.randomness import KeyedRow, derive_key
 from tercet.data.datasets.decoding import Decoder
 from tercet.data.io.images import MAX_PIXELS
 from tercet.data.manifests.provenance import refuse_other_catalog
-from tercet.data.samplers.anchor_parts import images_each
+from tercet.data.samplers.by_anchor import images_each
 
 __all__ = ["PairBatch", "PairDataset", "TripletBatch", "TripletDataset"]
 

@@ -1,12 +1,7 @@
-"""Which rows form a batch: P×K batches with exact guarantees, and a keyed shuffle.
-
-Both samplers are functions of (seed, epoch, step). All they carry from one batch to the next is a position,
-so ranks are slices of one plan and resuming is two integers.
-"""
+"""P×K batches with exact guarantees: each is a function of (seed, epoch, step)."""
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 import zlib
 from typing import Any
@@ -19,7 +14,7 @@ from tercet.core.randomness import KeyedRow, derive_key, keyed_bits, permute
 from tercet.data.samplers.balanced_plan import deal, occurrences, spread
 from tercet.data.samplers.resumable import EpochSampler
 
-__all__ = ["PKSampler", "ShuffledSampler"]
+__all__ = ["PKSampler"]
 
 _BLOCK_ROWS = 8192  # rows computed at a time while iterating, to spread numpy's cost of a call
 
@@ -251,44 +246,6 @@ class PKSampler(EpochSampler):
         inner = spread(self._appearances, self._super, counts, self._each, key)
         dealt = deal(inner, self._super, counts, self._each, key)
         return dealt[(np.cumsum(counts) - counts)[plan] + occurrences(plan)].reshape(len(self), -1)
-
-
-class ShuffledSampler(EpochSampler):
-    """Every row once an epoch in the order of a keyed permutation, in O(1) memory for any number of rows.
-
-        row(step) = π(i mod n),  i = step · world_size + rank,  π keyed by (seed, epoch)
-
-    Each rank yields ⌈n / world_size⌉ rows. Where that makes more than n, the first rows of the order, at
-    most world_size − 1, come once more, as a further view.
-
-    Args:
-        n: the number of rows, or anything with a length: a data set, a catalog, labels.
-        seed: the same seed gives the same order, on any machine.
-        rank: the part of the order that this process takes, from 0.
-        world_size: the number of processes.
-
-    Raises:
-        ValueError: an argument out of range.
-
-    Example:
-        >>> sampler = ShuffledSampler(5)
-        >>> len(sampler), sorted(sampler)
-        (5, [0, 1, 2, 3, 4])
-    """
-
-    def __init__(self, n: Any, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(seed, rank, world_size)
-        with contextlib.suppress(Exception):  # a number has no length
-            n = n if isinstance(n, (str, bytes)) else len(n)
-        self.n = as_int("ShuffledSampler", "n", n, 1)
-        self._length = -(-self.n // self.world_size)
-        self._block = _BLOCK_ROWS
-        self._settings = {"n": self.n, "seed": self.seed, "world_size": self.world_size}
-
-    def _items(self, epoch: int, start: int, stop: int) -> list[KeyedRow]:
-        lap, place = np.divmod(np.arange(start, stop) * self.world_size + self.rank, self.n)
-        rows = permute(place, self.n, derive_key("ShuffledSampler", self.seed, epoch))
-        return [KeyedRow(row, epoch, view) for row, view in zip(rows.tolist(), lap.tolist())]
 
 
 def _number(count: Any, noun: str) -> str:

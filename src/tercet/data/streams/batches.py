@@ -18,8 +18,8 @@ from tercet.data.io.images import decode_image
 from tercet.data.streams.class_buffer import Group, GroupBuffer
 from tercet.data.streams.lanes import REACHES, Lanes
 from tercet.data.streams.pk_stage import PKStage, StreamEnded
-from tercet.data.streams.reading import read_shard
 from tercet.data.streams.samples import Sample, image_field, label_of, name_of
+from tercet.data.streams.shard_samples import read_shard
 from tercet.data.streams.sources import KnownShard
 
 __all__ = ["Dealt", "LaneBatches"]

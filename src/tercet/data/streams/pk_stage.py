@@ -1,28 +1,17 @@
-"""Stages for a webdataset pipeline: P×K batches, and Deep Ranking's triplets, from a stream of samples."""
+"""A stage of a webdataset pipeline: P×K batches from a stream of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from tercet.core.checks import as_choice, as_int, refusal, seed_number
-from tercet.core.indices import Triplets
+from tercet.core.checks import as_choice, refusal, seed_number
 from tercet.core.randomness import derive_key
 from tercet.data.streams.class_buffer import ON_SHORT, Group, GroupBuffer, sized
-from tercet.data.streams.samples import Handler, Sample, base_name, label_of, raw, told
-from tercet.data.triplets.reservoir import ReservoirTriplets
+from tercet.data.streams.samples import Handler, Sample, label_of, raw, told
 
-__all__ = [
-    "DeepRankingStage",
-    "PKStage",
-    "StreamEnded",
-    "StreamedTriplets",
-    "deep_ranking_batched",
-    "pk_batched",
-]
+__all__ = ["PKStage", "StreamEnded", "pk_batched"]
 
 
 def pk_batched(
@@ -244,119 +233,3 @@ class _StandIns:
 
 def _viewed(sample: Sample, view: int) -> Sample:
     return {**sample, "__view__": view} if view else sample
-
-
-class StreamedTriplets(NamedTuple):
-    """Samples of a stream, each once, and triplets of them.
-
-    Args:
-        samples: u raw samples.
-        triplets: `Triplets` of int64 [t], positions in `samples`.
-    """
-
-    samples: list[Sample]
-    triplets: Triplets
-
-
-def deep_ranking_batched(
-    count: int,
-    features: Callable[[Sample], Any],
-    *,
-    capacity: int,
-    every: int | None = None,
-    warmup: int = 0,
-    label: str | Callable[[Sample], Any] = "cls",
-    handler: Handler | None = None,
-    seed: int = 0,
-    **law: Any,
-) -> DeepRankingStage:
-    """A stage that draws Deep Ranking's triplets from a stream of samples, through `ReservoirTriplets`.
-
-    `webdataset.WebDataset(shards).compose(deep_ranking_batched(64, features, capacity=20))` gives
-    `StreamedTriplets`: raw samples, each once, and triplets of positions in them; decode after it.
-
-    Args:
-        count: triplets drawn at a time; those of queries that are given up are missing.
-        features: a function of a sample that gives what `relevance` takes, an array of one shape for all.
-        capacity: samples held of each class.
-        every: samples that come between two draws; by default `count`.
-        warmup: samples that come before the first draw.
-        label: where the class is, as for `pk_batched`.
-        handler: webdataset's, as for `pk_batched`.
-        seed: names the reservoir's draws.
-        law: `relevance`, `cap`, `gap`, `out_of_class` and `tries`, as for `ReservoirTriplets`.
-
-    Returns:
-        A function from an iterable of samples to an iterator of `StreamedTriplets`.
-
-    Raises:
-        ValueError: an argument out of range; while running, a sample without label or with bad features.
-        TypeError: an argument that `ReservoirTriplets` does not have.
-
-    Example:
-        >>> rows = np.random.default_rng(0).random((40, 8))
-        >>> stream = [{"__key__": str(n), "cls": b"%d" % (n % 2), "row": row} for n, row in enumerate(rows)]
-        >>> stage = deep_ranking_batched(8, lambda sample: sample["row"], capacity=3, warmup=32)
-        >>> samples, (anchor, positive, negative) = next(stage(stream))
-        >>> all(samples[a]["cls"] == samples[p]["cls"] for a, p in zip(anchor, positive))
-        True
-    """
-    caller = "deep_ranking_batched"
-    count = as_int(caller, "count", count, 1)
-    every = count if every is None else as_int(caller, "every", every, 1)
-    warmup = as_int(caller, "warmup", warmup)
-    if not callable(features):
-        raise refusal(caller, "features", features, "a function of a sample")
-    if not (handler is None or callable(handler)):
-        raise refusal(caller, "handler", handler, "a function or None")
-    if not (isinstance(label, str) or callable(label)):
-        raise refusal(caller, "label", label, "the name of a field or a function of a sample")
-    law = {"capacity": capacity, "seed": seed, **law}
-    ReservoirTriplets(**law)  # refuses what it does not take now, not in a worker
-    return DeepRankingStage(count, features, every, warmup, label, handler, law)
-
-
-@dataclass(frozen=True)
-class DeepRankingStage:
-    """What `deep_ranking_batched` gives: a function from samples to `StreamedTriplets`."""
-
-    count: int
-    features: Callable[[Sample], Any]
-    every: int
-    warmup: int
-    label: str | Callable[[Sample], Any]
-    handler: Handler | None
-    law: dict[str, Any]
-
-    def __call__(self, samples: Iterable[Sample]) -> Iterator[StreamedTriplets]:
-        """Triplets from a stream."""
-        reservoir = ReservoirTriplets(**self.law)
-        held: dict[int, Sample] = {}
-        shards: dict[str, dict[str, int]] = {}  # by name, in which places there is one: each its number
-        came = 0
-        for sample in raw("deep_ranking_batched", samples):
-            url = str(sample.get("__url__"))
-            places = shards.setdefault(base_name(url), {})
-            place = places.setdefault(url, len(places))
-            key = derive_key("sample", base_name(url), place, str(sample.get("__key__"))) >> 1
-            try:
-                gone = reservoir.add(key, label_of(sample, self.label), self.features(sample))
-            except Exception as error:
-                if not told(self.handler, error):
-                    break
-                continue
-            held[key] = sample
-            if gone is not None:
-                del held[gone]
-            came += 1
-            if came >= self.warmup and came % self.every == 0:
-                triplets = reservoir.triplets(self.count)
-                if triplets.count:
-                    yield _together(triplets, held)
-
-
-def _together(triplets: Triplets, held: dict[int, Sample]) -> StreamedTriplets:
-    """Triplets of keys as triplets of positions, and the samples there."""
-    keys, position = np.unique(np.stack(triplets), return_inverse=True)
-    corners = position.reshape(3, -1)
-    return StreamedTriplets([held[key] for key in keys.tolist()], Triplets(*corners))

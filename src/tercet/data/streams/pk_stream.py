@@ -15,11 +15,10 @@ from tercet.data.samplers.resumable import saved_position, state_of
 from tercet.data.shards.tar_scan import extension
 from tercet.data.streams.batches import LaneBatches
 from tercet.data.streams.class_buffer import ON_SHORT
-from tercet.data.streams.iterator import PKStreamIterator
+from tercet.data.streams.iterator import LAST_EPOCH, PKStreamIterator, SharedEpochs
 from tercet.data.streams.lanes import Lanes
 from tercet.data.streams.pk_stage import PKStage, pk_batched
 from tercet.data.streams.samples import Handler, base_name
-from tercet.data.streams.shared_epochs import LAST_EPOCH, SharedEpochs
 from tercet.data.streams.sources import KnownShard, known_shards
 
 __all__ = ["PKStream"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,12 +31,13 @@ from tercet.data.shards.tar_index import (
     read_table,
 )
 from tercet.data.shards.tar_scan import scan_tar
-from tercet.data.streams.listing import Source, is_url, refuse_address
 from tercet.data.streams.samples import Handler, base_name, number_in, told
+from tercet.data.streams.shard_bytes import ShardBytes
 
 __all__ = ["KnownShard", "damaged_shard", "known_shards"]
 
 _CALLER = "PKStream"
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # https://…, pipe:…; a drive has one letter
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,47 @@ def _listed(
     if isinstance(source, (list, tuple)):
         for shard in source:
             if isinstance(shard, str):
-                refuse_address(_CALLER, "shards", shard, urls)
-        remote = [shard for shard in source if urls and isinstance(shard, str) and is_url(shard)]
+                _refuse_address(_CALLER, "shards", shard, urls)
+        remote = [shard for shard in source if urls and isinstance(shard, str) and _is_url(shard)]
         source = [shard for shard in source if not (isinstance(shard, str) and shard in remote)]
     if remote and not source and split is None:
         return remote, [], None
     tars, info = find_tars(_CALLER, "shards", source, split, outside_root)
     return remote, tars, info
+
+
+def _is_url(shard: str) -> bool:
+    """Whether a string is a URL of a scheme that webdataset opens without a shell: https, gs, hf, …"""
+    found = _ADDRESS.match(shard)
+    return found is not None and shard.startswith("//", found.end()) and found[1].lower() in _schemes()
+
+
+def _refuse_address(caller: str, argument: str, shard: str, urls: bool) -> None:
+    """Refuse what is no file but looks like an address: a name is opened as a file, whatever it is.
+
+    Args:
+        caller, argument: who asks, and for which argument, for the sentences.
+        shard: a string that the user passed.
+        urls: whether URLs are asked for.
+
+    Raises:
+        ValueError: as above.
+    """
+    found = _ADDRESS.match(shard)
+    if found is None or os.path.exists(shard) or (urls and _is_url(shard)):
+        return
+    hint = "pass urls=True to have it read as a URL"
+    if not _is_url(shard):
+        hint = f"a URL begins with one of {', '.join(sorted(_schemes()))}, and commands are not run: "
+        hint += "read them with webdataset.WebDataset(…).compose(pk_batched(p, k))"
+    raise refusal(caller, argument, shard, "an existing tar", hint)
+
+
+def _schemes() -> set[str]:
+    """Those that webdataset, or who registered one with it, opens; never a command for the shell."""
+    from webdataset.gopen import gopen_schemes
+
+    return set(gopen_schemes) - {"pipe", "__default__"}
 
 
 def _expanded(notation: str) -> list[str]:
@@ -159,7 +195,7 @@ def _known(
         "checked": facts.get("checked", True),
     }
     try:
-        opened = Source(_CALLER, "shards", shard, url=False)
+        opened = ShardBytes(_CALLER, "shards", shard, url=False)
     except ValueError as unread:
         if not told(handler, unread):
             raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import os
 import re
 import zlib
 from collections.abc import Callable
@@ -16,50 +15,15 @@ from tercet.core.checks import refusal
 from tercet.data.io.positional import PositionalFile
 from tercet.data.shards.tar_members import DamagedTar
 
-__all__ = ["Source", "is_url", "refuse_address"]
+__all__ = ["ShardBytes"]
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # https://…, pipe:…; a drive has one letter
 _MAGIC = 257  # where the header of a tar says that it is one
 _ZSTANDARD = b"\x28\xb5\x2f\xfd"
 _CHUNK = 1 << 20
 _FAULTS = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
-def is_url(shard: str) -> bool:
-    """Whether a string is a URL of a scheme that webdataset opens without a shell: https, gs, hf, …"""
-    found = _ADDRESS.match(shard)
-    return found is not None and shard.startswith("//", found.end()) and found[1].lower() in _schemes()
-
-
-def refuse_address(caller: str, argument: str, shard: str, urls: bool) -> None:
-    """Refuse what is no file but looks like an address: a name is opened as a file, whatever it is.
-
-    Args:
-        caller, argument: who asks, and for which argument, for the sentences.
-        shard: a string that the user passed.
-        urls: whether URLs are asked for.
-
-    Raises:
-        ValueError: as above.
-    """
-    found = _ADDRESS.match(shard)
-    if found is None or os.path.exists(shard) or (urls and is_url(shard)):
-        return
-    hint = "pass urls=True to have it read as a URL"
-    if not is_url(shard):
-        hint = f"a URL begins with one of {', '.join(sorted(_schemes()))}, and commands are not run: "
-        hint += "read them with webdataset.WebDataset(…).compose(pk_batched(p, k))"
-    raise refusal(caller, argument, shard, "an existing tar", hint)
-
-
-def _schemes() -> set[str]:
-    """Those that webdataset, or who registered one with it, opens; never a command for the shell."""
-    from webdataset.gopen import gopen_schemes
-
-    return set(gopen_schemes) - {"pipe", "__default__"}
-
-
-class Source:
+class ShardBytes:
     """An open shard.
 
     Args:

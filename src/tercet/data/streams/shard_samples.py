@@ -19,8 +19,8 @@ from tercet.data.shards.tar_members import (
     with_member,
 )
 from tercet.data.shards.tar_scan import class_in
-from tercet.data.streams.listing import Source
 from tercet.data.streams.samples import Handler, Sample, image_field, told
+from tercet.data.streams.shard_bytes import ShardBytes
 from tercet.data.streams.sources import KnownShard, damaged_shard
 
 __all__ = ["read_shard"]
@@ -46,7 +46,7 @@ def read_shard(
             index tells.
     """
     try:
-        source = Source(_CALLER, "shards", shard, url=known.state is None)
+        source = ShardBytes(_CALLER, "shards", shard, url=known.state is None)
     except ValueError as unread:
         return told(handler, unread)
     if known.state is not None and source.file is not None:
@@ -65,7 +65,7 @@ def read_shard(
 class _Reading:
     """One pass over a shard, and whether what came is what is known of it."""
 
-    def __init__(self, shard: str, source: Source, known: KnownShard, image: str | None) -> None:
+    def __init__(self, shard: str, source: ShardBytes, known: KnownShard, image: str | None) -> None:
         self._shard, self._source, self._known, self._image = shard, source, known, image
         self._broken: DamagedTar | MemberTwice | None = None
         self._crc = 0  # of the members

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch.utils.data
 
-from tercet.data.streams.shared_epochs import SharedEpochs
+from tercet.data.streams.iterator import SharedEpochs
 
 
 class Workers:
