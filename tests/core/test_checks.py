@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet.core.checks import (
-    array_of,
+    as_array,
     as_bool,
     as_choice,
     as_float,
     as_int,
+    as_path,
+    as_seed,
     label_codes,
-    path_of,
     refusal,
-    seed_number,
     shown,
 )
 
@@ -74,10 +74,10 @@ def test_whole_takes_what_numpy_and_torch_count_with():
 
 
 def test_a_seed_has_at_most_128_bits():
-    assert seed_number("f", 2**128 - 1) == 2**128 - 1
-    assert "expected a whole number from 0 to 2¹²⁸ − 1" in sentence(seed_number, "f", 2**128)
-    assert sentence(seed_number, "f", -1) == "f(seed=-1): expected a whole number of at least 0"
-    assert sentence(seed_number, "f", True) == "f(seed=True): expected a whole number of at least 0"
+    assert as_seed("f", 2**128 - 1) == 2**128 - 1
+    assert "expected a whole number from 0 to 2¹²⁸ − 1" in sentence(as_seed, "f", 2**128)
+    assert sentence(as_seed, "f", -1) == "f(seed=-1): expected a whole number of at least 0"
+    assert sentence(as_seed, "f", True) == "f(seed=True): expected a whole number of at least 0"
 
 
 @pytest.mark.parametrize(
@@ -219,13 +219,13 @@ def test_a_flag_without_data_or_of_several_is_refused():
 
 @pytest.mark.parametrize("value", ["a.csv", "é x.csv", Path("a")])
 def test_a_path_is_a_string_or_a_path(value):
-    assert path_of("f", "path", value) == Path(value)
+    assert as_path("f", "path", value) == Path(value)
 
 
 @pytest.mark.parametrize("value", [3, True, None, b"a.csv", "", "a\0.csv", ["a"], Unreadable()], ids=shown)
 def test_what_is_no_path_is_refused(value):
     expected = "a path: a string or a pathlib.Path, not empty and without zero characters"
-    assert sentence(path_of, "f", "path", value) == f"f(path={shown(value)}): expected {expected}"
+    assert sentence(as_path, "f", "path", value) == f"f(path={shown(value)}): expected {expected}"
 
 
 NO_ARRAYS = {
@@ -240,7 +240,7 @@ NO_ARRAYS = {
 @pytest.mark.parametrize("kind", NO_ARRAYS)
 def test_what_numpy_makes_no_array_of_is_refused(kind):
     for said in (
-        sentence(array_of, "f", "x", NO_ARRAYS[kind], "numbers"),
+        sentence(as_array, "f", "x", NO_ARRAYS[kind], "numbers"),
         sentence(label_codes, "f", NO_ARRAYS[kind], "x"),
     ):
         assert said.startswith(f"f(x='<{type(NO_ARRAYS[kind]).__name__}>'): expected ")

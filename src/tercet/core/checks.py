@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "array_of",
+    "as_array",
+    "as_batch_size",
     "as_bool",
     "as_choice",
     "as_float",
     "as_int",
-    "batch_size",
+    "as_path",
+    "as_seed",
+    "as_string",
+    "as_strings",
     "escaped",
     "label_codes",
-    "path_of",
     "promised",
     "refusal",
-    "seed_number",
     "shown",
-    "string",
-    "strings_of",
     "with_length",
 ]
 
@@ -137,14 +137,14 @@ def as_int(caller: str, argument: str, value: Any, minimum: int = 0, maximum: in
     return number
 
 
-def seed_number(caller: str, seed: Any) -> int:
+def as_seed(caller: str, seed: Any) -> int:
     """A seed as an int: a whole number from 0, of at most 128 bits, as numpy's own entropy has.
 
     Raises:
         ValueError: not a whole number, or out of range.
 
     Example:
-        >>> seed_number("PKSampler", 2**100) == 2**100
+        >>> as_seed("PKSampler", 2**100) == 2**100
         True
     """
     try:
@@ -158,14 +158,14 @@ def seed_number(caller: str, seed: Any) -> int:
     return number
 
 
-def batch_size(caller: str, p: Any, k: Any) -> tuple[int, int]:
+def as_batch_size(caller: str, p: Any, k: Any) -> tuple[int, int]:
     """p and k as ints, refused unless a batch of p classes with k images each has at most 2²⁴ images.
 
     Raises:
         ValueError: not whole numbers of at least 1 and 2, or too many images.
 
     Example:
-        >>> batch_size("PKSampler", 16, 4)
+        >>> as_batch_size("PKSampler", 16, 4)
         (16, 4)
     """
     p, k = as_int(caller, "p", p, 1), as_int(caller, "k", k, 2)
@@ -175,9 +175,24 @@ def batch_size(caller: str, p: Any, k: Any) -> tuple[int, int]:
 
 
 def as_float(
-    caller: str, argument: str, value: Any, minimum: int | float = -math.inf, maximum: int | float = math.inf
+    caller: str,
+    argument: str,
+    value: Any,
+    minimum: int | float = -math.inf,
+    maximum: int | float = math.inf,
+    *,
+    above: int | float | None = None,
 ) -> float:
-    """`value` as a float, refused unless it is finite and in [minimum, maximum].
+    """`value` as a float, refused unless it is finite, in [minimum, maximum], and greater than `above`.
+
+    Args:
+        caller: the class or function that was called, for the message.
+        argument: the name of the argument, for the message.
+        value: what came.
+        minimum: the least number that is accepted.
+        maximum: the greatest number that is accepted.
+        above: a number that `value` must exceed, for ranges such as (0, ∞); it stands alone, without
+            `minimum` and `maximum`.
 
     Raises:
         ValueError: not a finite number, or out of range.
@@ -185,8 +200,11 @@ def as_float(
     Example:
         >>> as_float("TripletMargin", "margin", 1, minimum=0)
         1.0
+        >>> as_float("InfoNCE", "temperature", 0, above=0)
+        Traceback (most recent call last):
+        ValueError: InfoNCE(temperature=0): expected a finite number above 0
     """
-    expected = "a finite number"
+    expected = "a finite number" if above is None else f"a finite number above {above:g}"
     if minimum > -math.inf or maximum < math.inf:
         low = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
         expected += f" {low}" if minimum > -math.inf else f" of at most {maximum:g}"
@@ -196,7 +214,8 @@ def as_float(
         number = float(value)
     except Exception:  # of a tensor without data it is a RuntimeError
         raise refusal(caller, argument, value, expected) from None
-    if not math.isfinite(number) or not minimum <= number <= maximum:
+    within = minimum <= number <= maximum and (above is None or number > above)
+    if not (math.isfinite(number) and within):
         raise refusal(caller, argument, value, expected)
     return number
 
@@ -237,7 +256,7 @@ def as_choice(caller: str, argument: str, value: Any, options: Iterable[str]) ->
     raise refusal(caller, argument, value, expected, f"did you mean {near[0]!r}?" if near else "")
 
 
-def path_of(caller: str, argument: str, value: Any, new: bool = False) -> Path:
+def as_path(caller: str, argument: str, value: Any, new: bool = False) -> Path:
     """`value` as a path, refused unless it is a string or a path that a system can hold.
 
     Args:
@@ -250,7 +269,7 @@ def path_of(caller: str, argument: str, value: Any, new: bool = False) -> Path:
         ValueError: bytes, a number, None, an empty string, or one with a zero character.
 
     Example:
-        >>> path_of("read_catalog", "path", "images.csv").suffix
+        >>> as_path("read_catalog", "path", "images.csv").suffix
         '.csv'
     """
     try:
@@ -265,14 +284,14 @@ def path_of(caller: str, argument: str, value: Any, new: bool = False) -> Path:
     return Path(value)
 
 
-def string(caller: str, argument: str, value: Any) -> str:
+def as_string(caller: str, argument: str, value: Any) -> str:
     """`value`, refused unless it is a string.
 
     Raises:
         ValueError: anything else.
 
     Example:
-        >>> string("read_catalog", "path_column", "path")
+        >>> as_string("read_catalog", "path_column", "path")
         'path'
     """
     if not isinstance(value, str):
@@ -280,14 +299,14 @@ def string(caller: str, argument: str, value: Any) -> str:
     return value
 
 
-def strings_of(caller: str, argument: str, values: Any) -> list[str]:
+def as_strings(caller: str, argument: str, values: Any) -> list[str]:
     """`values` as a list of strings; one string is a list of one.
 
     Raises:
         ValueError: neither a string nor an iterable of strings.
 
     Example:
-        >>> strings_of("scan_folder", "suffixes", ".jpg")
+        >>> as_strings("scan_folder", "suffixes", ".jpg")
         ['.jpg']
     """
     found: list[Any]
@@ -300,7 +319,7 @@ def strings_of(caller: str, argument: str, values: Any) -> list[str]:
     return found
 
 
-def array_of(caller: str, argument: str, values: Any, expected: str) -> np.ndarray:
+def as_array(caller: str, argument: str, values: Any, expected: str) -> np.ndarray:
     """`values` as a numpy array, without a copy of a large one of numbers.
 
     Lists of unequal length become objects, and so do strings that came in a list: of `["a", 1]` numpy would
@@ -311,7 +330,7 @@ def array_of(caller: str, argument: str, values: Any, expected: str) -> np.ndarr
             an object whose `__array__` fails.
 
     Example:
-        >>> array_of("TableRelevance", "i", [1, 2], "row numbers").tolist()
+        >>> as_array("TableRelevance", "i", [1, 2], "row numbers").tolist()
         [1, 2]
     """
     try:
@@ -345,7 +364,7 @@ def label_codes(caller: str, labels: Any, argument: str = "labels") -> tuple[np.
         >>> codes.tolist(), classes.tolist()
         ([1, 0, 1], ['ant', 'cat'])
     """
-    array = array_of(caller, argument, labels, "whole numbers or strings, one for each image")
+    array = as_array(caller, argument, labels, "whole numbers or strings, one for each image")
     if array.ndim != 1 or not array.size:
         raise refusal(
             caller, argument, f"array of shape {array.shape}", "one label for each of 1 or more images"

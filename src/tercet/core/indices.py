@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from tercet.core.checks import array_of, as_int, refusal, shown
+from tercet.core.checks import as_array, as_int, refusal, shown
 
 __all__ = [
     "GatheredReferences",
@@ -136,7 +136,7 @@ class LabeledPairs(NamedTuple):
         if not isinstance(pairs, (tuple, list)) or len(pairs) != 4:
             raise refusal("LabeledPairs.of", "pairs", pairs, "Pairs, four columns of row numbers")
         expected = "columns of row numbers"
-        columns = [array_of("LabeledPairs.of", "pairs", column, expected) for column in pairs]
+        columns = [as_array("LabeledPairs.of", "pairs", column, expected) for column in pairs]
         first, positive, again, negative = columns
         if {column.ndim for column in columns} != {1} or first.shape + again.shape != (
             positive.shape + negative.shape
@@ -238,7 +238,7 @@ def row_numbers(caller: str, argument: str, rows: Any, count: int) -> np.ndarray
         >>> row_numbers("TableRelevance", "i", [[0, 2]], 3).tolist()
         [[0, 2]]
     """
-    array = array_of(caller, argument, rows, "row numbers")
+    array = as_array(caller, argument, rows, "row numbers")
     if not array.size:
         return array.astype(np.int64)
     if array.dtype.kind not in "iu":

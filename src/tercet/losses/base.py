@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.core.checks import as_choice, as_float, as_int, promised, refusal
+from tercet.core.checks import as_choice, as_int, promised, refusal
 from tercet.core.indices import GatheredReferences, References
 from tercet.pairwise.accumulate import REDUCTIONS, once_differentiable, summed, tiled_mean
 from tercet.pairwise.budget import budget
@@ -24,7 +24,6 @@ from tercet.pairwise.torch_modes import full_precision, outside_graph, roundoff
 __all__ = [
     "LONG",
     "Head",
-    "above_zero",
     "distinct",
     "nothing_of",
     "pairs_of",
@@ -201,14 +200,6 @@ class Head(nn.Module, ABC):
 def nothing_of(inputs: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, " 0"]:
     """No losses, with the graph of all inputs: another rank may wait for this one's gradient."""
     return torch.stack([v.sum() for v in inputs]).sum()[None][:0]
-
-
-def above_zero(caller: str, argument: str, value: Any) -> float:
-    """`value` as a float, refused unless it is finite and above 0."""
-    number = as_float(caller, argument, value)
-    if number <= 0:
-        raise refusal(caller, argument, value, "a finite number above 0")
-    return number
 
 
 def reduced(

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, softplus
 
 from tercet.core.checks import as_float, promised, refusal
 from tercet.core.indices import References
-from tercet.losses.base import Head, above_zero, reduced
+from tercet.losses.base import Head, reduced
 from tercet.losses.rowwise import ListwiseHead, log_sum
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import Distance, dot
@@ -65,7 +65,7 @@ class InfoNCE(ListwiseHead):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__(distance, relation, reduction, tile_rows)
-        self.temperature = above_zero("InfoNCE", "temperature", temperature)
+        self.temperature = as_float("InfoNCE", "temperature", temperature, above=0)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
         """ℓ of each positive pair."""
@@ -113,7 +113,7 @@ class SupCon(ListwiseHead):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__(distance, relation, reduction, tile_rows)
-        self.temperature = above_zero("SupCon", "temperature", temperature)
+        self.temperature = as_float("SupCon", "temperature", temperature, above=0)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
         """ℓ of each anchor that has a positive."""

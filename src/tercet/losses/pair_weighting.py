@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from tercet.core.checks import as_float
-from tercet.losses.base import above_zero, nothing_of
+from tercet.losses.base import nothing_of
 from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
 from tercet.pairwise.accumulate import once_differentiable, summed, tiled_mean
 from tercet.pairwise.distances import Distance
@@ -183,8 +183,8 @@ class MultiSimilarity(ListwiseHead):
         tile_rows: int | None = None,
     ) -> None:
         super().__init__("cosine", relation, reduction, tile_rows)
-        self.alpha = above_zero("MultiSimilarity", "alpha", alpha)
-        self.beta = above_zero("MultiSimilarity", "beta", beta)
+        self.alpha = as_float("MultiSimilarity", "alpha", alpha, above=0)
+        self.beta = as_float("MultiSimilarity", "beta", beta, above=0)
         self.base = as_float("MultiSimilarity", "base", base)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " a"]:
@@ -235,7 +235,7 @@ class Circle(ListwiseHead):
     ) -> None:
         super().__init__("cosine", relation, reduction, tile_rows)
         self.m = as_float("Circle", "m", m)
-        self.gamma = above_zero("Circle", "gamma", gamma)
+        self.gamma = as_float("Circle", "gamma", gamma, above=0)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
         """ℓ of each anchor that has a positive and a negative."""

@@ -16,10 +16,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
-from tercet.core.checks import as_bool, as_float, as_int, refusal, seed_number
+from tercet.core.checks import as_bool, as_float, as_int, as_seed, refusal
 from tercet.core.indices import References
 from tercet.core.randomness import derive_key
-from tercet.losses.base import above_zero
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import cosine
 from tercet.pairwise.euclidean import distances_within
@@ -64,7 +63,7 @@ class ProxyHead(nn.Module, ABC):
         caller = type(self).__name__
         self.num_classes = as_int(caller, "num_classes", num_classes, minimum=2)
         self.dim = as_int(caller, "dim", dim, minimum=1)
-        generator = torch.Generator("cpu").manual_seed(derive_key("proxies", seed_number(caller, seed)))
+        generator = torch.Generator("cpu").manual_seed(derive_key("proxies", as_seed(caller, seed)))
         shape = (self.num_classes * per_class, self.dim)
         with allocated(caller, num_classes=shape[0], dim=self.dim):
             directions = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
@@ -189,7 +188,7 @@ class ProxyNCA(ProxyHead):
         self.plus_plus = as_bool("ProxyNCA", "plus_plus", plus_plus)
         if temperature is None:
             temperature = 1 / 9 if plus_plus else 1.0
-        self.temperature = above_zero("ProxyNCA", "temperature", temperature)
+        self.temperature = as_float("ProxyNCA", "temperature", temperature, above=0)
 
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
@@ -237,7 +236,7 @@ class ProxyAnchor(ProxyHead):
     ) -> None:
         super().__init__(num_classes, dim, seed)
         self.margin = as_float("ProxyAnchor", "margin", margin)
-        self.alpha = above_zero("ProxyAnchor", "alpha", alpha)
+        self.alpha = as_float("ProxyAnchor", "alpha", alpha, above=0)
 
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
@@ -296,8 +295,8 @@ class SoftTriple(ProxyHead):
     ) -> None:
         super().__init__(num_classes, dim, seed, as_int("SoftTriple", "centers", centers, minimum=1))
         self.centers = len(self.proxies) // self.num_classes
-        self.la = above_zero("SoftTriple", "la", la)
-        self.gamma = above_zero("SoftTriple", "gamma", gamma)
+        self.la = as_float("SoftTriple", "la", la, above=0)
+        self.gamma = as_float("SoftTriple", "gamma", gamma, above=0)
         self.margin = as_float("SoftTriple", "margin", margin)
         self.tau = as_float("SoftTriple", "tau", tau, minimum=0)
 

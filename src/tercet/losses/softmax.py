@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tercet.core.checks import as_bool, as_float
-from tercet.losses.base import above_zero
 from tercet.losses.proxy import ProxyHead
 from tercet.pairwise.closed_forms import products
 
@@ -44,7 +43,7 @@ class NormalizedSoftmax(ProxyHead):
 
     def __init__(self, num_classes: int, dim: int, *, temperature: float = 0.05, seed: int = 0) -> None:
         super().__init__(num_classes, dim, seed)
-        self.temperature = above_zero("NormalizedSoftmax", "temperature", temperature)
+        self.temperature = as_float("NormalizedSoftmax", "temperature", temperature, above=0)
 
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
@@ -96,7 +95,7 @@ class ArcFace(ProxyHead):
     ) -> None:
         super().__init__(num_classes, dim, seed)
         self.margin = as_float("ArcFace", "margin", margin, minimum=0, maximum=math.pi)
-        self.scale = above_zero("ArcFace", "scale", scale)
+        self.scale = as_float("ArcFace", "scale", scale, above=0)
         self.easy_margin = as_bool("ArcFace", "easy_margin", easy_margin)
 
     def _loss(
@@ -178,7 +177,7 @@ class CosFace(ProxyHead):
     ) -> None:
         super().__init__(num_classes, dim, seed)
         self.margin = as_float("CosFace", "margin", margin)
-        self.scale = above_zero("CosFace", "scale", scale)
+        self.scale = as_float("CosFace", "scale", scale, above=0)
 
     def _loss(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]

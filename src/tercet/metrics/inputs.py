@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tercet.core.checks import array_of, label_codes, refusal, with_length
+from tercet.core.checks import as_array, label_codes, refusal, with_length
 from tercet.core.indices import References
 from tercet.pairwise.distances import as_distance
 from tercet.pairwise.inputs import lack_of_data, tensor_of
@@ -131,7 +131,7 @@ def as_candidate_lists(
         given.append(("ref.labels", ref.labels, r))
     names = []
     for argument, values, count in given:
-        array = array_of(caller, argument, values, "one for each row")
+        array = as_array(caller, argument, values, "one for each row")
         if array.shape != (count,):
             expected = f"shape ({count},), one for each row"
             raise refusal(caller, argument, f"shape {array.shape}", expected)
@@ -146,7 +146,7 @@ def _classes(caller: str, *labels: Any) -> tuple[Any, ...]:
         return labels
     arrays = []
     for each in labels:
-        array = array_of(caller, "labels", each, "one label for each embedding")
+        array = as_array(caller, "labels", each, "one label for each embedding")
         if array.ndim != 1:
             shown = type(each).__name__ if not array.ndim else f"shape {array.shape}"
             raise refusal(caller, "labels", shown, "one label for each embedding")

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import as_float, as_int, seed_number
+from tercet.core.checks import as_float, as_int, as_seed
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.miners.draws import batch_key, drawn_places
 from tercet.pairwise.budget import budget
@@ -62,7 +62,7 @@ class Miner:
         settled: dict[str, Any] = {
             "distance": as_distance(caller, self.distance),
             "relation": as_relation(caller, self.relation),
-            "seed": seed_number(caller, self.seed),
+            "seed": as_seed(caller, self.seed),
         }
         for name in ("max_count", "tile_rows"):
             if getattr(self, name) is not None:

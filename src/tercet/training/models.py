@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 from torch.nn.utils import skip_init
 
-from tercet.core.checks import as_bool, as_int, refusal, seed_number
+from tercet.core.checks import as_bool, as_int, as_seed, refusal
 from tercet.core.randomness import derive_key
 from tercet.pairwise.distances import cosine
 from tercet.pairwise.inputs import allocated, lack_of_data
@@ -55,7 +55,7 @@ class EmbeddingHead(nn.Module):
         self.in_features = as_int("EmbeddingHead", "in_features", in_features, minimum=1)
         self.out_features = as_int("EmbeddingHead", "out_features", out_features, minimum=1)
         self.normalize = as_bool("EmbeddingHead", "normalize", normalize)
-        self.seed = seed_number("EmbeddingHead", seed)
+        self.seed = as_seed("EmbeddingHead", seed)
         sizes = {"in_features": self.in_features, "out_features": self.out_features}
         with allocated("EmbeddingHead", **sizes):
             self.linear: Any = skip_init(nn.Linear, *sizes.values(), bias=False)
@@ -149,7 +149,7 @@ class DeepRankingNet(nn.Module):
         self.image_size = tuple(as_int(caller, "image_size", side, minimum=1) for side in sides)
         self.channels = as_int(caller, "channels", channels, minimum=1)
         filters = as_int(caller, "filters", filters, minimum=1)
-        seed = seed_number(caller, seed)
+        seed = as_seed(caller, seed)
         self.backbone = backbone
         if backbone_features is None:
             backbone_features = self._backbone_features()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.core.checks import array_of, as_bool, path_of, refusal
+from tercet.core.checks import as_array, as_bool, as_path, refusal
 from tercet.core.indices import row_number
 from tercet.data.io.atomic import fresh_target
 from tercet.data.io.path_traversal import refuse_leading_out
@@ -74,14 +74,14 @@ class Catalog:
             object.__setattr__(self, name, value)
 
         put("paths", np.array(_listed("paths", self.paths, str), dtype=object))
-        put("labels", array_of("Catalog", "labels", self.labels, "a position in classes for each path"))
+        put("labels", as_array("Catalog", "labels", self.labels, "a position in classes for each path"))
         put("classes", list(map(str, _listed("classes", self.classes, str, int, np.integer))))
         if not isinstance(self.groups, Mapping):
             raise refusal("Catalog", "groups", self.groups, "columns by name, a dict")
         expected = "one value for each path"
         groups = self.groups.items()
-        put("groups", {name: array_of("Catalog", "groups", values, expected) for name, values in groups})
-        put("root", path_of("Catalog", "root", self.root))
+        put("groups", {name: as_array("Catalog", "groups", values, expected) for name, values in groups})
+        put("root", as_path("Catalog", "root", self.root))
         put("outside_root", as_bool("Catalog", "outside_root", self.outside_root))
         if not isinstance(self.left_out, Sequence):
             raise refusal("Catalog", "left_out", self.left_out, "a sequence of LeftOut")
@@ -151,7 +151,7 @@ class Catalog:
         Raises:
             ValueError: a row number outside [0, n), or a mask of another length.
         """
-        index = array_of("Catalog.select", "rows", rows, "row numbers [m] or a mask [n]")
+        index = as_array("Catalog.select", "rows", rows, "row numbers [m] or a mask [n]")
         if index.dtype == bool:
             if index.shape != self.paths.shape:
                 raise refusal(

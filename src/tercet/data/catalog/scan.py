@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tercet.core.checks import as_bool, as_int, escaped, path_of, refusal, strings_of
+from tercet.core.checks import as_bool, as_int, as_path, as_strings, escaped, refusal
 from tercet.data.catalog.catalog import Catalog, LeftOut
 from tercet.data.io.images import MAX_PIXELS
 
@@ -73,13 +73,13 @@ def scan_folder(
         >>> catalog, catalog.labels.tolist(), catalog.left_out_counts()
         (Catalog(3 images, 2 classes, 1 left out), [0, 0, 1], {'not an image': 1})
     """
-    top = path_of("scan_folder", "root", root)
+    top = as_path("scan_folder", "root", root)
     verify, progress = as_bool("scan_folder", "verify", verify), as_bool("scan_folder", "progress", progress)
     if not top.is_dir():
         raise refusal("scan_folder", "root", str(root), "an existing folder")
     if class_depth is not None:
         class_depth = as_int("scan_folder", "class_depth", class_depth, minimum=1)
-    wanted = frozenset(strings_of("scan_folder", "suffixes", suffixes))
+    wanted = frozenset(as_strings("scan_folder", "suffixes", suffixes))
     if not all(suffix.startswith(".") and suffix == suffix.lower() for suffix in wanted):
         expected = "suffixes in lower case with their dots"
         raise refusal("scan_folder", "suffixes", sorted(wanted), expected, 'such as [".jpg", ".png"]')

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.core.checks import as_choice, as_float, label_codes, refusal, seed_number
+from tercet.core.checks import as_choice, as_float, as_seed, label_codes, refusal
 from tercet.core.randomness import derive_key, keyed_bits
 
 __all__ = ["train_validation_split"]
@@ -45,7 +45,7 @@ def train_validation_split(
     fraction = as_float(caller, "fraction", fraction, 0, 1)
     if fraction in (0, 1):
         raise refusal(caller, "fraction", fraction, "a number between 0 and 1, neither of them")
-    seed = seed_number(caller, seed)
+    seed = as_seed(caller, seed)
     by = as_choice(caller, "by", by, ("image", "class"))
     if by == "class":
         if len(classes) < 2:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tercet.core.checks import as_bool, as_int, path_of, refusal, string, strings_of
+from tercet.core.checks import as_bool, as_int, as_path, as_string, as_strings, refusal
 from tercet.data.catalog.catalog import Catalog, LeftOut
 from tercet.data.catalog.scan import decodable
 from tercet.data.io.images import MAX_PIXELS
@@ -64,12 +64,12 @@ def read_catalog(
     """
     max_pixels = as_int("read_catalog", "max_pixels", max_pixels, minimum=1)
     caller = "read_catalog"
-    path = path_of(caller, "path", path)
-    root = path.parent if root is None else path_of(caller, "root", root)
+    path = as_path(caller, "path", path)
+    root = path.parent if root is None else as_path(caller, "root", root)
     verify, progress = as_bool(caller, "verify", verify), as_bool(caller, "progress", progress)
     outside_root = as_bool(caller, "outside_root", outside_root)
-    text = (string(caller, "path_column", path_column), string(caller, "label_column", label_column))
-    wanted = None if groups is None else strings_of(caller, "groups", groups)
+    text = (as_string(caller, "path_column", path_column), as_string(caller, "label_column", label_column))
+    wanted = None if groups is None else as_strings(caller, "groups", groups)
     columns = read_columns("read_catalog", path, text, wanted)
     names, labels = (columns[name] for name in text)
     if wanted is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.core.checks import refusal, seed_number
+from tercet.core.checks import as_seed, refusal
 from tercet.core.randomness import derive_key
 
 __all__ = ["KeyedTransform"]
@@ -78,7 +78,7 @@ class KeyedTransform:
         if isinstance(transform, KeyedTransform):
             raise refusal("KeyedTransform", "transform", transform, "a transform that is not keyed yet")
         self.transform: Any = transform
-        self.seed = seed_number("KeyedTransform", seed)
+        self.seed = as_seed("KeyedTransform", seed)
         self._takes_rng = _takes_rng(transform)
         self._proven = False
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tercet.core.checks import as_choice, as_int, escaped, refusal, seed_number
+from tercet.core.checks import as_choice, as_int, as_seed, escaped, refusal
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
 from tercet.data.datasets.augment import KeyedTransform
 from tercet.data.datasets.visits import SharedCounts, Visits
@@ -61,10 +61,10 @@ class Decoder:
     ) -> None:
         if not hasattr(catalog, "file") or not hasattr(catalog, "labels"):
             raise refusal(caller, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
-        self._seed = seed_number(caller, seed)
+        self._seed = as_seed(caller, seed)
         if not (transform is None or callable(transform)):
             raise refusal(caller, "transform", transform, "an albumentations transform or another callable")
-        self._owner = caller
+        self._caller = caller
         self._catalog = catalog
         self._transform = None if transform is None else KeyedTransform(transform, self._seed)
         self.on_unreadable = as_choice(caller, "on_unreadable", on_unreadable, ON_UNREADABLE)
@@ -122,11 +122,11 @@ class Decoder:
             ]
         except Exception as error:
             what = f"{self._catalog.file(found.row)}: {type(error).__name__}: {error}"
-            raise RuntimeError(escaped(f"{self._owner}: the transform fails on {what}")) from error
+            raise RuntimeError(escaped(f"{self._caller}: the transform fails on {what}")) from error
         try:
             return [image_tensor(image) for image in images]
         except TypeError as error:
-            raise ValueError(f"{self._owner}: the transform gives {error}") from None
+            raise ValueError(f"{self._caller}: the transform gives {error}") from None
 
     def stacked(self, images: list[Tensor], rows: list[int]) -> Tensor:
         """Images of one size in one tensor.
@@ -138,7 +138,7 @@ class Decoder:
         for image, row in zip(images, rows):
             if image.shape != images[0].shape:
                 raise ValueError(
-                    f"{self._owner}: images of one batch have different sizes, {list(images[0].shape)} of "
+                    f"{self._caller}: images of one batch have different sizes, {list(images[0].shape)} of "
                     f"{escaped(self._catalog.file(rows[0]))} and {list(image.shape)} of "
                     f"{escaped(self._catalog.file(row))}; give a transform that resizes or crops, such as "
                     "albumentations.Resize(224, 224)"
@@ -167,7 +167,7 @@ class Decoder:
         if images == 1:
             hint += "; a ConcatDataset asks for one image at a time, which leaves no batch to be shorter"
         return ValueError(
-            f'{self._owner}(on_unreadable="{self.on_unreadable}"): nothing is left of a batch, as {why}; '
+            f'{self._caller}(on_unreadable="{self.on_unreadable}"): nothing is left of a batch, as {why}; '
             f"{hint}"
         )
 
@@ -189,7 +189,8 @@ class Decoder:
         if not self._failed.array.any():
             what = {"replace": "another of its class stands in", "skip": "its batch is shorter"}
             warnings.warn(
-                f"{error} ({what[self.on_unreadable]}; {self._owner}.unreadable() tells of all)", stacklevel=2
+                f"{error} ({what[self.on_unreadable]}; {self._caller}.unreadable() tells of all)",
+                stacklevel=2,
             )
         self._failed.add(row)
 
@@ -209,7 +210,7 @@ class Decoder:
             return None
         path = escaped(self._catalog.file(row))
         raise ValueError(
-            f'{self._owner}(on_unreadable="replace"): no image of the class of {path} decodes; repair one, '
+            f'{self._caller}(on_unreadable="replace"): no image of the class of {path} decodes; repair one, '
             'or pass on_unreadable="skip"'
         )
 

@@ -67,18 +67,18 @@ class SharedCounts:
     """
 
     def __init__(self, caller: str, size: int) -> None:
-        self._owner = caller
+        self._caller = caller
         self.tensor = shared(caller, torch.zeros(size, dtype=torch.int32), "counters")
         self.array: np.ndarray = self.tensor.numpy()  # the same memory
         self.is_copy = False  # whether it was unpickled, or copied, without the memory
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"owner": self._owner, "tensor": self.tensor}
+        return {"caller": self._caller, "tensor": self.tensor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._owner = state["owner"]
+        self._caller = state["caller"]
         self.is_copy = not state["tensor"].is_shared()
-        self.tensor = shared(self._owner, state["tensor"], "counters")
+        self.tensor = shared(self._caller, state["tensor"], "counters")
         self.array = self.tensor.numpy()
 
     def add(self, number: int) -> int:
@@ -112,7 +112,7 @@ class Visits:
     """
 
     def __init__(self, caller: str, size: int) -> None:
-        self._owner = caller
+        self._caller = caller
         self._size = max(size, 1)
         # The epoch comes first. It lies with the counters, as each shared tensor takes a file descriptor.
         self._shared = SharedCounts(caller, 1 + self._size)
@@ -133,7 +133,7 @@ class Visits:
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, and count views from 0 again, in running workers too."""
-        epoch = as_int(f"{self._owner}.set_epoch", "epoch", epoch, 0, _LAST_EPOCH)
+        epoch = as_int(f"{self._caller}.set_epoch", "epoch", epoch, 0, _LAST_EPOCH)
         self._shared.array[:] = 0
         self._shared.array[0] = epoch
 
@@ -160,7 +160,7 @@ class Visits:
         """Warn once in a worker that was sent a plain copy: what it counts, no other process sees."""
         self._shared.is_copy = False
         warnings.warn(
-            f"{self._owner}: this worker got a pickled copy that shares no memory with the dataset, so "
+            f"{self._caller}: this worker got a pickled copy that shares no memory with the dataset, so "
             "another epoch may repeat its augmentations; use a sampler of tercet, such as "
             "ShuffledSampler, or call set_epoch before each epoch and leave persistent_workers off",
             stacklevel=3,

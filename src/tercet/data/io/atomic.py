@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tercet.core.checks import as_bool, escaped, path_of, refusal
+from tercet.core.checks import as_bool, as_path, escaped, refusal
 from tercet.data.io.journal import JOURNAL, NO_FOLLOW, Journal, fsync, not_ours, pending_names
 
 try:
@@ -51,7 +51,7 @@ def fresh_target(caller: str, path: str | Path, overwrite: bool, suffixes: Seque
         OSError: a link or another foreign thing stands under the name of the folder's journal.
     """
     overwrite = as_bool(caller, "overwrite", overwrite)
-    target = path_of(caller, "path", path, new=True)
+    target = as_path(caller, "path", path, new=True)
     if target.suffix not in suffixes:
         raise refusal(caller, "path", str(path), "a name ending in " + ", ".join(suffixes))
     if target.is_dir():

@@ -167,7 +167,7 @@ damaged or of another program; write it again, or restore it
         what: str = "facts",
         hint: str = "write it again, or restore it",
     ) -> None:
-        self._owner, self._argument, self._source = caller, argument, str(source)
+        self._caller, self._argument, self._source = caller, argument, str(source)
         self._hint = f"; {hint}" if hint else ""
         self._above = ""  # the fields that lead here
         try:
@@ -254,7 +254,7 @@ damaged or of another program; write it again, or restore it
         return self.fields[name]
 
     def _refusal(self, expected: str, hint: str) -> ValueError:
-        return refusal(self._owner, self._argument, self._source, expected, hint + self._hint)
+        return refusal(self._caller, self._argument, self._source, expected, hint + self._hint)
 
 
 def _nearly_checksum(name: str) -> bool:

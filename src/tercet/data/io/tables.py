@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.core.checks import path_of, refusal
+from tercet.core.checks import as_path, refusal
 from tercet.data.io.atomic import atomically
 from tercet.data.io.parquet_files import opened_parquet, parquet_writer
 
@@ -87,7 +87,7 @@ def read_columns(
     """
     import pyarrow as pa
 
-    source = path_of(caller, "path", path)
+    source = as_path(caller, "path", path)
     if source.suffix not in (".csv", ".parquet"):
         raise refusal(caller, "path", str(path), "a table ending in .csv or .parquet")
     if not source.is_file():

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.core.checks import as_bool, path_of, refusal
+from tercet.core.checks import as_bool, as_path, refusal
 from tercet.core.indices import LabeledPairs, Triplets, rows_at
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.manifests.columns import InMemoryColumns, OnDiskColumns
@@ -150,8 +150,8 @@ def read_manifest(
         (1, ['bee/1.png'])
     """
     outside_root = as_bool("read_manifest", "outside_root", outside_root)
-    place = None if root is None else str(path_of("read_manifest", "root", root))
-    found = read_rows(path_of("read_manifest", "path", path), place, outside_root)
+    place = None if root is None else str(as_path("read_manifest", "root", root))
+    found = read_rows(as_path("read_manifest", "path", path), place, outside_root)
     return Manifest(found.columns, found.catalog, found.provenance, found.reopen, found.kind)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.core.checks import array_of, as_bool, as_int, path_of, refusal, string
+from tercet.core.checks import as_array, as_bool, as_int, as_path, as_string, refusal
 from tercet.core.indices import LabeledPairs, PairSequence, Triplets, TripletSequence
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import atomically_together, fresh_target
@@ -93,7 +93,7 @@ def write_manifest(
     caller = "write_manifest"
     if not isinstance(provenance, (Mapping, type(None))):
         raise refusal(caller, "provenance", provenance, "facts by name, a dict")
-    part = ManifestPart(path_of(caller, "path", path), triplets, catalog, provenance or {})
+    part = ManifestPart(as_path(caller, "path", path), triplets, catalog, provenance or {})
     options: dict[str, Any] = {"chunk_size": chunk_size, "progress": progress}
     write_manifests([part], overwrite=overwrite, path_prefix=path_prefix, csv_safe=csv_safe, **options)
 
@@ -122,8 +122,9 @@ def write_manifests(
     """
     caller = "write_manifest"
     targets = [manifest_target(caller, part.path, overwrite) for part in parts]
-    path_prefix, progress = string(caller, "path_prefix", path_prefix), as_bool(caller, "progress", progress)
-    chunk_size, csv_safe = as_int(caller, "chunk_size", chunk_size, 1), as_bool(caller, "csv_safe", csv_safe)
+    path_prefix = as_string(caller, "path_prefix", path_prefix)
+    progress, csv_safe = as_bool(caller, "progress", progress), as_bool(caller, "csv_safe", csv_safe)
+    chunk_size = as_int(caller, "chunk_size", chunk_size, 1)
     told = [_record_of(caller, target, part, path_prefix, csv_safe) for target, part in zip(targets, parts)]
     for target, record in zip(targets, told):
         other = other_part(target)
@@ -207,7 +208,7 @@ def kind_and_count(triplets: Any) -> tuple[str, int]:
     """The kind, "triplets" or "pairs", and how many."""
     kind = getattr(triplets, "kind", "triplets")
     if isinstance(triplets, (Triplets, LabeledPairs)):
-        anchors = array_of("write_manifest", "triplets", triplets[0], "columns of catalog rows")
+        anchors = as_array("write_manifest", "triplets", triplets[0], "columns of catalog rows")
         return kind, anchors.shape[0] if anchors.ndim else 0
     try:
         return kind, len(triplets)
@@ -243,7 +244,7 @@ def _checked(columns: Any, kind: str, count: int, rows: int) -> list[np.ndarray]
     if kind == "pairs":
         together = "and for each pair of them whether they are of one class"
     expected = f"catalog rows from 0 to {rows - 1}, {together}"
-    arrays = [array_of("write_manifest", "triplets", column, expected) for column in columns]
+    arrays = [as_array("write_manifest", "triplets", column, expected) for column in columns]
     for nth, values in enumerate(arrays):
         numbers, high = "iu", rows
         if kind == "pairs" and nth == 2:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tercet.core.checks import array_of, as_int, label_codes, refusal
+from tercet.core.checks import as_array, as_int, label_codes, refusal
 from tercet.core.indices import LabeledPairs, PairSequence, Triplets, TripletSequence
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
 from tercet.data.samplers.resumable import EpochSampler
@@ -260,7 +260,7 @@ def _anchors_of(triplets: Any) -> Int[np.ndarray, " t"]:
     each = images_each(triplets)
     if isinstance(triplets, (Triplets, LabeledPairs)):
         expected = "columns of row numbers, of one length"
-        columns = [array_of(_CALLER, "triplets", column, expected) for column in triplets[:each]]
+        columns = [as_array(_CALLER, "triplets", column, expected) for column in triplets[:each]]
         shapes = {column.shape for column in columns}
         if any(column.dtype.kind not in "iu" and column.size for column in columns) or len(shapes) > 1:
             shown = ", ".join(f"{column.dtype} {column.shape}" for column in columns)

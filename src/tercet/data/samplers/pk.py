@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tercet.core.checks import as_choice, as_int, batch_size, label_codes, refusal
+from tercet.core.checks import as_batch_size, as_choice, as_int, label_codes, refusal
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits, permute
 from tercet.data.samplers.balanced_plan import deal, occurrences, spread
 from tercet.data.samplers.resumable import EpochSampler
@@ -83,7 +83,7 @@ class PKSampler(EpochSampler):
         super().__init__(seed, rank, world_size)
         caller = "PKSampler"
         codes, names = label_codes(caller, labels)
-        self.p, self.k = batch_size(caller, p, k)
+        self.p, self.k = as_batch_size(caller, p, k)
         self.supers_per_batch = as_int(caller, "supers_per_batch", supers_per_batch, 1)
         if self.p % self.supers_per_batch:
             raise refusal(caller, "supers_per_batch", supers_per_batch, f"a divisor of p={self.p}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tercet.core.checks import as_int, refusal, seed_number
+from tercet.core.checks import as_int, as_seed, refusal
 from tercet.data.io.checked_json import checksum_fits, warn_unchecked, with_checksum
 
 __all__ = ["EpochIterator", "EpochSampler", "saved_position", "state_of"]
@@ -63,7 +63,7 @@ class EpochSampler(ABC):
 
     def __init__(self, seed: int, rank: int, world_size: int) -> None:
         caller = type(self).__name__
-        self.seed = seed_number(caller, seed)
+        self.seed = as_seed(caller, seed)
         self.world_size = as_int(caller, "world_size", world_size, 1)
         self.rank = as_int(caller, "rank", rank, 0, self.world_size - 1)
         self._start = (0, 0)  # (epoch, step) from which the next iteration begins

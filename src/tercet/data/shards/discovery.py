@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from tercet.core.checks import refusal, string
+from tercet.core.checks import as_string, refusal
 from tercet.data.io.atomic import atomically, remove_leftovers
 from tercet.data.io.path_traversal import inside
 from tercet.data.io.positional import PositionalFile
@@ -46,7 +46,7 @@ def find_tars(
         ValueError: no tar, one that is missing or there twice, no such split, none asked for while there are
             several, finished or not, or without info.json tars of several splits, as their names have it.
     """
-    split = None if split is None else string(caller, "split", split)
+    split = None if split is None else as_string(caller, "split", split)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         folder = Path(source)
         info = read_info(caller, argument, folder)

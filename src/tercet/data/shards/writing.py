@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tercet.core.checks import as_bool, as_choice, as_int, path_of, refusal, seed_number
+from tercet.core.checks import as_bool, as_choice, as_int, as_path, as_seed, refusal
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import atomically, lock_file, locked, open_lock_file, remove_leftovers
 from tercet.data.io.checked_json import JsonRecord, with_checksum
@@ -109,7 +109,7 @@ def write_shards(
     """
     as_choice(_CALLER, "layout", layout, ("identity", "mixed"))
     as_choice(_CALLER, "unreadable", unreadable, ("error", "skip"))
-    seed = seed_number(_CALLER, seed)
+    seed = as_seed(_CALLER, seed)
     workers = as_int(_CALLER, "workers", (os.cpu_count() or 1) if workers is None else workers, 1)
     images_per_shard = as_int(_CALLER, "images_per_shard", images_per_shard, minimum=1)
     if layout == "mixed" and k is not None:
@@ -166,7 +166,7 @@ def shards_folder(folder: str | Path, split: str) -> Path:
     if not isinstance(split, str) or not _SPLIT.fullmatch(split) or "tar" in split:
         expected = "letters, digits and underscores, without 'tar', which timm takes for a file name"
         raise refusal(_CALLER, "split", split, expected)
-    target = path_of(_CALLER, "folder", folder, new=True)
+    target = as_path(_CALLER, "folder", folder, new=True)
     if target.exists() and not target.is_dir():
         raise refusal(_CALLER, "folder", str(folder), "a folder, not a file")
     if not target.parent.is_dir():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.core.checks import as_choice, as_int, batch_size, refusal
+from tercet.core.checks import as_batch_size, as_choice, as_int, refusal
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, permute
 
 __all__ = ["ON_SHORT", "Group", "GroupBuffer", "sized"]
@@ -43,7 +43,7 @@ def sized(caller: str, p: Any, k: Any, buffer: Any, cap: Any) -> tuple[int, int,
         >>> sized("pk_batched", 32, 4, None, None)
         (32, 4, 512, 16)
     """
-    p, k = batch_size(caller, p, k)
+    p, k = as_batch_size(caller, p, k)
     if buffer is None:
         buffer = 4 * p * k
     buffer = as_int(caller, "buffer", buffer, 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tercet.core.checks import as_choice, refusal, seed_number
+from tercet.core.checks import as_choice, as_seed, refusal
 from tercet.core.randomness import derive_key
 from tercet.data.streams.class_buffer import ON_SHORT, Group, GroupBuffer, sized
 from tercet.data.streams.samples import Handler, Sample, label_of, raw, told
@@ -83,7 +83,7 @@ def pk_batched(
             raise refusal(caller, name, value, "a function or None")
     if not (isinstance(label, str) or callable(label)):
         raise refusal(caller, "label", label, "the name of a field or a function of a sample")
-    seed = seed_number(caller, seed)
+    seed = as_seed(caller, seed)
     return PKStage(p, k, on_short, buffer, cap, label, decode, handler, seed)
 
 

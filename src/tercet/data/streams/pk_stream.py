@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from tercet.core.checks import as_bool, as_int, seed_number
+from tercet.core.checks import as_bool, as_int, as_seed
 from tercet.data.datasets.augment import KeyedTransform
 from tercet.data.samplers.resumable import saved_position, state_of
 from tercet.data.shards.tar_scan import extension
@@ -141,7 +141,7 @@ class PKStream(IterableDataset):
         label = extension(caller, "label", label) if isinstance(label, str) else label
         stage = pk_batched(p, k, on_short=on_short, buffer=buffer, cap=cap, label=label, handler=handler)
         self.p, self.k = stage.p, stage.k
-        self.lanes, self.seed = as_int(caller, "lanes", lanes, 1), seed_number(caller, seed)
+        self.lanes, self.seed = as_int(caller, "lanes", lanes, 1), as_seed(caller, seed)
         self.world_size = as_int(caller, "world_size", world_size, 1)
         self.rank = as_int(caller, "rank", rank, 0, self.world_size - 1)
         self.return_keys = as_bool(caller, "return_keys", return_keys)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.core.checks import as_choice, as_float, as_int, label_codes, refusal, seed_number
+from tercet.core.checks import as_choice, as_float, as_int, as_seed, label_codes, refusal
 from tercet.core.randomness import derive_key, permute
 from tercet.data.shards.layouts import by_identity, mixed
 from tercet.data.streams.class_buffer import ON_SHORT, GroupBuffer, sized
@@ -103,7 +103,7 @@ def predict_yield(
     workers, ranks = as_int(caller, "workers", workers, 1), as_int(caller, "ranks", ranks, 1)
     image_bytes = as_int(caller, "image_bytes", image_bytes)
     least = as_float(caller, "least", least, 0, 1)
-    seed = seed_number(caller, seed)
+    seed = as_seed(caller, seed)
 
     def played(layout: str, buffer: int, cap: int | None, workers: int) -> StreamYield:
         shards = _shards(codes, k, layout, images_per_shard, seed)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from tercet.core.checks import as_choice, as_int, label_codes, refusal, seed_number
+from tercet.core.checks import as_choice, as_int, as_seed, label_codes, refusal
 from tercet.core.randomness import derive_key, keyed_bits, permute
 
 __all__ = ["ClassQueries"]
@@ -40,7 +40,7 @@ class ClassQueries(ABC):
         codes, classes = label_codes(caller, labels)
         self.positives = as_int(caller, "positives", positives, minimum=1)
         self.negatives = as_int(caller, "negatives", negatives, minimum=1)
-        self.seed = seed_number(caller, seed)
+        self.seed = as_seed(caller, seed)
         self.negatives_from = as_choice(caller, "negatives_from", negatives_from, ("images", "classes"))
         self.limit = None if limit is None else as_int(caller, "limit", limit, minimum=1)
         if len(classes) < 2:

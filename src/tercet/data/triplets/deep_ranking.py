@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.core.checks import as_float, as_int, label_codes, refusal, seed_number
+from tercet.core.checks import as_float, as_int, as_seed, label_codes, refusal
 from tercet.core.indices import Triplets, rows_at
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.data.triplets.relevance import Relevance
@@ -100,7 +100,7 @@ class DeepRankingTriplets:
         relevance.check(caller, len(codes))
         self.relevance = relevance
         self.count = as_int(caller, "count", count, minimum=1, maximum=sys.maxsize)
-        self.seed = seed_number(caller, seed)
+        self.seed = as_seed(caller, seed)
         self.cap = as_float(caller, "cap", cap, 0, 1)
         if not self.cap:
             raise refusal(caller, "cap", cap, "a number above 0", "pass 1 for no cap")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.core.checks import as_float, as_int, refusal, seed_number
+from tercet.core.checks import as_float, as_int, as_seed, refusal
 from tercet.core.indices import Triplets
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.data.triplets.relevance import unit_rows
@@ -103,7 +103,7 @@ class ReservoirTriplets:
         if not (relevance is None or callable(relevance)):
             raise refusal(caller, "relevance", relevance, "a function of features [a, …] and [r, …]")
         self._relevance = _cosine if relevance is None else relevance
-        self.seed = seed_number(caller, seed)
+        self.seed = as_seed(caller, seed)
         self.cap = as_float(caller, "cap", cap, 0, 1)
         if not self.cap:
             raise refusal(caller, "cap", cap, "a number above 0", "pass 1 for no cap")
