@@ -1,0 +1,309 @@
+"""Programs that run on the pretended card, each in a process of its own, and print what they found as JSON.
+
+python -m tests.contracts.card_cases census
+python -m tests.contracts.card_cases matrix 7      # each seventh comparison
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import tercet
+from tercet.pairwise import differences
+from tests import pretended_card as card
+
+N_OF_MINERS, N_OF_HEADS = (64, 512, 2048), (64, 512)
+
+MINERS: dict[str, Callable[[], Any]] = {
+    "BatchAll": lambda: tercet.BatchAll(),
+    "BatchAll, margin": lambda: tercet.BatchAll(margin=0.2),
+    "BatchAll, max_count": lambda: tercet.BatchAll(max_count=1000),
+    "BatchHard": lambda: tercet.BatchHard(),
+    "SemiHard": lambda: tercet.SemiHard(margin=0.2),
+    "SemiHard, all": lambda: tercet.SemiHard(margin=0.2, negatives="all"),
+    "SemiHard, easiest": lambda: tercet.SemiHard(margin=0.2, fallback="easiest"),
+    "EasyPositive": lambda: tercet.EasyPositive(),
+    "EasyPositive, hard": lambda: tercet.EasyPositive("hard"),
+    "HardestN": lambda: tercet.HardestN(k=3),
+    "DistanceWeighted": lambda: tercet.DistanceWeighted(),
+    "MultiSimilarityMiner": lambda: tercet.MultiSimilarityMiner(),
+    "PairMargin": lambda: tercet.PairMargin(1.2, 1.4),
+}
+HEADS: dict[str, Callable[[int], Any]] = {
+    "TripletMargin": lambda classes: tercet.TripletMargin(0.2),
+    "TripletMargin, soft": lambda classes: tercet.TripletMargin(soft=True),
+    "TripletMargin, swap": lambda classes: tercet.TripletMargin(0.2, swap=True),
+    "Contrastive": lambda classes: tercet.Contrastive(),
+    "MarginLoss": lambda classes: tercet.MarginLoss(),
+    "MultiSimilarity": lambda classes: tercet.MultiSimilarity(),
+    "Circle": lambda classes: tercet.Circle(),
+    "LiftedStructure": lambda classes: tercet.LiftedStructure(),
+    "NPair": lambda classes: tercet.NPair(),
+    "InfoNCE": lambda classes: tercet.InfoNCE(),
+    "SupCon": lambda classes: tercet.SupCon(),
+    "Histogram": lambda classes: tercet.Histogram(),
+    "FastAP": lambda classes: tercet.FastAP(),
+    "ProxyNCA": lambda classes: tercet.ProxyNCA(classes, 128),
+    "ProxyAnchor": lambda classes: tercet.ProxyAnchor(classes, 128),
+    "NormalizedSoftmax": lambda classes: tercet.NormalizedSoftmax(classes, 128),
+    "ArcFace": lambda classes: tercet.ArcFace(classes, 128),
+    "CosFace": lambda classes: tercet.CosFace(classes, 128),
+    "SoftTriple": lambda classes: tercet.SoftTriple(classes, 128),
+}
+PROXIED = ("ProxyNCA", "ProxyAnchor", "NormalizedSoftmax", "ArcFace", "CosFace", "SoftTriple")
+
+
+def batch(n: int, dim: int = 128, k: int = 4) -> tuple[Tensor, Tensor]:
+    """Unit vectors [n, dim], k of a class about a common direction, in no order."""
+    generator = torch.Generator().manual_seed(n)
+    labels = torch.arange(n) // k
+    x = torch.randn(n, dim, generator=generator)
+    x += 0.7 * torch.randn(n // k + 1, dim, generator=generator)[labels]
+    order = torch.randperm(n, generator=generator)
+    return torch.nn.functional.normalize(x)[order], labels[order]
+
+
+def alike(found: Any, expected: Any) -> bool:
+    """Whether integers are equal and floats close, tensor by tensor."""
+    return len(found) == len(expected) and all(
+        torch.equal(a, b) if not a.is_floating_point() else torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def mined(make: Callable[[], Any], x: Tensor, labels: Tensor, **more: Any) -> tuple[card.Census, bool]:
+    """What a miner asks of the card, and whether it finds what it finds on the processor."""
+    miner = make()
+    a, b, others = card.up(x), card.up(labels), card.up(more)
+    with card.census() as log:
+        found = miner(a, b, **others)
+    # A card adds a row's numbers in another order than a processor, so near ties of inexact numbers may fall
+    # the other way. Here the processor takes the card's order, and results have to be equal.
+    with mock.patch.object(differences, "row_sums", _sums_of_the_card):
+        expected = miner(x, labels, **more)
+    return log, alike(card.down(tuple(found)), tuple(expected))
+
+
+def _sums_of_the_card(numbers: Tensor) -> Tensor:
+    with card.census():
+        return card.down(_ROW_SUMS(card.up(numbers)))
+
+
+_ROW_SUMS = differences.row_sums
+
+
+def trained(
+    make: Callable[[], Any], x: Tensor, labels: Tensor, listed: Any = None
+) -> tuple[card.Census, bool]:
+    """What a head asks of the card with its backward, and whether loss and gradients are the processor's."""
+
+    results = []
+    for device in ("cpu", "card"):
+        tensors = x.clone().requires_grad_(), labels, listed
+        with card.census():
+            torch.manual_seed(0)
+            head = make().to(card.CARD if device == "card" else "cpu")
+        if device == "card":
+            tensors = card.up(tensors)
+        with card.census() as log:
+            loss = head(*tensors)
+            loss.sum().backward()
+        gradients = [tensors[0].grad, *(parameter.grad for parameter in head.parameters())]
+        results.append(card.down([loss.detach(), *gradients]))
+    return log, alike(*results)  # that of the card
+
+
+def census() -> dict[str, Any]:
+    """{name: {N: [reads, operations, same]}} of every miner and head."""
+    found: dict[str, Any] = {}
+    for n in N_OF_MINERS:
+        x, labels = batch(n)
+        for name, make in MINERS.items():
+            log, same = mined(make, x, labels)
+            found.setdefault(name, {})[n] = [log.reads, log.operations, same, log.places()]
+    for n in N_OF_HEADS:
+        x, labels = batch(n)
+        for name, make in HEADS.items():
+            log, same = trained(lambda make=make, n=n: make(n // 4), x, labels)
+            found.setdefault(name, {})[n] = [log.reads, log.operations, same, log.places()]
+    return found
+
+
+def batches() -> dict[str, tuple[Tensor, Tensor]]:
+    """Batches that are hard on a search: ties, duplicates, rows alone, nothing at all."""
+    generator = torch.Generator().manual_seed(1)
+    found = {}
+    for n in (24, 300, 700):
+        found[f"random {n}"] = batch(n, 16)
+        grid = torch.randint(0, 3, (n, 4), generator=generator).float()
+        found[f"grid {n}"] = grid, torch.arange(n) % (n // 4)
+    x, labels = batch(300, 16)
+    twice = torch.cat([x[:150], x[:150]])
+    return found | {
+        "twice": (twice, labels),
+        "collapsed": (x * 1e-4 + 1, labels),
+        "equal": (torch.ones(20, 8), torch.arange(20) % 5),
+        "uneven": (x, torch.randint(0, 100, (300,), generator=generator)),
+        "one class": (x[:12], torch.zeros(12, dtype=torch.int64)),
+        "all alone": (x[:12], torch.arange(12)),
+        "one row": (torch.ones(1, 4), torch.zeros(1, dtype=torch.int64)),
+        "empty": (torch.ones(0, 4), torch.zeros(0, dtype=torch.int64)),
+    }
+
+
+RULES: list[tuple[str, dict[str, Any]]] = [
+    ("BatchAll", {}),
+    ("BatchAll", {"margin": 0.3}),
+    ("BatchAll", {"margin": 0.3, "max_count": 50}),
+    ("BatchHard", {}),
+    ("BatchHard", {"max_count": 5}),
+    ("SemiHard", {}),
+    ("SemiHard", {"margin": None}),
+    ("SemiHard", {"negatives": "all"}),
+    ("SemiHard", {"fallback": "easiest"}),
+    ("EasyPositive", {}),
+    ("EasyPositive", {"negative": "hard"}),
+    ("HardestN", {}),
+    ("HardestN", {"k": 3, "skip": 1}),
+    ("MultiSimilarityMiner", {}),
+    ("PairMargin", {}),
+    ("DistanceWeighted", {}),
+    ("DistanceWeighted", {"max_count": 5}),
+]
+
+
+def minings() -> Iterator[tuple[str, Callable[[], Any], Tensor, Tensor, dict[str, Any]]]:
+    """Every rule over batches, distances, relations, ids, references and precisions, by a name."""
+    for name, options in RULES:
+        kind = getattr(tercet, name)
+        own = name == "DistanceWeighted"  # it has one distance
+        title = f"{name} {options}"
+        for words, (x, labels) in batches().items():
+            for distance in (
+                ("cosine",) if own else ("euclidean", "squared_euclidean", "cosine", "dot", "hamming")
+            ):
+                more = {} if own else {"distance": distance}
+                yield (
+                    f"{title}, {words}, {distance}",
+                    lambda k=kind, m=more, o=options: k(**o, **m),
+                    x,
+                    labels,
+                    {},
+                )
+        for words in ("grid 24", "grid 700"):
+            x, labels = batches()[words]
+            rows = torch.arange(len(x))
+            ids, several = rows % (5 * len(x) // 6), torch.stack([labels, rows % 3], 1)
+            ref = tercet.References(x.flip(0), labels.flip(0), ids.flip(0))
+            make = lambda k=kind, o=options: k(**o)  # noqa: E731
+            yield f"{title}, {words}, ids", make, x, labels, {"ids": ids}
+            yield f"{title}, {words}, references", make, x, labels, {"ids": ids, "ref": ref}
+            plain = tercet.References(ref.embeddings, ref.labels)
+            yield f"{title}, {words}, references without ids", make, x, labels, {"ref": plain}
+            for relation in (tercet.SharedLabel(), tercet.CrossGroup(), tercet.Graded(0.6, 0.4, "depth")):
+                related = lambda k=kind, o=options, r=relation: k(**o, relation=r)  # noqa: E731
+                yield f"{title}, {words}, {relation}", related, x, several, {}
+            for dtype in (torch.bfloat16, torch.float16, torch.float64):
+                yield f"{title}, {words}, {dtype}", make, x.to(dtype), labels, {}
+
+
+def matrix(every: int = 1) -> dict[str, Any]:
+    """How many comparisons of every mining and head on hard batches were made, and those that differ."""
+    tried, differ = 0, []
+    for number, (title, make, x, labels, more) in enumerate(minings()):
+        if number % every:
+            continue
+        try:
+            make()(x, labels, **more)
+        except ValueError:
+            continue  # refused on the processor too
+        tried += 1
+        try:
+            _, same = mined(make, x, labels, **more)
+        except Exception as error:
+            same, title = False, f"{title}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        if not same:
+            differ.append(title)
+    for number, (words, name, listed) in enumerate(product(batches(), HEADS, (False, True))):
+        x, labels = batches()[words]
+        if number % every or (listed and name in PROXIED):
+            continue
+        x = torch.nn.functional.pad(x, (0, 128 - x.shape[1])) if name in PROXIED else x
+        make = lambda name=name, labels=labels: HEADS[name](max(2, len(labels)))  # noqa: E731
+        tuples = tuple(tercet.BatchHard()(x, labels)) if listed else None
+        try:
+            make()(x, labels, tuples)
+        except ValueError:
+            continue
+        tried += 1
+        try:
+            _, same = trained(make, x, labels, tuples)
+        except Exception as error:
+            same, words = False, f"{words}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        if not same:
+            differ.append(f"{name}, {words}, {'a list' if listed else 'no list'}")
+    return {"tried": tried, "differ": differ}
+
+
+def planted() -> dict[str, str]:
+    """What the card says to faults that somebody might make, by their names."""
+    x, labels = batch(16)
+
+    def caught(call: Callable[[], Any]) -> str:
+        try:
+            return f"passed: {call()}"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    a = card.up(x)
+    found = {}
+    with card.census():
+        found["mixed"] = caught(lambda: a + x)
+        found["mixed in place"] = caught(lambda: x.add_(a))
+        found["mixed index"] = caught(lambda: x[card.up(labels)])
+        found["numpy"] = caught(lambda: a.numpy())
+    for name, call in {
+        "item": lambda: a[0, 0].item(),
+        "bool": lambda: bool(a.any()),
+        "tolist": lambda: a[0].tolist(),
+        "nonzero": lambda: (a > 0).nonzero(),
+        "mask": lambda: a[a > 0],
+        "down": lambda: a.cpu(),
+        "up": lambda: x.to(card.CARD),
+        "up, not waiting": lambda: x.to(card.CARD, non_blocking=True),
+        "number up": lambda: torch.tensor(3.0, device=card.CARD),
+        "repeat": lambda: card.up(labels).repeat_interleave(card.up(labels)),
+        "repeat, known": lambda: card.up(labels).repeat_interleave(
+            card.up(labels), output_size=int(labels.sum())
+        ),
+        "mask filled": lambda: a.masked_fill(a > 0, 1.0),
+        "product": lambda: a @ a.T,
+        "view": lambda: a.T[1:],
+    }.items():
+        with card.census() as log:
+            call()
+        found[name] = f"{log.reads} reads, {log.operations} operations"
+    wrong = MINERS["BatchHard"]()
+    with card.census():
+        tuples = card.down(tuple(wrong(a, card.up(labels))))
+    tuples[1][0] += 1
+    found["wrong result"] = str(alike(tuples, tuple(wrong(x, labels))))
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    card.register()
+    programs = {"census": census, "planted": planted, "matrix": matrix}
+    print(json.dumps(programs[sys.argv[1]](*map(int, sys.argv[2:]))))
+    sys.stdout.flush()
+    os._exit(0)  # the card's autograd thread has no way to end
