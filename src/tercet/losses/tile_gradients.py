@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tercet.neighbors.keys import square_bound
 from tercet.pairwise.accumulate import summed, with_gradient
 from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
 from tercet.pairwise.differences import listed_squares
 from tercet.pairwise.distances import Distance, cosine, dot
-from tercet.pairwise.euclidean import NEAR, centre_of, square_bound
+from tercet.pairwise.euclidean import NEAR, centre_of
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Tile
 from tercet.pairwise.torch_modes import full_precision, roundoff

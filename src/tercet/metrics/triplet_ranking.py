@@ -14,7 +14,7 @@ from tercet.core.checks import as_int
 from tercet.core.indices import References
 from tercet.metrics.inputs import as_candidate_lists, as_references, as_triplet_rows
 from tercet.metrics.scores import TripletScore
-from tercet.neighbors.exact import Scan
+from tercet.neighbors.exact import ExactSearch
 from tercet.pairwise.distances import Distance, as_distance, exact_pairs
 from tercet.pairwise.inputs import tensor_of
 from tercet.pairwise.relations import whole_numbers
@@ -148,9 +148,9 @@ def score_at_top_k(
         tile_rows=tile_rows,
     )
     first = torch.full((len(queries), min(k, r)), -1, device=device)  # [m, k], columns
-    scan = Scan(pairwise)
-    for strip in scan.strips():  # a candidate is of the query's list and another image: a positive of it
-        first[strip.rows] = scan.nearest(strip.positives(farthest=False), min(k, r))
+    search = ExactSearch(pairwise)
+    for block in search.blocks():  # a candidate is of the query's list and another image: a positive of it
+        first[block.rows] = search.nearest(block.positives(), min(k, r))
     counted = torch.zeros_like(query, dtype=torch.bool)
     for part in torch.arange(len(query), device=device).split(tile_height(caller, k, first, None)):
         listed = first[query[part]]  # [c, k]

@@ -22,8 +22,8 @@ from tercet.core.checks import as_choice, as_int
 from tercet.core.indices import References, Triplets
 from tercet.miners.base import Collected, Miner, margin_of, whole_tuples
 from tercet.miners.draws import batch_key, drawn_places
-from tercet.neighbors.blocks import Field, split_pairs
-from tercet.neighbors.exact import Scan
+from tercet.neighbors.blocks import Candidates, split_rows
+from tercet.neighbors.exact import ExactSearch
 from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
@@ -117,18 +117,17 @@ class BatchAll(Miner):
                 positive, negative = pairwise.sides(rows)
                 at, column = true_places(positive)
                 every = torch.arange(negative.shape[1], device=at.device)
-                for i, p in split_pairs(negative.shape[1], at, column):
+                for i, p in split_rows(negative.shape[1], at, column):
                     yield i + rows.start, p, every, negative[i]
             return
-        scan = Scan(pairwise, ordered=False)
-        for strip in scan.strips():
-            at, column = strip.positive_pairs()
-            strip.negatives()
-            at, column = strip.answerable(at, column)
-            for i, p in split_pairs(strip.keys.shape[1], at, column):
-                field = strip.of_pairs(i)
-                bound = scan.distances(field.rows, p) + self.margin
-                yield field.rows, p, strip.columns, scan.within(field, bound)
+        search = ExactSearch(pairwise, ordered=False)
+        for block in search.blocks():
+            negatives = block.negatives(consume=True)
+            at, column = block.positive_pairs(having=negatives)
+            for i, p in split_rows(block.keys.shape[1], at, column):
+                some = negatives.take(i)
+                bound = search.distances(some.rows, p) + self.margin
+                yield some.rows, p, block.columns, search.closer_than(some, bound)
 
 
 def _ranked_places(mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,10 +160,10 @@ class BatchHard(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """One triplet for each anchor that has a positive and a negative."""
-        scan, found = Scan(pairwise), Collected()
-        for strip in scan.strips():
-            found.append(whole_tuples(strip.rows, *scan.hardest(scan.extremes(strip))))
-        return Triplets(*self._gathered(found, pairwise, step, in_order=scan.in_order))
+        search, found = ExactSearch(pairwise), Collected()
+        for block in search.blocks():
+            found.append(whole_tuples(block.rows, *search.hardest(block.extremes(consume=True))))
+        return Triplets(*self._gathered(found, pairwise, step, in_order=search.in_order))
 
 
 @dataclass(frozen=True)
@@ -208,42 +207,45 @@ class SemiHard(Miner):
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most one triplet for each anchor and positive, unless all negatives are asked for."""
         every = self.negatives == "all"
-        scan, found = Scan(pairwise, ordered=not every), Collected()
-        for strip in scan.strips():
-            at, column = strip.positive_pairs()
-            strip.negatives()
-            easiest = scan.farthest(strip) if self.fallback == "easiest" else None
-            at, column = strip.answerable(at, column)
+        search, found = ExactSearch(pairwise, ordered=not every), Collected()
+        for block in search.blocks():
+            negatives = block.negatives(consume=True)
+            at, column = block.positive_pairs(having=negatives)
+            easiest = search.farthest(negatives) if self.fallback == "easiest" else None
             if every:
-                for i, p in split_pairs(strip.keys.shape[1], at, column):
+                for i, p in split_rows(block.keys.shape[1], at, column):
                     instead = None if easiest is None else easiest[i]
-                    found.append(self._all(scan, strip.of_pairs(i), p, instead))
+                    found.append(self._all(search, negatives.take(i), p, instead))
                 continue
-            rows, d_ap = strip.rows[at], scan.distances(strip.rows[at], column)
-            n = scan.beyond(strip, at, d_ap)
+            rows, d_ap = block.rows[at], search.distances(block.rows[at], column)
+            n = search.nearest_above(negatives, at, d_ap)
             if self.margin is not None:
-                d_an = scan.distances(rows, n.clamp(min=0))
+                d_an = search.distances(rows, n.clamp(min=0))
                 n = n.masked_fill(d_an >= d_ap + self.margin, -1)
             if easiest is not None:
                 n = torch.where(n < 0, easiest[at], n)
             found.append(whole_tuples(rows, column, n))
-        return Triplets(*self._gathered(found, pairwise, step, in_order=scan.in_order))
+        return Triplets(*self._gathered(found, pairwise, step, in_order=search.in_order))
 
     def _all(
-        self, scan: Scan, field: Field, positive: Int[Tensor, " c"], easiest: Int[Tensor, " c"] | None
+        self,
+        search: ExactSearch,
+        negatives: Candidates,
+        positive: Int[Tensor, " c"],
+        easiest: Int[Tensor, " c"] | None,
     ) -> tuple[Tensor, ...]:
-        """Every negative of each pair's field that lies where one is wanted; columns are in order."""
-        d_ap = scan.distances(field.rows, positive)
-        wanted = ~scan.within(field, d_ap, equal=True)  # [c, r]
+        """Every negative of each (anchor, positive) that lies where one is wanted; columns are in order."""
+        d_ap = search.distances(negatives.rows, positive)
+        wanted = ~search.closer_than(negatives, d_ap, equal=True)  # [c, r]
         if self.margin is None:
-            wanted &= field.keys[:, : len(field.columns)] < torch.inf
+            wanted &= negatives.keys[:, : len(negatives.columns)] < torch.inf
         else:
-            wanted &= scan.within(field, d_ap + self.margin)
+            wanted &= search.closer_than(negatives, d_ap + self.margin)
         if easiest is not None:
             (none,) = (~wanted.any(1)).nonzero(as_tuple=True)
             wanted[none, easiest[none]] = True
         pair, negative = true_places(wanted)
-        return field.rows[pair], positive[pair], negative
+        return negatives.rows[pair], positive[pair], negative
 
 
 @dataclass(frozen=True)
@@ -279,13 +281,13 @@ class EasyPositive(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most one triplet for each anchor."""
-        scan, found = Scan(pairwise), Collected()
-        for strip in scan.strips():
-            p = scan.nearest(strip.positives(farthest=False))[:, 0]
-            beyond = scan.distances(strip.rows, p.clamp(min=0)) if self.negative == "semi_hard" else None
-            n = scan.nearest(strip.negatives(), beyond=beyond)[:, 0]
-            found.append(whole_tuples(strip.rows, p, n))
-        return Triplets(*self._gathered(found, pairwise, step, in_order=scan.in_order))
+        search, found = ExactSearch(pairwise), Collected()
+        for block in search.blocks():
+            p = search.nearest(block.positives())[:, 0]
+            d_ap = search.distances(block.rows, p.clamp(min=0)) if self.negative == "semi_hard" else None
+            n = search.nearest(block.negatives(consume=True), above=d_ap, consume=True)[:, 0]
+            found.append(whole_tuples(block.rows, p, n))
+        return Triplets(*self._gathered(found, pairwise, step, in_order=search.in_order))
 
 
 @dataclass(frozen=True)
@@ -323,12 +325,12 @@ class HardestN(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most k triplets for each anchor."""
-        scan, found = Scan(pairwise), Collected()
+        search, found = ExactSearch(pairwise), Collected()
         skip = min(self.skip, len(pairwise.column_labels))
         k = min(self.k, len(pairwise.column_labels) - skip)
-        for strip in scan.strips():
-            p = scan.nearest(strip.positives(farthest=True)).expand(-1, k)
-            n = scan.nearest(strip.negatives(), skip + k)[:, skip:]
-            a = strip.rows[:, None].expand(-1, k)
+        for block in search.blocks():
+            p = search.nearest(block.positives(farthest=True)).expand(-1, k)
+            n = search.nearest(block.negatives(consume=True), skip + k)[:, skip:]
+            a = block.rows[:, None].expand(-1, k)
             found.append(whole_tuples(a.flatten(), p.flatten(), n.flatten()))
-        return Triplets(*self._gathered(found, pairwise, step, in_order=scan.in_order))
+        return Triplets(*self._gathered(found, pairwise, step, in_order=search.in_order))

@@ -12,8 +12,8 @@ from torch import Tensor
 from tercet.core.checks import as_float
 from tercet.core.indices import Pairs
 from tercet.miners.base import Collected, Miner
-from tercet.neighbors.blocks import Field, Strip
-from tercet.neighbors.exact import Scan
+from tercet.neighbors.blocks import RowBlock
+from tercet.neighbors.exact import ExactSearch
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
@@ -28,11 +28,11 @@ class _PairMiner(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Pairs:
         """The wanted positives and the wanted negatives of each row."""
-        scan = Scan(pairwise, ordered=False)
+        search = ExactSearch(pairwise, ordered=False)
         positives, negatives = Collected(), Collected()
-        for strip in scan.strips():
-            start = int(strip.rows[0])
-            for pairs, (at, column) in zip((positives, negatives), self._wanted(scan, strip)):
+        for block in search.blocks():
+            start = int(block.rows[0])
+            for pairs, (at, column) in zip((positives, negatives), self._wanted(search, block), strict=True):
                 pairs.append((at + start if start else at, column))
         return Pairs(
             *self._gathered(positives, pairwise, 2 * step, width=2),
@@ -40,8 +40,8 @@ class _PairMiner(Miner):
         )
 
     @abstractmethod
-    def _wanted(self, scan: Scan, strip: Strip) -> tuple[Places, Places]:
-        """(place in the strip, column) of each wanted positive, and of each wanted negative."""
+    def _wanted(self, search: ExactSearch, block: RowBlock) -> tuple[Places, Places]:
+        """(place in the block, column) of each wanted positive, and of each wanted negative."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,16 @@ class MultiSimilarityMiner(_PairMiner):
         super().__post_init__()
         self._settle(epsilon=as_float("MultiSimilarityMiner", "epsilon", self.epsilon))
 
-    def _wanted(self, scan: Scan, strip: Strip) -> tuple[Places, Places]:
-        fields, a = scan.extremes(strip), len(strip.rows)
-        columns = torch.stack(scan.hardest(fields))  # [2, a]
-        d_ap, d_an = scan.distances(strip.rows.repeat(2), columns.clamp(min=0).flatten()).view(columns.shape)
+    def _wanted(self, search: ExactSearch, block: RowBlock) -> tuple[Places, Places]:
+        sides, a = block.extremes(consume=True), len(block.rows)
+        columns = torch.stack(search.hardest(sides))  # [2, a]
+        d = search.distances(block.rows.repeat(2), columns.clamp(min=0).flatten())
+        d_ap, d_an = d.view(columns.shape)
         d_ap.masked_fill_(columns[0] < 0, -torch.inf)
         d_an.masked_fill_(columns[1] < 0, torch.inf)
-        bounds = torch.cat([d_an - self.epsilon, d_ap + self.epsilon]).split([len(f.rows) for f in fields])
-        found = [true_places(scan.within(*each)) for each in zip(fields, bounds)]
+        bounds = torch.cat([d_an - self.epsilon, d_ap + self.epsilon])
+        bounds = bounds.split([len(each.rows) for each in sides])
+        found = [true_places(search.closer_than(*each)) for each in zip(sides, bounds, strict=True)]
         if len(found) == 2:
             return found[0], found[1]
         ((at, column),) = found
@@ -128,9 +130,9 @@ class PairMargin(_PairMiner):
         }
         self._settle(**margins)
 
-    def _wanted(self, scan: Scan, strip: Strip) -> tuple[Places, Places]:
-        every = Field(strip.rows, strip.keys, strip.columns)
-        far, near = (strip.keys.new_full(strip.rows.shape, m) for m in (self.pos_margin, self.neg_margin))
-        too_near = scan.within(every, far, equal=True, among=strip.positive)
-        wanted = scan.within(every, near, among=strip.negative)
-        return true_places(strip.positive & ~too_near), true_places(wanted)
+    def _wanted(self, search: ExactSearch, block: RowBlock) -> tuple[Places, Places]:
+        every = block.all_columns()
+        far, near = (block.keys.new_full(block.rows.shape, m) for m in (self.pos_margin, self.neg_margin))
+        too_near = search.closer_than(every, far, equal=True, among=block.positive)
+        wanted = search.closer_than(every, near, among=block.negative)
+        return true_places(block.positive & ~too_near), true_places(wanted)

@@ -1,4 +1,4 @@
-"""Some rows of a batch with the keys of all columns, and what may be chosen among them."""
+"""Candidates: rows with the rank keys of the columns that may be chosen for them, and in which order."""
 
 from __future__ import annotations
 
@@ -11,76 +11,122 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.pairwise.budget import budget
-from tercet.pairwise.masked import kept_where, true_places
+from tercet.pairwise.masked import kept_where, signed_keys, true_places
 
-__all__ = ["Field", "Strip", "split_pairs"]
+__all__ = ["Candidates", "RowBlock", "split_rows"]
 
 
-class Field(NamedTuple):
-    """Some rows and what may be chosen for each.
+class Candidates(NamedTuple):
+    """Some rows, and the columns that may be chosen for each, in an order of its own.
+
+    Nothing is changed in place, except by a call whose `consume` or `out` says so.
 
     Args:
-        rows: int64 [a], the rows; one may stand there several times.
-        keys: float [a, w], inf where a column may not be chosen.
-        columns: int64 [c], c ≤ w, the column of each key; what lies beyond is padding of inf.
-        flipped: of so many rows, the first, the keys are negated, so that the nearest by key is the farthest.
+        rows: int64 [a], row numbers; a row may occur several times.
+        keys: float [a, w], rank keys times the row's sign; inf where a column may not be chosen.
+        columns: int64 [c], c ≤ w, the column number of each key; keys from c on are padding of inf.
+        sign: float [a], 1 where the nearest column comes first, −1 where the farthest does.
     """
 
     rows: Int[Tensor, " a"]
     keys: Float[Tensor, "a w"]
     columns: Int[Tensor, " c"]
-    flipped: int = 0
+    sign: Float[Tensor, " a"]
+
+    def reversed(self, out: Float[Tensor, "a w"] | None = None) -> Candidates:
+        """The same columns in the opposite order of each row, with keys in `out` where it is given."""
+        keys = torch.neg(self.keys, out=out).masked_fill_(self.keys == math.inf, math.inf)
+        return self._replace(keys=keys, sign=-self.sign)
+
+    def take(self, places: Int[Tensor, " t"], out: Float[Tensor, "t w"] | None = None) -> Candidates:
+        """The rows at these places, with keys in `out` where it is given."""
+        keys = torch.index_select(self.keys, 0, places, out=out)
+        return Candidates(self.rows[places], keys, self.columns, self.sign[places])
+
+    def some(self) -> Bool[Tensor, " a"]:
+        """Whether each row has any candidate."""
+        return self.keys.amin(1) < math.inf
 
 
-class Strip(NamedTuple):
+class RowBlock(NamedTuple):
     """Some rows against all columns.
 
     Args:
-        rows: int64 [a].
-        keys: float [a, w], w a little over r: the last are padding of inf.
-        columns: int64 [r], the column of each key.
-        band: where keys of positives and of the same image are; beyond it all are negatives.
-        positive: bool [a, b], of the columns of the band.
+        rows: int64 [a], row numbers.
+        keys: float [a, w], w ≥ r: rank keys, and padding of inf.
+        columns: int64 [r], the column number of each key.
+        class_block: [b] of the columns, those that may be positives or the same image; all others are
+            negatives.
+        positive: bool [a, b], of the columns of the class block.
         negative: bool [a, b].
     """
 
     rows: Int[Tensor, " a"]
     keys: Float[Tensor, "a w"]
     columns: Int[Tensor, " r"]
-    band: slice
+    class_block: slice
     positive: Bool[Tensor, "a b"]
     negative: Bool[Tensor, "a b"]
 
-    def positives(self, farthest: bool) -> Field:
-        """The positives of each row, the nearest first or the farthest."""
-        keys = self.keys[:, self.band]
-        keys = kept_where(self.positive, -keys if farthest else keys)
-        return Field(self.rows, keys, self.columns[self.band], len(keys) if farthest else 0)
+    def positives(self, farthest: bool = False) -> Candidates:
+        """The positives of each row, nearest first, or farthest first; their keys are new."""
+        keys = self.keys[:, self.class_block]
+        keys = kept_where(self.positive, -keys if farthest else keys, inplace=farthest)
+        sign = keys.new_full((len(keys),), -1.0 if farthest else 1.0)
+        return Candidates(self.rows, keys, self.columns[self.class_block], sign)
 
-    def negatives(self) -> Field:
-        """The negatives of each row. The strip's keys become the field's: ask for the positives before."""
-        kept_where(self.negative, self.keys[:, self.band], inplace=True)
-        return Field(self.rows, self.keys, self.columns)
+    def negatives(self, consume: bool = False) -> Candidates:
+        """The negatives of each row, nearest first.
 
-    def positive_pairs(self) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
-        """Each (anchor, positive) as (place in `rows`, column)."""
+        Args:
+            consume: take the block's own keys for it; the block is used up. Otherwise they are copied.
+        """
+        keys = self.keys if consume else self.keys.clone()
+        kept_where(self.negative, keys[:, self.class_block], inplace=True)
+        return Candidates(self.rows, keys, self.columns, keys.new_ones(len(keys)))
+
+    def all_columns(self) -> Candidates:
+        """Every column of each row, nearest first, with the block's own keys."""
+        return Candidates(self.rows, self.keys, self.columns, self.keys.new_ones(len(self.keys)))
+
+    def extremes(self, consume: bool = False) -> tuple[Candidates, ...]:
+        """The positives, farthest first, and the negatives, nearest first.
+
+        Args:
+            consume: as for `negatives`.
+
+        Returns:
+            Two candidates of [a] rows; of a small table one of [2a], since one pass costs half of two.
+        """
+        a, b = self.positive.shape
+        if b < len(self.columns) or b > budget(self.keys.device).argmin_columns:
+            return self.positives(farthest=True), self.negatives(consume)
+        keys = signed_keys(self.keys[:, :b], self.positive, self.negative)
+        sign = keys.new_ones(2 * a)
+        sign[:a] = -1
+        return (Candidates(torch.cat([self.rows, self.rows]), keys, self.columns, sign),)
+
+    def positive_pairs(self, having: Candidates | None = None) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
+        """Each (anchor, positive) as (place in `rows`, column number), by anchor.
+
+        Args:
+            having: candidates of the block's rows: anchors without any are left out.
+        """
         at, column = true_places(self.positive)
-        return at, self.columns[self.band][column]
-
-    def answerable(
-        self, at: Int[Tensor, " t"], column: Int[Tensor, " t"]
-    ) -> tuple[Int[Tensor, " s"], Int[Tensor, " s"]]:
-        """Those positive pairs whose anchor has a negative at all; after `negatives()`."""
-        some = (self.keys.amin(1) < math.inf)[at]
+        column = self.columns[self.class_block][column]
+        if having is None:
+            return at, column
+        some = having.some()[at]
         return at[some], column[some]
 
-    def of_pairs(self, at: Int[Tensor, " t"], out: Float[Tensor, "t w"] | None = None) -> Field:
-        """`negatives()` of the row at each place, as a field of its own, in `out`; after `negatives()`."""
-        return Field(self.rows[at], torch.index_select(self.keys, 0, at, out=out), self.columns)
 
+def split_rows(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Equally long tensors side by side, so many rows at a time as make tables of a bounded size.
 
-def split_pairs(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Equally long tensors side by side, so many at a time as make tables of a bounded size."""
+    Args:
+        width: the numbers that each row stands for.
+        columns: tensors of equal length.
+    """
     step = max(1, budget(columns[0].device).gathered_keys // max(1, width))
-    parts = zip(*(column.split(step) for column in columns))
+    parts = zip(*(column.split(step) for column in columns), strict=True)
     return (part for part in parts if len(part[0]))

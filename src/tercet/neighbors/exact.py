@@ -1,9 +1,17 @@
-"""What every miner is made of: the nearest, the farthest and all within a bound, fast and exact.
+"""Exact search among candidates: nearest, farthest, nearest above a bound, closer than a bound.
 
-Matrix products propose and differences decide. A *key* orders the columns of a row as their distances do,
-‖y‖² − 2x·y where D rises with ‖x − y‖², and comes from a product whose error has a known bound, the *slack*.
-Two keys further apart than the slack are in their true order; the few others are decided by `exact`
-distances, equal ones by the lower column. So no result depends on the tile, and duplicates are told apart.
+All four climb one ladder. Each rung decides what its numbers can tell apart (`neighbors/keys` has the lemma)
+and leaves the ambiguous rest to the next:
+
+| rung | nearest and farthest | nearest above a bound | closer than a bound |
+|---|---|---|---|
+| rank keys | arg-minimum, or the k + 2 smallest | the same, or bisection of sorted keys | comparison |
+| differences of ambiguous entries | those within 2ε of the least | the same | those within ε of the bound |
+| differences of a longer shortlist | 8 (k + 2) smallest | the same | |
+| differences of whole rows | all candidates | the same | all, where many entries are ambiguous |
+
+Equal distances are in the order of their column numbers. So no result depends on how rows are cut into
+blocks, and duplicates are told apart from near ones.
 """
 
 from __future__ import annotations
@@ -16,26 +24,33 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tercet.core.checks import promised
-from tercet.neighbors.blocks import Field, Strip, split_pairs
+from tercet.neighbors.blocks import Candidates, RowBlock, split_rows
+from tercet.neighbors.keys import ExactDistances, RankKeys, class_keys, shortlist
 from tercet.pairwise.budget import budget
-from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
-from tercet.pairwise.distances import exact, exact_pairs
-from tercet.pairwise.euclidean import square_bound
-from tercet.pairwise.masked import compared, extreme_keys, first_places, kept_above, true_places
+from tercet.pairwise.masked import below_bound, kept_above, row_argmin, true_places
 from tercet.pairwise.tiles import Pairwise
-from tercet.pairwise.torch_modes import full_precision, roundoff
 
-__all__ = ["Scan"]
+__all__ = ["ExactSearch"]
 
 
-class Scan:
-    """One way over all rows, strip by strip, and the questions that can be put to a strip.
+class ExactSearch:
+    """The rows of a batch in blocks, and searches among the candidates of a block.
 
     Args:
         pairwise: rows and columns.
-        ordered: take rows and columns in the order of the relation's key, so that positives lie in a narrow
-            band; where the relation has none, or one image bears two keys, the order is as given.
+        ordered: take rows and columns in class order, so that the positives of a block lie in a narrow class
+            block. Small batches, and relations without classes, stay as they are; `in_order` says so.
+
+    Example:
+        >>> from tercet.pairwise.distances import euclidean
+        >>> x = torch.tensor([[0.0], [1.0], [3.0], [4.0]])
+        >>> search = ExactSearch(Pairwise("doc", x, torch.tensor([0, 0, 1, 1]), distance=euclidean))
+        >>> for block in search.blocks():
+        ...     print(search.nearest(block.negatives(), k=2))
+        tensor([[2, 3],
+                [2, 3],
+                [1, 0],
+                [1, 0]])
     """
 
     def __init__(self, pairwise: Pairwise, ordered: bool = True) -> None:
@@ -43,229 +58,250 @@ class Scan:
         inputs = [v.detach() for v in pairwise.inputs]
         n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
         self._budget = sizes = budget(device)
-        self._labels = _banded(pairwise) if ordered and n > sizes.class_order_rows else None
-        self.in_order = self._labels is None
-        form = form_of(pairwise.distance)
-        self._form = form if isinstance(form, SquareForm) else None
-        self._by_product = isinstance(form, ProductForm)
-        if self._form is not None:
-            inputs = [self._form.space(v) for v in inputs]
-            centre = inputs[-1].mean(0) if r else 0.0  # smaller norms, smaller error; the same differences
-            centred = [v - centre for v in inputs]
-            self._slack, self._offset, self._squares = square_bound(centred[0], centred[-1])
-        else:
-            centred = inputs
-            self._offset = self._slack = inputs[0].new_zeros(n)
-            if self._by_product and r:
-                lengths = [torch.linalg.vector_norm(each, dim=1) for each in inputs]
-                terms = 2 * inputs[0].shape[1] + 16
-                self._slack = lengths[0] * lengths[-1].max() * (roundoff(inputs[0]) * terms)
-        self._x, self._y = inputs[0], inputs[-1]  # their differences are the distances
-        self._u, self._v = u, v = centred[0], centred[-1]  # their products are the keys
-        if self._labels is None:
+        classes = class_keys(pairwise) if ordered and n > sizes.class_order_rows else None
+        self.in_order = classes is None
+        self._exact = ExactDistances(pairwise.distance, *inputs)
+        self._x, self._y = self._exact.x, self._exact.y
+        if classes is None:
+            self._labels = None
             own = pairwise.own_column  # then the ids are the row numbers
             every = pairwise.ids if own and pairwise.ids is not None else torch.arange(n, device=device)
             self._order = every, every if own else torch.arange(r, device=device)
         else:
-            self._labels, self._order = zip(*(key.sort(stable=True) for key in self._labels))
-            self._u, self._v = u[self._order[0]], v[self._order[1]]
-            if self._form is not None:
-                self._squares = self._squares[self._order[1]]
-        self._group = 2 ** max(0, round(math.log2(max(1, r)) / 2 - 1))  # columns of a group of `_shortlist`
+            self._labels, self._order = zip(*(key.sort(stable=True) for key in classes), strict=True)
+        self._keys = RankKeys(pairwise.distance, self._x, self._y, None if self.in_order else self._order)
+        # Groups of √r / 2 columns: a shortlist reads 2√r least keys of groups, and the members of a few.
+        self._group = 2 ** max(0, round(math.log2(max(1, r)) / 2 - 1))
         self._width = -(-r // self._group) * self._group
-        room = sizes.tile_bytes if self._labels is not None else sizes.block_bytes
-        height = max(1, room // (max(1, r) * u.dtype.itemsize))
-        if self._labels is not None:  # the band is about as wide as the strip is high
+        size = sizes.block_bytes if self.in_order else sizes.tile_bytes
+        height = max(1, size // (max(1, r) * self._x.dtype.itemsize))
+        if not self.in_order:  # the class block is about as wide as the block is high
             height = min(height, max(sizes.product_rows, n // sizes.class_order_blocks))
         self._height = min(pairwise.given_tile_rows or height, max(1, n))
-        self._room: Tensor | None = None
+        self._buffer: Tensor | None = None
 
-    def strips(self) -> Iterator[Strip]:
-        """All rows, some at a time. The keys of a strip are overwritten by the next."""
+    def blocks(self) -> Iterator[RowBlock]:
+        """All rows, some at a time. The keys of a block are overwritten by the next block's."""
         n, r = len(self._x), len(self._y)
         if not r:
             return
         if self.in_order and self._height == n and r <= self._budget.argmin_columns:
             sides = self._pairwise.sides(slice(0, n))
-            yield Strip(self._order[0], self._keys(self._u), self._order[1], slice(0, r), *sides)
+            yield RowBlock(self._order[0], self._keys.table(), self._order[1], slice(0, r), *sides)
             return
-        buffer = self._u.new_empty((self._height, self._width))
+        buffer = self._x.new_empty((self._height, self._width))
         if r < self._width:
             buffer[:, r:] = math.inf
         for start in range(0, n, self._height):
-            rows = slice(start, min(start + self._height, n))
-            keys = buffer[: rows.stop - start]
-            self._keys(self._u[rows], out=keys[:, :r])
-            named = self._order[0][rows]
+            places = slice(start, min(start + self._height, n))
+            keys = buffer[: places.stop - start]
+            self._keys.table(places, out=keys[:, :r])
+            rows = self._order[0][places]
             if self._labels is None:
-                yield Strip(named, keys, self._order[1], slice(0, r), *self._pairwise.sides(rows))
+                yield RowBlock(rows, keys, self._order[1], slice(0, r), *self._pairwise.sides(places))
                 continue
-            own, labels = self._labels[0][rows], self._labels[1]
+            own, labels = self._labels[0][places], self._labels[1]
             first = torch.searchsorted(labels, own[:1])
             last = torch.searchsorted(labels, own[-1:], right=True)
-            band = slice(*torch.cat([first, last]).tolist())
-            sides = self._pairwise.sides(named, self._order[1][band])
-            yield Strip(named, keys, self._order[1], band, *sides)
-
-    def _keys(self, u: Tensor, out: Tensor | None = None) -> Float[Tensor, "a r"]:
-        with full_precision(u.device):
-            if self._form is not None:
-                return torch.addmm(self._squares, u, self._v.T, alpha=-2, out=out)
-            tile = self._pairwise.distance.tile(u, self._v)
-            return tile.clone() if out is None else out.copy_(tile)
+            class_block = slice(*torch.cat([first, last]).tolist())
+            sides = self._pairwise.sides(rows, self._order[1][class_block])
+            yield RowBlock(rows, keys, self._order[1], class_block, *sides)
 
     def distances(self, rows: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
         """The exact distance of each row to its column."""
-        step = max(1, self._budget.gathered_numbers // max(1, self._x.shape[1]))
-        if len(rows) > step:
-            return torch.cat([self.distances(*some) for some in zip(rows.split(step), columns.split(step))])
-        if not len(rows):
-            return self._x.new_empty(0)
-        x, y = self._x.index_select(0, rows), self._y.index_select(0, columns)
-        if self._form is None:
-            return exact_pairs(self._pairwise.distance, x, y)
-        return self._form.exact_pairs_in_space(x, y)
-
-    def _table(self, rows: Int[Tensor, " c"], columns: Int[Tensor, " w"]) -> Float[Tensor, "c w"]:
-        """The exact distance of each row to every column."""
-        once, again = torch.unique_consecutive(rows, return_inverse=True)
-        if self._by_product:  # the tile of a product is no exact one
-            i, j = torch.cartesian_prod(once, columns).T
-            return self.distances(i, j).view(len(once), len(columns))[again]
-        x, y = self._x[once], self._y[columns]
-        if self._form is None:
-            return exact(self._pairwise.distance, x, y)[again]
-        return self._form.exact_in_space(x, y)[again]
-
-    def _of(self, values: Float[Tensor, " n"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
-        return values if self._every(rows) else values[rows]
-
-    def _named(self, names: Int[Tensor, " a"], places: Int[Tensor, " t"]) -> Int[Tensor, " t"]:
-        return places if self._every(names) else names[places]
-
-    def _every(self, names: Int[Tensor, " a"]) -> bool:
-        """Whether they are all rows, or columns, in order: each then stands in the place of its number."""
-        return self.in_order and (names is self._order[0] or names is self._order[1])
-
-    def _key(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
-        """The key of a distance from each row."""
-        if self._form is None:
-            return distance
-        return self._form.square_of(distance.clamp(min=0)) - self._of(self._offset, rows)
+        return self._exact.pairs(rows, columns)
 
     def nearest(
-        self, field: Field, k: int = 1, beyond: Float[Tensor, " a"] | None = None
+        self,
+        candidates: Candidates,
+        k: int = 1,
+        above: Float[Tensor, " a"] | None = None,
+        consume: bool = False,
     ) -> Int[Tensor, "a k"]:
-        """The k nearest columns of each row, in order; −1 where there are no more.
+        """The first k candidates of each row, in order; −1 where there are no more.
 
         Args:
-            field: rows and what may be chosen.
+            candidates: [a] rows and what may be chosen: the nearest first, or the farthest where the sign is
+                −1.
             k: how many.
-            beyond: [a] distances; only columns farther than that count (where no keys are negated). The
-                field's keys are then used up: those of nearer columns may become inf.
+            above: [a], distances; only columns strictly farther count, strictly closer where the sign is −1.
+            consume: the candidates' keys may be overwritten. It saves a copy where `above` is given.
+
+        Returns:
+            int64 [a, k], column numbers.
         """
-        rows, keys, columns, _ = field
+        rows, keys, columns, sign = candidates
         if not len(columns):
             return rows.new_full((len(rows), k), -1)
+        error, limit, bound = self._of_rows(self._keys.error, rows), None, None
+        if above is not None:  # from here on, distances and their keys count times the sign
+            limit, bound = above * sign, self._keys_of(above, rows) * sign
         if k == 1 and len(columns) <= self._budget.argmin_columns:
-            return self._first(field, beyond)[:, None]
-        slack = self._of(self._slack, rows)
-        if beyond is not None:
-            bound = self._key(beyond, rows)
-            kept_above(bound - slack, keys, inplace=True)
-        values, at = _shortlist(keys, k + 2, self._group)
+            return self._nearest_one(candidates, error, limit, bound)[:, None]
+        if bound is not None:
+            candidates = candidates._replace(keys=kept_above(bound - error, keys, inplace=consume))
+        values, at = shortlist(candidates.keys, k + 2, self._group)
         chosen = columns[at[:, :k].clamp(max=len(columns) - 1)].masked_fill(values[:, :k] == math.inf, -1)
-        apart = (values[:, 1:] - values[:, :-1] > 2 * slack[:, None]) | (values[:, 1:] == math.inf)
-        doubt = ~apart[:, :k].all(1)
-        if beyond is not None:
-            doubt |= values[:, 0] <= bound + slack
-        (unsure,) = doubt.nonzero(as_tuple=True)
-        if not len(unsure):
-            return chosen
-        unsure = self._settled(chosen, field, unsure, values[unsure], at[unsure], beyond)
-        longer = self._budget.longer_shortlist * (k + 2)
-        if len(unsure) and 4 * longer <= keys.shape[1]:
-            shortlist = _shortlist(keys[unsure], longer, self._group)
-            unsure = self._settled(chosen, field, unsure, *shortlist, beyond)
-        for (some,) in split_pairs(2 * keys.shape[1], unsure):
-            limit = None if beyond is None else beyond[some]
-            chosen[some] = self._rank_all(field, some, k, limit)
+        apart = (values[:, 1:] - values[:, :-1] > 2 * error[:, None]) | (values[:, 1:] == math.inf)
+        ambiguous = ~apart[:, :k].all(1)
+        if bound is not None:
+            ambiguous |= values[:, 0] <= bound + error
+        (left,) = ambiguous.nonzero(as_tuple=True)
+        if len(left):
+            self._resolve(candidates, k, limit, left, values, at, chosen)
         return chosen
 
-    def _settled(
-        self, chosen: Tensor, field: Field, some: Tensor, values: Tensor, at: Tensor, beyond: Tensor | None
-    ) -> Int[Tensor, " u"]:
-        """Write what a shortlist of some rows gives into their rows of `chosen`; those it cannot settle."""
-        limit = None if beyond is None else beyond[some]
-        chosen[some], settled = self._rank(field, some, values, at, chosen.shape[1], limit)
-        return some[~settled]
+    def farthest(self, candidates: Candidates) -> Int[Tensor, " a"]:
+        """The last candidate of each row, −1 where there is none: the farthest where the sign is 1."""
+        rows, keys, columns, sign = candidates
+        found = [rows[:0]]
+        for row, part, each in split_rows(keys.shape[1], rows, keys, sign):
+            some = Candidates(row, part, columns, each).reversed(out=self._room(keys, len(row)))
+            found.append(self.nearest(some, consume=True)[:, 0])
+        return torch.cat(found)
 
-    def extremes(self, strip: Strip) -> tuple[Field, ...]:
-        """The positives, farthest first, and the negatives, nearest first.
+    def nearest_above(
+        self, candidates: Candidates, at: Int[Tensor, " t"], above: Float[Tensor, " t"]
+    ) -> Int[Tensor, " t"]:
+        """The first candidate after a distance, for any number of distances a row; −1 where there is none.
 
-        Two fields [a, w], or one [2a, w] of both: one way over small tables costs half of two.
+        Args:
+            candidates: [a] rows and what may be chosen.
+            at: places in `candidates.rows`, in rising order.
+            above: distances, as for `nearest`.
+
+        Returns:
+            int64 [t], column numbers.
         """
-        if not self.in_order or len(strip.columns) > self._budget.argmin_columns:
-            return strip.positives(farthest=True), strip.negatives()
-        keys = extreme_keys(strip.keys[:, : len(strip.columns)], strip.positive, strip.negative)
-        return (Field(torch.cat([strip.rows, strip.rows]), keys, strip.columns, len(strip.rows)),)
+        chosen, left = torch.full_like(at, -1), torch.arange(len(at), device=at.device)
+        if len(at) > self._budget.sorted_bounds * len(candidates.rows):
+            chosen, ambiguous = self._bisected(candidates, at, above)
+            (left,) = ambiguous.nonzero(as_tuple=True)
+        for (part,) in split_rows(candidates.keys.shape[1], left):
+            some = candidates.take(at[part], out=self._room(candidates.keys, len(part)))
+            chosen[part] = self.nearest(some, above=above[part], consume=True)[:, 0]
+        return chosen
 
-    def hardest(self, fields: tuple[Field, ...]) -> tuple[Int[Tensor, " a"], Int[Tensor, " a"]]:
+    def closer_than(
+        self,
+        candidates: Candidates,
+        bound: Float[Tensor, " a"],
+        equal: bool = False,
+        among: Bool[Tensor, "a c"] | None = None,
+    ) -> Bool[Tensor, "a c"]:
+        """Which candidates come before a distance: those closer than it, or farther where the sign is −1.
+
+        Args:
+            candidates: [a] rows and what may be chosen.
+            bound: [a], distances.
+            equal: take in columns at exactly that distance.
+            among: [a, c], leave out the columns for which it is False.
+        """
+        rows, keys, columns, sign = candidates
+        middle = self._keys_of(bound, rows) * sign
+        error = self._of_rows(self._keys.error, rows)
+        found, (i, j) = below_bound(keys[:, : len(columns)], middle, error, among)  # [a, c]
+        if len(i):
+            if self._budget.dense_share * len(i) > found.numel():
+                d = self._exact.table(rows, columns)[i, j]
+            else:
+                d = self.distances(self._numbers(rows, i), self._numbers(columns, j))
+            d, b = d * sign[i], (bound * sign)[i]
+            found[i, j] = d <= b if equal else d < b
+        return found
+
+    def hardest(self, extremes: tuple[Candidates, ...]) -> tuple[Int[Tensor, " a"], Int[Tensor, " a"]]:
         """Of `extremes`, the farthest positive and the nearest negative of each row; −1 where none is."""
-        if len(fields) == 1:
-            positive, negative = self._first(fields[0]).chunk(2)
-        else:
-            positive, negative = (self.nearest(field)[:, 0] for field in fields)
+        found = [self.nearest(each)[:, 0] for each in extremes]
+        positive, negative = found if len(found) == 2 else found[0].chunk(2)
         return positive, negative
 
-    def _first(self, field: Field, beyond: Float[Tensor, " a"] | None = None) -> Int[Tensor, " a"]:
-        """`nearest` for k = 1 and a small table."""
-        rows, keys, columns, flipped = field
-        bound = None if beyond is None else self._key(beyond, rows)
-        at, (i, j), doubtful = first_places(keys, self._of(self._slack, rows), bound)
+    def _nearest_one(
+        self, candidates: Candidates, error: Tensor, limit: Tensor | None, bound: Tensor | None
+    ) -> Int[Tensor, " a"]:
+        """`nearest` for k = 1 of a table of few columns, whose ambiguous entries are listed one by one."""
+        rows, keys, columns, sign = candidates
+        at, (i, j), left = row_argmin(keys, error, bound)
         chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
         if i.shape[0] > self._budget.crowded_entries * keys.shape[0]:  # as when all are equal
-            doubtful, i = torch.cat([doubtful, i.unique_consecutive()]), i[:0]
-        if doubtful.shape[0]:
-            limit = None if beyond is None else beyond[doubtful]
-            chosen[doubtful] = self._rank_all(field, doubtful, 1, limit)[:, 0]
+            left, i = torch.cat([left, i.unique_consecutive()]), i[:0]
+        if left.shape[0]:
+            chosen[left] = self._first_of_rows(candidates, left, 1, limit)[:, 0]
         if not i.shape[0]:
             return chosen
-        j = self._named(columns, j)
-        best: dict[int, tuple[float, int]] = {}
-        for row, d, column in zip(i.tolist(), self.distances(self._named(rows, i), j).tolist(), j.tolist()):
-            candidate = (-d if row < flipped else d), column
-            best[row] = min(best.get(row, candidate), candidate)
+        j = self._numbers(columns, j)
+        d = self.distances(self._numbers(rows, i), j) * sign[i]
+        best: dict[int, tuple[float, int]] = {}  # (distance, column): the smallest tuple is the lower column
+        for row, *entry in zip(i.tolist(), d.tolist(), j.tolist(), strict=True):
+            best[row] = min(best.get(row, tuple(entry)), tuple(entry))
         places = chosen.new_tensor(list(best))
         chosen[places] = chosen.new_tensor([column for _, column in best.values()])
         return chosen
 
-    def _rank(
-        self, field: Field, some: Tensor, values: Tensor, at: Tensor, k: int, beyond: Tensor | None
-    ) -> tuple[Int[Tensor, "u k"], Bool[Tensor, " u"]]:
-        """The first k of a shortlist by exact distance, and whether nothing outside it can come before."""
-        rows, sign, columns = field.rows[some], -1 if field.flipped else 1, field.columns
-        listed = columns[at.clamp(max=len(columns) - 1)].masked_fill(values == math.inf, len(self._y))
-        listed = listed.sort(dim=1).values  # [u, s]
-        d = self._x.new_full(listed.shape, math.inf)
-        i, j = true_places(listed < len(self._y))
-        d[i, j] = sign * self.distances(rows[i], listed[i, j])
-        if beyond is not None:
-            d.masked_fill_(d <= beyond[:, None], math.inf)
-        d, order = d.sort(dim=1, stable=True)
-        best = listed.gather(1, order).masked_fill(d == math.inf, -1)[:, :k]
-        last = sign * self._key(sign * d[:, k - 1], rows)
-        complete = values[:, -1] == math.inf
-        return best, complete | ((d[:, k - 1] < math.inf) & (last < values[:, -1] - self._slack[rows]))
+    def _resolve(
+        self,
+        candidates: Candidates,
+        k: int,
+        limit: Float[Tensor, " a"] | None,
+        left: Int[Tensor, " u"],
+        values: Float[Tensor, "a s"],
+        at: Int[Tensor, "a s"],
+        chosen: Int[Tensor, "a k"],
+    ) -> None:
+        """Write the first k of the ambiguous rows `left` into `chosen`, by the cheapest rung that decides.
 
-    def _rank_all(self, field: Field, some: Tensor, k: int, beyond: Tensor | None) -> Int[Tensor, "c k"]:
-        """The first k of all columns by exact distance."""
-        columns, order = field.columns.sort()
-        d = self._table(field.rows[some], columns)
-        d[some < field.flipped] *= -1
-        d.masked_fill_(field.keys[some][:, order] == math.inf, math.inf)
-        if beyond is not None:
-            d.masked_fill_(d <= beyond[:, None], math.inf)
+        `values` and `at` are the shortlist of all rows.
+        """
+        width = candidates.keys.shape[1]
+        left = self._resolve_listed(candidates, limit, left, values[left], at[left], chosen)
+        longer = self._budget.longer_shortlist * (k + 2)
+        if len(left) and 4 * longer <= width:
+            listed = shortlist(candidates.keys[left], longer, self._group)
+            left = self._resolve_listed(candidates, limit, left, *listed, chosen)
+        for (some,) in split_rows(2 * width, left):
+            chosen[some] = self._first_of_rows(candidates, some, k, limit)
+
+    def _resolve_listed(
+        self,
+        candidates: Candidates,
+        limit: Float[Tensor, " a"] | None,
+        some: Int[Tensor, " u"],
+        values: Float[Tensor, "u s"],
+        at: Int[Tensor, "u s"],
+        chosen: Int[Tensor, "a k"],
+    ) -> Int[Tensor, " v"]:
+        """Write the first k of a shortlist, by differences, into `chosen`; the rows that stay ambiguous.
+
+        A row is resolved where no key outside its shortlist can stand for a distance as small as the k-th.
+        """
+        columns, k, none = candidates.columns, chosen.shape[1], len(self._y)
+        rows, sign = candidates.rows[some], candidates.sign[some]
+        listed = columns[at.clamp(max=len(columns) - 1)].masked_fill(values == math.inf, none)
+        listed = listed.sort(
+            dim=1
+        ).values  # [u, s]: a stable sort by distance then keeps the lower column first
+        d = self._x.new_full(listed.shape, math.inf)
+        i, j = true_places(listed < none)
+        d[i, j] = self.distances(rows[i], listed[i, j]) * sign[i]
+        if limit is not None:
+            d.masked_fill_(d <= limit[some, None], math.inf)
+        d, order = d.sort(dim=1, stable=True)
+        chosen[some] = listed.gather(1, order).masked_fill(d == math.inf, -1)[:, :k]
+        last = self._keys_of(d[:, k - 1] * sign, rows) * sign
+        complete = values[:, -1] == math.inf
+        resolved = (d[:, k - 1] < math.inf) & (last < values[:, -1] - self._keys.error[rows])
+        return some[~(complete | resolved)]
+
+    def _first_of_rows(
+        self, candidates: Candidates, some: Int[Tensor, " u"], k: int, limit: Float[Tensor, " a"] | None
+    ) -> Int[Tensor, "u k"]:
+        """The first k of all candidates of some rows, by differences."""
+        columns, order = candidates.columns.sort()
+        d = self._exact.table(candidates.rows[some], columns)
+        d *= candidates.sign[some, None]
+        d.masked_fill_(candidates.keys[some][:, order] == math.inf, math.inf)
+        if limit is not None:
+            d.masked_fill_(d <= limit[some, None], math.inf)
         if k == 1:  # `min` may name any of several equal columns
             least = d.amin(1, keepdim=True)
             place = torch.arange(len(columns), device=d.device).expand_as(d)
@@ -275,113 +311,43 @@ class Scan:
         best = columns[order[:, :k]].masked_fill_(d[:, :k] == math.inf, -1)
         return pad(best, (0, k - best.shape[1]), value=-1)
 
-    def beyond(self, strip: Strip, at: Int[Tensor, " t"], bound: Float[Tensor, " t"]) -> Int[Tensor, " t"]:
-        """The nearest negative farther than each bound of the row at a place; −1 where there is none.
-
-        Places in rising order. Where a row is asked often, its keys are sorted once.
-        """
-        chosen = torch.full_like(at, -1)
-        unsure = torch.arange(len(at), device=at.device)
-        if len(at) > self._budget.sorted_bounds * len(strip.rows):
-            chosen, sure = self._searched(strip, at, bound)
-            (unsure,) = (~sure).nonzero(as_tuple=True)
-        for (some,) in split_pairs(strip.keys.shape[1], unsure):
-            field = strip.of_pairs(at[some], out=self._room_for(strip.keys, len(some)))
-            chosen[some] = self.nearest(field, beyond=bound[some])[:, 0]
-        return chosen
-
-    def farthest(self, strip: Strip) -> Int[Tensor, " a"]:
-        """The farthest negative of each row, −1 where there is none; after `negatives()`."""
-        found = []
-        for rows, keys in split_pairs(strip.keys.shape[1], strip.rows, strip.keys):
-            negated = torch.neg(keys, out=self._room_for(strip.keys, len(rows)))
-            negated.masked_fill_(keys == math.inf, math.inf)
-            found.append(self.nearest(Field(rows, negated, strip.columns, len(rows)))[:, 0])
-        return torch.cat(found)
-
-    def _room_for(self, keys: Float[Tensor, "a w"], rows: int) -> Float[Tensor, "c w"]:
-        """Room for so many rows of such keys, the same each time: fresh memory costs as much again."""
-        if self._room is None or len(self._room) < rows:
-            self._room = keys.new_empty((rows, keys.shape[1]))
-        return self._room[:rows]
-
-    def _searched(
-        self, strip: Strip, at: Int[Tensor, " t"], bound: Float[Tensor, " t"]
+    def _bisected(
+        self, candidates: Candidates, at: Int[Tensor, " t"], above: Float[Tensor, " t"]
     ) -> tuple[Int[Tensor, " t"], Bool[Tensor, " t"]]:
-        """What `beyond` gives, and whether the keys alone could tell."""
-        rows, slack = strip.rows[at], self._slack[strip.rows[at]]
-        keys, order = pad(strip.keys, (0, 2), value=math.inf).sort(dim=1)  # [a, w + 2]
+        """`nearest_above` by keys sorted once, and for which distances that is ambiguous."""
+        rows, sign = candidates.rows[at], candidates.sign[at]
+        error, middle = self._keys.error[rows], self._keys_of(above, rows) * sign
+        keys, order = pad(candidates.keys, (0, 2), value=math.inf).sort(dim=1)  # [a, w + 2]
         first = torch.searchsorted(at, torch.arange(len(keys), device=at.device))
-        place = torch.arange(len(at), device=at.device) - first[at]
-        middle = self._key(bound, rows)
+        place = torch.arange(len(at), device=at.device) - first[at]  # of each distance among those of its row
         marks = keys.new_full((2, len(keys), int(place.max()) + 1), math.inf)  # [2, a, q]
-        marks[0, at, place], marks[1, at, place] = middle - slack, middle + slack
+        marks[0, at, place], marks[1, at, place] = middle - error, middle + error
         low = torch.searchsorted(keys, marks[0])[at, place]
         high = torch.searchsorted(keys, marks[1], right=True)[at, place].clamp_(max=keys.shape[1] - 2)
         key, following = keys[at, high], keys[at, high + 1]
         missing = key == math.inf
-        column = strip.columns[order[at, high].clamp_(max=len(strip.columns) - 1)]
-        apart = (following - key > 2 * slack) | (following == math.inf)
-        return column.masked_fill(missing, -1), (low == high) & (missing | apart)
+        columns = candidates.columns
+        column = columns[order[at, high].clamp_(max=len(columns) - 1)]
+        apart = (following - key > 2 * error) | (following == math.inf)
+        return column.masked_fill(missing, -1), (low != high) | ~(missing | apart)
 
-    def within(
-        self,
-        field: Field,
-        bound: Float[Tensor, " a"],
-        equal: bool = False,
-        among: Bool[Tensor, "a c"] | None = None,
-    ) -> Bool[Tensor, "a c"]:
-        """Which columns lie nearer than `bound`, a distance for each row; of flipped rows, which lie farther.
+    def _keys_of(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
+        """The rank key of a distance from each row."""
+        return self._keys.of_distance(distance, None if self._is_every(rows) else rows)
 
-        `equal` takes in those that lie as far, `among` leaves out those for which it is false.
-        """
-        rows, keys, columns, flipped = field
-        keys, middle = keys[:, : len(columns)], self._key(bound, rows)
-        if flipped:
-            middle = torch.cat([-middle[:flipped], middle[flipped:]])
-        found, (i, j) = compared(keys, middle, self._of(self._slack, rows), among)  # [a, c]
-        if len(i):
-            if self._budget.dense_share * len(i) > keys.numel():
-                d = self._table(rows, columns)[i, j]
-            else:
-                d = self.distances(self._named(rows, i), self._named(columns, j))
-            below, b = torch.le if equal else torch.lt, bound[i]
-            found[i, j] = torch.where(i < flipped, below(b, d), below(d, b)) if flipped else below(d, b)
-        return found
+    def _of_rows(self, values: Float[Tensor, " n"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
+        return values if self._is_every(rows) else values[rows]
 
+    def _numbers(self, names: Int[Tensor, " a"], places: Int[Tensor, " t"]) -> Int[Tensor, " t"]:
+        """The row or column numbers at these places of `names`."""
+        return places if self._is_every(names) else names[places]
 
-def _banded(pairwise: Pairwise) -> tuple[Tensor, Tensor] | None:
-    """The relation's keys of rows and columns, if rows of unequal keys are never the same image."""
-    key = promised(pairwise.relation, "key", "sides")
-    rows, columns = (key and key(each) for each in (pairwise.labels, pairwise.column_labels))
-    if rows is None or columns is None:
-        return None
-    if not pairwise.own_column and pairwise.ids is not None and pairwise.column_ids is not None:
-        ids, caller = torch.cat([pairwise.ids, pairwise.column_ids]).unique(return_inverse=True)
-        both = torch.cat([rows, columns])
-        one = both.new_empty(len(ids)).scatter_(0, caller, both)
-        if not bool((one[caller] == both).all()):
-            return None
-    return rows, columns
+    def _is_every(self, names: Int[Tensor, " a"]) -> bool:
+        """Whether they are all rows, or all columns, so that each stands at the place of its number."""
+        return self.in_order and (names is self._order[0] or names is self._order[1])
 
-
-def _shortlist(
-    keys: Float[Tensor, "a w"], count: int, group: int
-) -> tuple[Float[Tensor, "a s"], Int[Tensor, "a s"]]:
-    """The `count` smallest of each row in order, and where they are; inf where there are fewer.
-
-    They lie in those `count` groups of columns whose least key is smallest, so that one pass for the minima
-    of groups is all that touches every key.
-    """
-    a, w = keys.shape
-    if w % group:
-        group = 1
-    groups = w // group
-    least = keys.view(a, group, groups).amin(1) if group > 1 else keys  # [a, groups]
-    found = least.topk(min(count, groups), dim=1, largest=False).indices
-    inside = torch.arange(group, device=keys.device) * groups
-    at = (found[:, :, None] + inside).view(a, -1)  # [a, count · group]
-    values = keys.gather(1, at)
-    values, order = values.topk(min(count, at.shape[1]), dim=1, largest=False)
-    missing = count - values.shape[1]
-    return pad(values, (0, missing), value=math.inf), pad(at.gather(1, order), (0, missing))
+    def _room(self, keys: Float[Tensor, "a w"], rows: int) -> Float[Tensor, "c w"]:
+        """Memory for so many rows of such keys, the same each time: fresh memory costs a pass of its own."""
+        if self._buffer is None or len(self._buffer) < rows:
+            self._buffer = keys.new_empty((rows, keys.shape[1]))
+        return self._buffer[:rows]

@@ -22,7 +22,6 @@ __all__ = [
     "fast_tile",
     "lengths",
     "picked",
-    "square_bound",
 ]
 
 # Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
@@ -50,41 +49,6 @@ def lengths(x: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
         tensor([5., 0.])
     """
     return _Lengths.apply(x)
-
-
-def square_bound(
-    x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " r"]]:
-    """How far ‖y_j‖² − 2x_i·y_j + ‖x_i‖² may lie from `pair_squares`, or the square of `by_differences`.
-
-    A sum of k products is off by at most k·u·‖x‖‖y‖ in any order of summation, u the unit roundoff, a sum of
-    k squares of differences by (k/8 + 2)·u of itself, eight lanes at a time; both are shares of
-    (‖x‖ + ‖y‖)², the products at most u·k/2 of it. It holds where nothing overflows, 2(‖x‖² + ‖y‖²) below
-    the largest number; below the smallest normal one, about 10⁻¹⁹ as a distance, all are alike.
-
-    Returns:
-        The bound for each row against any column, ‖x_i‖² and ‖y_j‖².
-    """
-    k = x.shape[1]
-    lengths: Any = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-    others: Any = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
-    share, tiny = _shares(k, x.dtype, roundoff(x))
-    if x.device.type == "cpu":  # the same arithmetic for less a call
-        lengths, others = lengths.numpy(), others.numpy()
-    slack = lengths + (others.max() if others.shape[0] else 0.0)
-    slack *= slack
-    slack *= share
-    slack += tiny
-    xx = torch.as_tensor(lengths * lengths).to(x.dtype)
-    yy = xx if y is x else torch.as_tensor(others * others).to(x.dtype)
-    return torch.as_tensor(slack).to(x.dtype), xx, yy
-
-
-@functools.cache
-def _shares(k: int, dtype: torch.dtype, u: float) -> tuple[float, float]:
-    """The share of (‖x‖ + ‖y‖)² in `square_bound`, and what may underflow beside it."""
-    limits = torch.finfo(dtype)
-    return max(u * (k + 8), u * 8 + limits.eps * (k / 8 + 16)), (4 * k + 16) * limits.tiny
 
 
 def fast_tile(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], root: bool) -> Float[Tensor, "a r"]:

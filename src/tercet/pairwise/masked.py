@@ -1,12 +1,15 @@
-"""Questions to a table of numbers or a mask, put to numpy where the table is small.
+"""Masked row-wise minimum, arg-minimum and threshold of tables; numpy where call overhead dominates.
 
-In a batch of a hundred the price of a step is the number of calls: numpy's cost a fifth of torch's, and its
-arg-minima and true places are found in vectors. Large tables have all of torch's threads.
+Each operation has two forms of one contract: `…_numpy` for small tables of a CPU, where a call of numpy costs
+a fifth of torch's, and `…_torch` for the rest, which uses all of torch's threads. The operation itself
+chooses by `Budget.numpy_numbers`. Masks become ±inf floats: arithmetic with them is free of branches, and so
+of the cost of mispredicted ones.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,22 +19,25 @@ from torch import Tensor
 from tercet.pairwise.budget import budget
 
 __all__ = [
-    "compared",
-    "extreme_keys",
-    "first_places",
+    "below_bound",
     "kept_above",
     "kept_where",
+    "row_argmin",
+    "signed_keys",
     "true_places",
 ]
 
 _NONE = np.zeros(0, np.int64)
 
+Places: TypeAlias = tuple[Int[Tensor, " t"], Int[Tensor, " t"]]
+"""(row, column) of each of t entries of a table, row by row."""
 
-def _small(table: Tensor) -> bool:
+
+def _is_small(table: Tensor) -> bool:
     return table.numel() <= budget(table.device).numpy_numbers
 
 
-def true_places(mask: Bool[Tensor, "a r"]) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
+def true_places(mask: Bool[Tensor, "a r"]) -> Places:
     """(row, column) of each true entry, row by row: `mask.nonzero(as_tuple=True)`.
 
     Example:
@@ -50,67 +56,94 @@ def true_places(mask: Bool[Tensor, "a r"]) -> tuple[Int[Tensor, " t"], Int[Tenso
 def kept_where(
     mask: Bool[Tensor, "a r"], table: Float[Tensor, "a r"], inplace: bool = False
 ) -> Float[Tensor, "a r"]:
-    """The same numbers, inf where the mask is false: a new table, or the table itself.
+    """The table with inf where the mask is false.
+
+    Args:
+        mask: [a, r].
+        table: [a, r].
+        inplace: change and return the table itself instead of a new one.
 
     Example:
         >>> kept_where(torch.tensor([[True, False]]), torch.zeros(1, 2))
         tensor([[0., inf]])
     """
+    return (kept_where_numpy if _is_small(table) else kept_where_torch)(mask, table, inplace)
+
+
+def kept_where_numpy(mask: Tensor, table: Tensor, inplace: bool) -> Tensor:
+    """`kept_where`."""
     kept = table if inplace else torch.empty_like(table)
-    if _small(table):
-        np.maximum(table.numpy(), _walls(mask, table.numpy().dtype), out=kept.numpy())
-        return kept
-    return (kept if inplace else kept.copy_(table)).masked_fill_(~mask, math.inf)
+    np.maximum(table.numpy(), _walls(mask, table.numpy().dtype), out=kept.numpy())
+    return kept
+
+
+def kept_where_torch(mask: Tensor, table: Tensor, inplace: bool) -> Tensor:
+    """`kept_where`."""
+    kept = table if inplace else torch.empty_like(table).copy_(table)
+    return kept.masked_fill_(~mask, math.inf)
 
 
 def kept_above(
     bound: Float[Tensor, " a"], table: Float[Tensor, "a r"], inplace: bool = False
 ) -> Float[Tensor, "a r"]:
-    """The same numbers, inf where they are not above the row's bound: a new table, or the table itself.
+    """The table with inf where it is not above the row's bound.
 
-    By arithmetic, since nobody can foresee such a mask: a fifth of the time of `masked_fill`. Large tables
-    are done in parts that a processor's cache holds.
+    Args:
+        bound: [a].
+        table: [a, r].
+        inplace: change and return the table itself instead of a new one.
 
     Example:
         >>> kept_above(torch.tensor([1.0]), torch.tensor([[0.0, 1.0, 2.0]]))
         tensor([[inf, inf, 2.]])
     """
-    bound = bound.clamp(max=torch.finfo(table.dtype).max)  # ∞ − ∞ is no number
-    if _small(table):
-        numbers = table.numpy()
-        walls = np.subtract(bound.numpy()[:, None], numbers)
-        np.copysign(np.inf, walls, out=walls)
-        return torch.from_numpy(np.maximum(numbers, walls, out=numbers if inplace else walls))
+    return (kept_above_numpy if _is_small(table) else kept_above_torch)(bound, table, inplace)
+
+
+def kept_above_numpy(bound: Tensor, table: Tensor, inplace: bool) -> Tensor:
+    """`kept_above`."""
+    numbers = table.numpy()
+    edge = np.minimum(bound.numpy(), np.finfo(numbers.dtype).max)  # ∞ − ∞ is no number
+    walls = np.subtract(edge[:, None], numbers)
+    np.copysign(np.inf, walls, out=walls)  # inf where the number is not above the bound, else −inf
+    return torch.from_numpy(np.maximum(numbers, walls, out=numbers if inplace else walls))
+
+
+def kept_above_torch(bound: Tensor, table: Tensor, inplace: bool) -> Tensor:
+    """`kept_above`, in parts that a processor's cache holds."""
     kept = table if inplace else torch.empty_like(table)
     rows = max(1, budget(table.device).masked_numbers // max(1, table.shape[1]))
     infinite = table.new_full((), math.inf)
-    for edge, part, out in zip(bound.split(rows), table.split(rows), kept.split(rows)):
+    bound = bound.clamp(max=torch.finfo(table.dtype).max)  # ∞ − ∞ is no number
+    for edge, part, out in zip(bound.split(rows), table.split(rows), kept.split(rows), strict=True):
         walls = edge[:, None] - part
         torch.maximum(part, torch.copysign(infinite, walls, out=walls), out=out)
     return kept
 
 
 def _walls(mask: Bool[Tensor, "a r"], dtype: np.dtype) -> np.ndarray:
-    """−inf where the mask is true, inf where not: arithmetic does not mind whether one can foresee a mask."""
+    """−inf where the mask is true, inf where not."""
     walls = np.subtract(dtype.type(0.5), mask.numpy(), dtype=dtype)
     walls *= np.inf
     return walls
 
 
-def extreme_keys(
+def signed_keys(
     table: Float[Tensor, "a r"], positive: Bool[Tensor, "a r"], negative: Bool[Tensor, "a r"]
 ) -> Float[Tensor, "b r"]:
-    """[2a, r]: the positives negated, above the negatives; inf elsewhere.
+    """[2a, r]: the table negated where `positive`, above the table where `negative`; inf elsewhere.
 
     Example:
         >>> side = torch.tensor([[True, False]])
-        >>> extreme_keys(torch.tensor([[1.0, 2.0]]), side, ~side)
+        >>> signed_keys(torch.tensor([[1.0, 2.0]]), side, ~side)
         tensor([[-1., inf],
                 [inf, 2.]])
     """
-    if not _small(table):
-        above, below = (-table).masked_fill_(~positive, math.inf), table.masked_fill(~negative, math.inf)
-        return torch.cat([above, below])
+    return (signed_keys_numpy if _is_small(table) else signed_keys_torch)(table, positive, negative)
+
+
+def signed_keys_numpy(table: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """`signed_keys`."""
     numbers, above = table.numpy(), table.shape[0]
     both = np.empty((2 * above, table.shape[1]), numbers.dtype)
     np.maximum(-numbers, _walls(positive, numbers.dtype), out=both[:above])
@@ -118,87 +151,116 @@ def extreme_keys(
     return torch.from_numpy(both)
 
 
-def first_places(
-    table: Float[Tensor, "a r"], slack: Float[Tensor, " a"], bound: Float[Tensor, " a"] | None = None
-) -> tuple[Int[Tensor, " a"], tuple[Int[Tensor, " t"], Int[Tensor, " t"]], Int[Tensor, " u"]]:
-    """Where the smallest number of each row is, of those above its bound, and where that is not sure.
+def signed_keys_torch(table: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """`signed_keys`."""
+    above, below = (-table).masked_fill_(~positive, math.inf), table.masked_fill(~negative, math.inf)
+    return torch.cat([above, below])
 
-    Two numbers may be in either order when they are no more than two slacks apart, a number on either side
-    of the bound when it is no more than one slack off it.
+
+def row_argmin(
+    table: Float[Tensor, "a r"], error: Float[Tensor, " a"], bound: Float[Tensor, " a"] | None = None
+) -> tuple[Int[Tensor, " a"], Places, Int[Tensor, " u"]]:
+    """The column of each row's smallest number above a bound, and where that is ambiguous.
+
+    The numbers of a row are off by at most its error: two of them may be in either order up to twice the
+    error apart, a number may be on either side of the bound up to the error off it.
+
+    Args:
+        table: [a, r].
+        error: [a].
+        bound: [a]; None for no bound.
 
     Returns:
-        The column, −1 where there is no number but inf; (row, column) of all that may be the smallest of a
-        row, where they are several; the rows where the one that is told may not be above the bound.
+        [a], the column, −1 where all numbers are inf; (row, column) of all that may be the smallest of a row,
+        where they are several; [u], the rows whose smallest may not be above the bound.
 
     Example:
-        >>> table, slack = torch.tensor([[3.0, 1.0, 2.0], [1.1, 1.0, 9.0]]), torch.tensor([0.25, 0.25])
-        >>> at, (row, column), doubtful = first_places(table, slack)
-        >>> at.tolist(), row.tolist(), column.tolist(), doubtful.tolist()
+        >>> table, error = torch.tensor([[3.0, 1.0, 2.0], [1.1, 1.0, 9.0]]), torch.tensor([0.25, 0.25])
+        >>> at, (row, column), unsure = row_argmin(table, error)
+        >>> at.tolist(), row.tolist(), column.tolist(), unsure.tolist()
         ([1, 1], [1, 1], [0, 1], [])
-        >>> at, _, doubtful = first_places(table, slack, torch.tensor([1.5, 1.05]))
-        >>> at.tolist(), doubtful.tolist()
+        >>> at, _, unsure = row_argmin(table, error, torch.tensor([1.5, 1.05]))
+        >>> at.tolist(), unsure.tolist()
         ([2, 1], [1])
     """
-    if not _small(table):
-        if bound is not None:
-            table = kept_above(bound - slack, table)
-        at = table.argmin(1, keepdim=True)
-        least = table.gather(1, at)  # [a, 1]
-        second = table.scatter(1, at, math.inf).amin(1)
-        least, at = least[:, 0], at[:, 0].masked_fill(least[:, 0] == math.inf, -1)
-        limit = least + 2 * slack
-        early = torch.zeros_like(at, dtype=torch.bool)
-        if bound is not None:
-            early = (least <= bound + slack) & (at >= 0)
-        (some,) = ((second <= limit) & (second < math.inf) & ~early).nonzero(as_tuple=True)
-        i, j = true_places(table[some] <= limit[some, None])
-        return at, (some[i], j), early.nonzero()[:, 0]
-    numbers, width, every = table.numpy(), slack.numpy(), np.arange(table.shape[0])
+    return (row_argmin_numpy if _is_small(table) else row_argmin_torch)(table, error, bound)
+
+
+def row_argmin_numpy(
+    table: Tensor, error: Tensor, bound: Tensor | None = None
+) -> tuple[Tensor, Places, Tensor]:
+    """`row_argmin`."""
+    numbers, width, every = table.numpy(), error.numpy(), np.arange(table.shape[0])
     if bound is not None:
-        numbers = kept_above(bound - slack, table).numpy()
+        numbers = kept_above_numpy(bound - error, table, False).numpy()
     place = numbers.argmin(1)
     first = numbers[every, place]
     numbers[every, place] = np.inf
-    second = numbers[every, numbers.argmin(1)]  # an arg-minimum is found in vectors, a minimum is not
+    second = numbers[every, numbers.argmin(1)]  # numpy vectorises an arg-minimum, but not a minimum
     numbers[every, place] = first
     limit = first + 2 * width
     place[first == np.inf] = -1
-    several, doubtful = (second <= limit) & (second < np.inf), _NONE
+    several, unsure = (second <= limit) & (second < np.inf), _NONE
     if bound is not None:
         early = first <= np.minimum(bound.numpy() + width, np.finfo(first.dtype).max)
         several &= ~early
-        (doubtful,) = early.nonzero()
+        (unsure,) = early.nonzero()
     (some,) = several.nonzero()
     row, column = _NONE, _NONE
     if some.size:
         row, column = (numbers[some] <= limit[some, None]).nonzero()
         row = some[row]
     places = torch.from_numpy(row), torch.from_numpy(column)
-    return torch.from_numpy(place), places, torch.from_numpy(doubtful)
+    return torch.from_numpy(place), places, torch.from_numpy(unsure)
 
 
-def compared(
+def row_argmin_torch(
+    table: Tensor, error: Tensor, bound: Tensor | None = None
+) -> tuple[Tensor, Places, Tensor]:
+    """`row_argmin`."""
+    if bound is not None:
+        table = kept_above_torch(bound - error, table, False)
+    at = table.argmin(1, keepdim=True)
+    least = table.gather(1, at)  # [a, 1]
+    second = table.scatter(1, at, math.inf).amin(1)
+    least, at = least[:, 0], at[:, 0].masked_fill(least[:, 0] == math.inf, -1)
+    limit = least + 2 * error
+    early = torch.zeros_like(at, dtype=torch.bool)
+    if bound is not None:
+        early = (least <= bound + error) & (at >= 0)
+    (some,) = ((second <= limit) & (second < math.inf) & ~early).nonzero(as_tuple=True)
+    i, j = true_places(table[some] <= limit[some, None])
+    return at, (some[i], j), early.nonzero()[:, 0]
+
+
+def below_bound(
     table: Float[Tensor, "a r"],
     bound: Float[Tensor, " a"],
-    slack: Float[Tensor, " a"],
+    error: Float[Tensor, " a"],
     among: Bool[Tensor, "a r"] | None = None,
-) -> tuple[Bool[Tensor, "a r"], tuple[Int[Tensor, " t"], Int[Tensor, " t"]]]:
-    """Which numbers lie more than the row's slack below its bound; the places of those within the slack.
+) -> tuple[Bool[Tensor, "a r"], Places]:
+    """Which numbers lie more than the row's error below its bound, and the places within the error of it.
 
-    `among` says which are asked for at all, and inf never is.
+    Args:
+        table: [a, r]; inf is never below.
+        bound: [a].
+        error: [a].
+        among: [a, r], which numbers are asked for; None for all.
 
     Example:
         >>> table, one = torch.tensor([[0.0, 0.9, 2.0]]), torch.ones(1)
-        >>> compared(table, one, 0.2 * one)
+        >>> below_bound(table, one, 0.2 * one)
         (tensor([[ True, False, False]]), (tensor([0]), tensor([1])))
     """
+    return (below_bound_numpy if _is_small(table) else below_bound_torch)(table, bound, error, among)
+
+
+def below_bound_numpy(
+    table: Tensor, bound: Tensor, error: Tensor, among: Tensor | None = None
+) -> tuple[Tensor, Places]:
+    """`below_bound`."""
     largest = torch.finfo(table.dtype).max
-    if not _small(table):
-        below, near = table < (bound - slack)[:, None], table <= (bound + slack).clamp(max=largest)[:, None]
-        if among is not None:
-            below, near = below & among, near & among
-        return below, true_places(near & ~below)
-    numbers, middle, width = table.numpy(), bound.numpy(), slack.numpy()
+    numbers, middle, width = table.numpy(), bound.numpy(), error.numpy()
     below, near = numbers < (middle - width)[:, None], numbers <= np.minimum(middle + width, largest)[:, None]
     if among is not None:
         below &= among.numpy()
@@ -208,3 +270,14 @@ def compared(
     else:
         places = torch.from_numpy(_NONE), torch.from_numpy(_NONE)
     return torch.from_numpy(below), places
+
+
+def below_bound_torch(
+    table: Tensor, bound: Tensor, error: Tensor, among: Tensor | None = None
+) -> tuple[Tensor, Places]:
+    """`below_bound`."""
+    largest = torch.finfo(table.dtype).max
+    below, near = table < (bound - error)[:, None], table <= (bound + error).clamp(max=largest)[:, None]
+    if among is not None:
+        below, near = below & among, near & among
+    return below, true_places(near & ~below)

@@ -1,0 +1,257 @@
+"""Rank keys: numbers by a matrix product that order the columns of a row almost as their distances do.
+
+Let D_j be the distance of a row x to column j as differences give it, which is what decides. Each distance
+has an increasing f, and the row a constant c, such that
+
+    T_j = f(D_j) − c
+
+is the number that a product computes: for the Euclidean distance f(D) = D² and c = ‖x‖², hence
+T_j = ‖y_j‖² − 2 x·y_j. The *rank key* k_j is that number as the product rounds it, and the key of a bound b
+is κ(b) = f(b) − c. Each is off by at most the row's *error bound* ε: |k_j − T_j| ≤ ε.
+
+Lemma.
+    1. If k_i − k_j > 2ε, then D_i > D_j.
+    2. If k_j − κ(b) > ε, then D_j > b; if κ(b) − k_j > ε, then D_j < b.
+
+Proof.
+    1. T_i ≥ k_i − ε > k_j + ε ≥ T_j, hence f(D_i) > f(D_j), and f is increasing.
+    2. T_j ≥ k_j − ε > κ(b), hence f(D_j) > f(b); the other half is the same with signs reversed. κ(b) is
+       rounded too, three times by at most u·(f(b) + c). As far as a column can be, f(b) ≤ (‖x‖ + ‖y‖)², and ε
+       has room for that (`square_bound`); rounding keeps the order, so a larger b stays beyond every column.
+       ∎
+
+So keys decide whatever is further apart, and only *ambiguous* entries, the few others, need differences.
+Negated keys order a row from its farthest column to its nearest; the lemma holds for −k and −T alike.
+
+The dot product has f(D) = D and no differences: ε is twice the error of a product, since tiles and listed
+pairs are both products. Hamming distances and those of one's own are their own keys, with ε = 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tercet.core.checks import promised
+from tercet.pairwise.budget import budget
+from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
+from tercet.pairwise.distances import Distance, exact, exact_pairs
+from tercet.pairwise.tiles import Pairwise
+from tercet.pairwise.torch_modes import full_precision, roundoff
+
+__all__ = ["ExactDistances", "RankKeys", "class_keys", "shortlist", "square_bound"]
+
+
+class RankKeys:
+    """The rank keys of rows against columns under one distance.
+
+    Args:
+        distance: a `Distance`.
+        x: features [n, k] of the rows, in the space of the distance's closed form where it has one.
+        y: features [r, k] of the columns; x itself where they are the rows.
+        order: (row numbers [n], column numbers [r]): the order of the rows and columns of `table`.
+
+    Attributes:
+        error: [n], the error bound ε of each row, by row number.
+
+    Example:
+        >>> from tercet.pairwise.distances import euclidean
+        >>> x = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> keys = RankKeys(euclidean, x, x)
+        >>> keys.table().argsort(1)
+        tensor([[0, 1, 2],
+                [1, 0, 2],
+                [2, 1, 0]])
+    """
+
+    def __init__(
+        self,
+        distance: Distance,
+        x: Float[Tensor, "n k"],
+        y: Float[Tensor, "r k"],
+        order: tuple[Int[Tensor, " n"], Int[Tensor, " r"]] | None = None,
+    ) -> None:
+        form = form_of(distance)
+        self._distance = distance
+        self._form = form if isinstance(form, SquareForm) else None
+        if self._form is not None:
+            centre = y.mean(0) if len(y) else 0.0  # smaller norms, smaller error; the same differences
+            self._u = x - centre
+            self._v = self._u if y is x else y - centre
+            self.error, self._constant, self._squares = square_bound(self._u, self._v)
+        else:
+            self._u, self._v = x, y
+            self.error = x.new_zeros(len(x))
+            if isinstance(form, ProductForm) and len(y):
+                lengths = [torch.linalg.vector_norm(v, dim=1) for v in ((x,) if y is x else (x, y))]
+                self.error = lengths[0] * lengths[-1].max() * (roundoff(x) * (2 * x.shape[1] + 16))
+        if order is not None:
+            self._u, self._v = self._u[order[0]], self._v[order[1]]
+            if self._form is not None:
+                self._squares = self._squares[order[1]]
+
+    def table(self, places: slice | None = None, out: Tensor | None = None) -> Float[Tensor, "a r"]:
+        """The keys of the rows at these places of the order, or of all, to every column, in order."""
+        u = self._u if places is None else self._u[places]
+        with full_precision(u.device):
+            if self._form is not None:
+                return torch.addmm(self._squares, u, self._v.T, alpha=-2, out=out)
+            tile = self._distance.tile(u, self._v)
+            return tile.clone() if out is None else out.copy_(tile)
+
+    def of_distance(
+        self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"] | None = None
+    ) -> Float[Tensor, " a"]:
+        """κ(b) of a distance b from each of `rows`, or from each row."""
+        if self._form is None:
+            return distance
+        constant = self._constant if rows is None else self._constant[rows]
+        return self._form.square_of(distance.clamp(min=0)) - constant
+
+
+class ExactDistances:
+    """The distances that decide: differences where the distance has them, each by its two rows alone.
+
+    Args:
+        distance: a `Distance`.
+        inputs: features [n, k] of the rows and [r, k] of the columns, or one tensor that is both.
+
+    Attributes:
+        x: [n, s], the rows in the space of the distance's closed form; their differences are the distances.
+        y: [r, s], the columns; x itself where they are the rows.
+
+    Example:
+        >>> from tercet.pairwise.distances import euclidean
+        >>> exact = ExactDistances(euclidean, torch.tensor([[0.0], [1.0], [3.0]]))
+        >>> exact.pairs(torch.tensor([0, 2]), torch.tensor([2, 1]))
+        tensor([3., 2.])
+    """
+
+    def __init__(self, distance: Distance, *inputs: Float[Tensor, "_ k"]) -> None:
+        form = form_of(distance)
+        self._distance = distance
+        self._form = form if isinstance(form, SquareForm) else None
+        self._by_product = isinstance(form, ProductForm)
+        spaces = inputs if self._form is None else [self._form.space(v) for v in inputs]
+        self.x, self.y = spaces[0], spaces[-1]
+
+    def pairs(self, rows: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
+        """The distance of each row to its column, [t]."""
+        step = max(1, budget(rows.device).gathered_numbers // max(1, self.x.shape[1]))
+        if len(rows) > step:
+            parts = zip(rows.split(step), columns.split(step), strict=True)
+            return torch.cat([self.pairs(*part) for part in parts])
+        if not len(rows):
+            return self.x.new_empty(0)
+        x, y = self.x.index_select(0, rows), self.y.index_select(0, columns)
+        if self._form is None:
+            return exact_pairs(self._distance, x, y)
+        return self._form.exact_pairs_in_space(x, y)
+
+    def table(self, rows: Int[Tensor, " c"], columns: Int[Tensor, " w"]) -> Float[Tensor, "c w"]:
+        """The distance of each row to every column, [c, w]; a row that is repeated is measured once."""
+        once, again = torch.unique_consecutive(rows, return_inverse=True)
+        if self._by_product:  # the products of a table depend on its shape
+            i, j = torch.cartesian_prod(once, columns).T
+            return self.pairs(i, j).view(len(once), len(columns))[again]
+        x, y = self.x[once], self.y[columns]
+        if self._form is None:
+            return exact(self._distance, x, y)[again]
+        return self._form.exact_in_space(x, y)[again]
+
+
+def square_bound(
+    x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " r"]]:
+    """The error bound ε of ‖y_j‖² − 2x_i·y_j + ‖x_i‖² against the square that differences give.
+
+    That square is `pair_squares`, or `by_differences` squared. A sum of k products is off by at most
+    k·u·‖x‖‖y‖ in any order of summation, u the unit roundoff; a sum of k squares of differences by (k/8 +
+    2)·u of itself, eight lanes at a time. Both are shares of (‖x‖ + ‖y‖)², the products at most u·k/2 of it.
+    The bound holds where nothing overflows, 2(‖x‖² + ‖y‖²) below the largest number. Distances below the root
+    of the smallest normal number, about 10⁻¹⁹, are not told apart.
+
+    Returns:
+        ε of each row against any column [n], ‖x_i‖² [n] and ‖y_j‖² [r].
+
+    Reference:
+        Higham, "Accuracy and stability of numerical algorithms", 2002, chapters 3 and 4.
+    """
+    k = x.shape[1]
+    lengths: Any = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    others: Any = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
+    share, tiny = _shares(k, x.dtype, roundoff(x))
+    if x.device.type == "cpu":  # the same arithmetic for less a call
+        lengths, others = lengths.numpy(), others.numpy()
+    error = lengths + (others.max() if others.shape[0] else 0.0)
+    error *= error
+    error *= share
+    error += tiny
+    xx = torch.as_tensor(lengths * lengths).to(x.dtype)
+    yy = xx if y is x else torch.as_tensor(others * others).to(x.dtype)
+    return torch.as_tensor(error).to(x.dtype), xx, yy
+
+
+@functools.cache
+def _shares(k: int, dtype: torch.dtype, u: float) -> tuple[float, float]:
+    """The share of (‖x‖ + ‖y‖)² in `square_bound`, and what may underflow beside it."""
+    limits = torch.finfo(dtype)
+    return max(u * (k + 8), u * 8 + limits.eps * (k / 8 + 16)), (4 * k + 16) * limits.tiny
+
+
+def class_keys(pairwise: Pairwise) -> tuple[Int[Tensor, " n"], Int[Tensor, " r"]] | None:
+    """The relation's class numbers of rows and of columns: in their order, positives lie in a class block.
+
+    Returns:
+        None where the relation has none, or where one image bears two: then a row and the same image would
+        lie in different blocks.
+    """
+    key = promised(pairwise.relation, "key", "sides")
+    rows, columns = (key and key(each) for each in (pairwise.labels, pairwise.column_labels))
+    if rows is None or columns is None:
+        return None
+    if not pairwise.own_column and pairwise.ids is not None and pairwise.column_ids is not None:
+        ids, caller = torch.cat([pairwise.ids, pairwise.column_ids]).unique(return_inverse=True)
+        both = torch.cat([rows, columns])
+        one = both.new_empty(len(ids)).scatter_(0, caller, both)
+        if not bool((one[caller] == both).all()):
+            return None
+    return rows, columns
+
+
+def shortlist(
+    keys: Float[Tensor, "a w"], count: int, group: int
+) -> tuple[Float[Tensor, "a s"], Int[Tensor, "a s"]]:
+    """The `count` smallest keys of each row in rising order, and their places; inf where there are fewer.
+
+    They lie in those `count` groups of columns whose least key is smallest, so one pass for the minima of
+    groups is all that reads every key.
+
+    Args:
+        keys: [a, w].
+        count: how many.
+        group: columns in a group, a divisor of w; another number means 1.
+
+    Example:
+        >>> shortlist(torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 2, group=2)
+        (tensor([[1., 2.]]), tensor([[1, 3]]))
+    """
+    a, w = keys.shape
+    if w % group:
+        group = 1
+    groups = w // group
+    # Group g is the columns g, g + groups, …: then the minimum runs over whole lines of memory.
+    least = keys.view(a, group, groups).amin(1) if group > 1 else keys  # [a, groups]
+    found = least.topk(min(count, groups), dim=1, largest=False).indices
+    inside = torch.arange(group, device=keys.device) * groups
+    at = (found[:, :, None] + inside).view(a, -1)  # [a, count · group]
+    values = keys.gather(1, at)
+    values, order = values.topk(min(count, at.shape[1]), dim=1, largest=False)
+    missing = count - values.shape[1]
+    return pad(values, (0, missing), value=math.inf), pad(at.gather(1, order), (0, missing))
