@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tercet.core.checks import as_choice, as_int, as_seed, escaped, refusal
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
@@ -16,7 +17,7 @@ from tercet.data.datasets.augment import KeyedTransform
 from tercet.data.datasets.visits import SharedCounts, Visits
 from tercet.data.io.images import decode_image, read_image
 
-__all__ = ["Decoded", "Decoder", "image_tensor"]
+__all__ = ["Decoded", "Decoder", "DecodingDataset", "image_tensor"]
 
 ON_UNREADABLE = ("error", "replace", "skip")
 
@@ -235,3 +236,33 @@ def image_tensor(image: Any) -> Tensor:
     raise TypeError(
         f"{got}; expected a tensor, or a numpy array of uint8 or floats, [h, w] or [h, w, c] with c up to 4"
     )
+
+
+class DecodingDataset(Dataset):
+    """A dataset of decoded images: what `ImageDataset`, `TripletDataset` and `PairDataset` share.
+
+    Args:
+        decoder: decodes the images, and knows the epoch.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of plain int indices, and count their draws from 0, also in workers that are running.
+
+        Args:
+            epoch: the epoch, from 0.
+
+        Raises:
+            ValueError: not a whole number of at least 0.
+        """
+        self._decoder.visits.set_epoch(epoch)
+
+    def unreadable(self) -> dict[str, tuple[int, str]]:
+        """What did not decode, in all workers together.
+
+        Returns:
+            By path, how often the image was asked for, and the reason why it does not decode.
+        """
+        return self._decoder.unreadable()

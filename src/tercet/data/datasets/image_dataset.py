@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.utils.data import Dataset
-
 from tercet.core.checks import as_bool, as_int, refusal
 from tercet.core.indices import row_number
-from tercet.data.datasets.decoding import Decoded, Decoder
+from tercet.data.datasets.decoding import Decoded, Decoder, DecodingDataset
 from tercet.data.io.images import MAX_PIXELS
 
 __all__ = ["ImageDataset"]
@@ -17,7 +15,7 @@ __all__ = ["ImageDataset"]
 _MOST_VIEWS = 1 << 16
 
 
-class ImageDataset(Dataset):
+class ImageDataset(DecodingDataset):
     """The images of a catalog: `dataset[row]` is (image, label).
 
     What the transform draws is a function of (seed, epoch, row, view). The rows that a sampler of this
@@ -77,27 +75,12 @@ class ImageDataset(Dataset):
         on_unreadable: str = "error",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._decoder = Decoder("ImageDataset", catalog, transform, seed, None, on_unreadable, max_pixels)
+        super().__init__(Decoder("ImageDataset", catalog, transform, seed, None, on_unreadable, max_pixels))
         self.catalog = catalog
         self.views = as_int("ImageDataset", "views", views, minimum=1)
         if self.views > _MOST_VIEWS:
             raise refusal("ImageDataset", "views", views, f"at most {_MOST_VIEWS}, which come stacked")
         self.return_rows = as_bool("ImageDataset", "return_rows", return_rows)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of plain int rows, and count their views from 0, also in workers that are running.
-
-        Args:
-            epoch: the epoch, from 0.
-
-        Raises:
-            ValueError: not a whole number of at least 0.
-        """
-        self._decoder.visits.set_epoch(epoch)
-
-    def unreadable(self) -> dict[str, tuple[int, str]]:
-        """What did not decode: path → (how often it was asked for, the reason), in all workers together."""
-        return self._decoder.unreadable()
 
     def __len__(self) -> int:
         return len(self.catalog)

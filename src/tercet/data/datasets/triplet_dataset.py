@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
-from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tercet.core.checks import as_bool, as_choice, refusal
 from tercet.core.indices import LabeledPairs, Pairs, PairSequence, Triplets, TripletSequence, rows_at
 from tercet.core.randomness import KeyedRow, derive_key
-from tercet.data.datasets.decoding import Decoder
+from tercet.data.datasets.decoding import Decoder, DecodingDataset
 from tercet.data.io.images import MAX_PIXELS
 from tercet.data.manifests.provenance import refuse_other_catalog
 from tercet.data.samplers.by_anchor import images_each
@@ -117,13 +116,40 @@ def _collate(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
 default_collate_fn_map.update({TripletBatch: _collate, PairBatch: _collate})
 
 
-class _ListedDataset(Dataset):
-    """Rows that are listed together, a batch at a time: what `TripletDataset` and `PairDataset` share."""
+class _Listed(NamedTuple):
+    """What `_ListedImages.batch` gives: b triplets or pairs of u images.
 
-    _kind: str  # "triplets" or "pairs"
+    Attributes:
+        tuples: the triplets or pairs that are not skipped, as the manifest gives them.
+        images: [u, …], the distinct images.
+        rows: int64 [u], the row of the catalog that each image is of.
+        position: int64 [b, c], the positions of each triplet or pair in `images`.
+    """
+
+    tuples: Any
+    images: Tensor
+    rows: Int64[np.ndarray, " u"]
+    position: Int64[np.ndarray, "b c"]
+
+
+class _ListedImages:
+    """The images of listed triplets or pairs, each decoded once a batch; one for each dataset.
+
+    Args:
+        caller: the dataset, for messages.
+        kind: "triplets" or "pairs".
+        manifest: a `Manifest` of that kind, or another sequence of it.
+        transform, catalog, seed, on_unreadable, max_pixels: as for `TripletDataset`.
+
+    Raises:
+        ValueError: as for `TripletDataset`.
+        OSError: no shared memory for the counters.
+    """
 
     def __init__(
         self,
+        caller: str,
+        kind: str,
         manifest: Any,
         transform: Any,
         catalog: Any,
@@ -131,110 +157,94 @@ class _ListedDataset(Dataset):
         on_unreadable: str,
         max_pixels: int,
     ) -> None:
-        caller, kind = type(self).__name__, self._kind
-        if getattr(manifest, "kind", "triplets") != kind:
-            hint = "TripletDataset takes triplets, and PairDataset pairs"
-            raise refusal(caller, "manifest", manifest, f"a manifest or another sequence of {kind}", hint)
-        if catalog is not None:
-            refuse_other_catalog(caller, manifest, catalog)
-        catalog = getattr(manifest, "catalog", None) if catalog is None else catalog
-        if catalog is None:
-            expected = f"the Catalog that the {kind} are rows of"
-            raise refusal(caller, "catalog", None, expected, "only a Manifest brings its own")
-        if isinstance(manifest, (Triplets, LabeledPairs)):
-            hint = "write them with tercet.write_manifest, and pass what read_manifest gives"
-            raise refusal(caller, "manifest", manifest, f"a sequence of {kind}, not their columns", hint)
+        self.catalog = _catalog_of(caller, kind, manifest, catalog)
         images_each(manifest, caller, "manifest")
         counters = min(len(manifest), _MOST_COUNTERS)
-        self._decoder = Decoder(caller, catalog, transform, seed, counters, on_unreadable, max_pixels)
-        self.manifest = manifest
-        self.catalog = catalog
+        self.decoder = Decoder(caller, self.catalog, transform, seed, counters, on_unreadable, max_pixels)
+        self._caller, self._one, self._manifest = caller, kind.removesuffix("s"), manifest
+        self._corners = 2 if kind == "pairs" else 3  # columns that are rows of the catalog
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of plain int numbers, and count batches from 0, also in workers that are running.
-
-        Args:
-            epoch: the epoch, from 0.
-
-        Raises:
-            ValueError: not a whole number of at least 0.
-        """
-        self._decoder.visits.set_epoch(epoch)
-
-    def unreadable(self) -> dict[str, tuple[int, str]]:
-        """What did not decode: path → (how often it was asked for, the reason), in all workers together."""
-        return self._decoder.unreadable()
-
-    def __len__(self) -> int:
-        return len(self.manifest)
-
-    def __getitems__(self, indices: list[Any]) -> list[Any]:
-        """What a DataLoader asks for: the batch, in a list that `default_collate` takes it out of."""
-        return [self[indices]]
-
-    def _images(self, index: Any) -> tuple[Any, list[Tensor], np.ndarray, np.ndarray]:
-        """What is listed at an index, less what is skipped: with its images, their rows, and positions."""
-        listed, rows, keys = self._listed(index)
-        drawn = np.column_stack([rows.reshape(-1), keys.repeat(rows.shape[1], axis=0)])  # [b·c, 3]
-        distinct, position = np.unique(drawn, axis=0, return_inverse=True)
+    def batch(self, index: Any) -> _Listed:
+        """The triplets or pairs at an index, less those that are skipped, with their images."""
+        tuples, rows, keys = self._at(index)
+        wanted = np.column_stack([rows.reshape(-1), keys.repeat(rows.shape[1], axis=0)])  # [b·c, 3]
+        distinct, position = np.unique(wanted, axis=0, return_inverse=True)
         position = position.reshape(rows.shape)  # [b, c]
         images: list[Tensor] = []
         place = np.full(len(distinct), -1)  # of each image among those that are not skipped
-        for number, found in enumerate(self._decoder.decoded(*_columns(distinct), repeats=False)):
+        row_keys = [(epoch, view) for epoch, view in distinct[:, 1:].tolist()]
+        decoded = self.decoder.decoded(distinct[:, 0].tolist(), row_keys, repeats=False)
+        for number, found in enumerate(decoded):
             if found is not None:
                 place[number] = len(images)
                 row, epoch, view = distinct[number].tolist()
-                images += self._decoder.augmented(found, row, epoch, [view])
+                images += self.decoder.augmented(found, row, epoch, [view])
                 distinct[number, 0] = found.row
-        whole = (place >= 0)[position].all(axis=1)  # [b]
-        if not whole.any():
-            raise self._decoder.all_skipped(distinct[:, 0].tolist())
-        used, position = np.unique(position[whole], return_inverse=True)
-        kept = [images[at] for at in place[used].tolist()]
-        listed = type(listed)(*(column[whole] for column in listed))
-        return listed, kept, distinct[used, 0], position.reshape(-1, rows.shape[1])
+        complete = (place >= 0)[position].all(axis=1)  # [b]
+        if not complete.any():
+            raise self.decoder.all_skipped(distinct[:, 0].tolist())
+        used, position = np.unique(position[complete], return_inverse=True)
+        rows_used = distinct[used, 0]
+        stacked = self.decoder.stacked([images[at] for at in place[used].tolist()], rows_used.tolist())
+        tuples = type(tuples)(*(column[complete] for column in tuples))
+        return _Listed(tuples, stacked, rows_used, position.reshape(-1, rows.shape[1]))
 
-    def _listed(self, index: Any) -> tuple[Any, Int64[np.ndarray, "b c"], Int64[np.ndarray, "b 2"]]:
-        """What is listed at an index, its rows of the catalog, and the epoch and view of each."""
-        caller = type(self).__name__
+    def labels_and_rows(
+        self, rows: Int64[np.ndarray, " u"]
+    ) -> tuple[Int64[Tensor, " u"], Int64[Tensor, " u"]]:
+        """Labels and rows of images as tensors."""
+        return torch.from_numpy(self.catalog.labels[rows]), torch.from_numpy(np.ascontiguousarray(rows))
+
+    def _at(self, index: Any) -> tuple[Any, Int64[np.ndarray, "b c"], Int64[np.ndarray, "b 2"]]:
+        """The triplets or pairs at an index, their rows of the catalog, and the epoch and view of each."""
         try:
-            numbers = rows_at(index, len(self))
+            numbers = rows_at(index, len(self._manifest))
         except IndexError as error:
-            raise IndexError(f"{caller}: {error}") from None
+            raise IndexError(f"{self._caller}: {error}") from None
         if not numbers.size:
-            raise refusal(caller, "index", index, f"at least one {self._kind.removesuffix('s')}")
-        listed = self.manifest[numbers]
-        rows = np.stack(self._corners(listed), axis=1)
+            raise refusal(self._caller, "index", index, f"at least one {self._one}")
+        tuples = self._manifest[numbers]
+        rows = np.stack(tuples[: self._corners], axis=1)
         if not 0 <= rows.min() <= rows.max() < len(self.catalog):
             worst = rows.max() if rows.max() >= len(self.catalog) else rows.min()
             expected = f"rows of the catalog, from 0 to {len(self.catalog) - 1}"
-            raise refusal(caller, "manifest", f"a {self._kind.removesuffix('s')} with row {worst}", expected)
+            raise refusal(self._caller, "manifest", f"a {self._one} with row {worst}", expected)
         asked = index if isinstance(index, (list, tuple)) else [index] * len(numbers)
         keys = np.array([(one.epoch, one.view) if isinstance(one, KeyedRow) else (-1, 0) for one in asked])
         plain = keys[:, 0] < 0
         if plain.any():
-            keys[plain] = self._next(int(numbers[plain][0]))
-        return listed, rows, keys
+            keys[plain] = self._next_key(int(numbers[plain][0]))
+        return tuples, rows, keys
 
-    def _next(self, first: int) -> tuple[int, int]:
-        """The epoch and the view of a batch of plain numbers.
+    def _next_key(self, first: int) -> tuple[int, int]:
+        """The epoch and the view of a batch of plain ints.
 
-        One view for all, so that each image comes once. It is named by the first number and by how often
-        a batch began with that one, so each batch draws anew, in the same way with any number of workers.
+        All images get one view, so that each comes once. The view is a function of the batch's first number
+        and of how many batches have begun with it, so every batch is augmented anew, in the same way with any
+        number of workers.
         """
-        visits = self._decoder.visits
+        visits = self.decoder.visits
         return visits.epoch, derive_key("batch", first, *visits.views([first])) >> 1
 
-    def _corners(self, listed: Any) -> Sequence[np.ndarray]:
-        """The columns of what is listed that are rows of the catalog."""
-        return listed
 
-    def _labels(self, rows: Int64[np.ndarray, " u"]) -> tuple[Int64[Tensor, " u"], Int64[Tensor, " u"]]:
-        """Labels and rows of images as tensors."""
-        return torch.from_numpy(self.catalog.labels[rows]), torch.from_numpy(np.ascontiguousarray(rows))
+def _catalog_of(caller: str, kind: str, manifest: Any, catalog: Any) -> Any:
+    """The catalog that a manifest's rows are rows of, refused unless manifest and catalog fit together."""
+    if getattr(manifest, "kind", "triplets") != kind:
+        hint = "TripletDataset takes triplets, and PairDataset pairs"
+        raise refusal(caller, "manifest", manifest, f"a manifest or another sequence of {kind}", hint)
+    if catalog is not None:
+        refuse_other_catalog(caller, manifest, catalog)
+    catalog = getattr(manifest, "catalog", None) if catalog is None else catalog
+    if catalog is None:
+        expected = f"the Catalog that the {kind} are rows of"
+        raise refusal(caller, "catalog", None, expected, "only a Manifest brings its own")
+    if isinstance(manifest, (Triplets, LabeledPairs)):
+        hint = "write them with tercet.write_manifest, and pass what read_manifest gives"
+        raise refusal(caller, "manifest", manifest, f"a sequence of {kind}, not their columns", hint)
+    return catalog
 
 
-class TripletDataset(_ListedDataset):
+class TripletDataset(DecodingDataset):
     """The images of triplets, a batch at a time: `dataset[numbers]` is a `TripletBatch`.
 
     `DataLoader(dataset, batch_size=64, sampler=tercet.ShuffledSampler(dataset))` gives batches of 64
@@ -280,8 +290,6 @@ class TripletDataset(_ListedDataset):
         (torch.Size([3, 3, 1, 2]), tensor([0, 1]), tensor([2, 2]))
     """
 
-    _kind = "triplets"
-
     def __init__(
         self,
         manifest: TripletSequence,
@@ -293,8 +301,20 @@ class TripletDataset(_ListedDataset):
         on_unreadable: str = "error",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(manifest, transform, catalog, seed, on_unreadable, max_pixels)
+        name = type(self).__name__
+        self._listed = _ListedImages(
+            name, "triplets", manifest, transform, catalog, seed, on_unreadable, max_pixels
+        )
+        super().__init__(self._listed.decoder)
+        self.manifest, self.catalog = manifest, self._listed.catalog
         self.layout = as_choice("TripletDataset", "layout", layout, ("unique", "interleaved"))
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitems__(self, indices: list[Any]) -> list[Any]:
+        """What a DataLoader asks for: the batch, in a list that `default_collate` takes it out of."""
+        return [self[indices]]
 
     def __getitem__(self, index: Any) -> TripletBatch:
         """The triplets at an int, a slice, or ints [B], with their images.
@@ -308,17 +328,16 @@ class TripletDataset(_ListedDataset):
                 a file that does not decode, or a transform that does not give an image.
             RuntimeError: the transform fails.
         """
-        _, images, rows, position = self._images(index)
-        stacked = self._decoder.stacked(images, rows.tolist())
+        _, images, rows, position = self._listed.batch(index)
         triplets = Triplets(*position.T)
         if self.layout == "interleaved":
-            stacked, rows = stacked[torch.from_numpy(position.reshape(-1))], rows[position.reshape(-1)]
+            images, rows = images[torch.from_numpy(position.reshape(-1))], rows[position.reshape(-1)]
             triplets = Triplets.interleaved(triplets.count)
         corners = Triplets(*(torch.from_numpy(np.ascontiguousarray(corner)) for corner in triplets))
-        return TripletBatch(stacked, corners, *self._labels(rows))
+        return TripletBatch(images, corners, *self._listed.labels_and_rows(rows))
 
 
-class PairDataset(_ListedDataset):
+class PairDataset(DecodingDataset):
     """The images of labeled pairs, a batch at a time: `dataset[numbers]` is a `PairBatch`.
 
     As `TripletDataset`, for manifests of pairs: `PairBatch.pairs` is what heads take, the positive pairs
@@ -353,8 +372,6 @@ class PairDataset(_ListedDataset):
         (torch.Size([3, 3, 1, 2]), tensor([1]), tensor([2]))
     """
 
-    _kind = "pairs"
-
     def __init__(
         self,
         manifest: PairSequence,
@@ -365,7 +382,19 @@ class PairDataset(_ListedDataset):
         on_unreadable: str = "error",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(manifest, transform, catalog, seed, on_unreadable, max_pixels)
+        name = type(self).__name__
+        self._listed = _ListedImages(
+            name, "pairs", manifest, transform, catalog, seed, on_unreadable, max_pixels
+        )
+        super().__init__(self._listed.decoder)
+        self.manifest, self.catalog = manifest, self._listed.catalog
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitems__(self, indices: list[Any]) -> list[Any]:
+        """What a DataLoader asks for: the batch, in a list that `default_collate` takes it out of."""
+        return [self[indices]]
 
     def __getitem__(self, index: Any) -> PairBatch:
         """The pairs at an int, a slice, or ints [B], with their images.
@@ -379,15 +408,8 @@ class PairDataset(_ListedDataset):
                 that does not decode, or a transform that does not give an image.
             RuntimeError: the transform fails.
         """
-        listed, images, rows, position = self._images(index)
-        first, second, same = (torch.from_numpy(np.ascontiguousarray(c)) for c in (*position.T, listed.same))
+        listed, images, rows, position = self._listed.batch(index)
+        columns = (*position.T, listed.same)
+        first, second, same = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns)
         pairs = LabeledPairs(first, second, same).as_pairs()
-        return PairBatch(self._decoder.stacked(images, rows.tolist()), pairs, *self._labels(rows))
-
-    def _corners(self, listed: LabeledPairs) -> Sequence[np.ndarray]:
-        return listed[:2]
-
-
-def _columns(distinct: Int64[np.ndarray, "u 3"]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Rows, and (epoch, view) of each, as plain ints."""
-    return distinct[:, 0].tolist(), [(epoch, view) for epoch, view in distinct[:, 1:].tolist()]
+        return PairBatch(images, pairs, *self._listed.labels_and_rows(rows))
