@@ -59,7 +59,7 @@ def photos(tmp_path):
 
 
 def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets)))
+    return list(zip(*(column.tolist() for column in triplets), strict=True))
 
 
 # random
@@ -321,7 +321,7 @@ def test_every_option_of_random(tercet, people, tmp_path, suffix):
     assert found.provenance["counts"]["images over the limit"] == 6 * 5
     pattern = [
         r"_c(\d)s" if option == 2 and before == "--groups" else option
-        for before, option in zip(["", *more], more)
+        for before, option in zip(["", *more[:-1]], more, strict=True)
     ]
     output = tmp_path / f"u{suffix}"
     assert tercet("make-triplets", "random", people, output, *OPTIONS, *pattern)[0] == 0
@@ -423,7 +423,7 @@ def test_groups_of_a_table_are_a_column(tercet, people, tmp_path):
     catalog = scan_folder(people, class_depth=1)
     lines = [
         f"people/{path},{label},{row % 3}"
-        for row, (path, label) in enumerate(zip(catalog.paths, catalog.labels))
+        for row, (path, label) in enumerate(zip(catalog.paths, catalog.labels, strict=True))
     ]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,camera", *lines]))
     options = ["--groups", "camera", "--positives", 2, "--quiet"]
@@ -528,7 +528,7 @@ def write_relevance(folder, count):
     i, j = (axis.ravel() for axis in np.meshgrid(np.arange(count), np.arange(count), indexing="ij"))
     i, j = i[i != j], j[i != j]
     r = chance.random(len(i)).round(3)
-    lines = [f"{a},{b},{value}" for a, b, value in zip(i, j, r)]
+    lines = [f"{a},{b},{value}" for a, b, value in zip(i, j, r, strict=True)]
     (folder / "table.csv").write_text("\n".join(["i,j,r", *lines]))
     return {
         "teacher.npy": TeacherRelevance(embeddings),

@@ -93,7 +93,7 @@ def test_case_another_image_of_the_class_stands_in(source, workers):
         assert shown(images) == rows.tolist()
     assert report.keys() == {str(source.file(row)) for row in BAD}
     assert [times for times, _ in report.values()] == [3, 3]
-    for again, batch in zip(epoch(2 - workers)[0], batches):
+    for again, batch in zip(epoch(2 - workers)[0], batches, strict=True):
         assert all(map(torch.equal, again, batch))
 
 

@@ -197,7 +197,7 @@ def test_scalars_and_arrays_broadcast(index, n, key, shape):
     assert got.shape == shape
     assert got.dtype == np.int64
     filled = np.broadcast_arrays(np.atleast_1d(index), np.atleast_1d(n), np.atleast_1d(key))
-    cases = zip(*(part.ravel().astype(object) for part in filled))
+    cases = zip(*(part.ravel().astype(object) for part in filled), strict=True)
     assert got.ravel().tolist() == [permuted_by_hand(int(i), int(m), int(k)) for i, m, k in cases]
     assert keyed_bits(key, index).shape == np.broadcast_shapes(np.shape(index) or (1,), np.shape(key))
     assert keyed_integers(key, index, high=n).dtype == np.int64
@@ -209,7 +209,7 @@ def test_inputs_are_left_as_they_came():
     before = index.copy(), n.copy(), keys.copy()
     permute(index, n, keys)
     keyed_integers(keys, index, high=n)
-    for array, old in zip((index, n, keys), before):
+    for array, old in zip((index, n, keys), before, strict=True):
         assert np.array_equal(array, old)
 
 

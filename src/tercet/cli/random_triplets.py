@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -92,12 +93,7 @@ def random_triplets(
     strategy = KINDS[as_choice("make-triplets", "--output-kind", output_kind, KINDS)]
     if split_by is not None and validation_fraction is None:
         raise typer.BadParameter("--split-by says how --validation-fraction is kept apart; give that too")
-    outputs = {"": output}
-    if validation_fraction is not None:
-        outputs = {"train": output, "validation": validation_part(output)}
-    for target in outputs.values():  # before the images are looked at
-        manifest_target("make-triplets", target, overwrite)
-        refuse_input("make-triplets", target, source)
+    outputs = _targets(source, output, validation_fraction is not None, overwrite)
 
     columns = group or []
     if groups is not None and groups not in columns and not source.is_dir():
@@ -117,9 +113,10 @@ def random_triplets(
     values = None
     if groups is not None:
         catalog, values = with_groups("make-triplets", catalog, groups, source.is_dir())
+    law = {"by": split_by or "image", "fraction": validation_fraction, "seed": seed}
     options: dict[str, Any] = {"negatives_from": negatives_from, "limit": limit_per_class}
-    parts, facts = [], []
-    for name, rows in _parts(catalog, validation_fraction, seed, split_by or "image"):
+    parts, records = [], []
+    for name, rows in _split(catalog, validation_fraction, seed, split_by or "image"):
         images = catalog if rows is None else replace(catalog.select(rows), left_out=catalog.left_out)
         of_rows = values if values is None or rows is None else values[rows]
         try:
@@ -127,13 +124,15 @@ def random_triplets(
         except ValueError as error:
             raise ValueError(f"{name}: {error}" if name else str(error)) from error
         parts.append(Part(name, outputs[name], images, triplets))
-        fact: dict[str, Any] = {} if groups is None else {"groups": groups}
+        record: dict[str, Any] = {} if groups is None else {"groups": groups}
         if name:
-            law = {"by": split_by or "image", "fraction": validation_fraction, "seed": seed}
-            fact["split"] = {"part": name, **law, "of": catalog.fingerprint}
-        facts.append(fact)
+            record["split"] = {"part": name, **law, "of": catalog.fingerprint}
+        records.append(record)
     write_manifests(  # both manifests appear, or none
-        [ManifestPart(part.output, part.triplets, part.catalog, fact) for part, fact in zip(parts, facts)],
+        [
+            ManifestPart(part.output, part.triplets, part.catalog, record)
+            for part, record in zip(parts, records, strict=True)
+        ],
         overwrite=overwrite,
         path_prefix=path_prefix,
         csv_safe=csv_safe,
@@ -143,8 +142,18 @@ def random_triplets(
     report(parts, time.perf_counter() - started, quiet)
 
 
-def _parts(catalog: Catalog, fraction: float | None, seed: int, by: str) -> list[tuple[str, Any]]:
-    """The name and the rows of each manifest's images; None for all of them."""
+def _targets(source: Path, output: Path, split: bool, overwrite: bool) -> dict[str, Path]:
+    """The manifests to write, by the part of the split; refused before the images are looked at."""
+    outputs = {"train": output, "validation": validation_part(output)} if split else {"": output}
+    for target in outputs.values():
+        manifest_target("make-triplets", target, overwrite)
+        refuse_input("make-triplets", target, source)
+    return outputs
+
+
+def _split(catalog: Catalog, fraction: float | None, seed: int, by: str) -> list[tuple[str, Any]]:
+    """The name and the rows of each manifest's images; None for all rows."""
     if fraction is None:
         return [("", None)]
-    return list(zip(("train", "validation"), train_validation_split(catalog.labels, fraction, seed, by)))
+    parts = train_validation_split(catalog.labels, fraction, seed, by)
+    return list(zip(("train", "validation"), parts, strict=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from tercet.cli.options import (
     ClassDepth,
@@ -32,7 +33,7 @@ from tercet.data.streams.yield_prediction import predict_yield
 
 __all__ = ["app", "index_shards", "make_shards"]
 
-OWNER = "make-shards"
+CALLER = "make-shards"
 LAYOUTS = ("identity", "mixed")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -94,12 +95,8 @@ def make_shards(
     The same command goes on after an interrupted run; with --overwrite it begins again.
     """
     started = time.perf_counter()
-    as_choice(OWNER, "--layout", layout, LAYOUTS)
-    refuse_input(OWNER, folder, source, argument="folder")
-    if source.is_dir() and source.resolve() in folder.resolve().parents:
-        expected = f"a folder outside {source}, which is read"
-        raise refusal(OWNER, "folder", str(folder), expected, "else shards and images would be mixed")
-    shards_folder(folder, split)  # before the images are looked at
+    as_choice(CALLER, "--layout", layout, LAYOUTS)
+    _refuse_folder(folder, source, split)  # before the images are looked at
     if batches is not None and layout == "identity":
         if k not in (None, batches[1]):
             raise typer.BadParameter(f"--k {k} and --batches {batches[0]} {batches[1]}: give one of them")
@@ -107,7 +104,7 @@ def make_shards(
     if groups is not None and source.exists() and not source.is_dir():
         raise typer.BadParameter("--groups is for folders; of a table, --group names the column")
     catalog = opened_catalog(
-        OWNER,
+        CALLER,
         source,
         class_depth=class_depth,
         root=root,
@@ -119,7 +116,7 @@ def make_shards(
         quiet=quiet,
     )
     if groups is not None:
-        catalog, _ = with_groups(OWNER, catalog, groups, of_folder=True)
+        catalog, _ = with_groups(CALLER, catalog, groups, of_folder=True)
     expected = None
     if batches is not None:
         order = {"layout": layout, "images_per_shard": images_per_shard, "seed": seed}
@@ -142,18 +139,32 @@ def make_shards(
     if quiet:
         return
     typer.echo(escaped(folder))
-    rows = {
-        "shards": [len(index.tars)],
-        "images": [len(index)],
-        "classes": [len(set(index.labels.tolist()))],
-        "bytes": [sum(tar.stat().st_size for tar in index.tars)],
-    }
-    table = grid(rows)
+    table = _table(index)
     if batches is not None and expected is not None:
-        p, per_class = batches
-        table.add_row(f"predicted yield at {p} × {per_class}", f"{expected.share:.2f}")
+        table.add_row(f"predicted yield at {batches[0]} × {batches[1]}", f"{expected.share:.2f}")
         table.add_row("batches an epoch", f"{expected.batches:,}")
     finish(table, left_out, time.perf_counter() - started)
+
+
+def _refuse_folder(folder: Path, source: Path, split: str) -> None:
+    """Refuse a folder where the shards cannot go."""
+    refuse_input(CALLER, folder, source, argument="folder")
+    if source.is_dir() and source.resolve() in folder.resolve().parents:
+        expected = f"a folder outside {source}, which is read"
+        raise refusal(CALLER, "folder", str(folder), expected, "else shards and images would be mixed")
+    shards_folder(folder, split)
+
+
+def _table(index: ShardIndex) -> Table:
+    """How many shards, images, classes and bytes were written."""
+    return grid(
+        {
+            "shards": [len(index.tars)],
+            "images": [len(index)],
+            "classes": [len(set(index.labels.tolist()))],
+            "bytes": [sum(tar.stat().st_size for tar in index.tars)],
+        }
+    )
 
 
 def index_shards(

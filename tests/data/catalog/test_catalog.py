@@ -63,7 +63,9 @@ def sentence(call, *args, **options):
 
 
 def by_class(catalog):
-    return list(zip(catalog.paths.tolist(), [catalog.classes[label] for label in catalog.labels]))
+    return list(
+        zip(catalog.paths.tolist(), [catalog.classes[label] for label in catalog.labels], strict=True)
+    )
 
 
 # scan_folder

@@ -207,7 +207,7 @@ def test_the_same_key_gives_the_same_image_in_any_order(make):
     augment, other = KeyedTransform(make(), seed=5), KeyedTransform(make(), seed=5)
     keys = [{"epoch": e, "sample": s, "view": v} for e in (0, 1) for s in (0, 7) for v in (0, 1)]
     images = [augment(IMAGE.copy(), **key) for key in keys]
-    for key, image in reversed(list(zip(keys, images))):
+    for key, image in reversed(list(zip(keys, images, strict=True))):
         assert same(augment(IMAGE.copy(), **key), image)
         assert same(other(IMAGE.copy(), **key), image)  # nothing of the object enters but its parts
 
@@ -221,7 +221,9 @@ def test_another_seed_epoch_sample_or_view_gives_another_image(make):
     base = series()
     assert sum(same(a, b) for i, a in enumerate(base) for b in base[:i]) <= 1
     for changed in (series(seed=1), series(epoch=1), series(view=1)):
-        assert sum(same(a, b) for a, b in zip(base, changed)) <= 1  # a pipeline may leave an image alone
+        assert (
+            sum(same(a, b) for a, b in zip(base, changed, strict=True)) <= 1
+        )  # a pipeline may leave an image alone
 
 
 @settings(deadline=None, max_examples=30)
@@ -342,7 +344,7 @@ def test_keys_that_share_32_bits_give_other_numbers(monkeypatch):
     for _ in range(2):
         with _keyed_globals(0):
             draws.append((random.random(), np.random.random(), float(torch.rand(()))))
-    assert all(a != b for a, b in zip(*draws))
+    assert all(a != b for a, b in zip(*draws, strict=True))
 
 
 # ── the proof ────────────────────────────────────────────────────────────────────────────────────────────

@@ -51,11 +51,16 @@ def noise(image, rng):
 def pairs_of(batch):
     """The pairs of a batch as catalog rows, each with whether it is positive, in any order."""
     first, second, third, fourth = (batch.rows[column].tolist() for column in batch.pairs)
-    return sorted([*zip(first, second, [True] * len(first)), *zip(third, fourth, [False] * len(third))])
+    return sorted(
+        [
+            *zip(first, second, [True] * len(first), strict=True),
+            *zip(third, fourth, [False] * len(third), strict=True),
+        ]
+    )
 
 
 def listed(pairs, numbers):
-    return sorted(zip(*(column.tolist() for column in pairs[np.array(numbers)])))
+    return sorted(zip(*(column.tolist() for column in pairs[np.array(numbers)]), strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -82,7 +87,7 @@ def test_a_batch_equals_its_pairs_one_at_a_time(catalog):
     numbers = [7, 0, 33, 7, len(dataset) - 1]
     batch = dataset[[KeyedRow(number, epoch=2) for number in numbers]]
     assert pairs_of(batch) == listed(sequence, numbers)
-    for image, row in zip(batch.images, batch.rows.tolist()):
+    for image, row in zip(batch.images, batch.rows.tolist(), strict=True):
         assert torch.equal(image, images[KeyedRow(row, 2)][0])
 
 

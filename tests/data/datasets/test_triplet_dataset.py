@@ -78,7 +78,7 @@ EVERY = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS.keys
 
 def epoch_of(loader):
     """{row: image} of one pass."""
-    return {int(row): image for images, _, rows in loader for row, image in zip(rows, images)}
+    return {int(row): image for images, _, rows in loader for row, image in zip(rows, images, strict=True)}
 
 
 def equal(a, b):
@@ -337,7 +337,7 @@ def test_case_resuming_changes_them(catalog, make):
     resumed.set_epoch(1, step=1)
     again = list(loader(resumed))
     assert len(again) == steps - 1
-    for (images, _, rows), (images_again, _, rows_again) in zip(batches[steps + 1 :], again):
+    for (images, _, rows), (images_again, _, rows_again) in zip(batches[steps + 1 :], again, strict=True):
         assert torch.equal(rows, rows_again)
         assert torch.equal(images, images_again)
 
@@ -367,7 +367,7 @@ def test_an_image_drawn_twice_in_an_epoch_is_augmented_twice(catalog):
 def test_an_image_is_a_function_of_seed_epoch_row_and_view(catalog, drawn):
     dataset = ImageDataset(catalog, pipeline(), seed=9)
     images = [dataset[KeyedRow(*key)][0] for key in drawn]
-    for key, image in reversed(list(zip(drawn, images))):
+    for key, image in reversed(list(zip(drawn, images, strict=True))):
         assert torch.equal(dataset[KeyedRow(*key)][0], image)
         fresh = ImageDataset(catalog, pipeline(), seed=9)
         fresh.set_epoch(key[1])
@@ -457,7 +457,7 @@ def test_a_batch_equals_its_triplets_one_at_a_time(catalog, make, layout, decode
         pictures, found, labels = triplet_images(batch, place)
         assert found == rows
         assert labels == [row // EACH for row in rows]
-        for picture, row in zip(pictures, rows):
+        for picture, row in zip(pictures, rows, strict=True):
             assert torch.equal(picture, images[KeyedRow(row)][0])
         alone = triplet_images(dataset[numbers[place]], 0)
         assert torch.equal(alone[0], pictures)
@@ -480,13 +480,13 @@ def test_the_interleaved_layout_is_q_p_n_q_p_n(catalog, decoded):
     batch = TripletDataset(triplets, catalog=catalog, layout="interleaved")[:6]
     assert len(decoded) == len(set(decoded)) < 18
     assert batch.images.shape == (18, 3, 12, 16)
-    for found, expected in zip(batch.triplets, Triplets.interleaved(6)):
+    for found, expected in zip(batch.triplets, Triplets.interleaved(6), strict=True):
         assert found.tolist() == expected.tolist()
     expected = [int(corner[number]) for number in range(6) for corner in triplets[:6]]
     assert batch.rows.tolist() == expected
     assert batch.labels.tolist() == catalog.labels[expected].tolist()
     plain = ImageDataset(catalog)
-    assert all(torch.equal(image, plain[row][0]) for image, row in zip(batch.images, expected))
+    assert all(torch.equal(image, plain[row][0]) for image, row in zip(batch.images, expected, strict=True))
 
 
 @pytest.mark.parametrize("layout", ["unique", "interleaved"])
@@ -500,7 +500,7 @@ def test_a_plain_dataloader_gives_whole_batches(catalog, layout, workers):
     for number, batch in enumerate(batches):
         expected = dataset[16 * number : 16 * number + 16]
         assert isinstance(batch, TripletBatch)
-        for found, wanted in zip([*batch.triplets, *batch], [*expected.triplets, *expected]):
+        for found, wanted in zip([*batch.triplets, *batch], [*expected.triplets, *expected], strict=True):
             assert isinstance(found, Triplets) or torch.equal(found, wanted)
 
 
@@ -511,9 +511,9 @@ def test_a_shuffled_dataloader_covers_every_triplet(catalog):
     found = sorted(
         tuple(batch.rows[list(corners)].tolist())
         for batch in loader
-        for corners in zip(*map(torch.Tensor.tolist, batch.triplets))
+        for corners in zip(*map(torch.Tensor.tolist, batch.triplets), strict=True)
     )
-    assert found == sorted(zip(*(corner.tolist() for corner in triplets[:])))
+    assert found == sorted(zip(*(corner.tolist() for corner in triplets[:]), strict=True))
 
 
 def test_each_epoch_augments_anew_and_rows_of_a_sampler_carry_it(catalog):
@@ -539,7 +539,7 @@ def test_triplets_of_several_epochs_in_one_batch_keep_their_images_apart(catalog
     images = ImageDataset(catalog, pipeline())
     for place, occasion in enumerate([(0, 0), (1, 0), (1, 1), (0, 0)]):
         pictures, rows, _ = triplet_images(batch, place)
-        for picture, row in zip(pictures, rows):
+        for picture, row in zip(pictures, rows, strict=True):
             assert torch.equal(picture, images[KeyedRow(row, *occasion)][0])
 
 
@@ -680,7 +680,7 @@ def test_shards_give_the_batches_of_the_folder(catalog, tmp_path, workers):
     pairs = list(zip(batches(catalog), batches(index), strict=True))
     assert len(pairs) > 3
     for own, read in pairs:
-        assert all(torch.equal(u, v) for u, v in zip(own, read))
+        assert all(torch.equal(u, v) for u, v in zip(own, read, strict=True))
 
 
 def test_a_batch_from_shards_is_one_read(catalog, tmp_path, monkeypatch):

@@ -197,7 +197,7 @@ def test_a_sequence_longer_than_its_counters_is_fresh_too(catalog, monkeypatch):
 def test_numbers_that_share_a_counter_never_get_one_view_twice():
     visits = Visits("ImageDataset", 2)
     numbers = [0, 2, 4, 1]
-    seen = [pair for _ in range(3) for pair in zip(numbers, visits.views(numbers))]
+    seen = [pair for _ in range(3) for pair in zip(numbers, visits.views(numbers), strict=True)]
     assert len(seen) == len(set(seen))
 
 

@@ -265,7 +265,7 @@ def write_set(folder, order, kill=0):
 
     def work():
         with atomically_together([folder / "a", folder / "b"], order == "overwrite") as files:
-            for file, word in zip(files, ("new a", "new b")):
+            for file, word in zip(files, ("new a", "new b"), strict=True):
                 file.write_text(word)
 
     return killed_at(kill, work)
@@ -280,7 +280,7 @@ def test_a_set_is_old_or_new_wherever_its_run_is_killed(tmp_path, order):
         folder = tmp_path / str(kill)
         folder.mkdir()
         if order == "overwrite":
-            for name, word in zip("ab", old):
+            for name, word in zip("ab", old, strict=True):
                 (folder / name).write_text(word)
         code = write_set(folder, order, kill)
         found = [
@@ -299,7 +299,7 @@ def test_a_set_is_old_or_new_wherever_its_run_is_killed(tmp_path, order):
         assert words in ([], new) if order == "new" else words in (old, new)
         if words != new:
             with atomically_together([folder / "a", folder / "b"], order == "overwrite") as files:
-                for file, word in zip(files, new):
+                for file, word in zip(files, new, strict=True):
                     file.write_text(word)
         assert names(folder) == ["a", "b"]
         assert [(folder / name).read_text() for name in "ab"] == new
@@ -348,7 +348,7 @@ def test_a_file_of_others_that_took_a_name_of_a_dead_set_is_not_taken_back(tmp_p
 
 
 def test_a_journal_that_was_not_written_to_its_end_lists_nothing(tmp_path):
-    for name, word in zip("ab", ("old a", "old b")):
+    for name, word in zip("ab", ("old a", "old b"), strict=True):
         (tmp_path / name).write_text(word)
     for kill in range(1, 40):
         write_set(tmp_path, "overwrite", kill)

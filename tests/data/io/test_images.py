@@ -332,7 +332,7 @@ def test_threads_decode_alike():
     alone = [decode_image(item, "x") for item in data]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda item: decode_image(item, "x"), data))
-    assert all(np.array_equal(a, b) for a, b in zip(alone, together))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 def test_importing_loads_neither_opencv_nor_torch():

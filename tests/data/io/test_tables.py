@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, suffix):
 @example(rows=[("NA", 0)])
 def test_text_and_numbers_are_read_as_written(tmp_path_factory, suffix, rows):
     target = tmp_path_factory.mktemp("table") / f"t{suffix}"
-    names, numbers = zip(*rows)
+    names, numbers = zip(*rows, strict=True)
     write_columns(
         {"name": np.array(names, dtype=object), "number": np.array(numbers, dtype=np.int64)}, target
     )

@@ -26,7 +26,7 @@ def stored(path, values, counts, limits=(1 << 31,) * 3, sums=None):
     content, starts = b"", []
     for part in np.split(values, np.cumsum(counts)[:-1], axis=1):
         starts.append([])
-        for column, kind in zip(part, TYPES):
+        for column, kind in zip(part, TYPES, strict=True):
             content += b"\xff" * (8 + -len(content) % 8)
             starts[-1].append(len(content))
             content += column.astype(kind).tobytes()
@@ -127,9 +127,9 @@ def test_a_value_out_of_range_is_noticed(tmp_path, column, value):
 
 def sums_of(values, counts):
     parts = np.split(values, np.cumsum(counts)[:-1], axis=1)
-    columns_of_parts = [(column, kind) for part in parts for column, kind in zip(part, TYPES)]
+    columns_of_parts = [(column, kind) for part in parts for column, kind in zip(part, TYPES, strict=True)]
     sums = [block_sums(column.astype(kind)) for column, kind in columns_of_parts]
-    for one, (column, kind) in zip(sums, columns_of_parts):
+    for one, (column, kind) in zip(sums, columns_of_parts, strict=True):
         assert len(one) == block_count(len(column), kind)
     return np.array([crc for one in sums for crc in one], dtype=np.uint32)
 

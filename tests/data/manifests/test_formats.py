@@ -51,7 +51,7 @@ def cyclic(paths):
 
 def named(paths, rows):
     """[t, 3] paths by a plain loop."""
-    return [[paths[row] for row in triplet] for triplet in zip(*np.array(rows).tolist())]
+    return [[paths[row] for row in triplet] for triplet in zip(*np.array(rows).tolist(), strict=True)]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -319,7 +319,10 @@ def test_columns_that_are_no_paths_are_refused(tmp_path, values):
 
 def of_pairs(paths, rows):
     """[t] (first, second, same) by a plain loop."""
-    return [(paths[first], paths[second], same) for first, second, same in zip(*np.array(rows).tolist())]
+    return [
+        (paths[first], paths[second], same)
+        for first, second, same in zip(*np.array(rows).tolist(), strict=True)
+    ]
 
 
 def read_pairs(target, kind=None):

@@ -70,7 +70,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 
 def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets)))
+    return list(zip(*(column.tolist() for column in triplets), strict=True))
 
 
 def given_triplets(rows):
@@ -213,7 +213,7 @@ def test_a_manifest_is_written_over_itself(tmp_path):
 
 def test_triplets_of_torch_and_of_small_integers(tmp_path):
     for number, kind in enumerate((torch.tensor, np.int8, np.uint32)):
-        rows = Triplets(*(kind(column) for column in zip(*ROWS)))
+        rows = Triplets(*(kind(column) for column in zip(*ROWS, strict=True)))
         write_manifest(tmp_path / f"{number}.csv", rows, CATALOG)
         assert listed(read_manifest(tmp_path / f"{number}.csv").triplets) == ROWS
 
@@ -934,7 +934,9 @@ def test_pairs_of_another_program(tmp_path, monkeypatch, suffix):
     Path(f"t{suffix}.json").unlink(missing_ok=True)
     if suffix in (".parquet", ".arrow"):
         _, paths, rows, _ = formats.read_paths(Path(f"t{suffix}"), suffix)
-        frame = pd.DataFrame(dict(zip(formats.COLUMNS["pairs"], [*paths[rows[:2]], rows[2].astype("int8")])))
+        frame = pd.DataFrame(
+            dict(zip(formats.COLUMNS["pairs"], [*paths[rows[:2]], rows[2].astype("int8")], strict=True))
+        )
         (frame.to_parquet if suffix == ".parquet" else frame.to_feather)(f"t{suffix}")
     found = read_manifest(f"t{suffix}")
     assert (found.kind, found.provenance) == ("pairs", {})

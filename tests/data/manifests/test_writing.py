@@ -58,7 +58,9 @@ def seed_of(read):
 def split_parts(target, seed):
     """The parts of a split, as the command makes them."""
     parts = []
-    for name, chosen in zip(("train", "validation"), train_validation_split(CATALOG.labels, 0.25, seed)):
+    for name, chosen in zip(
+        ("train", "validation"), train_validation_split(CATALOG.labels, 0.25, seed), strict=True
+    ):
         images = CATALOG.select(chosen)
         law = {"by": "image", "fraction": 0.25, "seed": seed, "of": CATALOG.fingerprint}
         path = target if name == "train" else target.with_suffix(f".validation{target.suffix}")

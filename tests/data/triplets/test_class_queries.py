@@ -65,7 +65,7 @@ def made(strategy, world, *args, **options):
 
 
 def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets)))
+    return list(zip(*(column.tolist() for column in triplets), strict=True))
 
 
 def faults(rows, world, positives, negatives):

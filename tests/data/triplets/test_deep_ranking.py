@@ -28,7 +28,7 @@ from tercet.data.triplets.relevance import (
 
 
 def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets)))
+    return list(zip(*(column.tolist() for column in triplets), strict=True))
 
 
 def numbers(n, *key):

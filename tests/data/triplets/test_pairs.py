@@ -41,7 +41,7 @@ def faults(rows, labels, groups, positives, negatives):
 
 
 def listed(pairs):
-    return list(zip(*(column.tolist() for column in pairs)))
+    return list(zip(*(column.tolist() for column in pairs), strict=True))
 
 
 @settings(deadline=None)
@@ -88,8 +88,8 @@ def test_both_sides_are_uniform_over_seeds():
     labels = [0, 1, 0, 1, 0, 2, 0]
     drawn = np.array([np.stack(RandomPairs(labels, 2, 2, seed)[:3]) for seed in range(600)])  # of row 0
     one, two, three = drawn[:, 1].T
-    assert stats.chisquare(list(Counter(zip(one.tolist(), two.tolist())).values())).pvalue > 1e-4
-    assert len(set(zip(one.tolist(), two.tolist()))) == 6
+    assert stats.chisquare(list(Counter(zip(one.tolist(), two.tolist(), strict=True)).values())).pvalue > 1e-4
+    assert len(set(zip(one.tolist(), two.tolist(), strict=True))) == 6
     assert stats.chisquare(np.unique(three, return_counts=True)[1]).pvalue > 1e-4
     assert set(three.tolist()) == {1, 3, 5}
 

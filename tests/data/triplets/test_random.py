@@ -71,7 +71,7 @@ def faults(rows, labels, positives, negatives):
 
 
 def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets)))
+    return list(zip(*(column.tolist() for column in triplets), strict=True))
 
 
 @settings(deadline=None)
@@ -212,16 +212,16 @@ def test_positives_and_negatives_are_uniform_over_seeds():
         first, second = drawn[:, start], drawn[:, start + 1]
         values.append(chi_square(Counter(map(tuple, first[:, 1:].tolist())), others * strangers))
         # Both negatives of one pair, in their order.
-        pairs = Counter(zip(first[:, 2].tolist(), second[:, 2].tolist()))
+        pairs = Counter(zip(first[:, 2].tolist(), second[:, 2].tolist(), strict=True))
         values.append(chi_square(pairs, strangers * (strangers - 1)))
         if others > 1:  # both positives, in their order; and the negatives of one with those of the other
             third = drawn[:, start + 2]
-            positives = Counter(zip(first[:, 1].tolist(), third[:, 1].tolist()))
+            positives = Counter(zip(first[:, 1].tolist(), third[:, 1].tolist(), strict=True))
             values.append(chi_square(positives, others * (others - 1)))
-            negatives = Counter(zip(first[:, 2].tolist(), third[:, 2].tolist()))
+            negatives = Counter(zip(first[:, 2].tolist(), third[:, 2].tolist(), strict=True))
             values.append(chi_square(negatives, strangers**2))
     # Two queries of one class draw independently of each other.
-    together = Counter(zip(drawn[:, starts[0], 1].tolist(), drawn[:, starts[2], 1].tolist()))
+    together = Counter(zip(drawn[:, starts[0], 1].tolist(), drawn[:, starts[2], 1].tolist(), strict=True))
     values.append(chi_square(together, 9))
     assert min(values) > 1e-4
     assert np.mean(np.array(values) < 0.05) < 0.2
@@ -231,7 +231,7 @@ def test_positives_and_negatives_are_uniform_over_the_queries_of_one_seed():
     size, classes = 7, 3000
     labels = np.repeat(np.arange(classes), size)
     anchor, positive, negative = RandomTriplets(labels, 1, 1, seed=1)[:]
-    places = Counter(zip((anchor % size).tolist(), (positive % size).tolist()))
+    places = Counter(zip((anchor % size).tolist(), (positive % size).tolist(), strict=True))
     assert chi_square(places, size * (size - 1)) > 1e-4
     away = (negative // size - anchor // size) % classes  # how many classes further: never 0
     bins = Counter((((away - 1) * 50) // (classes - 1)).tolist())

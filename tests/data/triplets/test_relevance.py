@@ -27,7 +27,7 @@ TABLE = {(0, 1): 0.5, (1, 2): 1.0, (0, 3): 0.0, (4, 8): 0.25, (2, 2): 0.75}
 
 def cosine(a, b):
     """By the definition, in plain floats."""
-    dot = sum(x * y for x, y in zip(a, b))
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
     lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
     return max(0.0, dot / lengths) if lengths else 0.0
 
@@ -48,7 +48,7 @@ def embeddings(n=9, d=7, seed=0):
 def sources():
     """(a source of 9 images, its definition, how near they have to be)."""
     x = embeddings().tolist()
-    i, j = (list(column) for column in zip(*TABLE))
+    i, j = (list(column) for column in zip(*TABLE, strict=True))
     table = list(TABLE.values())
 
     def one_way(a, b):
@@ -186,7 +186,7 @@ def test_case_a_row_of_zeros_is_relevant_to_none():
 def test_a_table_is_read_from_disk(tmp_path, suffix):
     from tercet.data.io.tables import write_columns
 
-    i, j = (np.array(column) for column in zip(*TABLE))
+    i, j = (np.array(column) for column in zip(*TABLE, strict=True))
     target = tmp_path / f"r{suffix}"
     write_columns({"i": i, "j": j, "r": np.array(list(TABLE.values()))}, target)
     here = TableRelevance(i, j, list(TABLE.values()))

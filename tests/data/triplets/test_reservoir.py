@@ -31,7 +31,7 @@ def unchecked(monkeypatch):
 
 
 def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets)))
+    return list(zip(*(column.tolist() for column in triplets), strict=True))
 
 
 def kept(reservoir):
@@ -163,7 +163,7 @@ def test_the_bias_is_what_the_docstring_says(name, share, unchecked):
             reservoir.add(key, 0, [1.0], totals[key])
         came[list(kept(reservoir)[0])] += 1
     due = repeats * capacity * totals / totals.sum()
-    for tenth, figure in zip((slice(-20, None), slice(0, 20)), FIGURES[name, share]):
+    for tenth, figure in zip((slice(-20, None), slice(0, 20)), FIGURES[name, share], strict=True):
         said = f"{figure:.2f}"
         assert said in ReservoirTriplets.__doc__
         noise = np.sqrt(figure * due[tenth].sum()) / due[tenth].sum()  # of a count, at most

@@ -70,7 +70,17 @@ class Catalog:
     outside_root: bool = True
 
     def __post_init__(self) -> None:
-        def put(name: str, value: object) -> None:
+        self._convert()
+        self._check_rows()
+        if len(set(self.classes)) < len(self.classes):
+            raise refusal("Catalog", "classes", self.classes, "each class name once")
+        for name in {"path", "label"} & self.groups.keys():
+            raise refusal("Catalog", "groups", name, "another name: a table has that column already")
+
+    def _convert(self) -> None:
+        """Convert each field to its type, refused where it cannot be."""
+
+        def put(name: str, value: object) -> None:  # the class is frozen
             object.__setattr__(self, name, value)
 
         put("paths", np.array(_listed("paths", self.paths, str), dtype=object))
@@ -86,22 +96,20 @@ class Catalog:
         if not isinstance(self.left_out, Sequence):
             raise refusal("Catalog", "left_out", self.left_out, "a sequence of LeftOut")
         put("left_out", tuple(self.left_out))
+
+    def _check_rows(self) -> None:
+        """Refuse columns of unequal length, and labels that are no positions in `classes`."""
         for name, column in {"labels": self.labels, **self.groups}.items():
             if column.shape != self.paths.shape:
-                raise refusal(
-                    "Catalog", name, f"shape {column.shape}", f"one value for each of {len(self)} paths"
-                )
+                expected = f"one value for each of {len(self)} paths"
+                raise refusal("Catalog", name, f"shape {column.shape}", expected)
         expected = f"positions in {len(self.classes)} classes"
         if self.labels.size and self.labels.dtype.kind not in "iu":
             raise refusal("Catalog", "labels", f"array of {self.labels.dtype}", expected)
         if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             worst = self.labels.min() if self.labels.min() < 0 else self.labels.max()
             raise refusal("Catalog", "labels", int(worst), expected)
-        put("labels", self.labels.astype(np.int64))
-        if len(set(self.classes)) < len(self.classes):
-            raise refusal("Catalog", "classes", self.classes, "each class name once")
-        for name in {"path", "label"} & self.groups.keys():
-            raise refusal("Catalog", "groups", name, "another name: a table has that column already")
+        object.__setattr__(self, "labels", self.labels.astype(np.int64))
 
     def __len__(self) -> int:
         return self.paths.shape[0]

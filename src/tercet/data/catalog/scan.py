@@ -272,7 +272,7 @@ def decodable(
         )
         console = Console(stderr=True)
         shown = track(verdicts, "verifying images", len(names), console=console, disable=not progress)
-        for name, reason in zip(names, shown):
+        for name, reason in zip(names, shown, strict=True):
             if reason:
                 left_out.append(LeftOut(name, reason))
             else:

@@ -76,7 +76,7 @@ class Decoder:
 
     def draws(self, asked: Sequence[Any], numbers: Sequence[int]) -> list[tuple[int, int]]:
         """The epoch and view of each number: its own, or for a plain int the next."""
-        plain = [number for one, number in zip(asked, numbers) if not isinstance(one, KeyedRow)]
+        plain = [number for one, number in zip(asked, numbers, strict=True) if not isinstance(one, KeyedRow)]
         upcoming = iter(self.visits.views(plain)) if plain else iter(())
         epoch = self.visits.epoch if plain else 0
         return [
@@ -98,7 +98,7 @@ class Decoder:
             ValueError: an image does not decode, if that is an error.
         """
         taken = set(rows)
-        for row, key, content in zip(rows, keys, self._contents(rows)):
+        for row, key, content in zip(rows, keys, self._contents(rows), strict=True):
             found = None
             try:
                 found = Decoded(row, self._decode(row, content))
@@ -119,7 +119,7 @@ class Decoder:
         try:
             images = [
                 self._transform(image, epoch=epoch, sample=sample, view=view)
-                for image, view in zip([found.image, *copies], views)
+                for image, view in zip([found.image, *copies], views, strict=True)
             ]
         except Exception as error:
             what = f"{self._catalog.file(found.row)}: {type(error).__name__}: {error}"
@@ -136,7 +136,7 @@ class Decoder:
             images: n tensors.
             rows: n rows, for the sentence.
         """
-        for image, row in zip(images, rows):
+        for image, row in zip(images, rows, strict=True):
             if image.shape != images[0].shape:
                 raise ValueError(
                     f"{self._caller}: images of one batch have different sizes, {list(images[0].shape)} of "

@@ -108,7 +108,7 @@ class ImageDataset(DecodingDataset):
         decoded = self._decoder.decoded(numbers, keys, repeats=True)
         items = [
             self._item(number, *key, found)
-            for number, key, found in zip(numbers, keys, decoded)
+            for number, key, found in zip(numbers, keys, decoded, strict=True)
             if found is not None
         ]
         if numbers and not items:

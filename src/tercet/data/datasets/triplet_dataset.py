@@ -105,9 +105,12 @@ def _collate(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     """One batch out of several, end to end; an image of two of them stays twice."""
     if len(batch) == 1:
         return batch[0]
-    images, tuples, labels, rows = zip(*batch)
-    starts = np.cumsum([0, *map(len, rows)]).tolist()
-    columns = [torch.cat([one + start for one, start in zip(column, starts)]) for column in zip(*tuples)]
+    images, tuples, labels, rows = zip(*batch, strict=True)
+    starts = np.cumsum([0, *map(len, rows[:-1])]).tolist()
+    columns = [
+        torch.cat([one + start for one, start in zip(column, starts, strict=True)])
+        for column in zip(*tuples, strict=True)
+    ]
     joined = type(tuples[0])(*columns)
     return type(batch[0])(torch.cat(images), joined, torch.cat(labels), torch.cat(rows))
 

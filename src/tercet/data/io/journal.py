@@ -135,7 +135,7 @@ def current_places(*paths: Path) -> list[Path]:
     """
     listed = pending_names(paths[0].parent)
     places = [path.with_name(listed.get(path.name, path.name)) for path in paths]
-    return [place if _is_plain(place) else path for place, path in zip(places, paths)]
+    return [place if _is_plain(place) else path for place, path in zip(places, paths, strict=True)]
 
 
 def read_consistently(caller: str, paths: Sequence[Path], read: Callable[[list[Path]], _Read]) -> _Read:

@@ -213,7 +213,7 @@ def open_arrow(source: Path, key: str) -> tuple[OnDiskColumns, dict[str, str], b
     if marks == {""}:
         return None
     names = marks.pop()
-    found = list(zip(schema.names, schema.types))
+    found = list(zip(schema.names, schema.types, strict=True))
     if marks or not names.isdecimal() or key not in metadata or found not in map(fields, COLUMNS):
         raise pa.ArrowInvalid("its headers are damaged")
     kind = kind_of(schema.names)

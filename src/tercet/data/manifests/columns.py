@@ -39,7 +39,7 @@ class InMemoryColumns:
     def take(self, rows: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, "c m"]:
         """The values at some rows, from 0 to n − 1."""
         out = np.empty((len(self._columns), len(rows)), dtype=np.int64)
-        for values, column in zip(out, self._columns):
+        for values, column in zip(out, self._columns, strict=True):
             values[:] = column[rows]
         return out
 
@@ -114,7 +114,7 @@ class OnDiskColumns:
         if self._handle.changed():  # asked after the reading: what is given was there before
             hint = "it was written to since it was opened; read it anew, with read_manifest"
             raise refusal("Manifest", "path", str(self._handle.path), "the file as it was", hint)
-        for values, limit in zip(out, self._limits):
+        for values, limit in zip(out, self._limits, strict=True):
             unsigned = values.view(np.uint64)  # so a negative one is large
             if len(rows) and unsigned.max() >= limit:
                 wrong = int(np.argmax(unsigned >= limit))
@@ -134,7 +134,7 @@ class OnDiskColumns:
             plans.append(_plan(self._starts[part, column] + within * kind.itemsize, kind.itemsize))
         for reads, _ in plans:
             self._handle.prefetch(reads)
-        for values, kind, (reads, places) in zip(out, self._types, plans):
+        for values, kind, (reads, places) in zip(out, self._types, plans, strict=True):
             values[:] = np.frombuffer(self._gathered(reads), kind)[places]
 
     def _read_run(self, out: Int64[np.ndarray, "c m"], first: int) -> None:
@@ -145,7 +145,7 @@ class OnDiskColumns:
             within = a - int(self._ends[part])
             if a == b:
                 continue
-            for column, (values, kind) in enumerate(zip(out, self._types)):
+            for column, (values, kind) in enumerate(zip(out, self._types, strict=True)):
                 width = kind.itemsize
                 if self._blocks:
                     steps = range(within * width, (within + b - a) * width, _BLOCK)
@@ -200,7 +200,7 @@ class _Blocks:
         starts, lengths = self._starts[nth] + before, np.minimum(_BLOCK, self._bytes[nth] - before)
         new = (np.diff(starts, prepend=-1) != _BLOCK) | (before % _AT_A_TIME == 0)  # else read with the last
         first = np.flatnonzero(new)
-        reads = list(zip(starts[first].tolist(), np.add.reduceat(lengths, first).tolist()))
+        reads = list(zip(starts[first].tolist(), np.add.reduceat(lengths, first).tolist(), strict=True))
         self._handle.prefetch(reads)
         sums = iter(self._sums[blocks].tolist())
         for start, length in reads:
@@ -241,4 +241,4 @@ def _plan(
     shift = np.cumsum(lengths) - lengths - begins  # from a place in the file to one in what is read
     positions = np.empty(len(places), dtype=np.int64)
     positions[order] = (ordered + shift[np.cumsum(new) - 1]) // width
-    return list(zip(begins.tolist(), lengths.tolist())), positions
+    return list(zip(begins.tolist(), lengths.tolist(), strict=True)), positions

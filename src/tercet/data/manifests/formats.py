@@ -97,7 +97,7 @@ def _write_parquet(
         used = np.zeros(len(paths), dtype=bool)
         for block in blocks:
             columns = []
-            for rows, of_paths in zip(block, holds_paths(kind)):
+            for rows, of_paths in zip(block, holds_paths(kind), strict=True):
                 if not of_paths:
                     columns.append(pa.array(rows, pa.int8()))
                     continue
@@ -118,10 +118,13 @@ def _write_arrow(
     schema = pa.schema(fields(kind), metadata=metadata)
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for block in blocks:
-            values = [np.ascontiguousarray(rows, dtype) for rows, dtype in zip(block, column_types(kind))]
+            values = [
+                np.ascontiguousarray(rows, dtype)
+                for rows, dtype in zip(block, column_types(kind), strict=True)
+            ]
             columns = [
                 pa.DictionaryArray.from_arrays(rows, names, safe=False) if path else pa.array(rows)
-                for rows, path in zip(values, holds_paths(kind))
+                for rows, path in zip(values, holds_paths(kind), strict=True)
             ]
             sums = [one for rows in values for one in block_sums(rows)]
             mark = {ROWS_KEY: str(len(paths)), SUMS_KEY: np.array(sums, "<u4").tobytes().hex()}
@@ -138,8 +141,10 @@ def _write_text(
         escaped = list(map(_csv_field, paths))
     texts = [escaped if of_paths else ["0", "1"] for of_paths in holds_paths(kind)]
     if suffix == ".jsonl":
-        pieces = [f'{before}{column}": ' for before, column in zip(('{"', ', "', ', "'), columns)]
-        texts = [[piece + text for text in column] for piece, column in zip(pieces, texts)]
+        pieces = [
+            f'{before}{column}": ' for before, column in zip(('{"', ', "', ', "'), columns, strict=True)
+        ]
+        texts = [[piece + text for text in column] for piece, column in zip(pieces, texts, strict=True)]
         texts[2] = [text + "}" for text in texts[2]]
     names = [np.array(column, dtype=object) for column in texts]
     separator = "" if suffix == ".jsonl" else ","
@@ -147,8 +152,8 @@ def _write_text(
         if suffix == ".csv":
             file.write(",".join(columns) + "\n")
         for block in blocks:
-            fields = (column[rows].tolist() for column, rows in zip(names, block))
-            file.writelines(separator.join(line) + "\n" for line in zip(*fields))
+            fields = (column[rows].tolist() for column, rows in zip(names, block, strict=True))
+            file.writelines(separator.join(line) + "\n" for line in zip(*fields, strict=True))
 
 
 def spreadsheet_safe(path: str) -> str:
@@ -197,7 +202,7 @@ def read_paths(
     table = table.select(list(COLUMNS[kind]))
     encoded = path_type()
     columns, same = [], []
-    for column, of_paths in zip(table.columns, holds_paths(kind)):
+    for column, of_paths in zip(table.columns, holds_paths(kind), strict=True):
         if pa.types.is_string_view(column.type):
             column = column.cast(pa.string())
         (columns if of_paths else same).append(column.cast(encoded if of_paths else pa.int8()))

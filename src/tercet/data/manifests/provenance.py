@@ -131,7 +131,7 @@ def _rows_of(catalog: Any, classes: bool) -> list[str]:
     if not classes:
         return list(paths)
     names = [f" of class {name!r}" for name in catalog.classes]
-    return [path + names[label] for path, label in zip(paths, catalog.labels.tolist())]
+    return [path + names[label] for path, label in zip(paths, catalog.labels.tolist(), strict=True)]
 
 
 def recorded_catalog(catalog: Catalog) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def _by_names(
     names = catalog.paths.tolist()
     names = [prefix + name for name in names] if prefix else names
     names = list(map(spreadsheet_safe, names)) if provenance.get("csv_safe") is True else names
-    row_of = dict(zip(names, range(len(names))))
+    row_of = {name: row for row, name in enumerate(names)}
     found = list(map(row_of.get, paths.tolist()))
     if None in found:
         hint = f"{paths[found.index(None)]!r} is not one of them; it was changed; write it again"

@@ -125,15 +125,18 @@ def write_manifests(
     path_prefix = as_string(caller, "path_prefix", path_prefix)
     progress, csv_safe = as_bool(caller, "progress", progress), as_bool(caller, "csv_safe", csv_safe)
     chunk_size = as_int(caller, "chunk_size", chunk_size, 1)
-    told = [_record_of(caller, target, part, path_prefix, csv_safe) for target, part in zip(targets, parts)]
-    for target, record in zip(targets, told):
+    told = [
+        _record_of(caller, target, part, path_prefix, csv_safe)
+        for target, part in zip(targets, parts, strict=True)
+    ]
+    for target, record in zip(targets, told, strict=True):
         other = other_part(target)
         if other not in targets:
             refuse_other_split(caller, target, record, other, sidecar(other))
     names = [name for target in targets for name in _names(target)]
     with atomically_together(names, overwrite) as unfinished:
-        files = dict(zip(names, unfinished))
-        for target, part, record in zip(targets, parts, told):
+        files = dict(zip(names, unfinished, strict=True))
+        for target, part, record in zip(targets, parts, told, strict=True):
             images, metadata = recorded_catalog(part.catalog), {}
             if target.suffix not in TEXT_FORMATS:
                 metadata = {KEY: to_json(record), CATALOG_KEY: packed(images)}

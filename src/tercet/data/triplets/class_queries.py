@@ -43,59 +43,84 @@ class ClassQueries(ABC):
         self.seed = as_seed(caller, seed)
         self.negatives_from = as_choice(caller, "negatives_from", negatives_from, ("images", "classes"))
         self.limit = None if limit is None else as_int(caller, "limit", limit, minimum=1)
-        if len(classes) < 2:
-            found = f"{len(codes)} images of 1 class"
-            expected = "images of 2 classes or more"
-            raise refusal(caller, "labels", found, expected, "a negative is of another class")
-        self._sizes = np.bincount(codes)
+        self._key = derive_key(self._stream, self.seed)
+        self._sizes = np.bincount(codes)  # [classes]
         self._starts = np.cumsum(self._sizes) - self._sizes
+        self._refuse_too_few(len(codes), len(classes))
+        cells = self._sort_into_cells(codes, groups)
+        others = self._count_others(len(classes))
+        queries = self._choose_queries(codes, cells, others)
+        self._number(queries, others)
+        if self.negatives_from == "classes":
+            self._plan_rounds()
+
+    def _refuse_too_few(self, images: int, classes: int) -> None:
+        """Refuse labels that leave no negative or no positive."""
+        caller = type(self).__name__
+        if classes < 2:
+            found, expected = f"{images} images of 1 class", "images of 2 classes or more"
+            raise refusal(caller, "labels", found, expected, "a negative is of another class")
         if self._sizes.max() < 2:
-            found = f"{len(classes)} classes of 1 image"
-            expected = "a class of 2 images or more"
+            found, expected = f"{classes} classes of 1 image", "a class of 2 images or more"
             raise refusal(caller, "labels", found, expected, "a positive is another image of it")
+
+    def _sort_into_cells(self, codes: Int64[np.ndarray, " n"], groups: Any) -> Int64[np.ndarray, " n"]:
+        """Sort the images by cell, and give the cell of each image."""
         self._grouped = groups is not None
-        cells, self.groups = (codes, 0) if groups is None else _cells(caller, codes, groups)
+        cells, self.groups = (codes, 0) if groups is None else _cells(type(self).__name__, codes, groups)
         self._rows = np.argsort(cells, kind="stable")  # images, class by class; a place is a position here
         self._cell_size = np.bincount(cells)
         self._cell_start = np.cumsum(self._cell_size) - self._cell_size
         self._cell_label = codes[self._rows[self._cell_start]]
+        return cells
+
+    def _count_others(self, classes: int) -> Int64[np.ndarray, " c"]:
+        """How many positives there are for a query of each cell."""
         others = self._sizes[self._cell_label] - (self._cell_size if self._grouped else 1)
         self.alone = int((self._sizes == 1).sum())
         self.same_group = int(self._cell_size[others == 0].sum()) - self.alone
         if not others.any():
-            found = f"one group in each of {len(classes)} classes"
-            expected = "two groups in a class"
-            raise refusal(caller, "groups", found, expected, "a positive is of another group than its query")
+            found, expected = f"one group in each of {classes} classes", "two groups in a class"
+            hint = "a positive is of another group than its query"
+            raise refusal(type(self).__name__, "groups", found, expected, hint)
+        return others
 
-        self._chosen = None  # places of the queries, where not every image that could be one is
+    def _choose_queries(
+        self, codes: Int64[np.ndarray, " n"], cells: Int64[np.ndarray, " n"], others: Int64[np.ndarray, " c"]
+    ) -> Int64[np.ndarray, " c"]:
+        """Choose the queries, all that have a positive unless there is a limit; how many each cell has."""
+        self._chosen = None  # the places of the queries; None where a cell is all queries or none
         self._first, queries = self._cell_start, np.where(others > 0, self._cell_size, 0)
         able = int(queries.sum())
         if self.limit is not None and self.limit < self._sizes.max():
-            self._chosen = self._keyed_choice(
-                codes, np.flatnonzero(others[cells[self._rows]] > 0), self.limit
-            )
+            places = np.flatnonzero(others[cells[self._rows]] > 0)
+            self._chosen = self._keyed_choice(codes, places, self.limit)
             queries = np.bincount(cells[self._rows[self._chosen]], minlength=len(others))
             self._first = np.cumsum(queries) - queries
         self.queries = int(queries.sum())
         self.over_limit = able - self.queries
+        return queries
 
-        most = len(codes)  # a number that no int64 holds is cut to it
+    def _number(self, queries: Int64[np.ndarray, " c"], others: Int64[np.ndarray, " c"]) -> None:
+        """Number the triplets or pairs cell by cell: where the numbers of each cell begin and end."""
+        most = len(self._rows)  # an option that no int64 holds is cut to it
         self._positives = np.minimum(min(self.positives, most), others)  # of a query in each cell
         self._negatives = np.minimum(min(self.negatives, most), most - self._sizes)  # by class
         self._per_query = self._slots(self._positives, self._negatives[self._cell_label])
         if (queries * self._per_query.astype(float)).sum() >= 2.0**63:
             expected = f"fewer than 2⁶³ {self.kind}"
-            raise refusal(caller, "positives", self.positives, expected, "lower it or negatives")
+            raise refusal(type(self).__name__, "positives", self.positives, expected, "lower it or negatives")
         self._ends = np.cumsum(queries * self._per_query)
         self._begins = self._ends - queries * self._per_query
-        self._key = derive_key(self._stream, self.seed)
-        if self.negatives_from == "classes":
-            self._by_size = np.argsort(-self._sizes, kind="stable")
-            self._rank = np.argsort(self._by_size)
-            having = np.cumsum(np.bincount(self._sizes)[::-1])[::-1]  # classes of r images or more, at r
-            self._having = np.append(having[1:], 0)  # of more than r images
-            self._before = np.cumsum(self._having) - self._having  # images of rounds before r
-            self._before_others = self._before - np.arange(len(self._before))  # while the own class has any
+
+    def _plan_rounds(self) -> None:
+        """Prepare `_negative_by_class`: the classes by size, and the images before each round."""
+        self._by_size = np.argsort(-self._sizes, kind="stable")
+        self._rank = np.argsort(self._by_size)
+        having = np.cumsum(np.bincount(self._sizes)[::-1])[::-1]  # classes of r images or more, at r
+        self._having = np.append(having[1:], 0)  # of more than r images
+        self._before = np.cumsum(self._having) - self._having  # images of rounds before r
+        self._before_others = self._before - np.arange(len(self._before))  # while the own class has any
 
     @abstractmethod
     def _slots(self, positives: Int64[np.ndarray, " c"], negatives: Int64[np.ndarray, " c"]) -> np.ndarray:

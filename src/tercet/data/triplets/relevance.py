@@ -170,7 +170,7 @@ class FolderRelevance:
         # [folders, levels]: equal numbers at a level are equal ways down to it; −1 is below the folder
         self._ways = np.full((len(ways), self._depth.max()), -1, dtype=np.int64)
         prefixes: dict[tuple[str, ...], int] = {}
-        for row, way in zip(self._ways, ways):
+        for row, way in zip(self._ways, ways, strict=True):
             row[: len(way)] = [
                 prefixes.setdefault(tuple(way[: n + 1]), len(prefixes)) for n in range(len(way))
             ]
