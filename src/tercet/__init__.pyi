@@ -57,8 +57,8 @@ from .metrics.retrieval import recall_at_k as recall_at_k
 from .metrics.triplet_ranking import score_at_top_k as score_at_top_k
 from .metrics.triplet_ranking import similarity_precision as similarity_precision
 from .miners.base import Miner as Miner
+from .miners.batch_all import BatchAll as BatchAll
 from .miners.distance_weighted import DistanceWeighted as DistanceWeighted
-from .miners.hard import BatchAll as BatchAll
 from .miners.hard import BatchHard as BatchHard
 from .miners.hard import EasyPositive as EasyPositive
 from .miners.hard import HardestN as HardestN

@@ -11,7 +11,8 @@ from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.triplet import TripletMargin
 from tercet.metrics.mining_stats import describe
 from tercet.metrics.retrieval import map_at_r, recall_at_k
-from tercet.miners.hard import BatchAll, EasyPositive, HardestN, SemiHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tercet.pairwise.differences import pair_squares, squares_by_differences
 from tercet.pairwise.distances import as_distance, exact, exact_pairs

@@ -8,7 +8,8 @@ from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses.histogram import FastAP, Histogram
-from tercet.miners.hard import BatchAll, BatchHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import BatchHard
 from tercet.pairwise.budget import budget
 from tests.contracts.heads import (
     BATCHES,

@@ -8,7 +8,8 @@ from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses.pair import MarginLoss
-from tercet.miners.hard import BatchAll, BatchHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import BatchHard
 from tercet.pairwise.distances import Mahalanobis
 from tests.contracts.heads import (
     BATCHES,

@@ -14,7 +14,8 @@ from tercet.losses.base import rows_of_table
 from tercet.losses.histogram import Histogram
 from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.triplet import TripletMargin
-from tercet.miners.hard import BatchAll, BatchHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import BatchHard
 from tercet.pairwise.distances import Mahalanobis, as_distance
 from tests.contracts.heads import (
     BATCHES,

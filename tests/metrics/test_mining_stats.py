@@ -5,7 +5,8 @@ import torch
 
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.metrics.mining_stats import describe
-from tercet.miners.hard import BatchAll, BatchHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import BatchHard
 from tests.oracles import triplets as reference
 from tests.oracles.triplets import unchecked
 

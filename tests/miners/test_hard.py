@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tercet.core.indices import References, Triplets
-from tercet.miners.hard import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import PairMargin
 from tercet.pairwise.budget import override
 from tercet.pairwise.distances import Mahalanobis

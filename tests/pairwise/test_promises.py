@@ -11,7 +11,8 @@ from tercet.losses.listwise import NPair
 from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.triplet import TripletMargin
 from tercet.metrics.mining_stats import describe
-from tercet.miners.hard import BatchAll, BatchHard, SemiHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import BatchHard, SemiHard
 from tercet.pairwise import distances
 from tercet.pairwise.distances import Distance, Mahalanobis, as_distance
 from tercet.pairwise.relations import CrossGroup, SameLabel, whole_numbers

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet.core.indices import References
-from tercet.miners.hard import BatchAll, BatchHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import BatchHard
 from tercet.pairwise.distances import euclidean
 from tercet.pairwise.relations import CrossGroup, Graded, Relation, SameLabel, SharedLabel, as_relation
 from tercet.pairwise.tiles import Pairwise

@@ -3,8 +3,9 @@ import torch
 from torch.autograd import forward_ad
 
 from tercet.losses.triplet import TripletMargin
+from tercet.miners.batch_all import BatchAll
 from tercet.miners.distance_weighted import DistanceWeighted
-from tercet.miners.hard import BatchAll, BatchHard, EasyPositive, HardestN, SemiHard
+from tercet.miners.hard import BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tercet.pairwise.torch_modes import outside_graph
 from tests.contracts.heads import HEADS

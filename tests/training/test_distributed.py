@@ -17,7 +17,8 @@ from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarit
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.triplet import TripletMargin
-from tercet.miners.hard import BatchAll, BatchHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import BatchHard
 from tercet.pairwise.relations import CrossGroup
 from tercet.training.distributed import gather, rank, world_size
 from tercet.training.gradient_cache import cached_backward

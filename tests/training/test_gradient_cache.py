@@ -11,7 +11,8 @@ from tercet.core.indices import References
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.metrics.mining_stats import describe
-from tercet.miners.hard import BatchAll, BatchHard, SemiHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import BatchHard, SemiHard
 from tercet.pairwise.distances import Mahalanobis
 from tercet.training.distributed import gather
 from tercet.training.gradient_cache import CachedStep, _Chunk, cached_backward

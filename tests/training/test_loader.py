@@ -14,7 +14,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.losses.triplet import TripletMargin
 from tercet.metrics.mining_stats import describe
-from tercet.miners.hard import BatchAll, BatchHard, SemiHard
+from tercet.miners.batch_all import BatchAll
+from tercet.miners.hard import BatchHard, SemiHard
 from tercet.training.loader import MinedBatch, MiningLoader
 
 

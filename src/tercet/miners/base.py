@@ -1,4 +1,4 @@
-"""What all miners share: their options, their call, and how the parts become one sorted list."""
+"""What all miners share: their options, their call, and one sorted list from the tuples of all blocks."""
 
 from __future__ import annotations
 
@@ -28,21 +28,28 @@ class Miner:
     """The options that every miner has, and the call. A rule of one's own is a subclass with `select`.
 
     Args:
-        distance: a `Distance` or its name.
-        relation: which columns are positive and which negative, by their labels.
-        max_count: at most so many tuples, drawn uniformly from all that the rule gives; None for all.
-        seed: names the draw.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
+            normalised, save by `"cosine"`.
+        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
+            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        max_count: the most tuples to return, drawn uniformly from all that the rule gives; None for all. A
+            subclass applies it by `_gathered`.
+        seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
+            and ids.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes no result.
 
     Raises:
-        ValueError: an option out of range; when called, what `Pairwise` refuses.
+        ValueError: an option out of range; when called, embeddings, labels, ids or ref that do not fit
+            together or are not finite.
 
     Example:
         >>> class NearPairs(Miner):
         ...     def select(self, pairwise, step):
         ...         sides = [], []
         ...         for tile in pairwise.tiles():
-        ...             for side, of in zip(sides, (tile.positive, tile.negative)):
+        ...             for side, of in zip(sides, (tile.positive, tile.negative), strict=True):
         ...                 near = (of & (tile.distance < 1)).nonzero()
         ...                 side.append(near + torch.tensor([tile.start, 0]))
         ...         positive, negative = map(torch.cat, sides)
@@ -85,19 +92,20 @@ class Miner:
         ref: References | None = None,
         step: int = 0,
     ) -> Triplets | Pairs:
-        """The mined tuples by anchor, and then in the order that the rule names them.
+        """The mined tuples, by anchor.
 
         Args:
-            embeddings: [n, d] floats.
+            embeddings: [n, d] floats of any precision; they are compared in float32 or float64.
             labels: [n] integers or bools, or what `relation` takes.
-            ids: [n] integers, which image each row is; equal ids are one image.
-            ref: columns to mine `positive` and `negative` from; None for the batch itself.
-            step: names the draw, with the seed and the batch's labels and ids; read only where one is made.
-                A miner keeps no state: pass the step where batches of the same labels and ids come again.
+            ids: [n] integers, which image each row is; equal ids are one image, which is never paired with
+                itself. None where every row is another image.
+            ref: `References`, rows to mine positives and negatives from; None for the batch itself.
+            step: the number of the training step. A miner keeps no state, so batches of equal labels and ids
+                draw the same unless their steps differ; without a draw it is not read.
 
         Returns:
-            `Triplets`, or `Pairs`, of int64. Their number follows from the data, so a call waits for the
-            device, and stands outside the graph of something compiled.
+            `Triplets`, or `Pairs`, of int64 row numbers. Their number follows from the data, so a call waits
+            for the device, and `torch.compile` leaves it out of its graph.
         """
         pairwise = self._pairwise(embeddings, labels, ids, ref)
         step = as_int(type(self).__name__, "step", step)
@@ -129,9 +137,14 @@ class Miner:
         width: int = 3,
         in_order: bool = True,
     ) -> tuple[Tensor, ...]:
-        """What the strips gave, by anchor, `max_count` of it; empty where there was nothing.
+        """All that was collected, by anchor, or `max_count` of it; empty where there was nothing.
 
-        `in_order` says that it came by anchor.
+        Args:
+            found: index tensors by block of rows.
+            pairwise: rows and columns.
+            step: the number of the training step.
+            width: the number of index tensors.
+            in_order: whether they were collected in the order of the anchors.
         """
         columns = found.columns() or (pairwise.labels.new_empty(0, dtype=torch.int64),) * width
         if not in_order:
@@ -145,10 +158,9 @@ class Miner:
 
 
 class Collected:
-    """Index tensors, those of one strip after those of another, in a few large blocks.
+    """Index tensors of one block of rows after another, copied into a few large ones.
 
-    A small tensor kept of each strip would lie between the strip's tables once they are freed, where the next
-    ones then find no room: memory would grow by a table a strip.
+    Small tensors kept between large temporaries fragment the allocator: memory would grow by a table a block.
 
     Example:
         >>> found = Collected()
@@ -164,7 +176,7 @@ class Collected:
         self._filled = self._count = 0
 
     def append(self, columns: Sequence[Int[Tensor, " t"]]) -> None:
-        """Take in columns of one length, as many each time."""
+        """Add index tensors of one length; each time the same number of them."""
         count = len(columns[0])
         self._count += count
         if not self._full:  # mostly it is the only one
@@ -174,14 +186,14 @@ class Collected:
             self._close()
             width = max(budget(columns[0].device).collected_tuples, self._count)
             self._block = columns[0].new_empty((len(columns), width))
-        for row, column in zip(self._block, columns):
+        for row, column in zip(self._block, columns, strict=True):
             row[self._filled : self._filled + count] = column
         self._filled += count
 
     def columns(self) -> tuple[Int[Tensor, " t"], ...]:
-        """All of them, each as one; none where nothing came."""
+        """Each index tensor as a whole; an empty tuple where nothing was added."""
         self._close()
-        return self._full[0] if len(self._full) == 1 else tuple(map(torch.cat, zip(*self._full)))
+        return self._full[0] if len(self._full) == 1 else tuple(map(torch.cat, zip(*self._full, strict=True)))
 
     def _close(self) -> None:
         if self._block is not None:
@@ -195,6 +207,6 @@ def margin_of(miner: Miner, value: float | None) -> float | None:
 
 
 def whole_tuples(*columns: Int[Tensor, " t"]) -> tuple[Tensor, ...]:
-    """Those tuples that lack nothing: a missing row is −1."""
+    """The tuples without −1, which stands for a missing row."""
     found = functools.reduce(torch.minimum, columns) >= 0
     return columns if bool(found.all()) else tuple(column[found] for column in columns)

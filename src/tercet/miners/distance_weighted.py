@@ -36,12 +36,26 @@ class DistanceWeighted(Miner):
         cutoff: d below it counts as `cutoff`: λ is the weight there.
         nonzero_loss_cutoff: negatives this far away or farther are never drawn; an anchor with no others
             gives no triplet.
-        relation, max_count, seed, tile_rows: as for `Miner`. The distance is the cosine's, by definition.
+        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
+            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
+        seed: a whole number from 0. It decides all draws, with the `step` of the call and the batch's labels
+            and ids.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes no result.
+
+    Returns:
+        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
+        it. Nothing to mine gives empty tensors.
 
     Raises:
-        ValueError: an option out of range; when called, what `Pairwise` refuses.
+        ValueError: an option out of range; when called, embeddings, labels, ids or ref that do not fit
+            together or are not finite.
 
     Example:
+        >>> import torch
+        >>> from tercet import DistanceWeighted
         >>> x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.9, 0.1, 0.0], [-1.0, 0.0, 0.1]])
         >>> torch.stack(DistanceWeighted()(x, torch.tensor([0, 0, 1, 2]))).T.tolist()
         [[0, 1, 2], [1, 0, 2]]
@@ -66,13 +80,14 @@ class DistanceWeighted(Miner):
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """One triplet for each anchor and positive, where the anchor has a negative to draw."""
         key = batch_key("DistanceWeighted", self.seed, step, pairwise)
-        # Distances below the cutoff do not count, so a product serves: taken in float64 and rounded to
-        # float32, it is the same however rows are cut into tiles, on the bounds too.
+        # A product loses the digits of small distances, but those below the cutoff count as the cutoff. Taken
+        # in float64 and rounded to float32, it is the same however rows are cut into tiles, at bounds too.
         units = [normalize(v.detach().double()) for v in pairwise.inputs]
         x, y, two = units[0], units[-1], units[0].new_full((1, 1), 2.0)
         dimensions = x.shape[1]
-        height = self.tile_rows or max(1, pairwise.tile_rows // 4)  # several tables of a tile's size
-        room = x.new_empty(min(height, len(x)), len(y))  # one for all strips: fresh memory would pile up
+        height = self.tile_rows or max(1, pairwise.tile_rows // 4)  # four tables of that size at once
+        # One table for all tiles: fresh memory costs a pass of its own.
+        room = x.new_empty(min(height, len(x)), len(y))
         found = Collected()
         for rows in (slice(i, i + height) for i in range(0, len(x) if len(y) else 0, height)):
             is_positive, is_negative = pairwise.sides(rows)
@@ -80,15 +95,17 @@ class DistanceWeighted(Miner):
             square = torch.addmm(two, x[rows], y.T, alpha=-2, out=table).float()  # [a, r]
             wanted = is_negative.logical_and_(square < self.nonzero_loss_cutoff**2)
             weights = _weights(square, wanted, dimensions, self.cutoff)
-            heap = torch.cumsum(weights, 1, dtype=torch.float64, out=table)
-            total = heap[:, -1:]
+            cumulative = torch.cumsum(weights, 1, dtype=torch.float64, out=table)  # [a, r]
+            total = cumulative[:, -1:]
             at, positive = true_places(is_positive)
-            every = torch.arange(max(len(at), len(heap)), device=at.device)
-            place = every[: len(at)] - torch.searchsorted(at, every[: len(heap)])[at]
-            mark = heap.new_zeros(len(heap), int(place.max()) + 1 if len(place) else 1)  # [a, q]
-            mark[at, place] = keyed(key, at + rows.start, positive)
-            mark = torch.minimum(mark * total, torch.nextafter(total, total.new_zeros(())))
-            negative = torch.searchsorted(heap, mark, right=True)[at, place]
+            every, count = torch.arange(max(len(at), len(cumulative)), device=at.device), len(cumulative)
+            # The place of each positive among those of its anchor.
+            place = every[: len(at)] - torch.searchsorted(at, every[:count])[at]
+            drawn = cumulative.new_zeros(count, int(place.max()) + 1 if len(place) else 1)  # [a, q]
+            drawn[at, place] = keyed(key, at + rows.start, positive)
+            # Below the total, since a draw that rounds up to it would lie behind the last column.
+            drawn = torch.minimum(drawn * total, torch.nextafter(total, total.new_zeros(())))
+            negative = torch.searchsorted(cumulative, drawn, right=True)[at, place]
             negative = negative.masked_fill(total[at, 0] == 0, -1)
             found.append(whole_tuples(at + rows.start, positive, negative))
         return Triplets(*self._gathered(found, pairwise, step))
@@ -97,14 +114,14 @@ class DistanceWeighted(Miner):
 def _weights(
     square: Float[Tensor, "a r"], wanted: Bool[Tensor, "a r"], dimensions: int, cutoff: float
 ) -> Float[Tensor, "a r"]:
-    """1/q(d) of each row's wanted columns, given d², as shares of the row's largest; 0 elsewhere.
+    """1/q(d) of each row's wanted columns, given d², divided by the row's largest; 0 elsewhere.
 
-    It works in place: d² is used up.
+    `square` is overwritten.
     """
     square.clamp_(cutoff**2, 4 - 1e-6)
     log = (square / -4).log1p_().mul_((3 - dimensions) / 2)
     log += square.log_().mul_((2 - dimensions) / 2)
-    walls = square.copy_(wanted).sub_(0.5).mul_(torch.inf)  # faster than a mask that nobody can foresee
+    walls = square.copy_(wanted).sub_(0.5).mul_(torch.inf)  # ±inf floats are branch-free
     torch.minimum(log, walls, out=log)
     largest = log.amax(1, keepdim=True)
     return log.sub_(largest.masked_fill_(largest == -torch.inf, 0.0)).exp_()

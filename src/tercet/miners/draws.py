@@ -16,7 +16,7 @@ __all__ = ["batch_key", "drawn_places", "keyed"]
 
 
 def batch_key(caller: str, seed: int, step: int, pairwise: Pairwise) -> int:
-    """The key of a draw. Labels and ids are part of it, so that other batches draw other numbers."""
+    """The key of a draw: a pure function of caller, seed, step, and the batch's labels and ids."""
     key = derive_key(caller, seed, step)
     for values in (pairwise.labels, pairwise.column_labels, pairwise.ids, pairwise.column_ids):
         if values is not None:

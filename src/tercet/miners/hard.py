@@ -1,139 +1,29 @@
-"""Miners: which rows of a batch meet. Labels and distances in, `Triplets` of row numbers out.
+"""Miners of hard and semi-hard triplets, an exact search for each anchor, or for each anchor and positive.
 
-A miner is a frozen dataclass of its options, called as `miner(embeddings, labels, *, ids=None, ref=None)`.
-It computes no gradient, never pairs an image with itself, and returns int64 tensors on the embeddings'
-device, sorted by anchor. Nothing to mine gives empty tensors, never an error. Among equal distances the
-lower row number wins, so no result depends on the height of a tile.
-
-What is drawn at random is a pure function of the seed, the step and the batch's labels and ids.
-Embeddings are taken as they are: a margin of 0.2 presumes unit vectors, or `distance="cosine"`.
+A miner is a frozen dataclass of its options, called as `miner(embeddings, labels, ids=None, ref=None,
+step=0)`. It computes no gradient and never pairs an image with itself. Its tuples are int64 tensors on the
+embeddings' device, sorted by anchor; nothing to mine gives empty ones. Among equal distances the lower row
+number comes first, so no result depends on `tile_rows`, and what is drawn follows from the seed, the step and
+the batch's labels and ids.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 from torch import Tensor
 
 from tercet.core.checks import as_choice, as_int
-from tercet.core.indices import References, Triplets
+from tercet.core.indices import Triplets
 from tercet.miners.base import Collected, Miner, margin_of, whole_tuples
-from tercet.miners.draws import batch_key, drawn_places
 from tercet.neighbors.blocks import Candidates, split_rows
 from tercet.neighbors.exact import ExactSearch
-from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
-from tercet.pairwise.torch_modes import outside_graph
 
-__all__ = ["BatchAll", "BatchHard", "EasyPositive", "HardestN", "SemiHard"]
-
-
-@dataclass(frozen=True)
-class BatchAll(Miner):
-    """Every triplet of the batch, or every one whose hinge loss is not yet 0.
-
-    {(a, p, n) : y_a = y_p ≠ y_n, a ≠ p, and, with a margin m, D(a,p) − D(a,n) + m > 0}
-
-    There are about N²K of them; a head without `mined` gives their loss without a list. They are counted
-    before they are listed: the list is written once, in place, and `max_count` of them are drawn without it.
-
-    Args:
-        margin: m, in units of the distance; None for every triplet.
-        distance, relation, max_count, seed, tile_rows: as for `Miner`.
-
-    Raises:
-        ValueError: an option out of range; when called, what `Pairwise` refuses.
-
-    Example:
-        >>> x = torch.tensor([[0.0], [1.0], [1.5], [9.0]])
-        >>> triplets = BatchAll(margin=1.0)(x, torch.tensor([0, 0, 1, 1]))
-        >>> torch.stack(triplets).T.tolist()
-        [[0, 1, 2], [1, 0, 2], [2, 3, 0], [2, 3, 1], [3, 2, 1]]
-        >>> BatchAll(margin=1.0).count(x, torch.tensor([0, 0, 1, 1]))
-        5
-
-    Reference:
-        Hermans, Beyer & Leibe, "In defense of the triplet loss for person re-identification", 2017.
-    """
-
-    margin: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._settle(margin=margin_of(self, self.margin))
-
-    @outside_graph
-    @torch.no_grad()
-    def count(
-        self,
-        embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, "n *c"],
-        *,
-        ids: Shaped[Tensor, " n"] | None = None,
-        ref: References | None = None,
-    ) -> int:
-        """How many triplets there are, without a list and whatever `max_count`; it waits for the device.
-
-        Args are those of the call.
-        """
-        pairwise = self._pairwise(embeddings, labels, ids, ref)
-        return sum(int(mask.sum()) for *_, mask in self._masks(pairwise))
-
-    def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        """Count the triplets of each (a, p), then write those wanted in their places."""
-        sizes, held, room = [], [], budget(pairwise.labels.device).tile_bytes
-        for part in self._masks(pairwise):
-            sizes.append(int(part[-1].sum()))
-            room -= sum(column.nbytes for column in part)
-            held.append(part)
-            if room < 0:
-                held.clear()
-        total, places = sum(sizes), None
-        if self.max_count is not None and total > self.max_count:
-            key = batch_key("BatchAll", self.seed, step, pairwise)
-            places = drawn_places(self.max_count, total, key, pairwise.labels.device)
-        out = pairwise.labels.new_empty((3, total if places is None else len(places)), dtype=torch.int64)
-        first = done = 0
-        again = held if room >= 0 else self._masks(pairwise)
-        for size, (anchor, positive, columns, mask) in zip(sizes, again):
-            if places is None:
-                pair, at = true_places(mask)
-            else:
-                low, high = torch.searchsorted(places, places.new_tensor([first, first + size])).tolist()
-                pair, at = _ranked_places(mask, places[low:high] - first)
-            for row, of, index in zip(out, (anchor, positive, columns), (pair, pair, at)):
-                torch.index_select(of, 0, index, out=row[done : done + len(index)])
-            first, done = first + size, done + len(pair)
-        return Triplets(*out)
-
-    def _masks(self, pairwise: Pairwise) -> Any:
-        """(anchor [c], positive [c], columns [r], wanted [c, r]) for some pairs at a time, by anchor."""
-        if self.margin is None:
-            for rows in pairwise.spans():
-                positive, negative = pairwise.sides(rows)
-                at, column = true_places(positive)
-                every = torch.arange(negative.shape[1], device=at.device)
-                for i, p in split_rows(negative.shape[1], at, column):
-                    yield i + rows.start, p, every, negative[i]
-            return
-        search = ExactSearch(pairwise, ordered=False)
-        for block in search.blocks():
-            negatives = block.negatives(consume=True)
-            at, column = block.positive_pairs(having=negatives)
-            for i, p in split_rows(block.keys.shape[1], at, column):
-                some = negatives.take(i)
-                bound = search.distances(some.rows, p) + self.margin
-                yield some.rows, p, block.columns, search.closer_than(some, bound)
-
-
-def _ranked_places(mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """(row, column) of the true entries of these ranks, row by row."""
-    row, column = true_places(mask) if len(ranks) else (ranks, ranks)
-    return row[ranks], column[ranks]
+__all__ = ["BatchHard", "EasyPositive", "HardestN", "SemiHard"]
 
 
 @dataclass(frozen=True)
@@ -142,13 +32,32 @@ class BatchHard(Miner):
 
     p = argmax D(a, ·) over positives, n = argmin D(a, ·) over negatives
 
+    Every row is an anchor once; one without a positive or without a negative gives no triplet.
+
     Args:
-        distance, relation, max_count, seed, tile_rows: as for `Miner`.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
+            normalised, save by `"cosine"`.
+        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
+            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
+        seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
+            and ids.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes no result.
+
+    Returns:
+        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
+        it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 
     Raises:
-        ValueError: an option out of range; when called, what `Pairwise` refuses.
+        ValueError: an option out of range; when called, embeddings, labels, ids or ref that do not fit
+            together or are not finite.
 
     Example:
+        >>> import torch
+        >>> from tercet import BatchHard
         >>> x = torch.tensor([[0.0], [1.0], [3.0], [4.0], [9.0]])
         >>> triplets = BatchHard()(x, torch.tensor([0, 0, 0, 1, 1]))
         >>> torch.stack(triplets).T.tolist()
@@ -168,21 +77,41 @@ class BatchHard(Miner):
 
 @dataclass(frozen=True)
 class SemiHard(Miner):
-    """For each anchor and positive the nearest negative beyond the positive, or all within a margin.
+    """For each anchor and positive the nearest negative beyond the positive, or all of them within a margin.
 
     n = argmin D(a, ·) over negatives with D(a,p) < D(a,n), and D(a,n) < D(a,p) + m where there is a margin
 
+    Such a negative is farther than the positive, and with the margin of a hinge loss it still has a loss.
+
     Args:
-        margin: m, in units of the distance; None for no upper bound.
-        negatives: `"nearest"`, FaceNet's choice, or `"all"` that lie there: several times as many triplets.
-        fallback: what an (a, p) without such a negative gives: None for no triplet, `"easiest"` for the
-            farthest negative of all.
-        distance, relation, max_count, seed, tile_rows: as for `Miner`.
+        margin: m, at least 0, in units of the distance; None for no upper bound. 0.2 is for unit vectors.
+        fallback: what an (anchor, positive) without such a negative gives: None for no triplet, `"easiest"`
+            for one with the anchor's farthest negative.
+        negatives: `"nearest"`, FaceNet's choice, gives at most one triplet for each (anchor, positive);
+            `"all"` gives one for each negative that lies there, several times as many.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
+            normalised, save by `"cosine"`.
+        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
+            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
+        seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
+            and ids.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes no result.
+
+    Returns:
+        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
+        it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 
     Raises:
-        ValueError: an option out of range; when called, what `Pairwise` refuses.
+        ValueError: an option out of range; when called, embeddings, labels, ids or ref that do not fit
+            together or are not finite.
 
     Example:
+        >>> import torch
+        >>> from tercet import SemiHard
         >>> x = torch.tensor([[0.0], [1.0], [0.5], [1.1], [9.0]])
         >>> triplets = SemiHard(margin=0.2)(x, torch.tensor([0, 0, 1, 1, 1]))
         >>> torch.stack(triplets).T.tolist()
@@ -255,16 +184,35 @@ class EasyPositive(Miner):
     p = argmin D(a, ·) over positives; n = argmin D(a, ·) over negatives, with `"semi_hard"` over those with
     D(a,n) > D(a,p)
 
-    A class may then lie in several clusters: nobody pulls its farthest members together.
+    No loss pulls the farthest members of a class together, so a class may lie in several clusters. An anchor
+    without a positive or without such a negative gives no triplet.
 
     Args:
-        negative: `"semi_hard"`, where an anchor without such a negative gives no triplet, or `"hard"`.
-        distance, relation, max_count, seed, tile_rows: as for `Miner`.
+        negative: `"semi_hard"` for the nearest negative that is farther than the positive, `"hard"` for the
+            nearest of all.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
+            normalised, save by `"cosine"`.
+        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
+            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
+        seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
+            and ids.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes no result.
+
+    Returns:
+        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
+        it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 
     Raises:
-        ValueError: an option out of range; when called, what `Pairwise` refuses.
+        ValueError: an option out of range; when called, embeddings, labels, ids or ref that do not fit
+            together or are not finite.
 
     Example:
+        >>> import torch
+        >>> from tercet import EasyPositive
         >>> x = torch.tensor([[0.0], [1.0], [3.0], [0.5], [9.0]])
         >>> torch.stack(EasyPositive()(x, torch.tensor([0, 0, 0, 1, 1]))).T.tolist()
         [[0, 1, 4], [1, 0, 4], [2, 1, 3], [4, 3, 0]]
@@ -283,9 +231,9 @@ class EasyPositive(Miner):
         """At most one triplet for each anchor."""
         search, found = ExactSearch(pairwise), Collected()
         for block in search.blocks():
-            p = search.nearest(block.positives())[:, 0]
+            p = search.first(block.positives())
             d_ap = search.distances(block.rows, p.clamp(min=0)) if self.negative == "semi_hard" else None
-            n = search.nearest(block.negatives(consume=True), above=d_ap, consume=True)[:, 0]
+            n = search.first(block.negatives(consume=True), above=d_ap, consume=True)
             found.append(whole_tuples(block.rows, p, n))
         return Triplets(*self._gathered(found, pairwise, step, in_order=search.in_order))
 
@@ -296,18 +244,35 @@ class HardestN(Miner):
 
     {(a, p, n_j) : skip < j ≤ skip + k}, where D(a, n_1) ≤ D(a, n_2) ≤ … over all negatives
 
-    The very nearest "negatives" of a large, imperfectly labelled collection are often positives with a wrong
-    label: `skip` leaves them out. An anchor with fewer negatives gives the fewer triplets.
+    The nearest negatives of a large, imperfectly labelled collection are often positives with a wrong label:
+    `skip` leaves them out. An anchor with fewer than skip + k negatives gives fewer triplets.
 
     Args:
-        k: how many negatives an anchor gives.
-        skip: how many of the nearest are left out.
-        distance, relation, max_count, seed, tile_rows: as for `Miner`.
+        k: the negatives of an anchor, at least 1.
+        skip: the nearest negatives that are left out, at least 0.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
+            normalised, save by `"cosine"`.
+        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
+            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
+        seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
+            and ids.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes no result.
+
+    Returns:
+        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
+        it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 
     Raises:
-        ValueError: an option out of range; when called, what `Pairwise` refuses.
+        ValueError: an option out of range; when called, embeddings, labels, ids or ref that do not fit
+            together or are not finite.
 
     Example:
+        >>> import torch
+        >>> from tercet import HardestN
         >>> x = torch.tensor([[0.0], [1.0], [3.0], [4.0], [9.0]])
         >>> torch.stack(HardestN(k=2)(x, torch.tensor([0, 0, 1, 1, 1]))).T.tolist()[:4]
         [[0, 1, 2], [0, 1, 3], [1, 0, 2], [1, 0, 3]]

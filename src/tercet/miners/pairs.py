@@ -1,4 +1,4 @@
-"""Miners of pairs: labels and distances in, `Pairs` of row numbers out."""
+"""Miners of pairs: for each anchor the positives and the negatives that a rule wants."""
 
 from __future__ import annotations
 
@@ -54,14 +54,32 @@ class MultiSimilarityMiner(_PairMiner):
     no negative pair, one without negatives no positive pair.
 
     Args:
-        epsilon: ε, in units of the distance.
-        distance, relation, max_count, seed, tile_rows: as for `Miner`; the distance is the cosine's unless
-            another is given, and `max_count` bounds positive and negative pairs each.
+        epsilon: ε, any finite number, in units of the distance: the larger, the more pairs.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
+            normalised, save by `"cosine"`.
+        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
+            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        max_count: the most positive pairs, and the most negative pairs, to return, drawn uniformly from all
+            that the rule gives; None for all.
+        seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
+            and ids.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes no result.
+
+    Returns:
+        When called, `Pairs(pos_anchor, positive, neg_anchor, negative)`: int64, the positive pairs in the
+        first two [p] and the negative pairs in the others [q], each in the order of the anchors. Anchors are
+        rows of the batch; positives and negatives are too, or rows of `ref` where the call has it. Nothing to
+        mine gives empty tensors.
 
     Raises:
-        ValueError: an option out of range; when called, what `Pairwise` refuses.
+        ValueError: an option out of range; when called, embeddings, labels, ids or ref that do not fit
+            together or are not finite.
 
     Example:
+        >>> import torch
+        >>> from tercet import MultiSimilarityMiner
         >>> x = torch.tensor([[0.0], [1.0], [0.5], [9.0]])
         >>> MultiSimilarityMiner(distance="euclidean")(x, torch.tensor([0, 0, 1, 1])).neg_anchor.tolist()
         [0, 1, 2, 2, 3]
@@ -102,15 +120,33 @@ class PairMargin(_PairMiner):
     (a, p) : D(a,p) > m⁺ and (a, n) : D(a,n) < m⁻: what a contrastive loss with these margins is not 0 for
 
     Args:
-        pos_margin: m⁺, in units of the distance.
-        neg_margin: m⁻, in units of the distance.
-        distance, relation, max_count, seed, tile_rows: as for `Miner`; `max_count` bounds positive and
-            negative pairs each.
+        pos_margin: m⁺, any finite number, in units of the distance.
+        neg_margin: m⁻, any finite number, in units of the distance.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
+            normalised, save by `"cosine"`.
+        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
+            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        max_count: the most positive pairs, and the most negative pairs, to return, drawn uniformly from all
+            that the rule gives; None for all.
+        seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
+            and ids.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes no result.
+
+    Returns:
+        When called, `Pairs(pos_anchor, positive, neg_anchor, negative)`: int64, the positive pairs in the
+        first two [p] and the negative pairs in the others [q], each in the order of the anchors. Anchors are
+        rows of the batch; positives and negatives are too, or rows of `ref` where the call has it. Nothing to
+        mine gives empty tensors.
 
     Raises:
-        ValueError: an option out of range; when called, what `Pairwise` refuses.
+        ValueError: an option out of range; when called, embeddings, labels, ids or ref that do not fit
+            together or are not finite.
 
     Example:
+        >>> import torch
+        >>> from tercet import PairMargin
         >>> x = torch.tensor([[0.0], [1.0], [0.5], [9.0]])
         >>> pairs = PairMargin(pos_margin=2.0, neg_margin=0.8)(x, torch.tensor([0, 0, 1, 1]))
         >>> [index.tolist() for index in pairs]

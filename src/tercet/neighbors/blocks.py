@@ -103,7 +103,7 @@ class RowBlock(NamedTuple):
             return self.positives(farthest=True), self.negatives(consume)
         keys = signed_keys(self.keys[:, :b], self.positive, self.negative)
         sign = keys.new_ones(2 * a)
-        sign[:a] = -1
+        sign[:a].neg_()
         return (Candidates(torch.cat([self.rows, self.rows]), keys, self.columns, sign),)
 
     def positive_pairs(self, having: Candidates | None = None) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tercet.neighbors.blocks import Candidates, RowBlock, split_rows
-from tercet.neighbors.keys import ExactDistances, RankKeys, class_keys, shortlist
+from tercet.neighbors.keys import ExactDistances, RankKeys, class_keys, first_above, shortlist
 from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import below_bound, kept_above, row_argmin, true_places
 from tercet.pairwise.tiles import Pairwise
@@ -130,15 +130,47 @@ class ExactSearch:
         Returns:
             int64 [a, k], column numbers.
         """
+        if k == 1:
+            return self.first(candidates, above, consume)[:, None]
+        return self._first_k(candidates, k, above, consume)
+
+    def first(
+        self, candidates: Candidates, above: Float[Tensor, " a"] | None = None, consume: bool = False
+    ) -> Int[Tensor, " a"]:
+        """`nearest` for k = 1, as int64 [a]."""
+        rows, keys, columns, sign = candidates
+        if not 0 < len(columns) <= self._budget.argmin_columns:
+            return self._first_k(candidates, 1, above, consume)[:, 0]
+        limit = None if above is None else above * sign
+        bound = None if above is None else self._keys_of(above, rows) * sign
+        # One by one, since ambiguous entries of a small table are few.
+        at, (i, j), left = row_argmin(keys, self._of_rows(self._keys.error, rows), bound)
+        chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
+        if i.shape[0] > self._budget.crowded_entries * keys.shape[0]:  # as when all are equal
+            left, i = torch.cat([left, i.unique_consecutive()]), i[:0]
+        if left.shape[0]:
+            chosen[left] = self._first_of_rows(candidates, left, 1, limit)[:, 0]
+        if not i.shape[0]:
+            return chosen
+        j = self._numbers(columns, j)
+        d = self.distances(self._numbers(rows, i), j) * sign.index_select(0, i)
+        best: dict[int, tuple[float, int]] = {}  # (distance, column): the least is the lower of equal columns
+        for row, entry in zip(i.tolist(), zip(d.tolist(), j.tolist(), strict=True), strict=True):
+            best[row] = min(best.get(row, entry), entry)
+        places = chosen.new_tensor(list(best))
+        chosen[places] = chosen.new_tensor([column for _, column in best.values()])
+        return chosen
+
+    def _first_k(
+        self, candidates: Candidates, k: int, above: Float[Tensor, " a"] | None, consume: bool
+    ) -> Int[Tensor, "a k"]:
+        """`nearest`, by shortlists."""
         rows, keys, columns, sign = candidates
         if not len(columns):
             return rows.new_full((len(rows), k), -1)
         error, limit, bound = self._of_rows(self._keys.error, rows), None, None
         if above is not None:  # from here on, distances and their keys count times the sign
             limit, bound = above * sign, self._keys_of(above, rows) * sign
-        if k == 1 and len(columns) <= self._budget.argmin_columns:
-            return self._nearest_one(candidates, error, limit, bound)[:, None]
-        if bound is not None:
             candidates = candidates._replace(keys=kept_above(bound - error, keys, inplace=consume))
         values, at = shortlist(candidates.keys, k + 2, self._group)
         chosen = columns[at[:, :k].clamp(max=len(columns) - 1)].masked_fill(values[:, :k] == math.inf, -1)
@@ -157,7 +189,7 @@ class ExactSearch:
         found = [rows[:0]]
         for row, part, each in split_rows(keys.shape[1], rows, keys, sign):
             some = Candidates(row, part, columns, each).reversed(out=self._room(keys, len(row)))
-            found.append(self.nearest(some, consume=True)[:, 0])
+            found.append(self.first(some, consume=True))
         return torch.cat(found)
 
     def nearest_above(
@@ -175,11 +207,14 @@ class ExactSearch:
         """
         chosen, left = torch.full_like(at, -1), torch.arange(len(at), device=at.device)
         if len(at) > self._budget.sorted_bounds * len(candidates.rows):
-            chosen, ambiguous = self._bisected(candidates, at, above)
+            rows, columns = candidates.rows[at], candidates.columns
+            bound = self._keys_of(above, rows) * candidates.sign[at]
+            place, ambiguous = first_above(candidates.keys, at, bound, self._keys.error[rows])
+            chosen = columns[place.clamp(0, len(columns) - 1)].masked_fill(place < 0, -1)
             (left,) = ambiguous.nonzero(as_tuple=True)
         for (part,) in split_rows(candidates.keys.shape[1], left):
             some = candidates.take(at[part], out=self._room(candidates.keys, len(part)))
-            chosen[part] = self.nearest(some, above=above[part], consume=True)[:, 0]
+            chosen[part] = self.first(some, above[part], consume=True)
         return chosen
 
     def closer_than(
@@ -212,31 +247,11 @@ class ExactSearch:
 
     def hardest(self, extremes: tuple[Candidates, ...]) -> tuple[Int[Tensor, " a"], Int[Tensor, " a"]]:
         """Of `extremes`, the farthest positive and the nearest negative of each row; −1 where none is."""
-        found = [self.nearest(each)[:, 0] for each in extremes]
-        positive, negative = found if len(found) == 2 else found[0].chunk(2)
+        if len(extremes) == 1:
+            positive, negative = self.first(extremes[0]).chunk(2)
+        else:
+            positive, negative = (self.first(each) for each in extremes)
         return positive, negative
-
-    def _nearest_one(
-        self, candidates: Candidates, error: Tensor, limit: Tensor | None, bound: Tensor | None
-    ) -> Int[Tensor, " a"]:
-        """`nearest` for k = 1 of a table of few columns, whose ambiguous entries are listed one by one."""
-        rows, keys, columns, sign = candidates
-        at, (i, j), left = row_argmin(keys, error, bound)
-        chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
-        if i.shape[0] > self._budget.crowded_entries * keys.shape[0]:  # as when all are equal
-            left, i = torch.cat([left, i.unique_consecutive()]), i[:0]
-        if left.shape[0]:
-            chosen[left] = self._first_of_rows(candidates, left, 1, limit)[:, 0]
-        if not i.shape[0]:
-            return chosen
-        j = self._numbers(columns, j)
-        d = self.distances(self._numbers(rows, i), j) * sign[i]
-        best: dict[int, tuple[float, int]] = {}  # (distance, column): the smallest tuple is the lower column
-        for row, *entry in zip(i.tolist(), d.tolist(), j.tolist(), strict=True):
-            best[row] = min(best.get(row, tuple(entry)), tuple(entry))
-        places = chosen.new_tensor(list(best))
-        chosen[places] = chosen.new_tensor([column for _, column in best.values()])
-        return chosen
 
     def _resolve(
         self,
@@ -310,26 +325,6 @@ class ExactSearch:
         d, order = d.sort(dim=1, stable=True)
         best = columns[order[:, :k]].masked_fill_(d[:, :k] == math.inf, -1)
         return pad(best, (0, k - best.shape[1]), value=-1)
-
-    def _bisected(
-        self, candidates: Candidates, at: Int[Tensor, " t"], above: Float[Tensor, " t"]
-    ) -> tuple[Int[Tensor, " t"], Bool[Tensor, " t"]]:
-        """`nearest_above` by keys sorted once, and for which distances that is ambiguous."""
-        rows, sign = candidates.rows[at], candidates.sign[at]
-        error, middle = self._keys.error[rows], self._keys_of(above, rows) * sign
-        keys, order = pad(candidates.keys, (0, 2), value=math.inf).sort(dim=1)  # [a, w + 2]
-        first = torch.searchsorted(at, torch.arange(len(keys), device=at.device))
-        place = torch.arange(len(at), device=at.device) - first[at]  # of each distance among those of its row
-        marks = keys.new_full((2, len(keys), int(place.max()) + 1), math.inf)  # [2, a, q]
-        marks[0, at, place], marks[1, at, place] = middle - error, middle + error
-        low = torch.searchsorted(keys, marks[0])[at, place]
-        high = torch.searchsorted(keys, marks[1], right=True)[at, place].clamp_(max=keys.shape[1] - 2)
-        key, following = keys[at, high], keys[at, high + 1]
-        missing = key == math.inf
-        columns = candidates.columns
-        column = columns[order[at, high].clamp_(max=len(columns) - 1)]
-        apart = (following - key > 2 * error) | (following == math.inf)
-        return column.masked_fill(missing, -1), (low != high) | ~(missing | apart)
 
     def _keys_of(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
         """The rank key of a distance from each row."""

@@ -34,7 +34,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -45,7 +45,7 @@ from tercet.pairwise.distances import Distance, exact, exact_pairs
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import full_precision, roundoff
 
-__all__ = ["ExactDistances", "RankKeys", "class_keys", "shortlist", "square_bound"]
+__all__ = ["ExactDistances", "RankKeys", "class_keys", "first_above", "shortlist", "square_bound"]
 
 
 class RankKeys:
@@ -187,15 +187,16 @@ def square_bound(
     lengths: Any = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     others: Any = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
     share, tiny = _shares(k, x.dtype, roundoff(x))
-    if x.device.type == "cpu":  # the same arithmetic for less a call
+    on_cpu = x.device.type == "cpu"
+    if on_cpu:  # the same arithmetic, where a call of numpy costs a fifth of torch's
         lengths, others = lengths.numpy(), others.numpy()
     error = lengths + (others.max() if others.shape[0] else 0.0)
     error *= error
     error *= share
     error += tiny
-    xx = torch.as_tensor(lengths * lengths).to(x.dtype)
-    yy = xx if y is x else torch.as_tensor(others * others).to(x.dtype)
-    return torch.as_tensor(error).to(x.dtype), xx, yy
+    found = [error, lengths * lengths] if y is x else [error, lengths * lengths, others * others]
+    found = [(torch.from_numpy(v) if on_cpu else v).to(x.dtype) for v in found]
+    return found[0], found[1], found[-1]
 
 
 @functools.cache
@@ -255,3 +256,34 @@ def shortlist(
     values, order = values.topk(min(count, at.shape[1]), dim=1, largest=False)
     missing = count - values.shape[1]
     return pad(values, (0, missing), value=math.inf), pad(at.gather(1, order), (0, missing))
+
+
+def first_above(
+    keys: Float[Tensor, "a w"], at: Int[Tensor, " t"], bound: Float[Tensor, " t"], error: Float[Tensor, " t"]
+) -> tuple[Int[Tensor, " t"], Bool[Tensor, " t"]]:
+    """The place of the smallest key above each bound, −1 where there is none, and whether that is ambiguous.
+
+    Every row is sorted once, and its bounds are found by bisection.
+
+    Args:
+        keys: [a, w]; inf is no key.
+        at: the row of each bound, in rising order.
+        bound: keys of distances.
+        error: the error bound of each bound's row.
+
+    Example:
+        >>> keys, at = torch.tensor([[4.0, 1.0, 3.9, 2.0]]), torch.tensor([0, 0, 0, 0])
+        >>> first_above(keys, at, torch.tensor([0.0, 1.05, 3.0, 5.0]), torch.full((4,), 0.1))
+        (tensor([ 1,  3,  2, -1]), tensor([False,  True,  True, False]))
+    """
+    values, order = pad(keys, (0, 2), value=math.inf).sort(dim=1)  # [a, w + 2]
+    first = torch.searchsorted(at, torch.arange(len(keys), device=at.device))
+    place = torch.arange(len(at), device=at.device) - first[at]  # of each bound among those of its row
+    marks = keys.new_full((2, len(keys), int(place.max()) + 1), math.inf)  # [2, a, q]
+    marks[0, at, place], marks[1, at, place] = bound - error, bound + error
+    low = torch.searchsorted(values, marks[0])[at, place]
+    high = torch.searchsorted(values, marks[1], right=True)[at, place].clamp_(max=keys.shape[1])
+    key, following = values[at, high], values[at, high + 1]
+    missing = key == math.inf
+    apart = (following - key > 2 * error) | (following == math.inf)
+    return order[at, high].masked_fill(missing, -1), (low != high) | ~(missing | apart)

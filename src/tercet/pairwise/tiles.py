@@ -214,7 +214,8 @@ class Pairwise:
         for rows in self.spans():
             is_positive, negative = self.sides(rows)
             anchors, columns = true_places(is_positive)
-            for anchor, positive in zip(anchors.split(self.tile_rows), columns.split(self.tile_rows)):
+            parts = zip(anchors.split(self.tile_rows), columns.split(self.tile_rows), strict=True)
+            for anchor, positive in parts:
                 if not len(anchor):  # split gives one empty chunk of nothing
                     continue
                 once, again = torch.unique_consecutive(anchor, return_inverse=True)
@@ -343,9 +344,9 @@ def mined_rows(
         raise refusal(caller, "mined", shown, "as many positives, and as many negatives, as anchors")
     out = [index.to(device, torch.int64) for index in out]
     sizes = (rows, columns, columns) if len(out) == 3 else (rows, columns, rows, columns)
-    some = [(index, size) for index, size in zip(out, sizes) if len(index)]
+    some = [(index, size) for index, size in zip(out, sizes, strict=True) if len(index)]
     ends = torch.stack([end for index, _ in some for end in index.aminmax()]).tolist() if some else []
-    for (index, size), low, high in zip(some, ends[::2], ends[1::2]):
+    for (index, size), low, high in zip(some, ends[::2], ends[1::2], strict=True):
         if low < 0 or high >= size:
             first = int(index[(index < 0) | (index >= size)][0])
             hint = "pass the embeddings, and the ref, that were mined"
