@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tercet.core.checks import as_int, refusal
 from tercet.core.indices import References
 from tercet.metrics.inputs import as_pairwise
+from tercet.metrics.ranks import first_ranks, hits_at_r
 from tercet.metrics.scores import Score
 from tercet.pairwise.distances import Distance
-from tercet.pairwise.tiles import Tile
+from tercet.pairwise.tiles import Pairwise
 
 __all__ = ["map_at_r", "recall_at_k"]
 
@@ -72,11 +74,9 @@ def recall_at_k(
     if not ks:
         raise refusal("recall_at_k", "k", k, "one number or more")
     pairwise = as_pairwise("recall_at_k", embeddings, labels, ids, ref, distance, tile_rows)
-    ranks = [torch.empty(0, dtype=torch.int64)]
-    for tile in pairwise.tiles():
-        ranks.append(_first_rank(tile)[tile.positive.any(1)].cpu())
-    rank = torch.cat(ranks)
-    scores = {each: _score((rank <= each).double(), len(pairwise.inputs[0])) for each in ks}
+    ranks = first_ranks(pairwise)
+    answered = ranks[ranks > 0].cpu()
+    scores = {each: _score((answered <= each).double(), len(ranks)) for each in ks}
     return scores if several is not None else scores[ks[0]]
 
 
@@ -118,32 +118,23 @@ def map_at_r(
         Musgrave, Belongie & Lim, "A metric learning reality check", 2020.
     """
     pairwise = as_pairwise("map_at_r", embeddings, labels, ids, ref, distance, tile_rows)
-    values = [torch.empty(0, dtype=torch.float64)]
-    for tile in pairwise.tiles():
-        values.append(_average_precision(tile)[tile.positive.any(1)].cpu())
-    return _score(torch.cat(values), len(pairwise.inputs[0]))
+    n, device = len(pairwise.inputs[0]), pairwise.labels.device
+    value = torch.full((n,), math.nan, dtype=torch.float64, device=device)
+    width = _largest_class(pairwise)  # one for all blocks, so that no sum depends on the block
+    place = torch.arange(1, width + 1, device=device)
+    for rows, found, hits in hits_at_r(pairwise):
+        hits = pad(hits, (0, width - hits.shape[1])) & (place <= found[:, None])  # [a, width]
+        precision = hits.cumsum(1) / place.double()
+        value[rows] = (precision * hits).sum(1) / found  # NaN where R = 0
+    return _score(value[~value.isnan()].cpu(), n)
 
 
-def _first_rank(tile: Tile) -> Int[Tensor, " a"]:
-    """The rank of each query's nearest positive: 1 and the negatives that come before it."""
-    nearest = tile.distance.masked_fill(~tile.positive, math.inf).amin(1, keepdim=True)  # [a, 1]
-    place = torch.arange(tile.distance.shape[1], device=nearest.device).expand_as(tile.distance)
-    level = tile.distance == nearest  # `min` may name any of several equal columns
-    column = place.masked_fill(~(level & tile.positive), place.shape[1]).amin(1, keepdim=True)
-    ahead = (tile.distance < nearest) | (level & (place < column))
-    return 1 + (ahead & tile.negative).sum(1)
-
-
-def _average_precision(tile: Tile) -> Float[Tensor, " a"]:
-    """Σ P(i) / R for each query; NaN where R = 0."""
-    found = tile.positive.sum(1)  # [a], R
-    seen = tile.positive | tile.negative
-    depth = max(1, int(found.max()))
-    order = tile.distance.masked_fill(~seen, math.inf).sort(dim=1, stable=True).indices[:, :depth]
-    hit = tile.positive.gather(1, order)  # [a, depth]
-    place = torch.arange(1, depth + 1, device=hit.device)
-    precision = hit.cumsum(1) / place.double()
-    return (precision * (hit & (place <= found[:, None]))).sum(1) / found
+def _largest_class(pairwise: Pairwise) -> int:
+    """At least as many images as any query has to find."""
+    if not len(pairwise.column_labels):
+        return 0
+    _, counts = pairwise.column_labels.unique(return_counts=True)
+    return int(counts.max()) - pairwise.own_column
 
 
 def _score(values: Float[Tensor, " q"], rows: int) -> Score:

@@ -41,6 +41,10 @@ class ExactSearch:
         ordered: take rows and columns in class order, so that the positives of a block lie in a narrow class
             block. Small batches, and relations without classes, stay as they are; `in_order` says so.
 
+    Attributes:
+        keys: the rank keys, with the error bound of each row.
+        exact: the distances that decide.
+
     Example:
         >>> from tercet.pairwise.distances import euclidean
         >>> x = torch.tensor([[0.0], [1.0], [3.0], [4.0]])
@@ -60,8 +64,8 @@ class ExactSearch:
         self._budget = sizes = budget(device)
         classes = class_keys(pairwise) if ordered and n > sizes.class_order_rows else None
         self.in_order = classes is None
-        self._exact = ExactDistances(pairwise.distance, *inputs)
-        self._x, self._y = self._exact.x, self._exact.y
+        self.exact = ExactDistances(pairwise.distance, *inputs)
+        self._x, self._y = self.exact.x, self.exact.y
         if classes is None:
             self._labels = None
             own = pairwise.own_column  # then the ids are the row numbers
@@ -69,7 +73,7 @@ class ExactSearch:
             self._order = every, every if own else torch.arange(r, device=device)
         else:
             self._labels, self._order = zip(*(key.sort(stable=True) for key in classes), strict=True)
-        self._keys = RankKeys(pairwise.distance, self._x, self._y, None if self.in_order else self._order)
+        self.keys = RankKeys(pairwise.distance, self._x, self._y, None if self.in_order else self._order)
         # Groups of √r / 2 columns: a shortlist reads 2√r least keys of groups, and the members of a few.
         self._group = 2 ** max(0, round(math.log2(max(1, r)) / 2 - 1))
         self._width = -(-r // self._group) * self._group
@@ -87,7 +91,7 @@ class ExactSearch:
             return
         if self.in_order and self._height == n and r <= self._budget.argmin_columns:
             sides = self._pairwise.sides(slice(0, n))
-            yield RowBlock(self._order[0], self._keys.table(), self._order[1], slice(0, r), *sides)
+            yield RowBlock(self._order[0], self.keys.table(), self._order[1], slice(0, r), *sides)
             return
         buffer = self._x.new_empty((self._height, self._width))
         if r < self._width:
@@ -95,7 +99,7 @@ class ExactSearch:
         for start in range(0, n, self._height):
             places = slice(start, min(start + self._height, n))
             keys = buffer[: places.stop - start]
-            self._keys.table(places, out=keys[:, :r])
+            self.keys.table(places, out=keys[:, :r])
             rows = self._order[0][places]
             if self._labels is None:
                 yield RowBlock(rows, keys, self._order[1], slice(0, r), *self._pairwise.sides(places))
@@ -109,7 +113,7 @@ class ExactSearch:
 
     def distances(self, rows: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
         """The exact distance of each row to its column."""
-        return self._exact.pairs(rows, columns)
+        return self.exact.pairs(rows, columns)
 
     def nearest(
         self,
@@ -144,7 +148,7 @@ class ExactSearch:
         limit = None if above is None else above * sign
         bound = None if above is None else self._keys_of(above, rows) * sign
         # One by one, since ambiguous entries of a small table are few.
-        at, (i, j), left = row_argmin(keys, self._of_rows(self._keys.error, rows), bound)
+        at, (i, j), left = row_argmin(keys, self._of_rows(self.keys.error, rows), bound)
         chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
         if i.shape[0] > self._budget.crowded_entries * keys.shape[0]:  # as when all are equal
             left, i = torch.cat([left, i.unique_consecutive()]), i[:0]
@@ -168,7 +172,7 @@ class ExactSearch:
         rows, keys, columns, sign = candidates
         if not len(columns):
             return rows.new_full((len(rows), k), -1)
-        error, limit, bound = self._of_rows(self._keys.error, rows), None, None
+        error, limit, bound = self._of_rows(self.keys.error, rows), None, None
         if above is not None:  # from here on, distances and their keys count times the sign
             limit, bound = above * sign, self._keys_of(above, rows) * sign
             candidates = candidates._replace(keys=kept_above(bound - error, keys, inplace=consume))
@@ -209,7 +213,7 @@ class ExactSearch:
         if len(at) > self._budget.sorted_bounds * len(candidates.rows):
             rows, columns = candidates.rows[at], candidates.columns
             bound = self._keys_of(above, rows) * candidates.sign[at]
-            place, ambiguous = first_above(candidates.keys, at, bound, self._keys.error[rows])
+            place, ambiguous = first_above(candidates.keys, at, bound, self.keys.error[rows])
             chosen = columns[place.clamp(0, len(columns) - 1)].masked_fill(place < 0, -1)
             (left,) = ambiguous.nonzero(as_tuple=True)
         for (part,) in split_rows(candidates.keys.shape[1], left):
@@ -234,11 +238,11 @@ class ExactSearch:
         """
         rows, keys, columns, sign = candidates
         middle = self._keys_of(bound, rows) * sign
-        error = self._of_rows(self._keys.error, rows)
+        error = self._of_rows(self.keys.error, rows)
         found, (i, j) = below_bound(keys[:, : len(columns)], middle, error, among)  # [a, c]
         if len(i):
             if self._budget.dense_share * len(i) > found.numel():
-                d = self._exact.table(rows, columns)[i, j]
+                d = self.exact.table(rows, columns)[i, j]
             else:
                 d = self.distances(self._numbers(rows, i), self._numbers(columns, j))
             d, b = d * sign[i], (bound * sign)[i]
@@ -304,7 +308,7 @@ class ExactSearch:
         chosen[some] = listed.gather(1, order).masked_fill(d == math.inf, -1)[:, :k]
         last = self._keys_of(d[:, k - 1] * sign, rows) * sign
         complete = values[:, -1] == math.inf
-        resolved = (d[:, k - 1] < math.inf) & (last < values[:, -1] - self._keys.error[rows])
+        resolved = (d[:, k - 1] < math.inf) & (last < values[:, -1] - self.keys.error[rows])
         return some[~(complete | resolved)]
 
     def _first_of_rows(
@@ -312,7 +316,7 @@ class ExactSearch:
     ) -> Int[Tensor, "u k"]:
         """The first k of all candidates of some rows, by differences."""
         columns, order = candidates.columns.sort()
-        d = self._exact.table(candidates.rows[some], columns)
+        d = self.exact.table(candidates.rows[some], columns)
         d *= candidates.sign[some, None]
         d.masked_fill_(candidates.keys[some][:, order] == math.inf, math.inf)
         if limit is not None:
@@ -328,7 +332,7 @@ class ExactSearch:
 
     def _keys_of(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
         """The rank key of a distance from each row."""
-        return self._keys.of_distance(distance, None if self._is_every(rows) else rows)
+        return self.keys.of_distance(distance, None if self._is_every(rows) else rows)
 
     def _of_rows(self, values: Float[Tensor, " n"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
         return values if self._is_every(rows) else values[rows]
