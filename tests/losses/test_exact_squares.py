@@ -14,6 +14,7 @@ from tercet.metrics.retrieval import map_at_r, recall_at_k
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.hard import EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
+from tercet.pairwise.budget import override
 from tercet.pairwise.differences import pair_squares, squares_by_differences
 from tercet.pairwise.distances import as_distance, exact, exact_pairs
 from tercet.pairwise.euclidean import centre_of, fast_entries, fast_tile
@@ -123,9 +124,8 @@ DIRECTIONS = {
 @pytest.mark.parametrize("bound", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("rows", DIRECTIONS)
 @pytest.mark.parametrize("distance", BATCHES)
-def test_heads_decide_ties_that_rounding_blurs_as_miners_do(distance, rows, bound, few, dtype, monkeypatch):
+def test_heads_decide_ties_that_rounding_blurs_as_miners_do(distance, rows, bound, few, dtype):
     """Directions of whole numbers, and duplicates: ties that no product sees."""
-    monkeypatch.setattr("tercet.losses.triplet.FEW_POSITIVES", few)
     x = DIRECTIONS[rows].to(dtype)
     if distance == "squared_euclidean":
         x = torch.nn.functional.normalize(x)
@@ -133,7 +133,8 @@ def test_heads_decide_ties_that_rounding_blurs_as_miners_do(distance, rows, boun
     mined = BatchAll(margin=bound, distance=distance)(x, LABELS)
     for power in (1, 2):
         head = TripletMargin(bound, distance=distance, power=power)
-        compare(head, x, mined, near)
+        with override(positive_passes=few):
+            compare(head, x, mined, near)
     pairs = PairMargin(bound, bound, distance=distance)(x, LABELS)
     for head in (Contrastive(bound, bound, distance=distance), MarginLoss(0.0, bound, distance=distance)):
         compare(head, x, pairs, near)
@@ -202,9 +203,9 @@ def test_numbers_too_small_for_a_grid_have_a_centre():
         assert fast_tile(x, x, root=False).tolist() == [[0, 0], [0, 0]]
 
 
-def test_a_table_in_several_blocks_is_the_same(monkeypatch):
+def test_a_table_in_several_blocks_is_the_same():
     x = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
     whole = squares_by_differences(x, x)
     for numbers in (1, 50, 1000):
-        monkeypatch.setattr("tercet.pairwise.differences._CACHED", numbers)
-        assert torch.equal(squares_by_differences(x, x), whole)
+        with override(summed_numbers=numbers):
+            assert torch.equal(squares_by_differences(x, x), whole)

@@ -7,10 +7,10 @@ from tercet.losses import pair, tile_gradients, triplet
 from tercet.losses.listwise import InfoNCE
 from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.pair_weighting import MultiSimilarity
-from tercet.losses.tile_gradients import NegativeCosine, TileLoss, differentiated, sloped
+from tercet.losses.tile_gradients import TileLoss, differentiated, loss_from_pair_gradients
 from tercet.losses.triplet import TripletMargin
 from tercet.pairwise.accumulate import summed
-from tercet.pairwise.distances import Mahalanobis, as_distance
+from tercet.pairwise.distances import Mahalanobis, as_distance, negative_cosine
 from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
 from tercet.pairwise.tiles import Pairwise
 from tests.contracts.heads import points
@@ -33,7 +33,7 @@ class Foreign:
 
 DISTANCES = {
     **{name: as_distance("test", name) for name in ("euclidean", "squared_euclidean", "cosine", "dot")},
-    "negative cosine": NegativeCosine(),
+    "negative cosine": negative_cosine,
     "Mahalanobis": Mahalanobis(torch.eye(6, dtype=torch.float64)[:, :5] * 2),
     "foreign": Foreign(),
 }
@@ -100,7 +100,7 @@ def test_value_and_gradient_are_those_of_differences(name, kind, with_ref, heigh
             x,
             y,
             dtype,
-            lambda pairs: sloped("Head", pairs, "sum", weighted),
+            lambda pairs: loss_from_pair_gradients("Head", pairs, "sum", weighted),
             tile_rows=height,
         )
         for u, v in zip(found, expected):
@@ -112,7 +112,7 @@ def test_value_and_gradient_are_those_of_differences(name, kind, with_ref, heigh
 @every_distance
 def test_the_rows_part_twice_is_the_gradient_where_pairs_are_symmetric(name, kind):
     def loss(symmetric):
-        return lambda pairs: sloped("Head", pairs, "mean", weighted, symmetric=symmetric)
+        return lambda pairs: loss_from_pair_gradients("Head", pairs, "mean", weighted, symmetric=symmetric)
 
     for height in (None, 12):
         args = DISTANCES[name], batch(kind), None, torch.float64
@@ -145,7 +145,7 @@ def test_only_gradients_that_are_wanted_are_computed(name, monkeypatch):
         inputs = [v.clone().requires_grad_(w) for v, w in zip((x, y), wanted)]
         ref = References(inputs[1], torch.arange(5) % 3)
         pairwise = Pairwise("test", inputs[0], labels, ref=ref, distance=DISTANCES[name])
-        loss = sloped("Head", pairwise, "mean", weighted)
+        loss = loss_from_pair_gradients("Head", pairwise, "mean", weighted)
         assert loss.requires_grad == any(wanted)
         if any(wanted):
             loss.backward()
@@ -161,11 +161,11 @@ def test_a_tile_is_differentiated_by_its_distances_alone():
         found = differentiated(losses, reduction, tile, True)
         value, count = summed(losses(tile), reduction)
         assert (found.value, found.count) == (value, count)
-        assert torch.equal(found.slopes, ((tile.distance > 1) & tile.positive).to(x))
+        assert torch.equal(found.pair_gradients, ((tile.distance > 1) & tile.positive).to(x))
         found = differentiated(losses, reduction, tile, False)
-        assert (found.value, found.count, found.slopes) == (value, count, None)
+        assert (found.value, found.count, found.pair_gradients) == (value, count, None)
     nothing = differentiated(lambda tile: tile.distance.new_zeros(0), "mean", tile, True)
-    assert nothing.slopes is None or not nothing.slopes.any()
+    assert nothing.pair_gradients is None or not nothing.pair_gradients.any()
 
 
 def test_lowered_precision_of_products_does_not_reach_a_distance():
@@ -178,7 +178,7 @@ def test_lowered_precision_of_products_does_not_reach_a_distance():
             found.append(kind.__name__)
     finally:
         torch.set_float32_matmul_precision(before)
-    assert found == ["_Squares", "_Tiles"]
+    assert found == ["_EuclideanGradient", "_TileGradient"]
 
 
 @pytest.mark.parametrize("head", [InfoNCE(), MultiSimilarity(), MarginLoss(), Contrastive(), TripletMargin()])
@@ -198,4 +198,4 @@ def test_no_slope_is_computed_where_nobody_wants_one(head, monkeypatch):
         found.clear()
         loss = head(x.clone().requires_grad_(wanted), labels)
         assert loss.requires_grad == wanted
-        assert [each.slopes is not None for each in found] == [wanted]
+        assert [each.pair_gradients is not None for each in found] == [wanted]

@@ -1,5 +1,4 @@
 import math
-from unittest import mock
 
 import pytest
 import torch
@@ -8,14 +7,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.losses import base as heads
-from tercet.losses import triplet
 from tercet.losses.base import rows_of_table
 from tercet.losses.histogram import Histogram
 from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.triplet import TripletMargin
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.hard import BatchHard
+from tercet.pairwise.budget import budget, override
 from tercet.pairwise.distances import Mahalanobis, as_distance
 from tests.contracts.heads import (
     BATCHES,
@@ -144,7 +142,7 @@ def test_sums_equal_the_list_even_where_triplets_stand_exactly_at_the_margin(
 ):
     x, labels = torch.tensor(places, dtype=torch.float64)[:, None], torch.tensor(labels[: len(places)])
     head = TripletMargin(margin, power=power, tile_rows=height)
-    with mock.patch.object(triplet, "FEW_POSITIVES", few):
+    with override(positive_passes=few):
         loss, grad = gradient_of(head, x, labels)
     listed, listed_grad = gradient_of(head, x, labels, mined=BatchAll()(x, labels))
     torch.testing.assert_close(loss, listed)
@@ -161,7 +159,7 @@ def test_few_and_many_positives_are_summed_alike(sizes, power, few):
     for reduction in REDUCTIONS:
         head, whole = (TripletMargin(0.5, power=power, reduction=reduction, tile_rows=h) for h in (16, None))
         listed, listed_grad = gradient_of(whole, x, labels, mined=BatchAll()(x, labels))
-        with mock.patch.object(triplet, "FEW_POSITIVES", few):
+        with override(positive_passes=few):
             loss, grad = gradient_of(head, x, labels)
             single, single_grad = gradient_of(head, x.float(), labels)
         torch.testing.assert_close(loss, listed, rtol=1e-9, atol=0)
@@ -237,8 +235,7 @@ def test_tiles_of_the_head_s_own_height_change_nothing(name):
     ],
     ids=["hinge", "squared, with swap", "soft", "contrastive", "margin loss", "histogram"],
 )
-def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_order, monkeypatch):
-    monkeypatch.setattr(heads, "_LEAST", 0)
+def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_order):
     x, labels = points(40, 6, seed=1), torch.arange(40) % 7
     x[1], x[7], x[9] = x[0] + 1e-9, x[0] + 1e-6, x[2]  # of other classes and of the same
     ref = References(points(30, 6, seed=2), torch.arange(30) % 7)
@@ -251,10 +248,10 @@ def test_a_list_is_measured_by_a_table_or_pair_by_pair_alike(make, distance, in_
         for tile_rows in (None, 50):
             found = []
             for entries, way in ((0, "paired"), (10**9, "entries")):
-                monkeypatch.setattr(heads, "_ENTRIES_TO_ONE", entries)
                 head = make(distance=distance, tile_rows=tile_rows).double()
                 head.distance = Counted(head.distance)
-                found.append(gradient_of(head, x, labels, mined=mined, ref=columns))
+                with override(table_numbers=0, table_share=entries):
+                    found.append(gradient_of(head, x, labels, mined=mined, ref=columns))
                 assert head.distance.calls == {way}
             check_alike(*found)
 
@@ -288,15 +285,16 @@ def test_a_table_has_few_entries_to_a_pair_and_fits_a_tile():
 
 
 @pytest.mark.parametrize("long", [1, 20_000])
-def test_a_list_of_all_triplets_in_long_parts_gives_the_loss_of_all(long, monkeypatch):
-    monkeypatch.setattr(heads, "LONG", long)
+def test_a_list_of_all_triplets_in_long_parts_gives_the_loss_of_all(long):
     x, labels = points(128, 128), torch.arange(128) % 16
     mined = BatchAll()(x, labels)
     head = TripletMargin(reduction="mean")
-    parts = [len(a) for a, *_ in head.parts(x, x, *mined)]
+    with override(table_tuples=long):
+        parts = [len(a) for a, *_ in head.chunks(x, x, *mined)]
+        listed = gradient_of(head, x, labels, mined=mined)
     assert len(parts) > 1
     assert max(parts) == max(long, 2**23 // (128 * 8))
-    check_alike(gradient_of(head, x, labels, mined=mined), gradient_of(head, x, labels))
+    check_alike(listed, gradient_of(head, x, labels))
 
 
 def test_parts_of_a_list_are_long_for_a_table_alone():
@@ -304,14 +302,14 @@ def test_parts_of_a_list_are_long_for_a_table_alone():
     sorted_rows, head = shuffled.sort().values, TripletMargin()
     height = 2**23 // (128 * 4)
     for rows, y, options, most in (
-        (sorted_rows, x[:10], {}, heads.LONG),
-        (sorted_rows, x[:10], {"long": False}, height),
+        (sorted_rows, x[:10], {}, budget(x.device).table_tuples),
+        (sorted_rows, x[:10], {"tables": False}, height),
         (shuffled, x, {}, height),
     ):
-        parts = list(head.parts(x, y, rows, rows, **options))
+        parts = list(head.chunks(x, y, rows, rows, **options))
         assert max(len(a) for a, _ in parts) == most
         assert torch.equal(torch.cat([a for a, _ in parts]), rows)
-    parts = list(TripletMargin(tile_rows=7).parts(x, x[:10], sorted_rows, sorted_rows))
+    parts = list(TripletMargin(tile_rows=7).chunks(x, x[:10], sorted_rows, sorted_rows))
     assert max(len(a) for a, _ in parts) == 7
 
 

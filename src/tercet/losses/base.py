@@ -1,4 +1,18 @@
-"""What heads that compare rows with columns share: their options, their call, and the walk over a list."""
+"""What heads that compare rows with columns share: options, the call, and the loss of a list of mined tuples.
+
+A list is measured and differentiated in one of four ways, from the fastest to the one that can do most:
+
+| way       | taken                                       | distances          | gradient       |
+|-----------|---------------------------------------------|--------------------|----------------|
+| one graph | short lists (`fits_one_graph`)              | pair by pair       | one graph      |
+| table     | lists long for their rows (`rows_of_table`) | a table by product | chunk by chunk |
+| chunks    | all other lists                             | pair by pair       | chunk by chunk |
+| none      | `reduction="none"`                          | pair by pair       | one graph      |
+
+"Chunk by chunk": each chunk is differentiated and freed at once, so memory is bounded and the loss can be
+differentiated once. With `reduction="none"` every loss keeps its graph, and can be differentiated twice. A
+given `tile_rows` sets the chunks' length, and a list is then never one graph.
+"""
 
 from __future__ import annotations
 
@@ -11,43 +25,27 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.core.checks import as_choice, as_int, promised, refusal
+from tercet.core.checks import as_choice, as_int, refusal
 from tercet.core.indices import GatheredReferences, References
 from tercet.pairwise.accumulate import REDUCTIONS, once_differentiable, summed, tiled_mean
 from tercet.pairwise.budget import budget
-from tercet.pairwise.distances import Distance, as_distance
-from tercet.pairwise.euclidean import picked
+from tercet.pairwise.distances import Distance, as_distance, entries_of
+from tercet.pairwise.euclidean import gather_rows
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
 from tercet.pairwise.tiles import Pairwise, features, mined_rows, tile_height
 from tercet.pairwise.torch_modes import full_precision, outside_graph, roundoff
 
-__all__ = [
-    "LONG",
-    "Head",
-    "distinct",
-    "nothing_of",
-    "pairs_of",
-    "reduced",
-    "rows_of_table",
-]
-
-_FEW_NUMBERS = 2**17  # of the features of a list
-
-LONG = 2**15
-"""So much of a list is taken at a time where a table serves it."""
-
-_ENTRIES_TO_ONE = 8  # a table has at most so many entries to each pair that is listed
-_LEAST = 2**18  # numbers of features, pairs × dimension: fewer do not pay for setting a table up
+__all__ = ["Head", "distinct", "empty_loss", "pairs_of", "reduced", "rows_of_table"]
 
 
 class Head(nn.Module, ABC):
-    """The call: labels say who is positive and who is negative, or a list of mined tuples does.
+    """A loss of rows against columns, whose positives and negatives come from labels or from mined tuples.
 
     A head adds its options, `of_all` for all pairs or triplets and `of_mined` for a list of them.
     """
 
-    tuples = "pairs"  # what a list is of, for the sentences
-    listing: str | None = None  # how to list them all, where one loss each is given of a list alone
+    tuples = "pairs"  # what a list consists of, for error messages
+    listing: str | None = None  # how to list all tuples, where reduction="none" takes a list only
     sums_over_anchors: bool = True  # whether the losses of parts of the batch against all of it add up
 
     def __init__(
@@ -72,28 +70,32 @@ class Head(nn.Module, ABC):
     ) -> Float[Tensor, "..."]:
         """The loss of the mined tuples, or of all.
 
-        It waits for the device, to look for NaN and where what comes next follows from the data, and stands
-        outside the graph of something compiled.
+        A call waits for the device, to look for NaN and to learn how many tuples there are, and stays outside
+        the graph of `torch.compile`.
 
-        With `reduction="none"` it can be differentiated twice, except `Circle`, whose weights are constants
-        to the gradient. Otherwise `create_graph=True` is refused.
+        With `reduction="none"` the loss can be differentiated twice, except that of `Circle`, whose weights
+        are constants to the gradient. With any other reduction `create_graph=True` is refused.
 
         Args:
-            embeddings: [n, d] floats. Whatever their precision and that of autocast, they are compared in
-                float32 or float64.
-            labels: [n] integers or bools, or what `relation` takes; without `mined` they are needed.
-            mined: `Triplets`, `Pairs`, or any three or four index tensors like them; None for all.
-            ids: [n] integers, which image each row is; read only without `mined`.
-            ref: the columns that positives and negatives are rows of; None for the batch itself.
+            embeddings: [n, d] floats of any precision; compared in float32, or in float64 if they are
+                float64, also under autocast.
+            labels: [n] integers or bools, or [n, c] where `relation` takes that; may be None beside `mined`.
+            mined: `Triplets` or `Pairs` of row numbers, or three or four int tensors [t] like them; None for
+                all tuples.
+            ids: [n] integers, which image each row is: equal ids are one image, neither positive nor negative
+                to each other. Read only without `mined`; None where each row is another image.
+            ref: `References(embeddings [r, d], labels, ids)`, the columns that positives and negatives are
+                rows of; None for the batch itself.
 
         Returns:
-            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
-            there is nothing to compare. With `reduction="none"` one loss for each that the mean is over, in
-            the order of the list, or by anchor and then by positive.
+            A scalar in float32 (float64 for float64 embeddings); 0, with a graph whose gradient is 0, where
+            there is nothing to compare. With `reduction="none"` [t], one loss for each item that the mean is
+            over, in the order of the list, or by anchor and then by positive.
 
         Raises:
-            ValueError: neither labels nor tuples, what `Pairwise` refuses, rows that do not exist, or columns
-                of `gather` where the loss is no sum over anchors.
+            ValueError: neither labels nor mined tuples; shapes, kinds or devices that do not fit together;
+                embeddings that are NaN, infinite or too large; row numbers that do not exist; columns from
+                `gather` where the loss is no sum over anchors.
         """
         caller = type(self).__name__
         if isinstance(ref, GatheredReferences) and not self.sums_over_anchors:
@@ -123,7 +125,7 @@ class Head(nn.Module, ABC):
 
     @property
     def measured(self) -> Distance:
-        """What the loss is computed from: the distance, or one that differs from it where no loss minds."""
+        """The distance that is computed: `distance`, or that less a constant which cancels in the loss."""
         return self.distance
 
     @abstractmethod
@@ -144,28 +146,31 @@ class Head(nn.Module, ABC):
         inputs = features(caller, embeddings, self.measured, ref)
         return inputs, mined_rows(caller, mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
 
-    def few(self, inputs: tuple[Tensor, ...], rows: tuple[Int[Tensor, " _"], ...]) -> bool:
-        """Whether a list is so short, but not empty, that its graph takes less than its walk."""
+    def fits_one_graph(self, inputs: tuple[Tensor, ...], rows: tuple[Int[Tensor, " _"], ...]) -> bool:
+        """True if one autograd graph over the whole list is cheaper than accumulating it in chunks."""
         count = len(rows[0]) + (len(rows[-1]) if len(rows) == 4 else 0)
-        return self.tile_rows is None and 0 < count <= _FEW_NUMBERS // max(1, inputs[0].shape[1])
+        most = budget(inputs[0].device).one_graph_numbers // max(1, inputs[0].shape[1])
+        return self.tile_rows is None and 0 < count <= most
 
-    def parts(
-        self, x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], *rows: Int[Tensor, " t"], long: bool = True
+    def chunks(
+        self, x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], *rows: Int[Tensor, " t"], tables: bool = True
     ) -> Iterator[tuple[Int[Tensor, " c"], ...]]:
-        """A list, some tuples at a time: as many rows of features as a tile has numbers.
+        """A list in chunks whose features are as many numbers as a tile has.
 
-        They are more where `between` would take a table for all of them. `long` is False where distances of
-        other rows are taken too, which may have no table.
+        Chunks are longer where `listed_distances` would use a table for all of one. `tables` is False where
+        distances between other rows are needed too, for which a table may not serve.
         """
         height = tile_height(type(self).__name__, x.shape[1], x, self.tile_rows)
-        longest = max(height, LONG) if long and self.tile_rows is None else height
-        for part in zip(*(index.split(longest) for index in rows)):
-            if len(part[0]) <= height or self._rows_of_table(x, y, part[0]):
-                yield part
+        longest = height
+        if tables and self.tile_rows is None:
+            longest = max(height, budget(x.device).table_tuples)
+        for chunk in zip(*(index.split(longest) for index in rows), strict=True):
+            if len(chunk[0]) <= height or self._table_rows(x, y, chunk[0]):
+                yield chunk
             else:
-                yield from zip(*(index.split(height) for index in part))
+                yield from zip(*(index.split(height) for index in chunk), strict=True)
 
-    def between(
+    def listed_distances(
         self,
         x: Float[Tensor, "n k"],
         y: Float[Tensor, "r k"],
@@ -174,18 +179,25 @@ class Head(nn.Module, ABC):
     ) -> tuple[Float[Tensor, " t"], ...]:
         """D(x_i, y_j) of each listed pair, for each j of `columns`."""
         first, second = torch.cat([i] * len(columns)), torch.cat(columns)
-        table = self._rows_of_table(x, y, first)
+        table = self._table_rows(x, y, first)
         if table is None:
-            distances = self.distance.paired(picked(x, first), picked(y, second))
+            distances = self.distance.paired(gather_rows(x, first), gather_rows(y, second))
         else:
-            distances = self.distance.entries(x[table], y, first - table.start, second)  # type: ignore[attr-defined]
+            rows, entries = table
+            distances = entries(x[rows], y, first - rows.start, second)
         return tuple(distances.view(len(columns), -1))
 
-    def _rows_of_table(self, x: Tensor, y: Tensor, i: Tensor) -> slice | None:
-        """`rows_of_table`, where the distance has `entries` and no second derivative may be asked for."""
+    def _table_rows(
+        self, x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"]
+    ) -> tuple[slice, Callable[..., Float[Tensor, " t"]]] | None:
+        """The rows of a list's table and the distance's `entries`; None where the list is measured by pairs.
+
+        With `reduction="none"` there is no table: all distances of a list then keep their graph.
+        """
         rows = None if self.reduction == "none" else rows_of_table(x, y, i)
-        # Asked last: of a short list, which has no table, the question would be a fortieth of the call.
-        return rows if rows and promised(self.distance, "entries", "tile", "paired") else None
+        # The distance is asked last: a short list has no table, and asking would be a fortieth of its call.
+        entries = None if rows is None else entries_of(self.distance)
+        return None if rows is None or entries is None else (rows, entries)
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
@@ -197,8 +209,8 @@ class Head(nn.Module, ABC):
         )
 
 
-def nothing_of(inputs: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, " 0"]:
-    """No losses, with the graph of all inputs: another rank may wait for this one's gradient."""
+def empty_loss(inputs: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, " 0"]:
+    """No losses, with the graph of all inputs: with several ranks each must send a gradient."""
     return torch.stack([v.sum() for v in inputs]).sum()[None][:0]
 
 
@@ -207,15 +219,23 @@ def reduced(
     reduction: str,
     losses: Callable[..., Iterator[Tensor]],
     *inputs: Float[Tensor, "..."],
-    whole: bool = False,
+    one_graph: bool = False,
 ) -> Float[Tensor, "..."]:
-    """The losses that a generator makes of tensors like `inputs`, some at a time, as `reduction` says.
+    """The losses that a generator yields in chunks, reduced.
 
-    `whole` says that they are few, and some: then their own graph is the cheapest.
+    Args:
+        caller: the head that was called, for error messages.
+        reduction: how a head makes one number of its losses.
+        losses: from tensors like `inputs`, yields losses [c] with their graph.
+        inputs: what the gradient flows to.
+        one_graph: keep the graph of all chunks; of one chunk or more.
+
+    Returns:
+        A scalar, or all losses [t] for `"none"`.
     """
     if reduction == "none":
-        return torch.cat([nothing_of(inputs), *losses(*inputs)])
-    if whole:
+        return torch.cat([empty_loss(inputs), *losses(*inputs)])
+    if one_graph:
         with full_precision(inputs[0].device):
             part, *more = losses(*inputs)
             part = torch.cat([part, *more]) if more else part
@@ -238,7 +258,7 @@ def pairs_of(rows: tuple[Int[Tensor, " _"], ...]) -> tuple[tuple[Tensor, Tensor]
 def distinct(
     i: Int[Tensor, " t"], j: Int[Tensor, " t"], columns: int, *, unordered: bool = False
 ) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"]]:
-    """Each pair (row, column) once, in order; and (j, i) with (i, j) where the pairs are unordered."""
+    """Each pair (row, column) once, in order; (i, j) and (j, i) are one pair where they are `unordered`."""
     if unordered:
         i, j = torch.minimum(i, j), torch.maximum(i, j)
     columns = max(1, columns)
@@ -247,20 +267,21 @@ def distinct(
 
 
 def rows_of_table(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"]) -> slice | None:
-    """The rows whose table of products with all columns takes less than the differences of listed pairs.
+    """The rows of a table of products with all columns, where that is cheaper than differences of the pairs.
 
     Args:
-        x: the rows.
-        y: the columns.
-        i: the row of each pair. That of a table is all from the lowest to the highest; finding them waits for
-            the device where the list is long enough.
+        x: rows [n, k].
+        y: columns [r, k].
+        i: [t], the row of each listed pair. A table has all rows from the lowest to the highest; finding them
+            waits for the device, and is skipped where the list is too short.
 
     Returns:
-        None where the list is too short for a table, or the table too large for a tile, and where products
-        are not of full precision.
+        A slice of rows; None where the list is too short for a table, the table would be larger than a tile,
+        or products do not have full precision.
     """
-    most = min(_ENTRIES_TO_ONE * len(i), budget(x.device).tile_bytes // x.element_size())
-    if len(i) * x.shape[1] < _LEAST or most < len(y) or roundoff(x) > 2.0**-24:
+    sizes = budget(x.device)
+    most = min(sizes.table_share * len(i), sizes.tile_bytes // x.element_size())
+    if len(i) * x.shape[1] < sizes.table_numbers or most < len(y) or roundoff(x) > 2.0**-24:
         return None
     low, high = torch.stack(i.aminmax()).tolist()
     return slice(low, high + 1) if (high + 1 - low) * len(y) <= most else None

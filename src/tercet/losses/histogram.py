@@ -16,8 +16,8 @@ from torch import Tensor
 from tercet.core.checks import as_int, refusal
 from tercet.core.indices import References
 from tercet.losses.base import Head, distinct, pairs_of
-from tercet.losses.tile_gradients import NegativeCosine
 from tercet.pairwise.accumulate import tiled_mean, tiled_sum
+from tercet.pairwise.distances import negative_cosine
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 
@@ -71,7 +71,7 @@ class Histogram(Head):
         relation: Relation = SameLabel(),  # noqa: B008
         tile_rows: int | None = None,
     ) -> None:
-        super().__init__(NegativeCosine(), relation, "mean", tile_rows)
+        super().__init__(negative_cosine, relation, "mean", tile_rows)
         self.bins = as_int("Histogram", "bins", bins, minimum=1, maximum=_MOST_BINS)
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
@@ -95,8 +95,8 @@ class Histogram(Head):
 
         def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for side, listed in enumerate(pairs, start=1):
-                for a, b in self.parts(inputs[0], inputs[-1], *listed):
-                    (v,) = self.between(inputs[0], inputs[-1], a, b)
+                for a, b in self.chunks(inputs[0], inputs[-1], *listed):
+                    (v,) = self.listed_distances(inputs[0], inputs[-1], a, b)
                     yield v, torch.full_like(a, side)
 
         return self._loss(parts, inputs)
@@ -167,7 +167,7 @@ class FastAP(Head):
         relation: Relation = SameLabel(),  # noqa: B008
         tile_rows: int | None = None,
     ) -> None:
-        super().__init__(NegativeCosine(), relation, "mean", tile_rows)
+        super().__init__(negative_cosine, relation, "mean", tile_rows)
         self.bins = as_int("FastAP", "bins", bins, minimum=1, maximum=_MOST_BINS)
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:

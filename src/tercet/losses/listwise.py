@@ -236,7 +236,7 @@ class NPair(Head):
                     loss = loss + self.l2 / 2 * (x[rows].square().sum(1) + y[rows].square().sum(1))
                 yield loss
 
-        return reduced("NPair", self.reduction, losses, *chosen, whole=0 < len(anchor) <= height)
+        return reduced("NPair", self.reduction, losses, *chosen, one_graph=0 < len(anchor) <= height)
 
 
 def _against_negatives(logits: Float[Tensor, "a r"], tile: Tile) -> Float[Tensor, " u"]:

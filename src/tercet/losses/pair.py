@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tercet.core.checks import as_float, as_int, refusal
 from tercet.core.indices import References
 from tercet.losses.base import Head, distinct, pairs_of, reduced
-from tercet.losses.tile_gradients import TileLoss, sloped
+from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.distances import Distance
-from tercet.pairwise.euclidean import picked
+from tercet.pairwise.euclidean import gather_rows
 from tercet.pairwise.inputs import allocated
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile
@@ -76,7 +76,9 @@ class Contrastive(Head):
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""
         symmetric = pairwise.is_symmetric
-        return sloped("Contrastive", pairwise, self.reduction, self._loss_of, symmetric=symmetric)
+        return loss_from_pair_gradients(
+            "Contrastive", pairwise, self.reduction, self._loss_of, symmetric=symmetric
+        )
 
     def of_mined(
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
@@ -89,15 +91,17 @@ class Contrastive(Head):
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for side, loss in zip(pairs, (self._apart, self._inside)):
-                for i, j in self.parts(inputs[0], inputs[-1], *side):
-                    yield loss(*self.between(inputs[0], inputs[-1], i, j))
+                for i, j in self.chunks(inputs[0], inputs[-1], *side):
+                    yield loss(*self.listed_distances(inputs[0], inputs[-1], i, j))
 
         listed = tuple(column for side in pairs for column in side)
-        return reduced("Contrastive", self.reduction, losses, *inputs, whole=self.few(inputs, listed))
+        return reduced(
+            "Contrastive", self.reduction, losses, *inputs, one_graph=self.fits_one_graph(inputs, listed)
+        )
 
     def _loss_of(self, tile: Tile, wanted: bool) -> TileLoss:
-        """All pairs of a tile: each loss is a square, so its slope is twice what is squared."""
-        if tile.error is not None:  # who is active is decided as by a miner
+        """All pairs of a tile. Each loss is a square, so its derivative is twice what is squared."""
+        if tile.error is not None:  # which pairs are active is decided as by a miner
             near = [(tile.distance - bound).abs_() <= tile.error for bound in (self.pos_margin, self.margin)]
             tile.settle(near[0].logical_and_(tile.positive).logical_or_(near[1].logical_and_(tile.negative)))
         # As bytes: a product with bools takes four times as long.
@@ -205,7 +209,7 @@ class MarginLoss(Head):
             def excess() -> Tensor:
                 return (tile.distance - bounds[rows, None]).mul_(sign).add_(self.margin)
 
-            if tile.error is not None:  # who is active is decided as by a list
+            if tile.error is not None:  # which pairs are active is decided as by a list
                 tile.settle((excess().abs_() <= tile.error).logical_and_(sign != 0))
             losses = excess().relu_().mul_(sign.abs())
             active = losses > 0
@@ -213,14 +217,14 @@ class MarginLoss(Head):
             value = losses.sum(dtype=torch.float64)
             if not wanted:
                 return TileLoss(value, count, None)
-            slopes = torch.mul(sign, active, out=losses)
-            by_bound[rows] = -slopes.sum(1)
-            return TileLoss(value, count, slopes)
+            pair_gradients = torch.mul(sign, active, out=losses)
+            by_bound[rows] = -pair_gradients.sum(1)
+            return TileLoss(value, count, pair_gradients)
 
         symmetric = self.beta.ndim == 0 and pairwise.is_symmetric
-        return self._pulled(
-            sloped("MarginLoss", pairwise, self.reduction, loss_of, symmetric, (bounds, by_bound)), bounds
-        )
+        extra = bounds, by_bound
+        loss = loss_from_pair_gradients("MarginLoss", pairwise, self.reduction, loss_of, symmetric, extra)
+        return self._pulled(loss, bounds)
 
     def of_mined(
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
@@ -235,15 +239,15 @@ class MarginLoss(Head):
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for pairs, sign in zip(pairs_of(rows), (1, -1)):
-                for i, j in self.parts(inputs[0], inputs[-2], *pairs):
-                    (d,) = self.between(inputs[0], inputs[-2], i, j)
-                    beyond = d - picked(inputs[-1], i)
+                for i, j in self.chunks(inputs[0], inputs[-2], *pairs):
+                    (d,) = self.listed_distances(inputs[0], inputs[-2], i, j)
+                    beyond = d - gather_rows(inputs[-1], i)
                     yield torch.relu(self.margin + sign * beyond)
 
         bounds = self._bounds(labels, inputs[0])
-        whole = self.few(inputs, rows)
+        whole = self.fits_one_graph(inputs, rows)
         return self._pulled(
-            reduced("MarginLoss", self.reduction, losses, *inputs, bounds, whole=whole), bounds
+            reduced("MarginLoss", self.reduction, losses, *inputs, bounds, one_graph=whole), bounds
         )
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from tercet.core.checks import as_float
-from tercet.losses.base import nothing_of
+from tercet.losses.base import empty_loss
 from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
 from tercet.pairwise.accumulate import once_differentiable, summed, tiled_mean
 from tercet.pairwise.distances import Distance
@@ -79,7 +79,7 @@ class LiftedStructure(ListwiseHead):
             sums = self._log_sums(compared.tiles(*compared.inputs), compared.inputs)
             tiles = compared.tiles(*compared.inputs)
             parts = [self._pairs(tile, *sums)[-1].square() / 2 for tile in tiles]
-            return torch.cat([nothing_of(compared.inputs), *parts])
+            return torch.cat([empty_loss(compared.inputs), *parts])
 
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             bare = [v.detach() for v in inputs]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tercet.core.indices import References
 from tercet.losses.base import Head, pairs_of, reduced
-from tercet.losses.tile_gradients import NegativeCosine, differentiated, sloped
-from tercet.pairwise.distances import Distance, cosine
+from tercet.losses.tile_gradients import differentiated, loss_from_pair_gradients
+from tercet.pairwise.distances import Distance, cosine, negative_cosine
 from tercet.pairwise.tiles import Pairwise, Tile, features, mined_rows, tile_height
 
 __all__ = ["ListwiseHead", "MinedPairs", "log_sum"]
@@ -34,7 +34,7 @@ class ListwiseHead(Head):
     @property
     def measured(self) -> Distance:
         """−s for `cosine`."""
-        return NegativeCosine() if self.distance == cosine else self.distance
+        return negative_cosine if self.distance == cosine else self.distance
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
         """The loss of rows against columns."""
@@ -52,7 +52,7 @@ class ListwiseHead(Head):
         caller = type(self).__name__
         if self.reduction != "none":
             loss_of = partial(differentiated, self.losses_of, self.reduction)
-            return sloped(caller, compared, self.reduction, loss_of)
+            return loss_from_pair_gradients(caller, compared, self.reduction, loss_of)
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for tile in compared.tiles(*inputs):

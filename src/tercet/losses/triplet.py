@@ -15,19 +15,14 @@ from torch.nn.functional import softplus
 from tercet.core.checks import as_bool, as_float, as_int, refusal
 from tercet.core.indices import References
 from tercet.losses.base import Head, reduced
-from tercet.losses.tile_gradients import TileLoss, sloped
+from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.accumulate import summed, tiled_mean
+from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import PairTile, Pairwise, Tile
 
 __all__ = ["TripletMargin"]
-
-_SWAPPED = 2**16
-"""Triplets looked at together in a small batch, with `swap`; their graph takes a dozen times as much."""
-
-FEW_POSITIVES = 32
-"""Up to so many positives an anchor, a pass over the negatives for each is faster than a search in them."""
 
 
 class TripletMargin(Head):
@@ -100,12 +95,13 @@ class TripletMargin(Head):
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all triplets."""
         if not self.swap:
-            return sloped("TripletMargin", pairwise, self.reduction, self._loss_of_all)
+            return loss_from_pair_gradients("TripletMargin", pairwise, self.reduction, self._loss_of_all)
 
         if pairwise.given_tile_rows is None:
             n, r = len(pairwise.inputs[0]), max(1, len(pairwise.inputs[-1]))
+            triplets = budget(pairwise.inputs[0].device).swap_triplets
             pairwise = copy(pairwise)
-            pairwise.tile_rows = min(pairwise.tile_rows, max(_SWAPPED // r, 2 * n))
+            pairwise.tile_rows = min(pairwise.tile_rows, max(triplets // r, 2 * n))
 
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for pairs in pairwise.positive_pairs(*inputs):
@@ -121,15 +117,17 @@ class TripletMargin(Head):
         inputs, rows = self.listed(embeddings, mined, ref, kinds=(3,))
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
-            for a, p, n in self.parts(inputs[0], inputs[-1], *rows, long=not self.swap):
+            for a, p, n in self.chunks(inputs[0], inputs[-1], *rows, tables=not self.swap):
                 yield self._losses(inputs[0], inputs[-1], a, p, n)
 
-        return reduced("TripletMargin", self.reduction, losses, *inputs, whole=self.few(inputs, rows))
+        return reduced(
+            "TripletMargin", self.reduction, losses, *inputs, one_graph=self.fits_one_graph(inputs, rows)
+        )
 
     def _losses(self, x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
-        d_ap, d_an = self.between(x, y, a, p, n)
+        d_ap, d_an = self.listed_distances(x, y, a, p, n)
         if self.swap:
-            d_an = torch.minimum(d_an, *self.between(y, y, p, n))
+            d_an = torch.minimum(d_an, *self.listed_distances(y, y, p, n))
         return self._loss(d_ap, d_an)
 
     def _losses_of_pairs(self, pairs: PairTile, y: Tensor) -> Float[Tensor, "c r"]:
@@ -150,11 +148,11 @@ class TripletMargin(Head):
         positives = tile.positive.sum(1)
         most = int(positives.max())
         t, p = self._thresholds(tile, most)
-        if tile.error is not None and not self.soft:  # who is active is decided as by a miner
-            tile.settle(_doubtful(t, p, tile))
+        if tile.error is not None and not self.soft:  # which triplets are active is decided as by a miner
+            tile.settle(_ambiguous(t, p, tile))
             t, p = self._thresholds(tile, most)
         d_an = tile.distance.masked_fill(~tile.negative, math.inf)  # [a, r]
-        if self.soft or most <= FEW_POSITIVES:
+        if self.soft or most <= budget(d_an.device).positive_passes:
             value, active, by_positive, by_negative = self._by_positive(t, d_an)
         else:
             value, active, by_positive, by_negative = _by_bucket(t, d_an, self.power)
@@ -164,56 +162,56 @@ class TripletMargin(Head):
     def _thresholds(self, tile: Tile, most: int) -> tuple[Float[Tensor, "a q"], Int[Tensor, "a q"]]:
         """D(a,p) + m of each row's positives, falling, and their columns.
 
-        What is missing is nearer than all else, or farther: a triplet with it has no loss and no slope.
+        A missing positive stands at −∞, a missing negative at ∞: their triplets have no loss and no gradient.
         """
         t, p = tile.distance.masked_fill(~tile.positive, -math.inf).topk(most, dim=1)
         return t.add_(self.margin), p
 
     def _by_positive(self, t: Float[Tensor, "a q"], d: Float[Tensor, "a r"]) -> tuple[Tensor, ...]:
-        """Σ ℓ, how many ℓ > 0, and ∂/∂D of positives [a, q] and of negatives [a, r]: a pass a positive."""
+        """Σ ℓ, how many ℓ > 0, and ∂/∂D of positives [a, q] and of negatives [a, r], positive by positive."""
         value = torch.zeros(len(d), dtype=torch.float64, device=d.device)
         active = torch.zeros((), dtype=torch.int64, device=d.device)
         by_positive, by_negative = torch.zeros_like(t), torch.zeros_like(d)
         for i in range(t.shape[1]):
             z = t[:, i, None] - d  # [a, r]
             if self.soft:
-                losses, slopes = softplus(z), z.sigmoid_()
+                losses, pulls = softplus(z), z.sigmoid_()
             elif self.power == 1:
                 losses = z.relu_()
-                slopes = z.sign()
+                pulls = z.sign()
             else:
-                slopes = z.relu_()
-                losses = slopes.square()
-                slopes.mul_(2)
+                pulls = z.relu_()
+                losses = pulls.square()
+                pulls.mul_(2)
             value += losses.sum(1)
             active += losses.count_nonzero()
-            by_positive[:, i] = slopes.sum(1)
-            by_negative -= slopes
+            by_positive[:, i] = pulls.sum(1)
+            by_negative -= pulls
         return value.sum(), active, by_positive, by_negative
 
 
-def _doubtful(t: Float[Tensor, "a q"], p: Int[Tensor, "a q"], tile: Tile) -> Bool[Tensor, "a r"]:
-    """The positives and negatives that, by what both may be off, could be in either order at the margin."""
-    assert tile.error is not None  # only what has an error is settled
+def _ambiguous(t: Float[Tensor, "a q"], p: Int[Tensor, "a q"], tile: Tile) -> Bool[Tensor, "a r"]:
+    """The positives and negatives whose errors let a triplet be on either side of the margin."""
+    assert tile.error is not None  # only a tile with an error is resolved
     d, error, q = tile.distance, 2 * tile.error, t.shape[1]
-    doubtful, positives = torch.zeros_like(tile.negative), torch.zeros_like(p, dtype=torch.bool)
-    if q <= FEW_POSITIVES:
+    ambiguous, positives = torch.zeros_like(tile.negative), torch.zeros_like(p, dtype=torch.bool)
+    if q <= budget(d.device).positive_passes:
         for i in range(q):
             near = ((d - t[:, i, None]).abs_() <= error).logical_and_(tile.negative)
-            doubtful |= near
+            ambiguous |= near
             positives[:, i] = near.any(1)
     else:
         rising = t.flip(1)
         first, last = torch.searchsorted(rising, d - error), torch.searchsorted(rising, d + error, right=True)
-        doubtful = (first < last).logical_and_(tile.negative)
+        ambiguous = (first < last).logical_and_(tile.negative)
         ends = torch.zeros(len(t), q + 1, dtype=torch.int64, device=t.device)
-        ends.scatter_add_(1, first, doubtful.long()).scatter_add_(1, last, -doubtful.long())
+        ends.scatter_add_(1, first, ambiguous.long()).scatter_add_(1, last, -ambiguous.long())
         positives = (ends.cumsum(1)[:, :q] > 0).flip(1)
-    return doubtful | torch.zeros_like(doubtful).scatter_(1, p, positives).logical_and_(tile.positive)
+    return ambiguous | torch.zeros_like(ambiguous).scatter_(1, p, positives).logical_and_(tile.positive)
 
 
 def _by_bucket(t: Float[Tensor, "a q"], d: Float[Tensor, "a r"], power: int) -> tuple[Tensor, ...]:
-    """What `_by_positive` gives of a hinge, without a pass a positive: O(r log q) an anchor.
+    """`_by_positive` of a hinge, without a pass for each positive: O(r log q) an anchor.
 
     The q thresholds t of an anchor cut its negatives into buckets, b = #{i : t_i ≤ d}. For a positive at t,
     the k negatives nearer than t, with sums S1 of d and S2 of d²: Σ_n h(t − d_n) = k·t − S1 and

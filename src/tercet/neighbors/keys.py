@@ -40,8 +40,8 @@ from torch.nn.functional import pad
 
 from tercet.core.checks import promised
 from tercet.pairwise.budget import budget
-from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
-from tercet.pairwise.distances import Distance, exact, exact_pairs
+from tercet.pairwise.closed_forms import EuclideanForm, ProductForm
+from tercet.pairwise.distances import Distance, exact, exact_pairs, form_of
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import full_precision, roundoff
 
@@ -79,7 +79,7 @@ class RankKeys:
     ) -> None:
         form = form_of(distance)
         self._distance = distance
-        self._form = form if isinstance(form, SquareForm) else None
+        self._form = form if isinstance(form, EuclideanForm) else None
         if self._form is not None:
             centre = y.mean(0) if len(y) else 0.0  # smaller norms, smaller error; the same differences
             self._u = x - centre
@@ -112,7 +112,7 @@ class RankKeys:
         if self._form is None:
             return distance
         constant = self._constant if rows is None else self._constant[rows]
-        return self._form.square_of(distance.clamp(min=0)) - constant
+        return self._form.to_square(distance.clamp(min=0)) - constant
 
 
 class ExactDistances:
@@ -136,7 +136,7 @@ class ExactDistances:
     def __init__(self, distance: Distance, *inputs: Float[Tensor, "_ k"]) -> None:
         form = form_of(distance)
         self._distance = distance
-        self._form = form if isinstance(form, SquareForm) else None
+        self._form = form if isinstance(form, EuclideanForm) else None
         self._by_product = isinstance(form, ProductForm)
         spaces = inputs if self._form is None else [self._form.space(v) for v in inputs]
         self.x, self.y = spaces[0], spaces[-1]

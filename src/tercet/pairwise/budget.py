@@ -1,8 +1,8 @@
 """Sizes that depend on the device: how much is computed at once, and which of two exact ways is faster.
 
-No size changes a result. The CPU's sizes were chosen by timing the miners and heads of `tools/bench`. The
-accelerator's follow from its free memory and from the costs of a launch and a host read; where none is named,
-they are the CPU's and wait for a measurement.
+No size changes what a miner finds; a loss may change by rounding. The CPU's sizes were chosen by timing the
+miners and heads of `tools/bench`. The accelerator's follow from its free memory and from the costs of a
+launch and a host read; where none is named, they are the CPU's and wait for a measurement.
 """
 
 from __future__ import annotations
@@ -82,6 +82,39 @@ class Budget:
     gathered_keys: int
     """Rank keys gathered at once where rows are repeated, one for each (anchor, positive)."""
 
+    summed_numbers: int
+    """Squared differences, or terms of a row times a matrix, made at once before they are summed. CPU: 1 MiB
+    of float32, which stays in the cache. Accelerator: 16 MiB, enough to fill it."""
+
+    head_tile_numbers: int
+    """The distances of one tile of a head that streams: several passes go over each tile, and beyond the
+    cache each takes several times as long. CPU: 4 MiB of float32. Accelerator: no limit but `tile_bytes`."""
+
+    head_tile_rows: int
+    """Tiles of heads are not cut lower than this for that reason: products of fewer rows are slow."""
+
+    one_graph_numbers: int
+    """Lists of mined tuples whose features are at most so many numbers are differentiated as one autograd
+    graph, which has fewer calls; longer lists are accumulated in chunks, in bounded memory."""
+
+    table_numbers: int
+    """Shorter lists, by the numbers of their features, are measured pair by pair: setting up a table of
+    products costs more."""
+
+    table_share: int
+    """A list is measured by a table of products if that has at most so many entries to each listed pair: an
+    entry of a product costs about so many times less than a listed pair."""
+
+    table_tuples: int
+    """So many tuples of a list are taken at once where a table serves them."""
+
+    swap_triplets: int
+    """Triplets of one tile of all triplets with `swap`; their graph takes a dozen times as much memory."""
+
+    positive_passes: int
+    """Up to so many positives an anchor, the hinge takes one pass over the negatives for each positive; more
+    positives are searched in sorted order, which costs about as much as so many passes."""
+
     collected_tuples: int
     """Found tuples are copied into blocks of at least so many: small tensors kept between large temporaries
     fragment the allocator. CPU and accelerator: 512 KiB a column."""
@@ -109,6 +142,15 @@ _CPU = Budget(
     dense_share=8,
     gathered_numbers=2**20,
     gathered_keys=2**20,
+    summed_numbers=2**18,
+    head_tile_numbers=2**20,
+    head_tile_rows=64,
+    one_graph_numbers=2**17,
+    table_numbers=2**18,
+    table_share=8,
+    table_tuples=2**15,
+    swap_triplets=2**16,
+    positive_passes=32,
     collected_tuples=2**16,
     mark_bytes=64,
     free_mark_bytes=2**16,
@@ -132,6 +174,8 @@ def accelerator(free_bytes: int) -> Budget:
         product_rows=4096,
         gathered_numbers=2**24,
         gathered_keys=2**24,
+        summed_numbers=2**22,
+        head_tile_numbers=_UNLIMITED,
     )
 
 

@@ -1,7 +1,7 @@
-"""What a distance is made of: a sum of squared differences, its root, or a product.
+"""What a distance is made of, where it says so: ‖u − v‖, a multiple of its square, or a product.
 
-A distance that says so is measured by matrix products where they are good enough, and by differences where
-something is decided by it.
+A distance with a closed form is measured by matrix products where they are precise enough, and by differences
+where something is decided by it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tercet.core.checks import promised
 from tercet.pairwise.differences import by_differences, pair_squares, squares_by_differences
-from tercet.pairwise.euclidean import fast_entries, fast_tile, lengths, picked
+from tercet.pairwise.euclidean import fast_entries, fast_tile, gather_rows, lengths
 from tercet.pairwise.torch_modes import full_precision
 
-__all__ = ["ProductForm", "SquareForm", "form_of", "products"]
+__all__ = ["EuclideanForm", "ProductForm", "products"]
 
 
 def _same(x: Tensor) -> Tensor:
@@ -27,8 +26,8 @@ def _same(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SquareForm:
-    """D = scale · q, or D = √q, of q = Σ (u − v)².
+class EuclideanForm:
+    """D = √q or D = scale · q, of q = ‖u − v‖² with u = space(x).
 
     Args:
         root: take the root.
@@ -38,7 +37,7 @@ class SquareForm:
     Example:
         >>> import torch
         >>> x = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-        >>> SquareForm(scale=0.5).exact(x, x)
+        >>> EuclideanForm(scale=0.5).exact(x, x)
         tensor([[0., 1.],
                 [1., 0.]])
     """
@@ -67,7 +66,7 @@ class SquareForm:
         return self.exact_in_space(self.space(x), self.space(y))
 
     def exact_in_space(self, u: Float[Tensor, "a k"], v: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-        """`exact` of rows in `space`."""
+        """`exact` of rows that are in `space` already."""
         return by_differences(u, v) if self.root else self._scaled(squares_by_differences(u, v))
 
     def exact_pairs_in_space(self, u: Float[Tensor, "t k"], v: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
@@ -76,17 +75,23 @@ class SquareForm:
             return by_differences(u[:, None], v[:, None])[:, 0, 0]
         return self._scaled(pair_squares(u, v))
 
-    def square_of(self, distance: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    def to_square(self, distance: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         """q of D."""
         return distance.square() if self.root else distance / self.scale
 
-    def _scaled(self, q: Tensor) -> Tensor:
-        return q if self.scale == 1 else q * self.scale
+    def from_squares_(self, squares: Float[Tensor, "*p"]) -> Float[Tensor, "*p"]:
+        """D of q, written over q."""
+        if self.root:
+            return squares.sqrt_()
+        return squares if self.scale == 1 else squares.mul_(self.scale)
+
+    def _scaled(self, squares: Tensor) -> Tensor:
+        return squares if self.scale == 1 else squares * self.scale
 
 
 @dataclass(frozen=True)
 class ProductForm:
-    """D = −x·y. It has no differences: its last bit may depend on how a table is cut.
+    """D = −x·y. It has no differences: its last bit may depend on how a table is cut into tiles.
 
     Example:
         >>> import torch
@@ -108,22 +113,7 @@ class ProductForm:
         self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
     ) -> Float[Tensor, " t"]:
         """`tile(x, y)[i, j]`."""
-        return picked(self.tile(x, y).flatten(), i * len(y) + j)
-
-
-def form_of(distance: Any) -> SquareForm | ProductForm | None:
-    """The closed form that a distance promises of its `tile` and `paired`; None where there is none.
-
-    Example:
-        >>> import torch
-        >>> from tercet.pairwise.distances import Mahalanobis
-        >>> class Squared(Mahalanobis):
-        ...     def tile(self, x, y):
-        ...         return super().tile(x, y) ** 2
-        >>> form_of(Mahalanobis(torch.eye(2))).root, form_of(Squared(torch.eye(2)))
-        (True, None)
-    """
-    return promised(distance, "form", "tile", "paired")
+        return gather_rows(self.tile(x, y).flatten(), i * len(y) + j)
 
 
 class _Product(torch.autograd.Function):

@@ -1,7 +1,7 @@
-"""Sums that depend on their own rows alone, not on the table or the batch around them.
+"""Sums of squared differences, each a function of its two rows alone, whatever table or batch they stand in.
 
-Matrix products add up in an order that follows from the shape of the whole, so equal rows of two batches, and
-one pair in two tables, may differ in the last bit. What ties and bounds are decided by is computed here.
+A matrix product adds up in an order that depends on the shape of the whole product. So the same pair of rows
+may differ in its last bit between two tables. Ties and bounds are decided by the numbers of this file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tercet.pairwise.budget import budget
+
 __all__ = [
     "by_differences",
     "chunks",
@@ -23,19 +25,16 @@ __all__ = [
     "squares_by_differences",
 ]
 
-_CHUNK = 2**20  # numbers gathered at once for single pairs
-_CACHED = 2**18  # terms of sums made at once by a processor; a card makes `_CHUNK` times four
-
 
 def by_differences(x: Float[Tensor, "*b a k"], y: Float[Tensor, "*b r k"]) -> Float[Tensor, "*b a r"]:
-    """‖x_i − y_j‖: differences, squares, sum, root, for each pair by itself."""
+    """‖x_i − y_j‖ for each pair by itself: differences, squares, their sum, its root."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def pair_squares(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    """Σ (x_i − y_i)² for each i: of whole numbers exact, and a function of the two rows alone.
+    """Σ (x_i − y_i)² for each i: exact for whole numbers, which the square of `by_differences` is not.
 
-    The square of `by_differences` is neither: √2 squared is not 2.
+    √2 rounded and squared is not 2.
     """
     return row_sums((x - y).square())
 
@@ -43,7 +42,7 @@ def pair_squares(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tens
 def squares_by_differences(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
     """`pair_squares` of every row with every column, in bounded memory; without a gradient."""
     out, width = x.new_empty(len(x), len(y)), max(1, x.shape[1])
-    numbers = _at_once(x)
+    numbers = budget(x.device).summed_numbers
     step = max(1, numbers // width)
     for first in range(0, len(y), step):
         columns = y[first : first + step]
@@ -59,12 +58,12 @@ def listed_squares(
     x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
 ) -> Float[Tensor, " t"]:
     """`pair_squares` of x_i and y_j for each listed pair, in bounded memory; without a gradient."""
-    parts = [row_sums((x[a] - y[b]).square_()) for a, b in chunks(x.shape[1], i, j)]
+    parts = [row_sums((x[a] - y[b]).square_()) for a, b in chunks(x, i, j)]
     return torch.cat(parts) if parts else x.new_zeros(0)
 
 
 def mapped_rows(x: Float[Tensor, "n d"], L: Float[Tensor, "d k"]) -> Float[Tensor, "n k"]:
-    """xL, each row by itself, with a graph: equal rows of any two batches give equal rows.
+    """xL with a graph, each row by itself: equal rows give equal rows, also in different batches.
 
     Example:
         >>> mapped_rows(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [3.0, 1.0]]))
@@ -78,32 +77,29 @@ class _Mapped(torch.autograd.Function):
     def forward(ctx: Any, x: Any, L: Any) -> Any:
         ctx.save_for_backward(x, L)
         columns = L.T.contiguous()  # [k, d]
-        height = max(1, _at_once(x) // max(1, columns.numel()))
+        height = max(1, budget(x.device).summed_numbers // max(1, columns.numel()))
         parts = [row_sums((some[:, None] * columns).flatten(0, 1)) for some in x.split(height)]
         return torch.cat(parts).view(len(x), len(columns))
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        x, L = ctx.saved_tensors  # operations with a derivative: a second one is right too
+        x, L = ctx.saved_tensors  # operations with a derivative, so a second derivative is right too
         by_x, by_l = ctx.needs_input_grad
         return grad @ L.T if by_x else None, x.T @ grad if by_l else None
 
 
 def row_sums(numbers: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    """Each row's sum, in an order that the number of rows does not change."""
+    """The sum of each row, in an order that does not depend on the number of rows."""
     if numbers.device.type == "cpu":
         return numbers.sum(1)
-    while numbers.shape[1] > 1:  # a card's own sum takes another order for few rows than for many
+    while numbers.shape[1] > 1:  # a GPU's own sum adds in another order for few rows than for many
         half = numbers.shape[1] // 2
         rest = numbers[:, 2 * half :]
         numbers = torch.cat([numbers[:, :half] + numbers[:, half : 2 * half], rest], dim=1)
     return numbers.sum(1)
 
 
-def chunks(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Equally long tensors side by side, a bounded number of rows of `width` at a time."""
-    return zip(*(column.split(max(1, _CHUNK // max(1, width))) for column in columns))
-
-
-def _at_once(x: Tensor) -> int:
-    return _CACHED if x.device.type == "cpu" else 4 * _CHUNK
+def chunks(x: Float[Tensor, "n k"], *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors [t] of one length, split so that a row of x for each entry fits `Budget.gathered_numbers`."""
+    step = max(1, budget(x.device).gathered_numbers // max(1, x.shape[1]))
+    return zip(*(column.split(step) for column in columns), strict=True)

@@ -1,41 +1,47 @@
-"""Distances between embeddings: smaller is always nearer, and equal rows are 0 apart.
+"""Distances between embeddings: smaller is always nearer, and equal rows are 0 apart (save by `dot`).
 
 A distance is three functions. `prepare` turns embeddings into features, once a call; `tile` compares
 every row with every column; `paired` compares row with row. Features are float32, or float64 where the
-embeddings are: half precision and autocast never reach a distance.
+embeddings are float64: half precision and autocast never reach a distance.
 
 ‖x‖² + ‖y‖² − 2x·y is fast, but it loses half the digits of near duplicates (in float32, unit vectors 10⁻⁴
 apart come out anywhere from 0 to 10⁻³ apart), and its last bits depend on how the product is cut into blocks.
-So `tile` takes it only where it is good to 10⁻⁵, and differences elsewhere: what a loss needs. What is chosen
-by a distance is chosen by `exact`, which takes differences throughout. Where embeddings stand on a grid, such
-as small whole numbers, both are the same numbers, and squared distances are exact.
+So `tile` uses it where it is precise to 10⁻⁵, and differences elsewhere: a loss needs no more. Whatever is
+chosen by a distance is chosen by `exact`, which uses differences throughout. Where embeddings stand on a
+grid, such as small whole numbers, both are the same numbers, and squared distances are exact.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.core.checks import as_choice, refusal
-from tercet.pairwise.closed_forms import ProductForm, SquareForm, form_of
+from tercet.core.checks import as_choice, promised, refusal
+from tercet.pairwise.closed_forms import EuclideanForm, ProductForm
 from tercet.pairwise.differences import mapped_rows
 from tercet.pairwise.torch_modes import full_precision
 
 __all__ = [
     "Distance",
+    "EuclideanDistance",
     "Mahalanobis",
     "as_distance",
     "cosine",
     "dot",
+    "entries_of",
     "euclidean",
     "exact",
     "exact_pairs",
+    "form_of",
     "hamming",
+    "negative_cosine",
     "squared_euclidean",
+    "takes_floats_only",
 ]
 
 
@@ -43,16 +49,8 @@ __all__ = [
 class Distance(Protocol):
     """What `distance=` takes beside a name: three functions, and whether a loss can train on them.
 
-    A distance of one's own is a class with these four, or a subclass of `Mahalanobis` that overrides some.
-    Beside them a class may make promises, which allow a faster way than calling the functions:
-
-    - `entries(x, y, i, j)`: `tile(x, y)[i, j]` by way of a table. Without it, lists are `paired`.
-    - `form`: what `tile` and `paired` are made of; `Mahalanobis.form` says ‖x − y‖ of what `prepare` gives.
-    - `floats_only`: True where `prepare` takes no whole numbers, so that they are refused by name.
-
-    A subclass that overrides `tile` or `paired` takes back the first two by that alone, one that overrides
-    `prepare` the third, and then its own functions are called throughout. Where a promise still holds, the
-    subclass states it again: `form = Mahalanobis.form`. An override on an object counts like one in a class.
+    A distance of one's own is a class with these four, or a subclass of `Mahalanobis` that overrides some. It
+    may have members of `EuclideanDistance` too, which allow faster ways than calling these functions.
     """
 
     @property
@@ -71,6 +69,64 @@ class Distance(Protocol):
     def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"], /) -> Float[Tensor, " t"]:
         """D(x_i, y_i) for every i; its gradient is finite everywhere."""
         ...
+
+
+@runtime_checkable
+class EuclideanDistance(Distance, Protocol):
+    """A `Distance` that says what it is made of, which allows faster ways than calling `tile` for all pairs.
+
+    `euclidean`, `squared_euclidean`, `cosine`, `dot` and `Mahalanobis` have the three members. A distance of
+    one's own may have any of them. Each is a promise about functions of `Distance`: `form` and `entries`
+    about `tile` and `paired`, `floats_only` about `prepare`. A subclass, or an object, that overrides one of
+    these functions takes the promise back by that alone, and its own functions are called throughout. Where
+    the promise still holds, the subclass states it again: `form = Mahalanobis.form`.
+
+    Example:
+        >>> class Squared(Mahalanobis):
+        ...     def tile(self, x, y):
+        ...         return super().tile(x, y) ** 2
+        >>> isinstance(euclidean, EuclideanDistance), isinstance(hamming, EuclideanDistance)
+        (True, False)
+        >>> form_of(euclidean).root, form_of(Squared(torch.eye(2)))
+        (True, None)
+    """
+
+    @property
+    def form(self) -> EuclideanForm | ProductForm:
+        """What `tile` and `paired` are made of; `Mahalanobis.form` is ‖x − y‖ of what `prepare` gives.
+
+        Without it, `tile` itself is what ties and bounds are decided by.
+        """
+        ...
+
+    @property
+    def floats_only(self) -> bool:
+        """True where `prepare` takes no whole numbers, so that they are refused by name."""
+        ...
+
+    def entries(
+        self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"], /
+    ) -> Float[Tensor, " t"]:
+        """`tile(x, y)[i, j]`, for long lists of few rows. Without it, lists are measured by `paired`."""
+        ...
+
+
+# The only functions that ask a distance for more than `Distance` has.
+
+
+def form_of(distance: Distance) -> EuclideanForm | ProductForm | None:
+    """The distance's `form`; None where it has none, or has overridden what the form is about."""
+    return promised(distance, "form", "tile", "paired")
+
+
+def entries_of(distance: Distance) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None:
+    """The distance's `entries`; None where it has none, or has overridden what they are entries of."""
+    return promised(distance, "entries", "tile", "paired")
+
+
+def takes_floats_only(distance: Distance) -> bool:
+    """The distance's `floats_only`; False where it has none, or has overridden `prepare`."""
+    return bool(promised(distance, "floats_only", "prepare"))
 
 
 def _floats(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -94,7 +150,7 @@ def _directions(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 
 def _lifted(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
-    """Directions with a last coordinate that is 1 for a zero row: so it is √2 from every other."""
+    """Directions with a last coordinate that is 1 for a zero row, so that it is √2 from every other row."""
     return torch.cat([x, (~x.any(-1, keepdim=True)).to(x.dtype)], dim=-1)
 
 
@@ -112,10 +168,10 @@ def _codes(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 
 class _Named:
-    """A distance that is its closed form; two are equal where they are of one class and override the same."""
+    """A distance that is its closed form. Two are equal if they are of one class and override the same."""
 
     name: ClassVar[str]
-    form: ClassVar[SquareForm | ProductForm]
+    form: ClassVar[EuclideanForm | ProductForm]
     differentiable: bool = True
     floats_only: bool = True
     prepare = staticmethod(_floats)
@@ -143,19 +199,26 @@ class _Named:
 
 class _Euclidean(_Named):
     name = "euclidean"
-    form = SquareForm(root=True)
+    form = EuclideanForm(root=True)
 
 
 class _SquaredEuclidean(_Named):
     name = "squared_euclidean"
-    form = SquareForm()
+    form = EuclideanForm()
 
 
 class _Cosine(_Named):
     name = "cosine"
-    form = SquareForm(scale=0.5, space=_lifted)
+    form = EuclideanForm(scale=0.5, space=_lifted)
     prepare = staticmethod(_directions)
-    floats_only = True  # `prepare` is another than that of the base, which says so too
+    floats_only = True  # `prepare` is overridden, so the promise is stated again
+
+
+class _NegativeCosine(_Named):
+    name = "cosine"
+    form = ProductForm()
+    prepare = staticmethod(_directions)
+    floats_only = True  # `prepare` is overridden, so the promise is stated again
 
 
 class _Dot(_Named):
@@ -176,22 +239,32 @@ class _Hamming(_Named):
 
 
 euclidean: Distance = _Euclidean()
-"""D = ‖x − y‖. At x = y the gradient is 0: the root has none there, and 0 is its smallest subgradient."""
+"""D = ‖x − y‖. The root has no derivative at x = y; the gradient there is 0, its smallest subgradient."""
 
 squared_euclidean: Distance = _SquaredEuclidean()
-"""D = ‖x − y‖², the sum of squared differences itself: of whole numbers it is exact, and so is each bound."""
+"""D = ‖x − y‖², the sum of squared differences: exact for whole numbers, where bounds are decided exactly."""
 
 cosine: Distance = _Cosine()
-"""D = 1 − cos(x, y), in [0, 2].
+"""D = 1 − s, in [0, 2], of the similarity s = cos(x, y).
 
 Computed as ½‖x/‖x‖ − y/‖y‖‖², which is the same number, but exactly 0 for equal rows, never negative, and
-accurate for near duplicates. A zero vector has no direction: it counts as orthogonal, D = 1, to all others.
+precise for near duplicates.
+
+A zero row has no direction: its similarity to every row is s = 0, and it gets no gradient. Two zero rows are
+equal, though, and equal rows are 0 apart: so D is 1 between a zero row and any other, and 0 between two.
+"""
+
+negative_cosine: Distance = _NegativeCosine()
+"""D = −s, `cosine` less 1, by a matrix product: for heads that do not change where all distances are 1 less.
+
+It is many times faster than differences. It is not exactly −1 for equal rows, since a similarity does without
+the digits that a small distance needs. Of zero rows it is 0, to each other too.
 """
 
 dot: Distance = _Dot()
 """D = −x·y: negative for similar rows, and not 0 for equal ones.
 
-The one distance by a matrix product, so its last bit may depend on how tiles are cut.
+It is a matrix product, so its last bit may depend on how tiles are cut.
 """
 
 hamming: Distance = _Hamming()
@@ -231,7 +304,7 @@ class Mahalanobis(nn.Module):
 
     differentiable = True
     floats_only = True
-    form = SquareForm(root=True)
+    form = EuclideanForm(root=True)
     entries = form.entries
 
     def __init__(self, L: Tensor) -> None:
@@ -274,8 +347,8 @@ class Mahalanobis(nn.Module):
 def exact(distance: Distance, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
     """D(x_i, y_j) by differences: each number depends on its two rows alone, not on the tile around them.
 
-    That is what ties and bounds are decided by. It is some ten times slower than `tile`, and has no gradient.
-    A dot product has no differences, and a distance of one's own says itself what it is: those are `tile`.
+    Ties and bounds are decided by these numbers. They take about ten times as long as `tile`, and have no
+    gradient. A distance without a closed form by differences, such as `dot` or one's own, is `tile`.
 
     Args:
         distance: a `Distance`.
@@ -290,7 +363,7 @@ def exact(distance: Distance, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) 
         tensor([[ 2., 25.]])
     """
     form = form_of(distance)
-    return form.exact(x, y) if isinstance(form, SquareForm) else distance.tile(x, y)
+    return form.exact(x, y) if isinstance(form, EuclideanForm) else distance.tile(x, y)
 
 
 def exact_pairs(distance: Distance, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
@@ -309,7 +382,7 @@ def exact_pairs(distance: Distance, x: Float[Tensor, "t k"], y: Float[Tensor, "t
         tensor([2.])
     """
     form = form_of(distance)
-    if isinstance(form, SquareForm):
+    if isinstance(form, EuclideanForm):
         return form.exact_pairs_in_space(form.space(x), form.space(y))
     return distance.paired(x, y)
 
@@ -318,7 +391,7 @@ def as_distance(caller: str, distance: Any, *, gradient: bool = False) -> Distan
     """The distance that an object or a name stands for.
 
     Args:
-        caller: the class or function that was called, for the sentence.
+        caller: the class or function that was called, for error messages.
         distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"dot"`, `"hamming"`, or a `Distance`.
         gradient: refuse a distance that a loss cannot train on.
 

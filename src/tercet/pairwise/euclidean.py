@@ -1,4 +1,17 @@
-"""‖x − y‖ of every row with every column with the speed of a product and the digits of differences."""
+"""‖x_i − y_j‖ of every row with every column: fast as a matrix product, precise as differences.
+
+With u = x − c and v = y − c about one centre c,
+
+    ‖x − y‖² = ‖u‖² + ‖v‖² − 2 u·v,    ∂L/∂x_i = Σ_j w_ij (x_i − y_j) = (Σ_j w_ij) u_i − Σ_j w_ij v_j
+
+are matrix products, but they lose the digits of a difference that is small beside u and v. So *near* pairs,
+those below `NEAR` of ‖u‖² + ‖v‖², are computed by differences, in the distance and in the gradient. Normally
+they are few; where they are many, the whole table is computed by differences.
+
+`fast_tile` and `fast_entries` are functions with a graph. Heads that stream over tiles without one
+(`losses/tile_gradients`) are made of the same parts: `CentredRows` finds the near pairs, and
+`weighted_differences` and `add_listed_differences` are the gradient.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +20,135 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tercet.pairwise.budget import budget
 from tercet.pairwise.differences import by_differences, chunks, listed_squares, squares_by_differences
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.torch_modes import full_precision, roundoff
 
 __all__ = [
-    "NEAR",
+    "CentredRows",
+    "add_listed_differences",
     "centre_of",
     "distances_within",
     "fast_entries",
     "fast_tile",
+    "gather_rows",
     "lengths",
-    "picked",
+    "weighted_differences",
 ]
 
-# Below this share of ‖x‖² + ‖y‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
+# Below this share of ‖u‖² + ‖v‖² a square by the product may be off by more than 2·10⁻⁵ of itself.
 NEAR = 0.1
+
+
+class CentredRows:
+    """Rows and columns about one centre, from which products measure ‖x_i − y_j‖².
+
+    Args:
+        x: rows [a, k].
+        y: columns [r, k]; x itself where they are the rows.
+
+    Attributes:
+        x: the rows as they were given: near pairs take their differences.
+        y: the columns as they were given.
+        centre: [k], the mean of the columns, or a point of their grid (`centre_of`).
+        u: [a, k], x − centre.
+        v: [r, k], y − centre; u itself where y is x.
+        uu: [a], ‖u_i‖².
+        vv: [r], ‖v_j‖².
+
+    Example:
+        >>> both = CentredRows(torch.tensor([[0.0], [4.0]]), torch.tensor([[0.0], [1.0], [5.0]]))
+        >>> q = both.squares()
+        >>> both.near_places(q)
+        (tensor([0, 1]), tensor([0, 2]))
+    """
+
+    def __init__(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> None:
+        self.x, self.y = x, y
+        self.centre = centre_of(x, y)
+        self.u = x - self.centre
+        self.v = self.u if y is x else y - self.centre
+        self.uu = self.u.square().sum(1)
+        self.vv = self.uu if y is x else self.v.square().sum(1)
+
+    @functools.cached_property
+    def _near_limit(self) -> Float[Tensor, ""]:
+        """No pair is near whose square is above this."""
+        return NEAR * (self.uu.amax() + self.vv.amax())
+
+    def squares(self, rows: slice = slice(None)) -> Float[Tensor, "a r"]:
+        """‖u_i − v_j‖² of some rows with all columns, by one product."""
+        return torch.addmm(self.vv, self.u[rows], self.v.T, alpha=-2).add_(self.uu[rows, None])
+
+    def any_near(self, squares: Float[Tensor, "..."]) -> bool:
+        """Whether a pair may be near: one pass over the squares, and one read of the device."""
+        return squares.numel() > 0 and bool(squares.amin() <= self._near_limit)
+
+    def near_places(
+        self, squares: Float[Tensor, "a r"], rows: slice = slice(None)
+    ) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
+        """(row, column) of the near pairs in a table of `squares(rows)`, by row and then by column."""
+        return true_places(_is_near(squares, self.uu[rows, None], self.vv))
+
+    def near_listed(
+        self, squares: Float[Tensor, " t"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
+    ) -> Int[Tensor, " s"]:
+        """Which of some listed pairs are near, as places of the list."""
+        if not self.any_near(squares):
+            return i[:0]
+        return _is_near(squares, gather_rows(self.uu, i), gather_rows(self.vv, j)).nonzero()[:, 0]
+
+
+def _is_near(
+    squares: Float[Tensor, "*p"], uu: Float[Tensor, "..."], vv: Float[Tensor, "..."]
+) -> Bool[Tensor, "*p"]:
+    return squares <= NEAR * (uu + vv)
+
+
+def weighted_differences(
+    weights: Float[Tensor, "a r"],
+    u: Float[Tensor, "a k"],
+    v: Float[Tensor, "r k"],
+    total: Float[Tensor, "a k"] | None = None,
+) -> Float[Tensor, "a k"]:
+    """Σ_j w_ij (u_i − v_j) by one product, with a graph; added to `total` where it is given.
+
+    The gradient by the columns is the same of the transposed weights: Σ_i w_ij (v_j − u_i).
+
+    Example:
+        >>> u, v = torch.tensor([[1.0]]), torch.tensor([[0.0], [3.0]])
+        >>> weighted_differences(torch.tensor([[1.0, 10.0]]), u, v)  # 1·(1 − 0) + 10·(1 − 3)
+        tensor([[-19.]])
+    """
+    sums = weights.sum(1, keepdim=True)  # [a, 1]
+    if total is None:
+        return (sums * u).addmm_(weights, v, alpha=-1)
+    return total.addmm_(weights, v, alpha=-1).addcmul_(sums, u)
+
+
+def add_listed_differences(
+    weights: Float[Tensor, " t"],
+    x: Float[Tensor, "a k"],
+    y: Float[Tensor, "r k"],
+    i: Int[Tensor, " t"],
+    j: Int[Tensor, " t"],
+    by_x: Float[Tensor, "a k"] | None,
+    by_y: Float[Tensor, "r k"] | None,
+) -> None:
+    """Add w_t (x_i − y_j) of each listed pair to row i of `by_x`, and subtract it from row j of `by_y`.
+
+    The differences are gathered in bounded memory.
+    """
+    for rows, columns, w in chunks(x, i, j, weights):
+        part = w[:, None] * (x[rows] - y[columns])  # [c, k]
+        if by_x is not None:
+            by_x.index_add_(0, rows, part)
+        if by_y is not None:
+            by_y.index_add_(0, columns, part, alpha=-1)
 
 
 def distances_within(x: Float[Tensor, "*b a k"]) -> Float[Tensor, "*b a a"]:
@@ -52,19 +175,15 @@ def lengths(x: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
 
 
 def fast_tile(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], root: bool) -> Float[Tensor, "a r"]:
-    """‖x_i − y_j‖, or its square, to 10⁻⁵ of itself; 0 for equal rows, where the gradient is 0 too.
-
-    The product gives those pairs that are not near each other, measured by their norms about the columns'
-    centre; the near ones, normally few, are computed by differences, in the gradient as well.
-    """
+    """‖x_i − y_j‖, or its square, to 10⁻⁵ of itself; 0 for equal rows, where the gradient is 0 too."""
     with full_precision(x.device):
-        return _Tile.apply(x, y, root)
+        return _Euclidean.apply(x, y, None, None, root)
 
 
 def fast_entries(
     x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"], root: bool
 ) -> Float[Tensor, " t"]:
-    """`fast_tile(x, y, root)[i, j]`: differences are taken of those near pairs alone that are asked for.
+    """`fast_tile(x, y, root)[i, j]`: the whole table by a product, differences only of listed pairs.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [3.0]])
@@ -72,19 +191,19 @@ def fast_entries(
         tensor([3., 2.])
     """
     with full_precision(x.device):
-        return _Entries.apply(x, y, i, j, root)
+        return _Euclidean.apply(x, y, i, j, root)
 
 
-def picked(x: Float[Tensor, "n *k"], rows: Int[Tensor, " t"]) -> Float[Tensor, "t *k"]:
-    """x[rows]; on a processor by `index_select`: faster, but its gradient on a card has no order."""
+def gather_rows(x: Float[Tensor, "n *k"], rows: Int[Tensor, " t"]) -> Float[Tensor, "t *k"]:
+    """x[rows]; on a CPU by the faster `index_select`, whose gradient on a GPU would add in no fixed order."""
     return x.index_select(0, rows) if x.device.type == "cpu" else x[rows]
 
 
 def centre_of(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]) -> Float[Tensor, " k"]:
-    """The mean of y; on the grid of x and y where they stand on one, so coarse that products on it are exact.
+    """The mean of y, rounded to the grid of x and y if they stand on one so coarse that products are exact.
 
-    Then ‖x − c‖² + ‖y − c‖² − 2(x − c)·(y − c) is exactly the sum of squared differences: what is decided by
-    a product in a head is what differences decide in a miner.
+    On a grid, such as small whole numbers, ‖x − c‖² + ‖y − c‖² − 2(x − c)·(y − c) is then exactly the sum of
+    squared differences. So a head, which decides by products, decides as a miner does by differences.
 
     Example:
         >>> centre_of(torch.zeros(1, 1), torch.tensor([[0.0], [1.0], [1.0]]))
@@ -93,9 +212,9 @@ def centre_of(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]) -> Float[Tensor,
     if not y.numel():
         return y.new_zeros(y.shape[1])
     centre, bits = y.mean(0), _exact_bits(y.shape[1], y.dtype)
-    if y.device.type == "cpu":  # a look at one number tells almost always, and costs next to nothing
+    if y.device.type == "cpu":  # one number off the grid is enough, and the first nearly always is
         value, about = float(y.numpy()[0, 0]), float(centre.numpy()[0])
-        grain = math.ldexp(1.0, math.frexp(value - about)[1] - bits)  # that of all is no finer
+        grain = math.ldexp(1.0, math.frexp(value - about)[1] - bits)  # the grain of all numbers is no finer
         if value != about and (not grain or value % grain):
             return centre
     both = [v for v in ((y,) if x is y else (x, y)) if v.numel()]
@@ -112,73 +231,56 @@ def _exact_bits(k: int, dtype: torch.dtype) -> int:
     return int((digits - 2 - math.log2(3 * k)) // 2)
 
 
-def _by_product(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, "a r"]]:
-    """The columns' centre, the squares ‖u_i‖² and ‖v_j‖² of what lies about it, and ‖u_i − v_j‖²."""
-    centre = centre_of(x, y)
-    u, v = x - centre, y - centre
-    uu, vv = u.square().sum(1), v.square().sum(1)
-    return centre, uu, vv, torch.addmm(vv, u, v.T, alpha=-2).add_(uu[:, None])
+class _Euclidean(torch.autograd.Function):
+    """‖x_i − y_j‖ or its square: of all pairs [a, r], or of listed places (i, j) of that table [t]."""
 
-
-class _Tile(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Any, y: Any, root: bool) -> Any:
-        ctx.root = root
-        centre, uu, vv, out = _by_product(x, y)
-        i, j = true_places(out <= NEAR * (uu[:, None] + vv))
-        ctx.dense = roundoff(x) > 2.0**-24 or 8 * len(i) > out.numel()
-        if ctx.dense:
-            out = by_differences(x, y) if root else squares_by_differences(x, y)
-            ctx.save_for_backward(x, y, out)
-            return out
-        out[i, j] = listed_squares(x, y, i, j)
+    def forward(ctx: Any, x: Any, y: Any, i: Any, j: Any, root: bool) -> Any:
+        both, listed = CentredRows(x, y), i is not None
+        ctx.root, ctx.listed, ctx.dense = root, listed, False
+        out = both.squares()  # [a, r]
+        if listed:
+            out = out.view(-1).index_select(0, i * len(y) + j)  # [t]
+            near = both.near_listed(out, i, j)
+            near_rows, near_columns = i[near], j[near]
+        else:
+            near = near_rows, near_columns = both.near_places(out)
+            crowded = budget(x.device).dense_share * len(near_rows) > out.numel()
+            ctx.dense = roundoff(x) > 2.0**-24 or crowded
+            if ctx.dense:
+                out = by_differences(x, y) if root else squares_by_differences(x, y)
+                ctx.save_for_backward(x, y, out)
+                return out
+        out[near] = listed_squares(x, y, near_rows, near_columns)
         if root:
             out.sqrt_()
-        ctx.save_for_backward(x, y, centre, out if root else None, i, j)
+        kept = (i, j, near) if listed else ()
+        ctx.save_for_backward(x, y, both.centre, out if root else None, near_rows, near_columns, *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         if ctx.dense:
             x, y, out = ctx.saved_tensors
-            by_x = _pull_by_differences(x, y, out, grad, ctx.root)
-            return by_x, _pull_by_differences(y, x, out.mT, grad.mT, ctx.root), None
-        x, y, centre, out, i, j = ctx.saved_tensors
-        weight = _weights(out, grad)  # [a, r]
-        near = weight[i, j]
-        weight[i, j] = 0.0
-        return *_pulls(ctx, x, y, centre, weight, (i, j, near)), None
-
-
-class _Entries(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Any, y: Any, i: Any, j: Any, root: bool) -> Any:
-        centre, uu, vv, table = _by_product(x, y)
-        out = table.view(-1).index_select(0, i * len(y) + j)
-        near = i[:0]
-        if bool(out.amin() <= NEAR * (uu.amax() + vv.amax())):
-            (near,) = (out <= NEAR * (uu.index_select(0, i) + vv.index_select(0, j))).nonzero(as_tuple=True)
-            out[near] = listed_squares(x, y, i[near], j[near])
-        if root:
-            out.sqrt_()
-        ctx.save_for_backward(x, y, centre, out if root else None, i, j, near)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        x, y, centre, out, i, j, near = ctx.saved_tensors
-        weight = _weights(out, grad)  # [t]
-        apart = weight[near]
-        weight[near] = 0.0
-        place = i * len(y) + j
-        table = weight.new_zeros(len(x) * len(y), dtype=torch.float64)  # a pair may be listed a million times
-        if table.device.type == "cpu":
-            table.index_add_(0, place, weight.double())
-        else:  # in an order that does not change
-            table.index_put_((place,), weight.double(), accumulate=True)
-        table = table.to(weight.dtype)
-        pulls = _pulls(ctx, x, y, centre, table.view(len(x), -1), (i[near], j[near], apart))
-        return *pulls, None, None, None
+            by_x = _gradient_by_differences(x, y, out, grad, ctx.root)
+            by_y = _gradient_by_differences(y, x, out.mT, grad.mT, ctx.root)
+            return by_x, by_y, None, None, None
+        x, y, centre, out, near_rows, near_columns, *places = ctx.saved_tensors
+        weights = _weights(out, grad)  # [a, r] or [t]
+        near = places[2] if ctx.listed else (near_rows, near_columns)
+        near_weights = weights[near]
+        weights[near] = 0.0
+        if ctx.listed:
+            weights = _table_of_listed(weights, places[0], places[1], len(x), len(y))
+        u, v = x - centre, y - centre
+        by_x = by_y = None
+        with full_precision(x.device):
+            if ctx.needs_input_grad[0]:
+                by_x = weighted_differences(weights, u, v)
+            if ctx.needs_input_grad[1]:
+                by_y = weighted_differences(weights.T, v, u)
+        add_listed_differences(near_weights, x, y, near_rows, near_columns, by_x, by_y)
+        return by_x, by_y, None, None, None
 
 
 class _Lengths(torch.autograd.Function):
@@ -204,16 +306,16 @@ class _Within(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         x, out = ctx.saved_tensors
-        return _pull_by_differences(x, x, out, grad + grad.mT, root=True)
+        return _gradient_by_differences(x, x, out, grad + grad.mT, root=True)
 
 
-# Every backward here is made of operations that have a derivative themselves, so `create_graph=True` gives
-# second derivatives. `out` is then the saved output with its graph, and is not divided by where it is 0: what
-# is masked afterwards would still be NaN in the second derivative.
+# Every backward here consists of operations that have a derivative themselves, so `create_graph=True` gives
+# second derivatives. `out` is then the saved output with its graph. It must not be divided by where it is 0:
+# a mask put on afterwards would leave NaN in the second derivative.
 
 
 def _weights(out: Tensor | None, grad: Tensor) -> Tensor:
-    """What x − y is multiplied by in the gradient: D = ‖x − y‖ has (x − y) / D, its square 2(x − y)."""
+    """w in ∂L/∂x = Σ w (x − y): grad / D for D = ‖x − y‖, 2·grad for its square, where `out` is None."""
     if out is None:
         return 2 * grad
     if torch.is_grad_enabled():
@@ -221,27 +323,20 @@ def _weights(out: Tensor | None, grad: Tensor) -> Tensor:
     return (grad / out).masked_fill_(out == 0, 0.0)
 
 
-def _pulls(
-    ctx: Any, x: Tensor, y: Tensor, centre: Tensor, weight: Tensor, near: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Σ w (x_i − y_j) by row, −Σ by column: a table of w by products, near (i, j, w) by differences."""
-    u, v = x - centre, y - centre
-    by_x = by_y = None
-    with full_precision(x.device):
-        if ctx.needs_input_grad[0]:
-            by_x = (weight.sum(1)[:, None] * u).addmm_(weight, v, alpha=-1)
-        if ctx.needs_input_grad[1]:
-            by_y = (weight.sum(0)[:, None] * v).addmm_(weight.T, u, alpha=-1)
-    for rows, columns, w in chunks(x.shape[1], *near):
-        part = w[:, None] * (x[rows] - y[columns])
-        if by_x is not None:
-            by_x.index_add_(0, rows, part)
-        if by_y is not None:
-            by_y.index_add_(0, columns, part, alpha=-1)
-    return by_x, by_y
+def _table_of_listed(
+    weights: Float[Tensor, " t"], i: Int[Tensor, " t"], j: Int[Tensor, " t"], rows: int, columns: int
+) -> Float[Tensor, "rows columns"]:
+    """The weights summed at their places (i, j); in float64, since a pair may be listed a million times."""
+    table = weights.new_zeros(rows * columns, dtype=torch.float64)
+    place = i * columns + j
+    if table.device.type == "cpu":
+        table.index_add_(0, place, weights.double())
+    else:  # `index_add_` of a GPU adds in no fixed order
+        table.index_put_((place,), weights.double(), accumulate=True)
+    return table.to(weights.dtype).view(rows, columns)
 
 
-def _pull_by_differences(x: Tensor, y: Tensor, out: Tensor, grad: Tensor, root: bool) -> Tensor:
+def _gradient_by_differences(x: Tensor, y: Tensor, out: Tensor, grad: Tensor, root: bool) -> Tensor:
     """Σ_j w_ij (x_i − y_j); with a graph of all a·r·k differences where one is recorded."""
     if torch.is_grad_enabled():
         weight = _weights(out if root else None, grad)
@@ -249,5 +344,5 @@ def _pull_by_differences(x: Tensor, y: Tensor, out: Tensor, grad: Tensor, root: 
     if not root:
         out = out.sqrt()
         grad = 2 * grad * out
-    # The backward of `cdist` by itself: to get there through autograd would be to measure once more.
+    # The backward of `cdist` itself: through autograd the distances would be computed a second time.
     return torch.ops.aten._cdist_backward(grad.contiguous(), x, y, 2.0, out.contiguous())

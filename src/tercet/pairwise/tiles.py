@@ -18,7 +18,7 @@ from torch import Tensor
 from tercet.core.checks import as_int, promised, refusal, with_length
 from tercet.core.indices import References
 from tercet.pairwise.budget import budget
-from tercet.pairwise.distances import Distance, exact
+from tercet.pairwise.distances import Distance, exact, takes_floats_only
 from tercet.pairwise.inputs import lack_of_data
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel, whole_numbers
@@ -262,7 +262,7 @@ def _prepared(
         if shape is not None and not isinstance(embeddings, Tensor):
             shown = f"{type(embeddings).__name__} of {shown}"
         raise refusal(caller, argument, shown, "a tensor [n, d], one embedding a row")
-    if promised(distance, "floats_only", "prepare") and not embeddings.is_floating_point():
+    if takes_floats_only(distance) and not embeddings.is_floating_point():
         hint = 'convert with .float(), or take distance="hamming" for integer codes'
         if embeddings.is_complex():
             hint = "take real and imaginary parts as columns of their own"
