@@ -36,7 +36,7 @@ def main() -> None:
     write_digits(options.output / "digits")
 
     # Two splits in one folder. Of few classes with many images each, "mixed" puts all into every shard; of
-    # many classes with few images each, "identity" keeps a class in one shard, and its images side by side.
+    # many classes with few images each, "by_class" keeps a class in one shard, and its images side by side.
     catalog = tercet.scan_folder(options.output / "digits")
     unseen = [catalog.classes[label] in UNSEEN for label in catalog.labels]
     parts = {"train": catalog.select([not each for each in unseen]), "unseen": catalog.select(unseen)}

@@ -69,6 +69,18 @@ def test_the_shards_are_those_of_the_library(tercet, photos, arguments, options)
     assert contents("out") == contents("expected")
 
 
+def test_the_old_name_of_the_layout_is_taken_with_a_warning(tercet, photos):  # noqa: F811
+    depth = ("--class-depth", 1, "--quiet")
+    assert tercet("make-shards", photos, "out", *depth, "--layout", "identity") == (
+        0,
+        "",
+        "Warning: make-shards: the layout 'identity' is now called 'by_class'; the old name goes with "
+        f"version 0.3 {LEFT_OUT}",
+    )
+    tercet("make-shards", photos, "expected", *depth)
+    assert contents("out") == contents("expected")
+
+
 def test_the_closing_table_tells_the_numbers(tercet, photos):  # noqa: F811
     options = ["--class-depth", 1, "--batches", 4, 2, "--images-per-shard", 20]
     code, out, err = tercet("make-shards", photos, "out", *options)

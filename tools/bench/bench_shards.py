@@ -96,7 +96,7 @@ def raw(top: Path, setting: dict[str, int]) -> list[list[str]]:
     print(f"{setting['rounds']} rounds\n")
     print(f"{HEADS[0]:10}{HEADS[1]:6}", *(f"{head:>13}" for head in HEADS[2:]), sep="")
     lines = []
-    for layout in ("identity", "mixed"):
+    for layout in ("by_class", "mixed"):
         tars = write_shards(top / layout, catalog, layout=layout, images_per_shard=2000).tars
         found: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for turn in range(setting["rounds"]):

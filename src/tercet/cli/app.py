@@ -96,6 +96,8 @@ def _warnings_in_a_line() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
+        # Of an option that was renamed, whoever called the function that warns.
+        warnings.filterwarnings("always", r".* goes with version 0\.\d+$", DeprecationWarning)
         warnings.showwarning = show
         yield
 

@@ -26,15 +26,15 @@ from tercet.cli.options import (
     with_groups,
 )
 from tercet.cli.summary import finish, grid, tell_left_out
-from tercet.core.checks import as_choice, escaped, refusal
+from tercet.core.checks import escaped, refusal
 from tercet.data.shards.index import ShardIndex
+from tercet.data.shards.layouts import as_layout
 from tercet.data.shards.writing import shards_folder, write_shards
 from tercet.data.streams.yield_prediction import predict_yield
 
 __all__ = ["app", "index_shards", "make_shards"]
 
 CALLER = "make-shards"
-LAYOUTS = ("identity", "mixed")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -47,13 +47,13 @@ def make_shards(
     layout: Annotated[
         str,
         typer.Option(
-            help="identity: a class in one shard, its images in groups side by side, for streams of many "
+            help="by_class: a class in one shard, its images in groups side by side, for streams of many "
             "classes; mixed: images shuffled over all shards, for few classes or random access."
         ),
-    ] = "identity",
+    ] = "by_class",
     k: Annotated[
         int | None,
-        typer.Option("--k", help="The least size of a group (identity); if not given, K of --batches, or 4."),
+        typer.Option("--k", help="The least size of a group (by_class); if not given, K of --batches, or 4."),
     ] = None,
     images_per_shard: Annotated[int, typer.Option(help="About how many images a shard has.")] = 5000,
     split: Annotated[str, typer.Option(help="The name of the split: train-000000.tar.")] = "train",
@@ -95,9 +95,9 @@ def make_shards(
     The same command goes on after an interrupted run; with --overwrite it begins again.
     """
     started = time.perf_counter()
-    as_choice(CALLER, "--layout", layout, LAYOUTS)
+    layout = as_layout(CALLER, "--layout", layout)
     _refuse_folder(folder, source, split)  # before the images are looked at
-    if batches is not None and layout == "identity":
+    if batches is not None and layout == "by_class":
         if k not in (None, batches[1]):
             raise typer.BadParameter(f"--k {k} and --batches {batches[0]} {batches[1]}: give one of them")
         k = batches[1]

@@ -5,11 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-import pickle
-import random
 import subprocess
 import sys
-import tracemalloc
 import warnings
 import zlib
 from collections import Counter, defaultdict
@@ -18,41 +15,32 @@ from itertools import chain, combinations, islice
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.core.randomness import KeyedRow
-from tercet.data.io.checked_json import with_checksum
 from tercet.data.samplers import balanced_plan
-from tercet.data.samplers.balanced_plan import deal, occurrences, spread
 from tercet.data.samplers.pk import PKSampler
 from tercet.data.samplers.shuffled import ShuffledSampler
+from tests.data.samplers.sampled import (
+    UNEVEN,
+    Rows,
+    epoch_of,
+    labels_of,
+    laws,
+    loaded,
+    plain,
+    refusal_of,
+    stateful,
+)
 
 torch.set_num_threads(1)
-stateful = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
-laws = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 # What is drawn, and what is counted.
-
-
-def labels_of(sizes, seed=0):
-    """One label an image, class c with sizes[c] images, in mixed order."""
-    labels = [c for c, size in enumerate(sizes) for _ in range(size)]
-    random.Random(seed).shuffle(labels)
-    return labels
-
-
-def plain(batches):
-    """Batches as lists of (row, epoch, view), which compare by value."""
-    return [[(int(row), row.epoch, row.view) for row in batch] for batch in batches]
-
-
-def epoch_of(sampler, epoch):
-    return plain(sampler.batch(epoch, step) for step in range(len(sampler)))
 
 
 def faults(steps, labels, p, k, epoch):
@@ -96,15 +84,6 @@ def steps_of(samplers, epoch):
     return list(zip(*(epoch_of(sampler, epoch) for sampler in samplers)))
 
 
-def refusal_of(call, *arguments, **keywords):
-    """The sentence with which a call is refused."""
-    try:
-        call(*arguments, **keywords)
-    except ValueError as error:
-        return str(error)
-    raise AssertionError("not refused")
-
-
 def warned(*arguments, **keywords):
     """A PKSampler, and the sentences that its construction warns with."""
     with warnings.catch_warnings(record=True) as caught:
@@ -112,21 +91,6 @@ def warned(*arguments, **keywords):
         sampler = PKSampler(*arguments, **keywords)
     assert all(warning.category is UserWarning for warning in caught)
     return sampler, [str(warning.message) for warning in caught]
-
-
-class Rows(Dataset):
-    """What arrives in a worker."""
-
-    def __getitem__(self, row):
-        return int(row), row.epoch, row.view
-
-
-def loaded(loader):
-    """Batches of a loader over `Rows`, as `plain` gives them."""
-    return [list(zip(*(column.tolist() for column in batch))) for batch in loader]
-
-
-UNEVEN = labels_of([2, 3, 3, 4, 5, 7, 9, 12])
 
 
 # The laws of the contract.
@@ -486,140 +450,6 @@ def test_case_a_million_images_of_50_000_classes():
     assert len(json.dumps(sampler.state_dict())) < 300
 
 
-# Epochs, positions and states, of both samplers.
-
-KINDS = {
-    "pk": lambda **more: PKSampler(UNEVEN, p=2, k=3, **more),
-    "ranks": lambda **more: PKSampler(UNEVEN, p=2, k=3, rank=1, world_size=3, **more),
-    "supers": lambda **more: PKSampler(
-        UNEVEN, p=4, k=2, super_labels=[label % 3 for label in UNEVEN], supers_per_batch=2, **more
-    ),
-    "shuffled": lambda **more: ShuffledSampler(11, rank=1, world_size=2, **more),
-}
-every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-
-
-def drawn(items):
-    """Items of either sampler, by value."""
-    return [plain([item if isinstance(item, list) else [item]])[0] for item in items]
-
-
-@every_kind
-def test_resume_equals_replay_at_every_stop(make):
-    trail = make()
-    replay = [drawn(trail) for _ in range(4)]
-    assert len({str(epoch) for epoch in replay}) == 4
-    for epoch in (0, 2):
-        for stop in range(len(trail) + 1):
-            sampler = make()
-            sampler.set_epoch(epoch)
-            running = iter(sampler)
-            seen = drawn(islice(running, stop))
-            by_sampler, by_iterator = sampler.state_dict(), running.state_dict()
-            assert by_sampler == by_iterator
-
-            resumed = make()
-            resumed.load_state_dict(json.loads(json.dumps(by_sampler)))
-            assert seen + drawn(resumed) == replay[epoch]
-            assert drawn(resumed) == replay[epoch + 1]
-
-            resumed = make()
-            again = iter(resumed)
-            next(again)
-            again.load_state_dict(pickle.loads(pickle.dumps(by_iterator)))
-            assert resumed.state_dict() == by_iterator
-            assert seen + drawn(again) == replay[epoch]
-            assert drawn(resumed) == replay[epoch + 1]
-
-            resumed = make()
-            resumed.set_epoch(epoch, step=stop)
-            assert seen + drawn(resumed) == replay[epoch]
-
-
-@every_kind
-def test_iterators_take_their_epoch_at_the_first_item(make):
-    sampler = make()
-    unused, first, second = iter(sampler), iter(sampler), iter(sampler)
-    assert unused.state_dict() == sampler.state_dict()
-    a, b = next(first), next(second)
-    assert drawn([a, *first]) == drawn(make())
-    sampler.set_epoch(1)
-    assert drawn([b, *second]) == drawn(sampler)
-    assert next(first, None) is None
-    assert next(unused).epoch == 2 if isinstance(sampler, ShuffledSampler) else next(unused)[0].epoch == 2
-
-
-def test_breaking_off_moves_to_the_next_epoch():
-    sampler = PKSampler(UNEVEN, p=2, k=3)
-    next(iter(sampler))
-    assert plain(sampler) == epoch_of(sampler, 1)
-    next(iter(sampler))
-    sampler.set_epoch(7)
-    assert sampler.state_dict()["epoch"] == 7
-    assert plain(sampler) == epoch_of(sampler, 7)
-    assert (sampler.state_dict()["epoch"], sampler.state_dict()["step"]) == (8, 0)
-
-
-def test_a_sampler_is_pickled_and_copied_with_its_position():
-    sampler = PKSampler(UNEVEN, p=2, k=3)
-    running = iter(sampler)
-    next(running)
-    for twin in (pickle.loads(pickle.dumps(sampler)), copy.deepcopy(sampler)):
-        assert twin.state_dict() == sampler.state_dict()
-        twin.load_state_dict(twin.state_dict())
-        assert plain(twin) == epoch_of(sampler, 0)[1:]
-
-
-def test_a_state_serves_all_ranks_and_no_other_settings():
-    settings = {"labels": UNEVEN, "p": 2, "k": 3, "world_size": 2}
-    state = PKSampler(**settings).state_dict()
-    PKSampler(**settings, rank=1).load_state_dict(state)
-    said = refusal_of(PKSampler(**settings | {"k": 2}).load_state_dict, state)
-    assert said == (
-        "PKSampler.load_state_dict: the state was saved with k=3, but this sampler has k=2; "
-        "build the sampler as it was, or start anew with set_epoch"
-    )
-    others = {
-        "seed": 1,
-        "p": 1,
-        "labels": UNEVEN[::-1],
-        "world_size": 1,
-        "epoch_length": 9,
-        "super_labels": [label % 2 for label in UNEVEN],
-    }
-    for name, other in others.items():
-        said = refusal_of(PKSampler(**settings | {name: other}).load_state_dict, state)
-        assert f"was saved with {name}=" in said
-    said = refusal_of(ShuffledSampler(5).load_state_dict, state)
-    assert "saved with epoch_length='every_image', but this sampler has epoch_length=None" in said
-
-
-@pytest.mark.parametrize("state", [None, {}, {"epoch": 0}])
-def test_what_is_no_state_is_refused(state):
-    said = refusal_of(ShuffledSampler(5).load_state_dict, state)
-    expected = "expected what a sampler's state_dict() returned"
-    assert said == f"ShuffledSampler.load_state_dict(state={state!r}): {expected}"
-
-
-@pytest.mark.parametrize(
-    ("call", "said"),
-    [
-        (lambda s: s.load_state_dict(with_checksum(s.state_dict() | {"step": 9})), "load_state_dict(step=9)"),
-        (
-            lambda s: s.load_state_dict(with_checksum(s.state_dict() | {"epoch": -1})),
-            "load_state_dict(epoch=-1)",
-        ),
-        (lambda s: s.set_epoch(-1), "set_epoch(epoch=-1): expected a whole number of at least 0"),
-        (lambda s: s.set_epoch(0, 9), "set_epoch(step=9): expected a whole number from 0 to 8"),
-        (lambda s: s.batch(0, 8), "batch(step=8): expected a whole number from 0 to 7"),
-        (lambda s: s.batch(-1, 0), "batch(epoch=-1): expected a whole number of at least 0"),
-    ],
-)
-def test_positions_out_of_range_are_refused(call, said):
-    sampler = PKSampler(labels_of([4] * 8), p=2, k=2)
-    assert refusal_of(call, sampler).startswith(f"PKSampler.{said}")
-
-
 # Arguments, and what is left out.
 
 
@@ -782,121 +612,6 @@ def test_images_of_a_class_meet_by_chance(size, epochs):
         pairs[pair] for pair in combinations([row for row in range(len(labels)) if labels[row] == 0], 2)
     ]
     assert stats.chisquare(meetings).pvalue > 1e-3
-
-
-# Dealing.
-
-
-@st.composite
-def tables(draw):
-    """Groups of items: what each is dealt at least, the hands of each group, the width of a hand."""
-    width = draw(st.integers(1, 4))
-    least, group, hands = [], [], []
-    for g in range(draw(st.integers(1, 4))):
-        counts = draw(st.lists(st.integers(0, 9), min_size=width, max_size=width + 6))
-        hands.append(max(*counts, -(-sum(counts) // width)) + draw(st.integers(0, 9)))
-        least += counts
-        group += [g] * len(counts)
-    shuffled = draw(st.permutations(range(len(group))))
-    return [least[i] for i in shuffled], [group[i] for i in shuffled], hands, width
-
-
-@settings(laws, max_examples=100)
-@given(tables(), st.integers(0, 99))
-def test_hands_come_out_full_and_each_item_gets_its_count(table, key):
-    least, group, hands, width = (np.array(part) for part in table)
-    counts = spread(least, group, hands, int(width), key)
-    extra = counts - least
-    for g in range(len(hands)):
-        # Water, drop by drop: one more for the item that has got the least yet and is not in every hand.
-        poured = [0] * len(least)
-        for _ in range(int(hands[g] * width - least[group == g].sum())):
-            open_ = [i for i in np.flatnonzero(group == g) if least[i] + poured[i] < hands[g]]
-            poured[min(open_, key=lambda i: poured[i])] += 1
-        assert sorted(extra[group == g]) == sorted(np.array(poured)[group == g])
-        assert (counts <= hands[group]).all()
-    plan = deal(counts, group, hands, int(width), key)
-    assert plan.shape == (hands.sum(), width)
-    assert np.bincount(plan.ravel(), minlength=len(counts)).tolist() == counts.tolist()
-    assert all(len(set(hand)) == width for hand in plan.tolist())
-    assert (group[plan] == np.repeat(np.arange(len(hands)), hands)[:, None]).all()
-    seen = Counter()
-    for entry, before in zip(plan.ravel().tolist(), occurrences(plan).ravel().tolist()):
-        assert before == seen[entry]
-        seen[entry] += 1
-
-
-# ShuffledSampler.
-
-
-@laws
-@given(st.integers(1, 60), st.integers(1, 7), st.integers(0, 1 << 40), st.integers(0, 5))
-def test_shuffled_ranks_are_disjoint_and_cover(n, world_size, seed, epoch):
-    samplers = [ShuffledSampler(n, seed=seed, rank=r, world_size=world_size) for r in range(world_size)]
-    for sampler in samplers:
-        sampler.set_epoch(epoch)
-    ranks = [list(sampler) for sampler in samplers]
-    assert {len(rows) for rows in ranks} == {len(sampler) for sampler in samplers} == {-(-n // world_size)}
-    rows = [row for step in zip(*ranks) for row in step]
-    assert sorted(rows[:n]) == list(range(n))
-    assert rows[n:] == [rows[i % n] for i in range(n, len(rows))]
-    assert len(rows) - n < world_size
-    assert [(row.epoch, row.view) for row in rows] == [(epoch, i // n) for i in range(len(rows))]
-
-
-def test_shuffled_epochs_and_seeds_differ():
-    sampler = ShuffledSampler(["any"] * 30)
-    orders = [list(sampler) for _ in range(9)] + [list(ShuffledSampler(30, seed=1))]
-    assert len({tuple(order) for order in orders}) == 10
-    assert orders[0] == list(ShuffledSampler(30))
-
-
-def test_shuffled_draws_of_100_million_rows_in_little_memory():
-    tracemalloc.start()
-    sampler = ShuffledSampler(10**8, rank=3, world_size=4)
-    rows = list(islice(sampler, 9000))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(sampler) == 25_000_000
-    assert len(set(rows)) == 9000
-    assert peak < 10e6  # most of it the 9000 rows, with their epoch and view
-    assert stats.kstest(np.array(rows) / 1e8, "uniform").pvalue > 1e-3
-
-
-def test_shuffled_blocks_join_without_a_seam():
-    assert sorted(ShuffledSampler(20_000)) == list(range(20_000))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"n": 0}, "ShuffledSampler(n=0): expected a whole number of at least 1"),
-        ({"n": []}, "ShuffledSampler(n=0): expected a whole number of at least 1"),
-        ({"n": 2.5}, "ShuffledSampler(n=2.5): expected a whole number of at least 1"),
-        ({"n": 5, "rank": 1}, "ShuffledSampler(rank=1): expected a whole number from 0 to 0"),
-        ({"n": 5, "world_size": 0}, "ShuffledSampler(world_size=0): expected a whole number of at least 1"),
-    ],
-)
-def test_shuffled_arguments_out_of_range_are_refused(arguments, said):
-    assert refusal_of(ShuffledSampler, **arguments) == said
-
-
-@stateful
-@pytest.mark.parametrize("stop", [0, 2, 4, "end"])
-def test_shuffled_in_a_stateful_loader_whose_last_batch_is_small(stop):
-    def fresh():
-        return StatefulDataLoader(Rows(), sampler=ShuffledSampler(11), batch_size=3)
-
-    rows = plain(ShuffledSampler(11)._items(epoch, 0, 11) for epoch in range(2))
-    replay = [[epoch[i : i + 3] for i in range(0, 11, 3)] for epoch in rows]
-    loader = fresh()
-    seen = loaded(islice(loader, 5 if stop == "end" else stop))
-    state = loader.state_dict()
-    loader = fresh()
-    loader.load_state_dict(state)
-    if stop != "end":
-        assert seen + loaded(loader) == replay[0]
-    assert loaded(loader) == replay[1]
 
 
 def test_same_seed_same_batches_on_every_machine():

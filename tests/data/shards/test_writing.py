@@ -19,8 +19,7 @@ import webdataset as wds
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.scan import scan_folder
 from tercet.data.catalog.table import read_catalog
-from tercet.data.shards import shard_file
-from tercet.data.shards import writing as shard_writing
+from tercet.data.shards import shard_file, shard_info
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
 
@@ -65,7 +64,7 @@ def catalog(tmp_path):
 # What is written
 
 
-@pytest.mark.parametrize("layout", ["identity", "mixed"])
+@pytest.mark.parametrize("layout", ["by_class", "mixed"])
 def test_every_image_is_there_as_it_is_with_its_class_and_its_facts(catalog, tmp_path, layout):
     write_shards(tmp_path / "out", catalog, layout=layout, images_per_shard=7)
     tars = sorted((tmp_path / "out").glob("*.tar"))
@@ -137,7 +136,7 @@ def test_the_index_is_a_table_that_other_programs_read(catalog, tmp_path):
 # The same bytes
 
 
-@pytest.mark.parametrize("layout", ["identity", "mixed"])
+@pytest.mark.parametrize("layout", ["by_class", "mixed"])
 def test_same_bytes_with_any_number_of_workers_and_from_another_place(tmp_path, layout):
     first, second = photos(tmp_path / "here"), photos(tmp_path / "there" / "deeper")
     options = {"layout": layout, "images_per_shard": 5, "seed": 3}
@@ -230,6 +229,27 @@ def test_a_finished_run_is_kept_and_what_is_missing_or_changed_is_written_anew(
     catalog.file(row).write_bytes(b"longer than any" * 1000)
     assert again() == [3]
     assert ShardIndex(tmp_path / "out").read([row]) == [catalog.file(row).read_bytes()]
+
+
+def test_the_old_name_of_the_layout_writes_and_resumes_the_same_shards(catalog, tmp_path):
+    out, options = tmp_path / "out", {"images_per_shard": 7, "seed": 2}
+    write_shards(out, catalog, **options)
+    written = sums(out)
+    info = json.loads((out / "info.json").read_text())["tercet"]["train"]
+    # The name of the run that version 0.1 gave it: its shards are resumed.
+    facts = {"layout": "identity", "k": 4, **options, "split": "train", "format": 1}
+    facts["fingerprint"] = catalog.fingerprint
+    plan = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    assert (info["layout"], info["plan"]) == ("by_class", plan)
+
+    (out / "train-000001.tar").unlink()  # as if it had been interrupted
+    (out / "info.json").unlink()
+    times = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    with pytest.warns(DeprecationWarning, match="'identity' is now called 'by_class'"):
+        write_shards(out, catalog, layout="identity", **options)
+    assert sums(out) == written
+    rewritten = {name for name in times if (out / name).stat().st_mtime_ns != times[name]}
+    assert rewritten == {"train-000001.index.parquet"}
 
 
 def test_an_error_in_one_thread_ends_the_others_and_is_the_one_told(catalog, tmp_path, monkeypatch):
@@ -446,7 +466,7 @@ def test_a_folder_in_the_place_of_a_shard_is_refused(catalog, tmp_path, overwrit
 
 def test_an_info_that_cannot_be_read_at_the_end_keeps_the_other_splits(catalog, tmp_path, monkeypatch):
     write_shards(tmp_path / "out", catalog, split="val")
-    real, read = shard_writing.Facts.read, []
+    real, read = shard_info.JsonRecord.read, []
 
     def failing(*given):
         read.append(given)
@@ -455,7 +475,7 @@ def test_an_info_that_cannot_be_read_at_the_end_keeps_the_other_splits(catalog, 
         return real(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writing.Facts, "read", failing)
+        patch.setattr(shard_info.JsonRecord, "read", failing)
         assert "Input/output error" in sentence(write_shards, tmp_path / "out", catalog)
     write_shards(tmp_path / "out", catalog)
     assert sorted(json.loads((tmp_path / "out" / "info.json").read_text())["splits"]) == ["train", "val"]
@@ -523,7 +543,7 @@ def test_nothing_to_read_at_all_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"layout": "identitiy"}, "did you mean 'identity'?"),
+        ({"layout": "by_clas"}, "did you mean 'by_class'?"),
         ({"layout": "mixed", "k": 4}, "write_shards(k=4): expected no k for layout="),
         ({"k": 0}, "write_shards(k=0): expected a whole number of at least 1"),
         ({"images_per_shard": 0}, "write_shards(images_per_shard=0)"),

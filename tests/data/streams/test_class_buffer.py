@@ -9,19 +9,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tercet.data.streams.class_buffer import Group, GroupBuffer, sized
+from tercet.data.streams.class_buffer import ClassBuffer, Group, checked_sizes
 
 laws = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def played(labels, *arguments, **keywords):
     """The buffer and the batches of a stream in which item n is the number n."""
-    buffer = GroupBuffer(*arguments, **keywords)
+    buffer = ClassBuffer(*arguments, **keywords)
     batches = []
     for number, label in enumerate(labels):
         batches += buffer.put(label, number, str(number))
-        held = buffer.held()
-        assert sum(map(len, held.values())) <= buffer.buffer
+        held = buffer.buffered()
+        assert sum(map(len, held.values())) <= buffer.size
         assert all(len(items) <= buffer.cap for items in held.values())
     return buffer, batches + list(buffer.flush())
 
@@ -71,7 +71,7 @@ def test_batches_are_exactly_p_times_k_and_each_item_is_accounted_for(case):
     assert held.used == len(times)
     assert held.seen == held.used + sum(held.dropped.values())
     assert held.batches == len(batches)
-    assert not held.held()
+    assert not held.buffered()
     assert played(labels, p, k, buffer=buffer, cap=cap, on_short=on_short, key=key)[1] == batches
 
 
@@ -121,9 +121,9 @@ def test_about_p_classes_are_used_though_they_never_fill_the_buffer(buffer, clas
 def test_the_buffer_stays_half_full_for_a_class_that_comes_often():
     draw = random.Random(0)
     labels = [0 if draw.random() < 0.5 else draw.randrange(1, 200) for _ in range(4000)]
-    buffer, least = GroupBuffer(4, 2, buffer=64, on_short="drop"), []
+    buffer, least = ClassBuffer(4, 2, buffer=64, on_short="drop"), []
     for number, label in enumerate(labels):
-        before = sum(map(len, buffer.held().values()))
+        before = sum(map(len, buffer.buffered().values()))
         if any(buffer.put(label, number)):
             least.append(before)
     assert len(least) > 20
@@ -145,7 +145,7 @@ def test_keys_and_names_change_the_draws():
     labels = [n // 4 for n in range(200)]
     _, batches = played(labels, 4, 2, buffer=64, key=0)
     assert batches != played(labels, 4, 2, buffer=64, key=1)[1]
-    unnamed = GroupBuffer(4, 2, buffer=64, key=0)
+    unnamed = ClassBuffer(4, 2, buffer=64, key=0)
     others = [batch for n, label in enumerate(labels) for batch in unnamed.put(label, n)]
     assert others != batches[: len(others)]
 
@@ -174,5 +174,5 @@ def test_error_names_the_class_and_the_way_out():
 )
 def test_bounds_that_do_not_fit_are_refused(arguments, said):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        sized("f", *arguments)
+        checked_sizes("f", *arguments)
     assert str(caught.value) == said

@@ -30,8 +30,8 @@ from tercet.data.io.positional import PositionalFile
 from tercet.data.shards import writing as shard_writing
 from tercet.data.shards.index import ShardIndex
 from tercet.data.streams import shard_bytes
-from tercet.data.streams.batches import LaneBatches
-from tercet.data.streams.lanes import Lanes
+from tercet.data.streams.batches import PartitionBatches
+from tercet.data.streams.lanes import Partitions
 from tercet.data.streams.pk_stream import PKStream
 
 torch.set_num_threads(1)
@@ -122,7 +122,7 @@ def test_an_epoch_is_p_times_k_and_nearly_every_image(shards):
 
 def test_the_shard_order_does_not_repeat_every_epoch(shards):
     stream = PKStream(shards, 4, 4, seed=1)
-    orders = [tuple(stream._batches.lanes.order(epoch, 0, 0)) for epoch in range(20)]
+    orders = [tuple(stream._batches.partitions.order(epoch, 0, 0)) for epoch in range(20)]
     assert len(set(orders)) == 20
     assert all(sorted(order) == stream.shards for order in orders)
     assert len({order[0] for order in orders}) > 5
@@ -143,15 +143,15 @@ def test_the_number_of_workers_changes_nothing(shards, lanes):
 
 def test_a_worker_reads_the_shards_of_its_lanes_only(shards, monkeypatch):
     read = []
-    samples = LaneBatches._samples
+    samples = PartitionBatches._samples
     monkeypatch.setattr(
-        LaneBatches, "_samples", lambda self, order: read.append(order) or samples(self, order)
+        PartitionBatches, "_samples", lambda self, order: read.append(order) or samples(self, order)
     )
     stream = PKStream(shards, 2, 4, lanes=2, steps=8)
     iterator = iter(stream)
-    iterator._offset, iterator._stride = 1, 2
+    iterator._part, iterator._parts = 1, 2
     assert len(list(iterator)) == 4
-    assert {shard for order in read for shard in order} == set(stream._batches.lanes.order(0, 0, 1))
+    assert {shard for order in read for shard in order} == set(stream._batches.partitions.order(0, 0, 1))
 
 
 def test_ranks_get_the_same_number_of_batches_and_disjoint_shards(tmp_path):
@@ -164,7 +164,7 @@ def test_ranks_get_the_same_number_of_batches_and_disjoint_shards(tmp_path):
         batches = [listed(stream) for stream in streams]
         assert {len(each) for each in batches} == steps
         assert not faults([batch for each in batches for batch in each], 4, 4)
-        orders = [set(stream._batches.lanes.order(epoch, stream.rank, 0)) for stream in streams]
+        orders = [set(stream._batches.partitions.order(epoch, stream.rank, 0)) for stream in streams]
         assert set.union(*orders) == set(streams[0].shards)
         assert sum(map(len, orders)) == 7
         drawn = [{number for batch in each for number, _ in batch} for each in batches]
@@ -213,7 +213,7 @@ def test_shards_that_give_no_batch_in_the_order_of_last_resort_are_refused(tmp_p
 
 
 def test_where_lanes_end_depends_on_what_they_read_only():
-    lanes = Lanes([f"{n:02}" for n in range(24)], count=3, world_size=2, seed=0)
+    lanes = Partitions([f"{n:02}" for n in range(24)], count=3, world_size=2, seed=0)
     orders = [[lanes.order(4, rank, lane, 1, 1) for lane in range(3)] for rank in range(2)]
     of_rank = [set().union(*(lanes.order(4, rank, lane) for lane in range(3))) for rank in range(2)]
     assert [set(order) for order in (*orders[0], *orders[1])] == [of_rank[0]] * 3 + [of_rank[1]] * 3
@@ -325,9 +325,11 @@ def test_passing_over_decodes_nothing(shards, monkeypatch):
     stream = PKStream(shards, 4, 4, steps=7)
     whole = listed(stream)
     decoded = []
-    one = LaneBatches._decoded
+    one = PartitionBatches._image
     monkeypatch.setattr(
-        LaneBatches, "_decoded", lambda self, sample, **keys: decoded.append(1) or one(self, sample, **keys)
+        PartitionBatches,
+        "_image",
+        lambda self, sample, **keys: decoded.append(1) or one(self, sample, **keys),
     )
     stream.set_epoch(0, 6)
     assert listed(stream) == whole[6:]
@@ -682,7 +684,7 @@ def test_shards_without_a_batch_are_refused(tmp_path, shards):
     assert said.startswith(
         "PKStream(p=8, k=4, buffer=128, lanes=4): 0.00 of the samples would end in a batch; "
     )
-    assert 'layout="identity"' in said
+    assert 'layout="by_class"' in said
     # Of one lane the same shards give batches.
     assert PKStream(striped, 8, 4, buffer=240).predicted.share > 0.9
     # A lane that alone gives none goes on over all shards; where that gives none either, the stream ends.

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from tercet.data.shards.layouts import by_identity, mixed
+from tercet.data.shards.layouts import by_class, mixed
 from tercet.data.streams.pk_stage import pk_batched
 from tercet.data.streams.yield_prediction import StreamYield, predict_yield
 
@@ -49,8 +49,8 @@ FEW = np.repeat(np.arange(600), np.arange(600) % 9 + 2)  # classes of 2 to 10 im
 
 
 @pytest.mark.parametrize("workers", [1, 4, 16])
-def test_the_identity_layout_of_11318_identities_gives_four_fifths_and_more(workers):
-    shards = by_identity(IDENTITIES, 4, 1000, 0)
+def test_the_layout_by_class_of_11318_identities_gives_four_fifths_and_more(workers):
+    shards = by_class(IDENTITIES, 4, 1000, 0)
     share, first = measured(IDENTITIES, shards, 32, 4, workers)
     told = predict_yield(IDENTITIES, 32, 4, images_per_shard=1000, workers=workers)
     assert share >= 0.8
@@ -68,11 +68,11 @@ def test_images_in_groups_of_k_are_used_whole_from_a_buffer_of_256():
     assert told.held == 256
 
 
-@pytest.mark.parametrize("layout", ["identity", "mixed"])
+@pytest.mark.parametrize("layout", ["by_class", "mixed"])
 @pytest.mark.parametrize("on_short", ["repeat", "drop"])
 @pytest.mark.parametrize(("workers", "ranks", "buffer"), [(1, 1, 64), (3, 1, 256), (2, 2, None)])
 def test_the_prediction_is_within_5_percent_of_what_is_measured(layout, on_short, workers, ranks, buffer):
-    shards = by_identity(FEW, 4, 200, 5) if layout == "identity" else mixed(len(FEW), 200, 5)
+    shards = by_class(FEW, 4, 200, 5) if layout == "by_class" else mixed(len(FEW), 200, 5)
     keywords = {"buffer": buffer, "on_short": on_short}
     share, _ = measured(FEW, shards, 8, 4, workers, ranks, **keywords)
     at = {"layout": layout, "workers": workers, "ranks": ranks, "images_per_shard": 200, "least": 0}
@@ -89,7 +89,7 @@ def test_samples_split_across_workers_leave_no_batch_with_k_of_a_class():
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         predict_yield(labels, 8, 4, layout="stored", images_per_shard=1000, workers=4)
     assert str(caught.value).startswith(said)
-    assert 'write the shards with layout="identity" (' in str(caught.value)
+    assert 'write the shards with layout="by_class" (' in str(caught.value)
     assert predict_yield(labels, 8, 4, images_per_shard=1000, workers=4).share > 0.9
 
 
@@ -104,7 +104,7 @@ def test_the_advice_holds():
 
 
 def test_a_remedy_that_would_be_refused_is_not_advised():
-    # By identity the 4 classes make fewer shards than there are workers.
+    # By class the 4 classes make fewer shards than there are workers.
     labels = np.arange(400) // 100
     with pytest.raises(ValueError, match=r"^predict_yield\(layout='mixed'.*lower p or k$"):
         predict_yield(labels, 8, 4, layout="mixed", images_per_shard=20, workers=8)
@@ -126,7 +126,7 @@ def test_memory_is_what_the_workers_of_a_rank_hold():
 @pytest.mark.parametrize(
     ("keywords", "said"),
     [
-        ({"layout": "identiy"}, "did you mean 'identity'?"),
+        ({"layout": "by_clas"}, "did you mean 'by_class'?"),
         ({"workers": 9, "images_per_shard": 400}, "expected at most 9 shards / 2 ranks"),
         (
             {"ranks": 99},
@@ -142,3 +142,10 @@ def test_bad_arguments_get_a_sentence(keywords, said):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         predict_yield(FEW, 8, 4, **{"ranks": 2, **keywords})
     assert said in str(caught.value)
+
+
+def test_the_old_name_of_the_layout_predicts_the_same():
+    setting = {"p": 8, "k": 4, "images_per_shard": 200}
+    with pytest.warns(DeprecationWarning, match="'identity' is now called 'by_class'"):
+        old = predict_yield(FEW, layout="identity", **setting)
+    assert old == predict_yield(FEW, layout="by_class", **setting) == predict_yield(FEW, **setting)

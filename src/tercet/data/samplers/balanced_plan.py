@@ -1,6 +1,7 @@
-"""Hands of distinct items with exact counts, well mixed: the combinatorics beneath a P×K epoch.
+"""Assign items to batches of distinct items with exact counts, uniformly mixed: the plan of a P×K epoch.
 
-Items come in groups; a group deals its own items only, into its own hands. All of it is a function of a key.
+Items come in groups, and each group fills its own batches with its own items. The result is a pure function
+of a key.
 """
 
 from __future__ import annotations
@@ -10,112 +11,116 @@ from jaxtyping import Int, UInt64
 
 from tercet.core.randomness import derive_key, keyed_bits
 
-__all__ = ["deal", "occurrences", "spread"]
+__all__ = ["assign", "occurrences", "water_fill"]
 
-# A round of trades quarters what the co-occurrences of the items deviate beyond chance, and in S hands they
-# start out at most S times beyond it: so log₄ S rounds, and a few more. Over 3200 hands of 16 of 32 items,
-# χ² per pair was 800 before any round, 1.3 after 6, and from 8 on the 1.1 that it is after 100.
+# A round of swaps divides by 4 what the co-occurrences of items deviate beyond chance, and before any round
+# they deviate at most S times beyond it in S batches: so log₄ S rounds are enough, and a few more. Measured
+# over 3200 batches of 16 of 32 items: χ² per pair is 800 before any round, 1.3 after 6, 1.1 from 8 to 100.
 _ROUNDS = 12
 
 
-def spread(
+def water_fill(
     least: Int[np.ndarray, " i"],
     group: Int[np.ndarray, " i"],
-    hands: Int[np.ndarray, " g"],
+    batches: Int[np.ndarray, " g"],
     width: int,
     key: int,
 ) -> Int[np.ndarray, " i"]:
-    """How often to deal each item, so that the hands of its group come out full.
+    """How many batches each item is in, so that the batches of its group are full.
 
-    The surplus is poured in like water: each item gets as much of it as any other of its group, to within
-    one, or is in every hand.
+        count_i = least_i + min(level, batches − least_i), the same level for all items of a group
+
+    The level is the same to within one: the items that get one more are drawn by the key.
 
     Args:
-        least: how often to deal each item at least: no more than its group has hands, and all items of a
-            group no more than fill them.
-        group: the group of each item; each has at least `width` of them.
-        hands: the number of hands of each group.
-        width: the number of items in a hand.
-        key: which items get one more, where it does not come out even.
+        least: [i] the least count of each item: no more than its group has batches, and over a group no more
+            in sum than its batches have places.
+        group: [i] the group of each item; each group has at least `width` items.
+        batches: [g] the number of batches of each group.
+        width: the number of items in a batch.
+        key: draws the items that get one more.
 
     Returns:
-        int64 [i], from `least` to the group's hands; hands · width in sum over each group.
+        int64 [i], each from `least` to the number of batches; batches · width in sum over each group.
 
     Example:
-        >>> spread(np.array([2, 0, 4]), np.zeros(3, dtype=np.int64), np.array([4]), 2, key=0).tolist()
+        >>> water_fill(np.array([2, 0, 4]), np.zeros(3, dtype=np.int64), np.array([4]), 2, key=0).tolist()
         [3, 1, 4]
     """
-    room = hands[group] - least
+    room = batches[group] - least
 
     def total(counts: np.ndarray) -> np.ndarray:
-        return np.bincount(group, weights=counts, minlength=len(hands)).astype(np.int64)
+        return np.bincount(group, weights=counts, minlength=len(batches)).astype(np.int64)  # [g]
 
-    surplus = hands * width - total(least)
-    low, high = np.zeros_like(hands), np.full_like(hands, room.max())
-    while (low < high).any():  # the highest level that the surplus reaches in each group, by bisection
+    surplus = batches * width - total(least)
+    low, high = np.zeros_like(batches), np.full_like(batches, room.max())
+    while (low < high).any():  # bisection for the highest level of each group that the surplus pays for
         level = (low + high + 1) // 2
         fits = total(np.minimum(room, level[group])) <= surplus
         low, high = np.where(fits, level, low), np.where(fits, high, level - 1)
     extra = np.minimum(room, low[group])
-    # The rest is less than one for each item with room: it goes to the first of them in keyed order.
+    # What is left is less than one for each item with room: the first of these in keyed order get it.
     order = np.lexsort((keyed_bits(derive_key("extra", key), np.arange(len(group))), extra == room, group))
-    items = np.bincount(group, minlength=len(hands))
-    place = np.arange(len(group)) - np.repeat(np.cumsum(items) - items, items)
+    items = np.bincount(group, minlength=len(batches))
+    place = np.arange(len(group)) - np.repeat(np.cumsum(items) - items, items)  # within the group
     extra[order] += place < (surplus - total(extra))[group[order]]
     return least + extra
 
 
-def deal(
+def assign(
     counts: Int[np.ndarray, " i"],
     group: Int[np.ndarray, " i"],
-    hands: Int[np.ndarray, " g"],
+    batches: Int[np.ndarray, " g"],
     width: int,
     key: int,
-) -> Int[np.ndarray, "h w"]:
-    """Hands of `width` distinct items, item i in counts[i] of those of its group.
+) -> Int[np.ndarray, "b w"]:
+    """Assign items to batches of `width` distinct items: item i is in exactly counts[i] batches of its group.
 
-    Items in keyed order are dealt round and round to the hands, all copies of one before the next: as no
-    count exceeds the number of hands, none gets an item twice. But then neighbours meet again and again, so
-    rounds of trades between random pairs of hands mix them.
+    The draws of a group, counts[i] of item i side by side, the items in keyed order, go to its batches in
+    turn. No count exceeds the number of batches, so no batch gets an item twice. Neighbours in the keyed
+    order would then meet again and again, so rounds of swaps between random pairs of batches mix them.
 
     Args:
-        counts: how often each item is dealt, from `spread`.
-        group, hands, width: as in `spread`.
-        key: the order.
+        counts: [i] from `water_fill`.
+        group: [i] the group of each item.
+        batches: [g] the number of batches of each group.
+        width: the number of items in a batch.
+        key: names the order of the items and the swaps.
 
     Returns:
-        int64 [Σ hands, width], the hands of group 0 first, in random order within a group and a hand.
+        int64 [Σ batches, width], the batches of group 0 first, in random order within a group and a batch.
 
     Example:
-        >>> hands = deal(np.array([3, 1, 4]), np.zeros(3, dtype=np.int64), np.array([4]), 2, key=0)
-        >>> np.bincount(hands.ravel()).tolist(), bool((hands[:, 0] != hands[:, 1]).all())
+        >>> plan = assign(np.array([3, 1, 4]), np.zeros(3, dtype=np.int64), np.array([4]), 2, key=0)
+        >>> np.bincount(plan.ravel()).tolist(), bool((plan[:, 0] != plan[:, 1]).all())
         ([3, 1, 4], True)
 
     Reference:
-        R. McNaughton, "Scheduling with Deadlines and Loss Functions", 1959 (dealing round and round).
+        R. McNaughton, "Scheduling with Deadlines and Loss Functions", 1959 (assignment in turn).
         G. Strona et al., "A fast and unbiased procedure to randomize ecological binary matrices with fixed
-        row and column totals", 2014 (trades).
+        row and column totals", 2014 (swaps).
     """
-    caller = np.repeat(np.arange(len(hands)), hands)  # [h] the group of each hand
-    first = np.cumsum(hands) - hands
+    group_of = np.repeat(np.arange(len(batches)), batches)  # [b]
+    first = np.cumsum(batches) - batches  # [g] the first batch of each group
     items = _shuffled(group, derive_key("items", key))
-    cards = np.repeat(items, counts[items])
-    dealer = group[cards]
-    place = np.arange(len(cards)) - first[dealer] * width
-    plan = np.empty((len(caller), width), dtype=np.uint64)
-    plan[first[dealer] + place % hands[dealer], place // hands[dealer]] = cards
+    draws = np.repeat(items, counts[items])  # [b · w]
+    owner = group[draws]
+    place = np.arange(len(draws)) - first[owner] * width
+    plan = np.empty((len(group_of), width), dtype=np.uint64)
+    plan[first[owner] + place % batches[owner], place // batches[owner]] = draws
 
-    seat = np.arange(len(caller)) - first[caller]
-    even = np.flatnonzero((seat % 2 == 0) & (seat + 1 < hands[caller]))  # the last of an odd number sits out
+    nth = np.arange(len(group_of)) - first[group_of]  # [b] within the group
+    # Batches 0 and 1, 2 and 3, … of a shuffled order are pairs; the last of an odd number has none.
+    even = np.flatnonzero((nth % 2 == 0) & (nth + 1 < batches[group_of]))
     for r in range(_ROUNDS):
-        order = _shuffled(caller, derive_key("pairs", r, key))
-        _trade(plan, order[even], order[even + 1], derive_key("trade", r, key))
-    tags = keyed_bits(derive_key("places", key), np.arange(plan.size)).reshape(plan.shape)
+        order = _shuffled(group_of, derive_key("pairs", r, key))
+        _swap(plan, order[even], order[even + 1], derive_key("trade", r, key))
+    tags = keyed_bits(derive_key("places", key), np.arange(plan.size)).reshape(plan.shape)  # [b, w]
     return _by_tag(plan, tags >> np.uint64(32)).astype(np.int64)
 
 
-def occurrences(plan: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
-    """How often each entry came before, reading row by row.
+def occurrences(plan: Int[np.ndarray, "b w"]) -> Int[np.ndarray, "b w"]:
+    """How often each entry came before, row by row.
 
     Example:
         >>> occurrences(np.array([[2, 0], [0, 1], [2, 0]])).tolist()
@@ -133,20 +138,28 @@ def _shuffled(group: Int[np.ndarray, " n"], key: int) -> Int[np.ndarray, " n"]:
     return np.lexsort((keyed_bits(key, np.arange(len(group))), group))
 
 
-def _trade(
-    plan: UInt64[np.ndarray, "h w"], left: Int[np.ndarray, " t"], right: Int[np.ndarray, " t"], key: int
+def _swap(
+    plan: UInt64[np.ndarray, "b w"], left: Int[np.ndarray, " t"], right: Int[np.ndarray, " t"], key: int
 ) -> None:
-    """In place: two hands pool the items that only one of them has, and share them out at random."""
+    """Draw anew, in place, which of two batches gets each item that only one of them has.
+
+    Args:
+        plan: changed in the rows `left` and `right`.
+        left: [t] a batch of each pair.
+        right: [t] the other one.
+        key: names the draws.
+    """
     width = plan.shape[1]
     pool = np.sort(np.concatenate([plan[left], plan[right]], axis=1), axis=1)  # [t, 2w]
     tags = (keyed_bits(key, np.arange(pool.size)) >> np.uint64(33)).reshape(pool.shape) + np.uint64(1)
-    twin = pool[:, 1:] == pool[:, :-1]  # an item of both stays with both: one copy goes first, one last
+    # An item of both batches stays in both: one copy gets the lowest tag, the other the highest.
+    twin = pool[:, 1:] == pool[:, :-1]
     tags[:, :-1][twin] = 0
     tags[:, 1:][twin] = 2**32 - 1
     pool = _by_tag(pool, tags)
     plan[left], plan[right] = pool[:, :width], pool[:, width:]
 
 
-def _by_tag(items: UInt64[np.ndarray, "h w"], tags: UInt64[np.ndarray, "h w"]) -> UInt64[np.ndarray, "h w"]:
-    """Each row in the order of its tags; item and tag, below 2³² both, are sorted as one number: fast."""
+def _by_tag(items: UInt64[np.ndarray, "b w"], tags: UInt64[np.ndarray, "b w"]) -> UInt64[np.ndarray, "b w"]:
+    """Each row in the order of its tags. Both are below 2³², so one sort of tag · 2³² + item does it."""
     return np.sort(tags << np.uint64(32) | items, axis=1) & np.uint64(2**32 - 1)

@@ -18,39 +18,40 @@ __all__ = ["AnchorSampler", "images_each"]
 
 _CALLER = "AnchorSampler"
 _READ = 2**18  # triplets read at a time
-_MOST_KEYS = 2**62  # numbers for an image of a bundle: one for each bundle that is read and each row
+_MOST_KEYS = 2**62  # keys of (bundle, row) pairs that int64 holds
 
 
 class AnchorSampler(EpochSampler):
     """Batches of all triplets of some anchors, for `DataLoader(TripletDataset(…), batch_sampler=…)`.
 
-    With P positives and for each Q negatives, an anchor has P · Q triplets of 1 + P + P · Q images, where one
-    at a time they would be 3 · P · Q: with P = 10 and Q = 5 that is 1.22 images a triplet and not 3. Several
-    anchors of one class in a batch share positives as well. `TripletDataset` gives each image of a batch
-    once, and a loss over `TripletBatch.triplets` is the same number as over all three images of each, unless
-    the model looks across the batch, as batch normalisation does in training.
+    Triplets of one anchor share images. With P positives and Q negatives for each, an anchor has P · Q
+    triplets of 1 + P + P · Q images, instead of 3 · P · Q when each triplet loads its own: with P = 10 and
+    Q = 5 that is 1.22 images a triplet instead of 3. Anchors of one class in a batch share positives as well.
+    `TripletDataset` gives each image of a batch once. A loss over `TripletBatch.triplets` has the same value
+    as over all three images of each triplet, unless the model looks across the batch, as batch normalisation
+    does in training.
 
-    Anchors are joined in bundles of up to `per_class` of one class; S = ⌈bundles / (anchors / per_class)⌉
-    batches, rounded up to a multiple of `world_size`, each take ⌊bundles / S⌋ or ⌈bundles / S⌉ of them. Each
-    triplet comes exactly once an epoch. (Only with one bundle a batch can rounding up make more batches than
-    bundles; then the first batches, at most `world_size` − 1, come once more, as a further view.) Which
-    anchors meet is drawn anew for each epoch, in such a way that batches have about equally many triplets:
-    bundles in order of their number of triplets, equal ones shuffled, are dealt S at a time, one to each.
+    Each triplet comes exactly once an epoch. Anchors are joined in bundles of up to `per_class` of one class.
+    An epoch has S = ⌈bundles / (anchors / per_class)⌉ batches, rounded up to a multiple of `world_size`, of
+    ⌊bundles / S⌋ or ⌈bundles / S⌉ bundles each. (If that makes more batches than bundles, which needs one
+    bundle a batch, the first batches, at most `world_size` − 1, come once more, as a further view.) Each
+    epoch draws anew which anchors meet, in batches of about equally many triplets: bundles in order of their
+    number of triplets, equal ones shuffled, are dealt out S at a time, one to each batch.
 
     With `images`, no batch has more distinct images than that: with P = Q = 10, 16 anchors have up to 1,776.
-    Which anchors form a bundle is then drawn once, by the seed, for all epochs. A bundle of more images is
-    divided in the order of its triplets, and each part is a bundle of its own. Bundles of a batch count as if
-    they shared no image, so a batch is often below the bound. They are dealt by their number of images, the
-    i-th largest of which is w_i; so S is the smallest number of batches with
+    The bundles are then drawn once, by the seed, for all epochs. A bundle of more images is cut into parts,
+    in the order of its triplets, and each part is a bundle of its own. The bound counts an image for each
+    bundle that has it, so a batch is often below the bound. Bundles are dealt out by their number of images;
+    with the i-th largest number w_i, S is the smallest number of batches with
 
         w_1 + w_(S+1) + w_(2S+1) + … ≤ images   and   ⌈bundles / S⌉ ≤ anchors / per_class.
 
-    The anchors of all triplets are read once, with `images` the other columns too. The state is a few
-    integers; the memory, 24 bytes a triplet.
+    The anchors of all triplets are read once, and with `images` the other columns too. The state is a few
+    integers; the memory is 24 bytes a triplet.
 
     Args:
-        triplets: a `Manifest`, or any sequence of triplets such as `RandomTriplets`; or `Triplets`. Or pairs
-            likewise, for `PairDataset`: the first image of a pair is its anchor.
+        triplets: a `Manifest`, any sequence of triplets such as `RandomTriplets`, or `Triplets`; for
+            `PairDataset` pairs likewise, with the first image of a pair as its anchor.
         anchors: the most anchors in a batch, a multiple of `per_class`.
         images: the most distinct images in a batch, at least those of one triplet; None for no bound.
         per_class: how many anchors of one class are joined.
@@ -92,24 +93,16 @@ class AnchorSampler(EpochSampler):
         world_size: int = 1,
     ) -> None:
         super().__init__(seed, rank, world_size)
-        caller = "AnchorSampler"
-        self.per_class = as_int(caller, "per_class", per_class, 1)
-        self.anchors = as_int(caller, "anchors", anchors, 1)
+        self.per_class = as_int(_CALLER, "per_class", per_class, 1)
+        self.anchors = as_int(_CALLER, "anchors", anchors, 1)
         if self.anchors % self.per_class:
-            raise refusal(caller, "anchors", anchors, f"a multiple of per_class={self.per_class}")
-        self.images = None if images is None else as_int(caller, "images", images, images_each(triplets))
+            raise refusal(_CALLER, "anchors", anchors, f"a multiple of per_class={self.per_class}")
+        self.images = None if images is None else as_int(_CALLER, "images", images, images_each(triplets))
         column = _anchors_of(triplets)
         if not len(column):
-            raise refusal(caller, "triplets", triplets, "at least one triplet or pair")
-        self._numbers = np.argsort(column, kind="stable")  # [t], anchor after anchor
-        rows, self._first, self._counts = np.unique(
-            column[self._numbers], return_index=True, return_counts=True
-        )
-        self.anchors_in_all = len(rows)
-        self._class = np.arange(len(rows))  # of each anchor; alone without per_class
-        if self.per_class > 1:
-            self._class = _classes(triplets, labels, rows)
-        self._settings = {
+            raise refusal(_CALLER, "triplets", triplets, "at least one triplet or pair")
+        self._index_anchors(column, triplets, labels)
+        self._settings: dict[str, int | str] = {
             "anchors": self.anchors,
             "per_class": self.per_class,
             "seed": self.seed,
@@ -117,23 +110,35 @@ class AnchorSampler(EpochSampler):
             "triplets": zlib.crc32(column.astype("<i8").tobytes()),
             "labels": zlib.crc32(self._class.astype("<i8").tobytes()),
         }
-        self._hands = -(-np.bincount(self._class) // self.per_class)  # bundles of each class
-        self._weight = self._counts  # of each anchor, by which batches are made about equal
         if self.images is not None:
             self._settings["images"] = self.images
             self._divide(triplets, self.images)
             parts = np.concatenate([self._numbers, self._first, self._weight])
             self._settings["parts"] = zlib.crc32(parts.astype("<i8").tobytes())
-        self._bundles = int(self._hands.sum())
+        self._bundles = int(self._bundles_of.sum())
         if self._bundles < self.world_size:
             expected = f"at most {self._bundles}, as there are so many bundles of anchors"
-            raise refusal(caller, "world_size", world_size, expected)
+            raise refusal(_CALLER, "world_size", world_size, expected)
         self._length = self._steps(self.anchors // self.per_class)  # of this rank
         self._block = 1
-        self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._plan: tuple[int, np.ndarray, np.ndarray] | None = None  # of the epoch that was asked for last
+
+    def _index_anchors(self, column: Int[np.ndarray, " t"], triplets: Any, labels: Any) -> None:
+        """Note the triplets of each anchor, its class and its weight."""
+        self._numbers = np.argsort(column, kind="stable")  # [t] of triplets, anchor after anchor
+        # [a] of each anchor: where its triplets begin in `_numbers`, and how many there are.
+        rows, self._first, self._counts = np.unique(
+            column[self._numbers], return_index=True, return_counts=True
+        )
+        self.anchors_in_all = len(rows)
+        self._class = np.arange(len(rows))  # [a]; without `per_class` each anchor is a class of its own
+        if self.per_class > 1:
+            self._class = _classes(triplets, labels, rows)
+        self._bundles_of = -(-np.bincount(self._class) // self.per_class)  # of each class
+        self._weight = self._counts  # [a] batches are made of about equal weight
 
     def _divide(self, triplets: Any, most: int) -> None:
-        """Bundle the anchors once, and let each bundle, or each part of it, take the place of an anchor."""
+        """Bundle the anchors once for all epochs; each bundle, or part of one, then stands for an anchor."""
         anchor = np.repeat(np.arange(len(self._counts)), self._counts)  # [t]
         bundle = self._bundled(derive_key("AnchorSampler bundles", self.seed))[anchor]
         order = np.argsort(bundle, kind="stable")
@@ -141,15 +146,15 @@ class AnchorSampler(EpochSampler):
         self._first, self._weight = _divided(triplets, self._numbers, bundle, most)
         self._counts = np.diff(self._first, append=len(self._numbers))
         self._class = np.arange(len(self._first))
-        self._hands = np.ones(len(self._first), dtype=np.int64)
+        self._bundles_of = np.ones(len(self._first), dtype=np.int64)
 
     def _steps(self, each: int) -> int:
-        """The batches of each rank: the fewest that take at most `each` bundles, and few enough images."""
+        """The batches of each rank: the fewest of at most `each` bundles, and of few enough images."""
         steps = -(-self._bundles // (each * self.world_size))
         if self.images is None:
             return steps
         weight, most = np.sort(self._weight)[::-1], -(-self._bundles // self.world_size)
-        while steps < most:  # the sum over a batch never grows with the number of batches
+        while steps < most:  # bisection: more batches never raise the largest sum over a batch
             middle = (steps + most) // 2
             fits = weight[:: middle * self.world_size].sum() <= self.images
             steps, most = (steps, middle) if fits else (middle + 1, most)
@@ -158,23 +163,30 @@ class AnchorSampler(EpochSampler):
     def batch(self, epoch: int, step: int) -> list[KeyedRow]:
         """The numbers of the triplets at `step` of `epoch`, those of an anchor side by side.
 
+        Args:
+            epoch: the epoch, from 0.
+            step: the step, from 0 to `len(self)` − 1.
+
+        Returns:
+            Numbers of triplets, each a `KeyedRow`: an int with the epoch and the view.
+
         Raises:
             ValueError: a negative epoch, or a step outside it.
         """
-        step = as_int("AnchorSampler.batch", "step", step, 0, len(self) - 1)
-        return self._items(as_int("AnchorSampler.batch", "epoch", epoch), step, step + 1)[0]
+        step = as_int(f"{_CALLER}.batch", "step", step, 0, len(self) - 1)
+        return self._items(as_int(f"{_CALLER}.batch", "epoch", epoch), step, step + 1)[0]
 
     def _items(self, epoch: int, start: int, stop: int) -> list[list[KeyedRow]]:
         order, ends = self._planned(epoch)
         items = []
         for step in range(start, stop):
-            lap, batch = divmod(step * self.world_size + self.rank, self._bundles)
+            pass_, batch = divmod(step * self.world_size + self.rank, self._bundles)
             here = order[ends[batch] : ends[batch + 1]].tolist()
             parts = [
                 self._numbers[self._first[anchor] : self._first[anchor] + self._counts[anchor]]
                 for anchor in here
             ]
-            items.append([KeyedRow(number, epoch, lap) for number in np.concatenate(parts).tolist()])
+            items.append([KeyedRow(number, epoch, pass_) for number in np.concatenate(parts).tolist()])
         return items
 
     def _planned(self, epoch: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " s"]]:
@@ -187,28 +199,32 @@ class AnchorSampler(EpochSampler):
         return self._plan[1:]
 
     def _plan_epoch(self, key: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " a"]]:
-        """The batch and the bundle of each anchor."""
+        """The batch and the bundle of each anchor.
+
+        Bundles in descending weight are cut into rounds of one for each batch; within a round the batches are
+        drawn.
+        """
         bundle = self._bundled(key)
         weight = np.bincount(bundle, weights=self._weight).astype(np.int64)
         steps = len(self) * self.world_size
         tied = keyed_bits(derive_key("bundles", key), np.arange(len(weight)))
         round_of = np.empty(len(weight), dtype=np.int64)
         round_of[np.lexsort((tied, -weight))] = np.arange(len(weight)) // steps
-        dealt = np.lexsort((keyed_bits(derive_key("batches", key), np.arange(len(weight))), round_of))
+        order = np.lexsort((keyed_bits(derive_key("batches", key), np.arange(len(weight))), round_of))
         batch = np.empty(len(weight), dtype=np.int64)
-        batch[dealt] = np.arange(len(weight)) % steps
+        batch[order] = np.arange(len(weight)) % steps
         return batch[bundle], bundle
 
     def _bundled(self, key: int) -> Int[np.ndarray, " a"]:
-        """The bundle of each anchor: those of a class shuffled, and cut into equal runs."""
+        """The bundle of each anchor: the anchors of a class are shuffled and cut into equal runs."""
         shuffled = keyed_bits(derive_key("anchors", key), np.arange(len(self._class)))
         order = np.lexsort((shuffled, self._class))
         sizes = np.bincount(self._class)
         of = self._class[order]
         nth = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[of]  # within the class
-        bundle = np.empty(len(order), dtype=np.int64)
+        bundle, count = np.empty(len(order), dtype=np.int64), self._bundles_of
         # Five anchors at four a bundle are three and two, not four and one.
-        bundle[order] = (np.cumsum(self._hands) - self._hands)[of] + nth * self._hands[of] // sizes[of]
+        bundle[order] = (np.cumsum(count) - count)[of] + nth * count[of] // sizes[of]
         return bundle
 
 
@@ -218,11 +234,11 @@ def _classes(triplets: Any, labels: Any, rows: Int[np.ndarray, " a"]) -> Int[np.
         labels = getattr(getattr(triplets, "catalog", None), "labels", None)
     if labels is None:
         expected = "the class of each image, as per_class is above 1"
-        raise refusal("AnchorSampler", "labels", None, expected, "only a Manifest brings its own")
-    codes, _ = label_codes("AnchorSampler", labels)
+        raise refusal(_CALLER, "labels", None, expected, "only a Manifest brings its own")
+    codes, _ = label_codes(_CALLER, labels)
     if rows[0] < 0 or rows[-1] >= len(codes):
         expected = f"one for each image, as the triplets name row {rows[-1] if rows[0] >= 0 else rows[0]}"
-        raise refusal("AnchorSampler", "labels", f"{len(codes)} labels", expected)
+        raise refusal(_CALLER, "labels", f"{len(codes)} labels", expected)
     return np.unique(codes[rows], return_inverse=True)[1].reshape(-1)
 
 
@@ -231,17 +247,18 @@ def images_each(triplets: Any, caller: str = _CALLER, argument: str = "triplets"
 
     Args:
         triplets: the sequence.
-        caller, argument: who was given it, and as what, for the sentence.
+        caller: who was given it, for the sentence.
+        argument: as which argument.
 
     Raises:
-        ValueError: neither.
+        ValueError: a sequence of neither.
     """
     columns: Any = triplets
     if not isinstance(triplets, (Triplets, LabeledPairs)):
         expected = "a Manifest or another sequence of triplets or pairs"
-        try:  # by an array of numbers, which a list or a Subset does not take
+        try:  # a list or a Subset takes no array of numbers
             columns = triplets[np.zeros(2, dtype=np.int64)] if len(triplets) else None
-        except (ValueError, OSError):  # a manifest that is damaged says so itself
+        except (ValueError, OSError):  # a damaged manifest says so itself
             raise
         except Exception:  # no length, or no such index
             raise refusal(caller, argument, type(triplets).__name__, expected) from None
@@ -255,7 +272,7 @@ def _anchors_of(triplets: Any) -> Int[np.ndarray, " t"]:
     """The anchor of each triplet, or the first image of each pair.
 
     Raises:
-        ValueError: no such sequence, or columns of other things than whole numbers, or of unequal length.
+        ValueError: no such sequence, columns that are not whole numbers, or columns of unequal length.
     """
     each = images_each(triplets)
     if isinstance(triplets, (Triplets, LabeledPairs)):
@@ -274,19 +291,19 @@ def _anchors_of(triplets: Any) -> Int[np.ndarray, " t"]:
 def _divided(
     triplets: Any, numbers: Int[np.ndarray, " t"], bundle: Int[np.ndarray, " t"], most: int
 ) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
-    """Bundles of triplets, divided into parts of at most `most` distinct images.
+    """Divide bundles of triplets into parts of at most `most` distinct images.
 
-    A bundle that has no more is one part. Another is cut, in the order of its triplets, wherever the next one
-    would bring too many images.
+    A bundle of no more images is one part. Another is cut, in the order of its triplets, wherever the next
+    triplet would bring too many images.
 
     Args:
         triplets: the sequence.
-        numbers: the numbers of all triplets, bundle after bundle.
-        bundle: the bundle of each, never falling.
-        most: at least the images of one triplet.
+        numbers: [t] the numbers of all triplets, bundle after bundle.
+        bundle: [t] the bundle of each, in ascending order.
+        most: the bound, at least the images of one triplet.
 
     Returns:
-        Where each part begins in `numbers`, and how many distinct images it has.
+        Two int64 [parts]: where each part begins in `numbers`, and how many distinct images it has.
 
     Raises:
         ValueError: rows too far apart to be those of a catalog.
@@ -302,12 +319,12 @@ def _divided(
         rows = _rows(triplets, numbers[first:last])  # [m, c]
         begin = np.flatnonzero(np.diff(bundle[first:last], prepend=bundle[first] - 1))
         ends = np.append(begin[1:], last - first)
-        place = np.repeat(np.arange(len(begin)), ends - begin)  # [m], the bundle of each
+        place = np.repeat(np.arange(len(begin)), ends - begin)  # [m] the bundle of each, from 0
         low, span = int(rows.min()), int(rows.max()) - int(rows.min()) + 1
         if span * len(begin) > _MOST_KEYS:
             raise refusal(_CALLER, "triplets", f"row {rows.max()}", "row numbers of a catalog")
         keys = np.sort((place[:, None] * span + (rows - low)).reshape(-1))
-        distinct = keys[np.diff(keys, prepend=-1) > 0]  # as np.unique finds them, in a tenth of its time
+        distinct = keys[np.diff(keys, prepend=-1) > 0]  # np.unique takes ten times as long
         images = np.bincount(distinct // span)  # of each bundle
         starts.append(first + begin)
         sizes.append(images)
@@ -322,7 +339,7 @@ def _divided(
 
 
 def _blocks(bundle: Int[np.ndarray, " t"]) -> Iterator[tuple[int, int]]:
-    """Runs of whole bundles, of about `_READ` triplets, or of one bundle that has more."""
+    """(first, last) of runs of whole bundles: about `_READ` triplets, or one bundle that has more."""
     first = 0
     while first < len(bundle):
         last = int(np.searchsorted(bundle, bundle[min(first + _READ, len(bundle)) - 1], side="right"))
@@ -331,7 +348,7 @@ def _blocks(bundle: Int[np.ndarray, " t"]) -> Iterator[tuple[int, int]]:
 
 
 def _rows(triplets: Any, numbers: Int[np.ndarray, " m"]) -> Int[np.ndarray, "m c"]:
-    """The images that some triplets or pairs name."""
+    """The images of some triplets or pairs, a row each."""
     columns = triplets[: images_each(triplets)] if isinstance(triplets, tuple) else triplets[numbers]
     if isinstance(triplets, tuple):
         columns = [np.asarray(column)[numbers] for column in columns]
@@ -339,14 +356,14 @@ def _rows(triplets: Any, numbers: Int[np.ndarray, " m"]) -> Int[np.ndarray, "m c
 
 
 def _cuts(rows: Int[np.ndarray, "m c"], most: int) -> tuple[list[int], list[int]]:
-    """Where the parts of a bundle begin, the first at 0, and how many images each has."""
+    """Where the parts of one bundle begin, the first at 0, and how many distinct images each has."""
     starts, sizes, seen = [0], [], set[int]()
     for number, images in enumerate(map(set, rows.tolist())):
-        fresh = images - seen
-        if len(seen) + len(fresh) > most:
+        new = images - seen
+        if len(seen) + len(new) > most:
             starts.append(number)
             sizes.append(len(seen))
             seen = images
         else:
-            seen |= fresh
+            seen |= new
     return starts, [*sizes, len(seen)]

@@ -11,49 +11,59 @@ from jaxtyping import Bool, Int
 
 from tercet.core.checks import as_batch_size, as_choice, as_int, label_codes, refusal
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits, permute
-from tercet.data.samplers.balanced_plan import deal, occurrences, spread
+from tercet.data.samplers.balanced_plan import assign, occurrences, water_fill
 from tercet.data.samplers.resumable import EpochSampler
 
 __all__ = ["PKSampler"]
 
-_BLOCK_ROWS = 8192  # rows computed at a time while iterating, to spread numpy's cost of a call
+_BLOCK_ROWS = 8192  # rows computed at a time while iterating, to spread the cost of numpy's calls
 
 
 class PKSampler(EpochSampler):
     """Batches of exactly p classes with exactly k images of each, for `DataLoader(batch_sampler=...)`.
 
-    Class c of n_c images appears at least m_c = ⌈n_c / k⌉ times an epoch ("every_image") or m_c = 1 times
-    ("every_label"), in as few steps as that takes,
+    Class c has n_c images and is in at least m_c batches an epoch: m_c = ⌈n_c / k⌉, so that each of its
+    images is drawn ("every_image"), or m_c = 1 ("every_label"). An epoch has the fewest steps for that,
 
         S = max(max_c m_c, ⌈Σ_c m_c / (p · world_size)⌉),
 
-    and the appearances that are left over are spread evenly over the classes. Two images of a class are drawn
-    equally often, to within one. A small class beside a large one comes back often, its images as further
-    views: `KeyedRow.view` counts them, and keys another augmentation. With super-labels, each appears as
-    often as its classes need, and S follows from that in the same way.
+    and the classes share evenly what is left of its S · p · world_size places: each is in as many batches
+    more as any other, to within one, unless it is in all. The images of a class are drawn equally often, to
+    within one. So a small class beside a large one comes back often, and its images with it, as further
+    views: `KeyedRow.view` counts how often an image came before in the epoch, and gives it another
+    augmentation.
+
+    With super-labels each batch takes `supers_per_batch` of them and q = p / supers_per_batch classes of
+    each. A super-label is in at least max(max_c m_c, ⌈Σ_c m_c / q⌉) batches, c its classes, and S follows
+    from these numbers as it does from m_c above.
+
+    The batches are a function of (seed, epoch, step). A sampler can be resumed, see `state_at`, and each rank
+    takes its slice of the same plan.
 
     Args:
         labels: [n] one for each image: whole numbers or strings, a list, an array or a CPU tensor.
         p: classes in a batch, on each rank.
         k: images of each class in a batch, at least 2.
         seed: the same seed gives the same batches, on any machine.
-        epoch_length: each image ("every_image") or each class ("every_label") at least once an epoch, all
-            ranks together, or the number of batches, over which the classes are then spread evenly.
-        short_classes: a class of fewer than k images repeats them as evenly as can be ("repeat"), is left
-            out ("skip") or refused ("error"). A class of one image gives no positive pair: "repeat"
-            leaves it out too. What is left out is warned of once, and stays in `left_out`.
-        super_labels: [n] a coarser label for each image, one for all images of a class. Each batch then
-            takes `supers_per_batch` of these and p / supers_per_batch classes of each. One with fewer
-            classes than that is left out or refused, as `short_classes` says.
+        epoch_length: "every_image" draws each image at least once an epoch, "every_label" each class, all
+            ranks together. A whole number is the number of batches of each rank, over which the classes are
+            spread evenly.
+        short_classes: what happens to a class of fewer than k images: its images are repeated as evenly as
+            possible ("repeat"), it is left out ("skip"), or that is an error ("error"). "repeat" leaves out
+            a class of one image, which gives no positive pair. A warning names what is left out.
+        super_labels: [n] a coarser label for each image, the same for all images of a class; None for none.
+            A super-label with fewer than p / supers_per_batch usable classes is left out with its classes,
+            and with "error" it is an error.
         supers_per_batch: super-labels in a batch, on each rank; a divisor of p.
         rank: the part of each step that this process takes, from 0.
         world_size: the number of processes. The p · world_size classes of a step are distinct.
 
     Attributes:
-        left_out: class → its number of images, for each class that is in no batch.
+        left_out: the classes that are in no batch, each with its number of images.
 
     Raises:
-        ValueError: an argument out of range, or too few classes for p · world_size distinct ones in a step.
+        ValueError: an argument out of range, an image whose super-label differs from that of its class, or
+            too few classes for p · world_size distinct ones in a step.
 
     Example:
         >>> sampler = PKSampler(["ant", "ant", "bee", "bee", "bee", "cow", "cow"], p=2, k=2)
@@ -81,33 +91,17 @@ class PKSampler(EpochSampler):
         world_size: int = 1,
     ) -> None:
         super().__init__(seed, rank, world_size)
-        caller = "PKSampler"
-        codes, names = label_codes(caller, labels)
-        self.p, self.k = as_batch_size(caller, p, k)
-        self.supers_per_batch = as_int(caller, "supers_per_batch", supers_per_batch, 1)
-        if self.p % self.supers_per_batch:
-            raise refusal(caller, "supers_per_batch", supers_per_batch, f"a divisor of p={self.p}")
-        if super_labels is None and self.supers_per_batch > 1:
-            raise refusal(caller, "supers_per_batch", supers_per_batch, "super_labels beside it")
+        codes, names = label_codes("PKSampler", labels)
+        self.p, self.k = as_batch_size("PKSampler", p, k)
+        self.supers_per_batch = self._checked_supers(super_labels, supers_per_batch)
         self._each = self.p // self.supers_per_batch  # classes of each super-label in a batch
-        as_choice(caller, "short_classes", short_classes, ("repeat", "skip", "error"))
-        if isinstance(epoch_length, str):
-            as_choice(caller, "epoch_length", epoch_length, ("every_image", "every_label"))
-        else:
-            epoch_length = as_int(caller, "epoch_length", epoch_length, 1)
-
-        sizes = np.bincount(codes)
+        as_choice("PKSampler", "short_classes", short_classes, ("repeat", "skip", "error"))
+        epoch_length = _checked_length(epoch_length)
         super_of = None if super_labels is None else _super_of_class(super_labels, codes, names)
-        usable = self._usable(sizes, names, super_of, short_classes)
-        self.left_out: dict[Any, int] = dict(zip(names[~usable].tolist(), sizes[~usable].tolist()))
-        self._members = np.argsort(codes, kind="stable")  # [n] rows, class after class
-        self._numbers = np.flatnonzero(usable)  # [c], as are the next three: the usable classes
-        self._sizes = sizes[usable]
-        self._first = (np.cumsum(sizes) - sizes)[usable]
-        self._super = None if super_of is None else np.unique(super_of[usable], return_inverse=True)[1]
-        self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._index_classes(codes, names, super_of, short_classes)
         self._length = self._size_epoch(epoch_length)
         self._block = max(1, _BLOCK_ROWS // (self.p * self.k))
+        self._plan: tuple[int, np.ndarray, np.ndarray] | None = None  # of the epoch that was asked for last
         self._settings = {
             "p": self.p,
             "k": self.k,
@@ -120,10 +114,35 @@ class PKSampler(EpochSampler):
             "super_labels": 0 if super_of is None else zlib.crc32(super_of.astype("<i8").tobytes()),
         }
 
+    def _checked_supers(self, super_labels: Any, supers_per_batch: Any) -> int:
+        """`supers_per_batch`, refused where it does not divide p, or where there are no super-labels."""
+        number = as_int("PKSampler", "supers_per_batch", supers_per_batch, 1)
+        if self.p % number:
+            raise refusal("PKSampler", "supers_per_batch", supers_per_batch, f"a divisor of p={self.p}")
+        if super_labels is None and number > 1:
+            raise refusal("PKSampler", "supers_per_batch", supers_per_batch, "super_labels beside it")
+        return number
+
+    def _index_classes(
+        self, codes: np.ndarray, names: np.ndarray, super_of: np.ndarray | None, short_classes: str
+    ) -> None:
+        """Note which classes batches are drawn from, and where the rows of each are."""
+        sizes = np.bincount(codes)
+        usable = self._usable(sizes, names, super_of, short_classes)
+        unusable = names[~usable].tolist(), sizes[~usable].tolist()
+        self.left_out: dict[Any, int] = dict(zip(*unusable, strict=True))
+        self._members = np.argsort(codes, kind="stable")  # [n] rows, class after class
+        # [c] of the c usable classes: the number among all, the images, the place of the first in `_members`,
+        # and the super-label.
+        self._numbers = np.flatnonzero(usable)
+        self._sizes = sizes[usable]
+        self._first = (np.cumsum(sizes) - sizes)[usable]
+        self._super = None if super_of is None else np.unique(super_of[usable], return_inverse=True)[1]
+
     def _usable(
         self, sizes: np.ndarray, names: np.ndarray, super_of: np.ndarray | None, mode: str
     ) -> Bool[np.ndarray, " all"]:
-        """Which classes the batches draw from; the others are warned of or refused."""
+        """Which classes batches are drawn from; a warning or an error names the others."""
         least = 2 if mode == "repeat" else self.k
         short, thin = sizes < least, np.zeros(len(sizes), dtype=bool)
         if super_of is not None:
@@ -144,13 +163,13 @@ class PKSampler(EpochSampler):
                 hint = "add images (a positive pair takes 2) or drop them from the labels"
             if mode == "skip" and (sizes[short] > 1).any():
                 hint = 'pass short_classes="repeat" to keep those of 2 images or more'
-            warnings.warn(f"PKSampler(k={self.k}): left out {lost}; {hint}", stacklevel=3)
+            warnings.warn(f"PKSampler(k={self.k}): left out {lost}; {hint}", stacklevel=4)
         return usable
 
     def _require_enough(
         self, sizes: np.ndarray, usable: np.ndarray, super_of: np.ndarray | None, least: int
     ) -> None:
-        """Refuses fewer classes, or super-labels, than the distinct ones in a step."""
+        """Refuse fewer classes, or super-labels, than a step has distinct ones."""
         argument, per_rank = "p", self.p
         have, unit, quality = usable.sum(), "class", f"{least} images or more"
         if super_of is not None:
@@ -174,19 +193,26 @@ class PKSampler(EpochSampler):
         )
 
     def _size_epoch(self, epoch_length: int | str) -> int:
-        """The number of steps; notes how often each class, and each super-label, has to be in them."""
+        """The number of steps. It notes in how many of them each class and each super-label has to be.
+
+        Each step has `_width` distinct items: classes, or super-labels where there are such. Item i is in at
+        least `_demand[i]` steps.
+        """
         if epoch_length == "every_image":
-            self._appearances = -(-self._sizes // self.k)
+            self._class_demand = -(-self._sizes // self.k)  # [c]
         else:
-            self._appearances = np.full(len(self._sizes), int(epoch_length == "every_label"))
-        self._demand, self._width = self._appearances, self.p * self.world_size
+            self._class_demand = np.full(len(self._sizes), int(epoch_length == "every_label"))
+        self._demand, self._width = self._class_demand, self.p * self.world_size
         if self._super is not None:
-            in_all = np.bincount(self._super, weights=self._appearances).astype(np.int64)
-            self._demand = -(-in_all // self._each)
-            np.maximum.at(self._demand, self._super, self._appearances)
+            # A class is at most once in a batch, and a batch has `_each` classes of a super-label.
+            total = np.bincount(self._super, weights=self._class_demand).astype(np.int64)
+            self._demand = -(-total // self._each)
+            np.maximum.at(self._demand, self._super, self._class_demand)
             self._width = self.supers_per_batch * self.world_size
         if isinstance(epoch_length, int):
-            most = (1 << 32) // self._width  # an epoch's plan is held, 16 bytes for a class of a batch
+            most = (
+                1 << 32
+            ) // self._width  # the plan of an epoch is in memory, 16 bytes for each of its classes
             if epoch_length > most:
                 raise refusal(
                     "PKSampler", "epoch_length", epoch_length, f"at most {most} steps of this width"
@@ -197,6 +223,13 @@ class PKSampler(EpochSampler):
     def batch(self, epoch: int, step: int) -> list[KeyedRow]:
         """The batch at `step` of `epoch`, as iterating yields it: p · k rows, those of a class side by side.
 
+        Args:
+            epoch: the epoch, from 0.
+            step: the step, from 0 to `len(self)` − 1.
+
+        Returns:
+            p · k row numbers, each a `KeyedRow`: an int with the epoch and the view of its image.
+
         Raises:
             ValueError: a negative epoch, or a step outside it.
         """
@@ -204,30 +237,34 @@ class PKSampler(EpochSampler):
         return self._items(as_int("PKSampler.batch", "epoch", epoch), step, step + 1)[0]
 
     def _items(self, epoch: int, start: int, stop: int) -> list[list[KeyedRow]]:
-        classes, turns = (part[start:stop].ravel() for part in self._planned(epoch))
-        drawn = self._drawn(epoch, classes, turns)
+        classes, rounds = (part[start:stop].ravel() for part in self._planned(epoch))
+        drawn = self._drawn(epoch, classes, rounds)
         rows, views = (part.reshape(stop - start, -1).tolist() for part in drawn)
-        return [[KeyedRow(row, epoch, view) for row, view in zip(*batch)] for batch in zip(rows, views)]
+        return [
+            [KeyedRow(row, epoch, view) for row, view in zip(*batch, strict=True)]
+            for batch in zip(rows, views, strict=True)
+        ]
 
     def _drawn(
-        self, epoch: int, classes: Int[np.ndarray, " b"], turns: Int[np.ndarray, " b"]
+        self, epoch: int, classes: Int[np.ndarray, " b"], rounds: Int[np.ndarray, " b"]
     ) -> tuple[Int[np.ndarray, "b k"], Int[np.ndarray, "b k"]]:
-        """The k rows of each class at its given turn of the epoch, and how often each came before.
+        """The k rows of each class in its given round of the epoch, and how often each came before.
 
-        A class is walked round and round in a keyed order, k images a turn. After n / gcd(n, k) turns each
-        image came k / gcd(n, k) times and the walk ends with a turn: then the order changes.
+        A round takes the next k images of a class in a keyed order, and after the last image the first one
+        again. After n / gcd(n, k) rounds, k / gcd(n, k) passes over the order end together with a round; the
+        next cycle of rounds has another order.
         """
         n = self._sizes[classes]
         common = np.gcd(n, self.k)
-        walk, turn = np.divmod(turns, n // common)
-        lap, place = np.divmod(turn[:, None] * self.k + np.arange(self.k), n[:, None])  # [b, k]
-        key = keyed_bits(derive_key("PKSampler rows", self.seed, epoch), self._numbers[classes], walk)
+        cycle, round_ = np.divmod(rounds, n // common)
+        pass_, place = np.divmod(round_[:, None] * self.k + np.arange(self.k), n[:, None])  # [b, k]
+        key = keyed_bits(derive_key("PKSampler rows", self.seed, epoch), self._numbers[classes], cycle)
         place = permute(place.ravel(), np.repeat(n, self.k), np.repeat(key, self.k)).reshape(place.shape)
         rows = self._members[self._first[classes][:, None] + place]
-        return rows, (walk * (self.k // common))[:, None] + lap
+        return rows, (cycle * (self.k // common))[:, None] + pass_
 
     def _planned(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """This rank's classes in each step of an epoch, and which turn of theirs that is: two int [S, p]."""
+        """This rank's classes in each step of an epoch, and the round of each class: two int [S, p]."""
         if self._plan is None or self._plan[0] != epoch:
             classes = self._plan_epoch(derive_key("PKSampler plan", self.seed, epoch))
             mine = slice(self.rank * self.p, (self.rank + 1) * self.p)
@@ -236,16 +273,24 @@ class PKSampler(EpochSampler):
 
     def _plan_epoch(self, key: int) -> Int[np.ndarray, "S w"]:
         """The classes in each step, those of rank 0 first."""
-        hands, group = np.array([len(self)]), np.zeros(len(self._demand), dtype=np.int64)
-        counts = spread(self._demand, group, hands, self._width, key)
-        plan = deal(counts, group, hands, self._width, key)
+        steps, group = np.array([len(self)]), np.zeros(len(self._demand), dtype=np.int64)
+        counts = water_fill(self._demand, group, steps, self._width, key)
+        plan = assign(counts, group, steps, self._width, key)
         if self._super is None:
             return plan
-        # As the steps are hands of super-labels, the appearances of a super-label are hands of its classes.
+        # Each step has super-labels. In the same way, each appearance of a super-label gets `_each` of its
+        # classes: its appearances are the batches, and its classes the items.
         key = derive_key("classes", key)
-        inner = spread(self._appearances, self._super, counts, self._each, key)
-        dealt = deal(inner, self._super, counts, self._each, key)
-        return dealt[(np.cumsum(counts) - counts)[plan] + occurrences(plan)].reshape(len(self), -1)
+        class_counts = water_fill(self._class_demand, self._super, counts, self._each, key)
+        assigned = assign(class_counts, self._super, counts, self._each, key)
+        first = np.cumsum(counts) - counts  # of each super-label, in `assigned`
+        return assigned[first[plan] + occurrences(plan)].reshape(len(self), -1)
+
+
+def _checked_length(epoch_length: Any) -> int | str:
+    if isinstance(epoch_length, str):
+        return as_choice("PKSampler", "epoch_length", epoch_length, ("every_image", "every_label"))
+    return as_int("PKSampler", "epoch_length", epoch_length, 1)
 
 
 def _number(count: Any, noun: str) -> str:
@@ -255,7 +300,7 @@ def _number(count: Any, noun: str) -> str:
 
 
 def _super_of_class(super_labels: Any, codes: np.ndarray, names: np.ndarray) -> Int[np.ndarray, " all"]:
-    """The super-label of each class; refused where the images of one class disagree."""
+    """The super-label of each class; refused where images of one class have several."""
     super_codes, super_names = label_codes("PKSampler", super_labels, "super_labels")
     if len(super_codes) != len(codes):
         got = f"{len(super_codes)} super-labels"

@@ -1,114 +1,158 @@
-"""Epochs that follow each other, and a position in them to save and restore: what every sampler shares."""
+"""Epochs that follow each other, and positions in them to save and restore, for samplers and streams."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from tercet.core.checks import as_int, as_seed, refusal
 from tercet.data.io.checked_json import checksum_fits, warn_unchecked, with_checksum
 
-__all__ = ["EpochIterator", "EpochSampler", "saved_position", "state_of"]
+__all__ = ["EpochCounter", "EpochIterator", "EpochSampler", "Resumable", "saved_position", "state_of"]
 
 
-class EpochIterator:
-    """One epoch of a sampler, and the position in it.
+class EpochCounter:
+    """Where the next iteration starts: at the position that was set, otherwise at the next epoch.
 
-    Which epoch is settled at the first `next`, not at `iter`: a DataLoader with workers calls `iter` twice
-    and draws from the second only, which must not cost an epoch.
+    Example:
+        >>> epochs = EpochCounter()
+        >>> epochs.begin(), epochs.begin()
+        ((0, 0), (1, 0))
     """
 
-    def __init__(self, sampler: EpochSampler) -> None:
-        self._sampler = sampler
+    def __init__(self) -> None:
+        self._start = (0, 0)
+        self.running: EpochIterator | None = None  # the iteration whose position is the sampler's
+
+    def set(self, epoch: int, step: int = 0) -> None:
+        """Start the next iteration at (epoch, step)."""
+        self._start, self.running = (epoch, step), None
+
+    def ticket(self) -> int | None:
+        """The name of the iteration that starts here, on which workers agree; None for one process."""
+        return None
+
+    def peek(self, ticket: int | None = None) -> tuple[int, int]:
+        """(epoch, step) where the iteration of this ticket starts, as long as nothing else begins."""
+        return self._start
+
+    def begin(self, ticket: int | None = None) -> tuple[int, int]:
+        """(epoch, step) where the iteration of this ticket starts; the one after it is the next epoch."""
+        epoch, step = self.peek(ticket)
+        self.follow(epoch)
+        return epoch, step
+
+    def follow(self, epoch: int) -> None:
+        """Let the epoch after `epoch` be the next."""
+        self._start = (epoch + 1, 0)
+
+
+class EpochIterator(ABC):
+    """The items `part`, `part + parts`, … of one epoch, and the position among them.
+
+    The epoch is settled at the first `next`, not at `iter`: a DataLoader with workers calls `iter` twice and
+    draws from the second iterator only, and the first must not cost an epoch.
+
+    Args:
+        source: what is iterated.
+        part: the worker, from 0.
+        parts: the number of workers.
+    """
+
+    def __init__(self, source: Resumable, part: int = 0, parts: int = 1) -> None:
+        self._source, self._part, self._parts = source, part, parts
+        self._ticket = source._epochs.ticket()
         self._position: tuple[int, int] | None = None
-        self._ready: list[Any] = []  # items computed ahead, the next one last
+
+    @abstractmethod
+    def _item(self, epoch: int, step: int) -> Any:
+        """The item at a position; the positions of an epoch come in order."""
+
+    @abstractmethod
+    def _moved(self) -> None:
+        """Called when the iterator has moved to another position: what it computed ahead is void."""
+
+    @abstractmethod
+    def _ended(self) -> None:
+        """Called when the epoch has ended."""
 
     def __iter__(self) -> EpochIterator:
         return self
 
     def __next__(self) -> Any:
-        sampler = self._sampler
-        epoch, step = self._position or self._begin(*sampler._start)
-        if step >= len(sampler):
-            if sampler._running is self:
-                sampler._running = None
+        if self._position is None:
+            epoch, step = self._source._epochs.begin(self._ticket)
+            self._position = epoch, step + self._part
+            self._moved()
+        epoch, step = self._position
+        if step >= len(self._source):
+            self._ended()
             raise StopIteration
-        if not self._ready:
-            self._ready = sampler._items(epoch, step, min(step + sampler._block, len(sampler)))[::-1]
-        self._position = epoch, step + 1
-        return self._ready.pop()
-
-    def _begin(self, epoch: int, step: int) -> tuple[int, int]:
-        self._position, self._ready = (epoch, step), []
-        self._sampler._start, self._sampler._running = (epoch + 1, 0), self
-        return epoch, step
+        item = self._item(epoch, step)
+        self._position = epoch, step + self._parts
+        return item
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next item comes from, and the settings it depends on."""
-        return self._sampler._state(self._position or self._sampler._start)
+        """Where the next item comes from, and the settings it depends on: a few ints and strings."""
+        if self._position is None:
+            epoch, step = self._source._epochs.peek(self._ticket)
+            return self._source._state((epoch, step + self._part), self._parts)
+        return self._source._state(self._position, self._parts)
 
     def load_state_dict(self, state: Any) -> None:
-        """Goes on where `state` was saved; the iteration after this one is the epoch after that."""
-        self._begin(*self._sampler._restored(state))
+        """Go on where `state` was saved; the iteration after this one is the epoch after that.
+
+        Raises:
+            ValueError: not a state, or one saved under other settings, which give other items.
+        """
+        self._position = self._source._restored(state, self._parts)
+        self._source._epochs.follow(self._position[0])
+        self._moved()
 
 
-class EpochSampler(ABC):
-    """What both samplers share: ranks, epochs that follow each other, a position to save and restore."""
+class Resumable:
+    """Epochs that follow each other, and a position in them to save and restore.
 
-    _length: int  # items an epoch
-    _block: int  # items computed at a time
-    _settings: dict[str, int | str]  # all that the items depend on, save the rank
+    A subclass sets the attributes below, and is iterated by an `EpochIterator`.
+    """
 
-    def __init__(self, seed: int, rank: int, world_size: int) -> None:
-        caller = type(self).__name__
-        self.seed = as_seed(caller, seed)
-        self.world_size = as_int(caller, "world_size", world_size, 1)
-        self.rank = as_int(caller, "rank", rank, 0, self.world_size - 1)
-        self._start = (0, 0)  # (epoch, step) from which the next iteration begins
-        self._running: EpochIterator | None = None
-
-    @abstractmethod
-    def _items(self, epoch: int, start: int, stop: int) -> list[Any]:
-        """Items start … stop − 1 of an epoch, as a pure function."""
+    _epochs: EpochCounter
+    _settings: Mapping[str, int | str]  # all that the items depend on, save the rank
+    _sums: Mapping[str, str] = MappingProxyType({})  # as for `saved_position`
+    _last_epoch: int | None = None
+    _place = "this sampler has"
+    _state_source = "a sampler's state_dict() returned"
+    _hint = "build the sampler as it was, or start anew with set_epoch"
 
     def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Any]:
-        return EpochIterator(self)
+        raise NotImplementedError
 
     def set_epoch(self, epoch: int, step: int = 0) -> None:
-        """Lets the next iteration be epoch `epoch` from `step` on; without it epochs follow each other.
+        """Start the next iteration at (epoch, step); otherwise each iteration is the next epoch.
+
+        It holds for persistent workers too.
 
         Args:
             epoch: the epoch, from 0.
-            step: the number of its items to pass over: those the training loop has seen, to resume there.
+            step: how many of its items to skip: those that the training loop has seen, to resume there.
 
         Raises:
             ValueError: not whole numbers, or a step beyond the end.
         """
-        self._start, self._running = self._whole_position("set_epoch", epoch, step), None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position of the running iteration, or where the next one begins: a few ints and strings.
-
-        A DataLoader with workers draws ahead of the training loop, and moves this position with it.
-        torchdata's StatefulDataLoader asks at the right moment; with a plain one, count the batches and
-        take `state_at(epoch, step)`.
-        """
-        return self._running.state_dict() if self._running else self._state(self._start)
+        self._epochs.set(*self._whole_position("set_epoch", epoch, step))
 
     def state_at(self, epoch: int, step: int) -> dict[str, Any]:
-        """The state at `step` of `epoch`, whatever was drawn: what a loop that counts its batches saves.
+        """The state at `step` of `epoch`, however far a loader has drawn ahead: a few ints and strings.
 
-        `load_state_dict` takes it, under any loader and any number of workers.
+        A training loop that counts its batches saves it. `load_state_dict` takes it, under any loader and
+        with any number of workers.
 
         Args:
             epoch: the epoch, from 0.
-            step: the number of its items that the training loop has seen, as in `set_epoch`: batches of a
-                batch sampler; of one that yields rows, `min(batches · batch_size, len(sampler))` rows.
+            step: how many of its items the training loop has seen: batches of what yields batches; of a
+                sampler that yields rows, `min(batches · batch_size, len(sampler))` rows.
 
         Raises:
             ValueError: not whole numbers, or a step beyond the end.
@@ -123,28 +167,103 @@ class EpochSampler(ABC):
         """
         return self._state(self._whole_position("state_at", epoch, step))
 
-    def _whole_position(self, method: str, epoch: Any, step: Any) -> tuple[int, int]:
-        """(epoch, step), refused in the method's name where that is no position."""
-        caller = f"{type(self).__name__}.{method}"
-        return as_int(caller, "epoch", epoch), as_int(caller, "step", step, 0, len(self))
-
     def load_state_dict(self, state: Any) -> None:
-        """Lets the next iteration go on where `state` was saved, on this rank or another.
+        """Start the next iteration where `state` was saved, on this rank or another.
+
+        It holds for persistent workers too.
+
+        Args:
+            state: from `state_at` or `state_dict`.
 
         Raises:
-            ValueError: not a state, or one saved under other settings, which give other batches.
+            ValueError: not a state, or one saved under other settings, which give other items.
         """
-        self._start, self._running = self._restored(state), None
+        self._epochs.set(*self._restored(state))
 
-    def _state(self, position: tuple[int, int]) -> dict[str, Any]:
-        return state_of(position, self._settings)
+    def _whole_position(self, method: str, epoch: Any, step: Any, parts: int = 1) -> tuple[int, int]:
+        """(epoch, step), refused in the method's name where that is no position."""
+        caller = f"{type(self).__name__}.{method}"
+        # A worker whose part has ended stands up to parts − 1 steps beyond the end.
+        last_step = len(self) + parts - 1
+        return as_int(caller, "epoch", epoch, 0, self._last_epoch), as_int(caller, "step", step, 0, last_step)
 
-    def _restored(self, state: Any) -> tuple[int, int]:
+    def _all_settings(self, parts: int) -> Mapping[str, int | str]:
+        """The settings of a state that one of `parts` workers saves."""
+        return self._settings
+
+    def _state(self, position: tuple[int, int], parts: int = 1) -> dict[str, Any]:
+        return state_of(position, self._all_settings(parts))
+
+    def _restored(self, state: Any, parts: int = 1) -> tuple[int, int]:
         """The position in `state`, refused unless it was saved under the same settings."""
         caller = f"{type(self).__name__}.load_state_dict"
-        here = "this sampler has", "build the sampler as it was, or start anew with set_epoch"
-        position = saved_position(caller, state, self._settings, "a sampler's state_dict() returned", *here)
-        return self._whole_position("load_state_dict", *position)
+        settings, here = self._all_settings(parts), (self._state_source, self._place, self._hint)
+        epoch, step = saved_position(caller, state, settings, *here, self._sums)
+        return self._whole_position("load_state_dict", epoch, step, parts)
+
+
+class _SamplerIterator(EpochIterator):
+    """The items of a sampler, computed in blocks."""
+
+    _source: EpochSampler
+
+    def __init__(self, source: EpochSampler) -> None:
+        super().__init__(source)
+        self._ready: list[Any] = []  # items computed ahead, the next one last
+
+    def _item(self, epoch: int, step: int) -> Any:
+        if not self._ready:
+            source = self._source
+            self._ready = source._items(epoch, step, min(step + source._block, len(source)))[::-1]
+        return self._ready.pop()
+
+    def _moved(self) -> None:
+        self._ready = []
+        self._source._epochs.running = self
+
+    def _ended(self) -> None:
+        if self._source._epochs.running is self:
+            self._source._epochs.running = None
+
+
+class EpochSampler(Resumable, ABC):
+    """A sampler whose items are a pure function of (seed, epoch, step), on one of several ranks.
+
+    Args:
+        seed: the seed.
+        rank: the part of the items that this process takes, from 0.
+        world_size: the number of processes.
+    """
+
+    _length: int  # items an epoch
+    _block: int  # items computed at a time
+
+    def __init__(self, seed: int, rank: int, world_size: int) -> None:
+        caller = type(self).__name__
+        self.seed = as_seed(caller, seed)
+        self.world_size = as_int(caller, "world_size", world_size, 1)
+        self.rank = as_int(caller, "rank", rank, 0, self.world_size - 1)
+        self._epochs = EpochCounter()
+
+    @abstractmethod
+    def _items(self, epoch: int, start: int, stop: int) -> list[Any]:
+        """Items start … stop − 1 of an epoch, as a pure function."""
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> EpochIterator:
+        return _SamplerIterator(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the running iteration, or where the next one begins: a few ints and strings.
+
+        A DataLoader with workers draws ahead of the training loop, and this position moves with the loader.
+        torchdata's StatefulDataLoader asks for it at the right moment. With a plain loader, count the batches
+        and save `state_at(epoch, step)`.
+        """
+        running = self._epochs.running
+        return running.state_dict() if running else self._state(self._epochs.peek())
 
 
 def state_of(position: tuple[int, int], settings: Mapping[str, int | str]) -> dict[str, Any]:
@@ -167,7 +286,7 @@ def saved_position(
     state: Any,
     settings: Mapping[str, Any],
     source: str,
-    here: str,
+    place: str,
     hint: str,
     sums: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, int]:
@@ -178,13 +297,13 @@ def saved_position(
         state: what came.
         settings: all that the items depend on, by name.
         source: what a state is, as in "what {source}".
-        here: the words before the setting as it is here.
+        place: the words before a setting as it is here.
         hint: what to do about another setting.
-        sums: of the settings those that are check sums, by name: what another one means. One that is 0 is
-            not known, and not compared.
+        sums: for each setting that is a checksum, what another value means. A checksum of 0 is not known,
+            and is not compared.
 
     Returns:
-        (epoch, step), whole numbers.
+        (epoch, step), whole numbers of at least 0.
 
     Raises:
         ValueError: not a state, one saved under other settings, which give other items, or one that was
@@ -206,7 +325,7 @@ def saved_position(
         if name in sums:
             raise ValueError(f"{caller}: the state was saved with {sums[name]}; {hint}")
         raise ValueError(
-            f"{caller}: the state was saved with {name}={saved!r}, but {here} {name}={now!r}; {hint}"
+            f"{caller}: the state was saved with {name}={saved!r}, but {place} {name}={now!r}; {hint}"
         )
     fits = checksum_fits(state)
     if fits is False:

@@ -21,11 +21,11 @@ class ShuffledSampler(EpochSampler):
 
         row(step) = π(i mod n),  i = step · world_size + rank,  π keyed by (seed, epoch)
 
-    Each rank yields ⌈n / world_size⌉ rows. Where that makes more than n, the first rows of the order, at
-    most world_size − 1, come once more, as a further view.
+    Each rank yields ⌈n / world_size⌉ rows. Where these are more than n together, the first rows of the order,
+    at most world_size − 1, come once more, as a further view.
 
     Args:
-        n: the number of rows, or anything with a length: a data set, a catalog, labels.
+        n: the number of rows, or anything with a length: a dataset, a catalog, labels.
         seed: the same seed gives the same order, on any machine.
         rank: the part of the order that this process takes, from 0.
         world_size: the number of processes.
@@ -49,6 +49,6 @@ class ShuffledSampler(EpochSampler):
         self._settings = {"n": self.n, "seed": self.seed, "world_size": self.world_size}
 
     def _items(self, epoch: int, start: int, stop: int) -> list[KeyedRow]:
-        lap, place = np.divmod(np.arange(start, stop) * self.world_size + self.rank, self.n)
+        pass_, place = np.divmod(np.arange(start, stop) * self.world_size + self.rank, self.n)
         rows = permute(place, self.n, derive_key("ShuffledSampler", self.seed, epoch))
-        return [KeyedRow(row, epoch, view) for row, view in zip(rows.tolist(), lap.tolist())]
+        return [KeyedRow(row, epoch, view) for row, view in zip(rows.tolist(), pass_.tolist(), strict=True)]

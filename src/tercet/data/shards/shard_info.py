@@ -1,18 +1,21 @@
-"""What info.json says: which tars a split has, and how tercet wrote them."""
+"""info.json in a folder of shards: which tars a split has, and how tercet wrote them."""
 
 from __future__ import annotations
 
-from collections.abc import Set
+import json
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tercet.core.checks import refusal
+from tercet.data.io.atomic import atomically, lock_file, locked
 from tercet.data.io.checked_json import JsonRecord, checksum_fits
 from tercet.data.io.path_traversal import inside
 from tercet.data.shards.tar_index import of_write_shards
 
-__all__ = ["INFO", "ShardInfo", "listed_tars", "read_info"]
+__all__ = ["INFO", "ShardInfo", "edited_info", "listed_tars", "raw_info", "read_info"]
 
 INFO = "info.json"
 _MOST = 1 << 28  # bytes of an info.json
@@ -23,8 +26,8 @@ class ShardInfo:
     """What an info.json says.
 
     Args:
-        filenames: of each split, those of its tars.
-        runs: of each split that `write_shards` wrote, the plan, the classes, and since version 0.2 filenames
+        filenames: by split, the filenames of its tars.
+        runs: by split that `write_shards` wrote, the plan, the classes, and since version 0.2 the filenames
             and their SHA-256.
     """
 
@@ -36,8 +39,9 @@ def read_info(caller: str, argument: str, folder: Path) -> ShardInfo | None:
     """What the info.json in a folder says, whatever program wrote it; None where there is none.
 
     Args:
-        caller, argument: who asks, and for which argument, for the sentences.
-        folder: of shards.
+        caller: who asks, for the sentences.
+        argument: for which argument, for the sentences.
+        folder: a folder of shards.
 
     Raises:
         ValueError: it cannot be read, is damaged, or lists no splits.
@@ -48,8 +52,8 @@ def read_info(caller: str, argument: str, folder: Path) -> ShardInfo | None:
         facts = JsonRecord.read(caller, argument, source, "splits", "", most=_MOST)
         splits = facts.part("splits")
         filenames = {split: splits.part(split).strings("filenames") for split in splits}
-        told = facts.part("tercet", {})
-        runs = {split: told.part(split) for split in told}
+        written = facts.part("tercet", {})
+        runs = {split: written.part(split) for split in written}
         for run in runs.values():
             run.string("plan")
             run.strings("classes")
@@ -70,15 +74,63 @@ def read_info(caller: str, argument: str, folder: Path) -> ShardInfo | None:
     return ShardInfo(filenames, {split: run.fields for split, run in runs.items()})
 
 
+def raw_info(folder: Path) -> dict[str, Any]:
+    """The content of info.json for `write_shards` to edit, whatever program wrote it.
+
+    Args:
+        folder: a folder of shards.
+
+    Returns:
+        All fields of the file; at least "splits" and "tercet", which are empty where there is no file.
+
+    Raises:
+        ValueError: it cannot be read, or lists no splits.
+    """
+    try:
+        fields = JsonRecord.read("write_shards", "folder", folder / INFO, "splits", "").fields
+        for split in fields["splits"].values():
+            list(split.get("filenames", ()))
+        return {**fields, "tercet": dict(fields.get("tercet", {}))}
+    except FileNotFoundError:
+        return {"splits": {}, "tercet": {}}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        hint = f"restore it, or move it away ({type(error).__name__}: {error})"
+        expected = f"splits with their filenames in its {INFO}"
+        raise refusal("write_shards", "folder", str(folder), expected, hint) from error
+
+
+@contextmanager
+def edited_info(folder: Path) -> Iterator[dict[str, Any]]:
+    """The content of info.json, written back at the end of the block. No other run edits it meanwhile.
+
+    Args:
+        folder: a folder of shards.
+
+    Raises:
+        ValueError: as `raw_info`.
+    """
+    with locked(lock_file(folder, INFO)):
+        info = raw_info(folder)
+        yield info
+        if not info["splits"] and info.keys() == {"splits", "tercet"}:
+            (folder / INFO).unlink(missing_ok=True)
+            return
+        with atomically(folder / INFO) as unfinished:
+            text = json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False)
+            unfinished.write_text(text + "\n", "utf-8")
+
+
 def listed_tars(
     caller: str, argument: str, folder: Path, info: ShardInfo, split: str | None, outside_root: bool
 ) -> tuple[list[Path], dict[str, Any]]:
     """The tars of a split as info.json lists them, and what it says of the run of `write_shards`, or {}.
 
     Args:
-        caller, argument: who asks, and for which argument, for the sentences.
-        folder, info: where it lies, and what it says.
-        split: which; None for the only one.
+        caller: who asks, for the sentences.
+        argument: for which argument, for the sentences.
+        folder: where info.json lies.
+        info: what it says.
+        split: which split; None for the only one.
         outside_root: take tars that lie outside of the folder too.
 
     Raises:
@@ -106,7 +158,7 @@ def listed_tars(
 
 
 def _refuse_unfinished(caller: str, folder: Path, split: str, listed: Set[str]) -> None:
-    """Refuse to take the one split that is listed for all there is, beside shards of one that is not."""
+    """Refuse to take the only listed split for granted beside shards of an unfinished one."""
     for tar in sorted(set(folder.glob("*.tar")) - {folder / name for name in listed}):
         other = tar.name.rpartition("-")[0]
         if not tar.name.startswith(".") and other != split and of_write_shards(caller, tar):

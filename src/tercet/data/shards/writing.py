@@ -17,12 +17,12 @@ from typing import Any
 
 from tercet.core.checks import as_bool, as_choice, as_int, as_path, as_seed, refusal
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
-from tercet.data.io.atomic import atomically, lock_file, locked, open_lock_file, remove_leftovers
-from tercet.data.io.checked_json import JsonRecord, with_checksum
+from tercet.data.io.atomic import lock_file, locked, open_lock_file, remove_leftovers
+from tercet.data.io.checked_json import with_checksum
 from tercet.data.io.images import MAX_BYTES
 from tercet.data.io.journal import fsync
 from tercet.data.shards.index import ShardIndex
-from tercet.data.shards.layouts import by_identity, mixed
+from tercet.data.shards.layouts import as_layout, by_class, mixed
 from tercet.data.shards.shard_file import (
     ShardJob,
     Stopped,
@@ -31,7 +31,7 @@ from tercet.data.shards.shard_file import (
     unreadable_file,
     write_shard,
 )
-from tercet.data.shards.shard_info import INFO
+from tercet.data.shards.shard_info import INFO, edited_info, raw_info
 from tercet.data.shards.tar_index import ShardTable
 
 __all__ = ["shards_folder", "write_shards"]
@@ -45,7 +45,7 @@ def write_shards(
     folder: str | Path,
     catalog: Catalog,
     *,
-    layout: str = "identity",
+    layout: str = "by_class",
     k: int | None = None,
     images_per_shard: int = 5000,
     split: str = "train",
@@ -62,37 +62,38 @@ def write_shards(
     info.json, and `ShardIndex` reads single images by offset. info.json has the SHA-256 of each shard.
 
     The same catalog, files and options give the same tars on every machine, with any number of workers (and
-    the same indexes, under the same version of pyarrow). Each shard appears when it is whole; a run that
-    was interrupted goes on with those that are missing, and writes those anew whose files changed in size. Of
-    two runs that write one split at once the second is refused; two splits may be written at once.
+    the same indexes, with the same version of pyarrow). Each shard appears when it is whole. A run that was
+    interrupted is resumed by the same call: it writes the shards that are missing, and those whose images
+    have changed in size. Of two runs that write one split at once the second is refused; two splits may be
+    written at once.
 
     Args:
-        folder: where to; it is made if its parent exists. Several splits may share it.
+        folder: where the shards go; it is made if its parent exists. Several splits may share it.
         catalog: the images.
-        layout: "identity" puts all images of a class into one shard, in groups of at least `k` side by side,
-            the order of groups shuffled: a stream finds K images of a class together. "mixed" shuffles
-            the images over all shards.
-        k: the least size of a group, where the class has as many; 4 by default. For "identity" alone.
+        layout: "by_class" puts all images of a class into one shard, in groups of at least `k` side by side,
+            and shuffles the groups: a stream finds K images of a class together. "mixed" shuffles the images
+            over all shards. "identity", the name of "by_class" before 0.2, is deprecated.
+        k: the least size of a group, where the class has as many images; 4 by default. For "by_class" only.
         images_per_shard: about how many images a shard has; a larger class makes a larger shard.
         split: the name of the split, and of its files: train-000000.tar.
         seed: the same seed gives the same order.
-        unreadable: "error" refuses a catalog with a file that is missing, empty or not to be read, before
+        unreadable: "error" refuses a catalog with a file that is missing, empty or unreadable, before
             anything is written; "skip" leaves it out and reports it in `index.catalog.left_out`. Images are
             not decoded: `scan_folder(root, verify=True)` leaves out those that do not decode.
-        workers: threads that write, a shard each; by default one for each processor.
+        workers: threads that write, each a shard at a time; by default one for each processor.
         overwrite: remove the shards of this split first, `train-000000.tar` and so on with their indexes,
-            whatever wrote them, and write all anew. After an interruption, of the removal too, the run goes
-            on without it; with it, it begins again.
+            whatever wrote them, and write all anew. To resume a run that was interrupted, even while it
+            removed shards, leave it out; with it, the run begins again.
         progress: show a progress bar.
 
     Returns:
-        The index of what was written: its rows are those of the catalog, less what was skipped.
+        The index of the shards: its rows are those of the catalog, without those that were skipped.
 
     Raises:
         ValueError: an option out of range, an image without a suffix, names or groups that cannot be written,
-            a file that cannot be read, shards of another run, a run at work on this split, an info.json that
-            cannot be read, is of no splits or lists files of other names for this one, or a folder that
-            cannot be written.
+            a file that cannot be read, shards of another run, another run that writes this split now, an
+            info.json that cannot be read, lists no splits or lists files of other names for this one, or a
+            folder that cannot be written.
         PermissionError: a path leads out of the root of a catalog whose `outside_root` is False.
         OSError: the shards do not fit on the disk.
 
@@ -107,58 +108,83 @@ def write_shards(
         >>> sorted(file.name for file in pathlib.Path("shards").iterdir())
         ['info.json', 'train-000000.index.parquet', 'train-000000.tar']
     """
-    as_choice(_CALLER, "layout", layout, ("identity", "mixed"))
+    options = _checked_options(layout, k, images_per_shard, seed)
     as_choice(_CALLER, "unreadable", unreadable, ("error", "skip"))
-    seed = as_seed(_CALLER, seed)
     workers = as_int(_CALLER, "workers", (os.cpu_count() or 1) if workers is None else workers, 1)
-    images_per_shard = as_int(_CALLER, "images_per_shard", images_per_shard, minimum=1)
-    if layout == "mixed" and k is not None:
-        raise refusal(_CALLER, "k", k, 'no k for layout="mixed", which has no groups')
-    k = as_int(_CALLER, "k", 4 if k is None else k, minimum=1)
     overwrite, progress = as_bool(_CALLER, "overwrite", overwrite), as_bool(_CALLER, "progress", progress)
     target = shards_folder(folder, split)
     _check_catalog(catalog)
-    if layout == "identity":
-        shards = by_identity(catalog.labels, k, images_per_shard, seed)
-        options = {"layout": layout, "k": k, "images_per_shard": images_per_shard, "seed": seed}
+    if options["layout"] == "by_class":
+        shards = by_class(catalog.labels, options["k"], options["images_per_shard"], options["seed"])
     else:
-        shards = mixed(len(catalog), images_per_shard, seed)
-        options = {"layout": layout, "images_per_shard": images_per_shard, "seed": seed}
-    told = {**options, "fingerprint": catalog.fingerprint, "split": split, "format": 1}
-    plan = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        shards = mixed(len(catalog), options["images_per_shard"], options["seed"])
+    plan = _plan(options, catalog, split)
     sizes = _source_sizes(catalog, workers, unreadable == "skip")
     job = ShardJob(target, catalog, shards, split, plan, sizes, unreadable == "skip")
 
-    with _alone(target, split):
+    with _locked_split(target, split):
         _make_room(job, overwrite)
         tables = _write_all(job, workers, progress)
-        lengths = [len(table) for table in tables]
-        listed = {
-            "name": split,
-            "num_samples": sum(lengths),
-            "filenames": [table.tar.name for table in tables],
-            "shard_lengths": lengths,
-        }
-        written = {
-            "library": f"tercet {version('tercet')}",
-            **options,
-            "fingerprint": catalog.fingerprint,
-            "plan": plan,
-            "classes": catalog.classes,
-            "left_out": [item for table in tables for item in table.left_out],
-            "filenames": listed["filenames"],
-            "sha256": [table.facts["sha256"] for table in tables],
-        }
-        with _told(target) as info:
-            info["splits"][split], info["tercet"][split] = listed, with_checksum(written)
+        with edited_info(target) as info:
+            _list_shards(info, job, options, tables)
         return ShardIndex(target, split=split)
 
 
+def _checked_options(layout: Any, k: Any, images_per_shard: Any, seed: Any) -> dict[str, Any]:
+    """The options that decide which image goes where, as info.json has them."""
+    layout = as_layout(_CALLER, "layout", layout, stacklevel=4)
+    if layout == "mixed" and k is not None:
+        raise refusal(_CALLER, "k", k, 'no k for layout="mixed", which has no groups')
+    options = {
+        "layout": layout,
+        "images_per_shard": as_int(_CALLER, "images_per_shard", images_per_shard, minimum=1),
+        "seed": as_seed(_CALLER, seed),
+    }
+    if layout == "by_class":
+        options["k"] = as_int(_CALLER, "k", 4 if k is None else k, minimum=1)
+    return options
+
+
+def _plan(options: dict[str, Any], catalog: Catalog, split: str) -> str:
+    """The name of a run: a digest of all that its shards depend on. A run of the same plan is resumed."""
+    # A digest of the layout's name before 0.2, so that shards of version 0.1 are of the same plan.
+    old_names = {"by_class": "identity", "mixed": "mixed"}
+    facts = {**options, "layout": old_names[options["layout"]]}
+    facts |= {"fingerprint": catalog.fingerprint, "split": split, "format": 1}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _list_shards(
+    info: dict[str, Any], job: ShardJob, options: dict[str, Any], tables: list[ShardTable]
+) -> None:
+    """Enter the shards of a finished run into the content of info.json: for timm, and for `ShardIndex`."""
+    lengths = [len(table) for table in tables]
+    filenames = [table.tar.name for table in tables]
+    info["splits"][job.split] = {
+        "name": job.split,
+        "num_samples": sum(lengths),
+        "filenames": filenames,
+        "shard_lengths": lengths,
+    }
+    written = {
+        "library": f"tercet {version('tercet')}",
+        **options,
+        "fingerprint": job.catalog.fingerprint,
+        "plan": job.plan,
+        "classes": job.catalog.classes,
+        "left_out": [item for table in tables for item in table.left_out],
+        "filenames": filenames,
+        "sha256": [table.facts["sha256"] for table in tables],
+    }
+    info["tercet"][job.split] = with_checksum(written)
+
+
 def shards_folder(folder: str | Path, split: str) -> Path:
-    """`folder`, refused before any work is done for it if no shards of this split could be written there.
+    """`folder`, refused if no shards of this split could be written there, before any other work is done.
 
     Args:
-        folder, split: as for `write_shards`.
+        folder: where the shards go.
+        split: the name of the split.
 
     Raises:
         ValueError: no name of a split, no path, a file, no folder above it, or one that may not be written.
@@ -193,30 +219,30 @@ def _check_catalog(catalog: Catalog) -> None:
 
 
 def _why_not(path: Path) -> tuple[int, str]:
-    """The size of a file, and why it cannot be an image: −1 and a phrase, or the size and ""."""
+    """The size of a file and "", or −1 and why it cannot be an image."""
     try:
-        told = path.stat()
+        status = path.stat()
     except OSError as error:
         return -1, f"file cannot be read: {error.strerror}"
     except ValueError as error:  # a name that no file can have
         return -1, f"file cannot be read: {error}"
-    if not stat.S_ISREG(told.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return -1, "not a regular file"
-    if not told.st_size:
+    if not status.st_size:
         return -1, "file is empty"
-    if told.st_size > MAX_BYTES:
+    if status.st_size > MAX_BYTES:
         return -1, f"file has more than {MAX_BYTES:,} bytes"
-    return (told.st_size, "") if os.access(path, os.R_OK) else (-1, "file cannot be read: no permission")
+    return (status.st_size, "") if os.access(path, os.R_OK) else (-1, "file cannot be read: no permission")
 
 
 def _source_sizes(catalog: Catalog, workers: int, skip: bool) -> list[int]:
-    """The size of each file, −1 for one that cannot be read; refused unless such are skipped."""
+    """The size of each file, −1 for one that cannot be read; refused unless such files are skipped."""
 
-    def looked_at(start: int) -> list[tuple[int, str]]:
+    def checked(start: int) -> list[tuple[int, str]]:
         return [_why_not(catalog.file(row)) for row in range(start, min(start + 1024, len(catalog)))]
 
     with ThreadPoolExecutor(workers) as pool:
-        found = [one for some in pool.map(looked_at, range(0, len(catalog), 1024)) for one in some]
+        found = [one for some in pool.map(checked, range(0, len(catalog), 1024)) for one in some]
     bad = [row for row, (_, reason) in enumerate(found) if reason]
     if bad and (not skip or len(bad) == len(catalog)):
         raise unreadable_file(catalog.file(bad[0]), found[bad[0]][1])
@@ -224,20 +250,20 @@ def _source_sizes(catalog: Catalog, workers: int, skip: bool) -> list[int]:
 
 
 @contextmanager
-def _alone(folder: Path, split: str) -> Iterator[None]:
-    """Make the folder and hold the lock of a split in it; a folder made for nothing is gone afterwards.
+def _locked_split(folder: Path, split: str) -> Iterator[None]:
+    """Make the folder and hold the lock of a split in it; a new folder that stays empty is removed.
 
-    What runs that were killed left in the folder is removed.
+    Leftovers in the folder of runs that were killed are removed.
 
     Raises:
         ValueError: another run holds it.
     """
-    made = not folder.is_dir()
-    with ExitStack() as at_the_end:
-        if made:
+    is_new = not folder.is_dir()
+    with ExitStack() as cleanup:
+        if is_new:
             folder.mkdir(exist_ok=True)
-            at_the_end.callback(_remove_if_empty, folder)
-        if not at_the_end.enter_context(locked(lock_file(folder, split), wait=False)):
+            cleanup.callback(_remove_if_empty, folder)
+        if not cleanup.enter_context(locked(lock_file(folder, split), wait=False)):
             expected = f"a folder in which no other run writes the split {split!r}"
             raise refusal(_CALLER, "folder", str(folder), expected, "wait for it to end, or stop it")
         remove_leftovers(folder)
@@ -249,49 +275,16 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _info(folder: Path) -> dict[str, Any]:
-    """What info.json says, whatever program wrote it, and of tercet by split; nothing where there is none.
-
-    Raises:
-        ValueError: it cannot be read, or lists no splits.
-    """
-    try:
-        read = JsonRecord.read(_CALLER, "folder", folder / INFO, "splits", "").fields
-        for split in read["splits"].values():
-            list(split.get("filenames", ()))
-        return {**read, "tercet": dict(read.get("tercet", {}))}
-    except FileNotFoundError:
-        return {"splits": {}, "tercet": {}}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        hint = f"restore it, or move it away ({type(error).__name__}: {error})"
-        expected = f"splits with their filenames in its {INFO}"
-        raise refusal(_CALLER, "folder", str(folder), expected, hint) from error
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[dict[str, Any]]:
-    """What info.json says, to be changed: no other run reads or writes it until the change is written."""
-    with locked(lock_file(folder, INFO)):
-        info = _info(folder)
-        yield info
-        if not info["splits"] and info.keys() == {"splits", "tercet"}:
-            (folder / INFO).unlink(missing_ok=True)
-            return
-        with atomically(folder / INFO) as unfinished:
-            text = json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False)
-            unfinished.write_text(text + "\n", "utf-8")
-
-
 def _make_room(job: ShardJob, overwrite: bool) -> None:
-    """Refuse what would be in the way of the shards, or remove all there is of the split.
+    """Refuse files in the way of the shards; with `overwrite`, remove all files of the split.
 
-    A removal that was interrupted is completed first: what it left might pass for shards of this run.
+    A removal that was interrupted is completed in any case: the rest might pass for shards of this run.
 
     Raises:
         ValueError: shards of another plan that may not be overwritten, an info.json of no splits or of other
             files in this one, or a folder in the place of a shard.
     """
-    info = _info(job.folder)
+    info = raw_info(job.folder)
     name_of_ours = re.compile(rf"{job.split}-\d{{6,}}\.(tar|index\.parquet)")
     names = [file.name for file in job.folder.iterdir()]
     ours = sorted(filter(name_of_ours.fullmatch, names))
@@ -301,7 +294,7 @@ def _make_room(job: ShardJob, overwrite: bool) -> None:
         _mark(begun)
         for name in reversed(ours):  # a tar goes before its index
             (job.folder / name).unlink()
-        with _told(job.folder) as info:
+        with edited_info(job.folder) as info:
             for facts in (info["splits"], info["tercet"]):
                 facts.pop(job.split, None)
         begun.unlink()
@@ -312,7 +305,7 @@ def _make_room(job: ShardJob, overwrite: bool) -> None:
 
 
 def _mark(path: Path) -> None:
-    """Make an empty file on the disk, and follow no link that stands there."""
+    """Make an empty file that survives a crash; a link in its place is not followed."""
     os.close(open_lock_file(path))
     fsync(path.parent)
 
@@ -320,7 +313,7 @@ def _mark(path: Path) -> None:
 def _refuse_others(
     job: ShardJob, name_of_ours: re.Pattern[str], ours: list[str], listed: Iterable[Any]
 ) -> None:
-    """Refuse what is in the way and no file of `write_shards` by its name: overwriting spares it."""
+    """Refuse files in the way that `write_shards` did not write, by their names: these are never removed."""
     folder = str(job.folder)
     for name in ours:
         if (job.folder / name).is_dir():
@@ -333,7 +326,7 @@ def _refuse_others(
 
 
 def _foreign(job: ShardJob, info: dict[str, Any], names: list[str]) -> str | None:
-    """The first file that is not of this plan: info.json, or one of those named; None if all are."""
+    """The first file that is not of this plan: info.json or one of `names`; None if all are."""
     run = info["tercet"].get(job.split)
     if job.split in info["splits"] and not (isinstance(run, dict) and run.get("plan") == job.plan):
         return INFO
@@ -345,21 +338,21 @@ def _foreign(job: ShardJob, info: dict[str, Any], names: list[str]) -> str | Non
 
 
 def _write_all(job: ShardJob, workers: int, progress: bool) -> list[ShardTable]:
-    """The tables of all shards, those that are missing written in parallel."""
+    """The tables of all shards; missing shards are written, in parallel."""
     from rich.console import Console
     from rich.progress import Progress
 
     tables = [job.finished(shard) for shard in range(len(job.shards))]
     stop = threading.Event()
     with Progress(console=Console(stderr=True), disable=not progress) as bar:
-        done = sum(len(rows) for rows, table in zip(job.shards, tables) if table)
+        done = sum(len(rows) for rows, table in zip(job.shards, tables, strict=True) if table)
         task = bar.add_task("writing shards", total=len(job.catalog), completed=done)
 
         def write(shard: int) -> None:
             try:
                 tables[shard] = write_shard(job, shard, stop, lambda: bar.advance(task))
             except Stopped:
-                return  # the error is another shard's
+                return  # another shard raised the error
             except BaseException:
                 stop.set()
                 raise
@@ -369,7 +362,7 @@ def _write_all(job: ShardJob, workers: int, progress: bool) -> list[ShardTable]:
             missing = [shard for shard, table in enumerate(tables) if table is None]
             for future in as_completed([pool.submit(write, shard) for shard in missing]):
                 future.result()
-        finally:  # after an error or an interrupt the other threads end at their next image
+        finally:  # after an error or an interrupt the other threads stop at their next image
             stop.set()
             pool.shutdown(cancel_futures=True)
     return [table for table in tables if table is not None]

@@ -1,4 +1,4 @@
-"""What the lanes of `PKStream` give, epoch by epoch: batches as they are dealt, and as tensors."""
+"""The batches of each partition of a `PKStream`, epoch by epoch: as raw samples, and decoded to tensors."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from tercet.core.randomness import derive_key
 from tercet.data.datasets.augment import KeyedTransform
 from tercet.data.datasets.decoding import image_tensor
 from tercet.data.io.images import decode_image
-from tercet.data.streams.class_buffer import Group, GroupBuffer
-from tercet.data.streams.lanes import REACHES, Lanes
+from tercet.data.streams.class_buffer import ClassBuffer, Group
+from tercet.data.streams.lanes import FALLBACK_LEVELS, Partitions
 from tercet.data.streams.pk_stage import PKStage, StreamEnded
 from tercet.data.streams.samples import Sample, image_field, label_of, name_of
 from tercet.data.streams.shard_samples import read_shard
 from tercet.data.streams.sources import KnownShard
 
-__all__ = ["Dealt", "LaneBatches"]
+__all__ = ["PartitionBatches", "RawBatch"]
 
 
-class Dealt(NamedTuple):
-    """A batch that is not decoded yet: its samples, and the stage and buffer that another one comes from."""
+class RawBatch(NamedTuple):
+    """A batch that is not decoded yet, the stage that decodes it, and the buffer that has replacements."""
 
     stage: PKStage
-    held: GroupBuffer
+    buffer: ClassBuffer
     groups: list[Group]
 
 
 @dataclass(frozen=True)
-class LaneBatches:
-    """The batches of one rank, lane by lane.
+class PartitionBatches:
+    """The batches of one rank, partition by partition.
 
     Args:
-        lanes: which shards a pass reads.
-        known: what is known of each shard, by its address.
+        partitions: which shards a pass reads.
+        known: what is known of each shard, by its path or URL.
         stage: the settings of `pk_batched`.
         seed: names draws and views.
-        rank: whose lanes they are.
+        rank: the rank.
         image: the field that holds the image; None for the one with an image's extension.
         transform: what is done to each image; None for nothing.
         return_keys: give (images, labels, keys) instead of (images, labels).
     """
 
-    lanes: Lanes
+    partitions: Partitions
     known: dict[str, KnownShard]
     stage: PKStage
     seed: int
@@ -57,80 +57,32 @@ class LaneBatches:
     transform: KeyedTransform | None
     return_keys: bool
 
-    def dealt(self, epoch: int, lane: int) -> Iterator[Dealt]:
-        """The batches of a lane without end, not decoded yet."""
-        reach = 0
-        for lap in count():
-            held, batches = self._pass(epoch, lane, lap, reach)
-            yield from batches
-            if not held.batches:
-                reach += 1
-                if reach == REACHES:
-                    raise self._nothing(held)
+    def raw(self, epoch: int, partition: int) -> Iterator[RawBatch]:
+        """The batches of a partition, without end and not decoded yet.
 
-    def _pass(self, epoch: int, lane: int, lap: int, reach: int) -> tuple[GroupBuffer, Iterator[Dealt]]:
-        """One pass of a lane over the shards: its buffer, and the batches."""
-        decode = partial(self._decoded, epoch=epoch, lap=lap)
-        seed = derive_key("PKStream", self.seed, epoch, self.rank, lane, lap)
-        stage = replace(self.stage, decode=decode, seed=seed)
-        held, order = stage.held(), self.lanes.order(epoch, self.rank, lane, lap, reach)
-        return held, (Dealt(stage, held, groups) for groups in stage.groups(self._samples(order), held))
+        Where a pass gives no batch, this one and the passes after it read more shards: the next fallback
+        level of `Partitions.order`.
 
-    def _nothing(self, held: GroupBuffer) -> ValueError:
-        """The error of a pass over all shards that gave no batch."""
-        if not held.seen:
-            see = "what they hold" + (", and what the handler was told" if self.stage.handler else "")
-            return ValueError(f"PKStream: no shard gave a sample; see {see}")
-        why = ", ".join(f"{number} {reason}" for reason, number in held.dropped.items())
-        return ValueError(
-            f"PKStream(p={held.p}, k={held.k}, buffer={held.buffer}): a pass over all "
-            f"{len(self.lanes.shards)} shards gave no batch of {held.seen} samples ({why}); "
-            "lower p or k, or raise buffer"
-        )
-
-    def _samples(self, shards: list[str]) -> Iterator[Sample]:
-        for shard in shards:  # each alone: else half a sample could join with one of the next shard
-            handler = self.stage.handler
-            if not (yield from read_shard(shard, self.known[shard], self.image, handler)):
-                return
-
-    def _decoded(self, sample: Sample, epoch: int, lap: int) -> tuple[Any, Any, str]:
-        """The image of a sample as a tensor, its label and its name."""
-        name = name_of(sample)
-        field = image_field(sample, self.image)
-        if field is None:
-            found = ", ".join(sorted(one for one in sample if not one.startswith("__")))
-            lacks, hint = "not one image", "pass image=, the field that holds it"
-            if self.image is not None:
-                lacks, hint = f"no field image={self.image!r}", "name the one that holds the image"
-            hint = f"half a sample ends a truncated tar; else {hint}"
-            raise ValueError(escaped(f"PKStream: {name} has {lacks}, only {found}; {hint}"))
-        image: Any = decode_image(sample[field], name)
-        if self.transform is not None:
-            view = sample["__view__"] + (lap << 32)  # each pass counts its views from 0
-            image = self.transform(image, epoch=epoch, sample=name, view=view)
-        try:
-            return image_tensor(image), label_of(sample, self.stage.label), name
-        except TypeError as error:
-            raise ValueError(f"PKStream: the transform gives {error}") from None
-
-    def instead(self, epoch: int, lane: int, turn: int) -> tuple[Any, ...]:
-        """What comes in place of a batch for which too few images decode: the first of passes of its own.
-
-        So the batches after it are the same whether this one is decoded or passed over.
+        Raises:
+            ValueError: a pass over all shards gave no batch.
         """
-        for reach in range(REACHES):
-            _, batches = self._pass(epoch, lane, -1 - turn, reach)
-            for dealt in batches:
-                batch = self.made(dealt)
-                if batch is not None:
-                    return batch
-        raise ValueError("PKStream: too many images fail to decode, and all shards give no batch of others")
+        level = 0
+        for nth in count():
+            buffer, batches = self._pass(epoch, partition, nth, level)
+            yield from batches
+            if not buffer.batches:
+                level += 1
+                if level == FALLBACK_LEVELS:
+                    raise self._nothing(buffer)
 
-    def made(self, dealt: Dealt) -> tuple[Any, ...] | None:
-        """A batch as tensors; None where too few images decode, and the handler says to go on."""
+    def decoded(self, raw: RawBatch) -> tuple[Any, ...] | None:
+        """A batch as tensors; None where too few images decode, and the handler says to go on.
+
+        Raises:
+            ValueError: the handler ends the stream, a class is no whole number, or images differ in size.
+        """
         try:
-            found = dealt.stage.filled(dealt.groups, dealt.held)
+            found = raw.stage.decoded(raw.groups, raw.buffer)
         except StreamEnded as error:
             hint = "return true to have another image stand in, or raise the error"
             raise ValueError(
@@ -138,8 +90,8 @@ class LaneBatches:
             ) from error
         if found is None:
             return None
-        images, labels, names = zip(*found)
-        for image, name, label in zip(images, names, labels):
+        images, labels, names = zip(*found, strict=True)
+        for image, name, label in zip(images, names, labels, strict=True):
             if isinstance(label, str):
                 hint = "write numbers, or pass label=, a function of a sample that gives them"
                 raise refusal("PKStream", "label", label, f"a whole number as the class of {name}", hint)
@@ -151,3 +103,73 @@ class LaneBatches:
                 )
         batch = torch.stack(images), torch.tensor(labels, dtype=torch.int64)
         return (*batch, list(names)) if self.return_keys else batch
+
+    def replacement(self, epoch: int, partition: int, round_: int) -> tuple[Any, ...]:
+        """The batch in place of one for which too few images decode: the first that passes of its own give.
+
+        Because these passes are its own, later batches are the same whether this one is decoded or skipped.
+
+        Raises:
+            ValueError: all shards give no batch that decodes.
+        """
+        for level in range(FALLBACK_LEVELS):
+            _, batches = self._pass(epoch, partition, -1 - round_, level)
+            for raw in batches:
+                batch = self.decoded(raw)
+                if batch is not None:
+                    return batch
+        raise ValueError("PKStream: too many images fail to decode, and all shards give no batch of others")
+
+    def _pass(
+        self, epoch: int, partition: int, nth: int, level: int
+    ) -> tuple[ClassBuffer, Iterator[RawBatch]]:
+        """One pass of a partition over shards: its buffer, and the batches."""
+        decode = partial(self._image, epoch=epoch, nth=nth)
+        seed = derive_key("PKStream", self.seed, epoch, self.rank, partition, nth)
+        stage = replace(self.stage, decode=decode, seed=seed)
+        buffer = stage.new_buffer()
+        samples = self._samples(self.partitions.order(epoch, self.rank, partition, nth, level))
+        return buffer, (RawBatch(stage, buffer, groups) for groups in stage.groups(samples, buffer))
+
+    def _nothing(self, buffer: ClassBuffer) -> ValueError:
+        """The error of a pass over all shards that gave no batch."""
+        if not buffer.seen:
+            see = "what they hold" + (", and what the handler was told" if self.stage.handler else "")
+            return ValueError(f"PKStream: no shard gave a sample; see {see}")
+        why = ", ".join(f"{number} {reason}" for reason, number in buffer.dropped.items())
+        return ValueError(
+            f"PKStream(p={buffer.p}, k={buffer.k}, buffer={buffer.size}): a pass over all "
+            f"{len(self.partitions.shards)} shards gave no batch of {buffer.seen} samples ({why}); "
+            "lower p or k, or raise buffer"
+        )
+
+    def _samples(self, shards: list[str]) -> Iterator[Sample]:
+        # Each shard is grouped alone: otherwise half a sample at the end of one could join with the next.
+        for shard in shards:
+            handler = self.stage.handler
+            if not (yield from read_shard(shard, self.known[shard], self.image, handler)):
+                return
+
+    def _image(self, sample: Sample, epoch: int, nth: int) -> tuple[Any, Any, str]:
+        """The image of a sample as a tensor, its label and its name."""
+        name = name_of(sample)
+        field = image_field(sample, self.image)
+        if field is None:
+            raise self._no_image(sample, name)
+        image: Any = decode_image(sample[field], name)
+        if self.transform is not None:
+            view = sample["__view__"] + (nth << 32)  # each pass counts its views from 0
+            image = self.transform(image, epoch=epoch, sample=name, view=view)
+        try:
+            return image_tensor(image), label_of(sample, self.stage.label), name
+        except TypeError as error:
+            raise ValueError(f"PKStream: the transform gives {error}") from None
+
+    def _no_image(self, sample: Sample, name: str) -> ValueError:
+        """The error of a sample in which the field of the image is missing, or one of several."""
+        found = ", ".join(sorted(one for one in sample if not one.startswith("__")))
+        lacks, hint = "not one image", "pass image=, the field that holds it"
+        if self.image is not None:
+            lacks, hint = f"no field image={self.image!r}", "name the one that holds the image"
+        hint = f"half a sample ends a truncated tar; else {hint}"
+        return ValueError(escaped(f"PKStream: {name} has {lacks}, only {found}; {hint}"))

@@ -11,7 +11,7 @@ import numpy as np
 from tercet.core.checks import as_int, refusal
 from tercet.core.indices import Triplets
 from tercet.core.randomness import derive_key
-from tercet.data.streams.samples import Handler, Sample, base_name, label_of, raw, told
+from tercet.data.streams.samples import Handler, Sample, base_name, keep_going, label_of, raw_samples
 from tercet.data.triplets.reservoir import ReservoirTriplets
 
 __all__ = ["DeepRankingStage", "StreamedTriplets", "deep_ranking_batched"]
@@ -44,18 +44,21 @@ def deep_ranking_batched(
     """A stage that draws Deep Ranking's triplets from a stream of samples, through `ReservoirTriplets`.
 
     `webdataset.WebDataset(shards).compose(deep_ranking_batched(64, features, capacity=20))` gives
-    `StreamedTriplets`: raw samples, each once, and triplets of positions in them; decode after it.
+    `StreamedTriplets`: raw samples, each once, and triplets of positions in them. Decode after it.
 
     Args:
-        count: triplets drawn at a time; those of queries that are given up are missing.
+        count: triplets to draw at a time. A query for which the reservoir finds no triplet gives none, so
+            fewer may come.
         features: a function of a sample that gives what `relevance` takes, an array of one shape for all.
-        capacity: samples held of each class.
+        capacity: the most samples of each class in the reservoir.
         every: samples that come between two draws; by default `count`.
         warmup: samples that come before the first draw.
-        label: where the class is, as for `pk_batched`.
-        handler: webdataset's, as for `pk_batched`.
+        label: the field that holds the class, as "cls", a field of its JSON, as "json:id", or a function of
+            the sample that gives it: a whole number or a name.
+        handler: called with the error, as webdataset's handlers are: a true result goes on without the
+            sample, a false one ends the stream. By default the error is raised.
         seed: names the reservoir's draws.
-        law: `relevance`, `cap`, `gap`, `out_of_class` and `tries`, as for `ReservoirTriplets`.
+        law: further options of `ReservoirTriplets`: `relevance`, `cap`, `gap`, `out_of_class` and `tries`.
 
     Returns:
         A function from an iterable of samples to an iterator of `StreamedTriplets`.
@@ -71,6 +74,10 @@ def deep_ranking_batched(
         >>> samples, (anchor, positive, negative) = next(stage(stream))
         >>> all(samples[a]["cls"] == samples[p]["cls"] for a, p in zip(anchor, positive))
         True
+
+    Reference:
+        J. Wang, Y. Song, T. Leung, C. Rosenberg, J. Wang, J. Philbin, B. Chen, Y. Wu, "Learning fine-grained
+        image similarity with deep ranking", CVPR 2014.
     """
     caller = "deep_ranking_batched"
     count = as_int(caller, "count", count, 1)
@@ -83,13 +90,13 @@ def deep_ranking_batched(
     if not (isinstance(label, str) or callable(label)):
         raise refusal(caller, "label", label, "the name of a field or a function of a sample")
     law = {"capacity": capacity, "seed": seed, **law}
-    ReservoirTriplets(**law)  # refuses what it does not take now, not in a worker
+    ReservoirTriplets(**law)  # refuses a bad argument here rather than in a worker
     return DeepRankingStage(count, features, every, warmup, label, handler, law)
 
 
 @dataclass(frozen=True)
 class DeepRankingStage:
-    """What `deep_ranking_batched` gives: a function from samples to `StreamedTriplets`."""
+    """What `deep_ranking_batched` returns: a function from samples to `StreamedTriplets`."""
 
     count: int
     features: Callable[[Sample], Any]
@@ -102,32 +109,34 @@ class DeepRankingStage:
     def __call__(self, samples: Iterable[Sample]) -> Iterator[StreamedTriplets]:
         """Triplets from a stream."""
         reservoir = ReservoirTriplets(**self.law)
-        held: dict[int, Sample] = {}
-        shards: dict[str, dict[str, int]] = {}  # by name, in which places there is one: each its number
+        buffered: dict[int, Sample] = {}  # by key, the samples in the reservoir
+        # Names key the draws, not places: so these do not depend on where the shards lie. Two shards of one
+        # name are told apart by the order in which they come.
+        numbers: dict[str, dict[str, int]] = {}  # by name, by URL
         came = 0
-        for sample in raw("deep_ranking_batched", samples):
+        for sample in raw_samples("deep_ranking_batched", samples):
             url = str(sample.get("__url__"))
-            places = shards.setdefault(base_name(url), {})
-            place = places.setdefault(url, len(places))
-            key = derive_key("sample", base_name(url), place, str(sample.get("__key__"))) >> 1
+            same_name = numbers.setdefault(base_name(url), {})
+            number = same_name.setdefault(url, len(same_name))
+            key = derive_key("sample", base_name(url), number, str(sample.get("__key__"))) >> 1
             try:
-                gone = reservoir.add(key, label_of(sample, self.label), self.features(sample))
+                evicted = reservoir.add(key, label_of(sample, self.label), self.features(sample))
             except Exception as error:
-                if not told(self.handler, error):
+                if not keep_going(self.handler, error):
                     break
                 continue
-            held[key] = sample
-            if gone is not None:
-                del held[gone]
+            buffered[key] = sample
+            if evicted is not None:
+                del buffered[evicted]
             came += 1
             if came >= self.warmup and came % self.every == 0:
                 triplets = reservoir.triplets(self.count)
                 if triplets.count:
-                    yield _together(triplets, held)
+                    yield _with_samples(triplets, buffered)
 
 
-def _together(triplets: Triplets, held: dict[int, Sample]) -> StreamedTriplets:
-    """Triplets of keys as triplets of positions, and the samples there."""
+def _with_samples(triplets: Triplets, buffered: dict[int, Sample]) -> StreamedTriplets:
+    """Triplets of keys as triplets of positions, with the samples at these."""
     keys, position = np.unique(np.stack(triplets), return_inverse=True)
     corners = position.reshape(3, -1)
-    return StreamedTriplets([held[key] for key in keys.tolist()], Triplets(*corners))
+    return StreamedTriplets([buffered[key] for key in keys.tolist()], Triplets(*corners))

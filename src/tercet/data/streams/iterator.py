@@ -1,107 +1,77 @@
-"""A position in an epoch of `PKStream`, in one worker: what comes there, and what is saved of it."""
+"""One worker's iteration over `PKStream`, and the epoch counter that the workers of a loader share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tercet.core.checks import as_int
 from tercet.core.randomness import derive_key
-from tercet.data.samplers.resumable import state_of
+from tercet.data.samplers.resumable import EpochCounter, EpochIterator
 
 if TYPE_CHECKING:
-    from tercet.data.streams.batches import Dealt, LaneBatches
+    from tercet.data.streams.batches import PartitionBatches, RawBatch
+    from tercet.data.streams.pk_stream import PKStream
 
 __all__ = ["LAST_EPOCH", "PKStreamIterator", "SharedEpochs"]
 
-_KEPT = 64  # iterations that are noted, and seeds that a worker remembers: so no name stands for two notes
+_KEPT = 64  # iterations that are noted, and seeds that a worker remembers: so no ticket stands for two notes
 _MOST_WORKERS = 1024
-_STEPS = 1 << 31  # an epoch and a step share one word, which is written at once
+_STEPS = 1 << 31  # an epoch and a step share one int64, which is written at once
 LAST_EPOCH = _STEPS - 1
 
 
-class PKStreamIterator:
-    """One worker's part of an epoch, and the position in it.
+class PKStreamIterator(EpochIterator):
+    """The batches of an epoch that one worker makes, and the position among them.
 
     Args:
+        stream: what is iterated.
         batches: the batches of the rank.
-        steps: how many an epoch has.
-        settings: all that they depend on.
-        epochs: which epoch the next iteration is.
-        restored: (state, workers) → the position in it, if it is one of these settings.
     """
 
-    def __init__(
-        self,
-        batches: LaneBatches,
-        steps: int,
-        settings: dict[str, int],
-        epochs: SharedEpochs,
-        restored: Callable[[Any, int], tuple[int, int]],
-    ) -> None:
+    def __init__(self, stream: PKStream, batches: PartitionBatches) -> None:
         from torch.utils.data import get_worker_info
 
         worker = get_worker_info()
-        self._offset, self._stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        self._batches, self._steps, self._settings = batches, steps, settings
-        self._epochs, self._restored = epochs, restored
-        self._ticket = epochs.ticket()
-        self._position: tuple[int, int] | None = None
-        self._forget_lanes()
+        super().__init__(stream, *((worker.id, worker.num_workers) if worker else (0, 1)))
+        self._batches = batches
+        self._forget_partitions()
 
-    def __iter__(self) -> PKStreamIterator:
-        return self
-
-    def __next__(self) -> tuple[Any, ...]:
-        if self._position is None:
-            epoch, step = self._epochs.begin(self._ticket)
-            self._position = epoch, step + self._offset
-        epoch, step = self._position
-        if step >= self._steps:
-            self._forget_lanes()
-            raise StopIteration
-        turn, lane = divmod(step, self._batches.lanes.count)
-        if lane not in self._lanes:
-            self._lanes[lane] = self._batches.dealt(epoch, lane)
-        while self._done.setdefault(lane, 0) < turn:  # steps of other workers, or from before a stop
-            next(self._lanes[lane])
-            self._done[lane] += 1
-        batch = self._batches.made(next(self._lanes[lane])) or self._batches.instead(epoch, lane, turn)
-        self._done[lane] += 1
-        self._position = epoch, step + self._stride
+    def _item(self, epoch: int, step: int) -> tuple[Any, ...]:
+        # Step s is batch ⌊s / count⌋, its round, of partition s mod count.
+        round_, partition = divmod(step, self._batches.partitions.count)
+        if partition not in self._raw:
+            self._raw[partition], self._done[partition] = self._batches.raw(epoch, partition), 0
+        raw = self._raw[partition]
+        while self._done[partition] < round_:  # batches of other workers, or from before a stop: not decoded
+            next(raw)
+            self._done[partition] += 1
+        batch = self._batches.decoded(next(raw))
+        if batch is None:
+            batch = self._batches.replacement(epoch, partition, round_)
+        self._done[partition] += 1
         return batch
 
-    def _forget_lanes(self) -> None:
-        self._lanes: dict[int, Iterator[Dealt]] = {}
-        self._done: dict[int, int] = {}
+    def _moved(self) -> None:
+        self._forget_partitions()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch and the next step of this worker, and the settings they depend on: small ints."""
-        if self._position is None:
-            epoch, step = self._epochs.peek(self._ticket)
-            step += self._offset
-        else:
-            epoch, step = self._position
-        return state_of((epoch, step), {**self._settings, "workers": self._stride})
+    def _ended(self) -> None:
+        self._forget_partitions()
 
-    def load_state_dict(self, state: Any) -> None:
-        """Goes on where `state` was saved; the iteration after this one is the epoch after that.
-
-        Raises:
-            ValueError: not a state, or one saved under other settings, which give other batches.
-        """
-        self._position = self._restored(state, self._stride)
-        self._forget_lanes()
-        self._epochs.follow(self._position[0])
+    def _forget_partitions(self) -> None:
+        self._raw: dict[int, Iterator[RawBatch]] = {}  # by partition, its batches from here on
+        self._done: dict[int, int] = {}  # by partition, how many batches came
 
 
-class SharedEpochs:
-    """Epochs that follow each other, in shared memory: the workers of one iteration agree on theirs.
+class SharedEpochs(EpochCounter):
+    """An epoch counter in shared memory, on which the workers of a loader agree.
 
-    A loader tells its workers no number of the iteration. But they share the seed that the loader drew,
-    and each of them starts once an iteration. So (seed, workers, how many starts) names the iteration: the
-    first worker to begin it takes the next epoch, and the others find it noted, however late they are. No
-    lock is needed, for whoever notes the same iteration notes the same.
+    A loader does not tell its workers the number of the iteration. But they share the seed that the loader
+    drew, and each of them starts once an iteration. So the ticket (seed, workers, number of starts) names the
+    iteration. The first worker to begin it takes the next epoch and notes it under the ticket; the others
+    find the note, however late they are. No lock is needed: whoever notes an iteration notes the same.
+
+    Workers may be started anew each epoch, or persist.
 
     Example:
         >>> epochs = SharedEpochs()
@@ -112,9 +82,9 @@ class SharedEpochs:
     def __init__(self) -> None:
         import torch
 
-        # Of each worker, the seeds it started with, the latest first, and how many times with each; then
-        # the iterations that have begun, ticket and word; then the next one. All in one tensor, as each
-        # shared one takes a file descriptor.
+        # Row w: the seeds that worker w started with, the latest first, and how many times with each. The
+        # last but one: the iterations that have begun, as (ticket, position). The last: the next position.
+        # All in one tensor, because each shared tensor takes a file descriptor.
         self._memory = torch.full((_MOST_WORKERS + 2, _KEPT, 2), -1, dtype=torch.int64)
         self._memory[-1] = 0
         self._share()
@@ -134,11 +104,11 @@ class SharedEpochs:
         self._next = self._memory[_MOST_WORKERS + 1, 0]
 
     def set(self, epoch: int, step: int = 0) -> None:
-        """Lets the next iteration be `epoch` from `step` on."""
+        """Start the next iteration at (epoch, step)."""
         self._next[0] = as_int("set_epoch", "epoch", epoch, maximum=LAST_EPOCH) * _STEPS + step
 
     def ticket(self) -> int | None:
-        """The name of the iteration that starts here; None outside of workers, where each start is one."""
+        """The name of the iteration that this worker starts; None outside of workers."""
         from torch.utils.data import get_worker_info
 
         worker = get_worker_info()
@@ -152,30 +122,31 @@ class SharedEpochs:
         self._starts[worker.id] = self._starts.new_tensor(starts[:_KEPT])
         return derive_key(loader, times) >> 1
 
-    def peek(self, ticket: int | None) -> tuple[int, int]:
-        """The epoch and the first step of an iteration, as long as nothing else begins."""
-        upcoming = int(self._next[0])  # read before the notes: who writes does so the other way round
+    def peek(self, ticket: int | None = None) -> tuple[int, int]:
+        """(epoch, step) where the iteration of this ticket starts, as long as nothing else begins."""
+        upcoming = int(self._next[0])  # read before the notes: `begin` writes them in the other order
         noted = None if ticket is None else self._noted(ticket)
         return divmod(upcoming if noted is None else noted, _STEPS)
 
-    def begin(self, ticket: int | None) -> tuple[int, int]:
-        """The epoch and the first step of an iteration, which is noted; the next one is the epoch after."""
+    def begin(self, ticket: int | None = None) -> tuple[int, int]:
+        """(epoch, step) where the iteration of this ticket starts; the one after it is the next epoch."""
         epoch, step = self.peek(ticket)
         if ticket is None or self._noted(ticket) is None:
             if ticket is not None:
                 row = self._begun[epoch % _KEPT]
-                row[0] = -1
+                row[0] = -1  # no reader may find the new position under the old ticket
                 row[1] = epoch * _STEPS + step
                 row[0] = ticket
             self.follow(epoch)
         return epoch, step
 
     def follow(self, epoch: int) -> None:
-        """Lets the epoch after `epoch` be the next."""
+        """Let the epoch after `epoch` be the next."""
         self._next[0] = (epoch + 1) * _STEPS
 
     def _noted(self, ticket: int) -> int | None:
-        for name, word in self._begun.tolist():
+        """The position that is noted under a ticket."""
+        for name, position in self._begun.tolist():
             if name == ticket:
-                return word
+                return position
         return None

@@ -8,8 +8,8 @@ from typing import Any
 
 from tercet.core.checks import as_choice, as_seed, refusal
 from tercet.core.randomness import derive_key
-from tercet.data.streams.class_buffer import ON_SHORT, Group, GroupBuffer, sized
-from tercet.data.streams.samples import Handler, Sample, label_of, raw, told
+from tercet.data.streams.class_buffer import ON_SHORT, ClassBuffer, Group, checked_sizes
+from tercet.data.streams.samples import Handler, Sample, keep_going, label_of, raw_samples
 
 __all__ = ["PKStage", "StreamEnded", "pk_batched"]
 
@@ -26,40 +26,43 @@ def pk_batched(
     handler: Handler | None = None,
     seed: int = 0,
 ) -> PKStage:
-    """A stage that makes batches of exactly p classes with exactly k samples each of a stream of samples.
+    """A stage that turns a stream of samples into batches of exactly p classes with exactly k samples each.
 
     `webdataset.WebDataset(shards).compose(pk_batched(32, 4))` gives lists of p · k samples, those of a class
-    side by side. It belongs before decoding: the buffer then holds compressed images. Give the decoding to
-    the stage, as `decode`, and a sample that fails is replaced by another of its class, in the same batch; a
-    batch for which too few are left in the buffer is passed over.
+    side by side. It belongs before decoding: the buffer then holds compressed images. Pass the decoding as
+    `decode`: a sample that fails is then replaced by another of its class, in the same batch, and a batch
+    for which too few samples are left in the buffer is skipped.
 
-    The stage fills a buffer, then draws each batch from all of it; so the buffer also sets how well classes
-    mix, and what is read before the first batch. The draws are a function of the seed and of the samples that
-    came: let shards come in another order each epoch. `predict_yield` says how much of a stream ends in
-    batches; of samples in random order over more classes than the buffer has room for, nearly nothing does.
+    The stage fills a buffer and draws each batch from all of it. So the size of the buffer sets how well
+    classes mix, and how much is read before the first batch. The draws are a function of the seed and of the
+    samples that came, so the order of the shards should differ from epoch to epoch. `predict_yield` says
+    which share of a stream ends in batches: next to nothing, where samples come in random order over more
+    classes than the buffer has room for.
 
-    webdataset runs what follows "pipe:" as a command, also where that is the name of a file which was listed;
-    `PKStream` opens files alone.
+    webdataset runs what follows "pipe:" as a shell command, even where that is the name of a listed file;
+    `PKStream` opens files only.
 
-    A sample that has no label, or half a sample at the end of a truncated tar, goes to the handler.
+    A sample that has no label, such as half a sample at the end of a truncated tar, goes to the handler.
 
     Args:
         p: classes in a batch.
         k: samples of each class in a batch, at least 2.
-        on_short: what happens to fewer than k samples of a class when they have to leave the buffer, as it is
-            full or the stream ends: k are made of them and of samples that were in a batch with them
-            ("repeat"; one sample alone is dropped), they are in no batch ("drop"), or that is an
-            error ("error"). At the end, samples of the last classes, fewer than p, are in no batch.
-        buffer: samples held, at least p · k; by default 4 · p · k.
-        cap: samples of one class held, from k to buffer / p; by default buffer / p. For those that come
-            beyond, batches are drawn while the buffer is half full; then keyed ones are dropped.
+        on_short: what happens to fewer than k samples of a class that have to leave the buffer, because it
+            is full or the stream ends. "repeat": they are filled up to k with samples that were in a batch
+            with them, or by repeating them; a single sample is dropped. "drop": they are in no batch.
+            "error": a ValueError. At the end, samples of the last classes, fewer than p, are in no batch.
+        buffer: the most samples in the buffer, at least p · k; by default 4 · p · k.
+        cap: the most samples of one class in the buffer, from k to buffer / p; by default buffer / p. For
+            one more, batches are drawn while the buffer is half full; after that one of them is dropped,
+            drawn by the seed.
         label: the field that holds the class, as "cls", a field of its JSON, as "json:id", or a function of
             the sample that gives it: a whole number or a name.
-        decode: a function of a sample that gives what stands in the batch for it; it gets a copy with the
-            field "__view__": how often the sample was in a batch before, or below 0 where it stands in
-            for another.
-        handler: webdataset's: gets the error, gives true to go on without the sample, or without the batch
-            that is passed over, and false to end the stream. By default the error is raised.
+        decode: a function of a sample that gives what stands in the batch for it. It gets a copy with the
+            field "__view__": how often the sample was in a batch before, or a number below 0 where it
+            replaces another.
+        handler: called with the error, as webdataset's handlers are: a true result goes on without the
+            sample, or without the batch that is skipped, a false one ends the stream. By default the error
+            is raised.
         seed: names the draws.
 
     Returns:
@@ -76,7 +79,7 @@ def pk_batched(
         [[b'0', b'1'], [b'2', b'3']]
     """
     caller = "pk_batched"
-    p, k, buffer, cap = sized(caller, p, k, buffer, cap)
+    p, k, buffer, cap = checked_sizes(caller, p, k, buffer, cap)
     as_choice(caller, "on_short", on_short, ON_SHORT)
     for name, value in (("decode", decode), ("handler", handler)):
         if not (value is None or callable(value)):
@@ -89,7 +92,7 @@ def pk_batched(
 
 @dataclass(frozen=True)
 class PKStage:
-    """What `pk_batched` gives: a function from samples to batches."""
+    """What `pk_batched` returns: a function from samples to batches."""
 
     p: int
     k: int
@@ -103,51 +106,51 @@ class PKStage:
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[list[Any]]:
         """The batches of a stream."""
-        held = self.held()
-        for groups in self.groups(samples, held):
+        buffer = self.new_buffer()
+        for groups in self.groups(samples, buffer):
             try:
-                batch = self.filled(groups, held)
+                batch = self.decoded(groups, buffer)
             except StreamEnded:
                 return
             if batch is not None:
                 yield batch
 
-    def held(self) -> GroupBuffer:
+    def new_buffer(self) -> ClassBuffer:
         """An empty buffer with the bounds of this stage."""
         sizes = {"buffer": self.buffer, "cap": self.cap}
         key = derive_key("pk_batched", self.seed)
-        return GroupBuffer(self.p, self.k, **sizes, on_short=self.on_short, key=key, caller="pk_batched")
+        return ClassBuffer(self.p, self.k, **sizes, on_short=self.on_short, key=key, caller="pk_batched")
 
-    def groups(self, samples: Iterable[Sample], held: GroupBuffer) -> Iterator[list[Group]]:
-        """The batches as groups of raw samples; nothing is decoded, so to pass over one is cheap."""
-        for sample in raw("pk_batched", samples):
+    def groups(self, samples: Iterable[Sample], buffer: ClassBuffer) -> Iterator[list[Group]]:
+        """The batches as groups of raw samples. Nothing is decoded, so skipping a batch is cheap."""
+        for sample in raw_samples("pk_batched", samples):
             try:
                 name = label_of(sample, self.label)
             except Exception as error:
-                if not told(self.handler, error):
+                if not keep_going(self.handler, error):
                     break
                 continue
-            yield from held.put(name, sample, str(sample.get("__key__", "")))
-        yield from held.flush()
+            yield from buffer.put(name, sample, str(sample.get("__key__", "")))
+        yield from buffer.flush()
 
-    def filled(self, groups: list[Group], held: GroupBuffer) -> list[Any] | None:
-        """A batch, decoded; None where too few samples decode, and the handler says to go on.
+    def decoded(self, groups: list[Group], buffer: ClassBuffer) -> list[Any] | None:
+        """The decoded samples of a batch; None where too few decode, and the handler says to go on.
 
-        What stands in for a sample that fails stays in the buffer, so that the batches after this one
-        are the same whether this one is decoded or passed over.
+        A replacement of a sample that fails stays in the buffer, so later batches are the same whether this
+        one is decoded or skipped.
 
         Raises:
             StreamEnded: the handler says so.
         """
         if self.decode is None:
-            return [_viewed(*one) for group in groups for one in zip(group.items, group.views)]
-        stand_ins = _StandIns(self, groups, held)
+            return [_viewed(*one) for group in groups for one in zip(group.items, group.views, strict=True)]
+        replacements = _Replacements(self, groups, buffer)
         images: list[Any] = []
         for group in groups:
-            made = stand_ins.of(group)
-            if made is None:
+            decoded = replacements.decoded(group)
+            if decoded is None:
                 return None
-            images += made
+            images += decoded
         return images
 
 
@@ -155,31 +158,32 @@ class StreamEnded(Exception):
     """The handler ends the stream."""
 
 
-class _StandIns:
-    """Decodes the groups of a batch; for a sample that fails another stands in."""
+class _Replacements:
+    """Decodes the groups of a batch, and replaces samples that fail.
 
-    def __init__(self, stage: PKStage, groups: list[Group], held: GroupBuffer) -> None:
-        self._stage, self._held = stage, held
+    Args:
+        stage: its settings.
+        groups: those of the batch.
+        buffer: where replacements come from.
+    """
+
+    def __init__(self, stage: PKStage, groups: list[Group], buffer: ClassBuffer) -> None:
+        self._stage, self._buffer = stage, buffer
         self._taken = {group.label for group in groups}
         self._failed: set[int] = set()  # ids of samples, which the groups and the buffer keep alive
 
-    def of(self, group: Group) -> list[Any] | None:
-        """k decoded samples of the group's class, or of another where that has not two that decode.
+    def decoded(self, group: Group) -> list[Any] | None:
+        """k decoded samples of the group's class, or of another class where fewer than two of it decode.
 
-        None where no other class in the buffer has two either: at the end of a stream it is empty.
+        None where no other class in the buffer has two either; at the end of a stream the buffer is empty.
 
         Raises:
             StreamEnded: the handler says so.
         """
-        images = self._made(group.items, group.views, self._held.held(group.label).get(group.label, []))
+        of_class = self._buffer.buffered(group.label).get(group.label, [])
+        images = self._of_one_class(group.items, group.views, of_class)
         if images is None:
-            for label, items in list(self._held.held().items()):
-                if label in self._taken:
-                    continue
-                images = self._made([], [], items)
-                if images is not None:
-                    self._taken.add(label)
-                    break
+            images = self._of_another_class()
         if images is None:
             stage = self._stage
             error = ValueError(
@@ -190,17 +194,34 @@ class _StandIns:
             self._ask(error)
         return images
 
-    def _made(self, items: list[Sample], views: list[int], others: list[Sample]) -> list[Any] | None:
-        """k images of a class, each in its place; None where fewer than two of its samples decode."""
+    def _of_another_class(self) -> list[Any] | None:
+        """k decoded samples of the first class in the buffer that has two and is not in the batch."""
+        for label, items in list(self._buffer.buffered().items()):
+            if label in self._taken:
+                continue
+            images = self._of_one_class([], [], items)
+            if images is not None:
+                self._taken.add(label)
+                return images
+        return None
+
+    def _of_one_class(self, items: list[Sample], views: list[int], others: list[Sample]) -> list[Any] | None:
+        """k decoded samples of a class; None where fewer than two of it decode.
+
+        Args:
+            items: those of the group, each decoded into its place.
+            views: how often each was in a batch before.
+            others: further samples of the class, which fill the places of those that fail.
+        """
         k = self._stage.k
-        images: dict[int, Any] = {}
-        good: list[Sample] = []
+        images: dict[int, Any] = {}  # by place
+        good: list[Sample] = []  # distinct samples that decode
 
         def place(at: int, item: Sample, view: int) -> None:
             if id(item) not in self._failed and self._decode(images, at, item, view):
                 good.extend([item] * all(item is not one for one in good))
 
-        for at, (item, view) in enumerate(zip(items, views)):
+        for at, (item, view) in enumerate(zip(items, views, strict=True)):
             place(at, item, view)
         empty = [at for at in range(k) if at not in images]
         for item in others:
@@ -208,14 +229,15 @@ class _StandIns:
                 break
             place(empty[0], item, -1)
             empty = empty[empty[0] in images :]
-        if len(good) < 2:  # also where one fills all places, as a spare of its own group
+        if len(good) < 2:  # one sample may fill all places: it is reusable, and repeats itself
             return None
-        for turn, at in enumerate(empty):
-            if not self._decode(images, at, good[turn % len(good)], -2 - turn):
+        for number, at in enumerate(empty):
+            if not self._decode(images, at, good[number % len(good)], -2 - number):
                 return None
         return [images[at] for at in range(k)]
 
     def _decode(self, images: dict[int, Any], at: int, item: Sample, view: int) -> bool:
+        """Decode a sample into its place; False where it fails, and the handler says to go on."""
         stage = self._stage
         assert stage.decode is not None
         try:
@@ -227,7 +249,7 @@ class _StandIns:
         return True
 
     def _ask(self, error: Exception) -> None:
-        if not told(self._stage.handler, error):
+        if not keep_going(self._stage.handler, error):
             raise StreamEnded from error
 
 

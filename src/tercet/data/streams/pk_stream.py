@@ -3,76 +3,73 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
 from tercet.core.checks import as_bool, as_int, as_seed
 from tercet.data.datasets.augment import KeyedTransform
-from tercet.data.samplers.resumable import saved_position, state_of
+from tercet.data.samplers.resumable import Resumable
 from tercet.data.shards.tar_scan import extension
-from tercet.data.streams.batches import LaneBatches
+from tercet.data.streams.batches import PartitionBatches
 from tercet.data.streams.class_buffer import ON_SHORT
 from tercet.data.streams.iterator import LAST_EPOCH, PKStreamIterator, SharedEpochs
-from tercet.data.streams.lanes import Lanes
+from tercet.data.streams.lanes import Partitions
 from tercet.data.streams.pk_stage import PKStage, pk_batched
 from tercet.data.streams.samples import Handler, base_name
 from tercet.data.streams.sources import KnownShard, known_shards
 
 __all__ = ["PKStream"]
 
-_SUMS = {  # of the settings in a state, those that are check sums
-    "label": "another label=",
-    "image": "another image=",
-    "shards": "other shards",
-    "sizes": "shards of other sizes",
-    "contents": "shards of other contents",
-}
 
-
-class PKStream(IterableDataset):
-    """Batches (images, labels) of exactly p classes with k images each, from tar shards read through.
+class PKStream(Resumable, IterableDataset):
+    """Batches (images, labels) of exactly p classes with k images each, from tar shards read front to back.
 
     `DataLoader(PKStream("shards/", 32, 4, transform), batch_size=None, num_workers=4)`. Shards come in
-    another order each epoch and go through `pk_batched`; images are decoded and augmented after that, keyed
-    by (seed, epoch, image, view). An image that fails to decode goes to the handler, and another of its
-    class stands in; a batch for which too few are left has another in its place, from a pass of its own over
-    the shards.
+    another order each epoch and go through `pk_batched`. Images are decoded and augmented after that, keyed
+    by (seed, epoch, image, view). An image that fails to decode goes to the handler and is replaced by
+    another of its class. A batch for which too few images are left is replaced by one from a pass of its own
+    over the shards.
 
-    Each rank gives `steps` batches an epoch, so none waits for another. Its shards are dealt to `lanes`, each
-    with a buffer of its own: step s comes from lane s mod lanes. A lane that has read its shards begins
-    again, in another order; what a lane has left at the end of the epoch is in no batch. Where its own shards
-    give no batch, a lane goes on over those of its rank, and where these give none over those of all ranks.
+    Each rank gives `steps` batches an epoch, so none waits for another. The shards of a rank are divided into
+    `lanes`, each with a buffer of its own: step s comes from lane s mod lanes. A lane that has read its
+    shards reads them again, in another order; samples that a lane has left at the end of the epoch are in no
+    batch. Where its own shards give no batch, a lane reads all shards of its rank, and where these give none,
+    the shards of all ranks.
 
-    Batches do not depend on the number of workers: worker w of W makes steps w, w + W, …, and passes over
-    the others without decoding. It reads the shards of the lanes it makes steps of; so with `lanes` the
-    number of workers or a multiple, each reads its own part only, and with one lane each reads all.
+    Batches do not depend on the number of workers: worker w of W makes steps w, w + W, …, and skips the
+    others without decoding. It reads the shards of the lanes whose steps it makes. So with as many lanes as
+    workers, or a multiple, each worker reads only its part of the shards; with one lane each reads all.
 
-    Epochs follow each other, with persistent workers too. An iterator has `state_dict` and
-    `load_state_dict`, which torchdata's StatefulDataLoader uses; with a plain DataLoader count the batches,
+    Each iteration is the next epoch, with persistent workers too. An iterator has `state_dict` and
+    `load_state_dict`, which torchdata's StatefulDataLoader uses. With a plain DataLoader count the batches,
     save `state_at(epoch, step)` and resume by `load_state_dict`, with any number of workers. Resuming reads
     the stream again up to there, without decoding. A state fits shards of the same names, of the same
-    sizes where they are local, and of the same keys and classes where these are known: by `steps` not given
-    or by an index. Two functions `label` cannot be told apart.
+    sizes where they are local, and of the same keys and classes where these are known: from an index, or
+    because `steps` was not given. Two different functions `label` are not noticed.
 
     Args:
-        shards: a folder of tars, those that its info.json lists, or without one all, if their names tell no
+        shards: a folder of tars, those that its info.json lists, or without one all, unless their names tell
             two splits, as train-0.tar and val-0.tar do; a tar, webdataset's notation as
             "train-{000000..000099}.tar", or a list. No two have one name, without the folder: where they lie
             changes no batch.
         p: classes in a batch, on each rank.
         k: images of each class in a batch, at least 2.
-        transform: as in `ImageDataset`; it must make the images equal in size.
-        steps: batches of an epoch on each rank; by default what one pass gives, predicted from the labels of
-            the tars, which have to be local files. With `steps` no labels are read before, and whether the
-            shards give a batch shows while running.
-        lanes: parts of a rank's shards.
-        on_short, buffer, cap, label, handler: as for `pk_batched`; `buffer` is that of a lane. The
-            handler is told of damaged shards too: one that goes on does so without what is lost, and where
-            ranks have copies of their own, `steps` keeps them equal. One that ends the stream ends a pass
-            over the shards.
+        transform: a function of an image, [h, w, 3] uint8 RGB, or an albumentations transform, as for
+            `ImageDataset`; it must make the images equal in size. None leaves them as they are.
+        steps: batches of an epoch on each rank. By default what one pass gives, predicted from the labels of
+            the tars, which have to be local files. With `steps` no labels are read in advance, and whether
+            the shards give a batch shows while running.
+        lanes: the number of parts into which the shards of a rank are divided.
+        on_short: what happens to fewer than k images of a class that have to leave the buffer: "repeat" fills
+            them up, "drop" leaves them out, "error" raises; see `pk_batched`.
+        buffer: the most images in the buffer of a lane, at least p · k; by default 4 · p · k.
+        cap: the most images of one class in the buffer, from k to buffer / p; by default buffer / p.
+        label: the field that holds the class, as "cls", a field of its JSON, as "json:id", or a function of
+            the sample that gives it: a whole number.
         image: the field that holds the image; by default the one with an image's extension.
         split: which of the splits in the folder's info.json; needed where it has several.
         urls: read a string "scheme://…" that is passed here as a URL, of a scheme that webdataset opens:
@@ -81,22 +78,27 @@ class PKStream(IterableDataset):
             refused; `webdataset.WebDataset("pipe:…").compose(pk_batched(p, k))` runs one.
         outside_root: take tars that info.json lists but that lie outside of its folder, by "..", an absolute
             path or a link.
+        handler: called with each error of a sample or a shard; by default the error is raised. A true result
+            goes on, after a damaged shard without what is lost; where ranks have copies of their own, `steps`
+            keeps them equal. A false one ends a pass over the shards at a damaged shard, and is refused where
+            an image fails to decode.
         seed: names the order of shards, the draws and the augmentations.
         rank: the part of the shards that this process takes, from 0.
         world_size: the number of processes.
         return_keys: give (images, labels, keys), keys as "shard.tar/key".
 
     Attributes:
+        shards: their paths or URLs, in the order of their names.
         predicted: the `StreamYield` that `steps` comes from, with steps · world_size `batches`; None where
-            `steps` is given. Its `share` is that of the first epoch; the others deal the shards anew, so that
-            theirs differ a little. What a lane reads when it begins again is not in it.
+            `steps` is given. Its `share` is that of the first epoch; the others divide the shards anew, so
+            theirs differ a little. What a lane reads when it begins again does not count.
 
     Raises:
         ValueError: an argument out of range, shards that are missing, of one name, cannot be read, are
             damaged or have changed since they were indexed, fewer shards than lanes and ranks need, labels
             that are names, or shards of whose samples nearly none would end in a batch; while running, what
             `pk_batched` raises, a tar that has changed since, breaks off or gives fewer samples, other keys
-            or other classes than its index or a scan tells, or of `write_shards` other bytes, a label that is
+            or other classes than its index or a scan found, or of `write_shards` other bytes, a label that is
             no whole number, images of different sizes, or shards that all together give no batch.
 
     Example:
@@ -112,6 +114,19 @@ class PKStream(IterableDataset):
         >>> len(stream), [(images.shape, sorted(labels.tolist())) for images, labels in stream]
         (1, [(torch.Size([8, 3, 1, 2]), [0, 0, 0, 0, 1, 1, 1, 1])])
     """
+
+    _last_epoch = LAST_EPOCH
+    _place, _hint = "here is", "build stream and loader as they were, or use set_epoch(epoch, step)"
+    _state_source = "state_at() or an iterator's state_dict() returned"
+    _sums = MappingProxyType(
+        {
+            "label": "another label=",
+            "image": "another image=",
+            "shards": "other shards",
+            "sizes": "shards of other sizes",
+            "contents": "shards of other contents",
+        }
+    )
 
     def __init__(
         self,
@@ -145,26 +160,34 @@ class PKStream(IterableDataset):
         self.world_size = as_int(caller, "world_size", world_size, 1)
         self.rank = as_int(caller, "rank", rank, 0, self.world_size - 1)
         self.return_keys = as_bool(caller, "return_keys", return_keys)
-        view = None if transform is None else KeyedTransform(transform, self.seed)
-        options = {
-            "urls": as_bool(caller, "urls", urls),
-            "outside_root": as_bool(caller, "outside_root", outside_root),
-            "image": self.image,
-            "label": label,
-            "handler": handler,
-            "count": steps is None,
-        }
-        known = known_shards(shards, split, **options)
+        transform = None if transform is None else KeyedTransform(transform, self.seed)
+
+        known = known_shards(
+            shards,
+            split,
+            urls=as_bool(caller, "urls", urls),
+            outside_root=as_bool(caller, "outside_root", outside_root),
+            image=self.image,
+            label=label,
+            handler=handler,
+            count=steps is None,
+        )
         self.shards = list(known)
-        deal = Lanes(self.shards, self.lanes, self.world_size, self.seed)
-        self.predicted = deal.predict(stage, known) if steps is None else None
+        partitions = Partitions(self.shards, self.lanes, self.world_size, self.seed)
+        self.predicted = partitions.predict(stage, known) if steps is None else None
         if self.predicted is not None:
             steps = self.predicted.batches // self.world_size
-        self.steps = as_int(caller, "steps", steps, 1, (1 << 31) - 1)
-        self._settings = self._all_settings(stage, known)
-        read = {shard: replace(one, labels=None) for shard, one in known.items()}
-        self._batches = LaneBatches(
-            deal, read, stage, self.seed, self.rank, self.image, view, self.return_keys
+        self.steps = as_int(caller, "steps", steps, 1, LAST_EPOCH)
+        self._settings = self._of_batches(stage, known)
+        self._batches = PartitionBatches(
+            partitions,
+            {shard: replace(one, labels=None) for shard, one in known.items()},  # workers need no labels
+            stage,
+            self.seed,
+            self.rank,
+            self.image,
+            transform,
+            self.return_keys,
         )
         self._epochs = SharedEpochs()
 
@@ -172,44 +195,13 @@ class PKStream(IterableDataset):
         return self.steps
 
     def __iter__(self) -> PKStreamIterator:
-        return PKStreamIterator(self._batches, self.steps, self._settings, self._epochs, self._restored)
+        return PKStreamIterator(self, self._batches)
 
-    def set_epoch(self, epoch: int, step: int = 0) -> None:
-        """Lets the next iteration be `epoch` from `step` on, in persistent workers too.
+    def _all_settings(self, parts: int) -> Mapping[str, int | str]:
+        return {**self._settings, "workers": parts}
 
-        Args:
-            epoch: the epoch, from 0.
-            step: the number of its batches to pass over: those the training loop has seen.
-
-        Raises:
-            ValueError: not whole numbers, or a step beyond the end.
-        """
-        self._epochs.set(*self._whole_position("set_epoch", epoch, step))
-
-    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
-        """The state at `step` of `epoch`, whatever workers have made ahead: small ints.
-
-        Args:
-            epoch: the epoch, from 0.
-            step: the number of its batches that the training loop has seen.
-
-        Raises:
-            ValueError: not whole numbers, or a step beyond the end.
-        """
-        epoch, step = self._whole_position("state_at", epoch, step)
-        return state_of((epoch, step), {**self._settings, "workers": 1})
-
-    def load_state_dict(self, state: Any) -> None:
-        """Lets the next iteration go on at a `state_at`, in persistent workers too.
-
-        Raises:
-            ValueError: not a state, one saved under other settings, which give other batches, or the state
-                of one worker's part.
-        """
-        self._epochs.set(*self._restored(state, 1))
-
-    def _all_settings(self, stage: PKStage, known: dict[str, KnownShard]) -> dict[str, int]:
-        """All that the batches depend on, save the rank, as small ints."""
+    def _of_batches(self, stage: PKStage, known: dict[str, KnownShard]) -> dict[str, int | str]:
+        """All that the batches depend on, save the rank, as small ints: what a state is compared by."""
         sizes = [one.state and one.state.size for one in known.values()]
         contents = [one.contents for one in known.values()]
         return {
@@ -228,20 +220,6 @@ class PKStream(IterableDataset):
             "sizes": 0 if None in sizes else _crc(map(str, sizes)),
             "contents": _crc(map(str, contents)) if all(contents) else 0,
         }
-
-    def _whole_position(self, method: str, epoch: Any, step: Any) -> tuple[int, int]:
-        """(epoch, step), refused in the method's name where that is no position."""
-        caller = f"PKStream.{method}"
-        return as_int(caller, "epoch", epoch, 0, LAST_EPOCH), as_int(caller, "step", step, 0, self.steps)
-
-    def _restored(self, state: Any, workers: int) -> tuple[int, int]:
-        """The position in `state`, refused unless it was saved under the same settings."""
-        caller, source = "PKStream.load_state_dict", "state_at() or an iterator's state_dict() returned"
-        here = "here is", "build stream and loader as they were, or use set_epoch(epoch, step)"
-        settings = {**self._settings, "workers": workers}
-        epoch, step = saved_position(caller, state, settings, source, *here, _SUMS)
-        epoch = as_int(caller, "epoch", epoch, 0, LAST_EPOCH)
-        return epoch, as_int(caller, "step", step, 0, self.steps + workers - 1)  # of one that has ended
 
 
 def _crc(words: Iterable[str]) -> int:

@@ -1,4 +1,4 @@
-"""A raw sample of a stream: its name, its class, and who is told of one that fails."""
+"""A raw sample of a stream: its name, its class, and the handler that decides about one that fails."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ from tercet.core.checks import as_int, escaped, refusal
 from tercet.data.catalog.scan import IMAGE_SUFFIXES
 from tercet.data.shards.tar_scan import class_in
 
-__all__ = ["Handler", "Sample", "base_name", "image_field", "label_of", "name_of", "number_in", "raw", "told"]
+__all__ = [
+    "Handler",
+    "Sample",
+    "base_name",
+    "image_field",
+    "keep_going",
+    "label_of",
+    "name_of",
+    "number_in",
+    "raw_samples",
+]
 
 Sample = dict[str, Any]
 Handler = Callable[[Exception], Any]
 
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
-_LEAST, _MOST = -(1 << 63), (1 << 63) - 1  # of int64, which labels become
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1  # the range of int64, which labels become
 
 
-def raw(caller: str, samples: Iterable[Any]) -> Iterator[Sample]:
-    """The samples of a stream, as they come.
+def raw_samples(caller: str, samples: Iterable[Any]) -> Iterator[Sample]:
+    """The samples of a stream, refused where one is no dict: its fields would have no names.
 
     Raises:
-        ValueError: one is no dict, so that its fields have no names.
+        ValueError: a sample that is no dict.
     """
     for sample in samples:
         if not isinstance(sample, Mapping):
@@ -33,37 +43,39 @@ def raw(caller: str, samples: Iterable[Any]) -> Iterator[Sample]:
 
 
 def base_name(shard: str) -> str:
-    """The name of a shard, wherever it lies."""
+    """The name of a shard, without its folder or host."""
     return shard.replace("\\", "/").rpartition("/")[2]
 
 
 def name_of(sample: Sample) -> str:
-    """The name of a sample, "shard.tar/key", wherever its shard lies."""
+    """The name of a sample, "shard.tar/key", without the folder or host of its shard."""
     return f"{base_name(str(sample.get('__url__', '')))}/{sample.get('__key__', '')}"
 
 
 def image_field(sample: Sample, image: str | None) -> str | None:
-    """The field that holds the image: `image`, or else the only one with an image's extension; None where
-    there is none such."""
+    """The field that holds the image: `image`, by default the only one with an image's extension.
+
+    None where there is no such field, or several.
+    """
     if image is None:
         found = [field for field in sample if f".{field}" in IMAGE_SUFFIXES]
         image = found[0] if len(found) == 1 else None
     return image if image in sample else None
 
 
-def told(handler: Handler | None, error: Exception) -> bool:
-    """Whether the handler says to go on; without one the error is raised."""
+def keep_going(handler: Handler | None, error: Exception) -> bool:
+    """Whether the handler says to go on after an error; without a handler the error is raised."""
     if handler is None:
         raise error
     return bool(handler(error))
 
 
 def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> int | str:
-    """The class of a raw sample: a field, or what a function gives, as an int where it is one, or as text.
+    """The class of a raw sample: an int where it is a whole number of int64, otherwise text.
 
     Args:
         sample: as webdataset gives it.
-        label: a field of the sample, a field of its JSON as "json:id", or a function of the sample.
+        label: the name of a field, a field of a JSON member, as "json:id", or a function of the sample.
 
     Raises:
         ValueError: the sample has no such field, or it is no whole number or name.
@@ -88,7 +100,7 @@ def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> int | str:
         value = sample[name]
     try:
         if field and not isinstance(value, (bytes, bytearray, str)):
-            value, field = value[field], ""  # decoded before
+            value, field = value[field], ""  # JSON that was decoded before
         if isinstance(value, (bytes, bytearray, str)):
             value = str(class_in(value, field))
     except (ValueError, LookupError, TypeError) as error:
@@ -97,7 +109,8 @@ def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> int | str:
     if isinstance(value, str):
         return number_in(value)
     try:
-        return as_int("", "", value, _LEAST, _MOST)  # of a tensor too, which is no key: equal ones differ
+        # An int also of a tensor: equal tensors would be different keys of a dict.
+        return as_int("", "", value, _LEAST, _MOST)
     except ValueError:
         shown = repr(value) if isinstance(value, (float, type(None))) else type(value).__name__
         raise ValueError(
@@ -107,7 +120,7 @@ def label_of(sample: Sample, label: str | Callable[[Sample], Any]) -> int | str:
 
 
 def number_in(name: str) -> int | str:
-    """The number that a name spells, if int64 holds it: "010" is another class than "10".
+    """The whole number of int64 that a name spells, otherwise the name: "010" and "10" are two classes.
 
     Example:
         >>> number_in("10"), number_in("010")

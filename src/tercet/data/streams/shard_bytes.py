@@ -1,4 +1,4 @@
-"""What a shard of a stream is read from: a file by offset, a compressed file, or a URL from front to back."""
+"""The bytes of a shard: of a file by offset, or of a compressed file or a URL from front to back."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from tercet.data.shards.tar_members import DamagedTar
 
 __all__ = ["ShardBytes"]
 
-_MAGIC = 257  # where the header of a tar says that it is one
+_MAGIC = 257  # the offset of "ustar" in the header of a tar
 _ZSTANDARD = b"\x28\xb5\x2f\xfd"
 _CHUNK = 1 << 20
 _FAULTS = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
 class ShardBytes:
-    """An open shard.
+    """The decompressed bytes of a shard that is open.
 
     Args:
-        caller, argument: who reads, and of which argument, for the sentences.
-        shard: a path, opened as a file whatever it is called, or a URL.
-        url: which of the two it is.
+        caller: who reads, for the sentences.
+        argument: the argument that names the shard, for the sentences.
+        shard: a path or a URL.
+        url: whether it is a URL; otherwise it is opened as a file, whatever its name.
 
     Attributes:
         file: the open file; None for a URL.
-        size: bytes of the tar; None where that shows only at its end.
+        size: bytes of the tar; None where only its end shows: of a compressed file and of a URL.
 
     Raises:
-        ValueError: it cannot be opened, is an empty file, or is packed by zstd.
+        ValueError: it cannot be opened, is an empty file, or is compressed by zstd.
     """
 
     def __init__(self, caller: str, argument: str, shard: str, url: bool) -> None:
@@ -45,28 +46,28 @@ class ShardBytes:
         self._url: Any = None
         if url:
             self._url, start = _opened_url(caller, argument, shard)
-            below: Any = _Joined(start, self._url)
+            source: Any = _Joined(start, self._url)
         else:
             self.file = PositionalFile(caller, argument, Path(shard), "a tar that can be read")
             if not self.file.size:
                 raise refusal(caller, argument, shard, "a tar that can be read", "it is empty")
             start = bytes(self.file.pread(0, _MAGIC + 5))
-            below = _Sequential(self.file)
+            source = _Sequential(self.file)
         if start.startswith(_ZSTANDARD):
             self.close()
             expected = "a tar, as it is or packed by gzip, bzip2 or xz"
             raise refusal(caller, argument, shard, expected, "it is packed by zstd; unpack it first")
-        decompressed = _decompressor(start)
-        if self.file is not None and decompressed is None:
+        decompress = _decompressor(start)
+        if self.file is not None and decompress is None:
             self.size = self.file.size
-        self._stream = below if decompressed is None else decompressed(below)
+        self._stream = source if decompress is None else decompress(source)
         self._at = 0
 
     def read(self, start: int, length: int) -> bytes | memoryview:
         """Up to `length` bytes from `start` on, fewer where the tar ends; `start` never goes back.
 
         Raises:
-            DamagedTar: what lies below breaks off.
+            DamagedTar: the file or the URL breaks off.
         """
         if self.size is not None and self.file is not None:
             return self.file.pread(start, length)
@@ -80,7 +81,11 @@ class ShardBytes:
         return found
 
     def close(self) -> str:
-        """Let go of it. Returns why a URL failed, where one hears of it only now, or nothing."""
+        """Close a URL; a file closes by itself.
+
+        Returns:
+            Why the URL failed, where its opener says so only when it is closed; otherwise "".
+        """
         try:
             if self._url is not None:
                 self._url.close()
@@ -90,19 +95,19 @@ class ShardBytes:
 
 
 def _opened_url(caller: str, argument: str, shard: str) -> tuple[Any, bytes]:
-    """An open URL, and the bytes that it begins with."""
+    """An open URL, and its first bytes."""
     from webdataset.gopen import gopen_schemes
 
     try:
         url = gopen_schemes[shard.partition(":")[0].lower()](shard, "rb")
         return url, _filled(url, _MAGIC + 5)
-    except Exception as error:  # whatever the opener of a scheme raises
+    except Exception as error:  # openers of other schemes raise whatever they like
         hint = f"see whether its address is right ({_reason(error)})"
         raise refusal(caller, argument, shard, "a URL that can be opened", hint) from error
 
 
 def _decompressor(start: bytes) -> Callable[[Any], Any] | None:
-    """What decompresses a tar that begins so; None where it is not compressed."""
+    """The function that decompresses a stream with these first bytes; None for a plain tar."""
     if start[_MAGIC:] == b"ustar":
         return None
     if start.startswith(b"\x1f\x8b\x08"):
@@ -113,7 +118,10 @@ def _decompressor(start: bytes) -> Callable[[Any], Any] | None:
 
 
 def _filled(file: Any, length: int) -> bytes:
-    """`length` bytes, fewer at the end; in pieces, as a header may claim more bytes than memory has."""
+    """`length` bytes of a stream, fewer at its end.
+
+    They are read in pieces: a damaged header may claim more bytes than memory has.
+    """
     found: list[bytes] = []
     while length and (chunk := file.read(min(_CHUNK, length))):
         found.append(chunk)
@@ -122,14 +130,14 @@ def _filled(file: Any, length: int) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """What failed, in short; of a command its exit code, as the rest is the address."""
+    """What failed, in short. Of a command only its exit code: its other words repeat the address."""
     reason = str(getattr(error, "strerror", None) or (error.args or [error])[0])
     failed = re.search(r"exit \d+", reason)
     return failed[0] if failed else reason
 
 
 class _Sequential:
-    """A file that is read from front to back."""
+    """A file as a stream, read from front to back."""
 
     def __init__(self, file: PositionalFile) -> None:
         self._file, self._at = file, 0
@@ -141,7 +149,7 @@ class _Sequential:
 
 
 class _Joined:
-    """Some bytes, and what follows them."""
+    """A stream of some bytes and then of another stream."""
 
     def __init__(self, start: bytes, rest: Any) -> None:
         self._start, self._rest = start, rest

@@ -1,4 +1,4 @@
-"""The samples of a shard as they are read, compared at its end with what is known of it."""
+"""The samples of a shard, read from front to back and compared at its end with what is known of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tercet.data.shards.tar_members import (
     with_member,
 )
 from tercet.data.shards.tar_scan import class_in
-from tercet.data.streams.samples import Handler, Sample, image_field, told
+from tercet.data.streams.samples import Handler, Sample, image_field, keep_going
 from tercet.data.streams.shard_bytes import ShardBytes
 from tercet.data.streams.sources import KnownShard, damaged_shard
 
@@ -31,27 +31,28 @@ _CALLER = "PKStream"
 def read_shard(
     shard: str, known: KnownShard, image: str | None, handler: Handler | None
 ) -> Generator[Sample, None, bool]:
-    """The samples of a shard, as webdataset reads them.
+    """The samples of a shard, as webdataset groups them.
 
     Args:
         shard: a path or a URL.
-        known: of it; fewer samples, other keys or other classes than that are told at its end.
-        image, handler: as for `known_shards`.
+        known: what is known of it. Fewer samples, other keys or other classes are an error at its end.
+        image: the field that holds the image; None for the one with an image's extension.
+        handler: called with each error; None to raise it.
 
     Returns:
-        Whether the handler, where it was told of something, says to go on with the next shard.
+        Whether to go on with the next shard: False where the handler said no.
 
     Raises:
         ValueError: without a handler, a shard that cannot be read, has changed, breaks off or is not as its
-            index tells.
+            index says.
     """
     try:
         source = ShardBytes(_CALLER, "shards", shard, url=known.state is None)
     except ValueError as unread:
-        return told(handler, unread)
+        return keep_going(handler, unread)
     if known.state is not None and source.file is not None:
         fault = changed(_CALLER, "shards", Path(shard), known.state, source.file)
-        if fault and not told(handler, fault):
+        if fault and not keep_going(handler, fault):
             return False
     reading = _Reading(shard, source, known, image)
     try:
@@ -59,11 +60,18 @@ def read_shard(
     finally:
         why = source.close()
     fault = reading.fault(why)
-    return told(handler, fault) if fault else True
+    return keep_going(handler, fault) if fault else True
 
 
 class _Reading:
-    """One pass over a shard, and whether what came is what is known of it."""
+    """One pass over a shard, with checksums of what came.
+
+    Args:
+        shard: its path or URL.
+        source: its bytes.
+        known: what is known of it.
+        image: the field that holds the image; None for the one with an image's extension.
+    """
 
     def __init__(self, shard: str, source: ShardBytes, known: KnownShard, image: str | None) -> None:
         self._shard, self._source, self._known, self._image = shard, source, known, image
@@ -73,11 +81,15 @@ class _Reading:
         self._classes: list[str] = []
 
     def samples(self) -> Iterator[Sample]:
-        """The samples up to where the tar ends or breaks off; then without the last, which may be a half."""
+        """The samples up to the end of the tar, or up to where it breaks off.
+
+        Each is given when the next one has begun. Where the tar breaks off the last one, which may be half a
+        sample, is not given.
+        """
         last: Sample | None = None
         compare = self._known.members is None and self._known.label is not None
         try:
-            for key, parts in grouped(self._named()):
+            for key, parts in grouped(self._members()):
                 if last is not None:
                     yield last
                 last = sample = {"__key__": key, "__url__": self._shard, **parts}
@@ -90,7 +102,8 @@ class _Reading:
         if last is not None and self._broken is None:
             yield last
 
-    def _named(self) -> Iterator[tuple[str, str, bytes]]:
+    def _members(self) -> Iterator[tuple[str, str, bytes]]:
+        """Key, extension and content of each member of a sample; it ends where the tar breaks off."""
         source, check = self._source, self._known.members is not None
         try:
             for member in members(source.read, source.size):
@@ -111,7 +124,7 @@ class _Reading:
             self._broken = error
 
     def _class_of(self, sample: Sample) -> str:
-        """The class as the index has it; "" where there is none now."""
+        """The class where the index has found it; "" where there is none now."""
         assert self._known.label is not None
         extension, _, field = self._known.label.partition(":")
         try:
@@ -120,14 +133,14 @@ class _Reading:
             return ""
 
     def fault(self, why: str) -> ValueError | None:
-        """The refusal of a shard that broke off, or of which other samples came than are known.
+        """The refusal of a shard that broke off, or that gave other samples than are known; None if neither.
 
         Args:
-            why: a URL failed.
+            why: why a URL failed, or "".
         """
         known = self._known
         if why or self._broken is not None:
-            return self._refusal_of_break(why)
+            return self._break(why)
         expected = ""
         if len(self._keys) < (known.samples or 0):
             expected = f"{known.samples} samples, as its index or a scan has them, and only "
@@ -136,16 +149,15 @@ class _Reading:
             expected = "the members that write_shards wrote, and their checksum differs"
         elif known.members is None and known.label is not None and known.contents != self._contents():
             expected = "the keys and classes that its index or a scan has, and others came"
-        return (
-            refusal(_CALLER, "shards", self._shard, expected, "it is damaged; restore it")
-            if expected
-            else None
-        )
+        if not expected:
+            return None
+        return refusal(_CALLER, "shards", self._shard, expected, "it is damaged; restore it")
 
     def _contents(self) -> int:
         return keys_and_classes_crc(self._keys, self._classes)
 
-    def _refusal_of_break(self, why: str) -> ValueError:
+    def _break(self, why: str) -> ValueError:
+        """The refusal of a shard that broke off."""
         reason = why or str(self._broken)
         if isinstance(self._broken, MemberTwice):
             reason = f"{self._broken.args[0]!r} is there twice"

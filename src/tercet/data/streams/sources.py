@@ -1,11 +1,11 @@
-"""Which shards a stream reads, what is known of each before it does, and what comes of it then."""
+"""Which shards a stream reads, and what is known of each before it is read."""
 
 from __future__ import annotations
 
 import os
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tercet.core.checks import refusal
+from tercet.data.io.positional import PositionalFile
 from tercet.data.shards.discovery import (
     classes_of_runs,
     find_tars,
@@ -31,7 +32,7 @@ from tercet.data.shards.tar_index import (
     read_table,
 )
 from tercet.data.shards.tar_scan import scan_tar
-from tercet.data.streams.samples import Handler, base_name, number_in, told
+from tercet.data.streams.samples import Handler, base_name, keep_going, number_in
 from tercet.data.streams.shard_bytes import ShardBytes
 
 __all__ = ["KnownShard", "damaged_shard", "known_shards"]
@@ -45,16 +46,16 @@ class KnownShard:
     """What is known of a shard before it is read.
 
     Args:
-        state: what it was like when it was indexed, or else now; None for a URL.
-        contents: a CRC of its keys and classes; 0 where no index tells them, unless the labels are asked for.
+        state: what it was like when it was indexed, otherwise now; None for a URL.
+        contents: a CRC of its keys and classes; 0 where no index has them, unless the labels are asked for.
         label: where those classes are, as for `PKStream`; None where `contents` is of other images.
-        members: a CRC of all its members; None where no index tells it.
-        sha256: of a shard of `write_shards`; None where no index tells it.
+        members: a CRC of all its members; None where no index has it.
+        sha256: of a shard of `write_shards`; None where no index has it.
         checked: whether its index, if it has one, has checksums.
         plan: names the run of `write_shards` that wrote it; None for those of other programs.
-        labels: int64 [n], a number for each sample that names its class; None unless asked for.
+        labels: int64 [n], a number for each sample that stands for its class; None unless asked for.
         image_bytes: of all its images; 0 unless the labels are asked for.
-        samples: those with an image; None where neither index nor labels tell how many.
+        samples: how many have an image; None where neither an index nor the labels say.
     """
 
     state: TarState | None
@@ -80,7 +81,7 @@ def known_shards(
     handler: Handler | None,
     count: bool,
 ) -> dict[str, KnownShard]:
-    """The shards by their absolute paths or URLs: in one order, by name, whatever the order given.
+    """The shards by absolute path or URL, in the order of their names, whatever the order given.
 
     Args:
         source, split, urls, outside_root, image, label, handler: as for `PKStream`, the image and a label
@@ -89,7 +90,7 @@ def known_shards(
 
     Raises:
         ValueError: no shard, one that is missing, two of one name, shards that are not all there or have
-            changed; with `count` also shards whose labels cannot be told before they are read.
+            changed; with `count` also shards whose labels cannot be known before they are read.
     """
     remote, tars, info = _listed(source, split, urls, outside_root)
     found = sorted([*remote, *map(os.path.abspath, tars)], key=lambda shard: (base_name(shard), shard))
@@ -101,19 +102,28 @@ def known_shards(
         expected = "local files and the name of a field, to count the batches of an epoch"
         raise refusal(_CALLER, "shards", remote[0] if remote else label, expected, "or pass steps=")
     known = {
-        shard: KnownShard(None) if shard in remote else _known(shard, image, label, handler, count)
+        shard: KnownShard(None) if shard in remote else _known_file(shard, image, label, handler, count)
         for shard in found
     }
     warn_without_checksums([Path(shard) for shard, one in known.items() if not one.checked])
+    _refuse_mixed_runs(source, info, known)
+    return known
+
+
+def _refuse_mixed_runs(source: Any, info: dict[str, Any] | None, known: Mapping[str, KnownShard]) -> None:
+    """Refuse shards of runs of `write_shards` that do not belong together.
+
+    Shards without an index pass: a stream does without. Those with one have to be all of one run, as
+    info.json has it, or of runs that number the classes alike.
+    """
     runs = {(Path(shard).parent, one.plan): Path(shard) for shard, one in known.items() if one.plan}
     plans = {plan for _, plan in runs}
-    if plans:  # a stream does without the tables; those there are have to be of one run
+    if plans:
         refuse_other_runs(_CALLER, "shards", source, info, plans)
         digests = {Path(shard).name: one.sha256 for shard, one in known.items() if one.plan}
         refuse_exchanged(_CALLER, "shards", info, digests)
-    if len(plans) > 1:  # or of runs that number the classes alike
+    if len(plans) > 1:
         classes_of_runs(_CALLER, "shards", runs)
-    return known
 
 
 def _listed(
@@ -129,47 +139,13 @@ def _listed(
     if isinstance(source, (list, tuple)):
         for shard in source:
             if isinstance(shard, str):
-                _refuse_address(_CALLER, "shards", shard, urls)
+                _refuse_address(shard, urls)
         remote = [shard for shard in source if urls and isinstance(shard, str) and _is_url(shard)]
         source = [shard for shard in source if not (isinstance(shard, str) and shard in remote)]
     if remote and not source and split is None:
         return remote, [], None
     tars, info = find_tars(_CALLER, "shards", source, split, outside_root)
     return remote, tars, info
-
-
-def _is_url(shard: str) -> bool:
-    """Whether a string is a URL of a scheme that webdataset opens without a shell: https, gs, hf, …"""
-    found = _ADDRESS.match(shard)
-    return found is not None and shard.startswith("//", found.end()) and found[1].lower() in _schemes()
-
-
-def _refuse_address(caller: str, argument: str, shard: str, urls: bool) -> None:
-    """Refuse what is no file but looks like an address: a name is opened as a file, whatever it is.
-
-    Args:
-        caller, argument: who asks, and for which argument, for the sentences.
-        shard: a string that the user passed.
-        urls: whether URLs are asked for.
-
-    Raises:
-        ValueError: as above.
-    """
-    found = _ADDRESS.match(shard)
-    if found is None or os.path.exists(shard) or (urls and _is_url(shard)):
-        return
-    hint = "pass urls=True to have it read as a URL"
-    if not _is_url(shard):
-        hint = f"a URL begins with one of {', '.join(sorted(_schemes()))}, and commands are not run: "
-        hint += "read them with webdataset.WebDataset(…).compose(pk_batched(p, k))"
-    raise refusal(caller, argument, shard, "an existing tar", hint)
-
-
-def _schemes() -> set[str]:
-    """Those that webdataset, or who registered one with it, opens; never a command for the shell."""
-    from webdataset.gopen import gopen_schemes
-
-    return set(gopen_schemes) - {"pipe", "__default__"}
 
 
 def _expanded(notation: str) -> list[str]:
@@ -183,76 +159,146 @@ def _expanded(notation: str) -> list[str]:
         raise refusal(_CALLER, "shards", notation, expected, str(error)) from error
 
 
-def _known(
+def _is_url(shard: str) -> bool:
+    """Whether a string is a URL of a scheme that webdataset opens without a shell: https, gs, hf, …"""
+    found = _ADDRESS.match(shard)
+    return found is not None and shard.startswith("//", found.end()) and found[1].lower() in _schemes()
+
+
+def _refuse_address(shard: str, urls: bool) -> None:
+    """Refuse a string that is no file but looks like an address, unless `urls` allows for it."""
+    found = _ADDRESS.match(shard)
+    if found is None or os.path.exists(shard) or (urls and _is_url(shard)):
+        return
+    hint = "pass urls=True to have it read as a URL"
+    if not _is_url(shard):
+        hint = f"a URL begins with one of {', '.join(sorted(_schemes()))}, and commands are not run: "
+        hint += "read them with webdataset.WebDataset(…).compose(pk_batched(p, k))"
+    raise refusal(_CALLER, "shards", shard, "an existing tar", hint)
+
+
+def _schemes() -> set[str]:
+    """The schemes that webdataset opens, or that are registered with it; never a command for the shell."""
+    from webdataset.gopen import gopen_schemes
+
+    return set(gopen_schemes) - {"pipe", "__default__"}
+
+
+def _known_file(
     shard: str, image: str | None, label: str | Callable[..., Any], handler: Handler | None, count: bool
 ) -> KnownShard:
+    """What is known of a shard that is a file. Arguments as for `known_shards`."""
     tar = Path(shard)
     table = read_table(_CALLER, tar, count, "shards")
+    run = _run_of(table)
+    try:
+        opened = ShardBytes(_CALLER, "shards", shard, url=False)
+    except ValueError as unread:
+        if not keep_going(handler, unread):
+            raise
+        size = 0 if table is None else table.tar_size
+        return KnownShard(TarState(size), labels=np.zeros(0, np.int64) if count else None, **run)
+    assert opened.file is not None
+    state, table = _state_and_table(tar, table, opened.file, image, label, handler)
+    if table is None and not count:
+        return KnownShard(state, **run)
+    if table is None:
+        table = _scanned(shard, opened, image, label)
+        state = table.state
+    _refuse_damage(table, handler)
+    return _described(state, table, run, image, label, count)
+
+
+def _run_of(table: ShardTable | None) -> dict[str, Any]:
+    """What an index says of the run of `write_shards`, as arguments of `KnownShard`; it holds whatever became
+    of the tar."""
     facts = {} if table is None else table.facts
-    of_index = {
+    return {
         "plan": facts.get("plan"),
         "sha256": facts.get("sha256"),
         "checked": facts.get("checked", True),
     }
-    try:
-        opened = ShardBytes(_CALLER, "shards", shard, url=False)
-    except ValueError as unread:
-        if not told(handler, unread):
-            raise
-        size = 0 if table is None else table.tar_size
-        return KnownShard(TarState(size), labels=np.zeros(0, np.int64) if count else None, **of_index)
-    file = opened.file
-    assert file is not None
-    state = TarState(file.size, file.time)
-    if table is not None:
-        state = table.state if table.ours else TarState(table.tar_size)
-        fault = changed(_CALLER, "shards", tar, state, file)
-        if fault and not told(handler, fault):
-            raise fault
-        if fault or not (callable(label) or fits(table, image, label, "drop")):
-            table = None  # it tells of another tar, or of other classes
-        elif not table.ours:
-            state = table.state
-    if not count and table is None:
-        return KnownShard(state, **of_index)
+
+
+def _state_and_table(
+    tar: Path,
+    table: ShardTable | None,
+    file: PositionalFile,
+    image: str | None,
+    label: str | Callable[..., Any],
+    handler: Handler | None,
+) -> tuple[TarState, ShardTable | None]:
+    """What a tar is compared with when it is read, and its table if that is of this tar and of these classes.
+
+    Raises:
+        ValueError: the tar has changed since it was indexed, unless the handler goes on.
+    """
     if table is None:
-        assert isinstance(label, str)
-        if opened.size is None:
-            expected = "a tar that is not compressed, to count the batches of an epoch"
-            raise refusal(_CALLER, "shards", shard, expected, "decompress it first, or pass steps=")
-        table = scan_tar(_CALLER, tar, image, label, "drop", "shards")
-        state = table.state
-    _tell_damage(table, handler)
-    contents = table.facts.get("contents", 0)
-    if not count and not fits(table, image, table.facts.get("label", ""), "drop"):
-        return KnownShard(state, contents, **of_index)  # of other images
-    what = {"label": table.facts.get("label"), "members": table.facts.get("members"), **of_index}
+        return TarState(file.size, file.time), None
+    # Of a tar of another program the size alone is compared, unless its table is used: times may differ.
+    state = table.state if table.ours else TarState(table.tar_size)
+    fault = changed(_CALLER, "shards", tar, state, file)
+    if fault and not keep_going(handler, fault):
+        raise fault
+    if fault or not (callable(label) or fits(table, image, label, "drop")):
+        return state, None
+    return table.state, table
+
+
+def _scanned(
+    shard: str, opened: ShardBytes, image: str | None, label: str | Callable[..., Any]
+) -> ShardTable:
+    """The table of a tar from a scan, for its labels; refused where it is compressed."""
+    assert isinstance(label, str)
+    if opened.size is None:
+        expected = "a tar that is not compressed, to count the batches of an epoch"
+        raise refusal(_CALLER, "shards", shard, expected, "decompress it first, or pass steps=")
+    return scan_tar(_CALLER, Path(shard), image, label, "drop", "shards")
+
+
+def _refuse_damage(table: ShardTable, handler: Handler | None) -> None:
+    """Refuse a tar whose table ends before it does, unless the handler goes on with the samples before."""
+    for place, reason in table.left_out:
+        if reason == DAMAGED:
+            fault = damaged_shard(str(table.tar), f", after {place}")
+            if not keep_going(handler, fault):
+                raise fault
+
+
+def _described(
+    state: TarState,
+    table: ShardTable,
+    run: Mapping[str, Any],
+    image: str | None,
+    label: str | Callable[..., Any],
+    count: bool,
+) -> KnownShard:
+    """What a table says of a shard, with the labels if they are asked for."""
+    facts = table.facts
+    contents = facts.get("contents", 0)
+    if not count and not fits(table, image, facts.get("label", ""), "drop"):
+        return KnownShard(state, contents, **run)  # the table is of other images
+    of_table = {"label": facts.get("label"), "members": facts.get("members"), **run}
     if not count:
-        return KnownShard(state, contents, samples=table.facts["samples"], **what)
+        return KnownShard(state, contents, samples=facts["samples"], **of_table)
     assert isinstance(label, str)
     names = table.columns["label"].tolist()
-    if of_index["plan"] is None or label == "json:class":  # else the column has names, and the field numbers
-        _refuse_names(tar, label, set(names))
+    # The column has the names of classes. On shards of `write_shards` only "json:class" gives them; other
+    # fields give the numbers that stand for them.
+    if run["plan"] is None or label == "json:class":
+        _refuse_names(table.tar, label, set(names))
     return KnownShard(
         state,
         contents or contents_crc(table),
         labels=np.fromiter((zlib.crc32(name.encode()) for name in names), np.int64, len(names)),
         image_bytes=int(table.columns["size"].sum()),
         samples=len(table),
-        **what,
+        **of_table,
     )
 
 
-def _tell_damage(table: ShardTable, handler: Handler | None) -> None:
-    """Refuses a tar whose table ends before it does, unless the handler goes on with the samples there."""
-    for place, reason in table.left_out:
-        if reason == DAMAGED:
-            fault = damaged_shard(str(table.tar), f", after {place}")
-            if not told(handler, fault):
-                raise fault
-
-
 def _refuse_names(tar: Path, label: str, names: set[str]) -> None:
+    """Refuse classes that are no whole numbers, as labels of a batch have to be."""
     for name in names:
         if isinstance(number_in(name), str):
             expected = f"a field of whole numbers, and in {tar.name} it has {name!r}"
