@@ -168,7 +168,7 @@ def test_a_pickle_carries_no_handles(written):
     index = ShardIndex(folder)
     index.read([0, 1])
     copy = pickle.loads(pickle.dumps(index))
-    assert copy._handles == {}
+    assert copy._files == {}
     assert copy.catalog == catalog
     assert copy.read([5, 2]) == contents(catalog, [5, 2])
 

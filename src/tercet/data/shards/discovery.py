@@ -1,4 +1,4 @@
-"""Which tars there are, as files or as info.json lists them, and the table of each."""
+"""Which tars there are, by their files or by info.json, and the table of each."""
 
 from __future__ import annotations
 
@@ -36,36 +36,33 @@ _SPLITS |= {name: name for name in ("train", "val", "trainval", "test", "eval", 
 def find_tars(
     caller: str, argument: str, source: Any, split: str | None, outside_root: bool = False
 ) -> tuple[list[Path], dict[str, Any] | None]:
-    """The tars, and what info.json says of how tercet wrote them, {} where it did not; None without one.
+    """The tars of a folder, of a list, or a single one, and what info.json says about their run.
 
     Args:
-        caller, argument: who asks, and for which argument, for the sentences.
-        source, split, outside_root: as in `ShardIndex`.
+        caller: who asks, for the sentences.
+        argument: for which argument, for the sentences.
+        source: a folder, a tar, or a list of tars.
+        split: which of the splits in the folder's info.json; None for the only one.
+        outside_root: take tars that info.json lists but that lie outside of its folder.
+
+    Returns:
+        The tars, and the entry of their run of `write_shards` in info.json: {} where another program wrote
+        them, None where there is no info.json.
 
     Raises:
         ValueError: no tar, one that is missing or there twice, no such split, none asked for while there are
-            several, finished or not, or without info.json tars of several splits, as their names have it.
+            several, finished or not, or without info.json tars of several splits, by their names.
     """
     split = None if split is None else as_string(caller, "split", split)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         folder = Path(source)
         info = read_info(caller, argument, folder)
-        if info is not None:
-            tars, written = listed_tars(caller, argument, folder, info, split, outside_root)
-            return _existing(caller, argument, tars), written
-        if split is not None:
+        if info is None and split is not None:
             raise refusal(caller, "split", split, f"{INFO} in {folder} to name the splits")
-        # What begins with a dot is a system's note on a file, such as macOS's "._a.tar".
-        tars = sorted(tar for tar in folder.glob("*.tar") if not tar.name.startswith("."))
-        if not tars:
-            raise refusal(caller, argument, str(source), "a folder with .tar files in it")
-        _existing(caller, argument, tars)
-        splits = sorted(set(map(_split_named, tars)))
-        if len(splits) > 1:
-            shown = " and ".join(split or "others" for split in splits)
-            expected = f"tars of one split, and by their names there are {shown}"
-            raise refusal(caller, argument, str(source), expected, "pass a list of tars")
-        return tars, None
+        if info is None:
+            return _tars_in(caller, argument, folder, source), None
+        tars, written = listed_tars(caller, argument, folder, info, split, outside_root)
+        return _existing(caller, argument, tars), written
     if split is not None:
         raise refusal(caller, "split", split, "a folder of shards beside it, not single tars")
     if isinstance(source, (str, os.PathLike)):
@@ -76,7 +73,23 @@ def find_tars(
     return _existing(caller, argument, [Path(tar) for tar in source]), None
 
 
+def _tars_in(caller: str, argument: str, folder: Path, source: Any) -> list[Path]:
+    """The tars in a folder without info.json, refused where their names tell several splits."""
+    # Names that begin with a dot are notes of the system, such as "._a.tar" of macOS.
+    tars = sorted(tar for tar in folder.glob("*.tar") if not tar.name.startswith("."))
+    if not tars:
+        raise refusal(caller, argument, str(source), "a folder with .tar files in it")
+    _existing(caller, argument, tars)
+    splits = sorted(set(map(_split_in_name, tars)))
+    if len(splits) > 1:
+        shown = " and ".join(split or "others" for split in splits)
+        expected = f"tars of one split, and by their names there are {shown}"
+        raise refusal(caller, argument, str(source), expected, "pass a list of tars")
+    return tars
+
+
 def _existing(caller: str, argument: str, tars: list[Path]) -> list[Path]:
+    """The tars, refused where one is missing or there twice, under another name too."""
     for tar in tars:
         if not tar.is_file():
             hint = "it is a folder" if tar.is_dir() else ""
@@ -90,9 +103,11 @@ def _existing(caller: str, argument: str, tars: list[Path]) -> list[Path]:
     return tars
 
 
-def _split_named(tar: Path) -> str:
-    """The split that the name of a tar tells, by the first word that is one's: "train" of a_train-0.tar, and
-    "", as that of others, where none is: of trainset-0.tar."""
+def _split_in_name(tar: Path) -> str:
+    """The split in the name of a tar, by the first word that names one: "train" in a_train-0.tar.
+
+    "" where no word does, as in trainset-0.tar.
+    """
     words = re.findall("[a-z]+", tar.name.lower())
     return next((_SPLITS[word] for word in words if word in _SPLITS), "")
 
@@ -100,12 +115,14 @@ def _split_named(tar: Path) -> str:
 def refuse_other_runs(
     caller: str, argument: str, source: Any, info: dict[str, Any] | None, plans: Set[str | None]
 ) -> None:
-    """Refuses a folder whose shards are not all those of one finished run of `write_shards`, or of none.
+    """Refuse a folder unless its shards are all of one finished run of `write_shards`, or of other programs.
 
     Args:
-        caller, argument, source: who asks, for which argument, and what it is, for the sentences.
-        info: as from `find_tars`.
-        plans: of the tables beside the tars, None for those of other programs' tars.
+        caller: who asks, for the sentences.
+        argument: for which argument, for the sentences.
+        source: the folder, or what else was given.
+        info: from `find_tars`.
+        plans: the plans in the tables beside the tars; None is that of other programs' tars.
 
     Raises:
         ValueError: two runs, or an interrupted one.
@@ -122,12 +139,14 @@ def refuse_other_runs(
 
 
 def written_classes(caller: str, argument: str, tables: Sequence[ShardTable]) -> list[str] | None:
-    """The classes of the catalog that shards of `write_shards` were written from, as info.json beside them
-    lists them, so that a class keeps its number; None for tars of other programs.
+    """The classes of the catalog that shards of `write_shards` were written from, from info.json beside them.
+
+    So a class keeps its number. None for tars of other programs.
 
     Args:
-        caller, argument: who asks, and for which argument, for the sentences.
-        tables: of the tars.
+        caller: who asks, for the sentences.
+        argument: for which argument, for the sentences.
+        tables: the tables of the tars.
 
     Raises:
         ValueError: tars of both kinds, no info.json of their run beside them, or runs of different classes.
@@ -144,11 +163,12 @@ def written_classes(caller: str, argument: str, tables: Sequence[ShardTable]) ->
 
 
 def classes_of_runs(caller: str, argument: str, runs: Mapping[tuple[Path, str], Path]) -> list[str]:
-    """The classes that runs of `write_shards` number alike, as info.json in each folder lists them.
+    """The classes of runs of `write_shards` that number them alike, from info.json in each folder.
 
     Args:
-        caller, argument: who asks, and for which argument, for the sentences.
-        runs: by folder and plan, at least one; a tar of each, for the sentences.
+        caller: who asks, for the sentences.
+        argument: for which argument, for the sentences.
+        runs: by folder and plan, at least one, a tar of each run, for the sentences.
 
     Raises:
         ValueError: no info.json of a run in its folder, or runs of different classes.
@@ -170,18 +190,21 @@ def classes_of_runs(caller: str, argument: str, runs: Mapping[tuple[Path, str], 
 def refuse_exchanged(
     caller: str, argument: str, info: dict[str, Any] | None, digests: Mapping[str, str | None]
 ) -> None:
-    """Refuse shards of `write_shards` whose indexes tell of other contents than info.json.
+    """Refuse shards of `write_shards` whose indexes have other digests than info.json.
 
     Args:
-        caller, argument: who asks, and for which argument, for the sentences.
-        info: as from `find_tars`.
-        digests: by name of a tar that has an index, the SHA-256 in it.
+        caller: who asks, for the sentences.
+        argument: for which argument, for the sentences.
+        info: from `find_tars`.
+        digests: by name of a tar that has an index, the SHA-256 in that index.
 
     Raises:
         ValueError: as above.
     """
     if info:
-        for name, digest in zip(info.get("filenames", ()), info.get("sha256", ())):
+        for name, digest in zip(
+            info.get("filenames", ()), info.get("sha256", ()), strict=False
+        ):  # 0.1 has no digests
             if digests.get(name, digest) != digest:
                 expected = f"the shard that {INFO} tells of, by its SHA-256"
                 hint = "it was exchanged together with its index; restore both, or write the shards again"
@@ -200,17 +223,22 @@ def find_tables(
     verify: bool,
     progress: bool,
 ) -> list[ShardTable]:
-    """The table of each tar: the one beside it where it fits what is asked, else by scanning.
+    """The table of each tar: the one beside it where that fits what is asked, otherwise from a scan.
 
     Args:
         caller: who asks, for the sentences.
         tars: the files.
-        image, label, damaged, keep, verify, progress: as in `ShardIndex`, `keep` for its `write_index`.
+        image: the extension of the member that is the image; None for that of the tables beside the tars.
+        label: where the class is; None for that of the tables beside the tars.
+        damaged: "error" or "drop", as in `ShardIndex`.
+        keep: write the table of a scan beside the tar.
         folder: nothing is written outside of it; None where single tars were given.
+        verify: read each tar whole, and compare or scan it.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: a shard of `write_shards` that has changed, an image or label for such shards, indexes
-            that disagree in theirs, one that cannot be kept, or as `scan_tar` says.
+        ValueError: a shard of `write_shards` that has changed, an image or label for such shards, tables
+            of different images or labels, one that cannot be kept, or what `scan_tar` raises.
     """
     from rich.console import Console
     from rich.progress import track
@@ -219,12 +247,12 @@ def find_tables(
     found = [_current(caller, tar, verify) for tar in track(tars, "reading indexes", **shown)]
     image = _asked(caller, found, "image", image, None)
     label = _asked(caller, found, "label", label, "cls") or "cls"
-    if keep:  # also where no index is missing: the run that wrote the last one may have been killed then
+    if keep:  # even where no table is missing: a run that was killed may have written the last one
         for place in {tar.parent for tar in tars} if folder is None else {folder}:
             if os.access(place, os.W_OK):
                 remove_leftovers(place)
     tables = []
-    for tar, table in zip(track(tars, "indexing shards", **shown), found):
+    for tar, table in zip(track(tars, "indexing shards", **shown), found, strict=True):
         if table is not None and not table.ours:
             unchecked = keep and not table.facts["checked"]
             if verify or unchecked or not fits(table, image, label, damaged):
@@ -242,7 +270,7 @@ def find_tables(
 
 
 def _refuse_no_place(caller: str, tar: Path, folder: Path | None) -> None:
-    """Refuse to keep an index where nothing may be written, or where nobody has asked to."""
+    """Refuse to keep an index in a folder that may not be written, or outside of the one that was given."""
     if folder is not None and not inside(folder, tar.parent):
         expected = f"tars in {folder}, and {tar} lies outside of it"
         hint = "leave it out: the tars are scanned; or pass a list of tars"
@@ -253,7 +281,7 @@ def _refuse_no_place(caller: str, tar: Path, folder: Path | None) -> None:
 
 
 def warn_without_checksums(tars: Sequence[Path]) -> None:
-    """Warn once of tars whose indexes, of version 0.1, have no checksums."""
+    """Warn once about tars whose indexes have no checksums, as those of version 0.1."""
     if tars:
         more = f" and {len(tars) - 1} more have" if len(tars) > 1 else " has"
         hint = "write the shards again, or for tars of other programs run tercet index-shards, to have them"
@@ -262,7 +290,7 @@ def warn_without_checksums(tars: Sequence[Path]) -> None:
 
 
 def _current(caller: str, tar: Path, verify: bool) -> ShardTable | None:
-    """The table beside a tar, refused where a shard of `write_shards` is not as it was written."""
+    """The table beside a tar, or None; refused where a shard of `write_shards` has changed."""
     table = read_table(caller, tar)
     if table is not None and table.ours:
         file = PositionalFile(caller, "tars", tar, "a tar that can be read")
@@ -275,7 +303,7 @@ def _current(caller: str, tar: Path, verify: bool) -> ShardTable | None:
 
 
 def _verify(caller: str, table: ShardTable, file: PositionalFile) -> None:
-    """Compare a whole shard of `write_shards` with its SHA-256."""
+    """Refuse a shard of `write_shards` whose bytes differ from its SHA-256."""
     if "sha256" not in table.facts:
         expected = f"shards with digests, and {table.tar.name} was written before version 0.2"
         raise refusal(caller, "verify", True, expected, "write the shards again with overwrite=True")
@@ -291,16 +319,16 @@ def _verify(caller: str, table: ShardTable, file: PositionalFile) -> None:
 def _asked(
     caller: str, tables: list[ShardTable | None], name: str, value: Any, default: str | None
 ) -> str | None:
-    """The image or label to look for: what is given, else that of the indexes there are, else the default."""
-    there = [table for table in tables if table is not None]
+    """The image or label to look for: the given one, by default that of the tables, or else `default`."""
+    found = [table for table in tables if table is not None]
     if value is not None:
         value = extension(caller, name, value)
-        if any(table.ours for table in there):
+        if any(table.ours for table in found):
             hint = "image and label are for tars of other programs; leave it out"
             expected = f"no {name} for shards of write_shards, whose index has it"
             raise refusal(caller, name, value, expected, hint)
         return value
-    kept = {table.facts.get(name, default) for table in there if not table.ours}
+    kept = {table.facts.get(name, default) for table in found if not table.ours}
     if len(kept) > 1:
         shown = " and ".join(sorted(map(repr, kept)))
         expected = f"one that all indexes beside the tars are made with, and they are with {shown}"
@@ -309,7 +337,14 @@ def _asked(
 
 
 def fits(table: ShardTable, image: str | None, label: str, damaged: str) -> bool:
-    """Whether a table is what a scan with these options would give now, or tells the same classes apart."""
+    """Whether a table has the images and classes that a scan with these options would find now.
+
+    Args:
+        table: the table.
+        image: the extension of the member that is the image; None for the one that is an image's.
+        label: where the class is.
+        damaged: "error" or "drop", as in `ShardIndex`.
+    """
     facts = table.facts
     labels = ("cls", "json:label", "json:class") if table.ours else (facts.get("label"),)
     same = label in labels and image == facts.get("image")

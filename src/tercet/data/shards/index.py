@@ -25,51 +25,55 @@ from tercet.data.shards.discovery import (
     refuse_other_runs,
     written_classes,
 )
-from tercet.data.shards.tar_index import UNKNOWN, changed, table_path
+from tercet.data.shards.tar_index import UNKNOWN, ShardTable, changed, table_path
 from tercet.data.shards.tar_members import BLOCK
 
 __all__ = ["ShardIndex"]
 
 _GAP = 1 << 14  # bytes between two samples up to which one read takes both
 _RUN = 1 << 24  # bytes of one read, unless a single sample is larger
-_AHEAD = 1 << 27  # bytes that the system is told of before they are read
+_AHEAD = 1 << 27  # bytes that the system is asked to prefetch at a time
 
 
 class ShardIndex:
     """The images in tar shards as a catalog whose rows can be read: `index.read(rows)` gives their bytes.
 
     On all shards of a run of `write_shards` the rows are those of the catalog they were written from, in its
-    order, so that a sampler with the same seed gives the same batches, and a manifest's triplets fit; unless
-    images were skipped, or the tars are only some: then the rows are fewer and have other numbers, and
-    `TripletDataset` refuses triplets of all. Classes keep their numbers in any case: info.json, in the folder
-    of the shards, lists them. On tars of other programs (webdataset's) the rows are the samples in
-    the order of the tars, classes are sorted, as numbers where all are; the headers are scanned, once if
-    `write_index` keeps the result.
+    order. So a sampler with the same seed gives the same batches, and the triplets of a manifest fit. If
+    images were skipped, or only some of the tars are given, there are fewer rows, which have other numbers,
+    and `TripletDataset` refuses triplets of all. Classes keep their numbers in any case: info.json, in the
+    folder of the shards, lists them.
+
+    On tars of other programs, such as webdataset's, the rows are the samples in the order of the tars.
+    Classes are sorted, as numbers where all are. The headers are scanned, once if `write_index` keeps the
+    result.
 
     A changed tar is refused. Its size and a few of its headers are compared with the index when the index is
-    opened and again before the first read, and each read compares a CRC of the sample's header and, on shards
-    of `write_shards`, of its content. Of tars of other programs, whose contents have no CRC, the time of
-    change is compared too, before and after each read. A tar of another program that is not as its index has
-    it is scanned again when the index is opened; after a copy that keeps no times
-    each opening does so, until `write_index` has kept one scan. Files are opened when first read from, in
-    each process for itself; an index can be pickled, inherited by forked workers and shared by threads.
+    opened and again before the first read. Each read compares a CRC of the sample's header and, on shards of
+    `write_shards`, of its content. Contents in tars of other programs have no CRC; of these the time of
+    change is compared too, before and after each read. A tar of another program that differs from its index
+    is scanned again when the index is opened: after a copy that keeps no times at each opening, until
+    `write_index` has kept a scan.
+
+    Files are opened at the first read, by each process for itself. An index can be pickled, inherited by
+    forked workers and shared by threads.
 
     Args:
         tars: a folder of shards, a tar, or a list of different tars. A folder without info.json must hold
-            one split, which the first of these words in a name tells: train, val, test, trainval, eval,
-            query, gallery, or training, valid, validation, dev, testing, which mean one of them. So
-            train-0.tar and val-0.tar are of two, cars_test.tar and planes.tar too, as one name has no such
-            word; trainset-0.tar and valset-0.tar, neither of which has one, are taken for one. A list of
-            tars is taken as it is.
+            one split. The split of a tar is the first of these words in its name: train, val, test, trainval,
+            eval, query, gallery, or training, valid, validation, dev, testing, which mean one of them. So
+            train-0.tar and val-0.tar are of two splits, and so are cars_test.tar and planes.tar, since one
+            name has no such word; trainset-0.tar and valset-0.tar are of one, since neither has. A list of
+            tars is not checked for splits.
         split: which of the splits in the folder's info.json; needed where it has several, or where shards
             lie beside its one of another that `write_shards` has not finished.
-        image: the extension of the member that is the image, such as "jpg"; by default what the indexes
-            beside the tars are made with, and without any the one that is an image's. As the next two,
-            for tars of other programs.
+        image: the extension of the member that is the image, such as "jpg"; by default that of the indexes
+            beside the tars, and without any the one that is an image's. Only for tars of other programs.
         label: where the class is: the extension of a member, or a field of the JSON member, such as
-            "json:label"; by default what the indexes beside the tars are made with, and without any "cls".
-        damaged: what to do with a tar that is cut short or has a broken header: "error", or "drop" to keep
-            the samples before that are surely whole.
+            "json:label"; by default that of the indexes beside the tars, and without any "cls". Only for tars
+            of other programs.
+        damaged: what to do with a tar of another program that is cut short or has a broken header: "error",
+            or "drop" to keep the samples before that are surely whole.
         write_index: keep what a scan found beside the tar, as name.index.parquet; it replaces an index
             made with another image or label.
         verify: read each tar whole and compare it with the SHA-256 that `write_shards` has kept; tars of
@@ -138,11 +142,21 @@ class ShardIndex:
         refuse_other_runs(caller, "tars", tars, info, plans)
         digests = {table.tar.name: table.facts.get("sha256") for table in tables}
         refuse_exchanged(caller, "tars", info, digests)
-        self._written = None not in plans
+        self._written = None not in plans  # by `write_shards`, all of them
+        self._join(tables, by_row=self._written and len(plans) == 1)
+        self._forget_files()
+
+    def _join(self, tables: list[ShardTable], by_row: bool) -> None:
+        """Join the tables of all tars to the columns of this index and to its catalog.
+
+        Args:
+            tables: of the tars, in their order.
+            by_row: sort the images by their keys, which are row numbers of the catalog they come from.
+        """
         columns = {name: np.concatenate([t.columns[name] for t in tables]) for name in tables[0].columns}
         shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         order = np.arange(len(shard))
-        if self._written and len(plans) == 1:  # keys are row numbers of the catalog
+        if by_row:
             order = np.argsort(columns["key"].astype(np.int64), kind="stable")
         columns = {name: values[order] for name, values in columns.items()}
         self._shard: Int64[np.ndarray, " n"] = shard[order]
@@ -150,23 +164,26 @@ class ShardIndex:
         self._header_crc, self._crc = columns["header_crc32"], columns["crc32"]
         self._key, self._suffix = columns["key"], columns["suffix"]
         self._states = [table.state for table in tables]
-        names = set.intersection(*(set(table.groups) for table in tables))
-        groups = {
-            name: np.concatenate([table.groups[name] for table in tables])[order] for name in sorted(names)
-        }
-        classes = written_classes(caller, "tars", tables) or sorted_classes(set(columns["label"]))
-        number = {name: code for code, name in enumerate(classes)}
-        unknown = sorted(set(columns["label"]) - number.keys())
-        if unknown:
-            expected = f"shards of the classes that info.json lists, and {unknown[0]!r} is none of them"
-            raise refusal(
-                caller, "tars", str(self.tars[0].parent), expected, "restore info.json, or write them again"
-            )
-        labels = np.fromiter(map(number.__getitem__, columns["label"]), np.int64, len(order))
+        # A group that some of the tars lack is left out.
+        names = sorted(set.intersection(*(set(table.groups) for table in tables)))
+        groups = {name: np.concatenate([table.groups[name] for table in tables])[order] for name in names}
+        labels, classes = self._numbered(tables, columns["label"])
         left_out = [item for table in tables for item in table.left_out]
         root = self.tars[0].parent
         self.catalog = Catalog(columns["path"], labels, classes, groups, root, left_out, outside_root=False)
-        self._forget_handles()
+
+    def _numbered(
+        self, tables: list[ShardTable], names: np.ndarray
+    ) -> tuple[Int64[np.ndarray, " n"], list[str]]:
+        """The class number of each image, and the classes: those of info.json, or the sorted names."""
+        classes = written_classes("ShardIndex", "tars", tables) or sorted_classes(set(names))
+        number = {name: code for code, name in enumerate(classes)}
+        unknown = sorted(set(names) - number.keys())
+        if unknown:
+            expected = f"shards of the classes that info.json lists, and {unknown[0]!r} is none of them"
+            hint = "restore info.json, or write them again"
+            raise refusal("ShardIndex", "tars", str(self.tars[0].parent), expected, hint)
+        return np.fromiter(map(number.__getitem__, names), np.int64, len(names)), classes
 
     @property
     def labels(self) -> Int64[np.ndarray, " n"]:
@@ -201,15 +218,15 @@ class ShardIndex:
         return f"ShardIndex({len(self)} images, {len(self.classes)} classes, {len(self.tars)} tars{left_out})"
 
     def file(self, row: int) -> Path:
-        """Where image `row` is, as tar and member, for a sentence; it is no path of the file system."""
+        """Tar and member of image `row`, as a path for messages; the file system has no such path."""
         row = row_number("ShardIndex.file", row, len(self))
         return self.tars[self._shard[row]] / f"{self._key[row]}.{self._suffix[row]}"
 
     def read(self, rows: Any) -> list[bytes]:
         """The content of some images, in the order asked.
 
-        The reads go through each tar from front to back; neighbours are read at once, a row that is asked
-        for twice is read once, and the system hears of all of them before the first.
+        Each tar is read from front to back, in few reads: neighbours are read together, a row that is asked
+        for twice is read once, and the system is asked to prefetch what comes.
 
         Args:
             rows: int [m], row numbers; negative ones count from the end.
@@ -234,30 +251,46 @@ class ShardIndex:
         # Lists: reading a number out of an array costs as much as a small read.
         shards, rows = self._shard[places].tolist(), places.tolist()
         begin, end, into = starts.tolist(), ends.tolist(), walk.tolist()
+        ranges = [(shards[first], begin[first], end[last] - begin[first]) for first, last in runs]
         found: list[bytes] = [b""] * len(places)
         done = 0
-        while done < len(runs):  # as many runs at a time as open files and memory allow
-            handles: dict[int, PositionalFile] = {}
-            announced, ahead = 0, done
-            while ahead < len(runs):
-                first, last = runs[ahead]
-                shard, length = shards[first], end[last] - begin[first]
-                full = shard not in handles and len(handles) == self.max_open
-                if ahead > done and (full or announced + length > _AHEAD):
-                    break
-                if shard not in handles:
-                    handles[shard] = self._handle(shard)
-                handles[shard].prefetch([(begin[first], length)])
-                announced, ahead = announced + length, ahead + 1
+        while done < len(runs):
+            files, ahead = self._prefetched(ranges, done)
             for first, last in runs[done:ahead]:
                 start = begin[first]
-                block = handles[shards[first]].pread(start, end[last] - start)
+                block = files[shards[first]].pread(start, end[last] - start)
                 for at in range(first, last + 1):
                     found[into[at]] = self._checked(rows[at], block[begin[at] - start : end[at] - start])
             if not self._written:  # contents of other programs' tars have no CRC
-                self._refuse_written_over(handles)
+                self._refuse_written_over(files)
             done = ahead
         return [found[place] for place in position.tolist()]
+
+    def _prefetched(
+        self, ranges: list[tuple[int, int, int]], done: int
+    ) -> tuple[dict[int, PositionalFile], int]:
+        """Open files for the next ranges, and let the system read them ahead.
+
+        Args:
+            ranges: (shard, start, length) of each read.
+            done: how many were read before.
+
+        Returns:
+            The open files by shard, and the number of the first range that is left for later: as many are
+            taken as open files and memory allow, and at least one.
+        """
+        files: dict[int, PositionalFile] = {}
+        total, ahead = 0, done
+        while ahead < len(ranges):
+            shard, start, length = ranges[ahead]
+            full = shard not in files and len(files) == self.max_open
+            if ahead > done and (full or total + length > _AHEAD):
+                break
+            if shard not in files:
+                files[shard] = self._file(shard)
+            files[shard].prefetch([(start, length)])
+            total, ahead = total + length, ahead + 1
+        return files, ahead
 
     def _checked(self, row: int, block: memoryview) -> bytes:
         """The content after the header at the front of `block`, refused unless both are as indexed."""
@@ -271,12 +304,14 @@ class ShardIndex:
             what = "another header stands in its place"
         raise self._changed(int(self._shard[row]), f"{self.file(row).name} as it was indexed", what)
 
-    def _refuse_written_over(self, handles: Mapping[int, PositionalFile]) -> None:
-        for shard, handle in handles.items():
-            if handle.changed():
+    def _refuse_written_over(self, files: Mapping[int, PositionalFile]) -> None:
+        """Refuse contents of tars that were written to while they were read."""
+        for shard, file in files.items():
+            if file.changed():
                 raise self._changed(shard, "the time of change that it had", "it was written since")
 
     def _changed(self, shard: int, expected: str, what: str) -> ValueError:
+        """The refusal of a tar that has changed since it was indexed."""
         tar = self.tars[shard]
         hint = "write the shards again with overwrite=True or --overwrite"
         if not self._written:
@@ -284,41 +319,41 @@ class ShardIndex:
         hint = f"the tar has changed; restore it, or {hint}"
         return ValueError(f"ShardIndex: {tar}: expected {expected}, but {what}; {hint}")
 
-    def _handle(self, shard: int) -> PositionalFile:
-        """The open file of a shard; beyond `max_open` the one that was asked for longest ago is let go."""
-        if self._process != os.getpid():  # forked: the lock may have been held at that moment
-            self._forget_handles()
+    def _file(self, shard: int) -> PositionalFile:
+        """The open file of a shard. Beyond `max_open`, the least recently used one is closed."""
+        if self._process != os.getpid():  # forked: another thread may have held the lock at that moment
+            self._forget_files()
         with self._lock:
-            handle = self._handles.pop(shard, None)
-            while len(self._handles) >= self.max_open:
-                del self._handles[next(iter(self._handles))]
-            if handle is None:
+            file = self._files.pop(shard, None)
+            while len(self._files) >= self.max_open:
+                del self._files[next(iter(self._files))]
+            if file is None:
                 tar = self.tars[shard]
-                handle = PositionalFile("ShardIndex", "tars", tar, "a tar to read")
-                fault = changed("ShardIndex", "tars", tar, self._states[shard], handle)
+                file = PositionalFile("ShardIndex", "tars", tar, "a tar to read")
+                fault = changed("ShardIndex", "tars", tar, self._states[shard], file)
                 if fault is not None:
                     raise fault
-            self._handles[shard] = handle  # now the last to go
-            return handle
+            self._files[shard] = file  # last in order: the most recently used
+            return file
 
-    def _forget_handles(self) -> None:
-        self._handles: dict[int, PositionalFile] = {}
+    def _forget_files(self) -> None:
+        self._files: dict[int, PositionalFile] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_handles", "_lock", "_process")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
+        of_process = ("_files", "_lock", "_process")
+        return {name: value for name, value in self.__dict__.items() if name not in of_process}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget_handles()
+        self._forget_files()
 
 
 def _runs(
     shards: Int64[np.ndarray, " m"], starts: Int64[np.ndarray, " m"], ends: Int64[np.ndarray, " m"]
 ) -> list[tuple[int, int]]:
-    """(first, last) of each run of samples that one read takes, in samples sorted by shard and offset."""
+    """(first, last) of each run of samples that one read takes, of samples sorted by shard and offset."""
     runs: list[tuple[int, int]] = []
     apart = (np.diff(shards) != 0) | (starts[1:] - ends[:-1] > _GAP)
     breaks = [0, *(np.flatnonzero(apart) + 1).tolist(), len(shards)]

@@ -21,12 +21,19 @@ from tercet.data.catalog.catalog import Catalog, LeftOut
 from tercet.data.io.atomic import atomically, final_names_in_errors
 from tercet.data.io.images import file_content
 from tercet.data.io.positional import PositionalFile
-from tercet.data.shards.tar_index import ShardTable, read_table, sampled_headers, table_path, write_table
+from tercet.data.shards.tar_index import (
+    NUMBERS,
+    ShardTable,
+    read_table,
+    sampled_headers,
+    table_path,
+    write_table,
+)
 from tercet.data.shards.tar_members import BLOCK, with_member
 
 __all__ = ["ShardJob", "Stopped", "member_suffix", "readable_table", "unreadable_file", "write_shard"]
 
-_SAME = {"jpeg": "jpg", "jpe": "jpg"}  # what the readers of shards ask for
+_SAME = {"jpeg": "jpg", "jpe": "jpg"}  # readers of shards ask for "jpg"
 _END = 20 * BLOCK  # a tar's length is a multiple of it, and ends in two empty blocks
 
 
@@ -36,33 +43,49 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One run: what to write where, the same for every shard."""
+    """What a run writes, the same for all its shards.
+
+    Args:
+        folder: where the shards go.
+        catalog: the images.
+        shards: the rows of each shard, in order.
+        split: the name of the split.
+        plan: the name of the run.
+        sizes: bytes of each source file, −1 for one that cannot be read.
+        skip: leave out files that cannot be read.
+    """
 
     folder: Path
     catalog: Catalog
     shards: list[Int64[np.ndarray, " _"]]
     split: str
     plan: str
-    sizes: list[int]  # of the source files, -1 where one cannot be read
+    sizes: list[int]
     skip: bool
 
     def tar(self, shard: int) -> Path:
+        """The path of a shard."""
         return self.folder / f"{self.split}-{shard:06d}.tar"
 
     def key(self, row: int) -> str:
+        """The key of an image in its shard."""
         return f"{row:09d}"
 
     def finished(self, shard: int) -> ShardTable | None:
-        """The table of a shard that an earlier run of this plan wrote from files as they are now; None also
-        for one without digests, of version 0.1, which is written again."""
+        """The table of a shard that an earlier run of this plan wrote, if it is right; None to write it.
+
+        It is right if the source files have the same sizes and the tar has not changed. A shard without
+        digests, of version 0.1, is written again.
+        """
         tar = self.tar(shard)
         table = readable_table(tar)
         ours = table is not None and table.facts.get("plan") == self.plan
         if table is None or not ours or not {"sha256", "members"} <= table.facts.keys():
             return None
-        there = dict(zip(map(int, table.columns["key"].tolist()), table.columns["size"].tolist()))
+        keys, sizes = table.columns["key"].tolist(), table.columns["size"].tolist()
+        written = dict(zip(map(int, keys), sizes, strict=True))
         rows = self.shards[shard].tolist()
-        same = [there.get(row, -1) for row in rows] == [self.sizes[row] for row in rows]
+        same = [written.get(row, -1) for row in rows] == [self.sizes[row] for row in rows]
         if not same or not tar.is_file():
             return None
         file = PositionalFile("write_shards", "folder", tar, "a tar that can be read")
@@ -82,7 +105,7 @@ def unreadable_file(path: Path, reason: str) -> ValueError:
 
 
 def readable_table(tar: Path) -> ShardTable | None:
-    """The table beside a tar, None also where it is damaged."""
+    """The table beside a tar; None where there is none or it is damaged."""
     try:
         return read_table("write_shards", tar)
     except ValueError:
@@ -90,10 +113,24 @@ def readable_table(tar: Path) -> ShardTable | None:
 
 
 def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable[[], None]) -> ShardTable:
-    """Write one tar and its index; neither appears unless both are whole."""
+    """Write one tar and its index; neither appears unless both are whole.
+
+    Args:
+        job: the run.
+        shard: the number of the shard.
+        stop: set where another shard has failed.
+        step: called after each image.
+
+    Returns:
+        The table of the shard.
+
+    Raises:
+        Stopped: `stop` is set.
+        ValueError: a file that cannot be read, unless such files are skipped.
+    """
     tar, catalog = job.tar(shard), job.catalog
     rows, places, left_out = [], [], []
-    # The index gets its name first: a tar without one is then never ours.
+    # The index gets its name first, so a tar of ours always has an index.
     with atomically(tar) as unfinished, atomically(table_path(tar)) as unfinished_table:
         with final_names_in_errors({unfinished: tar}), open(unfinished, "wb") as opened:
             file = _Digested(opened)
@@ -117,7 +154,7 @@ def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable
             "suffix": np.array([member_suffix(catalog.paths[row]) for row in rows], dtype=object),
             "path": catalog.paths[rows],
             "label": np.array([catalog.classes[label] for label in catalog.labels[rows]], dtype=object),
-            **dict(zip(("offset", "size", "header_crc32", "crc32"), numbers.T)),
+            **dict(zip(NUMBERS, numbers.T, strict=True)),
         }
         groups = {name: values[rows] for name, values in catalog.groups.items()}
         facts = {
@@ -133,7 +170,7 @@ def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable
 
 
 def _content(path: Path) -> tuple[bytes, str]:
-    """What is in a file, and why it is no image, if it is none."""
+    """The content of a file and "", or b"" and why it is no image."""
     try:
         content = file_content(path)
     except ValueError as error:
@@ -142,10 +179,10 @@ def _content(path: Path) -> tuple[bytes, str]:
 
 
 class _Digested:
-    """A file that is written from front to back, and digests of what is written.
+    """A file that is written from front to back, with digests of what is written.
 
     Attributes:
-        sha256: of all.
+        sha256: the digest of all bytes.
         members: a CRC of all members.
     """
 
@@ -162,7 +199,7 @@ class _Digested:
         self._size += len(part)
 
     def put(self, header: bytes, content: bytes) -> tuple[int, int]:
-        """Append a member. Returns the CRCs of its header and content."""
+        """Append a member, and return the CRCs of its header and content."""
         crcs = zlib.crc32(header), zlib.crc32(content)
         self.members = with_member(self.members, *crcs)
         self.write(header)
@@ -172,12 +209,12 @@ class _Digested:
 
 
 def _add_sample(file: _Digested, job: ShardJob, row: int, content: bytes) -> tuple[int, int, int, int]:
-    """Append the three members of an image; offset, size, CRC of header and of content of the first."""
+    """Append the three members of an image, and return the numbers of the first, as in `NUMBERS`."""
     catalog = job.catalog
     label = int(catalog.labels[row])
-    told = {name: values[row : row + 1].tolist()[0] for name, values in catalog.groups.items()}
-    told |= {"path": catalog.paths[row], "label": label, "class": catalog.classes[label]}
-    text = json.dumps(told, sort_keys=True, ensure_ascii=False).encode()
+    facts = {name: values[row : row + 1].tolist()[0] for name, values in catalog.groups.items()}
+    facts |= {"path": catalog.paths[row], "label": label, "class": catalog.classes[label]}
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
     key = job.key(row)
     header = _header(f"{key}.{member_suffix(catalog.paths[row])}", len(content))
     offset = file.tell() + BLOCK
@@ -188,7 +225,7 @@ def _add_sample(file: _Digested, job: ShardJob, row: int, content: bytes) -> tup
 
 
 def _header(name: str, size: int) -> bytes:
-    """512 bytes that depend on name and size alone: no time, no owner."""
+    """The header of a member, 512 bytes that depend on name and size only: no time, no owner."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     return info.tobuf(tarfile.USTAR_FORMAT)

@@ -35,7 +35,7 @@ __all__ = [
     "write_table",
 ]
 
-UNKNOWN = -1  # the CRC of content that was never read
+UNKNOWN = -1  # in place of the CRC of content that was never read
 FORMAT = 1
 TEXTS = ("key", "suffix", "path", "label")
 NUMBERS = ("offset", "size", "header_crc32", "crc32")
@@ -51,8 +51,8 @@ class TarState:
 
     Args:
         size: its bytes.
-        time: of its last change, in nanoseconds; None where it does not count: tars of `write_shards` are
-            copied from machine to machine, and have CRCs.
+        time: of its last change, in nanoseconds; None where it is not compared: tars of `write_shards` have
+            CRCs, and may be copied from machine to machine.
         headers: (offset, CRC) of a few headers.
     """
 
@@ -61,7 +61,7 @@ class TarState:
     headers: tuple[tuple[int, int], ...] = ()
 
     def change(self, tar: PositionalFile) -> tuple[str, str] | None:
-        """What was expected of an open tar and what was found, where the two differ."""
+        """(expected, found) where an open tar has changed; None where it has not."""
         if tar.size != self.size:
             return f"{self.size} bytes, as", f"it has changed to {tar.size}"
         if self.time not in (None, tar.time):
@@ -79,11 +79,11 @@ class ShardTable:
     Args:
         tar: the file.
         tar_size: its bytes when it was indexed.
-        columns: by name, each [n]: key, suffix, path and label (the class name), strings; offset (of the
-            image's content), size, header_crc32 (of the 512 bytes before it) and crc32, int64.
+        columns: by name, each [n]. Strings: key, suffix, path and label, the class name. int64: offset and
+            size of the image's content, its crc32, and header_crc32 of the 512 bytes before it.
         groups: further columns by name, each [n].
-        left_out: what was found, or planned, and is no sample.
-        facts: how the table came about, for comparison with what is asked for.
+        left_out: what was found, or was to be written, and is no sample.
+        facts: how the table was made; it is compared with what is asked for.
     """
 
     tar: Path
@@ -98,7 +98,7 @@ class ShardTable:
 
     @property
     def ours(self) -> bool:
-        """Whether `write_shards` wrote it."""
+        """Whether `write_shards` wrote the tar."""
         return "plan" in self.facts
 
     @property
@@ -110,7 +110,7 @@ class ShardTable:
 
 
 def table_path(tar: Path) -> Path:
-    """Where the table of a tar lies: a.index.parquet beside a.tar, part.000.index.parquet beside part.000."""
+    """The path of a tar's table: a.index.parquet beside a.tar, part.000.index.parquet beside part.000."""
     return tar.with_name(tar.name.removesuffix(".tar") + ".index.parquet")
 
 
@@ -119,7 +119,7 @@ def write_table(table: ShardTable, target: Path) -> None:
 
     Args:
         table: what to write.
-        target: an unfinished name; the final one would end as `table_path` says.
+        target: a temporary name; the final one is `table_path`.
     """
     import pyarrow as pa
 
@@ -146,15 +146,15 @@ def read_table(caller: str, tar: Path, rows: bool = True, argument: str = "index
     Args:
         caller: who asks, for the sentences.
         tar: the file.
-        rows: False leaves the samples unread, and gives a table of none with its size and facts.
+        rows: False reads no samples, and gives an empty table with the size and the facts.
         argument: for which argument, for the sentences.
 
     Returns:
-        The table; among its facts are "samples", their number, and "checked": whether it has checksums, which
-        those of version 0.1 have not.
+        The table. Its facts include "samples", their number, and "checked", whether the table has checksums;
+        those of version 0.1 have none.
 
     Raises:
-        ValueError: it cannot be read, is damaged, or is that of a tar of another name.
+        ValueError: it cannot be read, is damaged, or belongs to a tar of another name.
     """
     source = table_path(tar)
     if not source.is_file():
@@ -177,14 +177,14 @@ def read_table(caller: str, tar: Path, rows: bool = True, argument: str = "index
         hint += f"({reason.partition(': expected ')[2] or reason})"
         raise refusal(caller, argument, str(source), "the index of a tar", hint) from error
     name = facts.string("tar", tar.name)
-    if name != tar.name:  # of tars as large, with the same keys, nothing else would tell them apart
+    if name != tar.name:  # nothing else tells tars of one size and the same keys apart
         hint = f"it is that of {name}; rename both, or delete it, and the tar is scanned instead"
         raise refusal(caller, argument, str(source), f"the index of {tar.name}", hint)
     return found
 
 
 def _typed(tar: Path, facts: JsonRecord, table: Any, samples: int, checked: bool) -> ShardTable:
-    """The table with its facts, each of its type.
+    """The table, with columns and facts of the right types.
 
     Raises:
         ValueError: a fact or a column of another type.
@@ -207,17 +207,17 @@ def _typed(tar: Path, facts: JsonRecord, table: Any, samples: int, checked: bool
         raise facts.wrong("headers", "pairs of whole numbers")
     if any(at < 0 or at > facts.integer("tar_size") for at, _ in headers):
         raise facts.wrong("headers", "offsets in the tar")
-    told: dict[str, Any] = {"samples": samples, "checked": checked, "headers": headers}
+    typed: dict[str, Any] = {"samples": samples, "checked": checked, "headers": headers}
     for name in ("plan", "label", "sha256"):
         if name in facts:
-            told[name] = facts.string(name)
+            typed[name] = facts.string(name)
     for name in ("contents", "members", "mtime_ns"):
         if name in facts:
-            told[name] = facts.integer(name)
+            typed[name] = facts.integer(name)
     if "image" in facts:
-        told["image"] = None if facts.fields["image"] is None else facts.string("image")
+        typed["image"] = None if facts.fields["image"] is None else facts.string("image")
     if "damaged" in facts:
-        told["damaged"] = bool(facts.fields["damaged"])
+        typed["damaged"] = bool(facts.fields["damaged"])
     columns = {name: _values(table[name]) for name in kinds}
     groups = [name for name in table.column_names if name.startswith(_GROUP)]
     return ShardTable(
@@ -226,15 +226,15 @@ def _typed(tar: Path, facts: JsonRecord, table: Any, samples: int, checked: bool
         columns=columns,
         groups={name.removeprefix(_GROUP): _values(table[name]) for name in groups},
         left_out=tuple(LeftOut(*item) for item in left_out),
-        facts=told,
+        facts=typed,
     )
 
 
 def _refuse_damaged(found: ShardTable) -> None:
-    """Refuse a table whose keys or classes do not fit its facts, or whose samples lie outside of the tar.
+    """Refuse a table whose keys or classes differ from their CRC, or whose samples lie outside of the tar.
 
     Raises:
-        ValueError: as above.
+        ValueError: the fact, for `read_table` to add the file.
     """
     contents = found.facts.get("contents")
     if contents is not None and contents != contents_crc(found):
@@ -248,33 +248,34 @@ def _refuse_damaged(found: ShardTable) -> None:
 
 
 def contents_crc(table: ShardTable) -> int:
-    """A CRC of the keys and classes of the samples, in their order; that of a table which is kept is in
-    its facts, as "contents"."""
+    """A CRC of the keys and classes of the samples, in order: the fact "contents" of a written table."""
     return keys_and_classes_crc(table.columns["key"].tolist(), table.columns["label"].tolist())
 
 
 def keys_and_classes_crc(keys: list[str], classes: list[str]) -> int:
-    """As `contents_crc`, of lists."""
+    """A CRC of the keys and classes of samples, in their order."""
     return zlib.crc32(json.dumps([keys, classes]).encode())
 
 
 def sampled_headers(columns: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
-    """(offset, CRC) of a few headers of images, spread over a tar."""
+    """(offset, CRC) of a few headers of images, evenly spread over a tar."""
     rows = np.unique(np.linspace(0, max(0, len(columns["offset"]) - 1), _SAMPLED, dtype=np.int64))
     rows = rows[: len(columns["offset"])]
-    return list(zip((columns["offset"][rows] - BLOCK).tolist(), columns["header_crc32"][rows].tolist()))
+    offsets, crcs = (columns["offset"][rows] - BLOCK).tolist(), columns["header_crc32"][rows].tolist()
+    return list(zip(offsets, crcs, strict=True))
 
 
 def changed(
     caller: str, argument: str, tar: Path, state: TarState, file: PositionalFile | None = None
 ) -> ValueError | None:
-    """The refusal of a tar that is not what it was; None where it is.
+    """The refusal of a tar that has changed; None where it has not.
 
     Args:
-        caller, argument: who asks, and for which argument, for the sentence.
+        caller: who asks, for the sentence.
+        argument: for which argument, for the sentence.
         tar: the file.
         state: what it was like.
-        file: it, open; by default it is opened.
+        file: the open file; by default it is opened.
 
     Raises:
         ValueError: it cannot be opened.
@@ -296,12 +297,13 @@ def of_write_shards(caller: str, tar: Path) -> bool:
     """Whether `write_shards` wrote a tar, by the table beside it."""
     try:
         table = read_table(caller, tar, rows=False)
-    except ValueError:  # a damaged index is told where it is read
+    except ValueError:  # whoever reads a damaged index refuses it
         return False
     return table is not None and table.ours
 
 
 def _values(column: Any) -> np.ndarray:
+    """A column as bools, floats, int64 or objects."""
     values = column.to_numpy()
     if values.dtype.kind in "bfu":
         return values

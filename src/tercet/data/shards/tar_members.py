@@ -1,4 +1,4 @@
-"""The members of a tar, read from its headers within bounds, and the samples that they make."""
+"""The members of a tar, read from its headers within bounds, and how they are grouped into samples."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ BLOCK = 512  # bytes: every header, and the unit that contents are padded to
 LARGEST = 1 << 30  # bytes of a member that is read into memory
 _HEADER = 1 << 20  # bytes of a long name or a pax header
 _NAME = 1 << 16  # characters of a name
-_TAIL = 1 << 22  # bytes after the end that are looked at
+_TAIL = 1 << 22  # bytes after the end in which further members are looked for
 _ZEROS = bytes(BLOCK)
-_WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: their size counts no bytes
+_WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: no bytes follow, whatever their size says
 _PLAIN = b"\x0007"
 _PAX_FOR_ONE, _PAX_FOR_ALL, _LONG_NAME, _LONG_LINK, _SPARSE = b"xX", b"g", b"L", b"K", b"S"
 _PAX_LENGTH = re.compile(rb"([0-9]{1,9}) ")
@@ -43,7 +43,7 @@ class DamagedTar(Exception):
 
     Args:
         reason: a short fact.
-        at: the offset of the header in question; at 0 it is no tar at all.
+        at: the offset of the header where it breaks off; 0 where it is no tar at all.
     """
 
     def __init__(self, reason: str, at: int) -> None:
@@ -76,12 +76,12 @@ class Member(NamedTuple):
 def members(read: Read, size: int | None = None) -> Iterator[Member]:
     """The members of an uncompressed tar, in its order. Long names of GNU tar and of pax are understood.
 
-    A header is trusted with nothing: names, header sizes and member sizes have bounds, and no content is read
-    for a header that lies.
+    No header is trusted: names, sizes of headers and sizes of members have bounds, and no content is read for
+    a header that claims more.
 
     Args:
-        read: (start, length) → up to so many bytes from there; fewer where the tar ends.
-        size: bytes of the tar; None where that shows only at its end.
+        read: a function of (start, length) that gives up to `length` bytes; fewer where the tar ends.
+        size: bytes of the tar; None where only its end shows it.
 
     Raises:
         DamagedTar: it is cut short, a header is broken or out of bounds, or members follow its end.
@@ -95,7 +95,7 @@ def members(read: Read, size: int | None = None) -> Iterator[Member]:
         >>> [(member.name, member.offset) for member in members(lambda at, n: content[at : at + n])]
         [('a.jpg', 512)]
     """
-    at, told = 0, {}
+    at, extended = 0, {}  # facts of extension headers, for the member that follows them
     while (header := bytes(read(at, BLOCK))) != _ZEROS:
         kind = _checked(header, at)
         length, offset = _number(header[124:136], at), at + BLOCK
@@ -109,27 +109,27 @@ def members(read: Read, size: int | None = None) -> Iterator[Member]:
                 records = _pax_records(content, at)
                 if kind == _PAX_FOR_ALL and {"path", "size"} & records.keys():
                     raise DamagedTar("one name or size is given for all members", at)
-                told = told if kind == _PAX_FOR_ALL else records | told
+                extended = extended if kind == _PAX_FOR_ALL else records | extended
             elif kind == _LONG_NAME:
-                told = {"path": content.partition(b"\0")[0]} | told
+                extended = {"path": content.partition(b"\0")[0]} | extended
             at = offset + _padded(length)
             continue
-        name = _name(header, kind, told, at)
-        if "size" in told:
-            length = _number(told["size"], at, base=10)
+        name = _name(header, kind, extended, at)
+        if "size" in extended:
+            length = _number(extended["size"], at, base=10)
         sort = "plain" if kind in _PLAIN else "folder" if kind == b"5" else "other"
-        if kind == b"\0" and name.endswith("/"):  # how tars of 1979 have folders
+        if kind == b"\0" and name.endswith("/"):  # a folder in the format of 1979
             sort = "folder"
-        if "sparse" in told:
+        if "sparse" in extended:
             sort = "other"
         if sort == "folder" or kind in _WITHOUT_CONTENT:
             length = 0
         if size is not None and offset + length > size:
             raise DamagedTar(f"a member claims {length:,} bytes, more than there are", at)
-        extended = _sparse_blocks(read, offset, header) if kind == _SPARSE else 0
+        more_headers = _sparse_blocks(read, offset, header) if kind == _SPARSE else 0
         yield Member(name.rstrip("/") if sort == "folder" else name, sort, header, offset, length)
-        at, told = offset + extended + _padded(length), {}
-    if told:
+        at, extended = offset + more_headers + _padded(length), {}
+    if extended:
         raise DamagedTar("it ends after a header without a member", at)
     _refuse_more(read, at)
 
@@ -139,12 +139,12 @@ def _padded(length: int) -> int:
 
 
 def _checked(header: bytes, at: int) -> bytes:
-    """The kind of member of a header whose sum is right."""
+    """The type flag of a header, refused where its checksum is wrong."""
     if len(header) < BLOCK:
         raise DamagedTar("it ends within a header" if header else "it ends without a header", at)
     stated = _number(header[148:156], at)
     found = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    if stated != found:  # some programs of old added signed bytes
+    if stated != found:  # some old programs sum signed bytes
         signed = found - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
         if stated != signed:
             raise DamagedTar("a header is broken", at)
@@ -152,7 +152,7 @@ def _checked(header: bytes, at: int) -> bytes:
 
 
 def _number(field: bytes, at: int, base: int = 8) -> int:
-    """The number in a field: octal digits, or 256-adic ones after a byte of 128, or decimal ones of pax."""
+    """The number in a field: octal digits, or base 256 after a byte of 128; with `base=10` decimal digits."""
     if base == 8 and field[0] == 0o200:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip() or b"0"
@@ -161,20 +161,23 @@ def _number(field: bytes, at: int, base: int = 8) -> int:
     return int(digits, base)
 
 
-def _name(header: bytes, kind: bytes, told: dict[str, bytes], at: int) -> str:
+def _name(header: bytes, kind: bytes, extended: dict[str, bytes], at: int) -> str:
+    """The name of a member, from the extension headers before it or from its own header."""
     name = header[:100].partition(b"\0")[0]
     prefix = header[345:500].partition(b"\0")[0]
     if prefix and kind != _SPARSE:
         name = prefix + b"/" + name
-    name = told.get("path", name)
+    name = extended.get("path", name)
     if len(name) > _NAME:
         raise DamagedTar(f"the name of a member has {len(name):,} bytes", at)
     return name.decode(errors="surrogateescape")
 
 
 def _pax_records(content: bytes, at: int) -> dict[str, bytes]:
-    """The records "length key=value" of a pax header that count here, path and size; others as one of each
-    kind, "sparse" and "other", for a chain of headers may have millions."""
+    """The records "length key=value" of a pax header that matter here: path and size.
+
+    All others are kept as one of each kind, "sparse" and "other": a chain of headers may have millions.
+    """
     records: dict[str, bytes] = {}
     start = 0
     while start < len(content) and content[start]:
@@ -190,7 +193,7 @@ def _pax_records(content: bytes, at: int) -> dict[str, bytes]:
 
 
 def _sparse_blocks(read: Read, offset: int, header: bytes) -> int:
-    """Bytes of the further headers of a sparse file of GNU tar."""
+    """The length of the further headers of a sparse file of GNU tar, in bytes."""
     length, more = 0, header[482]
     while more:
         block = bytes(read(offset + length, BLOCK))
@@ -201,7 +204,7 @@ def _sparse_blocks(read: Read, offset: int, header: bytes) -> int:
 
 
 def _refuse_more(read: Read, at: int) -> None:
-    """Refuse members behind the end: a header of zeros, which damage may make, looks like one."""
+    """Refuse members after the end: a header that damage turned into zeros looks like the end."""
     for start in range(at, at + _TAIL, 1 << 16):
         chunk = bytes(read(start, 1 << 16))
         if chunk.strip(b"\0"):
@@ -211,7 +214,7 @@ def _refuse_more(read: Read, at: int) -> None:
 
 
 def why_no_sample(member: Member) -> str:
-    """Why a member is part of no sample; empty where it is part of one."""
+    """Why a member belongs to no sample; "" where it belongs to one."""
     if _META.match(member.name):
         return "webdataset's own metadata"
     if member.kind != "plain":
@@ -220,8 +223,9 @@ def why_no_sample(member: Member) -> str:
 
 
 def sample_name(name: str) -> tuple[str, str] | None:
-    """The key and the extension of a member's name, by webdataset's rule: the key ends at the first dot of
-    the file name. None where there is no such dot.
+    """The key and the extension of a member's name, by webdataset's rule; None where there is no dot.
+
+    The key ends at the first dot of the file name, without the folders.
 
     Example:
         >>> sample_name("a.b/c.seg.PNG"), sample_name("README")
@@ -232,12 +236,12 @@ def sample_name(name: str) -> tuple[str, str] | None:
     if dot < 0 or not name[:dot]:
         return None
     if dot == last and "." in name[name.rfind("/", 0, last - 1) + 1 : last]:
-        return None  # of "a.b/.jpg"; of "a/.jpg" the key is "a/"
+        return None  # as of "a.b/.jpg"; the key of "a/.jpg" is "a/"
     return name[:dot], name[dot + 1 :]
 
 
 def grouped(named: Iterable[tuple[str, str, Content]]) -> Iterator[tuple[str, dict[str, Content]]]:
-    """The runs of members with one key, as webdataset groups them into samples.
+    """Runs of members with one key, as webdataset groups them into samples.
 
     Args:
         named: key, extension and content of each member, in the order of the tar.
@@ -262,7 +266,12 @@ def grouped(named: Iterable[tuple[str, str, Content]]) -> Iterator[tuple[str, di
 
 
 def with_member(crc: int, header_crc: int, content_crc: int) -> int:
-    """The CRC of some members and one more, of which the CRCs of header and content are known.
+    """The CRC of some members and one more.
+
+    Args:
+        crc: of the members before, 0 where there are none.
+        header_crc: of the header of the next one.
+        content_crc: of its content.
 
     Example:
         >>> with_member(with_member(0, 1, 2), 3, 4) == with_member(with_member(0, 3, 4), 1, 2)

@@ -1,4 +1,4 @@
-"""The samples of a tar that any program wrote, from its headers and labels."""
+"""The samples of a tar of any program, from its headers and labels."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ _NAME = 1024  # characters of a class
 def scan_tar(
     caller: str, tar: Path, image: str | None, label: str, damaged: str, argument: str = "tars"
 ) -> ShardTable:
-    """The samples of a tar that any program wrote, from its headers and labels; images are not read.
+    """The samples of a tar of any program, from its headers and labels. Images are not read.
 
     Args:
         caller: who asks, for the sentences.
         tar: an uncompressed tar; long names of GNU tar and pax are understood.
         image: the extension of the member that is the image; None for the one that is an image's.
-        label: the extension of the member that holds the class, or "json:field"; as `extension` gives them.
-        damaged: "drop" ends a tar that is cut short, or has a broken header, before the sample in question.
+        label: the extension of the member that holds the class, or "json:field". This and the image as
+            `extension` gives them.
+        damaged: "error" refuses a tar that is cut short or has a broken header; "drop" keeps the samples that
+            are surely whole.
         argument: for which argument, for the sentences.
 
     Raises:
@@ -56,21 +58,21 @@ def scan_tar(
     file = PositionalFile(caller, argument, tar, "an uncompressed tar")
     for key, parts in _samples(caller, argument, tar, file, damaged, left_out):
         extension = _image_of(caller, argument, tar, key, parts, image)
-        why = "sample without an image" if extension is None else ""
-        if extension is not None and parts[extension].size > LARGEST:
-            why = f"image of more than {LARGEST:,} bytes"
-        if why or extension is None:
-            left_out.append(LeftOut(f"{tar.name}/{key}", why))
+        if extension is None:
+            left_out.append(LeftOut(f"{tar.name}/{key}", "sample without an image"))
             continue
         found = parts[extension]
+        if found.size > LARGEST:
+            left_out.append(LeftOut(f"{tar.name}/{key}", f"image of more than {LARGEST:,} bytes"))
+            continue
         name = _class_of(caller, tar, key, parts, label, file)
-        spelled = found.name[len(key) + 1 :]  # in whatever case
+        suffix = found.name[len(key) + 1 :]  # in its own case
         header = zlib.crc32(file.pread(found.offset - BLOCK, BLOCK))
-        rows.append((key, spelled, found.name, name, found.offset, found.size, header, UNKNOWN))
-    columns = {}
-    for place, column in enumerate((*TEXTS, *NUMBERS)):
-        kind = object if column in TEXTS else np.int64
-        columns[column] = np.array([row[place] for row in rows], dtype=kind)
+        rows.append((key, suffix, found.name, name, found.offset, found.size, header, UNKNOWN))
+    columns = {
+        column: np.array([row[place] for row in rows], dtype=object if column in TEXTS else np.int64)
+        for place, column in enumerate((*TEXTS, *NUMBERS))
+    }
     if file.changed():
         raise refusal(caller, argument, str(tar), "a tar that nobody writes to while it is scanned")
     facts = {
@@ -86,7 +88,10 @@ def scan_tar(
 def _samples(
     caller: str, argument: str, tar: Path, file: PositionalFile, damaged: str, left_out: list[LeftOut]
 ) -> Iterator[tuple[str, dict[str, Member]]]:
-    """(key, {extension in lower case: member}) of each sample, as webdataset has it."""
+    """(key, {extension in lower case: member}) of each sample, as webdataset groups them.
+
+    Members that belong to no sample are added to `left_out`. Arguments as for `scan_tar`.
+    """
     broken: list[DamagedTar] = []
 
     def named() -> Iterator[tuple[str, str, Member]]:
@@ -123,7 +128,8 @@ def _samples(
         where = f"{DAMAGED} after {current!r}" if current else DAMAGED
         hint = f'{reason}; restore it, or pass damaged="drop" to keep the samples before'
         raise refusal(caller, argument, str(tar), f"a whole tar, and {where}", hint)
-    left_out.append(LeftOut(f"{tar.name}/{current}", DAMAGED))  # what is missing may have been a part of it
+    # The last sample may lack a member that was lost: it is left out.
+    left_out.append(LeftOut(f"{tar.name}/{current}", DAMAGED))
 
 
 def _image_of(
@@ -161,6 +167,10 @@ def _class_of(
 
 def class_in(content: bytes | bytearray | str, field: str) -> int | str:
     """The class that a member holds: its text, or a field of its JSON.
+
+    Args:
+        content: of the member.
+        field: the field of its JSON; "" for its text.
 
     Raises:
         ValueError, LookupError, TypeError: neither a whole number nor a name, or one of more than 1,024

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tercet.core.checks import as_int
 from tercet.core.randomness import derive_key
-from tercet.data.samplers.resumable import EpochCounter, EpochIterator
+from tercet.data.samplers.resumable import EpochCounter, EpochIterator, Resumable
 
 if TYPE_CHECKING:
     from tercet.data.streams.batches import PartitionBatches, RawBatch
-    from tercet.data.streams.pk_stream import PKStream
 
 __all__ = ["LAST_EPOCH", "PKStreamIterator", "SharedEpochs"]
 
@@ -29,7 +28,7 @@ class PKStreamIterator(EpochIterator):
         batches: the batches of the rank.
     """
 
-    def __init__(self, stream: PKStream, batches: PartitionBatches) -> None:
+    def __init__(self, stream: Resumable, batches: PartitionBatches) -> None:
         from torch.utils.data import get_worker_info
 
         worker = get_worker_info()
