@@ -213,9 +213,9 @@ def test_shards_of_other_options_are_refused_without_overwrite(tercet, photos): 
         ),
         (["photos", "t.csv"], 1, "Error: write_shards(folder='t.csv'): expected a folder, not a file"),
         (
-            ["photos", "out", "--layout", "identiy"],
+            ["photos", "out", "--layout", "by_clas"],
             1,
-            "make-shards(--layout='identiy'): expected one of 'iden",
+            "make-shards(--layout='by_clas'): expected one of 'by_c",
         ),
         (
             ["photos", "out", "--layout", "mixed", "--k", "4"],

@@ -1,4 +1,4 @@
-"""Many ranks as one batch: every rank's embeddings as columns, with the gradient to where they came from."""
+"""The embeddings of all ranks as columns, with the gradient back to the rank that each came from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _is_distributed() -> bool:
 
 
 def rank() -> int:
-    """The number of this process among all; 0 where there is only one.
+    """The number of this process, from 0; 0 where torch.distributed is not initialised.
 
     Example:
         >>> rank(), world_size()
@@ -34,7 +34,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes train together; 1 where torch.distributed is not initialised."""
+    """The number of processes that train together; 1 where torch.distributed is not initialised."""
     return dist.get_world_size() if _is_distributed() else 1
 
 
@@ -52,39 +52,39 @@ def gather(
     batch. Ranks may hold different numbers of rows, or none. Without torch.distributed the columns are the
     batch.
 
-    A rank's loss ℓ_r takes its own rows as anchors. Backward hands each rank the gradient of Σ_r ℓ_r by its
-    embeddings, whichever rank's loss it comes from. DDP then averages over the R ranks, so it steps along the
-    gradient of (1/R) Σ_r ℓ_r. Whether that is the gradient of one process that holds the whole batch follows
-    from the head and its reduction:
+    The loss ℓ_r of rank r has its own rows as anchors. Backward gives each rank the gradient of Σ_r ℓ_r by
+    its embeddings, from the losses of all ranks. DDP then averages over the R ranks, so it steps along the
+    gradient of (1/R) Σ_r ℓ_r. Whether that is the gradient of one process with the whole batch depends on the
+    head and its reduction:
 
-    - `"sum"`: yes, once the loss is multiplied by `world_size()`, with `TripletMargin`, `Contrastive`,
+    - `"sum"`: yes, if the loss is multiplied by `world_size()`, with `TripletMargin`, `Contrastive`,
       `MarginLoss`, `InfoNCE`, `SupCon`, `MultiSimilarity` and `Circle`, whose losses are sums over anchors.
-    - `"mean"`, and `FastAP`: yes, with nothing to do, where each rank has as many of what the mean is over
-      (triplets, pairs, or rows); else it is the mean of the ranks' means.
-    - `"mean_active"`: no, since ranks differ in how many losses are above 0. For that mean, as for any over
-      different numbers, take `"sum"`, multiply by `world_size()` and divide by all ranks' number.
+    - `"mean"`, and `FastAP`: yes, as it is, if all ranks have equally many of what the mean is over
+      (triplets, pairs, or rows); otherwise it is the mean of the ranks' means.
+    - `"mean_active"`: no, since ranks differ in how many losses are above 0. For that mean, and any over
+      different numbers, use `"sum"`, multiply by `world_size()` and divide by the number of all ranks.
     - `LiftedStructure`, `NPair`, `Histogram`, and `MarginLoss` that sums with `nu`: no. They refuse the
       columns of several ranks.
 
-    Every head and reduction has the gradient of one process where each rank computes the loss of the whole
-    batch, at R times the work. DDP's average is then right as it is, also that of a head's own parameters:
+    With every head and reduction, the gradient is that of one process if each rank computes the loss of the
+    whole batch, at R times the work. DDP's average is then right as it is, also for a head's own parameters:
 
         ids, ref = gather(embeddings, labels)
         loss = head(ref.embeddings, ref.labels, miner(ref.embeddings, ref.labels, ids=ref.ids))
 
-    Every rank has to call it, and to backpropagate through it when one does: each waits for the others.
+    Every rank has to call `gather`, and to backpropagate through it if one does: each waits for the others.
 
     Args:
         embeddings: [n, d] floats, of one precision and dimension on all ranks.
         labels: [n] integers or bools, or [n, c] for a relation that takes several.
-        ids: [n] integers of 0 or more, which image each row is; None for a number below 0, another for each
-            row of all ranks, that holds for this step.
+        ids: [n] integers of 0 or more that name the image of each row. None gives each row of all ranks a
+            number below 0 of its own, valid for this step.
 
     Returns:
         `ids` int64 [n], for the miner or the head, and `References` of all N rows.
 
     Raises:
-        ValueError: shapes that do not fit together, embeddings that are no floats, or ranks that differ in
+        ValueError: shapes that do not match, embeddings that are no floats, or ranks that differ in
             precision, dimension, the labels of a row, in having ids, or in having a graph.
 
     Example:
@@ -117,19 +117,20 @@ def gather(
 
 
 def _ids_of_one_step(count: int, first: int, device: torch.device) -> Int[Tensor, " n"]:
-    """−1, −2, … by the row among all ranks' rows: below 0, so never an image of the catalog."""
+    """−1, −2, … in the order of the rows of all ranks: below 0, so none is a row of the catalog."""
     return -1 - first - torch.arange(count, device=device)
 
 
 def _sizes(embeddings: Tensor, labels: Tensor, with_ids: bool) -> list[int]:
-    """How many rows each rank has; refused on every rank where any two differ in kind."""
+    """How many rows each rank has; refused on every rank if two ranks differ in precision, shape or graph."""
     graph = embeddings.requires_grad and torch.is_grad_enabled()
     dtype = _DTYPES.index(embeddings.dtype)
     width = labels.shape[1] if labels.ndim == 2 else -1
     own = torch.tensor([*embeddings.shape, dtype, width, with_ids, graph], device=embeddings.device)
     every = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(every, own)
-    sizes, kinds = zip(*((size, tuple(kind)) for size, *kind in torch.stack(every).tolist()))
+    described = [(size, tuple(kind)) for size, *kind in torch.stack(every).tolist()]
+    sizes, kinds = zip(*described, strict=True)
     for other, kind in enumerate(kinds):
         if kind != kinds[0]:
             shown = f"{_kind(*kind)} on rank {other}"
@@ -144,15 +145,17 @@ def _kind(dim: int, dtype: int, width: int, with_ids: int, graph: int) -> str:
 
 
 def _all_gather(rows: Shaped[Tensor, "n c"], sizes: list[int]) -> Shaped[Tensor, "N c"]:
-    """The rows of all ranks: padded to the longest, exchanged, and cut again."""
+    """The rows of all ranks, rank after rank: padded to the longest rank, exchanged, and cut."""
     padded = rows.new_zeros(max(sizes), rows.shape[1])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 class _AllGather(torch.autograd.Function):
+    """`_all_gather` with a gradient: each rank gets the sum over all ranks of that of its own rows."""
+
     @staticmethod
     def forward(ctx: Any, rows: Any, sizes: Any) -> Any:
         ctx.sizes = sizes
@@ -162,7 +165,7 @@ class _AllGather(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:
         expected = "False, since the gradient that the ranks exchange has no graph"
         refuse_second_derivative("gather", expected, "take second derivatives of the rank's own rows alone")
-        # Summed in float32 at least; a copy, for the gradient that came is not ours to change.
+        # Summed in float32 at least, and in a copy: autograd may use the incoming gradient elsewhere.
         dtype = torch.promote_types(grad.dtype, torch.float32)
         total = grad.to(dtype, copy=True, memory_format=torch.contiguous_format)
         dist.all_reduce(total)

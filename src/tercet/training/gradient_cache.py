@@ -1,4 +1,4 @@
-"""One training step over a batch that does not fit: the gradient is cached at the embeddings."""
+"""One training step over a batch that does not fit into memory: its gradient is cached at the embeddings."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tercet.pairwise.relations import label_rows, whole_numbers
 __all__ = ["CachedStep", "cached_backward"]
 
 _CALLER = "cached_backward"
-_DRIFT = 0.05  # kernels that add up in another order stay far below it, a dropout drawn anew far above
+_DRIFT = 0.05  # relative; another order of summation stays far below it, another dropout far above
 
 
 class CachedStep(NamedTuple):
-    """What `cached_backward` computed on the way, without graph.
+    """What `cached_backward` computed, without graph.
 
     Args:
         loss: float, a scalar.
-        embeddings: float [n, d], of all chunks.
+        embeddings: float [n, d], those of all chunks.
         labels: int64 [n].
         ids: int64 [n], or None.
         mined: `Triplets` or `Pairs` of rows of the batch, or None without a miner.
-        ref: the columns that they are rows of, or None for the batch itself.
+        ref: the `References` whose columns `mined` names, or None for the batch itself.
 
     Example:
         >>> step = CachedStep(torch.tensor(0.5), torch.eye(2), torch.arange(2), None, None, None)
@@ -56,42 +56,44 @@ def cached_backward(
     backward: Callable[[Tensor], Any] = Tensor.backward,
     device: Any = None,
 ) -> CachedStep:
-    """The gradients of one step over all chunks, in the memory of one: added to `.grad`, as by `backward`.
+    """Add the gradients of one step over all chunks to `.grad`, in the memory that one chunk takes.
 
-    ∂L/∂θ = Σ_c (∂x_c/∂θ)ᵀ ∂L/∂x_c, x_c the embeddings of chunk c
+        ∂L/∂θ = Σ_c (∂x_c/∂θ)ᵀ ∂L/∂x_c,  x_c the embeddings of chunk c
 
-    1. Embed chunk by chunk without a graph. 2. Mine and take the loss over all embeddings, and its gradient
-    ∂L/∂x by them; a head with parameters of its own gets theirs here. 3. Embed each chunk again, with a
-    graph, and go on backwards from its part of ∂L/∂x. The price is a second forward pass.
+    1. Embed chunk by chunk, without a graph.
+    2. Mine and compute the loss over all embeddings, and its gradient ∂L/∂x by them. The gradients of a
+       head's own parameters are computed here.
+    3. Embed each chunk again, with a graph, and continue backward from its part of ∂L/∂x.
 
-    The second pass of a chunk repeats the first:
+    The cost is a second forward pass. It repeats the first:
 
     - It draws the same numbers from torch's generators, on the CPU and on the devices of the model and the
-      images. Only for that are the global generators read and set here, and they are left as one forward
-      pass over the chunks leaves them. A model that draws from others cannot be repeated, and is refused.
+      images. For this the global generators are read and set; they are left as one forward pass over the
+      chunks leaves them. A model that draws from other generators cannot be repeated, and is refused.
     - It starts from the same buffers, so running statistics are updated once. In training mode BatchNorm
       normalises each chunk by itself: that is the one difference from a batch in one piece.
-    - Under autocast both passes run as the context says, and the gradients outside it.
+    - Under autocast both passes run as the context says, and gradients are computed outside of it.
 
-    Under DDP the ranks exchange gradients with the last chunk; give each rank as many chunks.
+    Under DDP the ranks exchange gradients with the last chunk; give each rank equally many chunks.
 
         step = cached_backward(model, islice(loader, 8), head, miner=miner)
         optimizer.step()
 
     Args:
-        model: gives embeddings [n, d] for images.
+        model: a module that gives embeddings [n, d] for images.
         chunks: (images, labels) or (images, labels, rows) each, as a loader gives them; `rows` become ids.
-            All are held at once: take from a loader as many as one step needs.
+            All are in memory at once: take from a loader as many as one step needs.
         head: a loss head, called once with all embeddings; its loss is a scalar.
-        miner: a miner, or any callable like one; None for all pairs or triplets. One that draws takes the
-            step in `functools.partial(miner, step=step)`.
-        ref: the columns; None for the batch itself. Or a function of (embeddings, labels, ids) that gives
-            (ids, references) with a graph: `gather`, or one that adds a memory's.
-        backward: called with the loss: `lambda loss: scaler.scale(loss).backward()`, say.
-        device: where images and labels are moved to, chunk by chunk; None to leave them where they are.
+        miner: a miner, or any callable with its arguments; None for all pairs or triplets. Pass the step to
+            one that draws by `functools.partial(miner, step=step)`.
+        ref: the columns as `References`; None for the batch itself. Or a function of (embeddings, labels,
+            ids) that gives (ids, references) with a graph: `gather`, or one that adds those of a memory.
+        backward: called with the loss in place of `loss.backward()`, for instance
+            `lambda loss: scaler.scale(loss).backward()`.
+        device: where images and labels are moved to, chunk by chunk; None leaves them where they are.
 
     Returns:
-        `CachedStep`: the loss, and what a log or a memory takes.
+        `CachedStep`: the loss, the embeddings, labels and ids, and what was mined.
 
     Raises:
         ValueError: a model that is no `nn.Module`, no chunks or chunks of another form, a loss that is no
@@ -123,7 +125,7 @@ def cached_backward(
     images, labels, ids = _parts(chunks)
     with torch.no_grad(), _unchanged(model):
         first = [_Chunk(model, one, device) for one in images]
-    # Under older torch, a weight that autocast has cast without a graph would be found again without one.
+    # Older torch would reuse in the second pass weights that autocast has cast without a graph.
     torch.clear_autocast_cache()
     embeddings = torch.cat([chunk.embeddings for chunk in first]).requires_grad_()
     sizes = [len(chunk.embeddings) for chunk in first]
@@ -142,9 +144,9 @@ def cached_backward(
     if grad.requires_grad:
         expected = "a call without create_graph=True, since chunks are differentiated once"
         raise refusal(_CALLER, "backward", "create_graph=True", expected, "take the whole batch in one piece")
-    alone = getattr(model, "no_sync", nullcontext)  # DDP's: gradients are exchanged once, with the last chunk
-    for c, (chunk, upstream) in enumerate(zip(first, grad.split(sizes))):
-        with alone() if c < len(first) - 1 else nullcontext():
+    no_sync = getattr(model, "no_sync", nullcontext)  # of DDP: gradients are exchanged with the last chunk
+    for c, (chunk, upstream) in enumerate(zip(first, grad.split(sizes), strict=True)):
+        with no_sync() if c < len(first) - 1 else nullcontext():
             again = chunk.again(model, c)
             if again.requires_grad:
                 with torch.autocast(where.type, enabled=False):
@@ -167,13 +169,14 @@ def _parts(chunks: Iterable[Any]) -> tuple[list[Any], list[Any], list[Any] | Non
     if not chunks or with_rows not in (0, len(chunks)):
         shown = f"{len(chunks)} chunks, {with_rows} with rows"
         raise refusal(_CALLER, "chunks", shown, "1 or more, all with rows or all without")
-    images, labels, *ids = map(list, zip(*chunks))
+    images, labels, *ids = map(list, zip(*chunks, strict=True))
     return images, labels, ids[0] if ids else None
 
 
 def _joined(argument: str, values: list[Any], sizes: list[int], device: torch.device) -> Int[Tensor, "n *c"]:
+    """The labels or the ids of all chunks, each checked against the size of its chunk."""
     check = label_rows if argument == "labels" else whole_numbers
-    return torch.cat([check(_CALLER, argument, v, n, device) for v, n in zip(values, sizes)])
+    return torch.cat([check(_CALLER, argument, v, n, device) for v, n in zip(values, sizes, strict=True)])
 
 
 def _loss(
@@ -200,13 +203,13 @@ def _loss(
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Put every buffer back afterwards, also one that forward replaced by another tensor."""
+    """Restore every buffer at the end, also one that forward replaced by another tensor."""
     kept = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    # DDP notes after each forward whether the next one has to share rank 0's buffers.
+    # DDP notes after each forward whether the next one has to copy the buffers of rank 0.
     shares = getattr(model, "require_forward_param_sync", None)
     try:
         yield
@@ -218,7 +221,13 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 
 
 class _Chunk:
-    """A chunk that was embedded without a graph, and how to embed it again alike."""
+    """A chunk that was embedded without a graph, and the state of the generators to embed it again.
+
+    Args:
+        model: the model.
+        images: those of the chunk.
+        device: where the images are moved to; None for where they are.
+    """
 
     def __init__(self, model: nn.Module, images: Any, device: Any) -> None:
         self.source, self.device = images, device
@@ -230,7 +239,11 @@ class _Chunk:
         self.embeddings = _embedded(model, images)
 
     def again(self, model: nn.Module, number: int) -> Float[Tensor, "n d"]:
-        """The same embeddings, drawn from the same states; the generators stay as they are now."""
+        """The same embeddings with a graph. The generators are left as they are now.
+
+        Raises:
+            ValueError: other embeddings than the first time.
+        """
         kind = next((device.type for device in self.states), "cuda")
         with torch.random.fork_rng(list(self.states), device_type=kind):
             torch.set_rng_state(self.cpu_state)
@@ -244,7 +257,7 @@ class _Chunk:
         return again
 
     def _images(self) -> Any:
-        """Moved anew each time: the device holds the images of one chunk."""
+        """The images on the device, moved anew each time: so it has those of one chunk only."""
         if self.device is not None and isinstance(self.source, Tensor):
             return self.source.to(self.device, non_blocking=True)
         return self.source
@@ -259,7 +272,8 @@ def _embedded(model: nn.Module, images: Any) -> Float[Tensor, "n d"]:
 
 
 def _alike(x: Tensor, y: Tensor) -> bool:
+    """Whether two embeddings of a chunk are equal up to rounding."""
     if x.shape != y.shape:
         return False
     drift, size = (torch.linalg.vector_norm(v.float()) for v in (x - y, y))
-    return not bool(drift > _DRIFT * size)
+    return not bool(drift > _DRIFT * size)  # NaN in both passes counts as alike

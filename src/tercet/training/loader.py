@@ -1,4 +1,4 @@
-"""A DataLoader wrapped with a model and a miner: batches of images in, mined batches out."""
+"""A DataLoader with a model and a miner around it: it gives batches that are embedded and mined."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tercet.pairwise.inputs import device_of
 
 __all__ = ["MinedBatch", "MiningLoader"]
 
-
 _TENSORS = {"model": "embeddings from the model", "labels": "labels from the loader"}
 
 
@@ -26,7 +25,7 @@ class MinedBatch(NamedTuple):
         embeddings: float [n, d], with the model's graph.
         labels: int [n], on the embeddings' device.
         mined: `Triplets` or `Pairs` of rows of the batch.
-        stats: what `describe` says of them; empty where it was not asked.
+        stats: the figures of `describe` for them; {} with `describe=False`.
 
     Example:
         >>> import torch
@@ -46,20 +45,28 @@ class MinedBatch(NamedTuple):
 class MiningLoader:
     """Batches of a DataLoader, embedded by the model and mined: each is a `MinedBatch`.
 
-    The model is called as it is, in whatever mode and under whatever autocast the loop has set.
+    The model is called as it is, in the mode and under the autocast that the training loop has set.
+
+    A miner of this library that draws gets `step`, the number of batches mined so far: two visits to one
+    batch draw differently, and a resumed run draws what an uninterrupted one would have drawn.
 
     Args:
-        loader: an iterable of (images, labels) or (images, labels, rows); `rows` become the miner's `ids`.
-        model: gives embeddings [n, d] for images.
+        loader: a DataLoader, or another iterable of (images, labels) or (images, labels, rows). `rows` are
+            passed to the miner as `ids`.
+        model: a callable that gives embeddings [n, d] for images.
         miner: a miner, or any callable of (embeddings, labels), and of `ids` where the loader gives rows.
-        device: where images and labels are moved to; None to leave them where the loader put them.
-        describe: fill `stats`, with the distance of a miner of this library, else the Euclidean; reading them
-            waits for the device once a batch.
-        margin: the head's margin, for the share of triplets that are active; None for the miner's own, and
-            NaN where that has none.
+        device: where images and labels are moved to; None leaves them where the loader put them.
+        describe: fill `stats`, by the distance of a miner of this library, otherwise by the Euclidean one.
+            That waits for the device once a batch.
+        margin: the head's margin, for the share of active triplets in `stats`; None for the miner's own, and
+            NaN for the share where that has none.
 
-    A miner that draws does so by `step`, the number of batches mined so far: two visits to one batch draw
-    differently, and a resumed run draws what would have come.
+    Attributes:
+        step: the number of batches mined so far.
+
+    Raises:
+        ValueError: a loader, model or miner of another kind, or an option out of range; while iterating, a
+            batch of another form, or a model that gives no tensor.
 
     Example:
         >>> import torch
@@ -106,38 +113,45 @@ class MiningLoader:
             yield self._mined(batch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch to the loader, and to all samplers and datasets in it that have `set_epoch`.
+        """Call `set_epoch` of the loader, and of all samplers and datasets in it that have one.
 
-        So it reaches what is wrapped, as a sampler in a `BatchSampler` or a dataset in a `Subset`.
+        These may be wrapped, as a sampler in a `BatchSampler` or a dataset in a `Subset`.
+
+        Args:
+            epoch: the epoch, from 0.
 
         Raises:
             ValueError: none of them has `set_epoch`.
         """
-        told = [part for part in _parts(self.loader) if callable(getattr(part, "set_epoch", None))]
-        for part in told:
+        settable = [part for part in _parts(self.loader) if callable(getattr(part, "set_epoch", None))]
+        for part in settable:
             part.set_epoch(epoch)
-        if told:
+        if settable:
             return
         kind = type(self.loader).__name__
         hint = "make the DataLoader with batch_sampler=PKSampler(...)"
         raise refusal("MiningLoader", "loader", kind, "something with set_epoch", hint)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's own state, and the step.
+        """The state of the loader, and the step.
 
         Raises:
-            ValueError: the loader has no `state_dict`. Its sampler's will not do: workers run ahead of it.
+            ValueError: the loader has no `state_dict`. The state of its sampler would not do: workers draw
+                ahead of the training loop.
         """
         return {"loader": self._stateful("state_dict")(), **with_checksum({"step": self.step})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`.
+        """Go on from a state.
+
+        Args:
+            state: from `state_dict`.
 
         Raises:
-            ValueError: the loader has no `load_state_dict`, or the state is another's, or was changed.
+            ValueError: the loader has no `load_state_dict`, or the state is of another form or was changed.
         """
         caller, expected = "MiningLoader.load_state_dict", "what state_dict() gave"
-        give = self._stateful("load_state_dict")
+        load = self._stateful("load_state_dict")
         if not isinstance(state, dict) or set(state) - {CHECKSUM} != {"loader", "step"}:
             shown = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
             raise refusal(caller, "state", shown, expected)
@@ -147,19 +161,15 @@ class MiningLoader:
         if fits is None:
             warn_unchecked(f"the state given to {caller}")
         step = as_int(caller, "step", state["step"])
-        give(state["loader"])
+        load(state["loader"])
         self.step = step
 
     def _stateful(self, method: str) -> Any:
+        """A method of the loader, refused where it has none of that name."""
         if not callable(getattr(self.loader, method, None)):
             kind = type(self.loader).__name__
-            raise refusal(
-                "MiningLoader",
-                "loader",
-                kind,
-                f"a loader with {method}",
-                "use torchdata's StatefulDataLoader",
-            )
+            hint = "use torchdata's StatefulDataLoader"
+            raise refusal("MiningLoader", "loader", kind, f"a loader with {method}", hint)
         return getattr(self.loader, method)
 
     def _mined(self, batch: Any) -> MinedBatch:
@@ -190,11 +200,11 @@ class MiningLoader:
 
 
 def _parts(loader: Any) -> list[Any]:
-    """A loader, and the samplers and datasets that it is made of, each once."""
+    """A loader, and all samplers and datasets in it, each once."""
     parts = [loader]
-    for part in parts:  # which grows on the way
+    for part in parts:  # the list grows while it is walked
         inner = [getattr(part, name, None) for name in ("batch_sampler", "sampler", "dataset")]
-        several = getattr(part, "datasets", None)  # of a ConcatDataset or a ChainDataset
+        several = getattr(part, "datasets", None)  # of ConcatDataset and ChainDataset
         inner += several if isinstance(several, (list, tuple)) else []
         parts += [one for one in inner if one is not None and all(one is not part for part in parts)]
     return parts

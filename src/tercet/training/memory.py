@@ -1,4 +1,4 @@
-"""Cross-batch memory: the embeddings of past batches, as columns for the batches that follow."""
+"""Cross-batch memory: embeddings of past batches, as columns for later batches."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ _NOBODY = torch.iinfo(torch.int64).min  # the id of a column that came without o
 
 
 class CrossBatchMemory(nn.Module):
-    """The last `size` embeddings, without gradient: more columns to mine than a batch can hold.
+    """The last `size` embeddings, without gradient: more columns to mine than a batch has.
 
-    A model drifts slowly, so the embeddings of past batches still tell near from far, and they cost their
-    distances alone. The memory never holds the batch that is mined: update it after the loss.
+    A model changes slowly, so the embeddings of past batches are nearly those that it would give now, and
+    they cost only their distances. Update the memory after the loss: it must not have the batch itself.
 
         columns = memory.columns()
         loss = head(embeddings, labels, miner(embeddings, labels, ref=columns), ref=columns)
         memory.update(embeddings, labels)
 
-    To search the batch as well, make columns of it too. On many ranks `gather` gives those of all, and
-    every memory holds the same; one process alone runs the same lines.
+    To mine the batch as well, pass its columns to `columns`. On many ranks `gather` gives those of all ranks,
+    and all memories have the same content. The same lines run in a single process:
 
         ids, batch = gather(embeddings, labels)
         columns = memory.columns(batch)
         loss = head(embeddings, labels, miner(embeddings, labels, ids=ids, ref=columns), ref=columns)
         memory.update(*batch)
 
-    With ids (rows of the catalog), an image that was seen before does not meet itself either. A memory is
-    updated with ids always or never. Ids below 0, as `gather` makes them where it is given none, hold for one
+    With ids (rows of the catalog), an image is not compared with itself in an earlier batch. Update a memory
+    always with ids or always without. Ids below 0, which `gather` makes where it gets none, are valid for one
     step and are not kept.
 
-    Everything is in buffers, so `state_dict` resumes exactly and `to` moves it.
+    All content is in buffers, so `state_dict` resumes exactly and `to` moves it.
 
     Args:
-        size: how many embeddings it holds.
+        size: the most embeddings in the memory.
         dim: d, the dimension of an embedding.
-        label_columns: c, where labels are [n, c] for a relation that takes several; None where they are [n].
-        dtype: the precision that they are held in.
+        label_columns: c, where labels are [n, c] for a relation of several labels; None where they are [n].
+        dtype: the precision in which embeddings are kept.
 
     Raises:
         ValueError: a size, dim or label_columns below 1, or a dtype that is not floating-point.
@@ -82,7 +82,7 @@ class CrossBatchMemory(nn.Module):
             label_columns = as_int("CrossBatchMemory", "label_columns", label_columns, minimum=1)
         self.label_columns = label_columns
         shape = (self.size,) if label_columns is None else (self.size, label_columns)
-        # A ring: the row that was written as number i, counted from 0, is at place i mod size.
+        # A ring buffer: the i-th row that was written, counted from 0, is at place i mod size.
         with allocated("CrossBatchMemory", size=self.size, dim=self.dim, label_columns=label_columns or 1):
             self.register_buffer("embeddings", torch.zeros(self.size, self.dim, dtype=dtype))
             self.register_buffer("labels", torch.zeros(shape, dtype=torch.int64))
@@ -90,7 +90,7 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
 
     def __len__(self) -> int:
-        """How many embeddings it holds now."""
+        """How many embeddings are in the memory now."""
         return min(int(self.written), self.size)
 
     @torch.no_grad()
@@ -100,12 +100,14 @@ class CrossBatchMemory(nn.Module):
         labels: Shaped[Tensor, "n *c"],
         ids: Shaped[Tensor, " n"] | None = None,
     ) -> None:
-        """Take in a batch, without its graph, in place of the oldest; of a batch above `size` its last rows.
+        """Put a batch, without its graph, in the place of the oldest rows.
+
+        Of a batch of more than `size` rows the last ones are kept.
 
         Args:
             embeddings: [n, dim] floats of any precision, on the memory's device.
             labels: [n] integers or bools, or [n, label_columns].
-            ids: [n] integers of 0 or more, which image each row is; None, or all below 0, for none.
+            ids: [n] integers of 0 or more that name the image of each row; None, or all below 0, for none.
 
         Raises:
             ValueError: another shape or device, numbers that are not finite in the memory's precision, or
@@ -132,10 +134,10 @@ class CrossBatchMemory(nn.Module):
         self.written += n
 
     def columns(self, batch: References | None = None) -> References:
-        """What it holds, oldest first; with `batch`, the batch's columns before them, with their graph.
+        """The embeddings in the memory, oldest first; with `batch`, its columns first, with their graph.
 
-        So among equal distances the batch wins, and then the older. The tensors are copies: a later `update`
-        changes neither them nor a graph that they are part of.
+        Ties break to the lower column: to the batch, then to the older embedding. The tensors are copies, so
+        a later `update` changes neither them nor a graph that uses them.
 
         Args:
             batch: columns with ids, as `gather` gives them.
@@ -172,7 +174,7 @@ class CrossBatchMemory(nn.Module):
         )
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Empty the memory."""
         self.written.zero_()
 
     def extra_repr(self) -> str:
@@ -180,9 +182,11 @@ class CrossBatchMemory(nn.Module):
         return f"size={self.size}, dim={self.dim}, filled={len(self)}"
 
     def _keeps_ids(self) -> bool:
-        return bool(self.ids[0] != _NOBODY)  # the place that is filled first
+        """Whether the memory is updated with ids: by the place that is filled first."""
+        return bool(self.ids[0] != _NOBODY)
 
     def _check(self, caller: str, argument: str, embeddings: Tensor) -> None:
+        """Refuse what is no dense tensor of floats [n, dim] on the device of the memory."""
         if not isinstance(embeddings, Tensor):
             raise refusal(caller, argument, type(embeddings).__name__, f"a tensor [n, {self.dim}]")
         if embeddings.device != self.embeddings.device:
@@ -198,6 +202,7 @@ class CrossBatchMemory(nn.Module):
             raise refusal(caller, argument, shown, f"floats of shape [n, {self.dim}]")
 
     def _checked_labels(self, caller: str, argument: str, labels: Any, count: int) -> Int[Tensor, "n *c"]:
+        """Labels [count] or [count, label_columns]."""
         labels = label_rows(caller, argument, labels, count, self.labels.device)
         if labels.shape[1:] != self.labels.shape[1:]:
             shape = "n" if self.label_columns is None else f"n, {self.label_columns}"
@@ -206,13 +211,15 @@ class CrossBatchMemory(nn.Module):
         return labels
 
     def _check_ids(self, caller: str, argument: str, ids: Int[Tensor, " n"]) -> None:
-        """Rows of the catalog, or ids of one step, but not both, now and ever."""
+        """Refuse ids of which some are rows of the catalog and others valid for one step, now or before."""
         if not len(ids):
             return
-        real = bool(ids[0] >= 0)
-        if bool(((ids >= 0) != real).any()):
+        of_catalog = bool(ids[0] >= 0)
+        if bool(((ids >= 0) != of_catalog).any()):
             raise refusal(caller, argument, ids.tolist(), "all of 0 or more, or all below 0")
-        if len(self) and real != self._keeps_ids():
+        if len(self) and of_catalog != self._keeps_ids():
             kinds = "none, or below 0", "of 0 or more"
-            expected = f"ids {kinds[not real]}, as all that it holds came with"
-            raise refusal(caller, argument, kinds[real], expected, "give ids always or never, or reset() it")
+            expected = f"ids {kinds[not of_catalog]}, as all that it holds came with"
+            raise refusal(
+                caller, argument, kinds[of_catalog], expected, "give ids always or never, or reset() it"
+            )

@@ -1,4 +1,4 @@
-"""Networks whose layout is part of the method: Deep Ranking's three paths, and the linear map of a metric."""
+"""Networks that are part of a method: Deep Ranking's three paths, and the linear map of a metric."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class EmbeddingHead(nn.Module):
 
     y = xᵀL,  ‖y_i − y_j‖² = (x_i − x_j)ᵀ M (x_i − x_j),  M = LLᵀ
 
-    The Euclidean distance of what it gives is `Mahalanobis(head.L)` of what it is given, as long as it does
-    not normalise. A bias would move all points alike, so there is none.
+    With `normalize=False`, the Euclidean distance of its outputs is the distance `Mahalanobis(head.L)` of its
+    inputs. A bias would move all points alike, so there is none.
 
     Args:
-        in_features: d, the numbers that the backbone gives for an image.
-        out_features: k, the dimension of the embedding, and the largest rank of M.
+        in_features: d, the number of features that the backbone gives for an image.
+        out_features: k, the dimension of the embedding, which bounds the rank of M.
         normalize: divide each row by its length, in float32; a row of zeros stays zero.
-        seed: names the first weights, uniform in ±1/√d.
+        seed: names the initial weights, uniform in ±1/√d.
 
     Raises:
         ValueError: an option out of range.
@@ -67,7 +67,7 @@ class EmbeddingHead(nn.Module):
         return self.linear.weight.T
 
     def forward(self, features: Float[Tensor, "n *d"]) -> Float[Tensor, "n k"]:
-        """Embeddings [n, k] of features [n, d], or of [n, d, 1, 1] and the like, which are flattened.
+        """Embeddings [n, k] of features [n, d]; features [n, d, 1, 1] and the like are flattened.
 
         Raises:
             ValueError: another number of features.
@@ -86,30 +86,30 @@ class EmbeddingHead(nn.Module):
 
 
 class DeepRankingNet(nn.Module):
-    """Deep Ranking's network: a ConvNet for what is in the image, two coarse paths for how it looks.
+    """Deep Ranking's network: a ConvNet for what an image shows, two coarse paths for how it looks.
 
         image ─┬─ backbone ───────────────────────────────────────────────────────────┬─ ℓ₂ ─┐
                ├─ 4:1 ── convolution 8×8, stride 4, F filters ── max-pool 3×3, stride 4 ── ℓ₂ ─┼─ linear ─ ℓ₂
                └─ 8:1 ── convolution 8×8, stride 4, F filters ── max-pool 7×7, stride 2 ── ℓ₂ ─┘
 
-    Each path is flattened and divided by its length, so that the linear embedding weighs them alike. Padding
-    is that of the paper's framework: a step of stride s makes n pixels ⌈n/s⌉, the odd zero (in a pool: the
-    odd nothing) after the image. So from h × w pixels each coarse path gives F × ⌈h/64⌉ × ⌈w/64⌉ numbers, for
-    any h and w: 225 → 57 → 15 → 4 and 225 → 29 → 8 → 4. Subsampling takes the mean of 4 × 4, or 8 × 8,
-    pixels, of those that there are at the edges; to take every fourth pixel, as a widely copied version
-    does, shows patterns that are not in the image.
+    Each path is flattened and divided by its length, so the linear embedding weighs the paths alike. Padding
+    is that of the paper's framework: stride s turns n pixels into ⌈n/s⌉, and of an odd number of zeros the
+    larger half comes after the image (pools ignore the padding). So from h × w pixels each coarse path gives
+    F × ⌈h/64⌉ × ⌈w/64⌉ numbers, for any h and w: 225 → 57 → 15 → 4 and 225 → 29 → 8 → 4. Subsampling is the
+    mean of 4 × 4 or 8 × 8 pixels, at the edges of those that exist. Taking every fourth pixel, as a widely
+    copied version does, aliases: it shows patterns that are not in the image.
 
-    Embeddings are float32 also under autocast, of length 1; the lengths are taken in float32. An image
-    for which every path gives zeros is the zero vector, and its gradient is 0, not NaN.
+    Embeddings have length 1 and are float32, under autocast too; lengths are computed in float32. An image
+    for which every path gives zeros gets the zero vector, and a gradient of 0, not NaN.
 
     Args:
-        backbone: any module that gives [n, d], or [n, d, 1, 1] and the like, for images [n, c, h, w].
+        backbone: a module that gives [n, d], or [n, d, 1, 1] and the like, for images [n, c, h, w].
         image_size: h = w in pixels, or (h, w).
         embedding_size: the dimension of the embedding.
-        channels: c.
-        filters: F, of each coarse path's convolution.
-        backbone_features: d; None to ask the backbone, with one black image in eval mode, without gradient.
-        seed: names the first weights, all uniform in ±1/√(numbers that go into one). The backbone's stay.
+        channels: c, the channels of an image.
+        filters: F, the filters of each coarse path's convolution.
+        backbone_features: d; None runs the backbone on one black image, in eval mode and without gradient.
+        seed: names the initial weights, uniform in ±1/√fan_in. Those of the backbone are left as they are.
 
     Attributes:
         features: how many numbers each of the three paths gives for an image.
@@ -168,7 +168,7 @@ class DeepRankingNet(nn.Module):
 
     @torch.no_grad()
     def _backbone_features(self) -> int:
-        """How many numbers the backbone gives for an image; its modes are left as they were."""
+        """How many features the backbone gives for an image; its modes are left as they were."""
         training = {module: module.training for module in self.backbone.modules()}
         one = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
         image = torch.zeros(1, self.channels, *self.image_size, device=one.device, dtype=one.dtype)
@@ -180,7 +180,7 @@ class DeepRankingNet(nn.Module):
         return self._flat(given, 1).shape[1]
 
     def _flat(self, given: Any, count: int) -> Float[Tensor, "n d"]:
-        """What the backbone gives for some images, one row each."""
+        """The output of the backbone, flattened to a row for each image."""
         if not isinstance(given, Tensor) or given.ndim < 2 or len(given) != count:
             shape = getattr(given, "shape", None)
             shown = type(given).__name__ if shape is None else f"it gave shape {tuple(shape)}"
@@ -207,7 +207,7 @@ class DeepRankingNet(nn.Module):
             expected = f"{self.features[0]} features, as it was built with"
             raise refusal("DeepRankingNet", "backbone", f"it gave {found.shape[1]}", expected)
         paths = [found]
-        for convolution, (factor, size, stride) in zip(self.coarse, _COARSE):
+        for convolution, (factor, size, stride) in zip(self.coarse, _COARSE, strict=True):
             small = avg_pool2d(images, factor, ceil_mode=True, count_include_pad=False)
             seen = convolution(_same(small, _KERNEL, _STRIDE, 0.0))
             paths.append(max_pool2d(_same(seen, size, stride, -math.inf), size, stride).flatten(1))
@@ -215,12 +215,12 @@ class DeepRankingNet(nn.Module):
         return cosine.prepare(self.embedding(joined.to(self.embedding.weight.dtype)))
 
     def extra_repr(self) -> str:
-        """What it was built for, for `print`."""
+        """Image size, channels and features, for `print`."""
         return f"image_size={self.image_size}, channels={self.channels}, features={self.features}"
 
 
 def _refuse_others(caller: str, argument: str, values: Any, weight: Tensor) -> None:
-    """Refuse what is no tensor of floats [n, …], or, outside autocast, of another kind than the weights."""
+    """Refuse what is no tensor of floats [n, …], or outside of autocast not of the weights' dtype."""
     if not isinstance(values, Tensor):
         raise refusal(caller, argument, type(values).__name__, "a tensor of floats [n, …]")
     lacking = lack_of_data(values)
@@ -233,7 +233,7 @@ def _refuse_others(caller: str, argument: str, values: Any, weight: Tensor) -> N
 
 
 def _same(images: Float[Tensor, "n c h w"], size: int, stride: int, value: float) -> Float[Tensor, "n c y x"]:
-    """Images with an edge of `value`, so that a window of `size` every `stride` pixels makes ⌈h/stride⌉."""
+    """Images padded with `value`, for ⌈h / stride⌉ × ⌈w / stride⌉ windows of `size`."""
     edges: list[int] = []
     for side in (images.shape[3], images.shape[2]):  # `pad` takes the last axis first
         lacking = max((-(-side // stride) - 1) * stride + size - side, 0)
@@ -243,7 +243,7 @@ def _same(images: Float[Tensor, "n c h w"], size: int, stride: int, value: float
 
 @torch.no_grad()
 def _start(caller: str, layer: Any, seed: int, number: int = 0) -> None:
-    """The first weights of a layer, uniform in ±1/√(numbers that go into one), without a global generator."""
+    """Set the initial weights of a layer, uniform in ±1/√fan_in, without a global generator."""
     generator = torch.Generator("cpu").manual_seed(derive_key(caller, seed, number))
     bound = 1 / math.sqrt(layer.weight[0].numel())
     for values in layer.parameters():

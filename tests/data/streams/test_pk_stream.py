@@ -993,7 +993,7 @@ def test_a_tar_that_may_not_be_read_is_named(tmp_path, monkeypatch):
             raise refusal(caller, argument, str(path), kind, "Permission denied")
         return PositionalFile(caller, argument, path, kind)
 
-    monkeypatch.setattr(shard_bytes, "Handle", opened)
+    monkeypatch.setattr(shard_bytes, "PositionalFile", opened)
     assert named in refusal_of(PKStream, folder, 2, 4)
     assert named in refusal_of(PKStream, folder, 2, 4, steps=2)
     handler = Continue()
