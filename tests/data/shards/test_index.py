@@ -80,9 +80,9 @@ def test_rows_come_in_the_order_asked_whatever_is_coalesced(written, data):
 
 def test_neighbours_are_read_at_once_and_repeats_once(written, monkeypatch):
     catalog, folder = written
-    index, reads, real = ShardIndex(folder), [], index_module.Handle.pread
+    index, reads, real = ShardIndex(folder), [], index_module.PositionalFile.pread
     monkeypatch.setattr(
-        index_module.Handle, "pread", lambda self, *args: (reads.append(args), real(self, *args))[1]
+        index_module.PositionalFile, "pread", lambda self, *args: (reads.append(args), real(self, *args))[1]
     )
     rows = np.flatnonzero(index._shard == 0)
     index.read(rows[:1])  # opens the tar, and compares a few headers
@@ -180,13 +180,13 @@ def open_files(folder):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
 def test_files_are_opened_late_and_at_most_so_many_at_a_time(copied, monkeypatch):
-    index, most, real = ShardIndex(copied, max_open=2), [0], index_module.Handle.pread
+    index, most, real = ShardIndex(copied, max_open=2), [0], index_module.PositionalFile.pread
 
     def counting(self, *args):
         most.append(open_files(copied))
         return real(self, *args)
 
-    monkeypatch.setattr(index_module.Handle, "pread", counting)
+    monkeypatch.setattr(index_module.PositionalFile, "pread", counting)
     assert len(index.tars) > 3
     assert open_files(copied) == 0
     index.read(np.flatnonzero(index._shard == 0))

@@ -22,6 +22,10 @@ _BLOCK_ROWS = 8192  # rows computed at a time while iterating, to spread the cos
 class PKSampler(EpochSampler):
     """Batches of exactly p classes with exactly k images of each, for `DataLoader(batch_sampler=...)`.
 
+    A batch is a list of p · k row numbers, positions in `labels`, those of a class side by side. Each is a
+    `KeyedRow`: an int that carries the epoch and the view, by which the datasets of this library augment.
+    Each iteration over the sampler is the next epoch, in another order; `set_epoch` is not needed.
+
     Class c has n_c images and is in at least m_c batches an epoch: m_c = ⌈n_c / k⌉, so that each of its
     images is drawn ("every_image"), or m_c = 1 ("every_label"). An epoch has the fewest steps for that,
 
@@ -30,27 +34,28 @@ class PKSampler(EpochSampler):
     and the classes share evenly what is left of its S · p · world_size places: each is in as many batches
     more as any other, to within one, unless it is in all. The images of a class are drawn equally often, to
     within one. So a small class beside a large one comes back often, and its images with it, as further
-    views: `KeyedRow.view` counts how often an image came before in the epoch, and gives it another
-    augmentation.
+    views: the view of a row counts how often its image came before in the epoch, so each time it is augmented
+    differently.
 
-    With super-labels each batch takes `supers_per_batch` of them and q = p / supers_per_batch classes of
-    each. A super-label is in at least max(max_c m_c, ⌈Σ_c m_c / q⌉) batches, c its classes, and S follows
-    from these numbers as it does from m_c above.
+    With super-labels, coarser labels of which each has several classes, a batch takes `supers_per_batch` of
+    them and q = p / supers_per_batch classes of each. A super-label is in at least max(max_c m_c,
+    ⌈Σ_c m_c / q⌉) batches, with c over its classes, and S follows from these numbers as it does from m_c
+    above.
 
-    The batches are a function of (seed, epoch, step). A sampler can be resumed, see `state_at`, and each rank
-    takes its slice of the same plan.
+    The batches are a function of (seed, epoch, step). So training resumes at any batch (see `state_at`), the
+    number of workers changes nothing, and each rank takes its slice of the same plan.
 
     Args:
         labels: [n] one for each image: whole numbers or strings, a list, an array or a CPU tensor.
         p: classes in a batch, on each rank.
         k: images of each class in a batch, at least 2.
-        seed: the same seed gives the same batches, on any machine.
+        seed: a whole number of at least 0; the same seed gives the same batches, on any machine.
         epoch_length: "every_image" draws each image at least once an epoch, "every_label" each class, all
-            ranks together. A whole number is the number of batches of each rank, over which the classes are
-            spread evenly.
-        short_classes: what happens to a class of fewer than k images: its images are repeated as evenly as
-            possible ("repeat"), it is left out ("skip"), or that is an error ("error"). "repeat" leaves out
-            a class of one image, which gives no positive pair. A warning names what is left out.
+            ranks together. A whole number is the number of batches of each rank; the classes are spread
+            evenly over them, whether that is enough for each image or not.
+        short_classes: what happens to a class of fewer than k images: its images are repeated in the batch as
+            evenly as possible ("repeat"), it is left out ("skip"), or that is an error ("error"). "repeat"
+            leaves out a class of one image, which gives no positive pair. A warning counts what is left out.
         super_labels: [n] a coarser label for each image, the same for all images of a class; None for none.
             A super-label with fewer than p / supers_per_batch usable classes is left out with its classes,
             and with "error" it is an error.

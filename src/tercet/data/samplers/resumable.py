@@ -132,7 +132,7 @@ class Resumable:
     def set_epoch(self, epoch: int, step: int = 0) -> None:
         """Start the next iteration at (epoch, step); otherwise each iteration is the next epoch.
 
-        It holds for persistent workers too.
+        Persistent workers follow too.
 
         Args:
             epoch: the epoch, from 0.
@@ -170,7 +170,7 @@ class Resumable:
     def load_state_dict(self, state: Any) -> None:
         """Start the next iteration where `state` was saved, on this rank or another.
 
-        It holds for persistent workers too.
+        Persistent workers follow too.
 
         Args:
             state: from `state_at` or `state_dict`.
