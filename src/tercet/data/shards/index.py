@@ -263,6 +263,7 @@ class ShardIndex:
                     found[into[at]] = self._checked(rows[at], block[begin[at] - start : end[at] - start])
             if not self._written:  # contents of other programs' tars have no CRC
                 self._refuse_written_over(files)
+            del files  # else they would stay open while the next ones are opened
             done = ahead
         return [found[place] for place in position.tolist()]
 
