@@ -97,7 +97,7 @@ def opened_catalog(
     """The images of a folder of class folders or of a table.
 
     Args:
-        caller: the command, for the sentence.
+        caller: the command, for messages.
         source: the folder or the table.
         class_depth, root, outside_root, columns, path_column, label_column, verify, quiet: the options of
             their names.
@@ -134,7 +134,7 @@ def with_groups(caller: str, catalog: Catalog, groups: str, of_folder: bool) -> 
     """The catalog with the column of groups in it, and the column.
 
     Args:
-        caller: the command, for the sentence.
+        caller: the command, for messages.
         catalog: the images.
         groups: of a table the name of a column; of a folder the level of the folder that names the group,
             1 the highest, or a regular expression with one group, searched in each path.

@@ -1,4 +1,4 @@
-"""Checks of arguments. A refusal is one sentence: argument, what was expected, what came, and the way out."""
+"""Checks of arguments. Each raises a ValueError of one sentence: argument, value, what was expected, hint."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ __all__ = [
     "with_length",
 ]
 
-_LARGEST = (1 << 63) - 1  # what numpy and torch count with
+_LARGEST = (1 << 63) - 1  # the largest int64
 
 
 def escaped(text: object) -> str:
     r"""A text as one line that a terminal shows as it is: what does not print is escaped, as `repr` does.
 
-    Names of files and classes are written by others. A control character in one could clear the screen, an
-    end of line could forge a line, and a change of direction could show a name backwards.
+    Names of files and classes come from other people. A control character in a name could clear the screen,
+    a line break could forge a line of output, and a right-to-left mark could show the name backwards.
 
     Args:
         text: a text, or what `str` makes one of, such as an error.
 
     Returns:
-        The text, with `str.isprintable` true. Backslashes stay single, so a text that prints is not changed.
+        A text for which `str.isprintable` is true. A printable text is returned unchanged; backslashes stay
+        single.
 
     Example:
         >>> print(escaped("cat\n\x1b[2J.jpg"))
@@ -60,18 +61,18 @@ def escaped(text: object) -> str:
 
 
 def refusal(caller: str, argument: str, got: object, expected: str, hint: str = "") -> ValueError:
-    """One sentence that says what was wrong with an argument, ready to raise.
+    """A ValueError that names the argument, its value, what was expected and what to do instead.
 
     Args:
         caller: the class or function that was called, `"PKSampler"`.
         argument: the name of the argument, `"p"`.
-        got: what came, as `shown`: shortened in the middle, for a path ends with its name.
-        expected: what would have been right, `"a whole number of at least 1"`.
-        hint: what to do instead; left away when `expected` says it.
+        got: the value; `shown` shortens it in the middle, since the end of a path is its file name.
+        expected: what would have been accepted, `"a whole number of at least 1"`.
+        hint: what to do instead; empty where `expected` already says it.
 
     Returns:
-        The error, its sentence `escaped`. It is returned, not raised, so that the caller's `raise` shows in
-        the traceback.
+        The error, its text `escaped`. It is returned, not raised, so that the traceback ends at the
+        caller's `raise`.
 
     Example:
         >>> print(refusal("PKSampler", "p", 0, "a whole number of at least 1"))
@@ -82,7 +83,7 @@ def refusal(caller: str, argument: str, got: object, expected: str, hint: str = 
 
 
 def shown(got: object) -> str:
-    """A value as a sentence shows it: its `repr` on one line of at most 80 characters, or else its type.
+    """A value for a message: its `repr` on one line of at most 80 characters, or its type where that fails.
 
     Example:
         >>> shown("x" * 100)
@@ -96,7 +97,7 @@ def shown(got: object) -> str:
 
 
 def with_length(value: Any) -> object:
-    """What a sentence shows of a collection, its type and length; of anything else the value itself.
+    """The type and length of a collection, for a message; any other value as it is.
 
     Example:
         >>> with_length((1, 2)), with_length(3)
@@ -104,12 +105,12 @@ def with_length(value: Any) -> object:
     """
     try:
         return f"{type(value).__name__} of {len(value)}"
-    except Exception:  # no length, or none that can be asked for
+    except Exception:  # no length
         return value
 
 
 def _boolean(value: Any) -> bool:
-    """Whether `value` is true or false, in Python's, numpy's or torch's own type."""
+    """Whether `value` is a boolean of Python, numpy or torch."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
@@ -138,7 +139,7 @@ def as_int(caller: str, argument: str, value: Any, minimum: int = 0, maximum: in
 
 
 def as_seed(caller: str, seed: Any) -> int:
-    """A seed as an int: a whole number from 0, of at most 128 bits, as numpy's own entropy has.
+    """A seed as an int: a whole number from 0 of at most 128 bits, the size of numpy's seed entropy.
 
     Raises:
         ValueError: not a whole number, or out of range.
@@ -188,7 +189,7 @@ def as_float(
     Args:
         caller: the class or function that was called, for the message.
         argument: the name of the argument, for the message.
-        value: what came.
+        value: the value to check.
         minimum: the least number that is accepted.
         maximum: the greatest number that is accepted.
         above: a number that `value` must exceed, for ranges such as (0, ∞); it stands alone, without
@@ -221,7 +222,7 @@ def as_float(
 
 
 def as_bool(caller: str, argument: str, value: Any) -> bool:
-    """`value`, refused unless it is true or false: "no" is neither.
+    """`value` as a bool, refused unless it is a boolean; strings such as "no" are not.
 
     Raises:
         ValueError: not a boolean.
@@ -233,13 +234,13 @@ def as_bool(caller: str, argument: str, value: Any) -> bool:
     try:
         if _boolean(value):
             return bool(value)
-    except Exception:  # several, or a tensor without data
+    except Exception:  # an array of several, or a tensor without data
         pass
     raise refusal(caller, argument, value, "True or False")
 
 
 def as_choice(caller: str, argument: str, value: Any, options: Iterable[str]) -> Any:
-    """`value`, refused unless it is one of `options`; a near miss is named in the sentence.
+    """`value`, refused unless it is one of `options`; the message suggests the closest option.
 
     Raises:
         ValueError: not one of the options.
@@ -260,10 +261,10 @@ def as_path(caller: str, argument: str, value: Any, new: bool = False) -> Path:
     """`value` as a path, refused unless it is a string or a path that a system can hold.
 
     Args:
-        caller: the class or function that was called, for the sentence.
-        argument: the name of the argument, for the sentence.
-        value: what came.
-        new: it is to be written, by libraries that take no name but text in UTF-8.
+        caller: the class or function that was called, for messages.
+        argument: the name of the argument, for messages.
+        value: the value to check.
+        new: whether the path will be written, by libraries that accept only names in UTF-8.
 
     Raises:
         ValueError: bytes, a number, None, an empty string, or one with a zero character.
@@ -322,12 +323,12 @@ def as_strings(caller: str, argument: str, values: Any) -> list[str]:
 def as_array(caller: str, argument: str, values: Any, expected: str) -> np.ndarray:
     """`values` as a numpy array, without a copy of a large one of numbers.
 
-    Lists of unequal length become objects, and so do strings that came in a list: of `["a", 1]` numpy would
-    make two strings.
+    Lists of unequal length become arrays of objects, and so do lists of strings: numpy would turn
+    `["a", 1]` into two strings.
 
     Raises:
-        ValueError: numpy makes none: a tensor that is sparse, quantized, without data or with a gradient, or
-            an object whose `__array__` fails.
+        ValueError: numpy cannot convert it: a tensor that is sparse, quantized, without data or with a
+            gradient, or an object whose `__array__` fails.
 
     Example:
         >>> as_array("TableRelevance", "i", [1, 2], "row numbers").tolist()
@@ -346,12 +347,12 @@ def as_array(caller: str, argument: str, values: Any, expected: str) -> np.ndarr
 
 
 def label_codes(caller: str, labels: Any, argument: str = "labels") -> tuple[np.ndarray, np.ndarray]:
-    """Labels of any kind as class numbers: sorted, so the same labels give the same codes everywhere.
+    """Labels of any kind as class numbers, in sorted order: the same labels give the same codes everywhere.
 
     Args:
-        caller: the class or function that was called, for the sentence.
+        caller: the class or function that was called, for messages.
         labels: [n] whole numbers, booleans or strings: a list, a numpy array or a CPU tensor.
-        argument: the name of the argument, for the sentence.
+        argument: the name of the argument, for messages.
 
     Returns:
         `codes` int64 [n] into `classes` [c], the sorted distinct labels.
@@ -393,7 +394,7 @@ def label_codes(caller: str, labels: Any, argument: str = "labels") -> tuple[np.
 
 
 def _string_codes(labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """As `label_codes`, six times as fast for strings as numpy's, and in a fraction of the memory."""
+    """`label_codes` of strings by a dict: six times as fast as `np.unique`, in a fraction of the memory."""
     classes = sorted(set(labels))
     number = {name: code for code, name in enumerate(classes)}
     return np.fromiter(map(number.__getitem__, labels), np.int64, len(labels)), np.array(

@@ -26,8 +26,8 @@ __all__ = [
 class Triplets(NamedTuple):
     """Row numbers of anchors, positives and negatives, one triplet a position.
 
-    A miner's rows are rows of the batch (and, for `positive` and `negative`, of the references where
-    there are any); a manifest's rows are rows of the catalog. It unpacks as the 3-tuple that
+    In a miner's result they are rows of the batch; with references, `positive` and `negative` are rows of the
+    references. In a manifest they are rows of the catalog. It unpacks as the 3-tuple that
     pytorch-metric-learning calls `indices_tuple`, so each of its losses takes it.
 
     Args:
@@ -47,7 +47,7 @@ class Triplets(NamedTuple):
 
     @property
     def count(self) -> int:  # type: ignore[override]
-        """The number of triplets t. (It hides `tuple.count`, which nobody needs here.)"""
+        """The number of triplets t; it replaces `tuple.count`."""
         return int(self.anchor.shape[0])
 
     @classmethod
@@ -101,7 +101,7 @@ class Pairs(NamedTuple):
 
 
 class LabeledPairs(NamedTuple):
-    """Pairs of row numbers in their order, each with whether both are of one class.
+    """Pairs of row numbers in order, each with whether both images are of one class.
 
     Args:
         first: int64 [t].
@@ -122,17 +122,24 @@ class LabeledPairs(NamedTuple):
 
     @property
     def count(self) -> int:  # type: ignore[override]
-        """The number of pairs t. (It hides `tuple.count`, which nobody needs here.)"""
+        """The number of pairs t; it replaces `tuple.count`."""
         return int(self.first.shape[0])
 
     def as_pairs(self) -> Pairs:
-        """The positive and the negative pairs apart, as heads take them."""
+        """Positive and negative pairs separately, as loss heads take them."""
         same = self.same
         return Pairs(self.first[same], self.second[same], self.first[~same], self.second[~same])
 
     @classmethod
     def of(cls, pairs: Pairs) -> LabeledPairs:
-        """The rows of `Pairs`, such as a miner's: positive ones first."""
+        """The pairs of `Pairs`, such as a miner's result, as labeled pairs: positive ones first.
+
+        Args:
+            pairs: `Pairs` or another sequence of four columns of row numbers.
+
+        Raises:
+            ValueError: not four columns, or columns of unequal length.
+        """
         if not isinstance(pairs, (tuple, list)) or len(pairs) != 4:
             raise refusal("LabeledPairs.of", "pairs", pairs, "Pairs, four columns of row numbers")
         expected = "columns of row numbers"
@@ -155,7 +162,7 @@ class References(NamedTuple):
     Args:
         embeddings: float [r, d].
         labels: int [r].
-        ids: int64 [r], who each column is, so that an image is never mined against itself;
+        ids: int64 [r], the id of each column's image, so that an image is never mined against itself;
             None where no column can be a row of the batch.
 
     Example:
@@ -171,8 +178,8 @@ class References(NamedTuple):
 class GatheredReferences(References):
     """`References` that hold the rows of all ranks, as `gather` makes them of several.
 
-    A head whose loss is no sum over anchors refuses them: the ranks' losses would not add up to that of one
-    process.
+    A head whose loss is not a sum over anchors refuses them: the losses of the ranks would not add up to the
+    loss of one process.
 
     Example:
         >>> isinstance(GatheredReferences(np.eye(2), labels=np.array([0, 1])), References)
@@ -197,7 +204,7 @@ class TripletSequence(Protocol):
 
 @runtime_checkable
 class PairSequence(Protocol):
-    """What `write_manifest` takes beside triplets: labeled pairs by their number, computed or stored."""
+    """What `write_manifest` and `PairDataset` take: labeled pairs by their number, computed or stored."""
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -250,7 +257,7 @@ def row_numbers(caller: str, argument: str, rows: Any, count: int) -> np.ndarray
 
 
 def rows_at(index: Any, length: int) -> np.ndarray:
-    """What an int, a slice or an int array means for a sequence of `length`: row numbers int64 [t].
+    """The row numbers, int64 [t], that an int, a slice or an int array selects from a sequence of `length`.
 
     Raises:
         IndexError: a number outside [−length, length), or no whole numbers at all.
@@ -263,14 +270,14 @@ def rows_at(index: Any, length: int) -> np.ndarray:
         if isinstance(index, slice):
             return np.arange(*index.indices(length), dtype=np.int64)
         rows = np.atleast_1d(np.asarray(index))
-    except Exception:  # bounds that are no numbers, a tensor without data
+    except Exception:  # slice bounds that are not numbers, or a tensor without data
         rows = np.empty(0, dtype=object)
     if not rows.size and rows.dtype != object:
         return np.empty(0, dtype=np.int64)
     if rows.dtype.kind not in "iu" or rows.ndim != 1:
         raise IndexError(f"expected a whole number, a slice or whole numbers [t], got {shown(index)}")
     if rows.dtype == np.uint64:
-        rows = np.minimum(rows, np.uint64(2**63 - 1))  # no sequence is as long
+        rows = np.minimum(rows, np.uint64(2**63 - 1))  # longer than any sequence, and refused below
     rows = rows.astype(np.int64)
     if rows.min() < -length or rows.max() >= length:
         worst = rows.max() if rows.max() >= length else rows.min()

@@ -22,7 +22,7 @@ from tercet.data.io.tables import write_columns
 
 __all__ = ["Catalog", "LeftOut", "refuse_unwritable"]
 
-_KINDS = (bool, int, float, str)  # of the values of a group; the first that fits
+_KINDS = (bool, int, float, str)  # types of the values of a group; bool first, as True is an int
 
 
 class LeftOut(NamedTuple):
@@ -39,19 +39,19 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Catalog:
-    """The images, their classes and their groups: row n of each array speaks of image n.
+    """The images of a data set, their classes and groups; row n of each array describes image n.
 
     Args:
         paths: str object array [n], relative to `root`, with forward slashes.
-        labels: int64 [n], the class of each image, a position in `classes`.
+        labels: int64 [n], the class of each image as a position in `classes`.
         classes: the class names.
         groups: further columns by name, each [n], whole numbers, strings, floats or booleans: "parent" (the
             folder above the class folder, for use as a super-label), or a camera, a session, … from a
-            table. The names "path" and "label" are taken.
+            table. The names "path" and "label" are reserved.
         root: the folder that `paths` start from.
-        left_out: what was found and is not in the catalog.
-        outside_root: whether paths, and links on them, may lead out of `root`; in a catalog of a table or a
-            manifest they may not unless that was asked for.
+        left_out: the files and folders that were found and are not in the catalog.
+        outside_root: whether paths, and links on them, may lead out of `root`. A catalog read from a table or
+            manifest does not allow it by default.
 
     Example:
         >>> catalog = Catalog(["ant/1.png", "bee/1.png"], [0, 1], ["ant", "bee"])
@@ -127,16 +127,21 @@ class Catalog:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of paths, labels, classes and groups, in hexadecimal; the root does not enter."""
+        """SHA-256 of paths, labels, classes and groups, in hexadecimal; independent of the root."""
         groups = {name: list(map(str, values.tolist())) for name, values in self.groups.items()}
         columns = [self.paths.tolist(), self.labels.tolist(), self.classes, groups]
         return hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
 
     def file(self, row: int) -> Path:
-        """The path of image `row`, root included.
+        """The path of image `row`, including the root.
+
+        Args:
+            row: the row number; negative ones count from the end.
 
         Raises:
-            PermissionError: it leads out of the root, by a link for instance, without `outside_root`.
+            IndexError: a number outside the catalog.
+            PermissionError: the path leads out of the root, for instance by a link, and `outside_root` is
+                False.
         """
         name = self.paths[row_number("Catalog.file", row, len(self))]
         if not self.outside_root:
@@ -148,13 +153,13 @@ class Catalog:
         return dict(Counter(item.reason for item in self.left_out).most_common())
 
     def select(self, rows: Any) -> Catalog:
-        """The catalog of some rows, in the order given; classes keep their numbers.
+        """The catalog of selected rows, in the order given; classes keep their numbers.
 
         Args:
-            rows: int [m] row numbers, or bool [n].
+            rows: int [m] row numbers, or a mask, bool [n].
 
         Returns:
-            A catalog of m images with the same `classes` and `root`, and nothing left out.
+            A catalog of m images with the same `classes` and `root`, and an empty `left_out`.
 
         Raises:
             ValueError: a row number outside [0, n), or a mask of another length.
@@ -177,13 +182,13 @@ class Catalog:
         return replace(self, **rows_of, left_out=())
 
     def write(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the table path, label, groups… that `read_catalog` and pandas read.
+        """Write a table with columns path, label and the groups, which `read_catalog` and pandas read.
 
         Paths are written relative to the folder of the table, so that images and table can move together.
-        To images that are not below that folder they lead by `..`: read them with `outside_root=True`.
+        Paths of images outside that folder contain `..`; read such a table with `outside_root=True`.
 
         Args:
-            path: where to, ending in .csv or .parquet.
+            path: the table, ending in .csv or .parquet.
             overwrite: replace an existing file.
 
         Raises:
@@ -192,7 +197,7 @@ class Catalog:
         target = fresh_target("Catalog.write", path, overwrite, (".csv", ".parquet"))
         refuse_unwritable("Catalog.write", self)
         base = os.path.relpath(self.root, target.parent)
-        if base.startswith(".."):  # after a link, ".." is the folder above what the link leads to
+        if base.startswith(".."):  # behind a link, ".." is the parent of the link's target
             base = os.path.relpath(os.path.realpath(self.root), os.path.realpath(target.parent))
         prefix = "" if base == "." else f"{Path(base).as_posix()}/"
         names = np.array(self.classes, dtype=object)[self.labels]
@@ -202,7 +207,7 @@ class Catalog:
 
 
 def _listed(argument: str, names: Any, *kinds: type) -> list[Any]:
-    """Names of images or classes as a list; one string is no list of them."""
+    """Names of images or classes as a list; a single string is refused."""
     try:
         listed = None if isinstance(names, (str, bytes, Mapping)) else list(names)
     except Exception:  # not iterable
@@ -213,15 +218,15 @@ def _listed(argument: str, names: Any, *kinds: type) -> list[Any]:
 
 
 def refuse_unwritable(caller: str, catalog: Any) -> None:
-    """Refuse what is no catalog, or holds what no file of shards or triplets has room for.
+    """Refuse a catalog that cannot be recorded in a file of shards or triplets.
 
     Args:
-        caller: who writes, for the sentence.
-        catalog: what came.
+        caller: the function that was called, for messages.
+        catalog: the catalog to check.
 
     Raises:
         ValueError: not a `Catalog`, a name that is not text in UTF-8, or a group of other values than whole
-            numbers, numbers, strings, or True and False, all of one kind.
+            numbers, floats, strings or booleans, all of one type.
     """
     if not isinstance(catalog, Catalog):
         raise refusal(caller, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
@@ -229,7 +234,9 @@ def refuse_unwritable(caller: str, catalog: Any) -> None:
     for name, values in catalog.groups.items():
         found = values.tolist()
         kinds = {next((kind for kind in _KINDS if isinstance(value, kind)), type(value)) for value in found}
-        if len(kinds) > 1 or not kinds <= set(_KINDS) or values.dtype.kind == "M":  # times become numbers
+        if (
+            len(kinds) > 1 or not kinds <= set(_KINDS) or values.dtype.kind == "M"
+        ):  # .tolist() turns times into numbers
             shown = " and ".join(sorted(kind.__name__ for kind in kinds))
             shown = shown if values.dtype.kind == "O" else values.dtype.name
             expected = "whole numbers, numbers, strings, or True and False in each group, of one kind"

@@ -19,12 +19,12 @@ from tercet.data.io.images import MAX_PIXELS
 __all__ = ["IMAGE_SUFFIXES", "MAX_FILES", "ambiguous_names", "decodable", "scan_folder", "walk_images"]
 
 MAX_FILES = 10**8
-"""How many files and folders a scan looks at unless told otherwise: a link may lead to a whole disk."""
+"""The most files and folders that a scan visits by default: a link may lead to an entire disk."""
 
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
-"""The file name suffixes that `scan_folder` takes for images, in lower case."""
+"""The file name suffixes of images for `scan_folder`, in lower case."""
 
 
 def scan_folder(
@@ -41,24 +41,24 @@ def scan_folder(
 
     A folder that holds images is a class, named by its whole path below `root`; where classes lie deeper
     than the first level, `groups["parent"]` names the folder above each, for use as a super-label.
-    The order is that of the path's parts, as plain strings, so class numbers are those of torchvision's
-    ImageFolder on a flat tree.
+    Paths are sorted by their parts as plain strings, so on a flat tree the class numbers are those of
+    torchvision's ImageFolder.
 
-    Links are followed, also out of `root`: a tree of links into a store is a common one. Each folder is
-    entered once, by its own name or by the first link to it, so loops and doubled links end.
+    Links are followed, also out of `root`: trees of links into a store are common. Each folder is entered
+    once, by its own name or by the first link to it, so loops of links end.
 
     Args:
         root: the folder.
-        class_depth: a class is named by its first `class_depth` folders, and everything below belongs to
-            it; None names it by its whole path, and warns where folders of one name become several classes.
-        suffixes: what counts as an image, in lower case; compared in any case.
+        class_depth: a class is named by its first `class_depth` folders and contains everything below them.
+            None names it by its full path, with a warning where folders of one name become several classes.
+        suffixes: the suffixes of images, in lower case; those of files are compared in any case.
         verify: decode every image, in parallel, and leave out those that do not decode.
-        max_pixels: how many pixels an image may have to be decoded.
-        max_files: how many files and folders may lie below `root`.
+        max_pixels: with `verify`, the most pixels of an image.
+        max_files: the most files and folders below `root`.
         progress: show a progress bar while verifying.
 
     Returns:
-        The catalog; `left_out` names each file or folder that is not in it, with the reason.
+        The catalog; its `left_out` lists each file or folder that is not in it, with the reason.
 
     Raises:
         ValueError: no such folder, no image in any class folder, or more files than `max_files`.
@@ -117,24 +117,24 @@ def scan_folder(
 def walk_images(
     top: Path, suffixes: frozenset[str], left_out: list[LeftOut], max_files: int = MAX_FILES
 ) -> Iterator[tuple[str, ...]]:
-    """The parts of the path of every image below `top`, in no order; what is no image goes into `left_out`.
+    """Walk a folder and yield the path of every image below it, in no order, as a tuple of parts.
 
-    Links are followed, and each folder is entered once: by its own name, or, where only links lead to it,
-    by the first of them in the order of paths.
+    Links are followed. Each folder is entered once, by its own name or, where only links lead to it, by the
+    first link in the order of paths.
 
     Args:
         top: the folder to walk.
-        suffixes: what counts as an image, in lower case.
-        left_out: is extended.
-        max_files: how many files and folders may lie below `top`.
+        suffixes: the suffixes of images, in lower case.
+        left_out: is extended by every other file, with the reason.
+        max_files: the most files and folders below `top`.
 
     Yields:
         ("class", …, "image.jpg"), at least two parts.
 
     Raises:
-        ValueError: there are more.
+        ValueError: there are more than `max_files`.
     """
-    # A heap: fewest links on the way first, then paths.
+    # A heap ordered by the number of links on the way, then by path: own names come before links.
     pending: list[tuple[int, tuple[str, ...]]] = [(0, ())]
     entered: dict[object, tuple[str, ...]] = {}
     room = max_files
@@ -144,7 +144,7 @@ def walk_images(
         place = os.path.join(top, here)
         try:
             identity = _identity(place)
-            # Only a link leads to a folder twice, so others need no trust in the numbers of a file system.
+            # Only links lead to a folder twice; without one, inode numbers, which may be wrong, are not used.
             if links and identity in entered:
                 left_out.append(LeftOut(here, _entered_before(entered[identity], folder)))
                 continue
@@ -177,9 +177,9 @@ def walk_images(
 
 
 def _identity(place: str) -> object:
-    """What two names of one folder share."""
-    told = os.stat(place)
-    return (told.st_dev, told.st_ino) if told.st_ino else os.path.realpath(place)
+    """A value that is equal for two names of one folder."""
+    status = os.stat(place)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(place)
 
 
 def _entered_before(first: tuple[str, ...], folder: tuple[str, ...]) -> str:
@@ -188,10 +188,10 @@ def _entered_before(first: tuple[str, ...], folder: tuple[str, ...]) -> str:
 
 
 def ambiguous_names(root: str | Path, classes: Sequence[tuple[str, ...]]) -> str | None:
-    """What to tell of a tree in which one folder name makes several classes; None where none does.
+    """A warning for a tree in which folders of one name are several classes; None where there are none.
 
     Args:
-        root: the folder, for the sentence.
+        root: the folder, for messages.
         classes: the parts of the path of each class.
 
     Example:
@@ -217,7 +217,7 @@ def ambiguous_names(root: str | Path, classes: Sequence[tuple[str, ...]]) -> str
 
 
 def _why_not(entry: os.DirEntry[str], folder: tuple[str, ...], suffixes: frozenset[str]) -> str:
-    """Why an entry is no image of a class: "folder" to be entered, a reason, or "" for an image."""
+    """Why an entry is not an image: "folder" for one to enter, a reason, or "" for an image."""
     try:
         entry.name.encode()
     except UnicodeEncodeError:
@@ -225,7 +225,7 @@ def _why_not(entry: os.DirEntry[str], folder: tuple[str, ...], suffixes: frozens
     try:
         if entry.is_dir():
             return "hidden folder" if entry.name.startswith(".") else "folder"
-    except OSError as error:  # a link that leads to itself
+    except OSError as error:  # a link to itself
         return f"link cannot be followed: {error.strerror}"
     if entry.name.startswith("."):
         return "hidden file"
@@ -242,12 +242,12 @@ def _why_not(entry: os.DirEntry[str], folder: tuple[str, ...], suffixes: frozens
 def decodable(
     files: Mapping[str, Path], left_out: list[LeftOut], max_pixels: int, progress: bool
 ) -> list[str]:
-    """The names of those files that decode, in their order; the others go into `left_out`.
+    """The names of the files that decode, in their order; the others are added to `left_out`.
 
     Args:
-        files: images, by their paths in the catalog.
-        left_out: is extended.
-        max_pixels: how many pixels an image may have.
+        files: the images by name.
+        left_out: is extended by those that do not decode, with the reason.
+        max_pixels: the most pixels of an image.
         progress: show a progress bar.
     """
     from concurrent.futures import ThreadPoolExecutor
@@ -262,8 +262,8 @@ def decodable(
     def verdict(name: str) -> str | None:
         return why_unreadable(files[name], max_pixels=max_pixels)
 
-    # Threads are enough: OpenCV decodes outside the interpreter lock. A chunk at a time, so that neither
-    # memory nor the wait after an interrupt grows with the number of images.
+    # Threads suffice: OpenCV releases the interpreter lock while it decodes. Work is submitted in chunks, so
+    # that neither memory nor the delay after an interrupt grows with the number of images.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         verdicts = (
             reason

@@ -1,4 +1,4 @@
-"""Training and validation images apart: by image within each class, or by class."""
+"""`train_validation_split`: by image within each class, or by class."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["train_validation_split"]
 def train_validation_split(
     labels: Any, fraction: float, seed: int = 0, by: str = "image"
 ) -> tuple[Int64[np.ndarray, " t"], Int64[np.ndarray, " v"]]:
-    """The rows for training and the rows for validation: every row in one of the two, and in one only.
+    """Split rows into training and validation; every row is in exactly one of the two.
 
-    By image, each class gives its share: of n images the nearest whole number to fraction · n (the even one
-    of two), but never all, so that a class of one image is for training. By class, whole classes are for
-    validation, as an open set: the nearest whole number to fraction · classes, at least one, never all.
+    By image, every class is split: of its n images, round(fraction · n) are for validation (halves to even),
+    but never all, so a class of one image is for training. By class, all images of some classes are for
+    validation, an open set: round(fraction · classes) of them, at least one and never all.
 
     Args:
         labels: [n] the class of each image, whole numbers or strings.
         fraction: the share for validation, above 0 and below 1.
-        seed: a whole number of at least 0; another seed chooses others.
+        seed: a whole number of at least 0; another seed gives another split.
         by: "image" or "class".
 
     Returns:
         Two arrays of row numbers, ascending; `catalog.select(rows)` is the catalog of each.
 
     Raises:
-        ValueError: a fraction that is none, an unknown `by`, one class where the split is by class, or
-            classes so small that no image is for validation.
+        ValueError: a fraction out of range, an unknown `by`, a single class with `by="class"`, or classes so
+            small that no image is for validation.
 
     Example:
         >>> train, validation = train_validation_split(["ant"] * 5 + ["bee"] * 10, fraction=0.2)

@@ -1,4 +1,4 @@
-"""Tables of images: CSV and Parquet, a row an image, as a `Catalog`."""
+"""`read_catalog`: a CSV or Parquet table of images, one a row, as a `Catalog`."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def read_catalog(
     Args:
         path: the table, ending in .csv or .parquet.
         root: the folder that the paths start from; by default the folder of the table.
-        outside_root: let paths lead out of the root: `..`, absolute paths elsewhere, and links. Without it
-            paths are refused here, and links on them where the image is opened: no image is looked for.
+        outside_root: allow paths that lead out of the root: by `..`, by a link, or as absolute paths. By
+            default such paths are refused here, and links when an image is opened; no image is accessed here.
         path_column: the column of image paths.
-        label_column: the column of classes, whole numbers or strings. Classes are sorted, as numbers
-            where every one of them is a whole number.
-        groups: columns to keep as groups; by default all others. Of a CSV they are strings, or whole numbers
-            where every value is written as Python writes an int64, so `007` and `7` stay two values; of a
-            Parquet they keep their type.
+        label_column: the column of classes, whole numbers or strings. Classes are sorted, as numbers if all
+            are whole numbers.
+        groups: columns to keep as groups; by default all others. In a CSV they are strings, or whole numbers
+            if every value is written as Python writes an int64, so `007` and `7` stay two values; in a
+            Parquet file they keep their type.
         verify: decode every image, in parallel, and leave out those that do not decode.
-        max_pixels: how many pixels an image may have to be decoded.
+        max_pixels: with `verify`, the most pixels of an image.
         progress: show a progress bar while verifying.
 
     Returns:
-        The catalog; a path that the table repeats with the same label is kept once.
+        The catalog; a path that occurs several times with the same label is kept once.
 
     Raises:
         ValueError: no such file, another suffix, a missing column, an empty value, no rows, a path that has
@@ -104,10 +104,10 @@ def read_catalog(
 def _first_rows(
     caller: str, path: str | Path, names: np.ndarray, labels: np.ndarray
 ) -> tuple[list[int], list[str]]:
-    """The row of each path's first mention, and the paths that are mentioned again, as `./a` or `b//a` too.
+    """The row where each path first occurs, and the paths of later rows, also those written `./a` or `b//a`.
 
     Args:
-        caller, path: who reads which table, for the sentence.
+        caller, path: the function that was called and the table, for messages.
         names, labels: object [n], the path and the label of each row.
 
     Raises:
@@ -116,7 +116,7 @@ def _first_rows(
     first: dict[str, int] = {}
     repeated = []
     for row, name in enumerate(names):
-        earlier = first.setdefault(_plainly(name), row)
+        earlier = first.setdefault(_normalized(name), row)
         if labels[earlier] != labels[row]:
             both = f"{labels[earlier]!r} in row {earlier + 1} and {labels[row]!r} in row {row + 1}"
             raise refusal(caller, "path", str(path), "one label for each path", f"{name!r} is {both}")
@@ -125,8 +125,8 @@ def _first_rows(
     return list(first.values()), repeated
 
 
-def _plainly(name: str) -> str:
-    """A path without its `.` and doubled slashes; `..` stays, as behind a link it leads elsewhere."""
+def _normalized(name: str) -> str:
+    """A path without `.` parts and doubled slashes; `..` stays, since behind a link it leads elsewhere."""
     if "//" not in name and "./" not in name and "/." not in name:  # nearly all
         return name
     parts = (part for part in name.split("/") if part not in ("", "."))

@@ -1,4 +1,4 @@
-"""Keyed augmentation: what a transform draws is a function of (seed, epoch, sample, view)."""
+"""Keyed augmentation: the random draws of a transform are a function of (seed, epoch, sample, view)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tercet.core.randomness import derive_key
 
 __all__ = ["KeyedTransform"]
 
-_PROOFS = 8  # keys that a transform is tried on, twice each
-_turn = threading.RLock()  # generators are set for the length of a call, so calls take turns
+_PROOFS = 8  # keys that a transform is tested with, twice each
+_turn = threading.RLock()  # generators are replaced for the duration of a call, so calls take turns
 
 
 def _fresh_turn() -> None:
-    """In a forked child, a lock that another thread held would stay locked for ever."""
+    """A new lock in a forked child: one that another thread held at the fork would stay locked for ever."""
     global _turn
     _turn = threading.RLock()
 
@@ -37,24 +37,24 @@ class KeyedTransform:
     """A transform whose randomness is a function of (seed, epoch, sample, view), in any process or thread.
 
     The same key gives the same augmentation whatever was drawn before, so neither the number of workers
-    nor resuming changes it; another epoch, sample or view gives an unrelated one. How, depends on the
-    transform:
+    nor resuming changes it; another epoch, sample or view gives an unrelated one. How the transform is keyed
+    depends on its type:
 
-    - albumentations: all transforms of the pipeline draw from one keyed pair of generators, one after the
-      other. A seed given to the pipeline counts for nothing; it would make them draw the same numbers.
-    - a callable with a parameter `rng` gets a `numpy.random.Generator` there, and nothing else is done.
-    - any other callable runs with the global generators of `random`, `numpy.random` and torch (on the CPU)
-      keyed; so does a pipeline with a `Lambda` or with transforms that are not the library's own.
+    - An albumentations pipeline: all its transforms draw from one keyed pair of generators, one after the
+      other. A seed given to the pipeline is ignored; it would make them draw the same numbers.
+    - A callable with a parameter `rng`: it gets a keyed `numpy.random.Generator`.
+    - Any other callable, and a pipeline with a `Lambda` or with transforms that are not the library's own:
+      the global generators of `random`, `numpy.random` and torch (on the CPU) are keyed while it runs.
 
-    The generators are put back afterwards as they were. What a transform draws from anywhere else, no key
-    reaches. So the third kind is tried before its first use: on copies of the image, twice for each of 8
-    keys; it is refused if the two results, arrays or tensors, ever differ. Other results are not compared,
-    and a draw that is rare may escape.
+    The state of the generators is restored afterwards. A transform of the third kind may draw from a
+    generator that is not keyed. It is therefore tested before its first use, on copies of the image, twice
+    with each of 8 keys, and refused if two results (arrays or tensors) of one key differ. Other results are
+    not compared, and rare draws may go unnoticed.
 
     Args:
         transform: an albumentations transform, called as `transform(image=image)["image"]`; or a callable,
             called as `transform(image)` or `transform(image, rng=rng)`.
-        seed: names the stream.
+        seed: a whole number of at least 0; another seed gives other draws.
 
     Raises:
         ValueError: `transform` is not callable, or `seed` not a whole number of at least 0.
@@ -86,22 +86,22 @@ class KeyedTransform:
         """The transformed image.
 
         Args:
-            image: what the transform takes.
+            image: the image, as the transform takes it.
             epoch: the epoch.
             sample: the row number or the name of the image.
-            view: which of several views of it in the epoch.
+            view: the number of the view of the image in the epoch.
 
         Returns:
-            What the transform returns; of an albumentations transform, the item "image".
+            What the transform returns; for an albumentations transform, its item "image".
 
         Raises:
-            ValueError: the transform draws from a generator that no key reaches.
+            ValueError: the transform draws from a generator that cannot be keyed.
         """
         key = derive_key("augment", self.seed, epoch, sample, view)
         if self._takes_rng:
             return self.transform(image, rng=np.random.default_rng(key))
         with _turn:
-            nodes = _nodes(self.transform)  # anew for each call, for a pipeline can be changed
+            nodes = _nodes(self.transform)  # for each call, as a pipeline can be changed
             self_contained = bool(nodes) and all(map(_is_library_own, nodes))
             if not (self_contained or self._proven):
                 self._prove(image, nodes)
@@ -117,8 +117,10 @@ class KeyedTransform:
             return self.transform(image=image)["image"]
 
     def _prove(self, image: Any, nodes: list[Any]) -> None:
-        """Refuse a transform that gives two results for one key."""
-        self._run(copy.deepcopy(image), 0, nodes)  # it may be what imports torch, unkeyed until then
+        """Refuse a transform that gives different results for one key."""
+        self._run(
+            copy.deepcopy(image), 0, nodes
+        )  # first: the call may import torch, whose generator is not keyed before
         for number in range(_PROOFS):
             key = derive_key("proof", number)
             first, second = (self._run(copy.deepcopy(image), key, nodes) for _ in range(2))
@@ -146,27 +148,27 @@ def _takes_rng(transform: Callable[..., Any]) -> bool:
 
 
 def _nodes(transform: Any) -> list[Any]:
-    """An albumentations transform and all those inside it; of any other callable, none."""
+    """An albumentations transform and all transforms inside it; none for another callable."""
     library = sys.modules.get("albumentations")
     if library is None:
         return []
     kinds = (library.BaseCompose, library.BasicTransform)
     nodes = [transform] if isinstance(transform, kinds) else []
-    for node in nodes:  # which grows on the way
+    for node in nodes:  # the list grows while it is iterated
         if isinstance(node, library.BaseCompose):
             nodes.extend(inner for inner in node.transforms if isinstance(inner, kinds))
     return nodes
 
 
 def _is_library_own(node: Any) -> bool:
-    """Whether it is a transform of albumentations itself, which draws from its own generators only."""
+    """Whether it is a transform of albumentations itself, which draws only from its own generators."""
     kind = type(node)
     return kind.__module__.startswith("albumentations.") and kind.__name__ != "Lambda"
 
 
 @contextmanager
 def _keyed_nodes(nodes: list[Any], key: int) -> Iterator[None]:
-    """Within, the nodes draw from one pair of generators; afterwards each from its own again."""
+    """Let the nodes draw from one keyed pair of generators in the block, and from their own after it."""
     before = [(node, node.random_generator, node.py_random) for node in nodes]
     shared = np.random.default_rng(key), random.Random(key)
     try:
@@ -180,26 +182,26 @@ def _keyed_nodes(nodes: list[Any], key: int) -> Iterator[None]:
 
 @contextmanager
 def _keyed_globals(key: int) -> Iterator[None]:
-    """Within, the global generators are seeded, each apart; afterwards they are as they were."""
+    """Seed the global generators in the block, each with another key, and restore them after it."""
     python, legacy = random.random.__self__, np.random.random.__self__
     torch = sys.modules.get("torch")
     with ExitStack() as undo:
         undo.callback(python.setstate, python.getstate())
         python.seed(derive_key(key, "python"))
         undo.callback(legacy.set_state, legacy.get_state(legacy=False))
-        word = derive_key(key, "numpy")  # of Python's own word, numpy would make the very same numbers
+        word = derive_key(key, "numpy")  # with Python's key, numpy would draw the same numbers
         legacy.seed([word & 0xFFFFFFFF, word >> 32])
         if torch is not None:
             source, word = torch.default_generator, derive_key(key, "torch")
             undo.callback(source.set_state, source.get_state())
             source.manual_seed(word)
-            # It has taken in 32 bits only. Where in the stream to begin is 8 more.
+            # The seed takes only 32 bits; skipping a number of draws uses 8 more.
             torch.rand(word >> 56, generator=source, dtype=torch.float32, device="cpu")
         yield
 
 
 def _equal(first: Any, second: Any) -> bool:
-    """Whether two arrays or two tensors hold the same; other things count as equal."""
+    """Whether two arrays or tensors are equal, NaN included; other objects count as equal."""
     if not (hasattr(first, "dtype") and hasattr(second, "dtype")):
         return True
     if first.shape != second.shape:

@@ -1,4 +1,4 @@
-"""From rows of a catalog to augmented images: decoding, keyed draws, and what stands in for a bad file."""
+"""From rows of a catalog to augmented images: decoding, keyed augmentation, unreadable files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ON_UNREADABLE = ("error", "replace", "skip")
 
 
 class Decoded(NamedTuple):
-    """An image, and the row that it is the image of: not the row asked for where another stands in.
+    """A decoded image and its row.
 
     Args:
-        row: the row of the catalog.
+        row: the row of the catalog; of the replacement, where the requested image is unreadable.
         image: uint8 [h, w, 3].
     """
 
@@ -35,16 +35,16 @@ class Decoded(NamedTuple):
 
 
 class Decoder:
-    """Decodes and augments the images of a catalog, and knows the epoch and view of each number.
+    """Decodes and augments the images of a catalog, with an epoch and a view for each request.
 
     Args:
-        caller: the dataset, for sentences.
+        caller: the dataset, for messages.
         catalog: a `Catalog` or a `ShardIndex`.
-        transform: as in `ImageDataset`; None for none.
-        seed: names the stream of augmentations.
-        numbers: how many numbers the dataset counts visits of; None for one a row of the catalog.
+        transform: an albumentations transform or another callable, as for `ImageDataset`; None for none.
+        seed: the seed of the augmentation.
+        numbers: how many counters of visits the dataset needs; None for one a row of the catalog.
         on_unreadable: "error", "replace" or "skip".
-        max_pixels: how many pixels an image may have.
+        max_pixels: the most pixels of an image.
 
     Raises:
         ValueError: not a catalog, a transform that is not callable, or an option out of range.
@@ -75,7 +75,15 @@ class Decoder:
         self._failed = None if on_unreadable == "error" else SharedCounts(caller, len(catalog))
 
     def draws(self, asked: Sequence[Any], numbers: Sequence[int]) -> list[tuple[int, int]]:
-        """The epoch and view of each number: its own, or for a plain int the next."""
+        """The epoch and view of each request: those of a `KeyedRow`, or the next view for a plain int.
+
+        Args:
+            asked: b indices as they were requested, `KeyedRow` or int.
+            numbers: the b numbers that they mean.
+
+        Returns:
+            b pairs (epoch, view).
+        """
         plain = [number for one, number in zip(asked, numbers, strict=True) if not isinstance(one, KeyedRow)]
         upcoming = iter(self.visits.views(plain)) if plain else iter(())
         epoch = self.visits.epoch if plain else 0
@@ -84,18 +92,18 @@ class Decoder:
         ]
 
     def decoded(self, rows: Sequence[int], keys: Sequence[Any], repeats: bool) -> Iterator[Decoded | None]:
-        """The images of a batch, one after the other; files in shards are read together.
+        """Decode the images of a batch one by one; files in shards are read together.
 
         Args:
             rows: b rows.
-            keys: b keys, (epoch, view), which name what stands in for an unreadable image.
-            repeats: whether an image of the batch may stand in, where no other of its class decodes.
+            keys: b keys (epoch, view), by which replacements of unreadable images are drawn.
+            repeats: whether an image of the batch may be a replacement, where no other of its class decodes.
 
-        Returns:
-            b images; None for one that is skipped or that nothing stands in for.
+        Yields:
+            b images; None for one that is skipped or has no replacement.
 
         Raises:
-            ValueError: an image does not decode, if that is an error.
+            ValueError: an image does not decode, and `on_unreadable` is "error".
         """
         taken = set(rows)
         for row, key, content in zip(rows, keys, self._contents(rows), strict=True):
@@ -112,7 +120,18 @@ class Decoder:
             yield found
 
     def augmented(self, found: Decoded, sample: int, epoch: int, views: Sequence[int]) -> list[Tensor]:
-        """Views of an image as tensors; `sample` is the row that was asked for, which names the draws."""
+        """Augmented views of an image as tensors.
+
+        Args:
+            found: the image.
+            sample: the row that was requested, by which the augmentation is keyed.
+            epoch: the epoch.
+            views: the number of each view.
+
+        Raises:
+            RuntimeError: the transform fails.
+            ValueError: the transform does not return an image.
+        """
         if self._transform is None:
             return [image_tensor(found.image)] * len(views)
         copies = [found.image.copy() for _ in views[1:]]  # a transform may write into its image
@@ -130,11 +149,14 @@ class Decoder:
             raise ValueError(f"{self._caller}: the transform gives {error}") from None
 
     def stacked(self, images: list[Tensor], rows: list[int]) -> Tensor:
-        """Images of one size in one tensor.
+        """Stack images of one size.
 
         Args:
             images: n tensors.
-            rows: n rows, for the sentence.
+            rows: their rows, for messages.
+
+        Raises:
+            ValueError: images of different sizes.
         """
         for image, row in zip(images, rows, strict=True):
             if image.shape != images[0].shape:
@@ -147,7 +169,7 @@ class Decoder:
         return torch.stack(images)
 
     def unreadable(self) -> dict[str, tuple[int, str]]:
-        """Path → (how often the image was asked for in vain, the reason), by all workers together."""
+        """By path, how often an unreadable image was requested in all workers, and why it does not decode."""
         report: dict[str, tuple[int, str]] = {}
         failed = np.empty(0) if self._failed is None else self._failed.array
         for row in np.flatnonzero(failed).tolist():
@@ -160,7 +182,7 @@ class Decoder:
         return report
 
     def all_skipped(self, rows: Sequence[int]) -> ValueError:
-        """The error of a batch of which nothing is left."""
+        """The error for a batch in which no image decodes."""
         images = len(set(rows))
         why = f"{escaped(self._catalog.file(rows[0]))} "
         why += f"and the others of its {images} images do not decode" if images > 1 else "does not decode"
@@ -173,7 +195,7 @@ class Decoder:
         )
 
     def _contents(self, rows: Sequence[int]) -> list[bytes | None]:
-        """The files of some rows, read together, where they lie in shards; else None for each."""
+        """The content of the files of some rows, read together from shards; None for each image in a file."""
         if hasattr(self._catalog, "read"):
             return self._catalog.read(list(rows))
         return [None] * len(rows)
@@ -185,7 +207,7 @@ class Decoder:
         return decode_image(content, str(path), max_pixels=self.max_pixels)
 
     def _count(self, row: int, error: ValueError) -> None:
-        """Count an image that does not decode; the first one is warned of."""
+        """Count an image that does not decode; the first one causes a warning."""
         assert self._failed is not None
         if not self._failed.array.any():
             what = {"replace": "another of its class stands in", "skip": "its batch is shorter"}
@@ -196,7 +218,7 @@ class Decoder:
         self._failed.add(row)
 
     def _substitute(self, row: int, key: Any, taken: set[int], repeats: bool) -> Decoded | None:
-        """Another image of the class that decodes, in a keyed order; those of the batch come last."""
+        """The first image of the class, in a keyed order, that decodes; images of the batch come last."""
         same = np.flatnonzero(np.asarray(self._catalog.labels) == self._catalog.labels[row])
         bits = keyed_bits(derive_key("stands in", self._seed, row, *key), same)
         in_batch = np.isin(same, list(taken))
@@ -217,10 +239,12 @@ class Decoder:
 
 
 def image_tensor(image: Any) -> Tensor:
-    """A tensor as it is, an array [h, w, c] or [h, w] as float32 [c, h, w]; uint8 becomes [0, 1].
+    """An image as a tensor: an array [h, w, c] or [h, w] becomes float32 [c, h, w], uint8 scaled to [0, 1].
+
+    A tensor is returned unchanged.
 
     Raises:
-        TypeError: anything else, with what it is and the way out.
+        TypeError: another type, number type or shape.
     """
     if isinstance(image, Tensor):
         return image

@@ -1,4 +1,4 @@
-"""The images of a catalog, decoded and augmented, one a row."""
+"""`ImageDataset`: the images of a catalog, decoded and augmented, one a row."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ _MOST_VIEWS = 1 << 16
 class ImageDataset(DecodingDataset):
     """The images of a catalog: `dataset[row]` is (image, label).
 
-    What the transform draws is a function of (seed, epoch, row, view). The rows that a sampler of this
-    library hands out know their epoch and view, so neither the number of workers nor resuming changes it:
-    `DataLoader(dataset, sampler=tercet.ShuffledSampler(dataset), …)`.
+    The random draws of the transform are a function of (seed, epoch, row, view). The rows that a sampler of
+    this library yields carry their epoch and view, so neither the number of workers nor resuming changes the
+    images: `DataLoader(dataset, sampler=tercet.ShuffledSampler(dataset), …)`.
 
-    For a plain int, as `shuffle=True` or a `Subset` asks for it, the view counts how often the row was asked
-    for, in memory that all workers share: each epoch draws anew under any sampler, and the same order of
-    requests gives the same draws. `set_epoch` is not needed. Call it before each epoch to resume a loader of
-    plain rows: the first draw of a row after it depends on (seed, epoch, row) and the rank alone. A `Subset`
-    makes plain ints of a sampler's rows; `catalog.select(rows)` is the subset that does not. A dataset that
-    is made anew counts anew.
+    For a plain int, as `shuffle=True` or a `Subset` passes it, the view counts how often the row was
+    requested, in memory that all workers share. So every epoch draws anew under any sampler, and the same
+    order of requests gives the same draws; `set_epoch` is not needed. To resume a loader of plain rows,
+    call it before each epoch: then the first draw of a row depends on (seed, epoch, row) and the rank alone.
+    A `Subset` turns the rows of a sampler into plain ints; `catalog.select(rows)` is a subset that does not.
+    A new dataset counts from 0.
 
-    The transform gets uint8 [h, w, 3], RGB. If it gives a tensor, that is the image. If it gives a numpy
-    array, [h, w] or [h, w, c], the image is float32 [c, h, w], divided by 255 if it was uint8; so it is
-    without a transform. Images of different sizes only make a batch with a `collate_fn` for that.
+    The transform gets uint8 [h, w, 3], RGB. A tensor that it returns is the image. A numpy array, [h, w] or
+    [h, w, c], becomes float32 [c, h, w], divided by 255 if it is uint8; the same holds without a transform.
+    Images of different sizes need a `collate_fn` that can batch them.
 
     Args:
-        catalog: a `Catalog`, or a `ShardIndex`; `labels`, `file(row)` and `len` of it are used, and `read`.
+        catalog: a `Catalog` or a `ShardIndex`; its `labels`, `file(row)`, `len` and, if there is one, `read`
+            are used.
         transform: an albumentations transform, called as `transform(image=image)["image"]`; or a callable,
-            called as `transform(image)`, or as `transform(image, rng=rng)` where it has such a parameter,
-            with a `numpy.random.Generator`. See `KeyedTransform`.
-        seed: names the stream of augmentations.
-        views: the number of augmented views of an image; 2 or more come stacked.
-        return_rows: give (image, label, row).
-        on_unreadable: an image that does not decode is an error ("error"), gives way to another of its class,
-            if possible one that is not in the batch ("replace"; `row` is then that of the other), or is
-            missing in its batch ("skip"). A batch with a gap is not P×K. The first such image is warned of,
-            and `unreadable()` tells of all.
-        max_pixels: how many pixels an image may have: one of more does not decode. It is compared with the
-            header, so that a small file does not unpack to gigabytes.
+            called as `transform(image)`, or as `transform(image, rng=rng)` with a `numpy.random.Generator` if
+            it has a parameter `rng`. `KeyedTransform` describes how it is keyed. None for no transform.
+        seed: a whole number of at least 0; another seed gives other augmentations.
+        views: the number of augmented views of an image; 2 or more are stacked.
+        return_rows: return (image, label, row) instead of (image, label).
+        on_unreadable: what to do with an image that does not decode: raise an error ("error"); replace it by
+            another of its class, if possible one that is not in the batch ("replace"; `row` is then that of
+            the replacement); or leave it out of its batch ("skip"), which then is not P×K any more. The first
+            such image causes a warning, and `unreadable()` lists all.
+        max_pixels: the most pixels of an image; one with more does not decode. It is compared with the
+            header, so that a small file cannot unpack to gigabytes.
 
     Raises:
         ValueError: not a catalog, a transform that is not callable, or an option out of range.
-        OSError: no shared memory for the counters, 4 bytes a row.
+        OSError: not enough shared memory for the counters, 4 bytes a row.
 
     Example:
         >>> import pathlib
@@ -96,7 +97,7 @@ class ImageDataset(DecodingDataset):
 
         Raises:
             IndexError: a number outside the catalog.
-            ValueError: the file does not decode and nothing stands in, or the transform gives no image.
+            ValueError: the file does not decode and has no replacement, or the transform returns no image.
             RuntimeError: the transform fails.
         """
         return self.__getitems__([row])[0]

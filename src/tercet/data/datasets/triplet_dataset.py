@@ -1,4 +1,4 @@
-"""Batches of listed triplets or pairs, each image of a batch decoded, augmented and embedded once."""
+"""`TripletDataset` and `PairDataset`: batches of listed triplets or pairs that hold each image once."""
 
 from __future__ import annotations
 
@@ -22,23 +22,31 @@ from tercet.data.samplers.by_anchor import images_each
 
 __all__ = ["PairBatch", "PairDataset", "TripletBatch", "TripletDataset"]
 
-_MOST_COUNTERS = 1 << 20  # of visits; a virtual sequence can be of any length
+_MOST_COUNTERS = 1 << 20  # counters of visits; a virtual sequence can be of any length
 
 
 class _Batch:
-    """Images, positions in them, and what each image is: what `TripletBatch` and `PairBatch` share."""
+    """What `TripletBatch` and `PairBatch` share: unpacking and moving to a device."""
 
     def __iter__(self) -> Iterator[Any]:
         return (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
     def to(self, device: Any, non_blocking: bool = False) -> Any:
-        """The batch on another device."""
+        """The batch on another device.
+
+        Args:
+            device: the device, such as "cuda:0".
+            non_blocking: copy asynchronously where possible.
+
+        Raises:
+            ValueError: no such device, or `non_blocking` is not a boolean.
+        """
         caller = f"{type(self).__name__}.to"
         non_blocking = as_bool(caller, "non_blocking", non_blocking)
         try:
             where = torch.device(device)
             return self._each(lambda tensor: tensor.to(where, non_blocking=non_blocking))
-        except (RuntimeError, TypeError, AssertionError) as error:  # no device, or none of this machine
+        except (RuntimeError, TypeError, AssertionError) as error:  # not a device, or not one of this machine
             said = str(error).partition("\n")[0]
             raise refusal(caller, "device", device, 'a device, such as "cpu" or "cuda:0"', said) from None
 
@@ -102,7 +110,7 @@ class PairBatch(_Batch):
 
 
 def _collate(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
-    """One batch out of several, end to end; an image of two of them stays twice."""
+    """Concatenate batches; an image that is in two of them occurs twice."""
     if len(batch) == 1:
         return batch[0]
     images, tuples, labels, rows = zip(*batch, strict=True)
@@ -115,7 +123,7 @@ def _collate(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     return type(batch[0])(torch.cat(images), joined, torch.cat(labels), torch.cat(rows))
 
 
-# The way that torch documents for teaching `default_collate` a type.
+# The documented way to register a type with `default_collate`.
 default_collate_fn_map.update({TripletBatch: _collate, PairBatch: _collate})
 
 
@@ -250,33 +258,36 @@ def _catalog_of(caller: str, kind: str, manifest: Any, catalog: Any) -> Any:
 class TripletDataset(DecodingDataset):
     """The images of triplets, a batch at a time: `dataset[numbers]` is a `TripletBatch`.
 
-    `DataLoader(dataset, batch_size=64, sampler=tercet.ShuffledSampler(dataset))` gives batches of 64
-    triplets, and decodes each image of a batch once. The numbers of that sampler, or of `AnchorSampler`, know
-    their epoch: in an epoch an image is augmented in the same way in all its triplets. A batch of plain ints,
-    as `shuffle=True` or a `Subset` asks for it, draws anew each time, whatever the epoch, in a way that
-    depends on its first number and on how often a batch began with it since `set_epoch`; so the same
-    batches in the same order draw the same with any number of workers. Otherwise transforms, epochs and seeds
-    are those of `ImageDataset`.
+    `DataLoader(dataset, batch_size=64, sampler=tercet.ShuffledSampler(dataset))` gives batches of 64 triplets
+    and decodes each image of a batch once. The numbers of that sampler, or of `AnchorSampler`, carry their
+    epoch: within an epoch, an image has the same augmentation in all its triplets.
+
+    Batches of plain ints, as `shuffle=True` or a `Subset` passes them, are augmented anew each time, whatever
+    the epoch. Their draws depend on the first number of the batch and on how often a batch has begun with it
+    since `set_epoch`, so the same batches in the same order draw the same with any number of workers.
 
     Args:
-        manifest: a `Manifest`, or any sequence of triplets such as `RandomTriplets`.
-        transform: as in `ImageDataset`; it must make the images equal in size.
-        catalog: what the triplets are rows of; by default the manifest's. Instead of a manifest's own one
-            with the same images and classes in the same order, such as the `ShardIndex` of all its images.
-        seed: names the stream of augmentations.
-        layout: "unique" holds each image once; "interleaved" lays images out as q p n q p n …, the
-            repeated ones too, for a network that takes triplets in that order.
-        on_unreadable: an image that does not decode is an error ("error"), gives way to another of its class
-            that is not in the batch ("replace"), or its triplets are left out of their batch ("skip"), as
-            they are where none can stand in. The first such image is warned of, and `unreadable()` tells of
-            all.
-        max_pixels: how many pixels an image may have: one of more does not decode. It is compared with the
-            header, so that a small file does not unpack to gigabytes.
+        manifest: a `Manifest` of triplets, or another sequence of triplets such as `RandomTriplets`.
+        transform: an albumentations transform, called as `transform(image=image)["image"]`; or a callable,
+            called as `transform(image)`, or as `transform(image, rng=rng)` with a `numpy.random.Generator` if
+            it has a parameter `rng`. It gets uint8 [h, w, 3] and must return images of one size: tensors, or
+            arrays, which become float32 [c, h, w], divided by 255 if uint8. None for no transform.
+        catalog: the catalog whose rows the triplets are; by default the manifest's. In place of the
+            manifest's own, one with the same images and classes in the same order, such as a `ShardIndex`.
+        seed: a whole number of at least 0; another seed gives other augmentations.
+        layout: "unique" holds each image once; "interleaved" lays images out as q p n q p n …, with
+            repetitions, for a network that takes triplets in that order.
+        on_unreadable: what to do with an image that does not decode: raise an error ("error"); replace it by
+            another of its class that is not in the batch ("replace"); or leave its triplets out of the batch
+            ("skip"), as is done where there is no replacement. The first such image causes a warning, and
+            `unreadable()` lists all.
+        max_pixels: the most pixels of an image; one with more does not decode. It is compared with the
+            header, so that a small file cannot unpack to gigabytes.
 
     Raises:
-        ValueError: pairs instead of triplets, no catalog, or another than that of the manifest, an option out
-            of range, or a transform that is not callable.
-        OSError: no shared memory for the counters, up to 4 MiB.
+        ValueError: pairs instead of triplets, no catalog, a catalog that does not fit the manifest, an option
+            out of range, or a transform that is not callable.
+        OSError: not enough shared memory for the counters, up to 4 MiB.
 
     Example:
         >>> import pathlib
@@ -343,23 +354,36 @@ class TripletDataset(DecodingDataset):
 class PairDataset(DecodingDataset):
     """The images of labeled pairs, a batch at a time: `dataset[numbers]` is a `PairBatch`.
 
-    As `TripletDataset`, for manifests of pairs: `PairBatch.pairs` is what heads take, the positive pairs
-    apart from the negative ones. `AnchorSampler` batches the pairs of some first images.
+    `PairBatch.pairs` is what loss heads take: the positive pairs separate from the negative ones.
+    `DataLoader(dataset, batch_size=64, sampler=tercet.ShuffledSampler(dataset))` gives batches of 64 pairs
+    and decodes each image of a batch once; `AnchorSampler` batches all pairs of some first images. The
+    numbers of
+    these samplers carry their epoch: within an epoch, an image has the same augmentation in all its pairs.
+
+    Batches of plain ints, as `shuffle=True` or a `Subset` passes them, are augmented anew each time, whatever
+    the epoch. Their draws depend on the first number of the batch and on how often a batch has begun with it
+    since `set_epoch`, so the same batches in the same order draw the same with any number of workers.
 
     Args:
-        manifest: a `Manifest` of pairs, or any sequence of labeled pairs such as `RandomPairs`.
-        transform: as in `ImageDataset`; it must make the images equal in size.
-        catalog: what the pairs are rows of; by default the manifest's. Instead of a manifest's own one
-            with the same images and classes in the same order, such as the `ShardIndex` of all its images.
-        seed: names the stream of augmentations.
-        on_unreadable: "error", "replace" or "skip", as in `TripletDataset`.
-        max_pixels: how many pixels an image may have: one of more does not decode. It is compared with the
-            header, so that a small file does not unpack to gigabytes.
+        manifest: a `Manifest` of pairs, or another sequence of labeled pairs such as `RandomPairs`.
+        transform: an albumentations transform, called as `transform(image=image)["image"]`; or a callable,
+            called as `transform(image)`, or as `transform(image, rng=rng)` with a `numpy.random.Generator` if
+            it has a parameter `rng`. It gets uint8 [h, w, 3] and must return images of one size: tensors, or
+            arrays, which become float32 [c, h, w], divided by 255 if uint8. None for no transform.
+        catalog: the catalog whose rows the pairs are; by default the manifest's. In place of the manifest's
+            own, one with the same images and classes in the same order, such as a `ShardIndex`.
+        seed: a whole number of at least 0; another seed gives other augmentations.
+        on_unreadable: what to do with an image that does not decode: raise an error ("error"); replace it by
+            another of its class that is not in the batch ("replace"); or leave its pairs out of the batch
+            ("skip"), as is done where there is no replacement. The first such image causes a warning, and
+            `unreadable()` lists all.
+        max_pixels: the most pixels of an image; one with more does not decode. It is compared with the
+            header, so that a small file cannot unpack to gigabytes.
 
     Raises:
-        ValueError: triplets instead of pairs, no catalog, or another than that of the manifest, an option out
-            of range, or a transform that is not callable.
-        OSError: no shared memory for the counters, up to 4 MiB.
+        ValueError: triplets instead of pairs, no catalog, a catalog that does not fit the manifest, an option
+            out of range, or a transform that is not callable.
+        OSError: not enough shared memory for the counters, up to 4 MiB.
 
     Example:
         >>> import pathlib

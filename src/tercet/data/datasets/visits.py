@@ -1,4 +1,4 @@
-"""Counters that workers share: how often each number was asked for, so that no epoch repeats another."""
+"""Shared counters of how often each number was requested, so that no epoch repeats another's augmentation."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ _LAST_EPOCH = 2**31 - 1
 
 
 def shared(caller: str, tensor: torch.Tensor, what: str) -> torch.Tensor:
-    """A tensor that is moved to memory which processes share.
+    """Move a tensor to shared memory.
 
     Args:
-        caller: whose it is, for the sentence.
-        tensor: on the CPU.
-        what: what it holds, for the sentence.
+        caller: the dataset, for messages.
+        tensor: a tensor on the CPU.
+        what: what it holds, for messages.
+
+    Returns:
+        The tensor.
 
     Raises:
-        OSError: no shared memory of that size, or no file descriptor for it.
+        OSError: there is not enough shared memory, or no file descriptor left.
 
     Example:
         >>> shared("ImageDataset", torch.zeros(3), "counters").is_shared()
@@ -49,13 +52,13 @@ def shared(caller: str, tensor: torch.Tensor, what: str) -> torch.Tensor:
 
 
 class SharedCounts:
-    """A counter for each number, 4 bytes each, seen by forked and spawned workers alike.
+    """A counter of 4 bytes for each number, shared with forked and spawned workers.
 
-    Two processes that count the same number in the same instant may count it as one.
+    If two processes count the same number at the same instant, one count may be lost.
 
     Args:
-        caller: whose counters they are, for the sentence.
-        size: how many.
+        caller: the dataset, for messages.
+        size: the number of counters.
 
     Raises:
         OSError: no shared memory of that size.
@@ -70,7 +73,7 @@ class SharedCounts:
         self._caller = caller
         self.tensor = shared(caller, torch.zeros(size, dtype=torch.int32), "counters")
         self.array: np.ndarray = self.tensor.numpy()  # the same memory
-        self.is_copy = False  # whether it was unpickled, or copied, without the memory
+        self.is_copy = False  # whether it was unpickled or copied without its shared memory
 
     def __getstate__(self) -> dict[str, Any]:
         return {"caller": self._caller, "tensor": self.tensor}
@@ -82,25 +85,25 @@ class SharedCounts:
         self.array = self.tensor.numpy()
 
     def add(self, number: int) -> int:
-        """Count `number` once more, and return how often it was counted before."""
+        """Increment the counter of `number`, and return its value before."""
         before = int(self.array[number])
         self.array[number] = before + 1
         return before
 
 
 class Visits:
-    """Which draw comes next for a plain number: the epoch that was set, and a view that counts on.
+    """The key of the next draw for a plain number: the epoch that was set, and the next view of the number.
 
-    A loader does not tell a map-style dataset its epoch. But whoever asks for a number again is in a later
-    epoch, or wants it once more in the same one: either way the next view of it is another draw. The counters
-    are shared, so persistent workers, new workers and other samplers go on where the last one was.
+    A DataLoader does not pass the epoch to a map-style dataset. A number that is requested again belongs to a
+    later epoch, or is repeated within one; either way it gets its next view, and so another draw. The
+    counters are shared, so persistent workers, new workers and other samplers continue from them.
 
-    Processes that train together share no memory, so the rank is a part of the view.
+    Training processes (ranks) share no memory, so the rank is part of the view.
 
     Args:
-        caller: whose visits they are, for sentences.
-        size: how many counters, of which number n has the one at n mod size; two numbers that share one
-            never get one view twice either.
+        caller: the dataset, for messages.
+        size: the number of counters. Number n uses counter n mod size; numbers that share a counter never
+            get the same view.
 
     Example:
         >>> visits = Visits("ImageDataset", 10)
@@ -114,13 +117,13 @@ class Visits:
     def __init__(self, caller: str, size: int) -> None:
         self._caller = caller
         self._size = max(size, 1)
-        # The epoch comes first. It lies with the counters, as each shared tensor takes a file descriptor.
+        # The epoch is stored in front of the counters, as each shared tensor takes a file descriptor.
         self._shared = SharedCounts(caller, 1 + self._size)
         self._rank = 0
-        self._unpickled_in = 0  # the process that has unpickled it
+        self._unpickled_in = 0  # the id of the process that unpickled it
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rank": self._own_rank()}  # a spawned worker does not know it
+        return {**self.__dict__, "_rank": self._own_rank()}  # a spawned worker cannot find it out
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -128,17 +131,24 @@ class Visits:
 
     @property
     def epoch(self) -> int:
-        """The epoch that was set; 0 at first."""
+        """The epoch that was set last; 0 if none was."""
         return int(self._shared.array[0])
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, and count views from 0 again, in running workers too."""
+        """Set the epoch and reset the views to 0, in running workers too.
+
+        Args:
+            epoch: the epoch, from 0.
+
+        Raises:
+            ValueError: not a whole number from 0 to 2³¹ − 1.
+        """
         epoch = as_int(f"{self._caller}.set_epoch", "epoch", epoch, 0, _LAST_EPOCH)
         self._shared.array[:] = 0
         self._shared.array[0] = epoch
 
     def views(self, numbers: Iterable[int]) -> list[int]:
-        """The next view of each number: another one each time, on each rank."""
+        """The next view of each number, another one at each call and on each rank."""
         if self._shared.is_copy and self._was_sent():
             self._warn_apart()
         first = self._own_rank() << 32
@@ -148,16 +158,16 @@ class Visits:
         if dist.is_available() and dist.is_initialized():
             return dist.get_rank()
         if self._was_sent():
-            return self._rank  # of the process that made this worker; RANK may be that of the node
-        told = os.environ.get("RANK", "")  # torchrun sets it, and workers inherit it
-        return int(told) if told.isascii() and told.isdigit() else self._rank
+            return self._rank  # the rank of the parent process; RANK may be that of the node
+        rank = os.environ.get("RANK", "")  # torchrun sets it, and workers inherit it
+        return int(rank) if rank.isascii() and rank.isdigit() else self._rank
 
     def _was_sent(self) -> bool:
-        """Whether this is a worker that was sent a pickle, as a spawned one is."""
+        """Whether this is a worker that got the dataset as a pickle, as spawned workers do."""
         return self._unpickled_in == os.getpid() and get_worker_info() is not None
 
     def _warn_apart(self) -> None:
-        """Warn once in a worker that was sent a plain copy: what it counts, no other process sees."""
+        """Warn once in a worker whose counters are a copy: no other process sees what it counts."""
         self._shared.is_copy = False
         warnings.warn(
             f"{self._caller}: this worker got a pickled copy that shares no memory with the dataset, so "

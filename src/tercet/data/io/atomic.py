@@ -1,4 +1,8 @@
-"""Files that appear whole or not at all: temporary names, fsync, and one renaming for a file or a set."""
+"""Atomic writes: a file, or a set of files, gets its name once it is complete and on the disk, or not at all.
+
+Each file is written under a temporary name, flushed (fsync) and renamed. Locks are files too. The system
+releases the locks of a process that dies, so leftovers of killed runs are recognised and removed.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +42,17 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 def fresh_target(caller: str, path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
     """`path`, refused before any work is done for it if nothing could be written there.
 
-    What runs that were killed left in its folder is settled and removed first.
+    Leftovers of killed runs in its folder are settled and removed first.
 
     Args:
-        caller: who asks, for the sentence.
+        caller: the function that was called, for messages.
         path: the file to be written.
         overwrite: whether an existing file may be replaced.
-        suffixes: the suffixes that are known, with their dots.
+        suffixes: the accepted suffixes, with their dots.
 
     Raises:
-        ValueError: another suffix, an existing file, no such folder, or an `overwrite` that is no flag.
-        OSError: a link or another foreign thing stands under the name of the folder's journal.
+        ValueError: another suffix, an existing file, no such folder, or an `overwrite` that is not a boolean.
+        OSError: the name of the folder's journal is taken by a link or by something else.
     """
     overwrite = as_bool(caller, "overwrite", overwrite)
     target = as_path(caller, "path", path, new=True)
@@ -73,17 +77,17 @@ def fresh_target(caller: str, path: str | Path, overwrite: bool, suffixes: Seque
 
 @contextmanager
 def atomically(target: Path, overwrite: bool = True) -> Iterator[Path]:
-    """A temporary file beside `target` that gets its name when the block ends well, and vanishes when not.
+    """A temporary file next to `target`: renamed to it when the block succeeds, removed when it fails.
 
     Args:
         target: the final name.
-        overwrite: replace a file of that name.
+        overwrite: replace an existing file of that name.
 
     Yields:
-        The name to write to. It is a new, empty file.
+        The path to write to, a new empty file.
 
     Raises:
-        OSError: it cannot be written, or without `overwrite` there is such a file; the error names `target`.
+        OSError: it cannot be written, or it exists and `overwrite` is False; the error names `target`.
 
     Example:
         >>> with atomically(Path("t.txt")) as unfinished:
@@ -97,14 +101,14 @@ def atomically(target: Path, overwrite: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomically_together(targets: Sequence[Path], overwrite: bool = True) -> Iterator[list[Path]]:
-    """As `atomically`, for a set of files in one folder: readers that look with `located` see all or none.
+    """`atomically` for a set of files in one folder: readers that use `current_places` see all or none.
 
     Args:
         targets: the final names; at least one.
         overwrite: replace files of those names.
 
     Yields:
-        The names to write to, in the same order.
+        The paths to write to, in the same order.
 
     Raises:
         OSError: as `atomically`.
@@ -121,7 +125,9 @@ def atomically_together(targets: Sequence[Path], overwrite: bool = True) -> Iter
             _publish(files, overwrite)
     finally:
         try:
-            listed = set(pending_names(targets[0].parent).values())  # the next run needs those
+            listed = set(
+                pending_names(targets[0].parent).values()
+            )  # the next run needs these to settle the set
             for file in files:
                 if file.name not in listed:
                     file.unlink(missing_ok=True)
@@ -132,10 +138,10 @@ def atomically_together(targets: Sequence[Path], overwrite: bool = True) -> Iter
 
 @contextmanager
 def final_names_in_errors(files: Mapping[Path, Path]) -> Iterator[None]:
-    """Have the system's errors in the block name the final name, where they name a temporary file or none.
+    """Make the OSErrors of the block name the final file where they name a temporary one or none.
 
     Args:
-        files: the final name of each temporary file; an error that names no file is that of the first.
+        files: the final name of each temporary file; an error without a name gets the first.
     """
     try:
         yield
@@ -165,7 +171,7 @@ def _temporary(target: Path) -> tuple[Path, int]:
             if os.path.samestat(os.fstat(descriptor), os.lstat(file)):
                 return file, descriptor
         except FileNotFoundError:
-            pass  # before it was locked another run took it for left over
+            pass  # another run removed it as a leftover before it was locked
         except BaseException:
             os.close(descriptor)
             file.unlink(missing_ok=True)
@@ -174,7 +180,7 @@ def _temporary(target: Path) -> tuple[Path, int]:
 
 
 def _publish(files: Mapping[Path, Path], overwrite: bool) -> None:
-    """Give temporary files their final names: all, or none."""
+    """Rename temporary files to their final names: all or none."""
     for file in files:
         fsync(file)
     folder = next(iter(files)).parent
@@ -199,7 +205,7 @@ def _publish(files: Mapping[Path, Path], overwrite: bool) -> None:
 
 
 def _rename(file: Path, target: Path, overwrite: bool) -> None:
-    """Give a file its final name, without `overwrite` only if nothing stands there, in one step."""
+    """Rename a file in one step; without `overwrite`, only if the name is free."""
     if overwrite:
         os.replace(file, target)
         return
@@ -207,8 +213,8 @@ def _rename(file: Path, target: Path, overwrite: bool) -> None:
         os.link(file, target)
     except FileExistsError:
         raise _exists(target) from None
-    except OSError:  # of a file system without second names for a file, and each says so in its own way
-        os.replace(file, target)  # the journal is held: no run of ours has written it since it was looked for
+    except OSError:  # a file system without hard links; each reports it with another error
+        os.replace(file, target)  # safe: the journal is held, so no run of ours can have written it since
     else:
         file.unlink()
 
@@ -220,16 +226,16 @@ def _exists(target: Path) -> OSError:
 
 @contextmanager
 def journal(folder: Path) -> Iterator[Journal]:
-    """Hold the journal of a folder, after what a dead run listed there was settled.
+    """Hold the journal of a folder, after settling what a dead run listed there.
 
     Args:
         folder: an existing folder that may be written.
 
     Yields:
-        An empty journal. It is gone when the block ends, unless it still lists a set.
+        An empty journal. It is removed when the block ends, unless it still lists a set.
 
     Raises:
-        OSError: something else stands under its name, or what a dead run listed cannot be settled.
+        OSError: its name is taken by something else, or what a dead run listed cannot be settled.
 
     Example:
         >>> with journal(Path(".")):
@@ -242,7 +248,7 @@ def journal(folder: Path) -> Iterator[Journal]:
     descriptor = acquire(path, wait=True)
     assert descriptor is not None
     try:
-        if os.fstat(descriptor).st_nlink > 1:  # written to, it would change under its other name
+        if os.fstat(descriptor).st_nlink > 1:  # a hard link: writing would change another file
             raise not_ours(path)
         held = Journal(folder, descriptor)
         held.settle()
@@ -256,9 +262,9 @@ def journal(folder: Path) -> Iterator[Journal]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Settle and remove what dead runs left in a folder; what a run at work has there stays.
+    """Settle and remove what dead runs left in a folder; files of running processes stay.
 
-    A temporary file or a lock is left over if its lock is free: the process that held it is gone.
+    A temporary file or a lock file is a leftover if its lock is free: the process that held it is gone.
 
     Raises:
         OSError: as `journal`.
@@ -267,7 +273,7 @@ def remove_leftovers(folder: Path) -> None:
     left_over = list(filter(_LEFT_OVER.fullmatch, hidden))
     if not left_over and JOURNAL not in hidden:
         return
-    with journal(folder):  # no run lists a temporary file meanwhile
+    with journal(folder):  # so no run lists a temporary file meanwhile
         for name in left_over:
             _remove_if_dead(folder / name)
 
@@ -294,14 +300,14 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock while the block runs; the system takes it from a process that dies.
 
     Args:
-        path: the file that stands for the lock; it is made, and gone when the block ends.
-        wait: wait for one who holds it.
+        path: the file that stands for the lock; it is created, and removed when the block ends.
+        wait: wait for the process or thread that holds it.
 
     Yields:
         Whether it is held: False only without `wait`, where another holds it.
 
     Raises:
-        OSError: a link, a folder or a pipe stands there, or the file cannot be made.
+        OSError: the path is a link, a folder or a pipe, or the file cannot be created.
 
     Example:
         >>> with locked(Path(".lock")) as held, locked(Path(".lock"), wait=False) as again:
@@ -313,19 +319,21 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         yield descriptor is not None
     finally:
         if descriptor is not None:
-            path.unlink(missing_ok=True)  # while it is held: who opened it meanwhile makes another
+            path.unlink(
+                missing_ok=True
+            )  # while held: whoever opened it meanwhile sees this and creates another
             release_lock(descriptor)
 
 
 def acquire(path: Path, wait: bool) -> int | None:
-    """The open file whose lock is held; None where another holds it."""
+    """The descriptor of the lock file once its lock is held; None where another holds it."""
     while True:
         descriptor = open_lock_file(path)
         try:
             held = try_lock(descriptor, wait)
             if held is not False and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
                 return descriptor
-        except FileNotFoundError:  # gone since it was opened
+        except FileNotFoundError:  # removed since it was opened
             held = None
         except BaseException:
             os.close(descriptor)
@@ -336,10 +344,10 @@ def acquire(path: Path, wait: bool) -> int | None:
 
 
 def open_lock_file(path: Path) -> int:
-    """The descriptor of a file that is made if it is not there.
+    """The descriptor of a lock file, which is created if it is missing.
 
     Raises:
-        OSError: a link, a folder, a pipe or another user's file stands there, or the file cannot be made.
+        OSError: the path is a link, a folder, a pipe or another user's file, or the file cannot be created.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
@@ -360,7 +368,7 @@ def open_lock_file(path: Path) -> int:
 
 
 def try_lock(descriptor: int, wait: bool) -> bool | None:
-    """Lock an open file: whether it is held now; None where the file system has no locks."""
+    """Lock an open file. Whether the lock is held now; None where the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -375,10 +383,12 @@ def try_lock(descriptor: int, wait: bool) -> bool | None:
 
 
 def release_lock(descriptor: int) -> None:
-    """Close an open file, and let go of its lock where it was locked."""
+    """Close an open file and release its lock."""
     try:
         if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a forked process has the file open
+            fcntl.flock(
+                descriptor, fcntl.LOCK_UN
+            )  # closing alone would not, if a forked process has the file open
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

@@ -1,4 +1,4 @@
-"""Facts in JSON, written with a checksum, read with bounds and refused with one sentence."""
+"""JSON objects with a checksum: read within a size limit, each field checked by type and range."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ __all__ = [
     "with_checksum",
 ]
 
-CHECKSUM = "crc32"  # the field with the checksum of the others
-_MOST = 1 << 30  # bytes of a JSON text that are read, unless told otherwise
+CHECKSUM = "crc32"  # the field that holds the checksum of the others
+_MOST = 1 << 30  # bytes of JSON text that are read by default
 _INT64 = 2**63 - 1
 _REQUIRED: Any = object()
 
 
 def with_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts, and at their end the field "crc32": a CRC of their canonical JSON.
+    """The fields and, last, the field "crc32": a CRC of their canonical JSON.
 
-    The canonical form has sorted keys and no spaces, so that indenting a file anew changes nothing.
+    The canonical form has sorted keys and no spaces, so re-indenting a file keeps its checksum valid.
 
     Args:
-        facts: strings, numbers, booleans, None, and lists and dicts of them, by strings.
+        facts: the fields by name: strings, numbers, booleans, None, and lists and dicts of them.
 
     Raises:
-        TypeError, ValueError: something that JSON has no form for.
+        TypeError, ValueError: a value that JSON cannot represent.
 
     Example:
         >>> with_checksum({"seed": 0})
@@ -53,7 +53,7 @@ def with_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checksum_fits(facts: Mapping[str, Any]) -> bool | None:
-    """Whether the checksum is that of the other facts; None where there is no checksum."""
+    """Whether the checksum is that of the other fields; None where there is no checksum."""
     if CHECKSUM not in facts:
         return None
     try:
@@ -63,10 +63,10 @@ def checksum_fits(facts: Mapping[str, Any]) -> bool | None:
 
 
 def json_round_trip(facts: Mapping[Any, Any]) -> dict[str, Any]:
-    """The facts as they come back from JSON: keys as strings, tuples as lists.
+    """The fields as they come back from JSON: keys as strings, tuples as lists.
 
     Raises:
-        TypeError, ValueError: something that JSON has no form for.
+        TypeError, ValueError: a value that JSON cannot represent.
 
     Example:
         >>> json_round_trip({3: (1, 2)})
@@ -76,14 +76,14 @@ def json_round_trip(facts: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def to_json(facts: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON text of the facts and of their checksum, which `JsonRecord` reads.
+    """JSON text of the fields and their checksum, which `JsonRecord` reads.
 
     Args:
-        facts: as for `with_checksum`; `json_round_trip` makes such of others.
-        indent: spaces a level; None for one line.
+        facts: the fields by name, values that JSON can represent; `json_round_trip` converts others.
+        indent: spaces of indentation a level; None for one line.
 
     Raises:
-        TypeError, ValueError: something that JSON has no form for.
+        TypeError, ValueError: a value that JSON cannot represent.
 
     Example:
         >>> to_json({"seed": 0})
@@ -93,11 +93,11 @@ def to_json(facts: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def read_bounded(path: str | Path, most: int = _MOST) -> bytes:
-    """The content of a plain file, from one descriptor.
+    """The content of a regular file, of at most `most` bytes.
 
     Args:
         path: the file.
-        most: the most bytes that are read.
+        most: the largest size in bytes that is read.
 
     Raises:
         OSError: it cannot be read, is a folder or a device, or is larger.
@@ -111,14 +111,14 @@ def read_bounded(path: str | Path, most: int = _MOST) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise OSError(f"{str(path)!r} has {size:,} bytes, and at most {most:,} are read")
-        content = file.read(size + 1)  # Python takes the memory of all that is asked for
+        content = file.read(size + 1)  # Python allocates as much as is asked for
     if len(content) > size:
         raise OSError(f"{str(path)!r} grew while it was read")
     return content
 
 
 def warn_unchecked(source: str | Path) -> None:
-    """Say that a file or state of an older version has no checksum, so that damage in it may pass."""
+    """Warn that a file or state of an older version has no checksum, so that damage may go unnoticed."""
     import warnings
 
     text = f"{escaped(source)} has no checksum, so damage in it may pass; write or save it again to have one"
@@ -126,23 +126,23 @@ def warn_unchecked(source: str | Path) -> None:
 
 
 class JsonRecord:
-    """A JSON object whose fields are asked for by name, type and range.
+    """A JSON object whose fields are read by name, type and range.
 
-    A field that is missing, or of another type or range, is a ValueError: one sentence with the file and the
-    field. JSON that is damaged, nested too deep, has a field twice, a whole number of more than 4,300 digits,
-    or a checksum that does not fit, is one too.
+    A field that is missing, of another type or out of range is a ValueError that names the file and the
+    field. So is JSON that is damaged or nested too deep, or that has a field twice, a whole number of more
+    than 4,300 digits, or a wrong checksum.
 
     Args:
         content: the JSON text.
-        caller: who reads, for the sentences.
-        argument: of which argument the file is, for the sentences.
-        source: the file that it stands in.
-        what: what it is, for the sentences, such as "provenance".
-        hint: what to do about it, for the sentences.
+        caller: the function that was called, for messages.
+        argument: the argument that names the file, for messages.
+        source: the file that contains it.
+        what: what the object is, for messages, such as "provenance".
+        hint: what to do about a damaged one, for messages.
 
     Attributes:
-        fields: the facts without their checksum.
-        checked: whether they had a checksum.
+        fields: the fields without the checksum.
+        checked: whether there was a checksum, which was right.
 
     Raises:
         ValueError: as above.
@@ -169,7 +169,7 @@ damaged or of another program; write it again, or restore it
     ) -> None:
         self._caller, self._argument, self._source = caller, argument, str(source)
         self._hint = f"; {hint}" if hint else ""
-        self._above = ""  # the fields that lead here
+        self._above = ""  # the names of the enclosing fields, each followed by a dot
         try:
             text = content if isinstance(content, str) else content.decode()
             read = json.loads(text, object_pairs_hook=_once)
@@ -191,17 +191,17 @@ damaged or of another program; write it again, or restore it
 
     @classmethod
     def read(cls, caller: str, argument: str, path: str | Path, *words: str, most: int = _MOST) -> JsonRecord:
-        """The facts in a file.
+        """The JSON object in a file.
 
         Args:
-            caller, argument: as above.
+            caller, argument: the function and its argument, for messages.
             path: the file.
-            words: `what` and `hint`, as above.
-            most: the most bytes that are read.
+            words: `what` and `hint`, for messages.
+            most: the largest size in bytes that is read.
 
         Raises:
             ValueError: as above.
-            OSError: no such file, or one that cannot be read, or a larger one.
+            OSError: the file does not exist, cannot be read or is larger.
         """
         return cls(read_bounded(path, most), caller, argument, path, *words)
 
@@ -230,18 +230,18 @@ damaged or of another program; write it again, or restore it
         return self._field(name, expected, lambda value: _are_integers(value, low, high), default)
 
     def items(self, name: str, default: Any = _REQUIRED) -> list[Any]:
-        """The list in a field, of whatever."""
+        """The list in a field, of values of any type."""
         return self._field(name, "a list", lambda value: isinstance(value, list), default)
 
     def part(self, name: str, default: Any = _REQUIRED) -> JsonRecord:
-        """The object in a field, as facts; those of `default`, a dict, where the field is missing."""
+        """The object in a field; where the field is missing, `default`, a dict."""
         fields = self._field(name, "a JSON object", lambda value: isinstance(value, dict), default)
         part = object.__new__(JsonRecord)
         part.__dict__.update(self.__dict__, fields=fields, _above=f"{self._above}{name}.")
         return part
 
     def wrong(self, name: str, expected: str) -> ValueError:
-        """The refusal of what a field holds: for a caller that expects more than a type."""
+        """The error for a field's value, for a caller that expects more than a type."""
         found = f"it has {_short(self.fields[name])}" if name in self.fields else "it has none"
         hint = f"{found}, so it is damaged or of another program"
         return self._refusal(f"{expected} in its field {self._above + name!r}", hint)
@@ -258,12 +258,12 @@ damaged or of another program; write it again, or restore it
 
 
 def _nearly_checksum(name: str) -> bool:
-    """Whether a field is the checksum with one sign of its name damaged: else it would pass for a fact."""
+    """Whether a field is the checksum with one character of its name damaged; it must not pass as a field."""
     return len(name) == len(CHECKSUM) and sum(map(operator.ne, name, CHECKSUM)) == 1
 
 
 def _are(value: Any, kind: type) -> bool:
-    """Whether it is a list of items of one type; True is no int here."""
+    """Whether it is a list of items of exactly one type; True is not an int here."""
     return isinstance(value, list) and set(map(type, value)) <= {kind}
 
 
@@ -272,7 +272,7 @@ def _are_integers(value: Any, low: int, high: int) -> bool:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refused where a field is there twice: readers would differ on which holds."""
+    """A JSON object, refused where a field is there twice: readers differ on which value counts."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]

@@ -1,4 +1,4 @@
-"""From the bytes of a file to an upright RGB image, or a sentence that says why not."""
+"""Image files as upright RGB arrays, or an error that says why not; and the size an image header claims."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ __all__ = [
 ]
 
 MAX_PIXELS = 1 << 28
-"""How many pixels an image may have unless told otherwise: 16384 × 16384, 805 MB of RGB."""
+"""The most pixels of an image by default: 16384 × 16384, 805 MB of RGB."""
 MAX_BYTES = 1 << 30
-"""How many bytes of a file are read as an image."""
+"""The most bytes of an image file."""
 
 _WAY_OUT = "restore the file, or leave it out with tercet.scan_folder(root, verify=True)"
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither a stuffed byte, nor fill, nor a restart
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # but no stuffed byte, fill byte or restart marker
 _JPEG_END = b"\xff\xd9"
-# The entry of the EXIF directory: tag 0x0112, of type short, one value; in either byte order.
+# The orientation in an EXIF directory: tag 0x0112, type short, one value; in either byte order.
 _ORIENTATION = re.compile(
     rb"\x12\x01\x03\x00\x01\x00\x00\x00([\x01-\x08])\x00"
     rb"|\x01\x12\x00\x03\x00\x00\x00\x01\x00([\x01-\x08])"
 )
-_SEARCHED = 1 << 16  # bytes at the start of a file, where a header of text stands
-# Neither a stuffed byte, nor fill, nor one of the markers without a length.
+_SEARCHED = 1 << 16  # bytes at the start of a file that are searched for a text header
+# A marker with a length: no stuffed byte, fill byte, or marker without one.
 _JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNM_SIZE = re.compile(rb"\AP[1-6Ff](?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)")
 _PAM_SIZE = re.compile(rb"(?:^|\r)[^\S\r\n]*(WIDTH|HEIGHT)\s+(\d+)", re.MULTILINE)
 _RADIANCE_SIZE = re.compile(rb"^[-+][XY] +(\d+) +[-+][XY] +(\d+)", re.MULTILINE)
-_MOST_PARTS = 1 << 16  # of a JPEG before its frame, or sizes in an AVIF: no program writes as many
-_LARGEST = 1 << 16, 1 << 16  # what a file with more is taken to claim
-_TIFF_SIZES = ((256, 257), (322, 323))  # width and height of the image, and of a tile
+_MOST_PARTS = 1 << 16  # segments of a JPEG before its frame, or sizes in an AVIF; no program writes as many
+_LARGEST = 1 << 16, 1 << 16  # the size assumed for a file with more
+_TIFF_SIZES = ((256, 257), (322, 323))  # tags of width and height: of the image, of a tile
 _TIFF_ENTRIES = 4096  # libtiff reads no more
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
@@ -56,22 +56,22 @@ _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 def read_image(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
     """The image in a file, upright, as RGB.
 
-    The format is told by the content, not by the suffix: JPEG, PNG, WebP, TIFF, BMP, GIF and whatever else
-    the installed OpenCV decodes. The orientation in the EXIF data is applied. Grey, 1-bit, palette and CMYK
-    images become RGB, 16 bits are scaled to 8, and transparent parts of a PNG or WebP lie on white; other
-    formats show their colours without regard to alpha. Of several frames or pages the first is taken.
+    The format is recognised by the content, not by the suffix: JPEG, PNG, WebP, TIFF, BMP, GIF and the others
+    that the installed OpenCV decodes. The EXIF orientation is applied. Grey, 1-bit, palette and CMYK images
+    become RGB, 16 bits are scaled to 8, and a transparent PNG or WebP is blended onto white; in other formats
+    alpha is ignored. Of several frames or pages the first is taken.
 
     Args:
         path: the file.
-        max_pixels: how many pixels it may have. It is compared with the header, before the image is decoded.
+        max_pixels: the most pixels it may have, compared with its header before it is decoded.
 
     Returns:
         uint8 [h, w, 3].
 
     Raises:
-        ValueError: the file cannot be read, is no regular file (a pipe or a device would not end), has more
-            than 2³⁰ bytes or `max_pixels` pixels, is empty or cut short, or does not decode. Damage in the
-            middle that the decoder bridges, as JPEG's does, is not noticed.
+        ValueError: the file cannot be read, is not a regular file (a pipe or a device has no end), has more
+            than 2³⁰ bytes or `max_pixels` pixels, is empty or cut short, or does not decode. Damage that the
+            decoder skips, as JPEG decoders do, is not noticed.
 
     Example:
         >>> import pathlib
@@ -87,12 +87,12 @@ def read_image(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> UI
 
 
 def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in the content of a file, as `read_image` gives it.
+    """The image in the content of a file, decoded as by `read_image`: upright RGB.
 
     Args:
-        data: the whole content.
-        name: where it comes from, for the error.
-        max_pixels: how many pixels it may have.
+        data: the content of the file.
+        name: where it comes from, for messages.
+        max_pixels: the most pixels it may have, compared with its header before it is decoded.
 
     Returns:
         uint8 [h, w, 3].
@@ -111,7 +111,11 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> UIn
 
 
 def why_unreadable(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> str | None:
-    """Why `read_image` refuses a file, in a phrase; None where it does not.
+    """Why `read_image` refuses a file, as a phrase; None where the image decodes.
+
+    Args:
+        path: the file.
+        max_pixels: the most pixels it may have.
 
     Example:
         >>> import pathlib
@@ -127,13 +131,13 @@ def why_unreadable(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -
 
 
 def file_content(path: str | PathLike[str]) -> bytes:
-    """What is in a file, if it may be an image.
+    """The content of a file, refused where it cannot be an image.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: why not, in a phrase: it cannot be read, is no regular file, or has more than 2³⁰ bytes.
+        ValueError: it cannot be read, is not a regular file, or has over 2³⁰ bytes; the text is a phrase.
 
     Example:
         >>> import pathlib
@@ -142,13 +146,13 @@ def file_content(path: str | PathLike[str]) -> bytes:
         b'P5 1 1 255 a'
     """
     try:
-        # Not waiting: of a pipe, the opening alone would wait for one who writes.
+        # O_NONBLOCK: opening a pipe would otherwise wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            told = os.fstat(descriptor)
-            if not stat.S_ISREG(told.st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise ValueError("it is not a regular file")
-            if told.st_size > MAX_BYTES:
+            if status.st_size > MAX_BYTES:
                 raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
             with open(descriptor, "rb", buffering=0, closefd=False) as file:
                 return file.read()
@@ -161,13 +165,13 @@ def file_content(path: str | PathLike[str]) -> bytes:
 
 
 def _decoded(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The image; what stands in its way is the text of the ValueError."""
+    """The image; a ValueError's text is a phrase that says why there is none."""
     import cv2
 
     if not data:
         raise ValueError("the file is empty")
     if data.startswith(_JPEG) and not _jpeg_has_end(data):
-        # Older OpenCV fills the missing part with grey and says nothing.
+        # Older OpenCV silently fills the missing part with grey.
         raise ValueError("the JPEG is cut short")
     if data[4:8] == b"ftyp" and re.search(b"irot|imir", data.partition(b"mdat")[0]):
         raise ValueError("the AVIF image is turned or mirrored by a property that OpenCV ignores")
@@ -181,15 +185,15 @@ def _decoded(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
         image = None
     if image is None:
         raise ValueError("OpenCV does not decode it: cut short, damaged, or no image of 8 or 16 bits")
-    if image.shape[0] * image.shape[1] > max_pixels:  # of a format whose header we do not know
+    if image.shape[0] * image.shape[1] > max_pixels:  # a format whose header `claimed_pixels` does not know
         raise ValueError(f"it has more than max_pixels={max_pixels} pixels")
-    if transparent:  # read unchanged, so OpenCV has not turned it
+    if transparent:  # IMREAD_UNCHANGED, so OpenCV has not applied the orientation
         image = _upright(_on_white(image), _orientation(data))
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _jpeg_has_end(data: bytes) -> bool:
-    """Whether the image ends, by walking its markers; that of an embedded thumbnail does not count."""
+    """Whether the JPEG has an end marker of its own, besides those of embedded thumbnails."""
     if data.endswith(_JPEG_END):
         return True
     at = len(_JPEG)
@@ -216,7 +220,7 @@ def _on_white(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     """α · image + (1 − α) · white, of an image of 1, 3 or 4 channels of 8 or 16 bits."""
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
-    if image.ndim == 2:  # a grey PNG's one transparent value, which OpenCV ignores
+    if image.ndim == 2:  # a grey PNG with one transparent value, which OpenCV ignores
         image = image[..., None].repeat(3, axis=2)
     colour, alpha = image[..., :3], image[..., 3:].astype(np.uint16)  # [h, w, 3], [h, w, 0 or 1]
     if not alpha.size:
@@ -232,7 +236,7 @@ def _orientation(data: bytes) -> int:
 
 
 def _upright(image: UInt8[np.ndarray, "_ _ 3"], orientation: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The image turned and mirrored as an EXIF orientation says."""
+    """The image rotated and mirrored by an EXIF orientation."""
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     columns = -1 if orientation in (2, 3, 6, 7) else 1
@@ -241,14 +245,14 @@ def _upright(image: UInt8[np.ndarray, "_ _ 3"], orientation: int) -> UInt8[np.nd
 
 
 def claimed_pixels(data: bytes) -> int | None:
-    """How many pixels the header of an image claims, whatever is in it.
+    """The number of pixels that the header of an image claims: a file of 1 MB can unpack to gigabytes.
 
     Args:
-        data: the whole content of a file.
+        data: the content of a file.
 
     Returns:
-        Width times height; the largest where a file claims several. None where the format is not known or the
-        header is cut short or damaged: a decoder does not get further either, or has a limit of its own.
+        Width times height, the largest where there are several; None where the format is unknown or the
+        header is cut short or damaged. In these cases the decoder fails too, or has a limit of its own.
 
     Example:
         >>> claimed_pixels(b"P5 30000 20000 255 ")
@@ -261,7 +265,7 @@ def claimed_pixels(data: bytes) -> int | None:
 
 
 def _sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """(width, height) wherever the header speaks of them."""
+    """Each (width, height) in the header."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         yield struct.unpack_from(">II", data, 16)
     elif data.startswith(b"\xff\xd8"):
@@ -296,7 +300,7 @@ def _sizes(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _jpeg_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """The size in the first frame header, which stands before the first scan; decoders refuse a second."""
+    """The size in the first frame header, which precedes the first scan; decoders refuse a second one."""
     at = 2
     for _ in range(_MOST_PARTS):
         found = _JPEG_SEGMENT.search(data, at)

@@ -1,4 +1,4 @@
-"""The journal of a folder: a set of files gets its names as one, and a set of a killed run is settled.
+"""The journal of a folder: a record by which a set of files is renamed as one, even if the run is killed.
 
 A set of files cannot be renamed in one step. Its temporary files are therefore first listed in
 `.tercet.journal`. From then on the set is the new one: readers find its files through the journal
@@ -35,16 +35,16 @@ __all__ = [
 JOURNAL = ".tercet.journal"
 NO_FOLLOW = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """For `os.open`: a link is refused, and a pipe that stands there is not waited for."""
-_MARK = b'{"tercet": "journal"'  # what one begins with
-_MOST = 1 << 16  # bytes of one that are read: a set has few files
-_TRIES = 100  # to read files that are replaced all the time
+_MARK = b'{"tercet": "journal"'  # the first bytes of a journal
+_MOST = 1 << 16  # bytes that are read: a set has few files
+_TRIES = 100  # attempts to read files that keep being replaced
 
 
 _Read = TypeVar("_Read")
 
 
 class _Entry(NamedTuple):
-    """A file of a set: its two names, and what tells it from another under the final one."""
+    """A file of a set: its two names, and what identifies it under the final one."""
 
     temporary: str
     name: str
@@ -54,17 +54,17 @@ class _Entry(NamedTuple):
 
 
 class Journal:
-    """A journal that is held, so that no other run renames files of a set in its folder."""
+    """A journal whose lock is held, so that no other run renames files of a set in its folder."""
 
     def __init__(self, folder: Path, descriptor: int) -> None:
         self._folder, self._descriptor = folder, descriptor
 
     def enter(self, files: Mapping[Path, Path], overwrite: bool) -> None:
-        """List the files of a set; once the journal is on the disk, the set is the new one.
+        """List the files of a set. Once the journal is on the disk, readers see the new set.
 
         Args:
             files: the final name of each temporary file; all in the folder of the journal.
-            overwrite: whether files under the final names are replaced; else nothing stands there.
+            overwrite: whether files under the final names are replaced; otherwise there are none.
         """
         status = [os.stat(file) for file in files]
         facts = {
@@ -81,7 +81,7 @@ class Journal:
         fsync(self._folder)
 
     def settle(self) -> None:
-        """Complete the renaming that the journal lists, or take it back, and empty the journal.
+        """Complete the renaming that the journal lists, or undo it, and empty the journal.
 
         Raises:
             OSError: a file cannot be renamed; the journal is as it was.
@@ -98,20 +98,20 @@ class Journal:
                 if _is_plain(file):
                     os.replace(file, target)
                 continue
-            if _is(target, entry):  # else it is another's
+            if _is(target, entry):  # otherwise the file is someone else's
                 target.unlink()
             file.unlink(missing_ok=True)
         self.clear()
 
     def clear(self) -> None:
-        """Empty the journal: its set has its names, on the disk too."""
+        """Empty the journal, once the renaming is on the disk."""
         fsync(self._folder)
         os.ftruncate(self._descriptor, 0)
-        os.fsync(self._descriptor)  # else, after a loss of power, the set would be taken back
+        os.fsync(self._descriptor)  # otherwise the set would be undone after a power loss
 
 
 def pending_names(folder: Path) -> dict[str, str]:
-    """The temporary name of each file that a journal in `folder` lists, by its final name; mostly {}."""
+    """The temporary name of each file that the folder's journal lists, by final name; {} without one."""
     try:
         descriptor = os.open(folder / JOURNAL, os.O_RDONLY | NO_FOLLOW)
     except OSError:
@@ -124,7 +124,7 @@ def pending_names(folder: Path) -> dict[str, str]:
 
 
 def current_places(*paths: Path) -> list[Path]:
-    """Where the content of files of one folder is: under their names, or under those that a journal lists.
+    """Where the content of files of one folder is: under their names, or under temporary names in a journal.
 
     Args:
         paths: at least one.
@@ -139,18 +139,22 @@ def current_places(*paths: Path) -> list[Path]:
 
 
 def read_consistently(caller: str, paths: Sequence[Path], read: Callable[[list[Path]], _Read]) -> _Read:
-    """What `read` makes of files of one folder that were there together, though a run may replace them now.
+    """Read files of one folder that belong together, although another run may be replacing them.
 
-    Files are replaced whole, so what was read while none of them became another is of one run.
+    Files are only ever replaced, never changed in place. So if each is the same file before and after `read`,
+    what was read is of one run; otherwise `read` is called again.
 
     Args:
-        caller: who reads, for the sentence.
-        paths: of the files, whether they exist or not.
-        read: gets the place of each, as `current_places` gives it; it is called again where a file has become
-            another meanwhile.
+        caller: the function that was called, for messages.
+        paths: the files, whether they exist or not.
+        read: gets the current place of each file, as `current_places` gives it.
+
+    Returns:
+        What `read` returns.
 
     Raises:
-        ValueError: the files were replaced each time. What `read` raises while they stay is raised.
+        ValueError: the files were replaced at each attempt. An error of `read` is passed on where the files
+            stayed the same.
     """
     for _ in range(_TRIES):
         before = _located_status(paths)
@@ -167,7 +171,7 @@ def read_consistently(caller: str, paths: Sequence[Path], read: Callable[[list[P
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     folder = path.is_dir()
     if folder and os.name == "nt":  # Windows opens no folder
         return
@@ -175,14 +179,17 @@ def fsync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of folders some systems cannot
+        if not folder or error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+        ):  # some systems cannot flush a folder
             raise
     finally:
         os.close(descriptor)
 
 
 def _parsed(content: bytes) -> tuple[str, list[_Entry]]:
-    """The order and the entries of a journal; no entries for one that was not written to its end."""
+    """The order ("replace" or "new") and the entries of a journal; no entries where it is incomplete."""
     try:
         facts = JsonRecord(content, "journal", "path", JOURNAL, "record")
         columns = (facts.strings("temporary"), facts.strings("names"))
@@ -196,10 +203,10 @@ def _parsed(content: bytes) -> tuple[str, list[_Entry]]:
 
 
 def _of_one_file(entry: _Entry) -> bool:
-    """Whether the names are those of a file of this folder and of its temporary file, whoever wrote them.
+    """Whether the two names are a file of this folder and its temporary file: a journal may be forged.
 
     Raises:
-        ValueError: no file can have them.
+        ValueError: no file can have such a name.
     """
     os.fsencode(entry.name)
     plain = os.path.basename(entry.name) == entry.name not in ("", ".", "..") and "\0" not in entry.name
@@ -208,7 +215,7 @@ def _of_one_file(entry: _Entry) -> bool:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether a file stands there, and no link to one."""
+    """Whether the path is a regular file, and not a link."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:
@@ -216,12 +223,12 @@ def _is_plain(path: Path) -> bool:
 
 
 def _located_status(paths: Sequence[Path]) -> list[tuple[Path, tuple[int, ...] | None]]:
-    """Where each file is and what it is: renamed it is the same, but cannot be opened where it was."""
+    """The current place of each file and what identifies it; a rename changes the place alone."""
     return [(place, _status(place)) for place in current_places(*paths)]
 
 
 def _status(path: Path) -> tuple[int, ...] | None:
-    """What tells a file from another under its name."""
+    """What distinguishes a file from another of the same name."""
     try:
         status = os.stat(path)
     except OSError:
@@ -230,7 +237,7 @@ def _status(path: Path) -> tuple[int, ...] | None:
 
 
 def _is(path: Path, entry: _Entry) -> bool:
-    """Whether a file is that of an entry, by what renaming keeps of it."""
+    """Whether a file is that of an entry, by the attributes that a rename keeps."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -239,6 +246,6 @@ def _is(path: Path, entry: _Entry) -> bool:
 
 
 def not_ours(path: Path) -> OSError:
-    """The refusal of what stands where a lock or another mark of ours belongs."""
+    """The error for a path of ours, a lock or a journal, that is taken by something else."""
     expected = "a file that tercet made there, or none"
     return OSError(escaped(f"{str(path)!r}: expected {expected}; something else has this name, move it away"))

@@ -1,8 +1,8 @@
-"""Parquet files in which a damaged byte is noticed: checksums of the pages, and one of the whole file.
+"""Parquet files with checksums, so that a damaged byte is noticed: one of each page, one of the file.
 
-Size and checksum of the file stand in its metadata, in place of as many zeros, over which the checksum is
-taken. Pages have checksums of their own, which other programs verify too. A file that another program wrote
-has none, or those of the file it was made from, which had another size: it is read as it is.
+The metadata holds size and checksum of the file. The checksum is computed with zeros in their place, which
+are then overwritten. Other programs verify the page checksums too. A file written by another program has no
+file checksum, or a copied one that belongs to a file of another size; it is read without that check.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tercet.data.io.positional import open_plain
 
 __all__ = ["KEY", "opened_parquet", "parquet_writer"]
 
-KEY = "tercet.crc32"  # of the metadata with size and checksum
-_DIGITS = 24  # 16 of the size, 8 of the checksum
+KEY = "tercet.crc32"  # the metadata key of size and checksum
+_DIGITS = 24  # hexadecimal: 16 of the size, 8 of the checksum
 _ZEROS = b"0" * _DIGITS
-# As Thrift writes the entry: no text that JSON or base64 can hold has a byte 0x18.
+# The entry as Thrift writes it. The byte 0x18 cannot occur in JSON or base64, so no value looks like it.
 _ENTRY = re.compile(rb"\x18\x0c" + KEY.encode() + rb"\x18\x18([0-9a-f]{24})")
 _AT_ONCE = 1 << 20  # bytes
 _MOST_METADATA = 1 << 28  # bytes: a catalog of ten million images takes a third of it
-# A row of three columns takes a bit or more, unless nearly all rows are equal; a page of zeros shrinks most.
+# Limits against decompression bombs: three columns take about a bit a row, and zeros compress most.
 _FREE_ROWS, _ROWS_A_BYTE = 1 << 24, 64
 _FREE_BYTES, _TIMES = 1 << 28, 1 << 10
 
@@ -37,9 +37,9 @@ def parquet_writer(target: Path, schema: Any, metadata: dict[str, str] | None = 
 
     Args:
         target: the file.
-        schema: of the tables that are written.
-        metadata: goes into the file beside the schema's.
-        options: those of the writer.
+        schema: the Arrow schema of the tables that are written.
+        metadata: keys and values for the file, in addition to those of the schema.
+        options: further options of `ParquetWriter`.
 
     Example:
         >>> import pyarrow as pa
@@ -54,7 +54,7 @@ def parquet_writer(target: Path, schema: Any, metadata: dict[str, str] | None = 
     import pyarrow.parquet as pq
 
     options = {"compression": "zstd", "write_page_checksum": True, **options}
-    # Opened here: of a name with a colon pyarrow would make an address.
+    # Opened here: pyarrow would read a name with a colon as a URI.
     with pa.OSFile(str(target), "wb") as file, pq.ParquetWriter(file, schema, **options) as writer:
         yield writer
         writer.add_key_value_metadata({**(metadata or {}), KEY: _ZEROS.decode()})
@@ -70,17 +70,17 @@ def parquet_writer(target: Path, schema: Any, metadata: dict[str, str] | None = 
 
 @contextmanager
 def opened_parquet(path: str | Path, dictionaries: Iterable[str] = ()) -> Iterator[tuple[Any, bool]]:
-    """A `pyarrow.parquet.ParquetFile`, and whether it had a checksum, which fits.
+    """A `pyarrow.parquet.ParquetFile`, and whether the file has a checksum, which is verified.
 
-    All that is read comes from one descriptor, so it is of one file, whatever takes its name meanwhile.
+    Everything is read from one descriptor, so it is of one file even if another takes its name meanwhile.
 
     Args:
         path: the file.
-        dictionaries: columns that stay encoded by a dictionary, where the file has them.
+        dictionaries: columns that stay dictionary-encoded, where the file has them.
 
     Raises:
         pyarrow.ArrowInvalid: no Parquet file, a damaged one, one that changes while the block runs, or one
-            that tells of far more rows than its bytes can hold.
+            whose metadata names far more rows than its bytes can hold.
         OSError: it cannot be opened or read.
     """
     import pyarrow as pa
@@ -96,7 +96,7 @@ def opened_parquet(path: str | Path, dictionaries: Iterable[str] = ()) -> Iterat
         file.seek(0)
         source = pa.PythonFile(file, "r")
         metadata = pq.read_metadata(source)
-        _refuse_lies(metadata, before.st_size)
+        _refuse_impossible_sizes(metadata, before.st_size)
         options: Any = {"metadata": metadata, "page_checksum_verification": True}
         encoded = [name for name in metadata.schema.names if name in dictionaries]
         yield pq.ParquetFile(source, read_dictionary=encoded, **options), checked
@@ -106,7 +106,7 @@ def opened_parquet(path: str | Path, dictionaries: Iterable[str] = ()) -> Iterat
 
 
 def _entry(file: BinaryIO) -> tuple[int, bytes]:
-    """Where the digits of size and checksum stand, and what they are: b"" in a file without."""
+    """The offset of the digits of size and checksum, and the digits; b"" in a file without them."""
     import pyarrow as pa
 
     size = os.fstat(file.fileno()).st_size
@@ -134,8 +134,8 @@ def _crc_but(file: BinaryIO, place: int) -> int:
     return crc
 
 
-def _refuse_lies(metadata: Any, size: int) -> None:
-    """Refuse more rows or bytes than so small a file can hold, before memory is taken for them."""
+def _refuse_impossible_sizes(metadata: Any, size: int) -> None:
+    """Refuse metadata with more rows or bytes than the file can hold, before memory is allocated for them."""
     import pyarrow as pa
 
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
@@ -143,6 +143,6 @@ def _refuse_lies(metadata: Any, size: int) -> None:
     if rows != sum(group.num_rows for group in groups):
         raise pa.ArrowInvalid(f"its {rows:,} rows are not those of its row groups")
     most_rows, most_bytes = _FREE_ROWS + _ROWS_A_BYTE * size, _FREE_BYTES + _TIMES * size
-    for told, most, what in ((rows, most_rows, "rows"), (unpacked, most_bytes, "bytes unpacked")):
-        if not 0 <= told <= most:
-            raise pa.ArrowInvalid(f"it tells of {told:,} {what}, and {size:,} bytes hold at most {most:,}")
+    for claimed, most, what in ((rows, most_rows, "rows"), (unpacked, most_bytes, "bytes unpacked")):
+        if not 0 <= claimed <= most:
+            raise pa.ArrowInvalid(f"it tells of {claimed:,} {what}, and {size:,} bytes hold at most {most:,}")

@@ -1,4 +1,4 @@
-"""Roots: the folder that the paths of a table start from, and lead out of only where that is asked for."""
+"""Path traversal: refuse paths of a table that lead out of their root by `..`, links or absolute names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["inside", "leads_out", "refuse_leading_out", "refuse_outside"]
 
 
 def inside(root: str | Path, path: str | Path) -> bool:
-    """Whether `path`, its links followed, is `root` or lies in it.
+    """Whether `path`, with links resolved, is `root` or lies in it.
 
     Example:
         >>> inside("photos", "photos/../photos/a.jpg"), inside("photos", "photos/../a.jpg")
@@ -23,19 +23,19 @@ def inside(root: str | Path, path: str | Path) -> bool:
     top = os.path.realpath(root)
     try:
         real = os.path.realpath(path)
-    except ValueError:  # a name that no file can have
+    except ValueError:  # no file can have such a name
         return False
     return real == top or real.startswith(top.rstrip(os.sep) + os.sep)
 
 
 def leads_out(root: str | Path, name: str) -> bool:
-    """Whether a path leads out of the root that it starts from: by dots, by a link, or as an absolute one.
+    """Whether a relative path leads out of its root: by `..`, by a link, or by being absolute.
 
-    One `lstat` for each part of a path without any of them.
+    A path without these costs one `lstat` for each of its parts.
 
     Args:
-        root: a folder; it may be a link itself.
-        name: a path from there, with forward slashes.
+        root: the folder that the path starts from; it may be a link.
+        name: the path, with forward slashes.
 
     Example:
         >>> leads_out("photos", "ant/1.jpg"), leads_out("photos", "../secret.jpg")
@@ -53,10 +53,14 @@ def leads_out(root: str | Path, name: str) -> bool:
 
 
 def refuse_leading_out(root: str | Path, name: str) -> None:
-    """Refuse to open an image whose path leads out of its root.
+    """Refuse an image path that leads out of its root.
+
+    Args:
+        root: the folder that the path starts from.
+        name: the path, with forward slashes.
 
     Raises:
-        PermissionError: it does. Not a ValueError: it must not pass for an image that does not decode.
+        PermissionError: it leads out. No ValueError, which would mark an undecodable image.
     """
     if leads_out(root, name):
         expected = f"a path that stays in the root {root}"
@@ -65,19 +69,19 @@ def refuse_leading_out(root: str | Path, name: str) -> None:
 
 
 def refuse_outside(caller: str, path: str | Path, root: str | Path, names: np.ndarray, rows: bool) -> None:
-    """Refuse a table or manifest that names a path which leads out of its root, as far as the name tells.
+    """Refuse a table or manifest with a path that leads out of its root by `..` or by being absolute.
 
-    Links are looked at where a file is opened: a table of many images is read without looking for them.
+    Links are checked when an image is opened (`refuse_leading_out`), so that no file is accessed here.
 
     Args:
-        caller: who reads it, for the sentence.
+        caller: the function that was called, for messages.
         path: the table or manifest.
         root: the folder that the paths start from.
         names: str object array [n], the paths, with forward slashes.
-        rows: whether the paths are in the order of the rows, so that the row of the first can be told.
+        rows: whether the paths are in the order of the rows, so that the message can name the row.
 
     Raises:
-        ValueError: the row and the path, how many there are, and the way out.
+        ValueError: the first such path, its row, how many there are, and what to do.
 
     Example:
         >>> names = np.array(["a.jpg", "b/../c.jpg"], dtype=object)
@@ -85,12 +89,12 @@ def refuse_outside(caller: str, path: str | Path, root: str | Path, names: np.nd
     """
     names = names.tolist()
     joined = "\n".join(names)
-    if ".." not in joined and not joined.startswith("/") and "\n/" not in joined:  # of most tables
+    if ".." not in joined and not joined.startswith("/") and "\n/" not in joined:  # true of most tables
         return
     top = os.path.join(os.path.abspath(root), "")
 
     @cache
-    def of_another_name(folder: str) -> bool:  # of the root, such as one that a link makes
+    def of_another_name(folder: str) -> bool:  # the root by another name, such as a link to it
         return inside(root, folder)
 
     outside = []

@@ -21,14 +21,14 @@ from tercet.core.checks import refusal
 __all__ = ["NpyFile", "PositionalFile", "open_plain"]
 
 _CAN_ANNOUNCE = hasattr(os, "posix_fadvise")
-_HEADER = 1 << 16  # bytes, of which numpy takes 10,000 at most
+_HEADER = 1 << 16  # bytes read for the header of a .npy file; numpy allows 10,000
 
 
 def open_plain(path: str | Path) -> BinaryIO:
-    """A plain file open for reading; a folder, a pipe or a device is refused, and none is waited for.
+    """Open a regular file for reading; a folder, a pipe or a device is refused without waiting.
 
     Raises:
-        OSError: no such file, not a plain one, or it may not be read.
+        OSError: the file does not exist, is not a regular file, or may not be read.
 
     Example:
         >>> _ = Path("some.bin").write_bytes(b"0123456789")
@@ -40,7 +40,7 @@ def open_plain(path: str | Path) -> BinaryIO:
 
 
 def _plain_descriptor(path: str | Path) -> int:
-    # A pipe that nobody writes to would be waited for.
+    # O_NONBLOCK: opening a pipe would otherwise wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -49,20 +49,20 @@ def _plain_descriptor(path: str | Path) -> int:
 
 
 class PositionalFile:
-    """A file open for reading at offsets; it closes when the last who reads from it lets go.
+    """A file open for reading at offsets (`pread`), closed when the object is deleted.
 
-    It has no position, so threads and forked processes share it.
+    It has no file position, so threads and forked processes can share it.
 
     Args:
-        caller: who reads, for the sentence.
-        argument: of which argument the file is.
+        caller: the function that was called, for messages.
+        argument: the argument that names the file, for messages.
         path: the file.
-        kind: what it should be, such as "a tar to read".
+        kind: what the file should be, for messages, such as "a tar to read".
 
     Attributes:
         path: the file.
-        size: bytes of the file when it was opened.
-        time: of its last change then, in nanoseconds.
+        size: the size of the file in bytes when it was opened.
+        time: the time of its last modification then, in nanoseconds.
 
     Raises:
         ValueError: it cannot be opened, or is a folder, a pipe or a device.
@@ -80,16 +80,16 @@ class PositionalFile:
             self._descriptor = _plain_descriptor(path)
         except OSError as error:
             raise refusal(caller, argument, str(path), kind, error.strerror or "") from error
-        told = os.fstat(self._descriptor)
-        self.size, self.time = told.st_size, told.st_mtime_ns
+        opened = os.fstat(self._descriptor)
+        self.size, self.time = opened.st_size, opened.st_mtime_ns
 
     def changed(self) -> bool:
-        """Whether size or time of change are no longer those of when it was opened."""
-        told = os.fstat(self._descriptor)
-        return told.st_mtime_ns != self.time or told.st_size != self.size
+        """Whether size or modification time have changed since the file was opened."""
+        now = os.fstat(self._descriptor)
+        return now.st_mtime_ns != self.time or now.st_size != self.size
 
     def prefetch(self, reads: Sequence[tuple[int, int]]) -> None:
-        """Have the system fetch ranges (start, length), so that many are on their way at once."""
+        """Ask the system to read ranges (start, length) ahead, so that many are read at once."""
         if _CAN_ANNOUNCE:
             descriptor, advise, soon = self._descriptor, os.posix_fadvise, os.POSIX_FADV_WILLNEED
             for start, length in reads:
@@ -105,34 +105,36 @@ class PositionalFile:
         return memoryview(block)
 
     def gather(self, reads: Sequence[tuple[int, int]]) -> bytes:
-        """The contents of many short ranges (start, length), joined; less where the file ends."""
-        descriptor, pread = self._descriptor, os.pread  # in a loop of microseconds a look-up counts
+        """The contents of many short ranges (start, length), joined; fewer bytes where the file ends."""
+        descriptor, pread = self._descriptor, os.pread  # local: an attribute look-up costs as much as a read
         return b"".join([pread(descriptor, length, start) for start, length in reads])
 
     def __getstate__(self) -> None:
-        # A copy would close the number a second time, when another file has it.
+        # A copy would close the descriptor a second time, when it may belong to another file.
         raise TypeError("an open file cannot be copied or sent to another process; open it there")
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone by then
+    def __del__(
+        self, close: Callable[[int], None] = os.close
+    ) -> None:  # bound early: at interpreter exit `os` may be gone
         if self._descriptor >= 0:
             close(self._descriptor)
 
 
 class NpyFile:
-    """A .npy file, of which blocks of rows are read where they are asked for.
+    """A .npy file of numbers [n, d] from which blocks of rows are read on demand.
 
     Args:
-        caller: who reads, for the sentences.
-        argument: of which argument the file is, for the sentences.
+        caller: the function that was called, for messages.
+        argument: the argument that names the file, for messages.
         path: the file.
 
     Attributes:
-        shape: of the array, [n, d].
-        dtype: of its numbers.
+        shape: the shape of the array, [n, d].
+        dtype: the type of its numbers.
 
     Raises:
-        ValueError: it cannot be opened, is no such file, not of numbers [n, d], or is shorter than its header
-            tells; when rows are read, it has been written to.
+        ValueError: it cannot be opened, is no .npy file, does not hold numbers [n, d], or is shorter than its
+            header says; when rows are read, it has been changed since.
 
     Example:
         >>> np.save("x.npy", np.arange(6.0).reshape(3, 2))
@@ -145,37 +147,37 @@ class NpyFile:
         from numpy.lib import format as npy
 
         self._words = caller, argument, str(path)
-        self._handle = PositionalFile(caller, argument, path, "a .npy file to read")
-        head = io.BytesIO(self._handle.pread(0, _HEADER))
+        self._file = PositionalFile(caller, argument, path, "a .npy file to read")
+        head = io.BytesIO(self._file.pread(0, _HEADER))
         try:
             version = npy.read_magic(head)
             if version not in ((1, 0), (2, 0)):
                 raise ValueError(f"its version is {version}")
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             self.shape, self._by_column, self.dtype = read(head)
-        except Exception as error:  # numpy has the header's text parsed as Python
+        except Exception as error:  # numpy parses the header as a Python literal, which can fail in many ways
             expected, hint = "an existing .npy file of numbers [n, d]", f"its header is damaged ({error})"
             raise refusal(*self._words, expected, hint) from error
         self._start = head.tell()
         if len(self.shape) != 2 or min(self.shape) < 1 or self.dtype.kind not in "fiu":
             found = f"it holds {self.dtype} {list(self.shape)}"
             raise refusal(*self._words, "numbers [n, d], one row for each image", found)
-        told = math.prod(self.shape) * self.dtype.itemsize
-        if told > self._handle.size - self._start:
-            found = f"it has {self._handle.size - self._start:,}: it was cut short or damaged"
-            raise refusal(*self._words, f"{told:,} bytes of numbers, as its header tells", found)
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if size > self._file.size - self._start:
+            found = f"it has {self._file.size - self._start:,}: it was cut short or damaged"
+            raise refusal(*self._words, f"{size:,} bytes of numbers, as its header tells", found)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows first … stop − 1, [m, d]."""
         n, d = self.shape
         first, stop, _ = rows.indices(n)
         width, count = self.dtype.itemsize, stop - first
-        if self._by_column:  # a column after the other
+        if self._by_column:  # Fortran order: column after column
             reads = [(self._start + (column * n + first) * width, count * width) for column in range(d)]
         else:
             reads = [(self._start + first * d * width, count * d * width)]
-        content = b"".join(self._handle.pread(*read) for read in reads)
-        if self._handle.changed() or len(content) < count * d * width:
+        content = b"".join(self._file.pread(*read) for read in reads)
+        if self._file.changed() or len(content) < count * d * width:
             hint = "it was cut short or written to while it was read"
             raise refusal(*self._words, "the file as it was", hint)
         numbers = np.frombuffer(content, self.dtype)

@@ -1,4 +1,4 @@
-"""Columns on disk: CSV and Parquet tables."""
+"""Tables on disk: CSV and Parquet files as numpy columns by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tercet.data.io.parquet_files import opened_parquet, parquet_writer
 
 __all__ = ["read_columns", "sorted_classes", "write_columns"]
 
-# As Python writes a whole number. It reads none of more digits than some hundred unless told to.
+# A whole number as Python writes it, within the number of digits that Python reads.
 _WHOLE = r"^(0|-?[1-9][0-9]{0,599})$"
 
 
@@ -24,13 +24,13 @@ def write_columns(columns: Mapping[str, Any], target: Path, overwrite: bool = Fa
     """Write columns of equal length as a table, CSV or Parquet by the suffix of `target`.
 
     Args:
-        columns: by name, each [n]: whole numbers, strings, floats or booleans. CSV, which has no types, gets
-            the last two as Python writes them.
-        target: a name that `fresh_target` has passed.
+        columns: by name, each [n]: whole numbers, strings, floats or booleans. A CSV gets floats and booleans
+            as Python writes them.
+        target: a path that `fresh_target` has returned.
         overwrite: replace an existing file.
 
     Raises:
-        OSError: it cannot be written, or without `overwrite` there is such a file.
+        OSError: it cannot be written, or it exists and `overwrite` is False.
     """
     import pyarrow as pa
 
@@ -46,7 +46,7 @@ def write_columns(columns: Mapping[str, Any], target: Path, overwrite: bool = Fa
 
 
 def _array(values: Any, text: bool) -> Any:
-    """Values as an Arrow array: as text what no reader would tell from text, and integers beyond 64 bits."""
+    """Values as an Arrow array; as text, integers beyond 64 bits and, in a CSV, floats and booleans."""
     import pyarrow as pa
 
     with suppress(OverflowError):
@@ -64,26 +64,27 @@ def read_columns(
     numbers: Sequence[str] = (),
     integers: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """Columns of a table, CSV or Parquet by suffix, with their values as written.
+    """Read columns of a table, CSV or Parquet by its suffix, without changing how values are written.
 
     A CSV column is text, or whole numbers where every value is written as Python writes an int64: `007`,
     `1.10` and `1e5` stay text. A Parquet column keeps its type: text, whole numbers, floats or booleans;
     whole numbers of 2⁶³ and more become text, as in CSV, and so do dates and decimals.
 
     Args:
-        caller: who asks, for the sentences.
+        caller: the function that was called, for messages.
         path: the table.
-        text: columns that are read as strings, whatever they look like, and have a value in every row.
-        others: further columns; None for all there are.
+        text: columns that are read as strings, with a value in every row.
+        others: further columns to read; None for all.
         numbers: columns that are read as numbers, with a value in every row.
         integers: columns that are read as whole numbers, with a value in every row.
 
     Returns:
-        By name: str object array, int64, float64 or bool [n]; float64 for `numbers`, int64 for `integers`.
+        By name, object arrays of str, or int64, float64 or bool [n]; float64 for `numbers`, int64 for
+        `integers`.
 
     Raises:
         ValueError: no such file, another suffix, not a table, a column missing, a missing value (in CSV
-            an empty field; a quoted one, `""`, is an empty text), or one of another type than asked for.
+            an empty field; the quoted field `""` is an empty text), or a value of another type.
     """
     import pyarrow as pa
 
@@ -95,7 +96,7 @@ def read_columns(
     try:
         table = _parquet(source) if source.suffix == ".parquet" else _csv(source)
     except (pa.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0][:200]  # it may quote a whole line of the table
+        said = str(error).splitlines()[0][:200]  # the error may quote a line of the table
         raise refusal(caller, "path", str(path), "a readable table", said) from error
     for name in (*text, *numbers, *integers, *(table.column_names if others is None else others)):
         if table.column_names.count(name) != 1:
@@ -124,7 +125,7 @@ def _parquet(source: Path) -> Any:
 
 
 def _csv(source: Path) -> Any:
-    """The table with all columns as text; an empty field is null, but neither `""` nor a word such as NA."""
+    """The table with all columns as text; an empty field is null, but `""` and words such as NA are not."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -139,20 +140,20 @@ def _csv(source: Path) -> Any:
 
 
 def _values(column: Any, kind: type | None, guess: bool) -> tuple[np.ndarray, np.ndarray]:
-    """One Arrow column as numpy, and in which rows it has no value, bool [n].
+    """One Arrow column as numpy, and a mask, bool [n], of the rows without a value.
 
     Args:
         column: the column.
-        kind: str, int or float if that is asked for; None for that of the column.
-        guess: whether text may be whole numbers.
+        kind: str, int or float; None for the type of the column.
+        guess: whether text that is all whole numbers becomes int64.
 
     Raises:
-        pyarrow.ArrowException: values that are not of that kind.
+        pyarrow.ArrowException: a value is not of that kind.
     """
     import pyarrow as pa
     from pyarrow import compute
 
-    pc: Any = compute  # its functions are made at run time, unseen by type checkers
+    pc: Any = compute  # type checkers do not see its functions, which are created at run time
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -177,7 +178,7 @@ def _all_whole(column: Any) -> bool:
     """Whether every text is a whole number as Python writes it."""
     from pyarrow import compute
 
-    pc: Any = compute  # its functions are made at run time, unseen by type checkers
+    pc: Any = compute  # type checkers do not see its functions, which are created at run time
 
     return len(column) > 0 and bool(
         pc.all(pc.match_substring_regex(column, _WHOLE), skip_nulls=False).as_py()
@@ -185,7 +186,7 @@ def _all_whole(column: Any) -> bool:
 
 
 def _as_int64(column: Any) -> Any:
-    """Whole numbers as int64, as text where one lies outside of it."""
+    """Whole numbers as int64; as text where one exceeds it."""
     import pyarrow as pa
 
     try:
@@ -195,7 +196,7 @@ def _as_int64(column: Any) -> Any:
 
 
 def _refused(name: str, kind: type | None, column: Any, error: Exception) -> tuple[str, str]:
-    """What was expected of a column that has values of another kind, and what came."""
+    """What was expected of a column with values of another kind, and what it holds, for the message."""
     if kind not in (int, float):
         return f"numbers, text or booleans in column {name!r}", f"it holds {column.type}"
     expected = f"{'whole ' if kind is int else ''}numbers in column {name!r}"
@@ -203,7 +204,7 @@ def _refused(name: str, kind: type | None, column: Any, error: Exception) -> tup
 
 
 def sorted_classes(names: Iterable[str]) -> list[str]:
-    """The distinct names of classes, sorted as numbers where every one is a whole number as Python writes it.
+    """The distinct class names, sorted as numbers if all are whole numbers, else as text.
 
     Example:
         >>> sorted_classes(["10", "9", "10"]), sorted_classes(["10", "9", "x"])

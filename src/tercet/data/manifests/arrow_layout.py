@@ -1,7 +1,7 @@
-"""Where the values of an Arrow file lie: its footer and headers read by offset, and nothing of its columns.
+"""Layout of Arrow IPC files: footer and headers are read by offset, to find where the values of columns are.
 
-A mapped file that another process cuts short ends the program that reads it; a read by offset comes back
-short. What is read here is Arrow's IPC file format: flatbuffers, of which each place is checked.
+pyarrow would memory-map the file, and a mapped file that another process cuts short ends the program that
+reads it. The headers are flatbuffers; every offset in them is checked.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ __all__ = ["ArrowBatch", "arrow_batches", "arrow_lengths", "arrow_schema", "open
 
 _MAGIC = b"ARROW1"
 _MOST_HEADER = 1 << 28  # bytes: a catalog of ten million images takes a third of it
-_RECORD_BATCH = 3  # the type of a message's header
+_RECORD_BATCH = 3  # the header type of a record batch message
 _BLOCK = np.dtype([("offset", "<i8"), ("header", "<i4"), ("padding", "<i4"), ("body", "<i8")])
 _NODE = np.dtype([("length", "<i8"), ("nulls", "<i8")])
 _BUFFER = np.dtype([("offset", "<i8"), ("length", "<i8")])
 
 
 class ArrowBatch(NamedTuple):
-    """A record batch whose columns have values of one size each.
+    """Where the columns of a record batch are; each has values of a fixed size.
 
     Attributes:
-        count: its rows.
-        plain: whether it is uncompressed, with two buffers a column, of presence and of values, and no nulls.
-        starts: [c] where the values of each column begin, in bytes from the start of the file.
-        lengths: [c] how many bytes they have.
-        metadata: by name.
+        count: the number of rows.
+        plain: whether it is uncompressed, with two buffers a column (validity and values), and without nulls.
+        starts: [c] the offset in the file of the values of each column, in bytes.
+        lengths: [c] the size of the values of each column, in bytes.
+        metadata: the custom metadata of the batch, by name.
     """
 
     count: int
@@ -53,13 +53,13 @@ class ArrowBatch(NamedTuple):
     metadata: dict[str, str]
 
 
-def arrow_lengths(handle: PositionalFile) -> tuple[int, int]:
-    """The bytes of the first message of an Arrow file and of its footer, as they tell; −1 for another file.
+def arrow_lengths(file: PositionalFile) -> tuple[int, int]:
+    """The sizes that an Arrow file states for its first message and its footer; −1 for another file.
 
     Raises:
-        ValueError: more than is ever read of them.
+        ValueError: a size above the limit.
     """
-    head, tail = handle.pread(0, 16), handle.pread(max(0, handle.size - 10), 10)
+    head, tail = file.pread(0, 16), file.pread(max(0, file.size - 10), 10)
     if len(head) < 16 or bytes(head[:6]) != _MAGIC or bytes(tail[4:]) != _MAGIC:
         return -1, -1
     lengths = [int.from_bytes(part, "little", signed=True) for part in (head[12:], tail[:4])]
@@ -68,40 +68,40 @@ def arrow_lengths(handle: PositionalFile) -> tuple[int, int]:
     return lengths[0], lengths[1]
 
 
-def arrow_schema(handle: PositionalFile) -> Any:
-    """The `pyarrow.Schema` of an Arrow file, by its first message.
+def arrow_schema(file: PositionalFile) -> Any:
+    """The `pyarrow.Schema` in the first message of an Arrow file.
 
     Raises:
-        ValueError: it has none.
+        ValueError: there is none.
         pyarrow.ArrowException: it cannot be read.
     """
     import pyarrow as pa
 
-    length, _ = arrow_lengths(handle)
-    if not 0 < length < handle.size:
+    length, _ = arrow_lengths(file)
+    if not 0 < length < file.size:
         raise ValueError("it does not begin and end as an Arrow file does")
-    return pa.ipc.read_schema(pa.py_buffer(handle.pread(8, 8 + length)))
+    return pa.ipc.read_schema(pa.py_buffer(file.pread(8, 8 + length)))
 
 
-def arrow_batches(handle: PositionalFile) -> list[ArrowBatch]:
+def arrow_batches(file: PositionalFile) -> list[ArrowBatch]:
     """The record batches of an Arrow file, in the order of its footer.
 
     Raises:
-        ValueError: no Arrow file, or a damaged one.
+        ValueError: not an Arrow file, or a damaged one.
     """
-    _, length = arrow_lengths(handle)
-    if not 0 < length <= handle.size - 10:
+    _, length = arrow_lengths(file)
+    if not 0 < length <= file.size - 10:
         raise ValueError("it does not begin and end as an Arrow file does")
-    footer = _Flat(handle.pread(handle.size - 10 - length, length))
-    return [_batch(handle, block) for block in footer.records(footer.root(), 3, _BLOCK)]
+    footer = _Flat(file.pread(file.size - 10 - length, length))
+    return [_batch(file, block) for block in footer.records(footer.root(), 3, _BLOCK)]
 
 
-def _batch(handle: PositionalFile, block: Any) -> ArrowBatch:
+def _batch(file: PositionalFile, block: Any) -> ArrowBatch:
     offset, size, body = int(block["offset"]), int(block["header"]), int(block["body"])
     end = offset + size + body
-    if not (offset >= 8 and size > 8 and body >= 0 and end <= handle.size):
+    if not (offset >= 8 and size > 8 and body >= 0 and end <= file.size):
         raise ValueError("a batch lies outside of the file")
-    flat = _Flat(handle.pread(offset + 8, size - 8))  # behind a mark and the length
+    flat = _Flat(file.pread(offset + 8, size - 8))  # after a marker and the length
     message = flat.root()
     kind, header = flat.field(message, 1), flat.pointer(flat.field(message, 2))
     if not kind or flat.integer(kind, 1) != _RECORD_BATCH:
@@ -121,7 +121,7 @@ def _batch(handle: PositionalFile, block: Any) -> ArrowBatch:
 
 
 class _Flat:
-    """A flatbuffer: tables of fields, found by number. A place outside of it is a ValueError."""
+    """A flatbuffer: tables of numbered fields. An offset outside of it is a ValueError."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content
@@ -136,17 +136,17 @@ class _Flat:
         return int.from_bytes(self.part(place, size), "little", signed=True)
 
     def pointer(self, place: int) -> int:
-        """What a field of another kind than a number points to."""
+        """The offset that a field of a type other than a number points to."""
         if not place:
             raise ValueError("a header lacks a field")
         return place + self.integer(place, 4)
 
     def root(self) -> int:
-        """The table that the buffer is."""
+        """The offset of the root table."""
         return self.integer(0, 4)
 
     def field(self, table: int, number: int) -> int:
-        """Where a field of a table stands; 0 where the table has none."""
+        """The offset of a field of a table; 0 where the table does not have it."""
         vtable = table - self.integer(table, 4)
         if 4 + 2 * number >= self.integer(vtable, 2):
             return 0
@@ -154,7 +154,7 @@ class _Flat:
         return table + offset if offset else 0
 
     def records(self, table: int, number: int, kind: np.dtype) -> np.ndarray:
-        """The vector of structs in a field; none where there is no field."""
+        """The vector of structs in a field; an empty one where the table does not have it."""
         place = self.field(table, number)
         if not place:
             return np.empty(0, kind)
@@ -165,7 +165,7 @@ class _Flat:
         return np.frombuffer(self.part(vector + 4, count * kind.itemsize), kind)
 
     def pairs(self, table: int, number: int) -> Iterator[tuple[str, str]]:
-        """The vector of keys and values in a field."""
+        """The vector of (key, value) in a field."""
         place = self.field(table, number)
         if not place:
             return
@@ -180,11 +180,11 @@ class _Flat:
 
 
 def open_arrow(source: Path, key: str) -> tuple[OnDiskColumns, dict[str, str], bool] | None:
-    """The row numbers of an .arrow manifest that `write_paths` wrote, found and not loaded.
+    """The columns of an .arrow manifest that `write_paths` wrote, on disk.
 
     Returns:
-        Its columns, int32 rows of the catalog since each dictionary is its list of paths, and int8 for the
-        column same; the metadata; whether its blocks have checksums, as those of version 0.1 have not. None
+        The columns: int32 rows of the catalog, since each dictionary is the catalog's list of paths, and int8
+        for the column same; the metadata; whether there are checksums, which files of version 0.1 lack. None
         where another program wrote the batches, whose dictionaries may be in any order.
 
     Raises:
@@ -193,18 +193,18 @@ def open_arrow(source: Path, key: str) -> tuple[OnDiskColumns, dict[str, str], b
     """
     import pyarrow as pa
 
-    handle = PositionalFile("read_manifest", "path", source, "a file to read")
+    file = PositionalFile("read_manifest", "path", source, "a file to read")
     try:
-        arrow_lengths(handle)
+        arrow_lengths(file)
     except ValueError as error:
         raise pa.ArrowInvalid(f"{error}: it is damaged") from error
     try:
-        schema = arrow_schema(handle)
+        schema = arrow_schema(file)
         metadata = decoded(schema.metadata)
     except (ValueError, pa.ArrowException):
-        return None  # the reading of the whole says why
+        return None  # `read_paths` says why
     try:
-        batches = arrow_batches(handle)
+        batches = arrow_batches(file)
     except ValueError as error:
         if key not in metadata:
             return None
@@ -225,11 +225,11 @@ def open_arrow(source: Path, key: str) -> tuple[OnDiskColumns, dict[str, str], b
     limits = [int(names) if path else 2 for path in holds_paths(kind)]
     starts = np.array([batch.starts for batch in batches], np.int64).reshape(-1, len(types))
     sums = _sums_of(batches, types)
-    return OnDiskColumns(handle, starts, counts, types, limits, sums), metadata, sums is not None
+    return OnDiskColumns(file, starts, counts, types, limits, sums), metadata, sums is not None
 
 
 def _sums_of(batches: list[ArrowBatch], types: list[np.dtype]) -> np.ndarray | None:
-    """The checksums of all blocks; None where no batch has any."""
+    """The checksums of all blocks; None for a file without checksums."""
     import pyarrow as pa
 
     texts = [batch.metadata.get(SUMS_KEY) for batch in batches]

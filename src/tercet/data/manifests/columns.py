@@ -1,4 +1,4 @@
-"""Columns of whole numbers by row: held in memory, or read from a file where they are asked for."""
+"""Columns of whole numbers by row, in memory or on disk; on disk they are read on demand and verified."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tercet.data.io.positional import PositionalFile
 __all__ = ["InMemoryColumns", "OnDiskColumns", "block_count", "block_sums"]
 
 _AT_ONCE = 1 << 16  # rows read at a time
-_BLOCK = 1 << 14  # bytes that have one checksum
-_AT_A_TIME = 1 << 16  # bytes of neighbouring blocks that are read at a time
-_GAP = 1 << 9  # bytes between two values up to which one read takes both
+_BLOCK = 1 << 14  # bytes covered by one checksum
+_AT_A_TIME = 1 << 16  # bytes of neighbouring blocks read at once
+_GAP = 1 << 9  # values up to so many bytes apart are read at once
 
 
 class InMemoryColumns:
@@ -45,56 +45,56 @@ class InMemoryColumns:
 
 
 def block_sums(values: np.ndarray) -> list[int]:
-    """The CRC of each block of 16 KiB of a column of a part, in its order; the last block may be shorter."""
+    """The CRC of each block of 16 KiB of a column, in order; the last block may be shorter."""
     content = values.data.cast("B") if len(values) else memoryview(b"")
     return [zlib.crc32(content[at : at + _BLOCK]) for at in range(0, len(content), _BLOCK)]
 
 
 def block_count(count: int, kind: np.dtype) -> int:
-    """How many CRCs `block_sums` gives."""
+    """How many checksums `block_sums` gives for a column of `count` values."""
     return -(-count * kind.itemsize // _BLOCK)
 
 
 class OnDiskColumns:
-    """Columns that lie uncompressed in a file, in parts one behind the other.
+    """Columns stored uncompressed in a file, in consecutive parts (the record batches of an .arrow file).
 
-    Only what is asked for is read, and nothing of it is kept. A mapped file would count all pages ever
-    touched, and their neighbours, as memory of the process: after one shuffled epoch that is the whole file.
+    Rows are read on demand and not cached. With a memory-mapped file, all pages ever touched and their
+    neighbours would count as memory of the process: the entire file after one shuffled epoch.
 
     Args:
-        handle: the file.
-        starts: [parts, c], where the values of a part begin, in bytes.
+        file: the file.
+        starts: [parts, c], the offset in bytes of each column of each part.
         counts: [parts], the rows of each part.
         types: the types of the c columns.
-        limits: for each column what all its values, from 0 on, are below.
-        sums: the `block_sums` of each column of each part, joined, as uint32: a block is compared when it is
-            read for the first time. None where there are none.
+        limits: for each column, the bound that all its values, from 0, must be below.
+        sums: uint32, the `block_sums` of each column of each part, joined; a block is verified when it is
+            first read. None for a file without checksums.
 
     Example:
         >>> from pathlib import Path
         >>> _ = Path("numbers.bin").write_bytes(np.arange(10, dtype=np.int32).tobytes())
         >>> starts, counts = np.array([[0], [24]]), np.array([2, 3])
-        >>> handle = PositionalFile("read", "path", Path("numbers.bin"), "a file")
-        >>> columns = OnDiskColumns(handle, starts, counts, [np.dtype(np.int32)], [9])
+        >>> file = PositionalFile("read", "path", Path("numbers.bin"), "a file")
+        >>> columns = OnDiskColumns(file, starts, counts, [np.dtype(np.int32)], [9])
         >>> columns.take(np.array([4, 0]))
         array([[8, 0]])
     """
 
     def __init__(
         self,
-        handle: PositionalFile,
+        file: PositionalFile,
         starts: Int64[np.ndarray, "parts c"],
         counts: Int64[np.ndarray, " parts"],
         types: Sequence[np.dtype],
         limits: Sequence[int],
         sums: UInt32[np.ndarray, " blocks"] | None = None,
     ) -> None:
-        self._handle = handle
+        self._file = file
         self._starts = starts
         self._ends = np.concatenate([[0], np.cumsum(counts)])  # the last is the length
         self._types = types
         self._limits = limits
-        self._blocks = None if sums is None else _Blocks(handle, starts, counts, types, sums)
+        self._blocks = None if sums is None else _Blocks(file, starts, counts, types, sums)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -111,20 +111,20 @@ class OnDiskColumns:
         else:
             for first in range(0, len(rows), _AT_ONCE):
                 self._read(out[:, first : first + _AT_ONCE], rows[first : first + _AT_ONCE])
-        if self._handle.changed():  # asked after the reading: what is given was there before
+        if self._file.changed():  # checked after reading, so what is returned was read before any change
             hint = "it was written to since it was opened; read it anew, with read_manifest"
-            raise refusal("Manifest", "path", str(self._handle.path), "the file as it was", hint)
+            raise refusal("Manifest", "path", str(self._file.path), "the file as it was", hint)
         for values, limit in zip(out, self._limits, strict=True):
-            unsigned = values.view(np.uint64)  # so a negative one is large
+            unsigned = values.view(np.uint64)  # negative values become large
             if len(rows) and unsigned.max() >= limit:
                 wrong = int(np.argmax(unsigned >= limit))
                 expected = f"whole numbers below {limit}, and row {rows[wrong]} holds {values[wrong]}"
                 hint = "it is damaged; write it again"
-                raise refusal("Manifest", "path", str(self._handle.path), expected, hint)
+                raise refusal("Manifest", "path", str(self._file.path), expected, hint)
         return out
 
     def _read(self, out: Int64[np.ndarray, "c m"], rows: Int64[np.ndarray, " m"]) -> None:
-        """The values at any rows."""
+        """Read the values at any rows."""
         part = np.searchsorted(self._ends, rows, side="right") - 1
         within = rows - self._ends[part]
         plans = []
@@ -133,12 +133,12 @@ class OnDiskColumns:
                 self._blocks.compare(part * len(self._types) + column, within * kind.itemsize)
             plans.append(_plan(self._starts[part, column] + within * kind.itemsize, kind.itemsize))
         for reads, _ in plans:
-            self._handle.prefetch(reads)
+            self._file.prefetch(reads)
         for values, kind, (reads, places) in zip(out, self._types, plans, strict=True):
             values[:] = np.frombuffer(self._gathered(reads), kind)[places]
 
     def _read_run(self, out: Int64[np.ndarray, "c m"], first: int) -> None:
-        """The values at rows that follow each other."""
+        """Read the values at consecutive rows."""
         stop = first + out.shape[1]
         for part in range(*np.searchsorted(self._ends, [first, stop - 1], side="right") - [1, 0]):
             a, b = max(first, int(self._ends[part])), min(stop, int(self._ends[part + 1]))
@@ -155,39 +155,42 @@ class OnDiskColumns:
                 values[a - first : b - first] = np.frombuffer(self._gathered(reads), kind)
 
     def _gathered(self, reads: list[tuple[int, int]]) -> bytes:
-        joined = self._handle.gather(reads)
+        joined = self._file.gather(reads)
         if len(joined) < sum(length for _, length in reads):
-            raise _cut_short(self._handle)
+            raise _cut_short(self._file)
         return joined
 
 
 class _Blocks:
-    """The blocks of stored columns: which have been compared with their checksums, and the comparing."""
+    """Verifies blocks of on-disk columns by their checksums, each once.
+
+    Args: as for `OnDiskColumns`.
+    """
 
     def __init__(
         self,
-        handle: PositionalFile,
+        file: PositionalFile,
         starts: Int64[np.ndarray, "parts c"],
         counts: Int64[np.ndarray, " parts"],
         types: Sequence[np.dtype],
         sums: UInt32[np.ndarray, " blocks"],
     ) -> None:
-        self._handle, self._sums = handle, sums
+        self._file, self._sums = file, sums
         widths = np.array([kind.itemsize for kind in types])
-        # Of each column of each part, one after another: where it begins, its bytes, its first block.
+        # Of each column of each part, in order: its offset, its size in bytes, its first block.
         self._starts, self._bytes = starts.ravel(), (counts[:, None] * widths).ravel()
         self._first = np.concatenate([[0], np.cumsum(-(-self._bytes // _BLOCK))])
         self._compared = np.zeros(len(sums), dtype=bool)
 
     def compare(self, nth: Int64[np.ndarray, " m"], places: Int64[np.ndarray, " m"]) -> None:
-        """Read the blocks of some bytes, unless they were compared before.
+        """Verify the blocks that contain some bytes, unless they were verified before.
 
         Args:
-            nth: of which column, counted from the first of the first part.
-            places: from where that column begins.
+            nth: the column of each byte, counted from the first column of the first part.
+            places: the offset of each byte from the start of its column.
 
         Raises:
-            ValueError: a block that is cut short or has another checksum.
+            ValueError: a block is cut short or has another checksum.
         """
         blocks = self._first[nth] + places // _BLOCK
         missing = blocks[~self._compared[blocks]]
@@ -198,39 +201,41 @@ class _Blocks:
         nth = np.searchsorted(self._first, blocks, side="right") - 1  # the column of the part
         before = (blocks - self._first[nth]) * _BLOCK
         starts, lengths = self._starts[nth] + before, np.minimum(_BLOCK, self._bytes[nth] - before)
-        new = (np.diff(starts, prepend=-1) != _BLOCK) | (before % _AT_A_TIME == 0)  # else read with the last
+        new = (np.diff(starts, prepend=-1) != _BLOCK) | (
+            before % _AT_A_TIME == 0
+        )  # else read together with the last
         first = np.flatnonzero(new)
         reads = list(zip(starts[first].tolist(), np.add.reduceat(lengths, first).tolist(), strict=True))
-        self._handle.prefetch(reads)
+        self._file.prefetch(reads)
         sums = iter(self._sums[blocks].tolist())
         for start, length in reads:
-            content = self._handle.pread(start, length)
+            content = self._file.pread(start, length)
             if len(content) < length:
-                raise _cut_short(self._handle)
+                raise _cut_short(self._file)
             for at in range(0, length, _BLOCK):
                 if zlib.crc32(content[at : at + _BLOCK]) != next(sums):
                     expected, where = "values that fit their checksums", f"bytes from {start + at:,} on"
                     hint = f"{where} are damaged; write it again"
-                    raise refusal("Manifest", "path", str(self._handle.path), expected, hint)
+                    raise refusal("Manifest", "path", str(self._file.path), expected, hint)
         self._compared[blocks] = True
 
 
-def _cut_short(handle: PositionalFile) -> ValueError:
+def _cut_short(file: PositionalFile) -> ValueError:
     hint = "it was cut short since it was opened; write it again"
-    return refusal("Manifest", "path", str(handle.path), "the file as it was", hint)
+    return refusal("Manifest", "path", str(file.path), "the file as it was", hint)
 
 
 def _plan(
     places: Int64[np.ndarray, " m"], width: int
 ) -> tuple[list[tuple[int, int]], Int64[np.ndarray, " m"]]:
-    """What to read for some values, neighbours at once, and which value of all that is read is which.
+    """Which ranges to read for some values, neighbours at once, and where in them each value is.
 
     Args:
         places: m ≥ 1 offsets in bytes, apart by multiples of `width`.
         width: bytes of a value.
 
     Returns:
-        (begin, length) of each read in bytes; [m] positions in their contents joined.
+        (begin, length) in bytes of each range; [m] the position of each value in the joined contents.
     """
     order = np.argsort(places, kind="stable")
     ordered = places[order]

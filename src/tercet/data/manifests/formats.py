@@ -1,9 +1,8 @@
-"""Triplets and pairs of paths on disk, in five formats: blocks of row numbers in, row numbers out.
+"""The five file formats of manifests: how rows of paths are written and read.
 
-Written block by block, so memory does not grow with the count, and in blocks of one size whatever size
-they were generated in, so the bytes depend on the triplets alone.
-
-Both kinds have three columns: three of paths, or two of paths and one of 0 and 1.
+Rows are written block by block, so memory does not grow with their count. All blocks but the last have one
+size, so the bytes depend on the triplets alone. Both kinds have three columns: triplets three of paths, pairs
+two of paths and one of 0 and 1.
 """
 
 from __future__ import annotations
@@ -43,15 +42,15 @@ __all__ = [
 BLOCK = 1 << 20
 """Rows in a Parquet row group or an Arrow record batch; the last may have fewer."""
 COLUMNS = {"triplets": ("anchor", "positive", "negative"), "pairs": ("first", "second", "same")}
-"""By kind; the column "same" is 1 for two images of one class, 0 for two of different classes."""
+"""Column names by kind; "same" is 1 for two images of one class, 0 for two of different classes."""
 TEXT_FORMATS = (".csv", ".jsonl", ".txt")
 FORMATS = (".parquet", ".arrow", *TEXT_FORMATS)
 _SAME = "same"
-# The number of paths, at each batch of an .arrow file, where no program that encodes the paths anew keeps
-# it: only where it stands are positions in the dictionaries known to be rows of the catalog.
+# Custom metadata of each batch of an .arrow file: the number of paths. A program that rewrites the file drops
+# it, so where it is present, positions in the dictionaries are known to be rows of the catalog.
 ROWS_KEY = "tercet.rows"
-SUMS_KEY = "tercet.crc32"  # beside it: the checksums of the blocks of the batch's columns
-_MOST_OF_LINE = 1 << 20  # bytes of the first line that tell what it is
+SUMS_KEY = "tercet.crc32"  # likewise: the checksums of the blocks of the batch's columns
+_MOST_OF_LINE = 1 << 20  # bytes of the first line that are read to recognise the kind
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
 _NAMES = [column for columns in COLUMNS.values() for column in columns if column != _SAME]
 
@@ -71,7 +70,7 @@ def write_paths(
         suffix: one of `FORMATS`.
         blocks: int32 [3, b] row numbers, of pairs the last row 0 or 1; b = `BLOCK` in all but the last.
         paths: str [n], the path of each row.
-        metadata: goes into the schema of .parquet and .arrow; the text formats have no room for it.
+        metadata: stored in the schema of .parquet and .arrow; ignored by the text formats.
         kind: one of `COLUMNS`.
     """
     if suffix == ".parquet":
@@ -89,9 +88,9 @@ def _write_parquet(
 
     names = pa.array(paths, pa.string())
     schema = pa.schema(fields(kind))
-    # The stored type is plain string in dictionary encoding, which every reader knows; the Arrow schema
-    # is left away, since some refuse its dictionary type. The least and the greatest of random paths tell
-    # nothing, and finding them takes half the time.
+    # Without the Arrow schema the stored type is a plain string in dictionary encoding, which every reader
+    # knows; some refuse Arrow's dictionary type. Minima and maxima of random paths are of no use, and
+    # computing them takes half the time.
     options: Any = {"store_schema": False, "write_statistics": False}
     with parquet_writer(target, schema, metadata, **options) as writer:
         used = np.zeros(len(paths), dtype=bool)
@@ -157,9 +156,9 @@ def _write_text(
 
 
 def spreadsheet_safe(path: str) -> str:
-    """A path as a cell that no spreadsheet runs: an apostrophe stands before what could begin a formula.
+    """A path as a cell that no spreadsheet runs: with an apostrophe before what could begin a formula.
 
-    One stands before an apostrophe too, so that no two paths become one cell.
+    An apostrophe gets one too, so that two paths never become the same cell.
 
     Example:
         >>> spreadsheet_safe("=1+1.jpg"), spreadsheet_safe("ant/1.jpg")
@@ -169,8 +168,8 @@ def spreadsheet_safe(path: str) -> str:
 
 
 def _csv_field(path: str) -> str:
-    """A path as one field of a comma-separated line: quoted only where it must be."""
-    if not any(sign in path for sign in ',"\n\r\ufeff'):  # the last would be a mark at the start of a file
+    """A path as one field of a comma-separated line, quoted only where necessary."""
+    if not any(sign in path for sign in ',"\n\r\ufeff'):  # the last is a byte order mark
         return path
     return '"' + path.replace('"', '""') + '"'
 
@@ -178,18 +177,18 @@ def _csv_field(path: str) -> str:
 def read_paths(
     source: Path | BinaryIO, suffix: str, kind: str | None = None
 ) -> tuple[str, np.ndarray, np.ndarray, dict[str, str]]:
-    """Triplets or pairs of paths as row numbers into their distinct paths, whole in memory.
+    """Read triplets or pairs of paths into memory, as row numbers into their distinct paths.
 
     Args:
-        source: the file; of the text formats it may be open.
+        source: the file; a text format may be passed as an open file.
         suffix: one of `FORMATS`.
-        kind: one of `COLUMNS`; None tells by the columns, and in .txt, which names none, takes lines for
-            pairs if all of them end in 0 or 1.
+        kind: one of `COLUMNS`; None recognises it by the column names, or, in a .txt file, which has none,
+            as pairs if all lines end in 0 or 1.
 
     Returns:
         The kind; `paths` str object array [n], in no particular order; `rows` int32 [3, t], of pairs the last
-        row 0 or 1; the metadata, with the checksum of a Parquet file as `parquet_files.KEY`, "" where that
-        is of the file which another program made this one from.
+        row 0 or 1; the metadata. `parquet_files.KEY` in it is the checksum of a Parquet file, "" where it was
+        copied from another file.
 
     Raises:
         pyarrow.ArrowException: the file cannot be read as what its suffix says.
@@ -213,7 +212,7 @@ def read_paths(
         raise pa.ArrowInvalid("a number in column same that is neither 0 nor 1")
     if not len(table):
         return kind, np.empty(0, dtype=object), np.empty((3, 0), dtype=np.int32), metadata
-    # One column of the length of all, so that one dictionary serves them.
+    # One long column, so that all columns share one dictionary.
     joined = pa.chunked_array([chunk for column in columns for chunk in column.chunks], encoded)
     chunks = joined.unify_dictionaries().chunks
     rows = np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).reshape(len(columns), -1)
@@ -328,7 +327,7 @@ def path_type() -> Any:
 
 
 def holds_paths(kind: str) -> list[bool]:
-    """Whether each column is of paths."""
+    """Whether each column holds paths."""
     return [column != _SAME for column in COLUMNS[kind]]
 
 
@@ -345,7 +344,7 @@ def decoded(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
 
 
 def kind_of(names: Iterable[str]) -> str:
-    """The kind that has these columns."""
+    """The kind of a file with these columns."""
     named = set(names)
     pairs = named.issuperset(COLUMNS["pairs"]) and not named.issuperset(COLUMNS["triplets"])
     return "pairs" if pairs else "triplets"

@@ -1,4 +1,4 @@
-"""Manifests: triplets or pairs on disk as paths, with their catalog and where they came from."""
+"""`Manifest`: triplets or pairs read from disk, with their catalog and provenance."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tercet.data.manifests.reading import read_rows
 
 __all__ = ["Manifest", "read_manifest"]
 
-_SAMPLED = 256  # rows that stand for all of a file
+_SAMPLED = 256  # rows of a file that enter its identity
 
 
 class Manifest:
-    """Triplets or pairs read from disk: a sequence of rows of `catalog`. Made by `read_manifest`.
+    """Triplets or pairs read from disk, as rows of `catalog`; `read_manifest` creates it.
 
     `len(manifest)` is the number of triplets; `manifest[i]`, `manifest[a:b]` and `manifest[array]` give
     `Triplets` of int64 catalog rows; or, in a manifest of pairs, `LabeledPairs`. An .arrow manifest stays on
-    disk and is read where it is asked for; a pickle of it opens the file again, and is refused if that has
-    become another.
+    disk, and rows are read on demand. Unpickling it opens the file again; if the file was replaced, that is a
+    ValueError.
 
     Attributes:
         kind: "triplets" or "pairs".
@@ -52,13 +52,13 @@ class Manifest:
     ) -> None:
         self.kind = kind
         self.provenance = provenance
-        self._columns = columns  # three
+        self._columns = columns
         self._catalog = catalog
         self._reopen = reopen
 
     @cached_property
     def catalog(self) -> Catalog:
-        """The images that the triplets or pairs are rows of."""
+        """The catalog whose rows the triplets or pairs are."""
         return self._catalog if isinstance(self._catalog, Catalog) else self._catalog()
 
     @cached_property
@@ -108,39 +108,39 @@ class Manifest:
 
     @cached_property
     def _identity(self) -> tuple[int, int]:
-        """What tells this file from another that takes its name: the count, and a CRC.
+        """The count and a CRC, which distinguish this file from another of its name.
 
-        The CRC is of provenance, which has the catalog's fingerprint, and of some rows: for a copy on another
-        machine has another time of change, and reading all rows would take long.
+        The CRC covers the provenance, which contains the catalog's fingerprint, and a sample of rows: reading
+        all rows would take long, and the modification time of a copy on another machine differs.
         """
         some = np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(np.int64)) if len(self) else []
         rows = self._columns.take(np.asarray(some, dtype=np.int64))
-        told = json.dumps(self.provenance, sort_keys=True).encode()
-        return len(self), zlib.crc32(rows.astype("<i8").tobytes(), zlib.crc32(told))
+        provenance = json.dumps(self.provenance, sort_keys=True).encode()
+        return len(self), zlib.crc32(rows.astype("<i8").tobytes(), zlib.crc32(provenance))
 
 
 def read_manifest(
     path: str | Path, root: str | Path | None = None, *, outside_root: bool = False
 ) -> Manifest:
-    """The manifest at `path`: triplets or pairs, catalog and provenance.
+    """Read a manifest: triplets or pairs with their catalog and provenance.
 
-    A file without provenance, from another program, gives a catalog of the paths that it names, sorted,
-    each of the class that its folder is.
+    A file of another program has no catalog. It gets one of the paths that it names, sorted, with the folder
+    of each path as its class.
 
     Args:
         path: a .parquet, .arrow, .csv, .jsonl or .txt file of anchor, positive and negative paths, or of
-            first and second paths with same, 1 or 0. Lines of a .txt file of another program are pairs if all
-            of them end in 1 or 0.
-        root: the folder that the paths start from, which the manifest does not record, so that it is the
-            same on every machine; by default the folder of the manifest, or the path prefix that it was
-            written with, and for a file of another program the working directory.
-        outside_root: let paths lead out of the root: `..`, absolute paths elsewhere, and links. Without it
-            paths are refused (where the catalog is asked for, if the file stays on disk), and links on them
-            where the image is opened.
+            first and second paths with same, 1 or 0. A .txt file of another program holds pairs if all its
+            lines end in 1 or 0.
+        root: the folder that the paths start from. A manifest does not record it, so that it is the same on
+            every machine. By default it is the folder of the manifest, or the path prefix that it was
+            written with; for a file of another program, the working directory.
+        outside_root: allow paths that lead out of the root: by `..`, by a link, or as absolute paths. By
+            default such paths are refused (for an .arrow manifest, when its catalog is first used), and
+            links when an image is opened.
 
     Raises:
-        ValueError: no such file, not a manifest, empty, cut short, a path that its catalog does not have, or
-            one that leads out of the root.
+        ValueError: the file does not exist, is not a manifest, is empty or cut short, or has a path that is
+            not in its catalog or leads out of the root.
 
     Example:
         >>> import pathlib
@@ -156,7 +156,7 @@ def read_manifest(
 
 
 def _reopened(path: str, root: str | None, outside_root: bool, identity: tuple[int, int]) -> Manifest:
-    """The manifest that was pickled, refused where its file has become another."""
+    """The manifest that was pickled; a ValueError where its file was replaced since."""
     manifest = read_manifest(path, root, outside_root=outside_root)
     if manifest._identity != identity:
         hint = "read it anew, with read_manifest, in the process that sends it"

@@ -1,6 +1,6 @@
-"""What a manifest records beside its triplets: how they were drawn, from which catalog, and from which split.
+"""Provenance of a manifest: how its triplets were drawn, from which catalog, and as which part of a split.
 
-It travels inside .parquet and .arrow, and in a JSON file beside the text formats.
+It is stored in the metadata of .parquet and .arrow files, and in a sidecar of the text formats.
 """
 
 from __future__ import annotations
@@ -44,40 +44,40 @@ __all__ = [
     "validation_part",
 ]
 
-KEY = "tercet"  # the provenance, as JSON
-CATALOG_KEY = "tercet.catalog"  # the catalog
+KEY = "tercet"  # the metadata key of the provenance, as JSON
+CATALOG_KEY = "tercet.catalog"  # the metadata key of the catalog
 _CALLER = "read_manifest"
 _PART = ".validation"
-# Catalogs were seen to unpack to 5 to 50 times their size; zeros unpack to a thousand times theirs.
-_MOST_BESIDE = 1 << 32  # bytes of a JSON file: fifty million images
+# Limits against decompression bombs: catalogs unpack to 5 to 50 times their size, zeros to 1,000 times.
+_MOST_SIDECAR = 1 << 32  # bytes of a sidecar: fifty million images
 _FREE_BYTES, _TIMES, _BYTES_AN_IMAGE = 1 << 26, 100, 1 << 12
 
 
 def provenance_of(
-    told: dict[str, Any], kind: str, count: int, catalog: Catalog, path_prefix: str
+    facts: dict[str, Any], kind: str, count: int, catalog: Catalog, path_prefix: str
 ) -> dict[str, Any]:
-    """What makes a manifest repeatable; nothing in it depends on machine, time or place.
+    """The provenance of a manifest, from which it can be made again; the same on every machine.
 
     Args:
-        told: strategy, parameters and counts of the triplets; {} for triplets that were given.
+        facts: strategy, parameters and counts of the triplets; {} for triplets given as arrays.
         kind: "triplets" or "pairs".
         count: the number of them.
-        catalog: what they are rows of.
-        path_prefix: what stands before every path.
+        catalog: the catalog whose rows they are.
+        path_prefix: the text before every path.
 
     Returns:
         Strings, numbers and dicts of them, as they come back from JSON.
 
     Raises:
-        ValueError: something else in `told`.
+        ValueError: a value in `facts` that JSON cannot represent.
     """
-    facts = {
+    record = {
         "library": f"tercet {version('tercet')}",
         "strategy": "given",
         "parameters": {},
-        **told,
+        **facts,
         "kind": kind,
-        "counts": {**told.get("counts", {}), kind: count},
+        "counts": {**facts.get("counts", {}), kind: count},
         "catalog": {
             "fingerprint": catalog.fingerprint,
             "images": len(catalog),
@@ -87,30 +87,30 @@ def provenance_of(
         **({"path_prefix": path_prefix} if path_prefix else {}),
     }
     try:
-        return json_round_trip(facts)
+        return json_round_trip(record)
     except (TypeError, ValueError, RecursionError) as error:
         expected = "text, numbers, and lists and dicts of them"
-        raise refusal("write_manifest", "provenance", told, expected, str(error)) from error
+        raise refusal("write_manifest", "provenance", facts, expected, str(error)) from error
 
 
 def refuse_other_catalog(caller: str, triplets: Any, catalog: Any) -> None:
-    """Refuse a catalog in which the rows of a manifest are other images, or images of other classes.
+    """Refuse a catalog in which the rows of a manifest are other images, or have other classes.
 
-    Fingerprints are compared, and where they differ the paths and classes of all rows: groups may differ. Of
-    another program's manifest only the paths are, for its classes are the folders of its images.
+    Fingerprints are compared. Where they differ, paths and classes of all rows are compared, since groups may
+    differ. For a manifest of another program only paths are compared, as its classes are folders.
 
     Args:
-        caller: who asks, for the sentence.
-        triplets: what knows its catalog if it is a manifest.
-        catalog: a `Catalog`, a `ShardIndex`, or anything else, of which nothing is known.
+        caller: the function that was called, for messages.
+        triplets: the triplets or pairs; only those of a manifest are checked.
+        catalog: a `Catalog`, a `ShardIndex`, or another object, which is not checked.
 
     Raises:
-        ValueError: as above.
+        ValueError: a row is another image, or has another class.
     """
-    told = getattr(triplets, "provenance", None)
-    if not isinstance(told, Mapping) or not hasattr(catalog, "fingerprint"):
+    provenance = getattr(triplets, "provenance", None)
+    if not isinstance(provenance, Mapping) or not hasattr(catalog, "fingerprint"):
         return
-    written = told.get("catalog", {}).get("fingerprint")
+    written = provenance.get("catalog", {}).get("fingerprint")
     if catalog.fingerprint == written:
         return
     there, here = (_rows_of(one, classes=written is not None) for one in (triplets.catalog, catalog))
@@ -126,7 +126,7 @@ def refuse_other_catalog(caller: str, triplets: Any, catalog: Any) -> None:
 
 
 def _rows_of(catalog: Any, classes: bool) -> list[str]:
-    """The rows of a catalog for a sentence: their paths, and their classes if asked."""
+    """The rows of a catalog for a message: their paths and, if asked for, classes."""
     paths = map(repr, catalog.paths.tolist())
     if not classes:
         return list(paths)
@@ -135,7 +135,7 @@ def _rows_of(catalog: Any, classes: bool) -> list[str]:
 
 
 def recorded_catalog(catalog: Catalog) -> dict[str, Any]:
-    """A catalog as lists of strings and whole numbers, all but its root and what it left out."""
+    """A catalog as lists of strings and numbers, without its root and `left_out`."""
     groups = {name: values.tolist() for name, values in catalog.groups.items()}
     labels = catalog.labels.tolist()
     return {"classes": catalog.classes, "paths": catalog.paths.tolist(), "labels": labels, "groups": groups}
@@ -147,22 +147,22 @@ def packed(record: dict[str, Any]) -> str:
 
 
 def sidecar(target: Path) -> Path:
-    """The JSON file with the provenance of a text manifest."""
+    """The sidecar of a text manifest: the JSON file with its provenance and catalog."""
     return target.with_name(target.name + ".json")
 
 
 def read_provenance(source: Path, text: str) -> tuple[dict[str, Any], bool]:
-    """The provenance in the metadata of a file, and whether it had a checksum.
+    """The provenance in the metadata of a file, and whether it has a checksum.
 
     Raises:
-        ValueError: it is damaged, or lacks what every manifest records.
+        ValueError: it is damaged, or lacks a required field.
     """
     facts = JsonRecord(text, _CALLER, "path", source, "provenance", "write it again")
     return _typed(facts), facts.checked
 
 
 def _typed(facts: JsonRecord) -> dict[str, Any]:
-    """The provenance, refused unless all that is asked of it later is there in its type."""
+    """The fields of a provenance, refused unless each that is used later has its type."""
     if facts.string("kind", "triplets") not in ("triplets", "pairs"):
         raise facts.wrong("kind", '"triplets" or "pairs"')
     facts.part("counts").integer(facts.string("kind", "triplets"))
@@ -183,13 +183,13 @@ def unpacked_catalog(
 
     Args:
         source: the file.
-        text: what `packed` made of its record; None where there is none.
-        place: where its paths start from.
-        written: what the provenance tells of it.
-        checked: whether a checksum has been compared; without, its fingerprint is.
+        text: the record as packed by `packed`; None where there is none.
+        place: the folder that its paths start from.
+        written: the entry "catalog" of the provenance.
+        checked: whether a checksum was verified; otherwise the fingerprint is compared.
 
     Raises:
-        ValueError: it is damaged, another one, or unpacks to far more than its images take.
+        ValueError: it is damaged, does not have its fingerprint, or unpacks to an impossible size.
     """
     try:
         packed = base64.b64decode(text or "", validate=True)
@@ -208,7 +208,7 @@ def unpacked_catalog(
 
 
 def _catalog_from(facts: JsonRecord, source: Path, place: Path, fingerprint: str) -> Catalog:
-    """The catalog that `recorded_catalog` recorded; its paths may not lead out of its root."""
+    """The catalog from the record of `recorded_catalog`, with `outside_root` False."""
     classes = facts.strings("classes")
     labels = facts.integers("labels", 0, len(classes) - 1)
     groups = facts.part("groups")
@@ -225,7 +225,7 @@ def _catalog_from(facts: JsonRecord, source: Path, place: Path, fingerprint: str
 
 
 def _group(groups: JsonRecord, name: str) -> np.ndarray:
-    """A group of whole numbers, numbers, strings, or True and False."""
+    """A group as an array: of whole numbers, floats, strings or booleans."""
     values = groups.items(name)
     kinds = set(map(type, values))
     if kinds == {int}:
@@ -238,21 +238,21 @@ def _group(groups: JsonRecord, name: str) -> np.ndarray:
 def read_sidecar(
     source: Path, lines: BinaryIO, place: Path, file: Path
 ) -> tuple[dict[str, Any], Catalog] | None:
-    """Provenance and catalog from the JSON file beside a text manifest; None where there is none.
+    """Provenance and catalog from the sidecar of a text manifest; None where there is no sidecar.
 
     Args:
         source: the text manifest.
         lines: that file, open.
-        place: where the paths of the catalog start from.
-        file: where the JSON file is.
+        place: the folder that the paths of the catalog start from.
+        file: where the sidecar is.
 
     Raises:
-        ValueError: that file holds something else, is damaged, or belongs to other lines.
+        ValueError: the sidecar is damaged, holds something else, or belongs to other lines.
     """
     other = sidecar(source)
     hint = f"write {source.name} again, or move {other.name} away to do without"
     try:
-        facts = JsonRecord.read(_CALLER, "path", file, "provenance", hint, most=_MOST_BESIDE)
+        facts = JsonRecord.read(_CALLER, "path", file, "provenance", hint, most=_MOST_SIDECAR)
     except FileNotFoundError:
         return None
     written, record = facts.string("sha256"), facts.part(CATALOG_KEY)
@@ -270,18 +270,18 @@ def read_sidecar(
 
 
 def sha256(path: Path) -> str:
-    """The sum of a file, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def validation_part(target: Path) -> Path:
-    """The manifest for validation beside one for training: `t.validation.csv` beside `t.csv`."""
+    """The path of the validation part of a split: `t.validation.csv` for the training part `t.csv`."""
     return target.with_suffix(_PART + target.suffix)
 
 
 def other_part(source: Path) -> Path:
-    """The other manifest of the split that `source` would be a part of.
+    """The path of the other part of the split: of training for validation, and the reverse.
 
     Example:
         >>> other_part(Path("t.csv")), other_part(Path("t.validation.csv"))
@@ -292,19 +292,19 @@ def other_part(source: Path) -> Path:
 
 
 def refuse_other_split(
-    caller: str, source: Path, provenance: Mapping[str, Any], place: Path, place_beside: Path
+    caller: str, source: Path, provenance: Mapping[str, Any], place: Path, place_sidecar: Path
 ) -> None:
-    """Refuse a manifest beside the part of another split: images for training would be there for validation.
+    """Refuse a manifest next to the part of another split: training images could be in the validation part.
 
     Args:
-        caller: who asks, for the sentence.
+        caller: the function that was called, for messages.
         source: the manifest.
-        provenance: what it records.
-        place, place_beside: where `other_part(source)` is, and the JSON file beside that.
+        provenance: its provenance.
+        place, place_sidecar: where `other_part(source)` and its sidecar are.
 
     Raises:
-        ValueError: the other part is of a split with another seed, fraction, way or catalog, or one of the
-            two is of no split. Files of other programs, which record nothing, are let be.
+        ValueError: the other part is of a split with another seed, fraction, `by` or catalog, or one of the
+            two is of no split. Files of other programs, which have no provenance, pass.
     """
     if not place.is_file():
         return
@@ -312,10 +312,10 @@ def refuse_other_split(
 
     unreadable = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
     try:
-        record = _record(place, place_beside, source.suffix)
-        here, there = (_law(one) for one in (provenance, record))
+        record = _record(place, place_sidecar, source.suffix)
+        here, there = (_split_of(one) for one in (provenance, record))
     except (pa.ArrowException, *unreadable):
-        return  # what is no manifest of ours is no part of a split; a damaged one is refused where it is read
+        return  # not a manifest, or a damaged one, which is refused when it is read
     if provenance and record and here != there and checksum_fits(record) is not False:
         name = other_part(source).name
         shared = f"{_difference(here, there)}, so images of one may be in the other"
@@ -323,8 +323,8 @@ def refuse_other_split(
         raise refusal(caller, "path", str(source), f"the split of {name} beside it", hint)
 
 
-def _law(record: Mapping[str, Any]) -> dict[str, Any]:
-    """How a manifest was split, all but which part it is; {} for one of no split."""
+def _split_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How a manifest was split, without the part that it is; {} for one of no split."""
     return {name: fact for name, fact in record.get("split", {}).items() if name != "part"}
 
 

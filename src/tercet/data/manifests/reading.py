@@ -1,4 +1,4 @@
-"""What a manifest file holds: rows, catalog and provenance, of one descriptor, compared with checksums."""
+"""Read manifest files: rows, catalog and provenance, by one descriptor a file, checksums verified."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Found(NamedTuple):
     """What `read_rows` found.
 
     Attributes:
-        columns: three, of rows of the catalog.
-        catalog: it, or what reads it.
-        provenance: {} for a file that another program wrote.
+        columns: three columns, of rows of the catalog; of pairs the last is 0 or 1.
+        catalog: the catalog, or a function that reads it.
+        provenance: {} for a file of another program.
         kind: "triplets" or "pairs".
-        reopen: path, root and outside_root to open it by in another process; None where all is in memory.
+        reopen: path, root and outside_root, to open it in another process; None where all is in memory.
     """
 
     columns: InMemoryColumns | OnDiskColumns
@@ -56,16 +56,16 @@ class Found(NamedTuple):
 
 
 def read_rows(source: Path, root: str | None, outside_root: bool) -> Found:
-    """The rows of a manifest, its catalog and provenance, from one descriptor of each file.
+    """Read the rows of a manifest, its catalog and its provenance.
 
     Args:
         source: the file.
-        root: where the paths start from, as for `read_manifest`.
+        root: the folder that the paths start from; None for the default of `read_manifest`.
         outside_root: whether paths may lead out of it.
 
     Raises:
-        ValueError: no such file, not a manifest, empty, cut short, damaged, a path that its catalog does not
-            have, or the part of another split beside it.
+        ValueError: the file does not exist, is not a manifest, is empty, cut short or damaged, has a path
+            that is not in its catalog, or lies next to the part of another split.
     """
     if source.suffix not in FORMATS:
         raise refusal(_CALLER, "path", str(source), "a name ending in " + ", ".join(FORMATS))
@@ -80,7 +80,7 @@ def read_rows(source: Path, root: str | None, outside_root: bool) -> Found:
 
 
 def _in_its_root(source: Path, outside_root: bool, catalog: Catalog | Callable[[], Catalog]) -> Catalog:
-    """The catalog of a manifest, refused if a path leads out of its root, unless it may."""
+    """The catalog of a manifest, refused if a path leads out of its root and `outside_root` is False."""
     catalog = catalog if isinstance(catalog, Catalog) else catalog()
     if outside_root:
         return replace(catalog, outside_root=True)
@@ -89,8 +89,8 @@ def _in_its_root(source: Path, outside_root: bool, catalog: Catalog | Callable[[
 
 
 def _read(source: Path, root: str | None, places: list[Path]) -> Found:
-    """As `read_rows`, with the places of manifest and JSON file, and those of the other part of its split."""
-    file, json_file, *other = places
+    """`read_rows`, given where the manifest, its sidecar, and both of the other part of its split are."""
+    file, sidecar_file, *other = places
     if not file.is_file():
         raise refusal(_CALLER, "path", str(source), "an existing file")
     import pyarrow as pa
@@ -98,7 +98,7 @@ def _read(source: Path, root: str | None, places: list[Path]) -> Found:
     place = source.parent if root is None else Path(root)
     try:
         if source.suffix in TEXT_FORMATS:
-            found = _of_text(source, root, place, file, json_file)
+            found = _of_text(source, root, place, file, sidecar_file)
         else:
             found = _stored(source, root, place, file) or _of_paths(source, root, place, file)
         refuse_other_split(_CALLER, source, found.provenance, *other)
@@ -112,7 +112,7 @@ def _read(source: Path, root: str | None, places: list[Path]) -> Found:
 
 
 def _stored(source: Path, root: str | None, place: Path, file: Path) -> Found | None:
-    """An .arrow manifest, left on disk; None for what is none, or was written anew by another program."""
+    """An .arrow manifest, left on disk; None for another format or a file that another program rewrote."""
     stored = open_arrow(file, KEY) if source.suffix == ".arrow" else None
     if not stored:
         return None
@@ -121,15 +121,15 @@ def _stored(source: Path, root: str | None, place: Path, file: Path) -> Found | 
     if not (checked and facts_checked):
         warn_unchecked(source)
     _refuse_other_count(source, len(columns), provenance)
-    told = provenance.get("catalog", {})
-    catalog = partial(unpacked_catalog, source, metadata.get(CATALOG_KEY), place, told, facts_checked)
+    recorded = provenance.get("catalog", {})
+    catalog = partial(unpacked_catalog, source, metadata.get(CATALOG_KEY), place, recorded, facts_checked)
     return Found(columns, catalog, provenance, provenance["kind"], (str(source), root, False))
 
 
-def _of_text(source: Path, root: str | None, place: Path, file: Path, json_file: Path) -> Found:
-    """A text manifest, with the JSON file beside it if there is one."""
+def _of_text(source: Path, root: str | None, place: Path, file: Path, sidecar_file: Path) -> Found:
+    """A text manifest, with its sidecar if there is one."""
     with open_plain(file) as lines:
-        written = read_sidecar(source, lines, place, json_file)
+        written = read_sidecar(source, lines, place, sidecar_file)
         kind, paths, rows, _ = read_paths(lines, source.suffix, written[0]["kind"] if written else None)
     if not written:
         return _foreign(source, root, kind, paths, rows)
@@ -140,7 +140,7 @@ def _of_text(source: Path, root: str | None, place: Path, file: Path, json_file:
 
 
 def _of_paths(source: Path, root: str | None, place: Path, file: Path) -> Found:
-    """A .parquet manifest, or an .arrow one that another program wrote, read whole."""
+    """A .parquet manifest, or an .arrow one of another program, read into memory."""
     kind, paths, rows, metadata = read_paths(file, source.suffix)
     if KEY not in metadata:
         return _foreign(source, root, kind, paths, rows)
@@ -148,13 +148,13 @@ def _of_paths(source: Path, root: str | None, place: Path, file: Path) -> Found:
     checksum = metadata.get(CHECKSUM_KEY)
     if source.suffix == ".parquet" and checksum is None:
         warn_unchecked(source)
-    told = provenance.get("catalog", {})
-    catalog = unpacked_catalog(source, metadata.get(CATALOG_KEY), place, told, bool(checksum))
+    recorded = provenance.get("catalog", {})
+    catalog = unpacked_catalog(source, metadata.get(CATALOG_KEY), place, recorded, bool(checksum))
     return _by_names(source, catalog, provenance, paths, rows)
 
 
 def _foreign(source: Path, root: str | None, kind: str, paths: np.ndarray, rows: np.ndarray) -> Found:
-    """A file of another program: its catalog is of the paths it names, each of the class its folder is."""
+    """A file of another program; its catalog has the paths that it names, with their folders as classes."""
     if not paths.size:
         expected = "at least one triplet or pair"
         raise refusal(_CALLER, "path", str(source), expected, "the file is empty")
@@ -169,7 +169,7 @@ def _foreign(source: Path, root: str | None, kind: str, paths: np.ndarray, rows:
 def _by_names(
     source: Path, catalog: Catalog, provenance: dict[str, Any], paths: np.ndarray, rows: np.ndarray
 ) -> Found:
-    """Rows into distinct paths as rows of the catalog that has these paths."""
+    """Rows into distinct paths, translated to rows of the catalog by path."""
     kind = provenance["kind"]
     _refuse_other_count(source, rows.shape[1], provenance)
     prefix = provenance.get("path_prefix", "")

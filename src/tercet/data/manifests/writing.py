@@ -56,30 +56,29 @@ def write_manifest(
     The suffix names the format: .parquet (zstd, dictionary-encoded strings, as pandas, DuckDB and Hugging
     Face datasets read them), .arrow (uncompressed, for random access without loading), .csv (with a
     header), .jsonl, .txt (lines `query,positive,negative`, or `first,second,same` with 1 for two of a class
-    and 0 for two of different classes). Provenance and catalog travel inside .parquet and .arrow, and in a
-    JSON file beside the others (`triplets.txt.json`). The same triplets give the same bytes on every machine,
-    under the same version of this library (and, for .parquet and .arrow, of pyarrow). The files get their
-    names as one set, once they are on the disk: a run that is killed leaves what was there, or a whole set.
+    and 0 for two of different classes). Provenance and catalog are stored inside .parquet and .arrow files,
+    and in a sidecar of the text formats (`triplets.txt.json`). The same triplets give the same bytes on every
+    machine, under the same version of this library (and, for .parquet and .arrow, of pyarrow). The files are
+    renamed as one set once they are on the disk: a killed run leaves the old files or a complete new set.
 
     Args:
-        path: where to.
+        path: the file to write.
         triplets: `Triplets` of int [t], or any sequence of them, such as `RandomTriplets`; for pairs
             `LabeledPairs`, or a sequence such as `RandomPairs`.
-        catalog: what the rows are rows of; paths are written relative to its root.
+        catalog: the catalog whose rows they are; paths are written relative to its root.
         overwrite: replace an existing file.
-        path_prefix: is put before every path in the text formats, for a program that does not know the root.
-        csv_safe: for .csv alone, which people open in a spreadsheet: put an apostrophe before a path, its
-            prefix included, that begins with = + - @, a tab, an end of line or an apostrophe, so that none
-            is run as a formula. `read_manifest` takes it away again; other programs read it.
-        chunk_size: triplets drawn at a time; it changes memory and speed, never the result.
+        path_prefix: a text put before every path in the text formats, for programs that do not know the root.
+        csv_safe: for .csv alone, which people open in spreadsheets: put an apostrophe before a path (with its
+            prefix) that begins with = + - @, a tab, a line break or an apostrophe, so that it is not run as a
+            formula. `read_manifest` removes it; other programs see it.
+        chunk_size: triplets drawn at a time; it changes memory and speed, not the result.
         progress: show a progress bar.
-        provenance: what to record beside the facts that triplets and catalog tell, by name.
+        provenance: further facts to record, by name.
 
     Raises:
         ValueError: another suffix, an existing file, no such folder, a row outside the catalog, columns of
-            unequal length, a catalog that names a path twice, so that a path would not name its row, one with
-            names or groups that cannot be written, triplets of a manifest of another catalog, or the part of
-            another split beside it.
+            unequal length, a catalog with a path that occurs twice or with names or groups that cannot be
+            written, triplets from a manifest of another catalog, or the part of another split next to it.
         OSError: the disk is full, or another run has written the file meanwhile.
 
     Example:
@@ -99,7 +98,14 @@ def write_manifest(
 
 
 class ManifestPart(NamedTuple):
-    """One of several manifests that are written as one: as the arguments of `write_manifest`."""
+    """One of the manifests for `write_manifests`.
+
+    Args:
+        path: the file to write.
+        triplets: triplets or pairs of catalog rows.
+        catalog: the catalog whose rows they are.
+        provenance: further facts to record, by name.
+    """
 
     path: Path
     triplets: Any
@@ -116,27 +122,36 @@ def write_manifests(
     chunk_size: int = 1 << 16,
     progress: bool = False,
 ) -> None:
-    """Write manifests of one folder as one set: `read_manifest` sees all of them, or what was there before.
+    """Write manifests of one folder as one set: `read_manifest` sees all new files or all old ones.
 
-    Arguments and refusals are those of `write_manifest`; nothing is written if one of the parts is refused.
+    Args:
+        parts: the manifests; nothing is written if one of them is refused.
+        overwrite: replace existing files.
+        path_prefix: a text put before every path in the text formats.
+        csv_safe: mark paths that a spreadsheet would run as a formula (.csv).
+        chunk_size: triplets drawn at a time.
+        progress: show progress bars.
+
+    Raises:
+        ValueError, OSError: as by `write_manifest`.
     """
     caller = "write_manifest"
     targets = [manifest_target(caller, part.path, overwrite) for part in parts]
     path_prefix = as_string(caller, "path_prefix", path_prefix)
     progress, csv_safe = as_bool(caller, "progress", progress), as_bool(caller, "csv_safe", csv_safe)
     chunk_size = as_int(caller, "chunk_size", chunk_size, 1)
-    told = [
+    records = [
         _record_of(caller, target, part, path_prefix, csv_safe)
         for target, part in zip(targets, parts, strict=True)
     ]
-    for target, record in zip(targets, told, strict=True):
+    for target, record in zip(targets, records, strict=True):
         other = other_part(target)
         if other not in targets:
             refuse_other_split(caller, target, record, other, sidecar(other))
     names = [name for target in targets for name in _names(target)]
     with atomically_together(names, overwrite) as unfinished:
         files = dict(zip(names, unfinished, strict=True))
-        for target, part, record in zip(targets, parts, told, strict=True):
+        for target, part, record in zip(targets, parts, records, strict=True):
             images, metadata = recorded_catalog(part.catalog), {}
             if target.suffix not in TEXT_FORMATS:
                 metadata = {KEY: to_json(record), CATALOG_KEY: packed(images)}
@@ -145,7 +160,7 @@ def write_manifests(
             blocks = drawn_blocks(part.triplets, len(part.catalog), chunk_size, progress)
             write_paths(files[target], target.suffix, blocks, paths, metadata, record["kind"])
             if target.suffix in TEXT_FORMATS:
-                # The sum binds the two files: one of them from another run is noticed.
+                # The checksum of the one file in the other reveals two files of different runs.
                 facts = {**record, "sha256": sha256(files[target]), CATALOG_KEY: images}
                 files[sidecar(target)].write_text(to_json(facts, indent=1) + "\n", "utf-8")
 
@@ -165,10 +180,10 @@ def _record_of(
     if len(set(catalog.paths)) < len(catalog):
         name, count = Counter(catalog.paths).most_common(1)[0]
         raise refusal(caller, "catalog", catalog, "each path once", f"{name!r} is there {count} times")
-    told = {**_told(part.triplets), **part.provenance, "csv_safe": csv_safe}
+    facts = {**_facts_of(part.triplets), **part.provenance, "csv_safe": csv_safe}
     if not csv_safe:
-        del told["csv_safe"]
-    return provenance_of(told, *kind_and_count(part.triplets), catalog, path_prefix)
+        del facts["csv_safe"]
+    return provenance_of(facts, *kind_and_count(part.triplets), catalog, path_prefix)
 
 
 def _names(target: Path) -> list[Path]:
@@ -180,12 +195,12 @@ def manifest_target(caller: str, path: str | Path, overwrite: bool) -> Path:
     """`path`, refused before any work is done for it if no manifest could be written there.
 
     Args:
-        caller: who asks, for the sentence.
+        caller: the function that was called, for messages.
         path: the manifest to be written.
         overwrite: whether an existing one may be replaced.
 
     Raises:
-        ValueError: another suffix, an existing file there or beside it, or no such folder.
+        ValueError: another suffix, an existing file or sidecar, or no such folder.
     """
     target = fresh_target(caller, path, overwrite, FORMATS)
     other = sidecar(target)
@@ -197,18 +212,20 @@ def manifest_target(caller: str, path: str | Path, overwrite: bool) -> Path:
     return target
 
 
-def _told(triplets: Any) -> dict[str, Any]:
-    """What triplets say of themselves; a manifest that is written again keeps its strategy."""
-    told = getattr(triplets, "provenance", {})
-    if isinstance(told, Mapping):  # a manifest's
+def _facts_of(triplets: Any) -> dict[str, Any]:
+    """The provenance of triplets; those of a manifest keep the manifest's."""
+    provenance = getattr(triplets, "provenance", {})
+    if isinstance(provenance, Mapping):
         return {
-            name: fact for name, fact in told.items() if name not in ("library", "path_prefix", "csv_safe")
+            name: fact
+            for name, fact in provenance.items()
+            if name not in ("library", "path_prefix", "csv_safe")
         }
-    return told()
+    return provenance()
 
 
 def kind_and_count(triplets: Any) -> tuple[str, int]:
-    """The kind, "triplets" or "pairs", and how many."""
+    """The kind, "triplets" or "pairs", and the count of `write_manifest`'s triplets."""
     kind = getattr(triplets, "kind", "triplets")
     if isinstance(triplets, (Triplets, LabeledPairs)):
         anchors = as_array("write_manifest", "triplets", triplets[0], "columns of catalog rows")
@@ -228,7 +245,7 @@ def drawn_blocks(triplets: Any, rows: int, chunk_size: int, progress: bool) -> I
     given = isinstance(triplets, (Triplets, LabeledPairs))
     kind, count = kind_and_count(triplets)
     if given:
-        _checked(triplets, kind, count, rows)  # below, a slice would cut a longer column
+        _checked(triplets, kind, count, rows)  # checked as a whole, since slices would cut a longer column
     console = Console(stderr=True)
     starts = track(range(0, count, BLOCK), f"writing {kind}", console=console, disable=not progress)
     for start in starts:
@@ -242,7 +259,7 @@ def drawn_blocks(triplets: Any, rows: int, chunk_size: int, progress: bool) -> I
 
 
 def _checked(columns: Any, kind: str, count: int, rows: int) -> list[np.ndarray]:
-    """As arrays, refused unless they are `count` row numbers below `rows`, of pairs the last 0 or 1."""
+    """The columns as arrays, refused unless each has `count` rows below `rows`; `same` of pairs is 0 or 1."""
     together = "as many anchors as positives and negatives"
     if kind == "pairs":
         together = "and for each pair of them whether they are of one class"
