@@ -103,7 +103,7 @@ class Contrastive(Head):
         """All pairs of a tile. Each loss is a square, so its derivative is twice what is squared."""
         if tile.error is not None:  # which pairs are active is decided as by a miner
             near = [(tile.distance - bound).abs_() <= tile.error for bound in (self.pos_margin, self.margin)]
-            tile.settle(near[0].logical_and_(tile.positive).logical_or_(near[1].logical_and_(tile.negative)))
+            tile.resolve(near[0].logical_and_(tile.positive).logical_or_(near[1].logical_and_(tile.negative)))
         # As bytes: a product with bools takes four times as long.
         positive, negative = tile.positive.view(torch.uint8), tile.negative.view(torch.uint8)
         apart = (tile.distance - self.pos_margin).relu_().mul_(positive)  # [a, r]
@@ -210,7 +210,7 @@ class MarginLoss(Head):
                 return (tile.distance - bounds[rows, None]).mul_(sign).add_(self.margin)
 
             if tile.error is not None:  # which pairs are active is decided as by a list
-                tile.settle((excess().abs_() <= tile.error).logical_and_(sign != 0))
+                tile.resolve((excess().abs_() <= tile.error).logical_and_(sign != 0))
             losses = excess().relu_().mul_(sign.abs())
             active = losses > 0
             count = active.sum() if self.reduction == "mean_active" else positive.sum() + negative.sum()

@@ -149,7 +149,7 @@ class TripletMargin(Head):
         most = int(positives.max())
         t, p = self._thresholds(tile, most)
         if tile.error is not None and not self.soft:  # which triplets are active is decided as by a miner
-            tile.settle(_ambiguous(t, p, tile))
+            tile.resolve(_ambiguous(t, p, tile))
             t, p = self._thresholds(tile, most)
         d_an = tile.distance.masked_fill(~tile.negative, math.inf)  # [a, r]
         if self.soft or most <= budget(d_an.device).positive_passes:

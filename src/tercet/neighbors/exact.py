@@ -274,7 +274,7 @@ class ExactSearch:
         width = candidates.keys.shape[1]
         left = self._resolve_listed(candidates, limit, left, values[left], at[left], chosen)
         longer = self._budget.longer_shortlist * (k + 2)
-        if len(left) and 4 * longer <= width:
+        if len(left) and self._budget.shortlist_share * longer <= width:
             listed = shortlist(candidates.keys[left], longer, self._group)
             left = self._resolve_listed(candidates, limit, left, *listed, chosen)
         for (some,) in split_rows(2 * width, left):

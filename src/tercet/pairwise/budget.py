@@ -61,8 +61,11 @@ class Budget:
     slow. Accelerator: each block costs a host read."""
 
     longer_shortlist: int
-    """A shortlist that leaves a row ambiguous is followed by one so many times as long, if that is at most a
-    quarter of the columns; after that the whole row is compared exactly."""
+    """A shortlist that leaves a row ambiguous is followed by one so many times as long."""
+
+    shortlist_share: int
+    """The longer shortlist is skipped where it is more than one column in so many: then the whole row is
+    compared exactly at once, as it is after a longer shortlist that leaves it ambiguous."""
 
     sorted_bounds: int
     """Where rows have more bounds than this on average, their rank keys are sorted once and each bound is
@@ -137,6 +140,7 @@ _CPU = Budget(
     class_order_blocks=8,
     product_rows=256,
     longer_shortlist=8,
+    shortlist_share=4,
     sorted_bounds=32,
     crowded_entries=2,
     dense_share=8,

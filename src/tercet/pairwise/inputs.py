@@ -1,4 +1,4 @@
-"""Checks of what torch is given: tensors with data, devices, tables that fit into memory."""
+"""Checks of torch inputs: tensors with data, devices, tables that fit into memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["allocated", "device_of", "lack_of_data", "tensor_of"]
 
 
 def lack_of_data(values: Tensor) -> str:
-    """What a tensor is where it has not one number with data at each place; empty where it has.
+    """Which kind of tensor without a number at each place this is; empty where it is an ordinary one.
 
     Example:
         >>> lack_of_data(torch.ones(2)), lack_of_data(torch.ones(2, device="meta"))
@@ -50,10 +50,10 @@ def device_of(caller: str, device: Any) -> torch.device:
 
 @contextmanager
 def allocated(caller: str, **sizes: int) -> Iterator[None]:
-    """What is made in the block has these sizes: that it is too large is said of them.
+    """A context in which a failed allocation is reported with these sizes.
 
     Raises:
-        ValueError: torch counts or finds no memory for so many numbers.
+        ValueError: torch cannot count, or finds no memory for, so many numbers.
 
     Example:
         >>> with allocated("ArcFace", num_classes=2, dim=3):
@@ -67,7 +67,7 @@ def allocated(caller: str, **sizes: int) -> Iterator[None]:
 
 
 def tensor_of(values: Any) -> Any:
-    """A numpy array of numbers as a tensor, in its own memory where torch can take it; else what it is.
+    """A numpy array of numbers as a tensor that shares its memory where torch can; anything else unchanged.
 
     Example:
         >>> tensor_of(np.ones(2, ">f4")).dtype

@@ -1,8 +1,8 @@
-"""Rows against columns, a tile at a time: what every miner, loss head and metric is made of.
+"""Rows against columns in bounded memory: the input of every miner, loss head and metric.
 
-Rows are the anchors of the batch. Columns are the batch itself, or `References`. Two views walk over
-them in bounded memory: `tiles` (anchors × columns) and `positive_pairs` (anchor-positive pairs × columns,
-so that each entry is one triplet).
+Rows are the anchors of the batch. Columns are the batch itself, or `References`. `Pairwise.tiles` iterates
+over anchors × columns, `Pairwise.positive_pairs` over (anchor, positive) × columns, where each entry is one
+triplet.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Tile(NamedTuple):
         distance: float [a, r].
         positive: bool [a, r], by the relation (the same label) and not the same image.
         negative: bool [a, r], by the relation (another label) and not the same image.
-        error: float [a, 1], how far `distance` may be from what `exact` gives; None where it is decided by.
-        exact: D of listed places (row of the tile, column) by differences.
+        error: float [a, 1], how far `distance` may be from what `exact` gives; None where `distance` decides.
+        exact: D by differences, of listed places (row of the tile, column); None where `distance` decides.
     """
 
     start: int
@@ -52,15 +52,15 @@ class Tile(NamedTuple):
     error: Float[Tensor, "a 1"] | None = None
     exact: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def settle(self, doubtful: Bool[Tensor, "a r"]) -> None:
-        """Put exact distances in their places where a decision may hang on the error."""
-        i, j = true_places(doubtful)
+    def resolve(self, ambiguous: Bool[Tensor, "a r"]) -> None:
+        """Overwrite `distance` by exact distances where a decision may depend on the error."""
+        i, j = true_places(ambiguous)
         if self.exact is not None and len(i):
             self.distance[i, j] = self.exact(i, j)
 
 
 class PairTile(NamedTuple):
-    """Some positive pairs against all columns: entry (c, j) with `negative` is the triplet (a_c, p_c, j).
+    """Some positive pairs against all columns: entry (c, j) is the triplet (a_c, p_c, j) where `negative`.
 
     Args:
         anchor: int64 [c], rows, in rising order.
@@ -78,29 +78,29 @@ class PairTile(NamedTuple):
 
 
 class Pairwise:
-    """The batch's rows against its columns: who is positive, who is negative, and how far.
+    """The batch's rows against its columns: which are positive, which negative, and at which distance.
 
-    A column is *the same image* as a row, and neither its positive nor its negative, whatever the labels
-    say, when
-    - the columns are the batch and it is the same row, or another row with an equal id;
-    - the columns are references that carry ids, and its id equals the row's.
+    A column that is *the same image* as a row is neither its positive nor its negative, whatever the labels
+    say. It is the same image when - the columns are the batch, and it is the same row, or another row with an
+    equal id; - the columns are references that carry ids, and its id equals the row's.
 
-    Embeddings are taken as they are, never normalised silently (`cosine` normalises by definition).
+    Embeddings are never normalised silently (`cosine` normalises by definition).
 
     Args:
-        caller: the class or function that was called, for the sentences.
+        caller: the class or function that was called, for error messages.
         embeddings: [n, d] floats of any precision (integer codes for `hamming`).
         labels: [n] integers or bools, compared as int64; [n, c] where the relation takes that.
         ids: [n] integers, which image each row is; None when every row is another image. References without
-            ids hold, by their definition, no image of the batch.
-        ref: the columns; None for the batch itself. Its precision may differ, its dimension may not.
+            ids hold no image of the batch, by their definition.
+        ref: the columns; None for the batch itself. Its precision may differ from the batch's, its dimension
+            not.
         distance: a `Distance`.
         relation: which columns are positive and which negative, by their labels.
-        tile_rows: anchors in a tile; None for as many as `Budget.tile_bytes` hold. It changes no result.
+        tile_rows: the anchors of a tile; None for as many as `Budget.tile_bytes` hold. It changes no result.
 
     Raises:
         ValueError: shapes, kinds or devices that do not fit together, or embeddings that are NaN, infinite
-            or so large that their squares overflow. Looking for those waits for the device once.
+            or so large that their squares overflow. Checking that waits for the device once.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [3.0]])
@@ -159,13 +159,15 @@ class Pairwise:
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether (i, j) and (j, i) are surely the same two images on the same side."""
+        """True only if (i, j) and (j, i) are the same two images and both positive, negative or neither."""
         return len(self.inputs) == 1 and bool(promised(self.relation, "is_symmetric", "sides"))
 
     def sides(self, rows: Any, columns: Any = slice(None)) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
-        """Which of `columns` are positive and which negative for each of `rows`: row numbers, or a slice.
+        """(positive, negative): which columns are on each side of each row.
 
-        `columns` are all where they are a slice.
+        Args:
+            rows: row numbers [a], or a slice.
+            columns: column numbers [r]; by default, all.
         """
         every = isinstance(columns, slice)
         positive, negative = self.relation.sides(
@@ -181,7 +183,7 @@ class Pairwise:
         return positive, negative
 
     def spans(self) -> Iterator[slice]:
-        """The rows in blocks of `tile_rows`; none where there are no columns to stand against."""
+        """The rows in slices of `tile_rows`; none where there are no columns."""
         n = len(self.inputs[0]) if len(self.inputs[-1]) else 0
         for start in range(0, n, self.tile_rows):
             yield slice(start, min(start + self.tile_rows, n))
@@ -190,9 +192,9 @@ class Pairwise:
         """Anchors × columns, in row order.
 
         Args:
-            inputs: features to measure instead of `self.inputs`: the leaves of `tiled_sum`. They are measured
-                by `Distance.tile`, fast and with a gradient; `self.inputs` by `exact`, so that whatever is
-                ranked or compared does not depend on the tile.
+            inputs: features to measure instead of `self.inputs`, such as the leaves of `tiled_sum`. They are
+                measured by `Distance.tile`, fast and with a gradient. `self.inputs` are measured by `exact`,
+                so that no comparison depends on the tile.
         """
         measure = self._measure(*inputs)
         for rows in self.spans():
@@ -208,7 +210,7 @@ class Pairwise:
         """Positive pairs × columns, by anchor and then by positive.
 
         Args:
-            inputs: as for `tiles`.
+            inputs: features to measure instead of `self.inputs`, fast and with a gradient, as in `tiles`.
         """
         measure = self._measure(*inputs)
         for rows in self.spans():
@@ -216,7 +218,7 @@ class Pairwise:
             anchors, columns = true_places(is_positive)
             parts = zip(anchors.split(self.tile_rows), columns.split(self.tile_rows), strict=True)
             for anchor, positive in parts:
-                if not len(anchor):  # split gives one empty chunk of nothing
+                if not len(anchor):  # `split` gives one empty part of an empty tensor
                     continue
                 once, again = torch.unique_consecutive(anchor, return_inverse=True)
                 d_an = measure(rows.start + once)[again]  # [c, r]
@@ -229,13 +231,23 @@ def features(
 ) -> tuple[Float[Tensor, "_ k"], ...]:
     """Checked and prepared rows and columns: two tensors, or one where the columns are the batch.
 
-    Either way `[0]` are the rows and `[-1]` the columns. Args and Raises are those of `Pairwise`.
+    Either way `[0]` are the rows and `[-1]` the columns.
+
+    Args:
+        caller: the class or function that was called, for error messages.
+        embeddings: [n, d] floats of any precision (integer codes for `hamming`).
+        distance: a `Distance`.
+        ref: the columns; None for the batch itself.
+
+    Raises:
+        ValueError: embeddings that are no matrix of numbers, differ in dimension or device, or are not
+            finite.
     """
     if ref is None:
         return (_prepared(caller, "embeddings", embeddings, distance),)
     if not isinstance(ref, References):
         raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
-    one = None  # equal rows are 0 apart only if they are prepared in one precision
+    one = None  # the precision to prepare both in: else equal rows would not be at distance 0
     if all(isinstance(v, Tensor) and v.is_floating_point() for v in (embeddings, ref.embeddings)):
         both = {v.dtype for v in (embeddings, ref.embeddings)}
         one = torch.float64 if torch.float64 in both else torch.float32 if len(both) > 1 else None
@@ -273,8 +285,8 @@ def _prepared(
         embeddings = embeddings.to(dtype)
     x = distance.prepare(embeddings)
     if embeddings.is_floating_point() and x.numel():
-        # About the columns' centre ‖x‖² + ‖y‖² + 2‖x‖‖y‖ ≤ 16·d·limit²: no distance between accepted rows
-        # overflows, nor its key. NaN passes no comparison.
+        # Centred on the columns' mean, (‖x‖ + ‖y‖)² ≤ 16·d·limit². So no distance between accepted rows
+        # overflows, nor its rank key. NaN fails every comparison.
         limit = math.sqrt(torch.finfo(x.dtype).max / (16 * max(x.shape[1], embeddings.shape[1])))
         given = [x] if x is embeddings else [embeddings, x]
         ends = [end for v in given for end in torch.aminmax(v.detach())]
@@ -292,9 +304,13 @@ def _prepared(
 
 
 def tile_height(caller: str, width: int, like: Tensor, tile_rows: int | None) -> int:
-    """How many rows of `width` numbers, of the kind and on the device of `like`, a tile has.
+    """The height of a tile: `tile_rows`, or as many rows as `Budget.tile_bytes` hold.
 
-    `tile_rows`, or as many as `Budget.tile_bytes` hold.
+    Args:
+        caller: the class or function that was called, for error messages.
+        width: the numbers of a row.
+        like: a tensor of the same dtype and device.
+        tile_rows: what was asked for; None for the budget.
     """
     if tile_rows is not None:
         return as_int(caller, "tile_rows", tile_rows, minimum=1)
@@ -307,19 +323,19 @@ def mined_rows(
     """The index tensors of triplets or pairs as int64 on `device`, checked to name rows that exist.
 
     Args:
-        caller: the class or function that was called, for the sentence.
+        caller: the class or function that was called, for error messages.
         mined: `Triplets` or `Pairs`, or any three or four index tensors or arrays like them.
-        rows: how many rows anchors are of.
-        columns: how many columns positives and negatives are of.
+        rows: the number of rows, of which anchors are.
+        columns: the number of columns, of which positives and negatives are.
         device: where the embeddings are.
-        kinds: 3 where triplets are taken, 4 where pairs are.
+        kinds: 3 where triplets are accepted, 4 where pairs are.
 
     Returns:
         The same three or four tensors.
 
     Raises:
         ValueError: another form, unequal lengths, rows that do not exist, or a pair that is listed both as
-            positive and as negative. Looking for those waits for the device.
+            positive and as negative. Checking that waits for the device.
     """
     if not isinstance(mined, (tuple, list)) or len(mined) not in kinds:
         names = {3: "Triplets (three index tensors)", 4: "Pairs (four index tensors)"}
@@ -369,8 +385,10 @@ def _on_both_sides(
     rows: int,
     columns: int,
 ) -> Int[Tensor, " b"]:
-    """The pairs, row · columns + column, that both lists name: by a mark for each pair that there can be, or
-    by sorting the shorter list where those are too many.
+    """The pairs that both lists name, as row · columns + column.
+
+    They are found in a table of marks, one for each possible pair, or by sorting the shorter list where that
+    table would be too large.
     """
     pairs, others = anchor * columns + positive, other * columns + negative
     sizes = budget(anchor.device)

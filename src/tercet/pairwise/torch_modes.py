@@ -20,14 +20,15 @@ T = TypeVar("T")
 
 
 def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
-    """The method, called as it is where it stands in something compiled.
+    """The method, which `torch.compile` calls as it is instead of tracing it.
 
-    Mining reads what it found before it knows what to do next, and the shapes it gives follow from the
-    data: a graph of it would break at every step. `torch.compiler.disable` as a decorator would load the
-    compiler with this library; here it is asked only while one is at work.
+    Mining reads its results on the way, and the shapes of its output depend on the data, so a traced graph
+    would break at every step. `torch.compiler.disable` as a decorator would load the compiler at import; here
+    it is loaded only if a compiler is already at work.
 
-    For the same reason it is refused inside `torch.func.grad`, `vmap`, `jacrev` and the like, which hide the
-    numbers, and inside `torch.autograd.forward_ad.dual_level`. `torch.func.functional_call` hides none.
+    For the same reason a call inside `torch.func.grad`, `vmap`, `jacrev` and the like, which hide the
+    numbers, is refused, and so is one inside `torch.autograd.forward_ad.dual_level`.
+    `torch.func.functional_call` hides none.
 
     Raises:
         ValueError: a call inside a transform of torch.func, or inside forward-mode differentiation.
@@ -44,7 +45,8 @@ def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         if torch.compiler.is_compiling():
             return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[call-arg]
-        # The first is what torch.autograd.Function asks. By forward mode a derivative would silently be 0.
+        # torch.autograd.Function makes the first check itself. In forward mode the derivative would silently
+        # be 0.
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             expected = "a call outside grad, vmap, jvp and the like, since it reads the numbers it is given"
             shown = "inside torch.func or forward_ad"
@@ -55,19 +57,19 @@ def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off; nothing where it is not on, which costs less than turning it off."""
+    """A context without autocast; an empty one where autocast is off, since that costs less."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
 def roundoff(x: Tensor) -> float:
-    """The largest relative error of one rounding in a matrix product of such tensors, as torch is set now."""
+    """The unit roundoff of matrix products of such tensors under torch's current settings."""
     if x.dtype == torch.float64:
         return 2.0**-53
     try:
         precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch does not say once its newer switches have been used
+    except RuntimeError:  # torch refuses to answer once its newer settings have been used
         precision = "medium"
-    # "high" lets a product round float32 to 10 bits, "medium" to 7.
+    # "high" lets a product round float32 to 10 bits (TF32), "medium" to 7 (bfloat16).
     return {"highest": 2.0**-24, "high": 2.0**-11}.get(precision, 2.0**-8)
