@@ -220,7 +220,7 @@ def _read_of(
     """Why the host would wait for this operation; empty where it would not. Mixed devices are refused."""
     read = READS.get(name, "")
     if name in ("_to_copy", "copy_"):
-        if kwargs.get("non_blocking"):
+        if kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]):
             return ""
         source = args[1] if name == "copy_" else args[0]
         into = isinstance(args[0], _Card) if name == "copy_" else target

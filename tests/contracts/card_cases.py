@@ -80,10 +80,16 @@ def alike(found: Any, expected: Any) -> bool:
     )
 
 
-def mined(make: Callable[[], Any], x: Tensor, labels: Tensor, **more: Any) -> tuple[card.Census, bool]:
-    """What a miner asks of the card, and whether it finds what it finds on the processor."""
+def mined(
+    make: Callable[[], Any], x: Tensor, labels: Tensor, on_host: bool = False, **more: Any
+) -> tuple[card.Census, bool]:
+    """What a miner asks of the card, and whether it finds what it finds on the processor.
+
+    `on_host` leaves the labels where a loader left them.
+    """
     miner = make()
-    a, b, others = card.up(x), card.up(labels), card.up(more)
+    a, others = card.up(x), card.up(more)
+    b = labels if on_host else card.up(labels)
     with card.census() as log:
         found = miner(a, b, **others)
     # A card adds a row's numbers in another order than a processor, so near ties of inexact numbers may fall
@@ -128,7 +134,7 @@ def census() -> dict[str, Any]:
     for n in N_OF_MINERS:
         x, labels = batch(n)
         for name, make in MINERS.items():
-            log, same = mined(make, x, labels)
+            log, same = mined(make, x, labels, on_host=True)
             found.setdefault(name, {})[n] = [log.reads, log.operations, same, log.places()]
     for n in N_OF_HEADS:
         x, labels = batch(n)
@@ -280,6 +286,7 @@ def planted() -> dict[str, str]:
         "down": lambda: a.cpu(),
         "up": lambda: x.to(card.CARD),
         "up, not waiting": lambda: x.to(card.CARD, non_blocking=True),
+        "down, not waiting": lambda: torch.empty(16, 128).copy_(a, non_blocking=True),
         "number up": lambda: torch.tensor(3.0, device=card.CARD),
         "repeat": lambda: card.up(labels).repeat_interleave(card.up(labels)),
         "repeat, known": lambda: card.up(labels).repeat_interleave(
@@ -292,6 +299,15 @@ def planted() -> dict[str, str]:
         with card.census() as log:
             call()
         found[name] = f"{log.reads} reads, {log.operations} operations"
+    spoiled = x.clone()
+    spoiled[3, 5] = torch.nan
+    with card.census() as log:
+        found["NaN, read with the result"] = caught(lambda: MINERS["SemiHard"]()(card.up(spoiled), labels))
+        before = log.reads
+        MINERS["BatchHard"]()(card.up(spoiled), labels)
+        found["NaN, nothing read"] = f"{log.reads - before} reads"
+        found["NaN, at the next call"] = caught(lambda: MINERS["EasyPositive"]()(a, labels))
+        found["NaN, once"] = caught(lambda: len(MINERS["EasyPositive"]()(a, labels)))
     wrong = MINERS["BatchHard"]()
     with card.census():
         tuples = card.down(tuple(wrong(a, card.up(labels))))

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from tercet.miners.base import Collected
+from tercet.miners.collected import Collected
 from tercet.pairwise.budget import override
 
 MIB = 64

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from tercet.core.checks import as_float, as_int, as_seed
 from tercet.core.indices import Pairs, References, Triplets
+from tercet.miners.collected import mined
 from tercet.miners.draws import batch_key, drawn_places
-from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import outside_graph
 
-__all__ = ["Collected", "Miner", "margin_of", "whole_tuples"]
+__all__ = ["Miner", "margin_of", "nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class Miner:
         relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
             `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         max_count: the most tuples to return, drawn uniformly from all that the rule gives; None for all. A
-            subclass applies it by `_gathered`.
+            subclass applies it by `_drawn`.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
@@ -126,27 +125,34 @@ class Miner:
             distance=self.distance,  # type: ignore[arg-type]
             relation=self.relation,
             tile_rows=self.tile_rows,
+            check=embeddings.device.type == "cpu" if isinstance(embeddings, Tensor) else True,
         )
 
-    def _gathered(
-        self,
-        found: Collected,
-        pairwise: Pairwise,
-        step: int,
-        *,
-        width: int = 3,
-        in_order: bool = True,
+    def _listed(
+        self, pairwise: Pairwise, step: int, rule: Callable[..., None], *, ordered: bool = True
     ) -> tuple[Tensor, ...]:
-        """All that was collected, by anchor, or `max_count` of it; empty where there was nothing.
+        """The triplets that a rule finds, by anchor, or `max_count` of them.
 
         Args:
-            found: index tensors by block of rows.
             pairwise: rows and columns.
             step: the number of the training step.
-            width: the number of index tensors.
-            in_order: whether they were collected in the order of the anchors.
+            rule: called as `rule(search, found)`.
+            ordered: whether a processor may search the rows in class order.
         """
-        columns = found.columns() or (pairwise.labels.new_empty(0, dtype=torch.int64),) * width
+        (columns,), in_order = mined(pairwise, rule, ordered=ordered)
+        return self._drawn(columns or nothing(pairwise, 3), pairwise, step, in_order)
+
+    def _drawn(
+        self, columns: tuple[Tensor, ...], pairwise: Pairwise, step: int, in_order: bool = True
+    ) -> tuple[Tensor, ...]:
+        """Tuples by anchor, or `max_count` of them.
+
+        Args:
+            columns: one index tensor a member.
+            pairwise: rows and columns.
+            step: the number of the training step.
+            in_order: whether the tuples come in the order of the anchors.
+        """
         if not in_order:
             order = columns[0].argsort(stable=True)
             columns = tuple(column[order] for column in columns)
@@ -157,56 +163,11 @@ class Miner:
         return columns
 
 
-class Collected:
-    """Index tensors of one block of rows after another, copied into a few large ones.
-
-    Small tensors kept between large temporaries fragment the allocator: memory would grow by a table a block.
-
-    Example:
-        >>> found = Collected()
-        >>> for first in (0, 2):
-        ...     found.append((torch.tensor([first, first + 1]), torch.tensor([7, 8])))
-        >>> [column.tolist() for column in found.columns()]
-        [[0, 1, 2, 3], [7, 8, 7, 8]]
-    """
-
-    def __init__(self) -> None:
-        self._full: list[tuple[Tensor, ...]] = []
-        self._block: Tensor | None = None
-        self._filled = self._count = 0
-
-    def append(self, columns: Sequence[Int[Tensor, " t"]]) -> None:
-        """Add index tensors of one length; each time the same number of them."""
-        count = len(columns[0])
-        self._count += count
-        if not self._full:  # mostly it is the only one
-            self._full.append(tuple(columns))
-            return
-        if self._block is None or self._filled + count > self._block.shape[1]:
-            self._close()
-            width = max(budget(columns[0].device).collected_tuples, self._count)
-            self._block = columns[0].new_empty((len(columns), width))
-        for row, column in zip(self._block, columns, strict=True):
-            row[self._filled : self._filled + count] = column
-        self._filled += count
-
-    def columns(self) -> tuple[Int[Tensor, " t"], ...]:
-        """Each index tensor as a whole; an empty tuple where nothing was added."""
-        self._close()
-        return self._full[0] if len(self._full) == 1 else tuple(map(torch.cat, zip(*self._full, strict=True)))
-
-    def _close(self) -> None:
-        if self._block is not None:
-            self._full.append(tuple(self._block[:, : self._filled]))
-        self._block, self._filled = None, 0
+def nothing(pairwise: Pairwise, width: int) -> tuple[Tensor, ...]:
+    """No tuples, for batches without columns to stand against."""
+    return (pairwise.labels.new_empty(0, dtype=torch.int64),) * width
 
 
 def margin_of(miner: Miner, value: float | None) -> float | None:
     """A margin of at least 0, or None."""
     return None if value is None else as_float(type(miner).__name__, "margin", value, minimum=0)
-
-
-def whole_tuples(*columns: Int[Tensor, " t"]) -> tuple[Tensor, ...]:
-    """The tuples without −1, which stands for a missing row."""
-    found = functools.reduce(torch.minimum, columns) >= 0
-    return columns if bool(found.all()) else tuple(column[found] for column in columns)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tercet.core.indices import References, Triplets
 from tercet.miners.base import Miner, margin_of
+from tercet.miners.collected import Search, Tuples
 from tercet.miners.draws import batch_key, drawn_places
-from tercet.neighbors.blocks import split_rows
+from tercet.neighbors.blocks import RowBlock, split_rows
 from tercet.neighbors.exact import ExactSearch
 from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import true_places
@@ -114,6 +115,8 @@ class BatchAll(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """Count the triplets of each (a, p), then write those wanted in their places."""
+        if pairwise.labels.device.type != "cpu":
+            return Triplets(*self._listed(pairwise, step, self._rule))
         sizes, kept, room = [], [], budget(pairwise.labels.device).tile_bytes
         for part in self._parts(pairwise):
             sizes.append(int(part.wanted.sum()))
@@ -152,12 +155,26 @@ class BatchAll(Miner):
             return
         search = ExactSearch(pairwise, ordered=False)
         for block in search.blocks():
-            negatives = block.negatives(consume=True)
-            at, column = block.positive_pairs(having=negatives)
-            for i, p in split_rows(block.keys.shape[1], at, column):
-                some = negatives.take(i)
-                bound = search.distances(some.rows, p) + self.margin
-                yield Part(some.rows, p, block.columns, search.closer_than(some, bound))
+            yield from self._parts_of(search, block)
+
+    def _rule(self, search: Search, found: Tuples) -> None:
+        for block in search.blocks():
+            for part in self._parts_of(search, block):
+                found.add_where(part.wanted, part.anchor, part.positive, part.columns)
+
+    def _parts_of(self, search: Search, block: RowBlock) -> Iterator[Part]:
+        """What `_parts` gives, of one block."""
+        if self.margin is None:
+            at, column = search.positive_pairs(block)
+            for i, p in split_rows(block.negative.shape[1], at, column):
+                yield Part(block.rows[i], p, block.columns, block.negative[i])
+            return
+        negatives = block.negatives(consume=True)
+        at, column = search.positive_pairs(block, having=negatives)
+        for i, p in split_rows(block.keys.shape[1], at, column):
+            some = negatives.take(i)
+            bound = search.distances(some.rows, p) + self.margin
+            yield Part(some.rows, p, block.columns, search.closer_than(some, bound))
 
 
 def _ranked_places(mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 
 from tercet.core.checks import as_float, refusal
 from tercet.core.indices import Triplets
-from tercet.miners.base import Collected, Miner, whole_tuples
+from tercet.miners.base import Miner, nothing
+from tercet.miners.collected import Collected
 from tercet.miners.draws import batch_key, keyed
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import true_places
@@ -107,8 +108,8 @@ class DistanceWeighted(Miner):
             drawn = torch.minimum(drawn * total, torch.nextafter(total, total.new_zeros(())))
             negative = torch.searchsorted(cumulative, drawn, right=True)[at, place]
             negative = negative.masked_fill(total[at, 0] == 0, -1)
-            found.append(whole_tuples(at + rows.start, positive, negative))
-        return Triplets(*self._gathered(found, pairwise, step))
+            found.add(at + rows.start, positive, negative)
+        return Triplets(*self._drawn(found.columns() or nothing(pairwise, 3), pairwise, step))
 
 
 def _weights(

@@ -12,15 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tercet.core.checks import as_choice, as_int
 from tercet.core.indices import Triplets
-from tercet.miners.base import Collected, Miner, margin_of, whole_tuples
+from tercet.miners.base import Miner, margin_of
+from tercet.miners.collected import Search, Tuples
 from tercet.neighbors.blocks import Candidates, split_rows
-from tercet.neighbors.exact import ExactSearch
-from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
 
 __all__ = ["BatchHard", "EasyPositive", "HardestN", "SemiHard"]
@@ -69,10 +68,12 @@ class BatchHard(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """One triplet for each anchor that has a positive and a negative."""
-        search, found = ExactSearch(pairwise), Collected()
+        return Triplets(*self._listed(pairwise, step, self._rule))
+
+    def _rule(self, search: Search, found: Tuples) -> None:
         for block in search.blocks():
-            found.append(whole_tuples(block.rows, *search.hardest(block.extremes(consume=True))))
-        return Triplets(*self._gathered(found, pairwise, step, in_order=search.in_order))
+            hardest = search.hardest(block.extremes(consume=True))
+            found.add(block.rows, *hardest, complete=search.complete)
 
 
 @dataclass(frozen=True)
@@ -135,35 +136,38 @@ class SemiHard(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most one triplet for each anchor and positive, unless all negatives are asked for."""
-        every = self.negatives == "all"
-        search, found = ExactSearch(pairwise, ordered=not every), Collected()
+        ordered = self.negatives != "all"
+        return Triplets(*self._listed(pairwise, step, self._rule, ordered=ordered))
+
+    def _rule(self, search: Search, found: Tuples) -> None:
         for block in search.blocks():
             negatives = block.negatives(consume=True)
-            at, column = block.positive_pairs(having=negatives)
+            at, column = search.positive_pairs(block, having=negatives)
             easiest = search.farthest(negatives) if self.fallback == "easiest" else None
-            if every:
+            if self.negatives == "all":
                 for i, p in split_rows(block.keys.shape[1], at, column):
                     instead = None if easiest is None else easiest[i]
-                    found.append(self._all(search, negatives.take(i), p, instead))
+                    some = negatives.take(i)
+                    found.add_where(self._all(search, some, p, instead), some.rows, p, some.columns)
                 continue
-            rows, d_ap = block.rows[at], search.distances(block.rows[at], column)
+            rows = block.rows[at]
+            d_ap = search.distances(rows, column)
             n = search.nearest_above(negatives, at, d_ap)
             if self.margin is not None:
                 d_an = search.distances(rows, n.clamp(min=0))
                 n = n.masked_fill(d_an >= d_ap + self.margin, -1)
             if easiest is not None:
                 n = torch.where(n < 0, easiest[at], n)
-            found.append(whole_tuples(rows, column, n))
-        return Triplets(*self._gathered(found, pairwise, step, in_order=search.in_order))
+            found.add(rows, column, n)
 
     def _all(
         self,
-        search: ExactSearch,
+        search: Search,
         negatives: Candidates,
         positive: Int[Tensor, " c"],
         easiest: Int[Tensor, " c"] | None,
-    ) -> tuple[Tensor, ...]:
-        """Every negative of each (anchor, positive) that lies where one is wanted; columns are in order."""
+    ) -> Bool[Tensor, "c r"]:
+        """Which negatives of each (anchor, positive) lie where one is wanted."""
         d_ap = search.distances(negatives.rows, positive)
         wanted = ~search.closer_than(negatives, d_ap, equal=True)  # [c, r]
         if self.margin is None:
@@ -171,10 +175,10 @@ class SemiHard(Miner):
         else:
             wanted &= search.closer_than(negatives, d_ap + self.margin)
         if easiest is not None:
-            (none,) = (~wanted.any(1)).nonzero(as_tuple=True)
-            wanted[none, easiest[none]] = True
-        pair, negative = true_places(wanted)
-        return negatives.rows[pair], positive[pair], negative
+            place = easiest.clamp(min=0)[:, None]
+            lacking = ~wanted.any(1, keepdim=True) & (easiest >= 0)[:, None]
+            wanted.scatter_(1, place, wanted.gather(1, place) | lacking)
+        return wanted
 
 
 @dataclass(frozen=True)
@@ -229,13 +233,15 @@ class EasyPositive(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most one triplet for each anchor."""
-        search, found = ExactSearch(pairwise), Collected()
+        return Triplets(*self._listed(pairwise, step, self._rule))
+
+    def _rule(self, search: Search, found: Tuples) -> None:
+        hard = self.negative == "hard"
         for block in search.blocks():
             p = search.first(block.positives())
-            d_ap = search.distances(block.rows, p.clamp(min=0)) if self.negative == "semi_hard" else None
+            d_ap = None if hard else search.distances(block.rows, p.clamp(min=0))
             n = search.first(block.negatives(consume=True), above=d_ap, consume=True)
-            found.append(whole_tuples(block.rows, p, n))
-        return Triplets(*self._gathered(found, pairwise, step, in_order=search.in_order))
+            found.add(block.rows, p, n, complete=hard and search.complete)
 
 
 @dataclass(frozen=True)
@@ -290,12 +296,13 @@ class HardestN(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """At most k triplets for each anchor."""
-        search, found = ExactSearch(pairwise), Collected()
-        skip = min(self.skip, len(pairwise.column_labels))
-        k = min(self.k, len(pairwise.column_labels) - skip)
+        return Triplets(*self._listed(pairwise, step, self._rule))
+
+    def _rule(self, search: Search, found: Tuples) -> None:
         for block in search.blocks():
+            skip = min(self.skip, len(block.columns))
+            k = min(self.k, len(block.columns) - skip)
             p = search.nearest(block.positives(farthest=True)).expand(-1, k)
             n = search.nearest(block.negatives(consume=True), skip + k)[:, skip:]
             a = block.rows[:, None].expand(-1, k)
-            found.append(whole_tuples(a.flatten(), p.flatten(), n.flatten()))
-        return Triplets(*self._gathered(found, pairwise, step, in_order=search.in_order))
+            found.add(a.flatten(), p.flatten(), n.flatten())

@@ -6,21 +6,15 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from tercet.core.checks import as_float
 from tercet.core.indices import Pairs
-from tercet.miners.base import Collected, Miner
-from tercet.neighbors.blocks import RowBlock
-from tercet.neighbors.exact import ExactSearch
+from tercet.miners.base import Miner, nothing
+from tercet.miners.collected import Search, Tuples, mined
 from tercet.pairwise.distances import Distance
-from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
 
 __all__ = ["MultiSimilarityMiner", "PairMargin"]
-
-Places = tuple[Int[Tensor, " _"], Int[Tensor, " _"]]  # (row, column) of each
 
 
 class _PairMiner(Miner):
@@ -28,20 +22,16 @@ class _PairMiner(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Pairs:
         """The wanted positives and the wanted negatives of each row."""
-        search = ExactSearch(pairwise, ordered=False)
-        positives, negatives = Collected(), Collected()
-        for block in search.blocks():
-            start = int(block.rows[0])
-            for pairs, (at, column) in zip((positives, negatives), self._wanted(search, block), strict=True):
-                pairs.append((at + start if start else at, column))
+        found, in_order = mined(pairwise, self._rule, lists=2, ordered=False)
+        sides = [columns or nothing(pairwise, 2) for columns in found]
         return Pairs(
-            *self._gathered(positives, pairwise, 2 * step, width=2),
-            *self._gathered(negatives, pairwise, 2 * step + 1, width=2),
+            *self._drawn(sides[0], pairwise, 2 * step, in_order),
+            *self._drawn(sides[1], pairwise, 2 * step + 1, in_order),
         )
 
     @abstractmethod
-    def _wanted(self, search: ExactSearch, block: RowBlock) -> tuple[Places, Places]:
-        """(place in the block, column) of each wanted positive, and of each wanted negative."""
+    def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
+        """Add the wanted positive pairs and the wanted negative pairs."""
 
 
 @dataclass(frozen=True)
@@ -96,21 +86,19 @@ class MultiSimilarityMiner(_PairMiner):
         super().__post_init__()
         self._settle(epsilon=as_float("MultiSimilarityMiner", "epsilon", self.epsilon))
 
-    def _wanted(self, search: ExactSearch, block: RowBlock) -> tuple[Places, Places]:
-        sides, a = block.extremes(consume=True), len(block.rows)
-        columns = torch.stack(search.hardest(sides))  # [2, a]
-        d = search.distances(block.rows.repeat(2), columns.clamp(min=0).flatten())
-        d_ap, d_an = d.view(columns.shape)
-        d_ap.masked_fill_(columns[0] < 0, -torch.inf)
-        d_an.masked_fill_(columns[1] < 0, torch.inf)
-        bounds = torch.cat([d_an - self.epsilon, d_ap + self.epsilon])
-        bounds = bounds.split([len(each.rows) for each in sides])
-        found = [true_places(search.closer_than(*each)) for each in zip(sides, bounds, strict=True)]
-        if len(found) == 2:
-            return found[0], found[1]
-        ((at, column),) = found
-        first = int((at < a).sum())
-        return (at[:first], column[:first]), (at[first:] - a, column[first:])
+    def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
+        for block in search.blocks():
+            sides, a = block.extremes(), len(block.rows)
+            columns = torch.stack(search.hardest(sides))  # [2, a]
+            rows = block.rows.repeat(2)
+            d_ap, d_an = search.distances(rows, columns.clamp(min=0).flatten()).view(columns.shape)
+            d_ap = d_ap.masked_fill(columns[0] < 0, -torch.inf)
+            d_an = d_an.masked_fill(columns[1] < 0, torch.inf)
+            bounds = torch.cat([d_an - self.epsilon, d_ap + self.epsilon]).split([len(s.rows) for s in sides])
+            found = [search.closer_than(*each) for each in zip(sides, bounds, strict=True)]
+            wanted = found if len(found) == 2 else found[0].split(a)
+            for pairs, each, side in zip((positives, negatives), wanted, (sides[0], sides[-1]), strict=True):
+                pairs.add_where(each, block.rows, side.columns)
 
 
 @dataclass(frozen=True)
@@ -166,9 +154,11 @@ class PairMargin(_PairMiner):
         }
         self._settle(**margins)
 
-    def _wanted(self, search: ExactSearch, block: RowBlock) -> tuple[Places, Places]:
-        every = block.all_columns()
-        far, near = (block.keys.new_full(block.rows.shape, m) for m in (self.pos_margin, self.neg_margin))
-        too_near = search.closer_than(every, far, equal=True, among=block.positive)
-        wanted = search.closer_than(every, near, among=block.negative)
-        return true_places(block.positive & ~too_near), true_places(wanted)
+    def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
+        for block in search.blocks():
+            every = block.all_columns()
+            far, near = (torch.full_like(every.sign, margin) for margin in (self.pos_margin, self.neg_margin))
+            too_near = search.closer_than(every, far, equal=True, among=block.positive)
+            positives.add_where(block.positive & ~too_near, block.rows, block.columns)
+            wanted = search.closer_than(every, near, among=block.negative)
+            negatives.add_where(wanted, block.rows, block.columns)

@@ -44,6 +44,8 @@ class ExactSearch:
     Attributes:
         keys: the rank keys, with the error bound of each row.
         exact: the distances that decide.
+        in_order: whether rows and columns stay in the order of their numbers.
+        complete: False: that every row has all that is asked for is known only to `FixedShapeSearch`.
 
     Example:
         >>> from tercet.pairwise.distances import euclidean
@@ -63,7 +65,7 @@ class ExactSearch:
         n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
         self._budget = sizes = budget(device)
         classes = class_keys(pairwise) if ordered and n > sizes.class_order_rows else None
-        self.in_order = classes is None
+        self.in_order, self.complete = classes is None, False
         self.exact = ExactDistances(pairwise.distance, *inputs)
         self._x, self._y = self.exact.x, self.exact.y
         if classes is None:
@@ -114,6 +116,12 @@ class ExactSearch:
     def distances(self, rows: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
         """The exact distance of each row to its column."""
         return self.exact.pairs(rows, columns)
+
+    def positive_pairs(
+        self, block: RowBlock, having: Candidates | None = None
+    ) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
+        """`block.positive_pairs(having)`; a search of another kind has to find their number first."""
+        return block.positive_pairs(having)
 
     def nearest(
         self,

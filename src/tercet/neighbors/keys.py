@@ -96,7 +96,9 @@ class RankKeys:
             if self._form is not None:
                 self._squares = self._squares[order[1]]
 
-    def table(self, places: slice | None = None, out: Tensor | None = None) -> Float[Tensor, "a r"]:
+    def table(
+        self, places: slice | Int[Tensor, " a"] | None = None, out: Tensor | None = None
+    ) -> Float[Tensor, "a r"]:
         """The keys of the rows at these places of the order, or of all, to every column, in order."""
         u = self._u if places is None else self._u[places]
         with full_precision(u.device):
@@ -157,13 +159,17 @@ class ExactDistances:
     def table(self, rows: Int[Tensor, " c"], columns: Int[Tensor, " w"]) -> Float[Tensor, "c w"]:
         """The distance of each row to every column, [c, w]; a row that is repeated is measured once."""
         once, again = torch.unique_consecutive(rows, return_inverse=True)
+        return self.table_of_different(once, columns)[again]
+
+    def table_of_different(self, rows: Int[Tensor, " c"], columns: Int[Tensor, " w"]) -> Float[Tensor, "c w"]:
+        """`table` of rows without repetition, whose shape the host then knows."""
         if self._by_product:  # the products of a table depend on its shape
-            i, j = torch.cartesian_prod(once, columns).T
-            return self.pairs(i, j).view(len(once), len(columns))[again]
-        x, y = self.x[once], self.y[columns]
+            i, j = torch.cartesian_prod(rows, columns).T
+            return self.pairs(i, j).view(len(rows), len(columns))
+        x, y = self.x[rows], self.y[columns]
         if self._form is None:
-            return exact(self._distance, x, y)[again]
-        return self._form.exact_in_space(x, y)[again]
+            return exact(self._distance, x, y)
+        return self._form.exact_in_space(x, y)
 
 
 def square_bound(

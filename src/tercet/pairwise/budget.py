@@ -40,6 +40,10 @@ class Budget:
     """Tables of at most so many numbers are masked by numpy, whose call costs a fifth of torch's; larger ones
     use all of torch's threads. CPU: where both take the same time. Accelerator: none."""
 
+    direct_numbers: int
+    """Batches of at most so many distances are searched by exact distances alone. CPU: none, since rank keys
+    are faster. Accelerator: 256 × 256, where the fewer launches outweigh the slower differences."""
+
     masked_numbers: int
     """Larger tables are masked in parts of so many numbers, so that a part stays in the cache between passes.
     CPU: 2 MiB of float32. Accelerator: never, since each part is a launch."""
@@ -134,6 +138,7 @@ _CPU = Budget(
     tile_bytes=8 * 2**20,
     block_bytes=2 * 2**20,
     numpy_numbers=2**19,
+    direct_numbers=0,
     masked_numbers=2**19,
     class_order_rows=512,
     argmin_columns=512,
@@ -174,8 +179,10 @@ def accelerator(free_bytes: int) -> Budget:
         tile_bytes=tile_bytes,
         block_bytes=tile_bytes // 4,
         numpy_numbers=0,
+        direct_numbers=2**16,
         masked_numbers=_UNLIMITED,
         product_rows=4096,
+        argmin_columns=_UNLIMITED,
         gathered_numbers=2**24,
         gathered_keys=2**24,
         summed_numbers=2**22,

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from tercet.core.checks import refusal
 
-__all__ = ["allocated", "device_of", "lack_of_data", "tensor_of"]
+__all__ = [
+    "FiniteCheck",
+    "all_hold",
+    "allocated",
+    "check_finite",
+    "check_finite_later",
+    "device_of",
+    "lack_of_data",
+    "raise_late",
+    "tensor_of",
+]
 
 
 def lack_of_data(values: Tensor) -> str:
@@ -78,3 +91,111 @@ def tensor_of(values: Any) -> Any:
     native = values.dtype.newbyteorder("=")
     native = np.dtype(np.float64) if native.itemsize > 8 else native
     return torch.from_numpy(np.require(values, native, ["W", "C"]))
+
+
+class FiniteCheck(NamedTuple):
+    """Whether embeddings are finite and so small that no distance overflows.
+
+    Args:
+        caller: the class or function that was called, for the sentence.
+        argument: the name of the argument, for the sentence.
+        embeddings: float [n, d], as they came.
+        features: float [n, k], what was made of them; the same tensor where nothing was.
+        limit: the largest size that is accepted.
+    """
+
+    caller: str
+    argument: str
+    embeddings: Tensor
+    features: Tensor
+    limit: float
+
+    @property
+    def _given(self) -> list[Tensor]:
+        same = self.features is self.embeddings
+        return [v.detach() for v in ((self.features,) if same else (self.embeddings, self.features))]
+
+    def holds(self) -> Bool[Tensor, ""]:
+        """The answer, on the device. NaN passes no comparison."""
+        sizes = [torch.linalg.vector_norm(v, math.inf) for v in self._given]
+        return (torch.stack([v.to(sizes[-1].dtype) for v in sizes]) <= self.limit).all()
+
+    def holds_here(self) -> bool:
+        """The answer, on a processor: two numbers are cheaper than a tensor of them."""
+        ends = (float(end) for v in self._given for end in torch.aminmax(v))
+        return all(-self.limit <= end <= self.limit for end in ends)
+
+    def refusal(self) -> ValueError:
+        """The sentence that names the rows, ready to raise."""
+        bad = ~functools.reduce(torch.logical_and, [(v.abs() <= self.limit).all(1) for v in self._given])
+        rows = bad.nonzero()[:, 0].tolist()
+        shown = f"{len(rows)} of {len(bad)} rows, the first is row {rows[0]}"
+        return refusal(self.caller, self.argument, shown, *_finite(self.limit))
+
+
+def _finite(limit: float) -> tuple[str, str]:
+    """What is expected of embeddings, and where to look if they are not so."""
+    expected = f"finite embeddings, none larger than {limit:.1g}"
+    return expected, "look for NaN or infinite values in what the model gives"
+
+
+def all_hold(checks: Sequence[FiniteCheck]) -> Bool[Tensor, ""]:
+    """Whether all checks hold, on their device; true on the host where there are none."""
+    answers = [check.holds() for check in checks]
+    return answers[0] if len(answers) == 1 else torch.stack(answers).all() if answers else torch.tensor(True)
+
+
+def check_finite(checks: Sequence[FiniteCheck]) -> None:
+    """Look at the numbers now: on an accelerator one host read.
+
+    Raises:
+        ValueError: the first check that does not hold.
+    """
+    if not checks:
+        return
+    if checks[0].features.device.type != "cpu":
+        raise_late(checks[0].features.device)
+        if bool(all_hold(checks)):
+            return
+    for check in checks:
+        if not check.holds_here():
+            raise check.refusal()
+
+
+_LATE: dict[torch.device, list[tuple[str, str, float, Tensor, Any]]] = {}
+
+
+def check_finite_later(checks: Sequence[FiniteCheck]) -> None:
+    """Send the answers to the host without waiting; the next check on the device raises what was wrong.
+
+    Raises:
+        ValueError: an earlier check that was sent and did not hold.
+    """
+    for check in checks:
+        device = check.features.device
+        raise_late(device)
+        module: Any = getattr(torch, device.type, None)
+        has_events = hasattr(module, "Event")
+        answer = torch.empty((), dtype=torch.bool, pin_memory=has_events)
+        answer.copy_(check.holds(), non_blocking=True)
+        event: Any = None
+        if has_events:
+            event = module.Event()
+            event.record()
+        _LATE.setdefault(device, []).append((check.caller, check.argument, check.limit, answer, event))
+
+
+def raise_late(device: torch.device) -> None:
+    """Read the answers that have arrived on the host.
+
+    Raises:
+        ValueError: a check that did not hold; its caller and argument are named.
+    """
+    waiting = _LATE.pop(device, [])
+    for place, (caller, argument, limit, answer, event) in enumerate(waiting):
+        if event is not None and not event.query():
+            _LATE[device] = waiting[place:]
+            return
+        if not bool(answer):
+            expected, hint = _finite(limit)
+            raise refusal(caller, argument, "those of an earlier call", expected, hint)

@@ -102,7 +102,9 @@ def whole_numbers(
         raise refusal(caller, argument, f"shape {tuple(values.shape)}", expected, hint)
     # What was made under inference_mode is no index of a graph outside it.
     outside = values.is_inference() and not torch.is_inference_mode_enabled()
-    return values.to(device, torch.int64, copy=outside)
+    # Up to an accelerator nobody waits; down to the host the numbers have to have arrived.
+    sent = torch.device(device).type != "cpu"
+    return values.to(device, torch.int64, non_blocking=sent, copy=outside)
 
 
 def label_rows(caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n *c"]:

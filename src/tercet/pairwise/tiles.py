@@ -7,10 +7,12 @@ triplet.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
@@ -19,7 +21,7 @@ from tercet.core.checks import as_int, promised, refusal, with_length
 from tercet.core.indices import References
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, exact, takes_floats_only
-from tercet.pairwise.inputs import lack_of_data
+from tercet.pairwise.inputs import FiniteCheck, check_finite, lack_of_data
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel, whole_numbers
 
@@ -96,6 +98,7 @@ class Pairwise:
             not.
         distance: a `Distance`.
         relation: which columns are positive and which negative, by their labels.
+        check: look at the embeddings' numbers at once; else `checks` do so when they are asked.
         tile_rows: the anchors of a tile; None for as many as `Budget.tile_bytes` hold. It changes no result.
 
     Raises:
@@ -124,14 +127,19 @@ class Pairwise:
         ids: Shaped[Tensor, " n"] | None = None,
         ref: References | None = None,
         tile_rows: int | None = None,
+        check: bool = True,
     ) -> None:
         self.distance = distance
         self.relation = relation
         self.own_column = False  # whether each row is one column, its own, and no other
-        self.inputs = features(caller, embeddings, distance, ref)
+        self.inputs, self.checks = unchecked_features(caller, embeddings, distance, ref)
+        if check:
+            check_finite(self.checks)
         x, y = self.inputs[0], self.inputs[-1]
         n, r, device = x.shape[0], y.shape[0], x.device
         self.labels = self.column_labels = relation.check(caller, "labels", labels, n, device)
+        here = isinstance(labels, Tensor) and labels.device.type == "cpu"
+        self._host_labels = labels if here and device.type != "cpu" else None
         if ids is not None:
             ids = whole_numbers(caller, "ids", ids, n, device)
         elif ref is None:
@@ -156,6 +164,26 @@ class Pairwise:
                 self.column_ids = whole_numbers(caller, "ref.ids", ref.ids, r, device)
         self.given_tile_rows = tile_rows
         self.tile_rows = tile_height(caller, r, x, tile_rows)
+
+    @functools.cached_property
+    def positives_on_host(self) -> np.ndarray | None:
+        """How many positives each row has, int64 [n], known without a host read; None where it is not."""
+        if self._host_labels is None or not self.own_column:
+            return None
+        if not promised(self.relation, "key_is_class", "sides"):
+            return None
+        labels = self.relation.check("", "labels", self._host_labels, len(self._host_labels), "cpu")
+        key = self.relation.key(labels)
+        if key is None:
+            return None
+        _, inverse, counts = np.unique(key.numpy(), return_inverse=True, return_counts=True)
+        return counts[inverse] - 1
+
+    @property
+    def is_surely_complete(self) -> bool:
+        """Whether the host knows that each row has a positive and a negative, as in batches of P × K."""
+        counts = self.positives_on_host
+        return counts is not None and len(counts) > 0 and counts.min() > 0 and counts.max() < len(counts) - 1
 
     @property
     def is_symmetric(self) -> bool:
@@ -243,27 +271,42 @@ def features(
         ValueError: embeddings that are no matrix of numbers, differ in dimension or device, or are not
             finite.
     """
+    found, checks = unchecked_features(caller, embeddings, distance, ref)
+    check_finite(checks)
+    return found
+
+
+def unchecked_features(
+    caller: str, embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
+) -> tuple[tuple[Float[Tensor, "_ k"], ...], list[FiniteCheck]]:
+    """`features` whose numbers nobody has looked at yet, and the checks that do so."""
+    checks: list[FiniteCheck] = []
     if ref is None:
-        return (_prepared(caller, "embeddings", embeddings, distance),)
+        return (_prepared(caller, "embeddings", embeddings, distance, checks),), checks
     if not isinstance(ref, References):
         raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
     one = None  # the precision to prepare both in: else equal rows would not be at distance 0
     if all(isinstance(v, Tensor) and v.is_floating_point() for v in (embeddings, ref.embeddings)):
         both = {v.dtype for v in (embeddings, ref.embeddings)}
         one = torch.float64 if torch.float64 in both else torch.float32 if len(both) > 1 else None
-    x = _prepared(caller, "embeddings", embeddings, distance, one)
-    y = _prepared(caller, "ref.embeddings", ref.embeddings, distance, one)
+    x = _prepared(caller, "embeddings", embeddings, distance, checks, one)
+    y = _prepared(caller, "ref.embeddings", ref.embeddings, distance, checks, one)
     if ref.embeddings.shape[1] != embeddings.shape[1]:
         expected = f"{embeddings.shape[1]} dimensions, as the batch has"
         raise refusal(caller, "ref.embeddings", f"{ref.embeddings.shape[1]} dimensions", expected)
     if y.device != x.device:
         raise refusal(caller, "ref.embeddings", str(y.device), f"the batch's device {x.device}")
     dtype = torch.promote_types(x.dtype, y.dtype)
-    return x.to(dtype), y.to(dtype)
+    return (x.to(dtype), y.to(dtype)), checks
 
 
 def _prepared(
-    caller: str, argument: str, embeddings: Any, distance: Distance, dtype: torch.dtype | None = None
+    caller: str,
+    argument: str,
+    embeddings: Any,
+    distance: Distance,
+    checks: list[FiniteCheck],
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n k"]:
     lacking = lack_of_data(embeddings) if isinstance(embeddings, Tensor) else ""
     if lacking:
@@ -288,18 +331,7 @@ def _prepared(
         # Centred on the columns' mean, (‖x‖ + ‖y‖)² ≤ 16·d·limit². So no distance between accepted rows
         # overflows, nor its rank key. NaN fails every comparison.
         limit = math.sqrt(torch.finfo(x.dtype).max / (16 * max(x.shape[1], embeddings.shape[1])))
-        given = [x] if x is embeddings else [embeddings, x]
-        ends = [end for v in given for end in torch.aminmax(v.detach())]
-        if not all(-limit <= float(end) <= limit for end in ends):
-            bad = ~((embeddings.abs() <= limit).all(1) & (x.abs() <= limit).all(1))
-            rows = bad.nonzero()[:, 0].tolist()
-            raise refusal(
-                caller,
-                argument,
-                f"{len(rows)} of {len(bad)} rows, the first is row {rows[0]}",
-                f"finite embeddings, none larger than {limit:.1g}",
-                "look for NaN or infinite values in what the model gives",
-            )
+        checks.append(FiniteCheck(caller, argument, embeddings, x, limit))
     return x
 
 
