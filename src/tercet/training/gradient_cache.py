@@ -113,15 +113,8 @@ def cached_backward(
         Gao, Zhang, Han & Callan, "Scaling deep contrastive learning batch size under memory limited setup",
         2021.
     """
-    if not isinstance(model, nn.Module):
-        hint = "wrap a function in one that holds its modules, so that their buffers are found"
-        raise refusal(_CALLER, "model", type(model).__name__, "an nn.Module", hint)
+    _refuse_others(model, head, miner, ref, backward)
     device = None if device is None else device_of(_CALLER, device)
-    for name, part in {"head": head, "miner": head if miner is None else miner, "backward": backward}.items():
-        if not callable(part):
-            raise refusal(_CALLER, name, part, "something to call with embeddings and labels")
-    if not (ref is None or callable(ref) or isinstance(ref, References)):
-        raise refusal(_CALLER, "ref", type(ref).__name__, "References, or a function that gives them")
     images, labels, ids = _parts(chunks)
     with torch.no_grad(), _unchanged(model):
         first = [_Chunk(model, one, device) for one in images]
@@ -140,20 +133,39 @@ def cached_backward(
     )
     with torch.autocast(where.type, enabled=False):
         backward(step.loss)
-    grad = torch.zeros_like(embeddings) if embeddings.grad is None else embeddings.grad
-    if grad.requires_grad:
-        expected = "a call without create_graph=True, since chunks are differentiated once"
-        raise refusal(_CALLER, "backward", "create_graph=True", expected, "take the whole batch in one piece")
+    upstream = _gradient(embeddings).split(sizes)
     no_sync = getattr(model, "no_sync", nullcontext)  # of DDP: gradients are exchanged with the last chunk
-    for c, (chunk, upstream) in enumerate(zip(first, grad.split(sizes), strict=True)):
+    for c, (chunk, grad) in enumerate(zip(first, upstream, strict=True)):
         with no_sync() if c < len(first) - 1 else nullcontext():
             again = chunk.again(model, c)
             if again.requires_grad:
                 with torch.autocast(where.type, enabled=False):
-                    torch.autograd.backward(again, upstream)
+                    torch.autograd.backward(again, grad)
     if step.ref is not None:
         step = step._replace(ref=step.ref._replace(embeddings=step.ref.embeddings.detach()))
     return step._replace(loss=step.loss.detach(), embeddings=embeddings.detach())
+
+
+def _refuse_others(model: Any, head: Any, miner: Any, ref: Any, backward: Any) -> None:
+    """Refuse a model, head, miner, ref or backward of another kind than `cached_backward` takes."""
+    if not isinstance(model, nn.Module):
+        hint = "wrap a function in one that holds its modules, so that their buffers are found"
+        raise refusal(_CALLER, "model", type(model).__name__, "an nn.Module", hint)
+    for name, part in {"head": head, "miner": head if miner is None else miner, "backward": backward}.items():
+        if not callable(part):
+            raise refusal(_CALLER, name, part, "something to call with embeddings and labels")
+    if not (ref is None or callable(ref) or isinstance(ref, References)):
+        raise refusal(_CALLER, "ref", type(ref).__name__, "References, or a function that gives them")
+
+
+def _gradient(embeddings: Tensor) -> Float[Tensor, "n d"]:
+    """The gradient of the loss by the embeddings, 0 where the loss does not depend on them."""
+    if embeddings.grad is None:
+        return torch.zeros_like(embeddings)
+    if embeddings.grad.requires_grad:
+        expected = "a call without create_graph=True, since chunks are differentiated once"
+        raise refusal(_CALLER, "backward", "create_graph=True", expected, "take the whole batch in one piece")
+    return embeddings.grad
 
 
 def _parts(chunks: Iterable[Any]) -> tuple[list[Any], list[Any], list[Any] | None]:

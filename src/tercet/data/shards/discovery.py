@@ -248,18 +248,16 @@ def find_tables(
     image = _asked(caller, found, "image", image, None)
     label = _asked(caller, found, "label", label, "cls") or "cls"
     if keep:  # even where no table is missing: a run that was killed may have written the last one
-        for place in {tar.parent for tar in tars} if folder is None else {folder}:
-            if os.access(place, os.W_OK):
-                remove_leftovers(place)
+        _remove_leftovers({tar.parent for tar in tars} if folder is None else {folder})
     tables = []
     for tar, table in zip(track(tars, "indexing shards", **shown), found, strict=True):
         if table is not None and not table.ours:
             unchecked = keep and not table.facts["checked"]
             if verify or unchecked or not fits(table, image, label, damaged):
                 table = None
+        if table is None and keep:
+            _refuse_no_place(caller, tar, folder)
         if table is None:
-            if keep:
-                _refuse_no_place(caller, tar, folder)
             table = scan_tar(caller, tar, image, label, damaged)
             if keep:
                 with atomically(table_path(tar)) as unfinished:
@@ -267,6 +265,13 @@ def find_tables(
         tables.append(table)
     warn_without_checksums([table.tar for table in tables if not table.facts.get("checked", True)])
     return tables
+
+
+def _remove_leftovers(folders: Set[Path]) -> None:
+    """Remove what killed runs left in folders, where these may be written."""
+    for folder in folders:
+        if os.access(folder, os.W_OK):
+            remove_leftovers(folder)
 
 
 def _refuse_no_place(caller: str, tar: Path, folder: Path | None) -> None:

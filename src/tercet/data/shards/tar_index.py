@@ -200,34 +200,42 @@ def _typed(tar: Path, facts: JsonRecord, table: Any, samples: int, checked: bool
         if table.schema.field(name).type != kind or table[name].null_count:
             raise ValueError(f"the column {name} is not of type {kind}")
     left_out = facts.items("left_out")
-    if not all(isinstance(item, list) and list(map(type, item)) == [str, str] for item in left_out):
+    if not _are_pairs(left_out, str):
         raise facts.wrong("left_out", "pairs of texts")
-    headers = facts.items("headers", [])
-    if not all(isinstance(item, list) and list(map(type, item)) == [int, int] for item in headers):
-        raise facts.wrong("headers", "pairs of whole numbers")
-    if any(at < 0 or at > facts.integer("tar_size") for at, _ in headers):
-        raise facts.wrong("headers", "offsets in the tar")
-    typed: dict[str, Any] = {"samples": samples, "checked": checked, "headers": headers}
-    for name in ("plan", "label", "sha256"):
-        if name in facts:
-            typed[name] = facts.string(name)
-    for name in ("contents", "members", "mtime_ns"):
-        if name in facts:
-            typed[name] = facts.integer(name)
-    if "image" in facts:
-        typed["image"] = None if facts.fields["image"] is None else facts.string("image")
-    if "damaged" in facts:
-        typed["damaged"] = bool(facts.fields["damaged"])
-    columns = {name: _values(table[name]) for name in kinds}
     groups = [name for name in table.column_names if name.startswith(_GROUP)]
     return ShardTable(
         tar=tar,
         tar_size=facts.integer("tar_size"),
-        columns=columns,
+        columns={name: _values(table[name]) for name in kinds},
         groups={name.removeprefix(_GROUP): _values(table[name]) for name in groups},
         left_out=tuple(LeftOut(*item) for item in left_out),
-        facts=typed,
+        facts={"samples": samples, "checked": checked, **_typed_facts(facts)},
     )
+
+
+def _typed_facts(facts: JsonRecord) -> dict[str, Any]:
+    """The facts of a table that are compared later, those that there are.
+
+    Raises:
+        ValueError: a fact of another type.
+    """
+    headers = facts.items("headers", [])
+    if not _are_pairs(headers, int):
+        raise facts.wrong("headers", "pairs of whole numbers")
+    if any(at < 0 or at > facts.integer("tar_size") for at, _ in headers):
+        raise facts.wrong("headers", "offsets in the tar")
+    typed: dict[str, Any] = {"headers": headers}
+    typed |= {name: facts.string(name) for name in ("plan", "label", "sha256") if name in facts}
+    typed |= {name: facts.integer(name) for name in ("contents", "members", "mtime_ns") if name in facts}
+    if "image" in facts:
+        typed["image"] = None if facts.fields["image"] is None else facts.string("image")
+    if "damaged" in facts:
+        typed["damaged"] = bool(facts.fields["damaged"])
+    return typed
+
+
+def _are_pairs(items: list[Any], kind: type) -> bool:
+    return all(isinstance(item, list) and list(map(type, item)) == [kind, kind] for item in items)
 
 
 def _refuse_damaged(found: ShardTable) -> None:

@@ -30,6 +30,7 @@ _ZEROS = bytes(BLOCK)
 _WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: no bytes follow, whatever their size says
 _PLAIN = b"\x0007"
 _PAX_FOR_ONE, _PAX_FOR_ALL, _LONG_NAME, _LONG_LINK, _SPARSE = b"xX", b"g", b"L", b"K", b"S"
+_EXTENSIONS = _PAX_FOR_ONE + _PAX_FOR_ALL + _LONG_NAME + _LONG_LINK
 _PAX_LENGTH = re.compile(rb"([0-9]{1,9}) ")
 _CRCS = struct.Struct(">II")
 _META = re.compile(r"__[^/]*__($|/)")
@@ -95,33 +96,19 @@ def members(read: Read, size: int | None = None) -> Iterator[Member]:
         >>> [(member.name, member.offset) for member in members(lambda at, n: content[at : at + n])]
         [('a.jpg', 512)]
     """
-    at, extended = 0, {}  # facts of extension headers, for the member that follows them
+    at = 0
+    extended: dict[str, bytes] = {}  # facts of extension headers, for the member that follows them
     while (header := bytes(read(at, BLOCK))) != _ZEROS:
         kind = _checked(header, at)
         length, offset = _number(header[124:136], at), at + BLOCK
-        if kind in _PAX_FOR_ONE + _PAX_FOR_ALL + _LONG_NAME + _LONG_LINK:
-            if length > _HEADER:
-                raise DamagedTar(f"a header claims {length:,} bytes", at)
-            content = bytes(read(offset, length))
-            if len(content) < length:
-                raise DamagedTar("it ends in a header", at)
-            if kind in _PAX_FOR_ONE + _PAX_FOR_ALL:
-                records = _pax_records(content, at)
-                if kind == _PAX_FOR_ALL and {"path", "size"} & records.keys():
-                    raise DamagedTar("one name or size is given for all members", at)
-                extended = extended if kind == _PAX_FOR_ALL else records | extended
-            elif kind == _LONG_NAME:
-                extended = {"path": content.partition(b"\0")[0]} | extended
+        if kind in _EXTENSIONS:
+            extended = _extension(read, kind, offset, length, at) | extended
             at = offset + _padded(length)
             continue
         name = _name(header, kind, extended, at)
         if "size" in extended:
             length = _number(extended["size"], at, base=10)
-        sort = "plain" if kind in _PLAIN else "folder" if kind == b"5" else "other"
-        if kind == b"\0" and name.endswith("/"):  # a folder in the format of 1979
-            sort = "folder"
-        if "sparse" in extended:
-            sort = "other"
+        sort = _sort(kind, name, extended)
         if sort == "folder" or kind in _WITHOUT_CONTENT:
             length = 0
         if size is not None and offset + length > size:
@@ -132,6 +119,42 @@ def members(read: Read, size: int | None = None) -> Iterator[Member]:
     if extended:
         raise DamagedTar("it ends after a header without a member", at)
     _refuse_more(read, at)
+
+
+def _extension(read: Read, kind: bytes, offset: int, length: int, at: int) -> dict[str, bytes]:
+    """What an extension header says of the member after it: "path", "size", "sparse" or "other".
+
+    Args:
+        read: as for `members`.
+        kind: its type flag.
+        offset: of its content.
+        length: of its content.
+        at: the offset of the header.
+    """
+    if length > _HEADER:
+        raise DamagedTar(f"a header claims {length:,} bytes", at)
+    content = bytes(read(offset, length))
+    if len(content) < length:
+        raise DamagedTar("it ends in a header", at)
+    if kind == _LONG_NAME:
+        return {"path": content.partition(b"\0")[0]}
+    if kind == _LONG_LINK:  # the target of a link, which is no sample
+        return {}
+    records = _pax_records(content, at)
+    if kind in _PAX_FOR_ONE:
+        return records
+    if {"path", "size"} & records.keys():
+        raise DamagedTar("one name or size is given for all members", at)
+    return {}
+
+
+def _sort(kind: bytes, name: str, extended: dict[str, bytes]) -> str:
+    """ "plain", "folder" or "other", as in `Member`."""
+    if "sparse" in extended:
+        return "other"
+    if kind == b"5" or (kind == b"\0" and name.endswith("/")):  # the latter is a folder in the format of 1979
+        return "folder"
+    return "plain" if kind in _PLAIN else "other"
 
 
 def _padded(length: int) -> int:
