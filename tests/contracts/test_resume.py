@@ -328,7 +328,7 @@ def test_a_state_is_a_few_integers_and_strings_of_these_settings(subject, data):
 def test_one_worker_s_state_is_not_the_stream_s(data):
     stream = pk_stream(data).position
     running = iter(stream)
-    running._offset, running._stride = 1, 2
+    running._part, running._parts = 1, 2
     next(running)
     with pytest.raises(ValueError, match=r"saved with workers=2, but here is workers=1; build stream and"):
         stream.load_state_dict(running.state_dict())
