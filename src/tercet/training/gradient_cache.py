@@ -116,10 +116,12 @@ def cached_backward(
     _refuse_others(model, head, miner, ref, backward)
     device = None if device is None else device_of(_CALLER, device)
     images, labels, ids = _parts(chunks)
+    # 1. All embeddings without a graph. The buffers are restored for the second pass.
     with torch.no_grad(), _unchanged(model):
         first = [_Chunk(model, one, device) for one in images]
     # Older torch would reuse in the second pass weights that autocast has cast without a graph.
     torch.clear_autocast_cache()
+    # 2. The loss over all of them: its graph ends at this leaf.
     embeddings = torch.cat([chunk.embeddings for chunk in first]).requires_grad_()
     sizes = [len(chunk.embeddings) for chunk in first]
     where = embeddings.device
@@ -134,6 +136,7 @@ def cached_backward(
     with torch.autocast(where.type, enabled=False):
         backward(step.loss)
     upstream = _gradient(embeddings).split(sizes)
+    # 3. Each chunk again, with a graph, from its part of the gradient.
     no_sync = getattr(model, "no_sync", nullcontext)  # of DDP: gradients are exchanged with the last chunk
     for c, (chunk, grad) in enumerate(zip(first, upstream, strict=True)):
         with no_sync() if c < len(first) - 1 else nullcontext():

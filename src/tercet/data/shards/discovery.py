@@ -96,7 +96,7 @@ def _existing(caller: str, argument: str, tars: list[Path]) -> list[Path]:
             raise refusal(caller, argument, str(tar), "an existing tar", hint)
     first: dict[str, Path] = {}
     for tar in tars:
-        same = first.setdefault(os.path.realpath(tar), tar)
+        same = first.setdefault(os.path.realpath(tar), tar)  # links and other spellings are the same file
         if same is not tar:
             hint = f"it is {same} too" if str(same) != str(tar) else "it is there twice"
             raise refusal(caller, argument, str(tar), "each tar once", hint)
@@ -127,6 +127,7 @@ def refuse_other_runs(
     Raises:
         ValueError: two runs, or an interrupted one.
     """
+    # Shards and info.json of two runs may be mixed after a copy, and would give wrong classes.
     if info and "plan" in info and plans != {info["plan"]}:
         expected = "shards and info.json of one run of write_shards"
         hint = "write the shards again with overwrite=True or --overwrite"
@@ -251,6 +252,7 @@ def find_tables(
         _remove_leftovers({tar.parent for tar in tars} if folder is None else {folder})
     tables = []
     for tar, table in zip(track(tars, "indexing shards", **shown), found, strict=True):
+        # A table of `write_shards` is never replaced: nothing but its run knows the classes and groups.
         if table is not None and not table.ours:
             unchecked = keep and not table.facts["checked"]
             if verify or unchecked or not fits(table, image, label, damaged):
@@ -351,6 +353,7 @@ def fits(table: ShardTable, image: str | None, label: str, damaged: str) -> bool
         damaged: "error" or "drop", as in `ShardIndex`.
     """
     facts = table.facts
+    # `write_shards` writes the class three times: all of these fields tell the same classes apart.
     labels = ("cls", "json:label", "json:class") if table.ours else (facts.get("label"),)
     same = label in labels and image == facts.get("image")
     whole = damaged == "drop" or not facts.get("damaged", False)

@@ -146,6 +146,7 @@ def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable
                     rows.append(row)
                     places.append(_add_sample(file, job, row, content))
                 step()
+            # The end of a tar: two empty blocks, padded as GNU tar does.
             file.write(bytes(2 * BLOCK))
             file.write(bytes(-file.tell() % _END))
         numbers = np.array(places, dtype=np.int64).reshape(-1, 4)

@@ -247,6 +247,7 @@ def _refuse_damaged(found: ShardTable) -> None:
     contents = found.facts.get("contents")
     if contents is not None and contents != contents_crc(found):
         raise ValueError("its keys and classes do not fit their checksum")
+    # Compared without a sum, which could overflow on damaged numbers.
     offset, size = found.columns["offset"], found.columns["size"]
     if not np.all((offset >= BLOCK) & (size >= 0) & (size <= LARGEST) & (offset <= found.tar_size - size)):
         raise ValueError("a sample lies outside the tar")

@@ -289,10 +289,11 @@ def _make_room(job: ShardJob, overwrite: bool) -> None:
     names = [file.name for file in job.folder.iterdir()]
     ours = sorted(filter(name_of_ours.fullmatch, names))
     _refuse_others(job, name_of_ours, ours, info["splits"].get(job.split, {}).get("filenames", ()))
+    # This file exists while old shards are removed, so a run that is killed meanwhile is noticed.
     begun = job.folder / f".{job.split}.overwriting"
     if overwrite or os.path.lexists(begun):
         _mark(begun)
-        for name in reversed(ours):  # a tar goes before its index
+        for name in reversed(ours):  # a tar before its index: one without an index would be foreign
             (job.folder / name).unlink()
         with edited_info(job.folder) as info:
             for facts in (info["splits"], info["tercet"]):

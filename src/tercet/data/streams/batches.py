@@ -113,6 +113,7 @@ class PartitionBatches:
             ValueError: all shards give no batch that decodes.
         """
         for level in range(FALLBACK_LEVELS):
+            # Negative numbers name passes that `raw` never makes.
             _, batches = self._pass(epoch, partition, -1 - round_, level)
             for raw in batches:
                 batch = self.decoded(raw)
@@ -124,6 +125,7 @@ class PartitionBatches:
         self, epoch: int, partition: int, nth: int, level: int
     ) -> tuple[ClassBuffer, Iterator[RawBatch]]:
         """One pass of a partition over shards: its buffer, and the batches."""
+        # Draws and views depend on nothing that other workers do: epoch, rank, partition, pass.
         decode = partial(self._image, epoch=epoch, nth=nth)
         seed = derive_key("PKStream", self.seed, epoch, self.rank, partition, nth)
         stage = replace(self.stage, decode=decode, seed=seed)

@@ -70,7 +70,7 @@ class SharedEpochs(EpochCounter):
     iteration. The first worker to begin it takes the next epoch and notes it under the ticket; the others
     find the note, however late they are. No lock is needed: whoever notes an iteration notes the same.
 
-    Workers may be started anew each epoch, or persist.
+    Workers may be started for each epoch, or persist.
 
     Example:
         >>> epochs = SharedEpochs()

@@ -66,6 +66,7 @@ class Partitions:
         """
         if level >= FALLBACK_LEVELS - 1:
             return list(self.shards)
+        # One order of all shards; ranks and partitions take every n-th of it, so sizes differ by one.
         key = derive_key("PKStream shards", self.seed, epoch)
         places = permute(np.arange(len(self.shards)), len(self.shards), key)
         if level < 2:

@@ -52,10 +52,10 @@ class PKStream(Resumable, IterableDataset):
     because `steps` was not given. Two different functions `label` are not noticed.
 
     Args:
-        shards: a folder of tars, those that its info.json lists, or without one all, unless their names tell
-            two splits, as train-0.tar and val-0.tar do; a tar, webdataset's notation as
-            "train-{000000..000099}.tar", or a list. No two have one name, without the folder: where they lie
-            changes no batch.
+        shards: a folder of tars; a tar; webdataset's notation, as "train-{000000..000099}.tar"; or a list. Of
+            a folder, the tars that its info.json lists; without one all, unless their names are of two
+            splits, as train-0.tar and val-0.tar. Names, without folders, have to differ: they key the images,
+            so that batches do not depend on where shards lie.
         p: classes in a batch, on each rank.
         k: images of each class in a batch, at least 2.
         transform: a function of an image, [h, w, 3] uint8 RGB, or an albumentations transform, as for
@@ -189,7 +189,7 @@ class PKStream(Resumable, IterableDataset):
             transform,
             self.return_keys,
         )
-        self._epochs = SharedEpochs()
+        self._epochs = SharedEpochs()  # shared with the workers, which get copies of the stream
 
     def __len__(self) -> int:
         return self.steps

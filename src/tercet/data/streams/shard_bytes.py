@@ -64,12 +64,14 @@ class ShardBytes:
         self._at = 0
 
     def read(self, start: int, length: int) -> bytes | memoryview:
-        """Up to `length` bytes from `start` on, fewer where the tar ends; `start` never goes back.
+        """Up to `length` bytes from `start` on, fewer where the tar ends.
+
+        Calls come in ascending order of `start`: a compressed file or a URL is read only forwards.
 
         Raises:
             DamagedTar: the file or the URL breaks off.
         """
-        if self.size is not None and self.file is not None:
+        if self.size is not None and self.file is not None:  # a plain file is read by offset
             return self.file.pread(start, length)
         try:
             while self._at < start and (passed := _filled(self._stream, min(_CHUNK, start - self._at))):

@@ -87,9 +87,11 @@ class _Reading:
         sample, is not given.
         """
         last: Sample | None = None
+        # A CRC of all members covers keys and classes too.
         compare = self._known.members is None and self._known.label is not None
         try:
             for key, parts in grouped(self._members()):
+                # One sample behind: where the tar breaks off, the last one may be half a sample.
                 if last is not None:
                     yield last
                 last = sample = {"__key__": key, "__url__": self._shard, **parts}
