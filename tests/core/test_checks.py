@@ -120,6 +120,7 @@ def test_real_takes_any_number_and_gives_a_float(value):
     number = as_float("f", "margin", value, minimum=2, maximum=2)
     assert type(number) is float
     assert number == 2.0
+    assert as_float("f", "margin", value, above=1) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -139,6 +140,8 @@ def test_real_refuses_what_is_no_finite_number(value):
     ("value", "bounds", "expected"),
     [
         (-0.1, {"minimum": 0}, "a finite number of at least 0"),
+        (0, {"above": 0}, "a finite number above 0"),
+        (0.5, {"above": 0.5}, "a finite number above 0.5"),
         (1.5, {"maximum": 1}, "a finite number of at most 1"),
         (1.5, {"minimum": 0.05, "maximum": 1}, "a finite number from 0.05 to 1"),
         (0.0, {"minimum": 1e-12}, "a finite number of at least 1e-12"),

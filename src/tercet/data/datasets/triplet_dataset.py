@@ -357,8 +357,8 @@ class PairDataset(DecodingDataset):
     `PairBatch.pairs` is what loss heads take: the positive pairs separate from the negative ones.
     `DataLoader(dataset, batch_size=64, sampler=tercet.ShuffledSampler(dataset))` gives batches of 64 pairs
     and decodes each image of a batch once; `AnchorSampler` batches all pairs of some first images. The
-    numbers of
-    these samplers carry their epoch: within an epoch, an image has the same augmentation in all its pairs.
+    numbers of these samplers carry their epoch: within an epoch, an image has the same augmentation in all
+    its pairs.
 
     Batches of plain ints, as `shuffle=True` or a `Subset` passes them, are augmented anew each time, whatever
     the epoch. Their draws depend on the first number of the batch and on how often a batch has begun with it

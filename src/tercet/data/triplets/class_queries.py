@@ -1,4 +1,4 @@
-"""Which images of which classes are queries, and the nth positive and the nth negative of each."""
+"""The queries of labelled images, and the nth positive and the nth negative of each, without a list."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["ClassQueries"]
 
 
 class ClassQueries(ABC):
-    """What `RandomTriplets` and `RandomPairs` share: all but how positives and negatives meet.
+    """What `RandomTriplets` and `RandomPairs` share: all but how positives and negatives are combined.
 
-    Images lie in `_rows` class by class, and within a class group by group where there are groups: a cell is
-    a class, or the images of one group in a class. The queries of a cell have equally many positives, so the
-    number of a triplet leads to its cell, its query and the slot within the query by one search.
+    `_rows` holds the images sorted by class and, with groups, by group within the class. A cell is a class,
+    or the images of one group in a class. All queries of a cell have the same number of positives, so one
+    binary search leads from the number of a triplet to its cell, its query and its slot within the query.
     """
 
     kind = ""
-    _stream = ""  # names the draws, so that a subclass of another name draws the same
+    _stream = ""  # part of the random key; fixed, so that a renamed subclass draws the same
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class ClassQueries(ABC):
     def _keyed_choice(
         self, codes: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " m"], limit: int
     ) -> Int64[np.ndarray, " k"]:
-        """`limit` places in each class: those of the least bits, so that a larger limit adds to them."""
+        """`limit` places in each class, those with the smallest bits, so a larger limit adds to them."""
         rows = self._rows[places]
         bits = keyed_bits(derive_key("ClassQueries", "limit", self.seed), rows)
         order = np.lexsort((bits, codes[rows]))
@@ -173,7 +173,7 @@ class ClassQueries(ABC):
         nth: Int64[np.ndarray, " t"],
         key: UInt64[np.ndarray, " t"],
     ) -> Int64[np.ndarray, " t"]:
-        """The row of the nth positive: of the class, but not of what is skipped, the query or its group."""
+        """The row of the nth positive: an image of the class, except the query itself or its group."""
         start = self._starts[label]
         if self._grouped:
             begin, width = self._cell_start[cell] - start, self._cell_size[cell]
@@ -197,25 +197,26 @@ class ClassQueries(ABC):
     def _negative_by_class(
         self, label: Int64[np.ndarray, " t"], nth: Int64[np.ndarray, " t"], key: UInt64[np.ndarray, " t"]
     ) -> Int64[np.ndarray, " t"]:
-        """Round r takes one image more of each other class that has more than r, in an order of its own.
+        """The row of the nth negative, one of each class before a second of any.
 
-        Those classes are the first of `_by_size`. Before round r the others have given
-        before_r − min(r, n_c) images, n_c the size of the query's class; r is the last with no more than nth.
+        Round r takes one image of each other class with more than r images, in a random order of the round.
+        These classes are the first of `_by_size`. The rounds before r take before_r − min(r, n_c) images,
+        where n_c is the size of the query's class; r is the last round for which this is at most nth.
         """
         size = self._sizes[label]
         last = np.searchsorted(self._before_others, nth, side="right") - 1
         late = np.searchsorted(self._before, nth + size, side="right") - 1
-        turn = np.where(last < size, last, late)
-        nth = nth - self._before[turn] + np.minimum(turn, size)
-        own = size > turn  # the query's class is among those of the round, and skipped
-        position = permute(nth, self._having[turn] - own, keyed_bits(key, 0, turn))
+        round_ = np.where(last < size, last, late)
+        nth = nth - self._before[round_] + np.minimum(round_, size)
+        own = size > round_  # the query's class is among those of the round, and is skipped
+        position = permute(nth, self._having[round_] - own, keyed_bits(key, 0, round_))
         position += own & (position >= self._rank[label])
         other = self._by_size[position]
-        image = permute(turn, self._sizes[other], keyed_bits(key, 1, other))
+        image = permute(round_, self._sizes[other], keyed_bits(key, 1, other))
         return self._rows[self._starts[other] + image]
 
     def provenance(self) -> dict[str, Any]:
-        """What a manifest records of the strategy: its name, every parameter and what it counted."""
+        """The provenance for a manifest: the strategy, its parameters and its counts."""
         counts = {"queries": self.queries, "images alone in their class": self.alone}
         if self._grouped:
             counts |= {"groups": self.groups, "images of classes of one group": self.same_group}

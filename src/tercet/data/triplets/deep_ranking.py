@@ -1,4 +1,4 @@
-"""Deep Ranking's triplets, drawn exactly: each a function of its number, its law free of rejection."""
+"""`DeepRankingTriplets`: triplets by relevance, drawn exactly, each as a function of its number."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tercet.data.triplets.weighted_draws import ROUNDING, below, drawn_columns
 
 __all__ = ["DeepRankingTriplets"]
 
-_CELLS = 2**20  # relevances held at a time, unless one query has more
+_CELLS = 2**20  # relevances in memory at a time, unless one query has more
 _SURVEYED = 2**16  # queries surveyed at a time
 
 
 class DeepRankingTriplets:
-    """The virtual sequence of triplets by relevance: relevant queries, relevant positives, harder negatives.
+    """A virtual sequence of triplets by relevance: relevant queries and positives, less relevant negatives.
 
     With r_ij ∈ [0, 1] the relevance of image j to image i of its class, 0 for i itself, r_i = Σ_j r_ij and
     w_ij = min(T_p, r_ij), triplet number t is drawn independently of all others:
@@ -33,24 +33,25 @@ class DeepRankingTriplets:
         negative      out of class: uniform over the images of other classes
                       in class: P(p⁻) ∝ w_qp⁻ over those with r_qp⁺ − r_qp⁻ ≥ T_r
 
-    The paper draws by rejection: where the positive leaves no in-class negative, it draws the positive anew,
-    and gives a query up after too many failures. Here the law is that of never giving up too early: for an
-    in-class negative, the query is drawn ∝ r_q among those that have one for at least one positive, and the
-    positive ∝ w_qp among those that leave one. Queries without any are counted in `unserved`; they get
-    negatives out of class only. As w = 0 where r = 0, images of no relevance are neither positives nor
-    in-class negatives. r and T_r are compared to within 10⁻⁷, as near as float32 tells relevances apart.
+    The paper draws by rejection: where a positive has no in-class negative, it draws another positive, and it
+    gives a query up after too many failures. Here the distribution is that of unlimited retries. For an
+    in-class negative, the query is drawn ∝ r_q among those with an in-class negative for at least one
+    positive, and the positive ∝ w_qp among those with an in-class negative. Queries without any are counted
+    in `unserved`; they get negatives of other classes only. As w = 0 where r = 0, images of no relevance are
+    neither positives nor in-class negatives. r and T_r are compared with a tolerance of 10⁻⁷, the precision
+    of float32.
 
-    Triplet t is a pure function of (labels, relevance, seed, t): any slice is ready at once. Queries come
-    from a cumulative table of all r_i; positives and negatives from cumulative sums over the query's class,
-    computed when they are asked for. So the construction takes Σ_c n_c² relevances, a triplet n_c of them,
-    and memory about 40 bytes an image, and 100 MB. Ask for long slices: their queries share classes.
+    Triplet t is a pure function of (labels, relevance, seed, t), so any slice is available at once. Queries
+    are drawn from a cumulative table of all r_i, positives and negatives from cumulative sums over the
+    query's class, computed on demand. The construction computes Σ_c n_c² relevances, a triplet n_c of them;
+    memory is about 40 bytes an image plus 100 MB. Long slices are faster, since their queries share classes.
 
     Args:
         labels: [n] the class of each image, whole numbers or strings.
         relevance: a `TeacherRelevance`, `FolderRelevance`, `TableRelevance`, `FunctionRelevance`, or
-            anything else with their methods.
+            another object with their methods.
         count: the number of triplets, the length of the sequence.
-        seed: a whole number of at least 0; another seed draws others.
+        seed: a whole number of at least 0; another seed gives other triplets.
         cap: T_p, in (0, 1]: above it all positives are equally likely.
         gap: T_r ≥ 0, by how much the positive is more relevant than an in-class negative. With 0 they may
             be equally relevant.
@@ -63,8 +64,8 @@ class DeepRankingTriplets:
         unserved: how many of the queries have no in-class negative.
 
     Raises:
-        ValueError: an argument out of range; relevances of another number of images, or out of [0, 1]; no
-            query at all; negatives of other classes or in class asked for where there are none.
+        ValueError: an argument out of range; relevances for another number of images, or out of [0, 1]; no
+            query; negatives of other classes, or in class, where there are none.
 
     Example:
         >>> from tercet.data.triplets.relevance import TableRelevance
@@ -114,12 +115,9 @@ class DeepRankingTriplets:
                 "0, as all images are of 1 class",
                 "only in-class negatives exist",
             )
-        self._least = round(self.gap - ROUNDING, 15)  # if not 0, then a step that a relevance of 1 feels
-        self._rows = np.argsort(codes, kind="stable")  # images, class by class; a place is a position here
-        self._sizes = np.bincount(codes)
-        self._starts = np.cumsum(self._sizes) - self._sizes
-        self._label = codes[self._rows]
+        self._least = round(self.gap - ROUNDING, 15)  # rounded: 0, or a step that changes a relevance of 1
         self._key = derive_key(caller, self.seed)
+        self._sort_by_class(codes)
         total, self._floor, widest, served = self._survey(caller)
         self._mass = np.cumsum(total)  # of all queries
         self._served_mass = np.cumsum(np.where(served, total, 0.0))
@@ -127,12 +125,22 @@ class DeepRankingTriplets:
         self.queries = int((total > 0).sum())
         self.irrelevant = len(codes) - self.alone - self.queries
         self.unserved = self.queries - int(served.sum())
+        self._refuse_without_queries(caller, gap, float(widest.max()), bool(served.any()))
+
+    def _sort_by_class(self, codes: Int64[np.ndarray, " n"]) -> None:
+        self._rows = np.argsort(codes, kind="stable")  # images, class by class; a place is a position here
+        self._sizes = np.bincount(codes)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._label = codes[self._rows]
+
+    def _refuse_without_queries(self, caller: str, gap: Any, widest: float, served: bool) -> None:
+        """Refuse relevances without a query, or without one for in-class negatives where those are wanted."""
         if not self.queries:
-            found = f"{relevance!r}: none above 0 within a class"
+            found = f"{self.relevance!r}: none above 0 within a class"
             raise refusal(caller, "relevance", found, "an image that is relevant to another of its class")
-        if not served.any() and self.out_of_class < 1:
-            expected = f"at most {widest.max():g}, the widest gap between relevances to one query"
-            if widest.max() < 0:
+        if not served and self.out_of_class < 1:
+            expected = f"at most {widest:g}, the widest gap between relevances to one query"
+            if widest < 0:
                 expected = "two images of some relevance to one query of their class"
             raise refusal(caller, "gap", gap, expected, "lower it or pass out_of_class=1")
 
@@ -143,8 +151,9 @@ class DeepRankingTriplets:
     ]:
         """For the query at each place: r_i, least r of an in-class negative, widest gap, whether it has one.
 
-        With T_r > 0 the least r is the smallest above 0. With T_r = 0 it is the second smallest: to the least
-        relevant positive the next one may be near enough, and the others have that positive for a negative.
+        With T_r > 0 the least r is the smallest above 0. With T_r = 0 it is the second smallest: the least
+        relevant image is a negative for every other positive, and has the next one as its own negative where
+        their r are equal to within the tolerance.
         """
         total, floor = np.zeros(len(self._rows)), np.full(len(self._rows), np.inf)
         widest, served = np.full(len(self._rows), -np.inf), np.zeros(len(self._rows), dtype=bool)
@@ -161,7 +170,7 @@ class DeepRankingTriplets:
                 low = positive.min(axis=1) if nth == 0 else np.partition(positive, nth, axis=1)[:, nth]
                 high = r.max(axis=1)
                 total[where], floor[where], widest[where] = r.sum(axis=1), low, high - low
-                served[where] = high >= low + self._least  # as `_at` compares, to the last bit
+                served[where] = high >= low + self._least  # the same floating-point comparison as in `_at`
         return total, floor, widest, served
 
     def __len__(self) -> int:
@@ -191,12 +200,12 @@ class DeepRankingTriplets:
         query = np.empty_like(number)
         for mass, mine in ((self._served_mass, inside), (self._mass, ~inside)):
             mine = np.flatnonzero(mine)
-            mine = mine[np.argsort(drawn[mine])]  # so that the table is walked through, not jumped about in
+            mine = mine[np.argsort(drawn[mine])]  # in order, so that the look-ups in the table are local
             query[mine] = np.searchsorted(mass, below(drawn[mine], mass[-1]), side="right")
         label = self._label[query]
         size, start = self._sizes[label], self._starts[label]
         positive = np.empty_like(number)
-        # Skips the class, which is contiguous in _rows. (With one class there is nothing to draw here.)
+        # Skips the class, which is contiguous in _rows. With one class, the draw is not used.
         negative = keyed_integers(key, 4, high=np.maximum(len(self._rows) - size, 1))
         negative += size * (negative >= start)
         for_positive, for_negative = keyed_uniform(key, 2), keyed_uniform(key, 3)
@@ -204,20 +213,20 @@ class DeepRankingTriplets:
             weight = np.minimum(r, self.cap)  # [b, m]
             floor = np.where(inside[at], self._floor[query[at]], -np.inf)
             leaves_one = r >= (floor + self._least)[:, None]
-            chosen = self._picked(weight * leaves_one, for_positive[at])
+            chosen = self._drawn(weight * leaves_one, for_positive[at])
             positive[at] = begin + chosen
             mine = np.flatnonzero(inside[at])
             r, weight, at, chosen = r[mine], weight[mine], at[mine], chosen[mine]
             each = np.arange(len(mine))
             weight *= r + self._least <= r[each, chosen][:, None]
             weight[each, chosen] = 0
-            negative[at] = begin[mine] + self._picked(weight, for_negative[at])
+            negative[at] = begin[mine] + self._drawn(weight, for_negative[at])
         return Triplets(self._rows[query], self._rows[positive], self._rows[negative])
 
-    def _picked(
+    def _drawn(
         self, weight: Float[np.ndarray, "b m"], uniform: Float[np.ndarray, " b"]
     ) -> Int64[np.ndarray, " b"]:
-        """A column for each row, drawn in proportion to its weights."""
+        """Draw a column for each row in proportion to its weights."""
         column = drawn_columns(weight, uniform)
         if (column < 0).any():
             raise RuntimeError(
@@ -228,10 +237,10 @@ class DeepRankingTriplets:
     def _blocks(
         self, query: Int64[np.ndarray, " t"]
     ) -> Iterator[tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"], Float[np.ndarray, "b m"]]]:
-        """Each query's relevances, in blocks: positions in `query`, where their classes begin, and r.
+        """Yield the relevances of the queries in blocks: positions in `query`, class starts, and r.
 
-        r is 0 for the query itself and beyond the end of its class. Classes of about as many images and
-        queries share a block, so that numpy's cost of a call is that of few calls.
+        r is 0 for the query itself and beyond the end of its class. Classes with similar numbers of images
+        and queries share a block, which saves numpy calls.
         """
         label = self._label[query]
         order = np.argsort(label, kind="stable")
@@ -247,7 +256,7 @@ class DeepRankingTriplets:
                 last = counts[group][:, None] - 1
                 for h in range(0, int(last.max()) + 1, height):
                     nth = np.arange(h, h + height)
-                    asked = nth <= last  # [g, a]; the others repeat the last query
+                    asked = nth <= last  # [g, a]; padding repeats the last query
                     at = order[first[group][:, None] + np.minimum(nth, last)]
                     r = self._relevance(query[at], classes[group], width)
                     begin = np.broadcast_to(self._starts[classes[group]][:, None], at.shape)
@@ -256,7 +265,7 @@ class DeepRankingTriplets:
     def _relevance(
         self, places: Int64[np.ndarray, "g a"], classes: Int64[np.ndarray, " g"], width: int
     ) -> Float[np.ndarray, "g a {width}"]:
-        """The relevance of the images of a class to some of its queries, for several classes."""
+        """The relevance of all images of a class to some of its queries, for several classes."""
         start, size = self._starts[classes][:, None], self._sizes[classes][:, None]
         column = np.arange(width)
         columns = start + np.minimum(column, size - 1)  # [g, m]
@@ -264,14 +273,14 @@ class DeepRankingTriplets:
         if r.dtype.kind not in "fiub":
             found = f"{self.relevance!r}: array of {r.dtype}"
             raise refusal(type(self).__name__, "relevance", found, "relevances from 0 to 1")
-        r = r.astype(np.float64, copy=False)  # so that gaps are compared as the survey compared them
+        r = r.astype(np.float64, copy=False)  # so that `_survey` and `_at` compare equal numbers
         r *= (column < size)[:, None, :]
         g, a = places.shape
         r[np.arange(g)[:, None], np.arange(a), places - start] = 0
         return r
 
     def provenance(self) -> dict[str, Any]:
-        """What a manifest records of the strategy: its name, every parameter and what it counted."""
+        """The provenance for a manifest: the strategy, its parameters and its counts."""
         return {
             "strategy": "deep ranking",
             "parameters": {
@@ -292,6 +301,6 @@ class DeepRankingTriplets:
 
 
 def _rounded_up(counts: Int64[np.ndarray, " c"]) -> Int64[np.ndarray, " c"]:
-    """To the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …: the same for counts that may share a block."""
+    """Round up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …; counts with equal results share a block."""
     power = 2 ** np.ceil(np.log2(counts)).astype(np.int64)
     return np.where((counts > 2) & (counts <= power // 4 * 3), power // 4 * 3, power)

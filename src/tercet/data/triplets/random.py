@@ -1,4 +1,4 @@
-"""Random triplets as a function of their number: no list, no limit on the count."""
+"""`RandomTriplets`: each triplet is a function of its number, so there is no list and no limit."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ __all__ = ["RandomTriplets"]
 
 
 class RandomTriplets(ClassQueries):
-    """The virtual sequence of P positives for each query and Q negatives for each of those.
+    """A virtual sequence of random triplets: P positives for each query, Q negatives for each positive.
 
     Every image of every class is a query. Its positives are `positives` other images of its class, drawn
-    without repetition, all of them where the class has no more; for each, `negatives` images of other
-    classes, drawn without repetition. Triplet i is a pure function of (labels, groups, seed, i), computed
-    when it is asked for, so any slice is ready at once and a manifest is written in constant memory.
+    without repetition, or all where the class has no more. For each positive there are `negatives` images of
+    other classes, drawn without repetition. Triplet i is a pure function of (labels, groups, seed, i),
+    computed on demand, so any slice is available at once and a manifest is written in constant memory.
 
         count = Σ_c n_c · min(P, n_c − 1) · min(Q, N − n_c)
 
-    With `groups`, a camera or a session, the positive is of another group than the query. With `limit`, at
-    most L images of a class are queries, chosen by the seed among those that have a positive (and those of a
-    smaller limit are among them). Then, m_i images of class c in the group of query i (1 without groups),
+    With `groups`, such as cameras or sessions, the positive is of another group than the query. With `limit`,
+    at most L images of a class are queries, chosen by the seed among those that have a positive; a larger
+    limit adds to them. With m_i the number of images of class c in the group of query i (1 without groups),
 
         count = Σ_c Σ_{queries i of c} min(P, n_c − m_i) · min(Q, N − n_c)
 
     With `negatives_from="classes"` the class of a negative is uniform over the other classes and the image
     uniform in it, so that large classes are not drawn more often. The Q negatives of a positive are of as
-    many classes as can be: a second of a class comes after one of every other class.
+    many classes as possible: a second of a class comes after one of every other class.
 
     Triplets are ordered by class, group, query, positive, negative; the queries in catalog order.
 
@@ -40,7 +40,7 @@ class RandomTriplets(ClassQueries):
         labels: [n] the class of each image, whole numbers or strings.
         positives: P ≥ 1, for each query.
         negatives: Q ≥ 1, for each query and positive.
-        seed: a whole number of at least 0; another seed draws others.
+        seed: a whole number of at least 0; another seed gives other triplets.
         negatives_from: "images", uniform over the images of other classes, or "classes".
         groups: [n] the group of each image, whole numbers or strings; None for no groups.
         limit: L ≥ 1, the most queries of a class; None for no limit.
@@ -48,8 +48,8 @@ class RandomTriplets(ClassQueries):
     Attributes:
         queries: how many images are anchors.
         alone: how many images are alone in their class, and so neither query nor positive.
-        same_group: how many others have their whole class in their own group, and are no queries.
-        over_limit: how many images are no queries because of the limit.
+        same_group: how many others have no positive, as all images of their class are of their group.
+        over_limit: how many images are not queries because of the limit.
 
     Raises:
         ValueError: fewer than two classes, no class of two images, no class of two groups where there are

@@ -1,4 +1,4 @@
-"""How relevant two images of a class are to each other: numbers in [0, 1] from four kinds of source."""
+"""How relevant two images of a class are to each other: numbers in [0, 1] from four kinds of sources."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = [
 ]
 
 _STEPS = 2**11  # teacher coordinates are whole multiples of 1 / _STEPS
-_CELLS = 2**18  # coordinates widened at a time: 1 MB, which stays in the cache
-_MOST = 2**31  # row numbers are below it, so that two of them fit into one int64
+_CELLS = 2**18  # coordinates converted to float32 at a time: 1 MB, which stays in the cache
+_MOST = 2**31  # the bound of row numbers, so that two of them fit into one int64
 
 
 @runtime_checkable
 class Relevance(Protocol):
-    """What `relevance=` takes: r of row numbers, the same for two images whoever else is asked about."""
+    """The protocol of `relevance=`: r of pairs of row numbers, independent of the other pairs of a call."""
 
     def check(self, caller: str, count: int, /) -> None:
-        """Refuses with a sentence unless it can speak of rows 0 to count − 1."""
+        """Raise a ValueError unless it covers rows 0 to count − 1."""
         ...
 
     def of(
@@ -50,18 +50,19 @@ class Relevance(Protocol):
 
 
 class TeacherRelevance:
-    """The cosine of a teacher's embeddings, 0 where it is negative.
+    """Relevance by the cosine of a teacher model's embeddings, 0 where it is negative.
 
         r_ij = max(0, x_i · x_j),  ‖x_i‖ = 1
 
-    Coordinates are rounded to multiples of 2⁻¹¹, so that float32 adds them up without any error, in whatever
-    order: the same relevance on every machine, in blocks of any shape. Sums are divided by the lengths of the
-    rounded rows, so equal rows have r = 1. Rounding moves a cosine by about 2·10⁻⁴ + 2·10⁻⁸·d, at most by
-    2·asin(√d / 4096): 0.03 at d = 2048, 0.19 at 150528. 2·n·d bytes are held. Zeros are relevant to none.
+    Coordinates are rounded to multiples of 2⁻¹¹, so that float32 sums of their products are exact in any
+    order, and relevances are the same on every machine and for blocks of any shape. Sums are divided by the
+    lengths of the rounded rows, so equal rows have r = 1. Rounding changes a cosine by about 2·10⁻⁴ +
+    2·10⁻⁸·d, and by at most 2·asin(√d / 4096): 0.03 at d = 2048, 0.19 at 150528. It takes 2·n·d bytes. A row
+    of zeros has r = 0.
 
     Args:
         embeddings: [n, d] numbers of any scale; or the path of a .npy file of them, which is read once, in
-            blocks.
+            blocks of rows.
 
     Raises:
         ValueError: no such file, not [n, d], or a number that is not finite.
@@ -89,7 +90,7 @@ class TeacherRelevance:
                 raise refusal(caller, "embeddings", f"row {bad} with NaN or infinity", "finite numbers")
             block = np.rint(unit_rows(block) * _STEPS)
             self._steps[first : first + rows] = block
-            square = np.square(block).sum(axis=1)  # of whole numbers: exact in whatever order
+            square = np.square(block).sum(axis=1)  # of whole numbers, so exact in any order
             self._scale[first : first + rows] = 1 / np.sqrt(np.maximum(square, 1))
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class TeacherRelevance:
         return f"TeacherRelevance({len(self)} images, {self._steps.shape[1]} dimensions)"
 
     def check(self, caller: str, count: int) -> None:
-        """Refuses unless there is one embedding for each image."""
+        """Raise a ValueError unless there is one embedding for each of `count` images."""
         _same_count(caller, self, count)
 
     def of(
@@ -136,18 +137,18 @@ class TeacherRelevance:
 
 
 class FolderRelevance:
-    """How much of the way down their folders two images share.
+    """Relevance by the share of the folders in their paths that two images have in common.
 
         r_ij = (leading folders that agree) / (folders on the longer of the two paths)
 
-    Two images of one folder have r = 1. In a class folder with two folders in it, those of one of them have
+    Two images of one folder have r = 1. If a class folder contains two folders, images of one of them have
     r = 1 to each other and 1/2 to those of the other.
 
     Args:
         paths: [n] the path of each image, with forward slashes, such as `catalog.paths`.
 
     Raises:
-        ValueError: no paths, or something that is no path.
+        ValueError: no paths, or an item that is not a path.
 
     Example:
         >>> folders = FolderRelevance(["ant/red/1.png", "ant/red/2.png", "ant/black/1.png", "bee/1.png"])
@@ -167,7 +168,7 @@ class FolderRelevance:
         self._folder = np.array([number.setdefault(name.rpartition("/")[0], len(number)) for name in names])
         ways = [[part for part in folder.split("/") if part not in ("", ".")] for folder in number]
         self._depth = np.array([len(way) for way in ways])
-        # [folders, levels]: equal numbers at a level are equal ways down to it; −1 is below the folder
+        # [folders, levels]: equal numbers at a level mean equal paths down to it; −1 is below the folder
         self._ways = np.full((len(ways), self._depth.max()), -1, dtype=np.int64)
         prefixes: dict[tuple[str, ...], int] = {}
         for row, way in zip(self._ways, ways, strict=True):
@@ -182,7 +183,7 @@ class FolderRelevance:
         return f"FolderRelevance({len(self)} images, {len(self._depth)} folders)"
 
     def check(self, caller: str, count: int) -> None:
-        """Refuses unless there is one path for each image."""
+        """Raise a ValueError unless there is one path for each of `count` images."""
         _same_count(caller, self, count)
 
     def of(
@@ -198,14 +199,14 @@ class FolderRelevance:
     def _share(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         ours, theirs = self._folder[i], self._folder[j]
         longer = np.maximum(self._depth[ours], self._depth[theirs])
-        equal = longer - self._ways.shape[1]  # below both folders levels agree, in −1: not counted
+        equal = longer - self._ways.shape[1]  # levels below both folders are −1 in both: subtracted
         for level in self._ways.T:
             equal = equal + (level[ours] == level[theirs])
         return np.where(longer > 0, equal / np.maximum(longer, 1), 1.0)
 
 
 class TableRelevance:
-    """The relevance of the pairs in a table, 0 for pairs that are not in it.
+    """Relevance from a table of pairs, 0 for pairs that are not in it.
 
     Args:
         i, j: [m] row numbers of images.
@@ -213,7 +214,7 @@ class TableRelevance:
         symmetric: r_ji = r_ij for each pair; False takes the table as it is.
 
     Raises:
-        ValueError: columns of unequal length, row numbers that are none, r out of [0, 1], or a pair with two
+        ValueError: columns of unequal length, invalid row numbers, r out of [0, 1], or a pair with two
             relevances.
 
     Example:
@@ -255,14 +256,14 @@ class TableRelevance:
 
     @classmethod
     def read(cls, path: str | Path, *, symmetric: bool = True) -> TableRelevance:
-        """The relevance in a table on disk, .csv or .parquet, with columns i, j and r.
+        """Read a table with columns i, j and r, .csv or .parquet.
 
         Args:
             path: the table.
-            symmetric: as above.
+            symmetric: r_ji = r_ij for each pair; False takes the table as it is.
 
         Raises:
-            ValueError: not such a table, or what is refused above.
+            ValueError: not such a table, invalid row numbers, r out of [0, 1], or a pair with two relevances.
         """
         columns = read_columns(f"{cls.__name__}.read", path, others=(), numbers=("r",), integers=("i", "j"))
         return cls(columns["i"], columns["j"], columns["r"], symmetric=symmetric)
@@ -271,7 +272,7 @@ class TableRelevance:
         return f"TableRelevance({len(self._keys)} pairs)"
 
     def check(self, caller: str, count: int) -> None:
-        """Refuses a table that names images beyond the last."""
+        """Raise a ValueError if the table has a row number of `count` or more."""
         if self._highest >= count:
             expected = f"row numbers from 0 to {count - 1}, as there are {count} labels"
             raise refusal(caller, "relevance", f"{self} with row {self._highest}", expected)
@@ -296,14 +297,14 @@ class TableRelevance:
 
 
 class FunctionRelevance:
-    """Whatever a function of two row arrays says.
+    """Relevance by a function of two arrays of row numbers.
 
     Args:
-        function: called as `function(i, j)` with int64 [t] each; gives the relevance of j[k] to i[k], from 0
-            to 1, [t]. It has to give the same for two images whoever else is asked about.
+        function: called as `function(i, j)` with int64 [t] each; returns the relevance of j[k] to i[k], [t]
+            numbers from 0 to 1. The relevance of a pair must not depend on the other pairs of the call.
 
     Raises:
-        ValueError: not callable. When asked: another shape, or a number out of [0, 1].
+        ValueError: not callable; or, when called, a result of another shape or out of [0, 1].
 
     Example:
         >>> near_in_time = FunctionRelevance(lambda i, j: 1 / (1 + abs(i - j)))
@@ -321,7 +322,7 @@ class FunctionRelevance:
         return f"FunctionRelevance({name})"
 
     def check(self, caller: str, count: int) -> None:
-        """Nothing to refuse: the function is asked about such rows as there are."""
+        """Accept any count: the function is only called for existing rows."""
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
@@ -332,13 +333,13 @@ class FunctionRelevance:
 
     def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
         """The relevance of row j[k] to row i[k], float64."""
-        caller, said = type(self).__name__, self._function(i, j)
+        caller, result = type(self).__name__, self._function(i, j)
         expected = "a number from 0 to 1 for each pair"
         try:
-            r = np.array(said)
+            r = np.array(result)
             r = r.astype(np.float64, copy=False, casting="unsafe" if r.dtype.kind == "O" else "same_kind")
-        except (TypeError, ValueError):  # complex numbers and words too
-            raise refusal(caller, "function", f"it gave {said!r}", expected) from None
+        except (TypeError, ValueError):  # also for complex numbers and strings
+            raise refusal(caller, "function", f"it gave {result!r}", expected) from None
         if r.shape != i.shape:
             raise refusal(caller, "function", f"it gave shape {r.shape} for {len(i)} pairs", expected)
         bad = np.flatnonzero(~((r >= 0) & (r <= 1)))  # NaN too
@@ -349,7 +350,7 @@ class FunctionRelevance:
 
 
 def _opened(caller: str, embeddings: Any) -> np.ndarray | NpyFile:
-    """An array as it is, a .npy file open."""
+    """An array unchanged, or an open .npy file for a path."""
     if not isinstance(embeddings, (str, os.PathLike)):
         try:
             return np.asarray(embeddings)
@@ -366,7 +367,7 @@ def _opened(caller: str, embeddings: Any) -> np.ndarray | NpyFile:
 
 
 def unit_rows(rows: Any) -> Float[np.ndarray, "n d"]:
-    """Rows of length 1 in float64, whatever their scale and kind; a row of zeros stays as it is."""
+    """Rows scaled to length 1, in float64; a row of zeros stays zero."""
     unit = np.array(rows, dtype=np.float64)
     largest = np.abs(unit).max(axis=1, initial=0, keepdims=True)
     unit /= np.where(largest > 0, largest, 1)  # so that no square overflows
@@ -375,7 +376,7 @@ def unit_rows(rows: Any) -> Float[np.ndarray, "n d"]:
 
 
 def _cosine(sums: Float[np.ndarray, "*n"], scale: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """In place: sums of products of steps as cosines, those of obtuse angles 0."""
+    """Convert sums of products to cosines in place, negative ones to 0."""
     np.multiply(sums, scale, out=sums, casting="same_kind")  # in float64, rounded once
     return np.clip(sums, 0, 1, out=sums)
 
@@ -386,5 +387,5 @@ def _same_count(caller: str, relevance: Any, count: int) -> None:
 
 
 def _known(relevance: Any, rows: np.ndarray) -> np.ndarray:
-    """Row numbers, refused where the source has no such image."""
+    """Row numbers, refused where the relevance has no such image."""
     return row_numbers(type(relevance).__name__, "rows", rows, len(relevance))

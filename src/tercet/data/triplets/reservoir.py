@@ -1,4 +1,4 @@
-"""Deep Ranking's triplets from a stream: a weighted reservoir for each class, and draws from them."""
+"""`ReservoirTriplets`: triplets by relevance from a stream, with a weighted reservoir for each class."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["ReservoirTriplets"]
 
 
 class ReservoirTriplets:
-    """Triplets by relevance from a stream of images, held in a buffer for each class.
+    """Triplets by relevance from a stream of images, of which each class keeps some in a buffer.
 
-    Image j arrives with the key k_j = u_j^(1/r_j), u_j a uniform function of (seed, key), r_j its total
-    relevance; of each class the largest k stay. For a triplet
+    Image j gets the key k_j = u_j^(1/r_j), where u_j is uniform, a function of (seed, key), and r_j is its
+    total relevance. The buffer of a class keeps the images with the largest k. For a triplet
 
         query         uniform over all buffered images, so that classes come as they fill their buffers
         positive      a candidate uniform over the other images of the buffer, accepted with probability
@@ -32,41 +32,41 @@ class ReservoirTriplets:
         negative      out of class with probability `out_of_class`: uniform over the other buffers;
                       else in class: a candidate accepted likewise, where r_qp⁺ − r_qp⁻ ≥ T_r
 
-    and after `tries` candidates without success the query is given up and counted. (The candidates are not
-    played through: whether one of them succeeds, and which, is drawn from the law of that game.) The paper
-    accepts with min(1, r_qp / r_p), which loses T_p, and has s = 1: as r_p grows with the class, ever more
-    queries would be given up. Here s = max(1, min_p r_p / T_p) over the buffer: above 1 no probability of the
-    class gets beyond 1, so all are raised by one factor. Which positive and which negative a query gets is
-    as likely as with s = 1; only fewer queries are given up, no more in a large class than in a small one.
+    After `tries` candidates without success the query is given up and counted. (The candidates are not drawn
+    one by one: whether one of them succeeds, and which, is drawn from the same distribution.) The paper
+    accepts with min(1, r_qp / r_p), without T_p and with s = 1. As r_p grows with the size of the class, ever
+    more queries would be given up. Here s = max(1, min_p r_p / T_p) over the buffer: this factor is common to
+    all probabilities of the class and raises none above 1. It does not change how likely each positive and
+    negative of a query is, but fewer queries are given up, as many in a large class as in a small one.
 
-    The total relevance of an image in a stream is seldom known. Where `add` is not told, it is estimated:
-    from the relevance of the image to those in the buffer when it comes (each weighted with one over its
-    chance to be there), and to all that come after it. Relevance is taken as symmetric.
+    The total relevance of an image in a stream is seldom known. Without `total`, `add` estimates it from the
+    relevance of the image to those in the buffer when it arrives (each weighted by the inverse of its
+    probability to be there), and to all that arrive later. Relevance is assumed to be symmetric.
 
-    "Uniform over the buffer" is in proportion to r_j only while buffers are small, as an image cannot be
-    there twice. How often images of a class of 200 come, in shares of their due, first where total
-    relevances are spread uniformly from 0 up, then exponentially:
+    "Uniform over the buffer" is in proportion to r_j only while buffers are small, as an image cannot be in
+    it twice. The frequency of images of a class of 200 relative to this proportion, first for total
+    relevances that are uniform from 0, then for exponential ones:
 
         buffer / class               0.05           0.2            0.5
         most relevant tenth          0.98  0.96     0.94  0.84     0.82  0.58
         least relevant tenth         1.03  1.06     1.14  1.23     1.51  1.91
 
-    A warning says when drawing from a buffer that holds over a fifth of what came of its class.
+    Drawing from a buffer that holds over a fifth of the images seen of its class causes a warning.
 
     Args:
         capacity: images in the buffer of a class, at least 2.
-        relevance: a function of features [a, …] and [r, …] that gives numbers from 0 to 1, [a, r]; by
+        relevance: a function of features [a, …] and [r, …] that returns numbers from 0 to 1, [a, r]; by
             default the cosine of two vectors, 0 where it is negative.
-        seed: a whole number of at least 0.
-        cap: T_p, in (0, 1].
-        gap: T_r ≥ 0.
+        seed: a whole number of at least 0; another seed gives other draws.
+        cap: T_p, in (0, 1]: above it all positives are equally likely.
+        gap: T_r ≥ 0, by how much the positive is more relevant than an in-class negative.
         out_of_class: the share of triplets with a negative of another class, in [0, 1].
-        tries: the candidates for a positive, and again for a negative.
+        tries: the number of candidates for a positive, and for a negative.
 
     Attributes:
-        seen: how many different images have come; of more than 4096 of a class, or 5 · capacity if that is
-            more, an estimate, typically to within 2 %.
-        given_up: why queries were given up → how many, each query once.
+        seen: how many different images were added. For a class with more than 4096 or 5 · capacity of them,
+            whichever is larger, it is an estimate, typically to within 2 %.
+        given_up: the number of queries given up, by reason.
 
     Raises:
         ValueError: an argument out of range.
@@ -130,31 +130,32 @@ class ReservoirTriplets:
         return f"ReservoirTriplets({len(self)} of {self.seen} images, {len(self._buffers)} classes)"
 
     def add(self, key: Any, label: Any, features: Any, total: Any = None) -> int | None:
-        """An image arrives; the key of the one that is not in the buffer now, so that it can be let go.
+        """Add an image; returns the key of the image that is dropped, so that the caller can release it.
 
-        An image that is in the buffer already is not entered twice: its features are renewed.
+        An image that is in the buffer already is not added again: its features are replaced.
 
         Args:
             key: a whole number from 0 to 2⁶³ − 1, such as the catalog row; a name becomes one by
                 `derive_key(name) >> 1` of `tercet.core.randomness`.
             label: its class, a whole number or a string.
-            features: what `relevance` takes, an array of the same shape for every image; by default [d].
+            features: an array for `relevance`, of the same shape for every image; by default [d].
             total: r_j, its total relevance, where it is known: for every image or for none.
 
         Returns:
-            The key of the image that made room, or that of this one where it has no room; else None.
+            The key of the image that was evicted, or of this one if it was not admitted; None if all fit.
 
         Raises:
             ValueError: a bad key or label, a key that is in the buffer of another label, features of another
                 shape or not finite, a negative total, totals for some images only, or relevances out of
-                [0, 1]. Nothing has changed then.
+                [0, 1]. Nothing is added then.
         """
         caller = "ReservoirTriplets.add"
         number = as_int(caller, "key", key, maximum=2**63 - 1)
         name = label if isinstance(label, str) else as_int(caller, "label", label, minimum=-(2**63))
-        held = self._label_of.get(number, name)
-        if held != name:
-            raise refusal(caller, "label", label, f"{held!r}, as key {number} is in the buffer of that label")
+        buffered = self._label_of.get(number, name)
+        if buffered != name:
+            expected = f"{buffered!r}, as key {number} is in the buffer of that label"
+            raise refusal(caller, "label", label, expected)
         try:
             array = np.asarray(features)
         except Exception as error:  # rows of unequal length
@@ -195,9 +196,12 @@ class ReservoirTriplets:
         return gone
 
     def triplets(self, n: int) -> Triplets:
-        """The triplets of the next n queries, fewer where queries are given up.
+        """The triplets of the next n queries; fewer if queries are given up.
 
-        The draws go on from those before: while nothing is added, 2 and then 3 are the same as 5.
+        Draws continue from earlier calls: without additions in between, 2 and then 3 are the same as 5.
+
+        Args:
+            n: the number of queries.
 
         Returns:
             Triplets of int64 [m] keys, m ≤ n.
@@ -282,7 +286,7 @@ class ReservoirTriplets:
         return np.where(succeeds, drawn_columns(accept, which), -1)
 
     def _asked(self, caller: str, features: np.ndarray, others: np.ndarray) -> Float[np.ndarray, "a r"]:
-        """What the relevance function says, refused unless it is [a, r] and in [0, 1]."""
+        """The result of the relevance function, refused unless it is [a, r] and in [0, 1]."""
         if not len(others):
             return np.empty((len(features), 0))
         shape = (len(features), len(others))

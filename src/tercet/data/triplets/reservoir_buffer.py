@@ -10,17 +10,17 @@ from jaxtyping import Float
 
 __all__ = ["ClassBuffer"]
 
-_LEAST = 4096  # of the smallest u, by which a class is counted
-_MOST_SHARE = 0.2  # of a class, in a buffer whose draws are near enough to their law
+_LEAST = 4096  # numbers kept at least, by which the images of a class are counted
+_MOST_SHARE = 0.2  # the largest share of a class in a buffer whose draws are close to their distribution
 
 
 class Distinct:
-    """How many different numbers came, however often each: exact up to a limit, then by their smallest.
+    """Counts distinct numbers: exactly up to a limit, then estimated from the smallest ones.
 
-    Of n numbers uniform in (0, 1) the k-th smallest is about k / n, so that n is told to within 1 / √k.
+    The k-th smallest of n numbers uniform in (0, 1) is about k / n, so n is known to within 1 / √k.
 
     Args:
-        limit: how many numbers are held.
+        limit: how many numbers are kept.
 
     Example:
         >>> came = Distinct(limit=10)
@@ -32,38 +32,38 @@ class Distinct:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._heap: list[float] = []  # the smallest numbers, negated: the largest of them is first
-        self._held: set[float] = set()
+        self._heap: list[float] = []  # the smallest numbers, negated, so that the largest of them is first
+        self._kept: set[float] = set()
         self._more = False
 
     def add(self, u: float) -> None:
-        """A number comes, uniform in (0, 1) for a new image and the same whenever that image comes."""
-        if u in self._held:
+        """Count a number, uniform in (0, 1) for a new image and the same whenever that image is added."""
+        if u in self._kept:
             return
         if len(self._heap) < self.limit:
             heappush(self._heap, -u)
-            self._held.add(u)
+            self._kept.add(u)
             return
         self._more = True
-        gone = -heappushpop(self._heap, -u)
-        if gone != u:
-            self._held.remove(gone)
-            self._held.add(u)
+        evicted = -heappushpop(self._heap, -u)
+        if evicted != u:
+            self._kept.remove(evicted)
+            self._kept.add(u)
 
     @property
     def count(self) -> int:
-        """How many came."""
+        """The number of distinct numbers, exact or estimated."""
         if not self._more:
             return len(self._heap)
         return max(self.limit + 1, round((self.limit - 1) / -self._heap[0]))
 
 
 class ClassBuffer:
-    """The images of a class that stay, and what is known of their relevance.
+    """The buffered images of a class, and what is known of their relevance.
 
     Args:
-        capacity: how many stay.
-        like: the features of an image, for their shape and kind.
+        capacity: the most images that are kept.
+        like: the features of an image, for their shape and type.
 
     Example:
         >>> buffer = ClassBuffer(1, np.zeros(2))
@@ -86,30 +86,30 @@ class ClassBuffer:
 
     @property
     def seen(self) -> int:
-        """How many different images have come, exactly while that decides `full`."""
+        """How many different images were added, exact while that decides `full`."""
         return self._came.count
 
     @property
     def full(self) -> bool:
-        """Whether the buffer holds over a fifth of what has come."""
+        """Whether the buffer holds over a fifth of the images added."""
         return self.fill > _MOST_SHARE * self.seen
 
     def put(self, slot: int, features: np.ndarray) -> None:
-        """Enters features, and widens all where these are of a wider kind."""
+        """Store features, and widen the type of all where these need it."""
         kind = np.promote_types(self.features.dtype, features.dtype)
         self.features = self.features.astype(kind, copy=False)
         self.features[slot] = features
 
     def means(self) -> Float[np.ndarray, " B"]:
-        """The mean relevance of each image to one of its class; a given total as it is.
+        """The mean relevance of each image to one of its class; a given total unchanged.
 
-        One relevance of the average size in the class is added to the few that a new image has.
+        One relevance of the class average is added to those of each image, as a new image has few.
         """
         sums, counts = self.sums[: self.fill], self.counts[: self.fill]
         return sums.copy() if self.given else (sums + self._average()) / (counts + 1)
 
     def totals(self) -> Float[np.ndarray, " B"]:
-        """The total relevance of each image to those of its class that have come."""
+        """The total relevance of each image to the images of its class added so far."""
         return self.means() * (1 if self.given else self.seen - 1)
 
     def _average(self) -> float:
@@ -123,13 +123,25 @@ class ClassBuffer:
         known: float | None,
         near: Float[np.ndarray, " B"],
     ) -> int | None:
-        """Enters an image, `near` its relevance to those here; the key that leaves, its own, or None."""
+        """Add an image.
+
+        Args:
+            key: its number.
+            features: its features.
+            log_u: log u of its reservoir key u^(1/r).
+            known: its total relevance; None where it is estimated.
+            near: [B] its relevance to the buffered images.
+
+        Returns:
+            The key of the image that is evicted, its own if it is not admitted, or None.
+        """
         self._came.add(float(np.exp(log_u)))
         self.given = known is not None
         if known is not None:
             total, count, mean = known, 1.0, known
         else:
-            # Those here are no fair sample of the class: each stands for 1 / π, π its chance to be here.
+            # The buffered images are a biased sample of the class: each is weighted by 1 / π, with π the
+            # probability that it is buffered.
             part = 1 / self._chances() if self.fill else np.empty(0)
             count = float(self.fill)
             total = count * float((near * part).sum() / part.sum()) if self.fill else 0.0
@@ -140,25 +152,25 @@ class ClassBuffer:
         if known == 0:
             return key
         slot = self.fill
-        gone = None
+        evicted = None
         if self.fill == len(self.keys):
             slot = int(np.argmin(self._logs()))
             if _log_key(log_u, mean) <= self._logs()[slot]:
                 return key
-            gone = int(self.keys[slot])
+            evicted = int(self.keys[slot])
         else:
             self.fill += 1
         self.put(slot, features)
         self.keys[slot], self.log_u[slot] = key, log_u
         self.sums[slot], self.counts[slot] = total, count
-        return gone
+        return evicted
 
     def _logs(self) -> Float[np.ndarray, " B"]:
-        """log k = log u / r of the images here; the scale of r does not matter."""
+        """log k = log u / r of the buffered images; the scale of r does not matter."""
         return _log_key(self.log_u[: self.fill], self.means())
 
     def _chances(self) -> Float[np.ndarray, " B"]:
-        """P(k > the smallest key here), or 1 while there is room."""
+        """P(k > the smallest buffered key), or 1 while there is room."""
         if self.fill < len(self.keys):
             return np.ones(self.fill)
         least = self._logs().min()

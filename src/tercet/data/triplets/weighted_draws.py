@@ -1,4 +1,4 @@
-"""Draws in proportion to weights, by cumulative sums: exact, and the same with zeros beside the weights."""
+"""Draws in proportion to weights by cumulative sums: exact, and not changed by padding with zero weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jaxtyping import Float, Int64
 
 __all__ = ["ROUNDING", "below", "drawn_columns"]
 
-ROUNDING = 1e-7  # so that 0.3 − 0.1 is a gap of 0.2, in float32 too
+ROUNDING = 1e-7  # tolerance of relevance gaps: 0.3 − 0.1 counts as 0.2, in float32 too
 
 
 def below(uniform: Any, total: Any) -> Any:
-    """A point in [0, total) for each number in [0, 1): the bare product may be rounded up to the total.
+    """A point in [0, total) for each number in [0, 1); the product alone may be rounded up to the total.
 
     Example:
         >>> bool(below(1 - 2**-53, 5e-324) < 5e-324)
@@ -25,10 +25,10 @@ def below(uniform: Any, total: Any) -> Any:
 def drawn_columns(
     weight: Float[np.ndarray, "b m"], uniform: Float[np.ndarray, " b"]
 ) -> Int64[np.ndarray, " b"]:
-    """A column for each row, drawn in proportion to its weights; −1 where they are all 0.
+    """Draw a column for each row in proportion to its weights; −1 where all are 0.
 
     Args:
-        weight: [b, m], none below 0.
+        weight: [b, m] weights of at least 0.
         uniform: [b] numbers in [0, 1).
 
     Returns:
