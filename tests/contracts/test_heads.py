@@ -1,8 +1,10 @@
 """What every loss head must do, one function a demand, and for each demand a head that breaks it."""
 
 import copy
+import inspect
 import math
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -277,6 +279,19 @@ def a_misspelt_option_is_refused(row):
         refused(rf"{caller}\(relation='same'\): expected a relation: Same", row.make, relation="same")
 
 
+def documents_every_option(row):
+    """In the class itself, whatever a base or another head says."""
+    kind = type(row.head())
+    text = kind.__doc__
+    sections = ["Args:", "Returns:", "Raises:", "Example:", "Reference:"]
+    at = [text.find(f"\n    {section}\n") for section in sections]
+    assert -1 not in at
+    assert at == sorted(at)
+    named = re.findall(r"^        (\w+): ", text[at[0] : at[1]], re.MULTILINE)
+    assert named == list(inspect.signature(kind).parameters)
+    assert " as for " not in text
+
+
 OF_ALL = [
     uneven_positives_and_p_unlike_k_equal_the_loop_at_every_tile_height,
     equals_the_loop_under_every_reduction,
@@ -296,6 +311,7 @@ OF_ALL = [
     neither_labels_nor_tuples_is_refused,
     is_copied_and_pickled_with_the_same_loss,
     gives_no_gradient_where_none_is_wanted,
+    documents_every_option,
 ]
 OF_PAIRED = [
     references_of_another_size_than_the_batch,
@@ -407,6 +423,7 @@ WRONG = {
     ),
     is_copied_and_pickled_with_the_same_loss: replace(hinge(margin=0.2), make=Forgetful),
     gives_no_gradient_where_none_is_wanted: of_value(lambda loss, x: loss.clone().requires_grad_()),
+    documents_every_option: of_value(lambda loss, x: loss),
     references_of_another_size_than_the_batch: without("ref"),
     the_gradient_flows_to_references_too: spoiled(
         lambda head, x, labels, mined, ref: head(

@@ -106,6 +106,15 @@ def test_a_zero_vector_is_orthogonal_to_all_others_and_gets_no_gradient():
     assert (x.grad[0] == 0).all()
 
 
+def test_negative_cosine_is_cosine_less_1_but_between_two_zero_rows():
+    x = torch.cat([points(5), torch.zeros(2, 5)])
+    u = distances.cosine.prepare(x)
+    assert torch.equal(u, distances.negative_cosine.prepare(x))
+    expected = distances.cosine.tile(u, u) - 1
+    expected[5:, 5:] = 0
+    torch.testing.assert_close(both_ways(distances.negative_cosine, x, x), expected)
+
+
 def test_cosine_does_not_see_the_length():
     x = points()
     metric = distances.cosine

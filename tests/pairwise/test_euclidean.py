@@ -1,8 +1,16 @@
 import pytest
 import torch
 
+from tercet.pairwise.budget import override
 from tercet.pairwise.differences import by_differences
-from tercet.pairwise.euclidean import distances_within, fast_entries, fast_tile
+from tercet.pairwise.euclidean import (
+    CentredRows,
+    add_listed_differences,
+    distances_within,
+    fast_entries,
+    fast_tile,
+    weighted_differences,
+)
 from tercet.pairwise.torch_modes import roundoff
 
 
@@ -74,6 +82,36 @@ def test_the_gradient_is_that_of_differences(kind, measured, root):
     )
     for a, b in zip(fast, exact):
         assert (a - b).abs().max() <= 2e-5 * b.abs().max()
+
+
+@every_kind
+def test_the_parts_of_a_gradient_are_those_of_a_loop(kind):
+    """Near pairs, weighted differences by a product, and listed ones: what heads that stream are made of."""
+    x = batch(kind).double()
+    y, weights = x[:60] + 0.1, points(120, 60, 2)
+    both = CentredRows(x, y)
+    q = both.squares(slice(3, 90))
+    i, j = both.near_places(q, slice(3, 90))
+    far = torch.ones_like(q, dtype=torch.bool)
+    far[i, j] = False
+    exact = (x[3:90, None] - y).square().sum(2)
+    torch.testing.assert_close(q[far], exact[far], rtol=1e-11, atol=0)
+    assert both.any_near(q) or not len(i)
+    at = torch.cartesian_prod(torch.arange(3, 90), torch.arange(60)).T
+    assert torch.equal(both.near_listed(q.flatten(), *at), (i * 60 + j).sort().values)
+
+    apart = weights[..., None] * (x[:, None] - y)  # [120, 60, k]
+    fresh, added = weighted_differences(weights, both.u, both.v), torch.ones_like(x)
+    weighted_differences(weights, both.u, both.v, added)
+    torch.testing.assert_close(fresh, apart.sum(1))
+    torch.testing.assert_close(added, apart.sum(1) + 1)
+    by_x, by_y = torch.zeros_like(x), torch.zeros_like(y)
+    i, j = torch.cartesian_prod(torch.arange(120), torch.arange(60)).T
+    with override(gathered_numbers=1000):
+        add_listed_differences(weights.flatten(), x, y, i, j, by_x, None)
+        add_listed_differences(weights.flatten(), x, y, i, j, None, by_y)
+    torch.testing.assert_close(by_x, apart.sum(1))
+    torch.testing.assert_close(by_y, -apart.sum(0))
 
 
 SECOND = {

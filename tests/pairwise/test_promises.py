@@ -14,7 +14,7 @@ from tercet.metrics.mining_stats import describe
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.hard import BatchHard, SemiHard
 from tercet.pairwise import distances
-from tercet.pairwise.distances import Distance, Mahalanobis, as_distance
+from tercet.pairwise.distances import Distance, EuclideanDistance, Mahalanobis, as_distance
 from tercet.pairwise.relations import CrossGroup, SameLabel, whole_numbers
 from tercet.pairwise.tiles import Pairwise
 from tests.contracts.heads import as_triplets, check_alike, gradient_of, points
@@ -224,6 +224,33 @@ def test_a_copied_and_a_pickled_distance_are_the_named_one(name):
         assert hash(other) == hash(named)
         assert isinstance(other, Distance)
         assert distances.form_of(other) == distances.form_of(named)
+
+
+def test_each_promise_of_a_distance_is_about_its_own_functions():
+    class Prepared(Mahalanobis):
+        def prepare(self, embeddings):
+            return super().prepare(embeddings) * 2
+
+    class Tiled(Mahalanobis):
+        def tile(self, x, y):
+            return super().tile(x, y)
+
+    class Restated(Tiled):
+        form = Mahalanobis.form
+
+    asked = distances.form_of, distances.entries_of, distances.takes_floats_only
+    for kind, expected in (
+        (Mahalanobis, [True, True, True]),
+        (Prepared, [True, True, False]),
+        (Tiled, [False, False, True]),
+        (Restated, [True, False, True]),
+    ):
+        distance = kind(torch.eye(4))
+        assert isinstance(distance, EuclideanDistance)
+        assert [bool(ask(distance)) for ask in asked] == expected
+    hamming = distances.hamming
+    assert not isinstance(hamming, EuclideanDistance)
+    assert not any(ask(hamming) for ask in asked)
 
 
 def test_a_named_distance_with_an_override_is_another_one():

@@ -1,6 +1,7 @@
 """Histogram losses: how two distributions of similarity overlap, and how well each query ranks its positives.
 
-Both count softly: a number adds to the two nodes beside it, linearly, so that a count has a gradient.
+Both count softly: a number is shared linearly between the two nodes next to it, so that a count has a
+gradient.
 """
 
 from __future__ import annotations
@@ -28,30 +29,34 @@ _Parts = Callable[..., Iterator[tuple[Tensor, Tensor]]]
 
 
 class Histogram(Head):
-    """The probability that a random negative pair is more similar than a random positive pair.
+    """The histogram loss: the probability that a negative pair is more similar than a positive one.
 
     L = Σ_r h⁻_r φ⁺_r, φ⁺_r = Σ_{q≤r} h⁺_q, h_r = (1/|S|) Σ_{s∈S} δ_r(s)
 
     S⁺ and S⁻ are the cosine similarities of positive and of negative pairs, each pair once. R bins of width
-    Δ = 2/R part [−1, 1]: a similarity between the nodes t_r and t_{r+1} adds (t_{r+1} − s)/Δ to h_r and
-    (s − t_r)/Δ to h_{r+1}; s = 1 stands on the last node. The gradient is that of these weights: in bin r a
-    positive is pulled by h⁻_r / (|S⁺|Δ) and a negative pushed by h⁺_{r+1} / (|S⁻|Δ). At a node, to within
-    rounding, it is the derivative from below, that of the bin which ends there; at s = −1 that of the first
-    bin. So one pass over the similarities makes the histograms and another the gradient, in the memory of a
-    few tiles.
+    Δ = 2/R divide [−1, 1]: a similarity between the nodes t_r and t_{r+1} adds (t_{r+1} − s)/Δ to h_r and
+    (s − t_r)/Δ to h_{r+1}; s = 1 is on the last node. The gradient is that of these weights: in bin r a
+    positive has h⁻_r / (|S⁺|Δ) and a negative h⁺_{r+1} / (|S⁻|Δ). At a node, to within rounding, it is the
+    derivative from below, that of the bin which ends there; at s = −1 that of the first bin. One pass over
+    the similarities makes the histograms and another the gradient, in the memory of a few tiles.
 
-    Of mined triplets the pairs (a, p) and (a, n) are taken. Each distinct pair counts once, (i, j) and (j, i)
-    being one where the columns are the batch. The histograms are those of all pairs at once, so columns from
-    `gather` are refused.
+    From mined triplets the pairs (a, p) and (a, n) are taken. Each distinct pair counts once, and (i, j) and
+    (j, i) are one pair where the columns are the batch. The histograms are those of all pairs together, so
+    columns from `gather` are refused.
 
     Args:
         bins: R, from 1 to 100,000. Texts that count R nodes have R − 1 bins.
-        relation: which columns are positive and which negative, by their labels.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
-            by rounding alone.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])  # S⁺ = {0.8}, S⁻ = {0, 0.6}
@@ -132,24 +137,29 @@ class Histogram(Head):
 
 
 class FastAP(Head):
-    """How far the average precision of each query is from 1, averaged over the queries.
+    """The FastAP loss: 1 less the average precision of each query, by histograms, averaged over the queries.
 
     ℓ = 1 − (1/N⁺) Σ_j h⁺_j H⁺_j / H_j, H_j = Σ_{i≤j} h_i
 
-    Each row ranks all columns by squared Euclidean distance of unit vectors, in [0, 4]. h⁺ counts its
-    N⁺ positives and h its positives and negatives, softly, at the nodes of R bins of width 4/R: a distance
-    adds to the two nodes beside it. At a node, to within rounding, the gradient is the derivative from above,
-    at 4 that of the last bin. Rows without a positive ask for nothing and are not averaged. A row ranks
-    all columns, so nothing can be left out: mined rows are refused.
+    Each row ranks all columns by the squared Euclidean distance of unit vectors, in [0, 4]. h⁺ counts its N⁺
+    positives, and h its positives and negatives, at the nodes of R bins of width 4/R: a distance is shared
+    between the two nodes next to it. At a node, to within rounding, the gradient is the derivative from
+    above, at 4 that of the last bin. Rows without a positive are no queries. A row ranks all columns, so
+    mined tuples are refused.
 
     Args:
         bins: R, from 1 to 100,000.
-        relation: which columns are positive and which negative, by their labels.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
-            by rounding alone.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8], [0.8, 0.6]])

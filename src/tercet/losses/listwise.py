@@ -1,4 +1,4 @@
-"""Heads that hold a positive against all negatives of its anchor at once: InfoNCE, SupCon and N-pair."""
+"""Heads with a softmax over a row, a positive against all negatives: InfoNCE, SupCon and N-pair."""
 
 from __future__ import annotations
 
@@ -24,24 +24,31 @@ __all__ = ["InfoNCE", "NPair", "SupCon"]
 
 
 class InfoNCE(ListwiseHead):
-    """How well each positive is told from all negatives of its anchor: a cross-entropy for each (a, p).
+    """The InfoNCE loss: for each positive pair, its cross-entropy against all negatives of the anchor.
 
     ℓ_ap = −log( exp(s_ap/τ) / (exp(s_ap/τ) + Σ_n exp(s_an/τ)) ), s = −D
 
-    The other positives of the anchor stand in no denominator. A shift of s cancels, so cosine similarity is
-    `distance="cosine"`. A pair whose anchor has no negative loses 0. It is the NT-Xent loss of SimCLR when
-    each image comes in two views of one label.
+    The other positives of the anchor are not in the denominator. A constant added to s cancels, so
+    `distance="cosine"` is the cosine similarity. A pair whose anchor has no negative loses 0. With two views
+    of each image, and the image number as label, it is the NT-Xent loss of SimCLR.
 
     Args:
-        temperature: τ, above 0.
-        distance: a `Distance` or its name.
-        relation: which columns are positive and which negative, by their labels.
+        temperature: τ, above 0, in units of the distance.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean"` over the positive pairs, `"mean_active"` over those with ℓ > 0, `"sum"`, or
-            `"none"` for one loss a positive pair.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+            `"none"` for one loss for each positive pair, by anchor and then by positive.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], requires_grad=True)
@@ -73,24 +80,31 @@ class InfoNCE(ListwiseHead):
 
 
 class SupCon(ListwiseHead):
-    """How far the positives of each anchor are from sharing its whole softmax: the L_out form.
+    """The supervised contrastive loss: for each anchor, the mean cross-entropy of its positives.
 
     ℓ_a = (1/|P(a)|) Σ_{p ∈ P(a)} −log( exp(s_ap/τ) / Σ_{j ∈ A(a)} exp(s_aj/τ) ), s = −D
 
-    A(a) is every positive and negative of a, so positives compete with each other too: with three or more of
-    a class the loss is above 0 even where there is no negative. A shift of s cancels, so cosine similarity is
-    `distance="cosine"`.
+    It is the form L_out of the paper. P(a) are the positives of a, A(a) its positives and negatives:
+    positives compete with each other too, so with three or more images of a class the loss is above 0 even
+    without a negative. A constant added to s cancels, so `distance="cosine"` is the cosine similarity.
 
     Args:
-        temperature: τ, above 0.
-        distance: a `Distance` or its name.
-        relation: which columns are positive and which negative, by their labels.
+        temperature: τ, above 0, in units of the distance.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean"` over the anchors that have a positive, `"mean_active"` over those with ℓ > 0,
-            `"sum"`, or `"none"` for one loss an anchor that has a positive.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+            `"sum"`, or `"none"` for one loss for each anchor that has a positive.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -125,29 +139,33 @@ class SupCon(ListwiseHead):
 
 
 class NPair(Head):
-    """How well each anchor tells its positive from the positives of all other classes, a pair a class.
+    """The N-pair loss: one positive pair for each class, against the positives of all other classes.
 
     ℓ_i = log(1 + Σ_{j≠i} exp(x_iᵀx_j⁺ − x_iᵀx_i⁺)) + (λ/2)(‖x_i‖² + ‖x_i⁺‖²)
 
-    One pair (x_i, x_i⁺) stands for each class: without `mined`, its first row that has a positive and the
-    first column that is one, in a P × K batch the first two rows of the class; with `mined`, the first
-    positive pair of the class in the list. What else the batch holds is not looked at, so K = 2 is the batch
-    for it. The negatives are the other classes' positives, never mined ones. Labels are needed beside `mined`
-    too, and a relation by which rows have a class: `SameLabel` or `CrossGroup`, whose pair is of two groups.
+    One pair (x_i, x_i⁺) is taken for each class. Without `mined`, it is the first row of the class that has a
+    positive and the first column that is one: in a P × K batch the first two rows of the class. With `mined`,
+    it is the first listed positive pair of the class. All other rows are ignored, so K = 2 is enough. The
+    negatives are the other classes' positives, never mined ones. Labels are needed with `mined` too.
 
-    Embeddings are taken as they are, and the paper's are not normalised: λ keeps them from growing.
-
-    Each rank would choose a pair of the class of its own, so columns from `gather` are refused.
+    Embeddings are not normalised, nor are the paper's: λ keeps them from growing. Columns from `gather` are
+    refused, since each rank would choose pairs of its own.
 
     Args:
         l2: λ, at least 0.
-        relation: which columns are positive, by their labels.
+        relation: which columns are positive, by the labels; rows must have a class: `SameLabel()`,
+            `CrossGroup()`, whose pair is of two groups, or a `Relation` with keys.
         reduction: `"mean"` over the pairs, `"mean_active"` over those with ℓ > 0, `"sum"`, or `"none"` for
-            one loss a pair, in the order of the batch or of the list.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+            one loss for each pair, in the order of the batch or of the list.
+        tile_rows: the pairs compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0], [0.0, 1.0]])
@@ -186,7 +204,7 @@ class NPair(Head):
             found, column = pairwise.sides(span)[0].view(torch.uint8).max(1)  # the first of several
             row = found.nonzero()[:, 0]
             parts.append((row + span.start, column[row]))
-        anchor, positive = (torch.cat(side) for side in zip(*parts))
+        anchor, positive = (torch.cat(side) for side in zip(*parts, strict=True))
         first = _first_of_each(classes[anchor])
         anchor, positive = anchor[first], positive[first]
         images = None

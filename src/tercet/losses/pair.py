@@ -23,28 +23,37 @@ __all__ = ["Contrastive", "MarginLoss"]
 
 
 class Contrastive(Head):
-    """How far positives are apart, and how far negatives are inside the margin, squared.
+    """The contrastive loss: how far positives are apart, and how far negatives are inside a margin, squared.
 
-    ℓ = h(D(a,p) − α⁺)² for a positive pair, h(α − D(a,n))² for a negative one, h(z) = max(0, z)
+    ℓ = h(D(a,p) − α⁺)² for a positive pair, h(α − D(a,n))² for a negative pair, h(z) = max(0, z)
 
     With α⁺ = 0 it is the loss of the paper. Pairs are ordered, rows against columns: where the columns are
-    the batch, (i, j) and (j, i) are two pairs, which matters to `"sum"` alone. Of mined triplets each
-    distinct pair (a, p) and (a, n) counts once, of mined pairs each as often as it is listed.
+    the batch, (i, j) and (j, i) are two pairs, which makes a difference to `"sum"` alone. From mined triplets
+    each distinct pair (a, p) and (a, n) counts once; mined pairs count as often as they are listed.
 
-    Embeddings are taken as they are: a margin of 1 presumes unit vectors, whose distances reach 2.
+    Embeddings are not normalised, save by `"cosine"`: a margin of 1 is meant for unit vectors, whose
+    distances reach 2.
 
     Args:
-        margin: α, in units of the distance.
-        pos_margin: α⁺, the distance under which a positive pair is near enough.
-        distance: a `Distance` or its name; the loss squares it, so `"squared_euclidean"` gives D⁴.
-        relation: which columns are positive and which negative, by their labels.
-        reduction: `"mean_active"` over the pairs with ℓ > 0, positive and negative together, `"mean"` over
-            all pairs, `"sum"`, or `"none"` for one loss a mined pair, the positive pairs first.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
-            by rounding alone.
+        margin: α, in units of the distance: negatives farther than that lose nothing.
+        pos_margin: α⁺, in units of the distance: positives nearer than that lose nothing.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, or a `Distance` with a gradient, such as `Mahalanobis`. The loss squares D, so
+            `"squared_euclidean"` gives ‖x − y‖⁴.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        reduction: `"mean_active"` for the mean over the pairs with ℓ > 0, positive and negative together,
+            `"mean"` over all pairs, `"sum"`, or `"none"` for one loss for each mined pair, positive pairs
+            first.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> x = torch.tensor([[0.0], [0.5], [1.0]], requires_grad=True)
@@ -90,7 +99,7 @@ class Contrastive(Head):
             pairs = tuple(distinct(*side, len(inputs[-1])) for side in pairs)
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
-            for side, loss in zip(pairs, (self._apart, self._inside)):
+            for side, loss in zip(pairs, (self._apart, self._inside), strict=True):
                 for i, j in self.chunks(inputs[0], inputs[-1], *side):
                     yield loss(*self.listed_distances(inputs[0], inputs[-1], i, j))
 
@@ -124,35 +133,43 @@ class Contrastive(Head):
 
 
 class MarginLoss(Head):
-    """How far positives are beyond a boundary, and negatives within it, and a boundary that learns.
+    """The margin loss: how far positives are beyond a learned boundary, and negatives within it.
 
     ℓ = h(α + (D(a,p) − β)) for a positive pair, h(α − (D(a,n) − β)) for a negative one, h(z) = max(0, z);
     the loss is their mean + ν · (1/n) Σ_i β_i over the rows i of the batch
 
-    β is one number, or one a class: then β_i is that of the class of row i, and a pair takes its anchor's. It
-    is a parameter, `head.beta`, so give the head's parameters to the optimiser;
-    `head.beta.requires_grad_(False)` holds it still.
+    The boundary β is one number, or one for each class: then a pair takes that of its anchor's class. It is
+    the parameter `head.beta`, so pass the head's parameters to the optimiser;
+    `head.beta.requires_grad_(False)` keeps it constant.
 
-    Each triplet is two pairs, counted as often as it is listed, since distance-weighted sampling draws with
-    repetition. Pairs are ordered, rows against columns. Embeddings are taken as they are; the paper's are
-    unit vectors.
+    A triplet is two pairs, each counted as often as it is listed, since distance-weighted sampling draws with
+    repetition. Pairs are ordered, rows against columns. Embeddings are not normalised, save by `"cosine"`;
+    the paper's are unit vectors.
 
     Args:
-        margin: α, in units of the distance.
-        beta: what β starts from, in units of the distance.
-        num_classes: how many β there are, for labels from 0 to num_classes − 1, beside mined pairs too; None
-            for a single one. By `CrossGroup` the class is the identity.
-        nu: ν, the pull that makes β smaller; with `reduction="sum"` it refuses columns from `gather`, where
-            each rank would pull once.
-        distance: a `Distance` or its name.
-        relation: which columns are positive and which negative, by their labels.
-        reduction: `"mean_active"` over the pairs with ℓ > 0, positive and negative together, `"mean"` over
-            all pairs, `"sum"`, or `"none"` for one loss a mined pair, the positive pairs first.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
-            by rounding alone.
+        margin: α, at least 0, in units of the distance.
+        beta: the first value of β, in units of the distance.
+        num_classes: C, for one β for each class: labels are then numbers from 0 to C − 1, and are needed with
+            `mined` too; None for a single β. With `CrossGroup` the class is the identity.
+        nu: ν, at least 0, the weight of the term that makes β smaller. With ν above 0, `reduction="none"` is
+            refused, and `reduction="sum"` refuses columns from `gather`, where each rank would add the term.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        reduction: `"mean_active"` for the mean over the pairs with ℓ > 0, positive and negative together,
+            `"mean"` over all pairs, `"sum"`, or `"none"` for one loss for each mined pair, positive pairs
+            first.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
 
     Raises:
-        ValueError: an option out of range, or two that contradict each other.
+        ValueError: an option out of range, or two that contradict each other; when called, what `forward`
+            lists.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.5], [4.0]])
@@ -238,7 +255,7 @@ class MarginLoss(Head):
             labels = self.relation.check("MarginLoss", "labels", labels, len(inputs[0]), inputs[0].device)
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
-            for pairs, sign in zip(pairs_of(rows), (1, -1)):
+            for pairs, sign in zip(pairs_of(rows), (1, -1), strict=True):
                 for i, j in self.chunks(inputs[0], inputs[-2], *pairs):
                     (d,) = self.listed_distances(inputs[0], inputs[-2], i, j)
                     beyond = d - gather_rows(inputs[-1], i)

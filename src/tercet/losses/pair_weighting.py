@@ -1,4 +1,4 @@
-"""Heads that weigh each pair by the others of its row: lifted structure, multi-similarity and circle."""
+"""Heads that weight each pair by the other pairs of its row: lifted structure, multi-similarity, circle."""
 
 from __future__ import annotations
 
@@ -22,25 +22,32 @@ __all__ = ["Circle", "LiftedStructure", "MultiSimilarity"]
 
 
 class LiftedStructure(ListwiseHead):
-    """How far each positive pair is apart, beside how near the negatives of its two ends come.
+    """The lifted structure loss: the distance of each positive pair against all negatives of both its ends.
 
     ℓ_ij = ½ h(J_ij)², J_ij = log( Σ_k exp(α − D_ik) + Σ_l exp(α − D_jl) ) + D_ij, h(z) = max(0, z)
 
-    k and l run over the negatives of i and of j. Each sum is that of a row, so the loss takes O(N²). With
-    references j is a column, and l runs over the rows that it is a negative of. A pair without any negative
-    loses 0. Pairs are ordered: where the columns are the batch, (i, j) and (j, i) are two, which matters to
-    `"sum"` alone. The sum over l needs all rows, so columns from `gather` are refused.
+    k and l are the negatives of i and of j. Each sum belongs to one row, so the loss takes O(N²). With
+    references j is a column, and l are the rows that it is a negative of; these sums need all rows, so
+    columns from `gather` are refused. A pair without any negative loses 0. Pairs are ordered: where the
+    columns are the batch, (i, j) and (j, i) are two pairs, which makes a difference to `"sum"` alone.
 
     Args:
         margin: α, in units of the distance.
-        distance: a `Distance` or its name.
-        relation: which columns are positive and which negative, by their labels.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean"` over the positive pairs, `"mean_active"` over those with ℓ > 0, `"sum"`, or
-            `"none"` for one loss a positive pair.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+            `"none"` for one loss for each positive pair, by anchor and then by positive.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
@@ -143,23 +150,30 @@ class LiftedStructure(ListwiseHead):
 
 
 class MultiSimilarity(ListwiseHead):
-    """How far the positives of each anchor are below a similarity, and its negatives above it.
+    """The multi-similarity loss: each anchor's positives below a similarity, and its negatives above it.
 
     ℓ_a = (1/α) log(1 + Σ_p exp(−α (s_ap − λ))) + (1/β) log(1 + Σ_n exp(β (s_an − λ)))
 
-    s is the cosine similarity. The paper mines pairs first; the loss without `mined` is that of all pairs.
+    s is the cosine similarity. The paper mines pairs first (`MultiSimilarityMiner`); without `mined` the loss
+    is that of all pairs. From a list, each distinct pair counts once.
 
     Args:
-        alpha: α, above 0.
-        beta: β, above 0.
+        alpha: α, above 0, the scale of positives.
+        beta: β, above 0, the scale of negatives.
         base: λ, a similarity.
-        relation: which columns are positive and which negative, by their labels.
-        reduction: `"mean"` over the anchors, all rows of the batch as in the paper, `"mean_active"` over
-            those with ℓ > 0, which are those with a pair, `"sum"`, or `"none"` for one loss a row.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        reduction: `"mean"` over all rows of the batch, as in the paper, `"mean_active"` over those with
+            ℓ > 0, which are those with a pair, `"sum"`, or `"none"` for one loss for each row.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -195,23 +209,30 @@ class MultiSimilarity(ListwiseHead):
 
 
 class Circle(ListwiseHead):
-    """How far each anchor is from telling positives from negatives, each weighed by how far off it is.
+    """The circle loss: positives against negatives of each anchor, weighted by how far they are off.
 
     ℓ_a = log(1 + Σ_n exp(γ α_n (s_an − m)) Σ_p exp(−γ α_p (s_ap − 1 + m))),
     α_p = h(1 + m − s_ap), α_n = h(s_an + m), h(z) = max(0, z)
 
-    s is the cosine similarity. The weights α_p and α_n are constants to the gradient, as in the paper.
+    s is the cosine similarity. The weights α_p and α_n are constants to the gradient, as in the paper. From a
+    list, each distinct pair counts once.
 
     Args:
-        m: the relaxation; the paper takes 0.25 for faces, 0.4 for fine-grained retrieval.
-        gamma: γ, the scale, above 0; the paper takes 256 for faces, 80 for fine-grained retrieval.
-        relation: which columns are positive and which negative, by their labels.
+        m: the relaxation, in units of the similarity; the paper takes 0.25 for faces, 0.4 for retrieval.
+        gamma: γ, above 0, the scale; the paper takes 256 for faces, 80 for retrieval.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean"` over the anchors that have a positive and a negative, `"mean_active"` over those
-            with ℓ > 0, `"sum"`, or `"none"` for one loss an anchor that has both.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes no result.
+            with ℓ > 0, `"sum"`, or `"none"` for one loss for each anchor that has both.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])

@@ -1,8 +1,8 @@
-"""Losses against proxies: learned points that stand for classes, so that images never meet each other.
+"""Losses against proxies: learned points that stand for classes. Embeddings are not compared with each other.
 
 A head compares directions alone: embeddings and proxies are divided by their lengths. Give proxies a
 learning rate of their own, 10 to 100 times the model's; `ProxyHead` says why. The heads that are a softmax
-over one proxy a class are in `losses.softmax`.
+over one proxy for each class are in `losses/softmax`.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ class ProxyHead(nn.Module, ABC):
     ) -> Float[Tensor, ""]:
         """The loss of the batch.
 
-        It waits for the device, to look for NaN and for labels out of range, and stands outside the graph of
-        something compiled. It can be differentiated twice.
+        A call waits for the device, to look for NaN and for labels out of range, and stays outside the graph
+        of `torch.compile`. The loss can be differentiated twice.
 
         Args:
-            embeddings: [n, d] floats; only their directions count.
+            embeddings: [n, d] floats of any precision; only their directions count.
             labels: [n] integers or bools, class numbers from 0 to `num_classes` − 1.
-            mined: None; embeddings meet proxies, not each other.
-            ids: [n] integers, which say nothing here, for the same reason.
+            mined: None, since embeddings are compared with proxies, not with each other.
+            ids: [n] integers, checked and not used, for the same reason.
             ref: None, for the same reason.
 
         Returns:
@@ -146,22 +146,26 @@ class ProxyHead(nn.Module, ABC):
 
 
 class ProxyNCA(ProxyHead):
-    """How much more likely an embedding is drawn to another class's proxy than to its own, averaged.
+    """The ProxyNCA loss: how near an embedding is to the proxies of other classes, against its own.
 
     ℓ = −log(exp(−D(x, p_y)/T) / Σ_{z≠y} exp(−D(x, p_z)/T)), D squared Euclidean on unit vectors
 
-    The proxy of the class itself is not in the sum, so ℓ falls below 0. With `plus_plus` it is, and ℓ is the
+    The proxy of the class itself is not in the sum, so ℓ may be below 0. With `plus_plus` it is, and ℓ is the
     cross-entropy of a softmax: ProxyNCA++.
 
     Args:
-        num_classes: how many classes, and proxies, there are.
-        dim: d, the dimension of the embeddings.
-        plus_plus: the probability of ProxyNCA++.
-        temperature: T, above 0; None for 1, or for 1/9 with `plus_plus`.
-        seed: names the first proxies, which are random directions of length 1.
+        num_classes: C, the number of classes, each with one proxy; labels are from 0 to C − 1.
+        dim: d, the dimension of the embeddings [n, d].
+        plus_plus: True for ProxyNCA++.
+        temperature: T, above 0, in units of the squared distance; None for 1, or for 1/9 with `plus_plus`.
+        seed: a whole number from 0, which decides the first proxies: random directions of length 1.
+
+    Returns:
+        From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
+        batch.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> head = ProxyNCA(num_classes=2, dim=2)
@@ -202,7 +206,7 @@ class ProxyNCA(ProxyHead):
 
 
 class ProxyAnchor(ProxyHead):
-    """How far the hardest embeddings are on the wrong side of each proxy's margins, softly.
+    """The proxy anchor loss: each proxy against all embeddings of the batch, its own class and the others.
 
     L = (1/|P⁺|) Σ_{p∈P⁺} log(1 + Σ_{x∈X⁺_p} exp(−α(s(x,p) − δ)))
       + (1/|P|) Σ_{p∈P} log(1 + Σ_{x∈X⁻_p} exp(α(s(x,p) + δ)))
@@ -211,14 +215,18 @@ class ProxyAnchor(ProxyHead):
     p and X⁻_p the others.
 
     Args:
-        num_classes: how many classes, and proxies, there are.
-        dim: d, the dimension of the embeddings.
+        num_classes: C, the number of classes, each with one proxy; labels are from 0 to C − 1.
+        dim: d, the dimension of the embeddings [n, d].
         margin: δ, in units of the cosine.
         alpha: α, above 0, the scale.
-        seed: names the first proxies, which are random directions of length 1.
+        seed: a whole number from 0, which decides the first proxies: random directions of length 1.
+
+    Returns:
+        From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
+        batch.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> head = ProxyAnchor(num_classes=2, dim=2, margin=0.0, alpha=1.0)
@@ -249,26 +257,30 @@ class ProxyAnchor(ProxyHead):
 
 
 class SoftTriple(ProxyHead):
-    """The cross-entropy of classes that have several centers each, a margin, and a pull between the centers.
+    """The SoftTriple loss: a softmax over classes with several centers each, which may fall together.
 
     ℓ = −log(exp(λ(S_y − δ)) / (exp(λ(S_y − δ)) + Σ_{c≠y} exp(λ S_c))), S_c = Σ_k q_k x·w_ck,
     q = softmax_k(x·w_ck / γ); L = mean of ℓ + τ / (C K (K − 1)) Σ_c Σ_{s<t} ‖w_cs − w_ct‖
 
-    x and w are unit vectors. The last term lets the centers of a class fall together where fewer will do;
-    where two have met, its gradient is 0.
+    x and w are unit vectors. The last term lets the centers of a class fall together where fewer are enough;
+    where two coincide, its gradient is 0.
 
     Args:
-        num_classes: C, how many classes there are.
-        dim: d, the dimension of the embeddings.
+        num_classes: C, the number of classes; labels are from 0 to C − 1.
+        dim: d, the dimension of the embeddings [n, d].
         centers: K; the centers of class c are the rows c·K to c·K + K − 1 of `proxies`.
         la: λ, above 0, the scale.
-        gamma: γ, above 0: the smaller, the more the nearest center of a class decides alone.
+        gamma: γ, above 0, in units of the cosine: the smaller, the more the nearest center decides alone.
         margin: δ, in units of the cosine.
-        tau: τ, at least 0.
-        seed: names the first centers, which are random directions of length 1.
+        tau: τ, at least 0, the weight of the last term.
+        seed: a whole number from 0, which decides the first centers: random directions of length 1.
+
+    Returns:
+        From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
+        batch.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> head = SoftTriple(num_classes=2, dim=2, centers=1, la=1.0, margin=0.0)

@@ -1,4 +1,4 @@
-"""What listwise heads are made of: the tiles of a mined list, a log Σ exp of part of a row."""
+"""What listwise heads share: the tiles of a list of mined tuples, and log Σ exp over part of a row."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["ListwiseHead", "MinedPairs", "log_sum"]
 
 
 class ListwiseHead(Head):
-    """A head whose loss of an anchor is made of one row: of a mined list each distinct pair counts once.
+    """A head whose losses of an anchor depend on its row alone; from a list each distinct pair counts once.
 
     A head adds its options and `losses_of(tile)`, the losses of a tile that the mean is over. The memory is
     that of a few tiles, never positives × negatives.
 
-    No head minds 1 less in every distance, so `cosine` is measured as −s, s the cosine similarity, 0
-    for a zero row.
+    A constant added to every distance cancels in each of these losses. So `cosine`, 1 − s, is computed as −s
+    (`negative_cosine`), which is a product.
     """
 
     losses_of: Callable[[Tile], Tensor]
 
     @property
     def measured(self) -> Distance:
-        """−s for `cosine`."""
+        """`negative_cosine` for `cosine`."""
         return negative_cosine if self.distance == cosine else self.distance
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
@@ -48,7 +48,7 @@ class ListwiseHead(Head):
         return self.loss_of(MinedPairs(caller, embeddings, mined, self.measured, ref, self.tile_rows))
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
-        """The loss of rows against columns, whoever says what is positive."""
+        """The loss of rows against columns, whose positives come from labels or from a list."""
         caller = type(self).__name__
         if self.reduction != "none":
             loss_of = partial(differentiated, self.losses_of, self.reduction)
@@ -57,7 +57,7 @@ class ListwiseHead(Head):
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for tile in compared.tiles(*inputs):
                 yield self.losses_of(tile)
-            if not len(inputs[-1]):  # a row without columns may still be one
+            if not len(inputs[-1]):  # a row without columns may still have a loss
                 d = compared.distance.tile(inputs[0], inputs[-1])  # [n, 0]
                 yield self.losses_of(Tile(0, d, *compared.sides(slice(0, len(d)))))
 
@@ -65,9 +65,19 @@ class ListwiseHead(Head):
 
 
 class MinedPairs:
-    """Mined tuples as `Pairwise` shows a batch: tiles whose positives and negatives are those of the list.
+    """A list of mined tuples in the form of `Pairwise`: the listed columns are positive or negative.
 
-    Args are those of `Pairwise`, and `mined` those of `mined_rows`. Triplets are their pairs (a, p), (a, n).
+    Args:
+        caller: the head that was called, for error messages.
+        embeddings: [n, d] floats, the rows.
+        mined: `Triplets`, which count as their pairs (a, p) and (a, n), or `Pairs`, or index tensors like
+            them.
+        distance: a `Distance`.
+        ref: the columns; None for the rows themselves.
+        tile_rows: rows in a tile; None for as many as the memory of a tile holds.
+
+    Raises:
+        ValueError: embeddings, references or tuples that `features` or `mined_rows` refuse.
 
     Example:
         >>> from tercet.pairwise.distances import euclidean
@@ -94,7 +104,7 @@ class MinedPairs:
         self.tile_rows = tile_height(caller, r, self.inputs[0], tile_rows)
 
     def spans(self) -> Iterator[slice]:
-        """The rows in blocks of `tile_rows`; none where there are no columns to stand against."""
+        """The rows in blocks of `tile_rows`; none where there are no columns."""
         n = len(self.inputs[0]) if len(self.inputs[-1]) else 0
         for start in range(0, n, self.tile_rows):
             yield slice(start, min(start + self.tile_rows, n))
@@ -115,7 +125,7 @@ class MinedPairs:
 
     @cached_property
     def _by_anchor(self) -> list[tuple[Tensor, Tensor]]:
-        """The pairs in the order of their anchors, in which a miner gives them."""
+        """The pairs sorted by anchor, as miners give them."""
         out = []
         for anchor, column in self._pairs:
             if bool((anchor[1:] < anchor[:-1]).any()):
@@ -125,13 +135,13 @@ class MinedPairs:
         return out
 
     def tiles(self, *inputs: Float[Tensor, "_ k"]) -> Iterator[Tile]:
-        """Anchors × columns, in row order; `inputs` as `Pairwise.tiles` takes them."""
+        """Anchors × columns, in row order; of `inputs`, where given, in place of `self.inputs`."""
         x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
         for rows in self.spans():
             yield Tile(rows.start, self.distance.tile(x[rows], y), *self.sides(rows))
 
 
 def log_sum(logits: Float[Tensor, "a r"], mask: Bool[Tensor, "a r"], dim: int = 1) -> Float[Tensor, " _"]:
-    """log Σ exp over the masked entries along `dim`; over none the lowest number of the kind, no gradient."""
-    # Not −∞: the derivative of a sum over nothing but −∞ is NaN.
+    """log Σ exp of the entries where `mask` is true, along `dim`; of none, the lowest finite number."""
+    # Not −∞: logsumexp of −∞ alone has the derivative NaN.
     return torch.logsumexp(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=dim)

@@ -18,18 +18,22 @@ __all__ = ["ArcFace", "CosFace", "NormalizedSoftmax"]
 
 
 class NormalizedSoftmax(ProxyHead):
-    """The cross-entropy of the classes, by the cosine to their proxies.
+    """The normalised softmax loss: the cross-entropy of the classes, by the cosine to their proxies.
 
     ℓ = −log(exp(s_y/T) / Σ_c exp(s_c/T)), s_c = cos(x, p_c)
 
     Args:
-        num_classes: how many classes, and proxies, there are.
-        dim: d, the dimension of the embeddings.
-        temperature: T, above 0.
-        seed: names the first proxies, which are random directions of length 1.
+        num_classes: C, the number of classes, each with one proxy; labels are from 0 to C − 1.
+        dim: d, the dimension of the embeddings [n, d].
+        temperature: T, above 0, in units of the cosine.
+        seed: a whole number from 0, which decides the first proxies: random directions of length 1.
+
+    Returns:
+        From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
+        batch.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> head = NormalizedSoftmax(num_classes=2, dim=2, temperature=1.0)
@@ -52,7 +56,7 @@ class NormalizedSoftmax(ProxyHead):
 
 
 class ArcFace(ProxyHead):
-    """The cross-entropy of the classes, where the angle to the own proxy counts as m larger than it is.
+    """The ArcFace loss: a softmax over classes, with a margin m added to the angle to the own proxy.
 
     ℓ = −log(exp(σ ψ(θ_y)) / (exp(σ ψ(θ_y)) + Σ_{c≠y} exp(σ cos θ_c))), ψ(θ) = cos(θ + m)
 
@@ -63,15 +67,19 @@ class ArcFace(ProxyHead):
     at x = ±p.
 
     Args:
-        num_classes: how many classes, and proxies, there are.
-        dim: d, the dimension of the embeddings.
+        num_classes: C, the number of classes, each with one proxy; labels are from 0 to C − 1.
+        dim: d, the dimension of the embeddings [n, d].
         margin: m, in radians, from 0 to π.
         scale: σ, above 0.
-        easy_margin: add the margin to acute angles only.
-        seed: names the first proxies, which are random directions of length 1.
+        easy_margin: True to add the margin to acute angles only.
+        seed: a whole number from 0, which decides the first proxies: random directions of length 1.
+
+    Returns:
+        From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
+        batch.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> head = ArcFace(num_classes=2, dim=2, margin=math.pi / 3, scale=1.0)
@@ -107,7 +115,9 @@ class ArcFace(ProxyHead):
         def turned(own: Tensor, x: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
             return self._turned(own, x, proxies[labels])
 
-        return cross_entropy(s.scatter(1, labels[:, None], _WithSlope.apply(turned, own, x, proxies)), labels)
+        return cross_entropy(
+            s.scatter(1, labels[:, None], _WithDerivative.apply(turned, own, x, proxies)), labels
+        )
 
     def _turned(
         self, own: Float[Tensor, "n 1"], x: Float[Tensor, "n d"], proxies: Float[Tensor, "n d"]
@@ -115,51 +125,55 @@ class ArcFace(ProxyHead):
         """σ ψ(θ), and dψ/d cos θ = cos m + sin m · cos θ / sin θ, of σ cos θ and the own proxies."""
         cosine = own / self.scale
         sine = torch.addcmul(proxies, cosine, x, value=-1).norm(dim=1, keepdim=True)
-        none = sine <= 4 * torch.finfo(sine.dtype).eps  # where θ is rounding, the slope's finite part
-        slope = cosine / sine.masked_fill(none, math.inf) * math.sin(self.margin) + math.cos(self.margin)
+        none = sine <= 4 * torch.finfo(sine.dtype).eps  # where θ is rounding, the derivative's finite part
+        derivative = cosine / sine.masked_fill(none, math.inf) * math.sin(self.margin) + math.cos(self.margin)
         turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
         last, step = -math.cos(self.margin), self.margin * math.sin(self.margin)
         if self.easy_margin:
             last, step = 0.0, 0.0
         near = cosine >= last
-        return self.scale * torch.where(near, turned, cosine - step), torch.where(near, slope, 1.0)
+        return self.scale * torch.where(near, turned, cosine - step), torch.where(near, derivative, 1.0)
 
 
-class _WithSlope(torch.autograd.Function):
-    """A function of `own` and of constants beside it, that gives its value and its slope by `own`.
+class _WithDerivative(torch.autograd.Function):
+    """A function of `own` and of other tensors, that gives its value and its derivative by `own`.
 
-    The second derivative is that of the slope, by `own` and by what stands beside it.
+    The other tensors are constants to the first derivative; the second is that of the derivative, by all.
     """
 
     @staticmethod
-    def forward(ctx: Any, function: Any, own: Any, *beside: Any) -> Any:
-        value, slope = function(own, *beside)
+    def forward(ctx: Any, function: Any, own: Any, *others: Any) -> Any:
+        value, derivative = function(own, *others)
         ctx.function = function
-        ctx.save_for_backward(slope, own, *beside)
+        ctx.save_for_backward(derivative, own, *others)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        slope, *given = ctx.saved_tensors
+        derivative, *given = ctx.saved_tensors
         if torch.is_grad_enabled():
-            _, slope = ctx.function(*given)
-        return None, grad * slope, *(None for _ in given[1:])
+            _, derivative = ctx.function(*given)
+        return None, grad * derivative, *(None for _ in given[1:])
 
 
 class CosFace(ProxyHead):
-    """The cross-entropy of the classes, where the cosine to the own proxy counts as m smaller than it is.
+    """The CosFace loss: a softmax over classes, with a margin m taken off the cosine to the own proxy.
 
     ℓ = −log(exp(σ(s_y − m)) / (exp(σ(s_y − m)) + Σ_{c≠y} exp(σ s_c))), s_c = cos(x, p_c)
 
     Args:
-        num_classes: how many classes, and proxies, there are.
-        dim: d, the dimension of the embeddings.
+        num_classes: C, the number of classes, each with one proxy; labels are from 0 to C − 1.
+        dim: d, the dimension of the embeddings [n, d].
         margin: m, in units of the cosine.
         scale: σ, above 0.
-        seed: names the first proxies, which are random directions of length 1.
+        seed: a whole number from 0, which decides the first proxies: random directions of length 1.
+
+    Returns:
+        From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
+        batch.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
         >>> head = CosFace(num_classes=2, dim=2, margin=0.5, scale=1.0)

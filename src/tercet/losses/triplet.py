@@ -26,30 +26,39 @@ __all__ = ["TripletMargin"]
 
 
 class TripletMargin(Head):
-    """How much nearer each negative is than it should be, averaged over triplets.
+    """The triplet loss: how far each negative falls short of being m farther than the positive.
 
     ℓ = h(D(a,p) − D(a,n) + m)^power, h(z) = max(0, z); with `soft`, ℓ = log(1 + exp(D(a,p) − D(a,n)))
 
-    The hinge is taken for each triplet and then averaged. Without `mined`, the loss is that of all triplets,
-    exactly, and no list of them is made: the plain hinge takes O(N²) for a few positives an anchor and never
-    more than O(N² log N), `soft` and `swap` O(number of triplets), each in the memory of a few tiles.
+    The hinge h is taken for each triplet, and then averaged. Without `mined`, the loss is that of all
+    triplets, exactly, and no list of them is made: the plain hinge takes O(N²) for a few positives an anchor
+    and never more than O(N² log N), `soft` and `swap` O(number of triplets), each in the memory of a few
+    tiles.
 
-    Embeddings are taken as they are: a margin of 0.2 presumes unit vectors, or `distance="cosine"`.
+    Embeddings are not normalised, save by `"cosine"`: a margin of 0.2 is meant for unit vectors.
 
     Args:
-        margin: m, in units of the distance; None for 0.2. `soft` has none and refuses one.
-        distance: a `Distance` or its name. FaceNet and Deep Ranking take `"squared_euclidean"`.
-        power: 1, or 2 for the squared hinge.
-        soft: the soft margin instead of the hinge.
-        swap: take the nearer of D(a,n) and D(p,n) for D(a,n); with references, both p and n are columns.
-        relation: which columns are positive and which negative, by their labels.
-        reduction: `"mean_active"` over the triplets with ℓ > 0, `"mean"` over all, `"sum"`, or `"none"`
-            for one loss a mined triplet.
-        tile_rows: rows computed at once; None for as many as fit the memory of a tile. It changes the result
-            by rounding alone.
+        margin: m, at least 0, in units of the distance; None for 0.2. With `soft` there is no margin: None.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖² (FaceNet, Deep Ranking), `"cosine"`
+            1 − cos(x, y), `"dot"` −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
+        power: 1, or 2 for the squared hinge. With `soft` it is 1.
+        soft: True for the soft margin log(1 + exp(z)) in place of the hinge.
+        swap: True to use the smaller of D(a,n) and D(p,n) in place of D(a,n). With references, p and n are
+            both columns.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        reduction: `"mean_active"` for the mean over the triplets with ℓ > 0, `"mean"` over all triplets,
+            `"sum"`, or `"none"` for one loss for each mined triplet.
+        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+            It changes the result by rounding alone.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
 
     Raises:
-        ValueError: an option out of range, or two that contradict each other.
+        ValueError: an option out of range, or two that contradict each other; when called, what `forward`
+            lists.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [1.5], [9.0]], requires_grad=True)
@@ -59,10 +68,10 @@ class TripletMargin(Head):
         (17.5, [0.0, 5.0, -7.0, 2.0])
 
     Reference:
-        Schroff, Kalenichenko & Philbin, "FaceNet", 2015 (hinge). Hermans, Beyer & Leibe, "In defense of the
-        triplet loss for person re-identification", 2017 (soft margin, `mean_active`). Balntas, Riba, Ponsa &
-        Mikolajczyk, "Learning local feature descriptors with triplets and shallow convolutional neural
-        networks", 2016 (swap).
+        Schroff, Kalenichenko & Philbin, "FaceNet: a unified embedding for face recognition and clustering",
+        2015 (hinge). Hermans, Beyer & Leibe, "In defense of the triplet loss for person re-identification",
+        2017 (soft margin, `mean_active`). Balntas, Riba, Ponsa & Mikolajczyk, "Learning local feature
+        descriptors with triplets and shallow convolutional neural networks", 2016 (swap).
     """
 
     tuples = "triplets"

@@ -1,4 +1,7 @@
-"""Sums of losses with their gradient, a part at a time: what stays of a part is its gradient alone."""
+"""Sum a loss over tiles: each tile is differentiated and freed at once, and only input gradients are kept.
+
+So a sum over any number of tiles takes the memory of one, and can be differentiated once.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,20 @@ __all__ = [
 ]
 
 REDUCTIONS = ("mean_active", "mean", "sum", "none")
-"""How a head makes one number of its losses: over those above 0, over all, no division, or not at all."""
+"""How a head reduces its losses: mean of those above 0, mean of all, sum, or all of them as they are."""
 
 
 def tiled_sum(
     caller: str, terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], *inputs: Float[Tensor, "..."]
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """The sum of a loss over tiles and of a count, with the loss's gradient, in the memory of one tile.
+    """The sum of a loss over tiles, with its gradient, and the sum of a count, in the memory of one tile.
 
-    Each term is differentiated when it is made and then forgotten: what stays is a gradient of the size of
-    each input. So the result can be differentiated once; `create_graph=True` is refused.
+    Each term is differentiated as soon as it is made, and freed. The result can be differentiated once;
+    `create_graph=True` is refused.
 
     Args:
-        caller: the head that was called, for the sentence of refusal.
-        terms: from tensors like `inputs`, makes (a scalar with its graph, a count) one after the other.
+        caller: the head that was called, for error messages.
+        terms: from tensors like `inputs`, yields (a scalar with its graph, a count) for each tile.
         inputs: what the gradient flows to.
 
     Returns:
@@ -50,12 +53,12 @@ def tiled_sum(
         >>> total.item(), count.item(), x.grad.tolist()
         (5.0, 2, [2.0, 4.0])
     """
-    value, count, gradients = _walked(terms, inputs)
+    value, count, gradients = _accumulated(terms, inputs)
     return with_gradient(caller, "sum", value, count, gradients, inputs), count
 
 
 def summed(losses: Float[Tensor, " t"], reduction: str) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """One term of `tiled_mean`: the sum of some losses, and how many of them the mean is over."""
+    """One term of `tiled_mean`: the sum of losses [t] in float64, and how many of them the mean is over."""
     if reduction == "mean_active":
         count = (losses.detach() > 0).sum()
     else:
@@ -69,11 +72,18 @@ def tiled_mean(
     terms: Callable[..., Iterator[tuple[Tensor, Tensor]]],
     *inputs: Float[Tensor, "..."],
 ) -> Float[Tensor, ""]:
-    """What `tiled_sum` gives, divided by its count unless `reduction` is `"sum"`; 0 over nothing.
+    """The sum of a loss over tiles, divided by the sum of the counts unless `reduction` is `"sum"`.
 
-    Args are those of `tiled_sum`; the terms count what the mean is over, as `summed` does.
+    Args:
+        caller: the head that was called, for error messages.
+        reduction: how a head reduces its losses.
+        terms: from tensors like `inputs`, yields (a scalar with its graph, how many losses the mean is over).
+        inputs: what the gradient flows to.
+
+    Returns:
+        The loss in the inputs' precision; 0 without terms, with a graph whose gradient is 0.
     """
-    return with_gradient(caller, reduction, *_walked(terms, inputs), inputs)
+    return with_gradient(caller, reduction, *_accumulated(terms, inputs), inputs)
 
 
 def with_gradient(
@@ -84,14 +94,14 @@ def with_gradient(
     gradients: Sequence[Float[Tensor, "..."] | None],
     inputs: Sequence[Float[Tensor, "..."]],
 ) -> Float[Tensor, ""]:
-    """A sum whose gradient is known, in the inputs' precision, divided by a count unless it is `"sum"`.
+    """A loss whose gradient is known: a sum, divided by a count unless `reduction` is `"sum"`.
 
     Args:
-        caller: the head that was called, for the sentence of refusal.
-        reduction: how a head makes one number of its losses.
+        caller: the head that was called, for error messages.
+        reduction: how a head reduces its losses.
         value: the sum, float64, without a graph.
         count: what it is divided by; 0 counts as 1.
-        gradients: of the sum, by each input; None where none is wanted, empty where none is at all.
+        gradients: of the sum by each input, None for an input that wants none; empty if no input wants one.
         inputs: what the gradient flows to.
     """
     share = None if reduction == "sum" else count.clamp(min=1)
@@ -99,42 +109,43 @@ def with_gradient(
     return _Known.apply((caller, loss, share, gradients), *inputs) if gradients else loss
 
 
-def _walked(
+def _accumulated(
     terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], inputs: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """The sum of the terms in float64, that of the counts, and the gradient, where one is wanted."""
+    """The sum of the terms in float64, the sum of the counts, and the gradients that are wanted."""
     enabled = torch.is_grad_enabled()
     leaves = [v.detach().requires_grad_(enabled and v.requires_grad) for v in inputs]
     sought = [v for v in leaves if v.requires_grad]
     total = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
     count = torch.zeros((), dtype=torch.int64, device=inputs[0].device)
     gradients = [torch.zeros_like(v) if v.requires_grad else None for v in leaves] if sought else []
-    sums = [v for v in gradients if v is not None]
-    # Outside autocast, or the gradients of float32 products would be taken in 16 bits.
+    kept = [v for v in gradients if v is not None]
+    # Without autocast, which would compute the gradients of float32 products in 16 bits.
     with full_precision(total.device), torch.set_grad_enabled(bool(sought)):
         for value, number in terms(*leaves):
             total += value.detach()
             count += number
             if value.requires_grad:
-                for gradient, part in zip(sums, torch.autograd.grad(value, sought, allow_unused=True)):
+                parts = torch.autograd.grad(value, sought, allow_unused=True)
+                for gradient, part in zip(kept, parts, strict=True):
                     if part is not None:
                         gradient += part
     return total, count, gradients
 
 
 def once_differentiable(caller: str, loss: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The loss, refused to `create_graph=True` as every tiled one is, whichever way it was computed."""
+    """The loss, which refuses `create_graph=True` as every tiled loss does, however it was computed."""
     return _Once.apply(caller, loss)  # type: ignore[return-value]
 
 
 def refuse_second_derivative(caller: str, expected: str, hint: str) -> None:
-    """For a backward without a graph of its own: refuse `create_graph=True`, which is seen at no cost.
+    """Refuse `create_graph=True`, from a backward that cannot be differentiated itself.
 
-    torch's `once_differentiable` does not serve: `autograd.grad(gradient, inputs)` never visits the node that
-    it leaves to raise the error, and a gradient penalty is silently wrong.
+    torch's own `once_differentiable` is not enough: it leaves a node that raises when it is visited, but
+    `autograd.grad(gradient, inputs)` never visits it, and a gradient penalty is silently wrong.
 
     Args:
-        caller: the head or function that was called, for the sentence.
+        caller: the head or function that was called, for error messages.
         expected: what would have been right.
         hint: what to do instead.
 

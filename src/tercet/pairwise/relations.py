@@ -1,7 +1,7 @@
 """Relations: which columns are positive for a row, which negative and which neither, by their labels.
 
-A relation takes labels of its own shape, [n] or [n, c]. Whether two rows show the same image is not its
-business: `Pairwise` knows that by ids.
+A relation takes labels of its own shape, [n] or [n, c]. Whether two rows show the same image is decided by
+`Pairwise`, from ids.
 """
 
 from __future__ import annotations
@@ -33,17 +33,16 @@ __all__ = [
 class Relation(Protocol):
     """What `relation=` takes: three functions of labels.
 
-    A relation of one's own is a class with these three, or a subclass of one here. Beside them a class may
-    make promises about its `sides`, which allow a faster way than calling it for every pair:
+    A relation of one's own is a class with these three, or a subclass of one here. A class may also make
+    promises about its `sides`, which allow a faster way than calling it for every pair:
 
     - `is_symmetric`: True where two rows are on the same side of each other, whichever is the anchor.
-    - `key_is_class`: True where rows are positive exactly where their keys are equal.
-    - `key` is one itself: rows of unequal keys are negatives.
+    - `key_is_class`: True where rows are positive exactly if their keys are equal.
+    - `key` is a promise itself: rows of unequal keys are negatives.
 
     A subclass that overrides `sides` takes all three back by that alone, and its `sides` is called for every
-    pair; `key` goes on naming the class of a row, for `NPair` and `MarginLoss`. Where a promise still holds,
-    the subclass states it again, as a line of its own class. An override on an object counts like one in a
-    class.
+    pair; `key` still names the class of a row, for `NPair` and `MarginLoss`. Where a promise still holds, the
+    subclass states it again, as a line of its own class. An override on an object counts like one in a class.
 
     Example:
         >>> class LaterGroup(CrossGroup):
@@ -57,13 +56,13 @@ class Relation(Protocol):
     """
 
     def check(self, caller: str, argument: str, labels: Any, count: int, device: Any, /) -> Tensor:
-        """The labels of `count` rows on `device`, or a sentence of refusal."""
+        """The labels of `count` rows on `device`; raises ValueError where they are not."""
         ...
 
     def key(self, labels: Tensor, /) -> Int[Tensor, " n"] | None:
         """A number for each row, such that rows of unequal numbers are negatives; None where there is none.
 
-        It is what makes mining fast: only the columns of the row's own number need to be looked at.
+        It makes mining fast: positives are searched among columns of the row's own number alone.
         """
         ...
 
@@ -78,12 +77,12 @@ def whole_numbers(
     """Labels or ids as int64 on the embeddings' device: exact for any integer or bool kind.
 
     Args:
-        caller: the class or function that was called, for the sentence.
-        argument: the name of the argument, for the sentence.
+        caller: the class or function that was called, for error messages.
+        argument: the name of the argument, for error messages.
         values: a tensor [count], or [count, c] with a `width`.
         count: the number of rows.
         device: where the embeddings are.
-        width: what the c columns are, for the sentence; empty where labels are [count].
+        width: what the c columns are, for error messages; empty where labels are [count].
 
     Raises:
         ValueError: no tensor, no whole numbers, or another shape.
@@ -100,7 +99,7 @@ def whole_numbers(
         expected = f"shape ({count},), one for each embedding"
         hint = "pass a relation that takes several labels a row" if values.ndim == 2 else ""
         raise refusal(caller, argument, f"shape {tuple(values.shape)}", expected, hint)
-    # What was made under inference_mode is no index of a graph outside it.
+    # A tensor made under inference_mode cannot be saved as an index by a graph outside it.
     outside = values.is_inference() and not torch.is_inference_mode_enabled()
     # Up to an accelerator nobody waits; down to the host the numbers have to have arrived.
     sent = torch.device(device).type != "cpu"
@@ -108,7 +107,7 @@ def whole_numbers(
 
 
 def label_rows(caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n *c"]:
-    """Labels as int64, [n] or [n, c], where any relation may read them later. Args as for `whole_numbers`."""
+    """Labels [count] or [count, c] as int64 on `device`, where any relation may read them later."""
     several = isinstance(labels, Tensor) and not lack_of_data(labels) and labels.ndim == 2
     return whole_numbers(caller, argument, labels, count, device, "several labels a row" if several else "")
 
@@ -146,8 +145,8 @@ class SameLabel:
 class SharedLabel:
     """For several labels an image: positive when two images share one, negative when they share none.
 
-    Labels are [n, c], one column a label: true, or not 0, where the image bears it. An image without any
-    label is everyone's negative.
+    Labels are [n, c], one column for each label: true, or not 0, where the image has it. An image without any
+    label is a negative of every image.
 
     Example:
         >>> tags = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 1]])
@@ -177,8 +176,8 @@ class SharedLabel:
 class CrossGroup:
     """Positive: the same identity seen by another camera. Negative: another identity.
 
-    The same identity in the same group (camera, session, video) is neither: it is too easy to teach anything,
-    and benchmarks of re-identification leave it out. Labels are [n, 2]: identity, group.
+    The same identity in the same group (camera, session, video) is neither: such pairs are too easy to learn
+    from, and benchmarks of re-identification leave them out. Labels are [n, 2]: identity, group.
 
     Example:
         >>> labels = torch.tensor([[7, 0], [7, 0], [7, 1], [8, 0]])
@@ -215,7 +214,7 @@ class CrossGroup:
 
 @dataclass(frozen=True)
 class Graded:
-    """By how relevant two images are to each other: r ≥ T⁺ is positive, r ≤ T⁻ negative, between is neither.
+    """By how relevant two images are to each other: r ≥ T⁺ is positive, r ≤ T⁻ negative, the rest neither.
 
     Args:
         positive: T⁺, in [0, 1].
@@ -251,7 +250,7 @@ class Graded:
 
     @property
     def is_symmetric(self) -> bool:
-        """True unless relevance is a function of one's own, which may not be the same both ways."""
+        """True unless `relevance` is a function, which may not be the same in both directions."""
         return isinstance(self.relevance, str)
 
     def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n c"]:
@@ -285,7 +284,7 @@ def _bits(labels: Shaped[Tensor, "n c"]) -> Float[Tensor, "n c"]:
 
 
 def _common(a: Float[Tensor, "a c"], b: Float[Tensor, "r c"]) -> Float[Tensor, "a r"]:
-    """How many labels two rows share: sums of 0 and 1, exact at any precision of the factors."""
+    """How many labels two rows share: sums of 0 and 1, exact also in lowered precision."""
     with full_precision(a.device):
         return a @ b.T
 
