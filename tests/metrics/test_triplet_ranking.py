@@ -13,6 +13,7 @@ from tercet.metrics.scores import TripletScore
 from tercet.metrics.triplet_ranking import score_at_top_k, similarity_precision
 from tercet.pairwise.budget import budget, override
 from tests.oracles import triplets as reference
+from tests.oracles.figures import precision_by_loop, score_by_loop
 from tests.oracles.triplets import unchecked
 
 torch.set_num_threads(1)
@@ -34,23 +35,6 @@ def drawn(n, count, seed=0, columns=None):
     rows = np.stack([rng.integers(0, n, count), *rng.integers(0, columns, (2, count))])
     distinct = (rows[0] != rows[1]) & (rows[0] != rows[2]) & (rows[1] != rows[2])
     return Triplets(*np.ascontiguousarray(rows[:, distinct]))
-
-
-def precision_by_loop(d, triplets):
-    """(correct, triplets)"""
-    rows = list(zip(*(corner.tolist() for corner in triplets)))
-    return sum(d[q][p] < d[q][n] for q, p, n in rows), len(rows)
-
-
-def score_by_loop(d, triplets, k, candidates):
-    """(correct, counted): candidates[q] are the columns of the list of q."""
-    correct = counted = 0
-    for q, p, n in zip(*(corner.tolist() for corner in triplets)):
-        first = sorted(candidates[q], key=lambda j: (d[q][j], j))[:k]
-        if p in first or n in first:
-            counted += 1
-            correct += d[q][p] < d[q][n]
-    return correct, counted
 
 
 def others(n, groups=None):
