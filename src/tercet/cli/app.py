@@ -1,4 +1,4 @@
-"""The console script: every command under one name, and how a command ends: well, or with one sentence."""
+"""The console script `tercet`: its commands, and how they end: with exit code 0, or with one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tercet.core.checks import escaped
 
 __all__ = ["main", "run"]
 
-_UsageError: Any = typer.BadParameter.__base__  # click's own, which some versions of typer bring along
+_UsageError: Any = typer.BadParameter.__base__  # click's class, of which some versions of typer have a copy
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -55,7 +55,7 @@ def _options(
 
 
 class _Ended(BaseException):
-    """A signal that asks the command to end; no `except Exception` stops it on its way."""
+    """Raised by a signal that ends the command; a BaseException, so that no `except Exception` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -65,14 +65,13 @@ class _Ended(BaseException):
 def run(app: typer.Typer) -> None:
     """Run the command of the command line, and exit.
 
-    A refusal becomes its sentence on standard error and exit code 1; a wrong command line, exit code 2. A
-    signal that asks to end (SIGINT, SIGTERM, SIGHUP) becomes one line and exit code 128 + its number, after
-    threads have stopped and temporary files are removed. A warning becomes one line. Names in the sentences
-    are escaped, whoever wrote them.
+    A ValueError or OSError becomes one line on standard error and exit code 1, a wrong command line exit code
+    2. A signal (SIGINT, SIGTERM, SIGHUP) becomes one line and exit code 128 + its number, after threads have
+    stopped and temporary files are removed. A warning becomes one line. All messages are escaped.
     """
     try:
         with _ended_by_signals(), _warnings_in_a_line():
-            code = app(standalone_mode=False)  # else typer shows a wrong command line as it was written
+            code = app(standalone_mode=False)  # otherwise typer prints a wrong command line without escaping
     except _Ended as ended:
         name = signal.Signals(ended.number).name
         typer.secho(f"Ended by {name}: nothing unfinished is left under a final name.", fg="red", err=True)
@@ -89,7 +88,7 @@ def run(app: typer.Typer) -> None:
 
 @contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Show what the block warns of without the place in our code."""
+    """Show warnings of the block as one line, without the place in the code."""
 
     def show(message: Warning | str, *place: object, **more: object) -> None:
         typer.secho(f"Warning: {escaped(message)}", fg="yellow", err=True)
@@ -104,13 +103,13 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Have a signal that asks to end raise `_Ended` in the block; one that the caller ignores stays so."""
+    """Make signals raise `_Ended` in the block; signals that the parent process ignores stay ignored."""
 
     before = {one: signal.getsignal(one) for one in _ENDING}
     taken = [one for one, handler in before.items() if handler not in (signal.SIG_IGN, None)]
 
     def end(number: int, frame: FrameType | None) -> None:
-        for one in taken:  # a second one would break off the removing of temporary files
+        for one in taken:  # a second signal would interrupt the removal of temporary files
             signal.signal(one, signal.SIG_IGN)
         raise _Ended(number)
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, the catalog of a source, groups of images."""
+"""What the commands share: options, the catalog of a source, and groups of images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def path(text: str) -> Path:
-    """A path of the command line, refused where it is empty: `Path("")` would be the current folder.
+    """A path of the command line, refused if empty: `Path("")` would be the current folder.
 
     Raises:
         typer.BadParameter: an empty argument.
@@ -99,8 +99,8 @@ def opened_catalog(
     Args:
         caller: the command, for messages.
         source: the folder or the table.
-        class_depth, root, outside_root, columns, path_column, label_column, verify, quiet: the options of
-            their names.
+        class_depth, root, outside_root, columns, path_column, label_column, verify, quiet: the options of the
+            same names; `columns` is `--group`.
 
     Raises:
         ValueError: no such source, or one without images.
@@ -123,7 +123,7 @@ def opened_catalog(
 
 
 def refuse_input(caller: str, output: Path, *inputs: Path, argument: str = "output") -> None:
-    """Refuse an output that is what it would be made from: `--overwrite` would lose it."""
+    """Refuse an output that is also an input: `--overwrite` would destroy it."""
     for given in inputs:
         if output.resolve() == given.resolve():
             kind = "folder" if given.is_dir() else "file"
@@ -136,12 +136,12 @@ def with_groups(caller: str, catalog: Catalog, groups: str, of_folder: bool) -> 
     Args:
         caller: the command, for messages.
         catalog: the images.
-        groups: of a table the name of a column; of a folder the level of the folder that names the group,
+        groups: for a table, the name of a column; for a folder, the level of the folder that names the group,
             1 the highest, or a regular expression with one group, searched in each path.
-        of_folder: whether the catalog is that of a folder.
+        of_folder: whether the catalog is of a folder.
 
     Raises:
-        ValueError: no such expression, or a path that has no such folder or does not match.
+        ValueError: an invalid expression, or a path without such a folder or match.
     """
     if not of_folder:
         return catalog, catalog.groups[groups]

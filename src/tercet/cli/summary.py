@@ -1,4 +1,4 @@
-"""The closing tables of the commands: what there was, what was written, what was left out."""
+"""The final tables of the commands: what was read, written and left out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tercet.data.manifests.writing import kind_and_count
 
 __all__ = ["Part", "finish", "grid", "report", "tell_left_out"]
 
-SHOWN = 20  # of what was left out, by name; the table counts the rest
-REASONS = {  # attributes of the strategies that count, and what a person reads; shown where they are not 0
+SHOWN = 20  # files listed that were left out; the table counts them all
+REASONS = {  # attributes of strategies, and their text in the table; shown where they are not 0
     "alone": "no query: alone in its class",
     "same_group": "no query: its class is of one group",
     "over_limit": "no query: over the limit of its class",
@@ -30,7 +30,7 @@ REASONS = {  # attributes of the strategies that count, and what a person reads;
 
 
 class Part(NamedTuple):
-    """A manifest that was written: all images, or those for training, or those for validation."""
+    """A manifest that was written: of all images, or of a part of a split."""
 
     name: str
     output: Path
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 def report(parts: list[Part], seconds: float, quiet: bool) -> None:
-    """Names the manifests and shows a table, a column for each; on standard error what was left out."""
+    """Print the manifests and a table with a column for each, and on standard error what was left out."""
     left_out = parts[0].catalog.left_out
     tell_left_out(left_out)
     if quiet:
@@ -61,7 +61,7 @@ def report(parts: list[Part], seconds: float, quiet: bool) -> None:
 
 
 def grid(rows: Mapping[str, Sequence[int]], heads: Sequence[str] = ("",)) -> Table:
-    """A table of counts by name, a column for each head; a single head is not shown."""
+    """A table of counts by name with a column for each head; a single head is not shown."""
     table = Table("", *heads, show_header=len(heads) > 1)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -71,7 +71,7 @@ def grid(rows: Mapping[str, Sequence[int]], heads: Sequence[str] = ("",)) -> Tab
 
 
 def tell_left_out(left_out: Sequence[LeftOut]) -> None:
-    """Names on standard error what was left out, and why."""
+    """Print on standard error what was left out, and why."""
     for item in left_out[:SHOWN]:
         typer.echo(escaped(f"left out: {item.path}: {item.reason}"), err=True)
     if len(left_out) > SHOWN:
@@ -79,7 +79,7 @@ def tell_left_out(left_out: Sequence[LeftOut]) -> None:
 
 
 def finish(table: Table, left_out: Sequence[LeftOut], seconds: float) -> None:
-    """Adds how much was left out for which reason, and the time, and shows the table."""
+    """Add the number left out, by reason, and the time to the table, and print it."""
     table.add_row("left out", f"{len(left_out):,}")
     for reason, count in Counter(item.reason for item in left_out).most_common():
         table.add_row(Text(escaped(f"  {reason}")), f"{count:,}")
