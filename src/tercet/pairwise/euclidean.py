@@ -125,6 +125,7 @@ def weighted_differences(
         tensor([[-19.]])
     """
     sums = weights.sum(1, keepdim=True)  # [a, 1]
+    # The two terms are added in another order to a total, in place, so the last bit may differ.
     if total is None:
         return (sums * u).addmm_(weights, v, alpha=-1)
     return total.addmm_(weights, v, alpha=-1).addcmul_(sums, u)
