@@ -22,9 +22,8 @@ from tercet.core.randomness import derive_key
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import cosine
 from tercet.pairwise.euclidean import distances_within
-from tercet.pairwise.inputs import allocated, lack_of_data
+from tercet.pairwise.inputs import allocated, features, lack_of_data
 from tercet.pairwise.relations import whole_numbers
-from tercet.pairwise.tiles import features
 from tercet.pairwise.torch_modes import outside_graph
 
 __all__ = ["ProxyAnchor", "ProxyHead", "ProxyNCA", "SoftTriple"]

@@ -14,7 +14,8 @@ from tercet.core.indices import References
 from tercet.losses.base import Head, pairs_of, reduced
 from tercet.losses.tile_gradients import differentiated, loss_from_pair_gradients
 from tercet.pairwise.distances import Distance, cosine, negative_cosine
-from tercet.pairwise.tiles import Pairwise, Tile, features, mined_rows, tile_height
+from tercet.pairwise.inputs import features
+from tercet.pairwise.tiles import Pairwise, Tile, mined_rows, tile_height
 
 __all__ = ["ListwiseHead", "MinedPairs", "log_sum"]
 

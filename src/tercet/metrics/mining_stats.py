@@ -12,8 +12,9 @@ from torch import Tensor
 from tercet.core.checks import as_float
 from tercet.core.indices import References
 from tercet.pairwise.distances import Distance, as_distance, exact_pairs
+from tercet.pairwise.inputs import features
 from tercet.pairwise.relations import label_rows
-from tercet.pairwise.tiles import features, mined_rows, tile_height
+from tercet.pairwise.tiles import mined_rows, tile_height
 
 __all__ = ["describe"]
 

@@ -16,9 +16,9 @@ from tercet.metrics.inputs import as_candidate_lists, as_references, as_triplet_
 from tercet.metrics.scores import TripletScore
 from tercet.neighbors.exact import ExactSearch
 from tercet.pairwise.distances import Distance, as_distance, exact_pairs
-from tercet.pairwise.inputs import tensor_of
+from tercet.pairwise.inputs import features, tensor_of
 from tercet.pairwise.relations import whole_numbers
-from tercet.pairwise.tiles import Pairwise, features, tile_height
+from tercet.pairwise.tiles import Pairwise, tile_height
 
 __all__ = ["score_at_top_k", "similarity_precision"]
 

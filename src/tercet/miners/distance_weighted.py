@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -11,9 +13,10 @@ from torch.nn.functional import normalize
 
 from tercet.core.checks import as_float, refusal
 from tercet.core.indices import Triplets
+from tercet.core.randomness import keyed_uniform
 from tercet.miners.base import Miner, nothing
-from tercet.miners.collected import Collected
-from tercet.miners.draws import batch_key, keyed
+from tercet.miners.collected import Collected, Tuples
+from tercet.miners.draws import batch_key, keyed, sent_up
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
@@ -81,6 +84,15 @@ class DistanceWeighted(Miner):
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         """One triplet for each anchor and positive, where the anchor has a negative to draw."""
         key = batch_key("DistanceWeighted", self.seed, step, pairwise)
+        rule = functools.partial(self._rule, pairwise, key)
+        if pairwise.labels.device.type != "cpu":
+            return Triplets(*self._listed(pairwise, step, lambda search, found: rule(found)))
+        found = Collected()  # it searches for nothing
+        rule(found)
+        return Triplets(*self._drawn(found.columns() or nothing(pairwise, 3), pairwise, step))
+
+    def _rule(self, pairwise: Pairwise, key: int, found: Tuples) -> None:
+        """Add a triplet for each anchor and positive."""
         # A product loses the digits of small distances, but those below the cutoff count as the cutoff. Taken
         # in float64 and rounded to float32, it is the same however rows are cut into tiles, at bounds too.
         units = [normalize(v.detach().double()) for v in pairwise.inputs]
@@ -89,7 +101,6 @@ class DistanceWeighted(Miner):
         height = self.tile_rows or max(1, pairwise.tile_rows // 4)  # four tables of that size at once
         # One table for all tiles: fresh memory costs a pass of its own.
         room = x.new_empty(min(height, len(x)), len(y))
-        found = Collected()
         for rows in (slice(i, i + height) for i in range(0, len(x) if len(y) else 0, height)):
             is_positive, is_negative = pairwise.sides(rows)
             table = room[: len(is_positive)]
@@ -98,18 +109,39 @@ class DistanceWeighted(Miner):
             weights = _weights(square, wanted, dimensions, self.cutoff)
             cumulative = torch.cumsum(weights, 1, dtype=torch.float64, out=table)  # [a, r]
             total = cumulative[:, -1:]
-            at, positive = true_places(is_positive)
-            every, count = torch.arange(max(len(at), len(cumulative)), device=at.device), len(cumulative)
-            # The place of each positive among those of its anchor.
-            place = every[: len(at)] - torch.searchsorted(at, every[:count])[at]
-            drawn = cumulative.new_zeros(count, int(place.max()) + 1 if len(place) else 1)  # [a, q]
-            drawn[at, place] = keyed(key, at + rows.start, positive)
+            at, positive, place, width, uniform = _keyed_pairs(pairwise, rows, is_positive, key)
+            drawn = cumulative.new_zeros(len(cumulative), width)  # [a, q]
+            drawn[at, place] = uniform
             # Below the total, since a draw that rounds up to it would lie behind the last column.
             drawn = torch.minimum(drawn * total, torch.nextafter(total, total.new_zeros(())))
             negative = torch.searchsorted(cumulative, drawn, right=True)[at, place]
             negative = negative.masked_fill(total[at, 0] == 0, -1)
             found.add(at + rows.start, positive, negative)
-        return Triplets(*self._drawn(found.columns() or nothing(pairwise, 3), pairwise, step))
+
+
+def _keyed_pairs(
+    pairwise: Pairwise, rows: slice, is_positive: Bool[Tensor, "a r"], key: int
+) -> tuple[Tensor, Tensor, Tensor, int, Tensor]:
+    """The positive pairs of a tile, each with a keyed number in [0, 1).
+
+    Returns:
+        Places of anchors in the tile and columns, int64 [t]; the place of each among its anchor's positives,
+        int64 [t]; the most positives of an anchor, at least 1; the numbers, float64 [t].
+    """
+    device, count = is_positive.device, len(is_positive)
+    if pairwise.positive_pairs_on_host is None:
+        at, positive = true_places(is_positive)
+        every = torch.arange(max(len(at), count), device=device)
+        place = every[: len(at)] - torch.searchsorted(at, every[:count])[at]
+        width = int(place.max()) + 1 if len(place) else 1
+        return at, positive, place, width, keyed(key, at + rows.start, positive)
+    row, column = pairwise.positive_pairs_on_host  # nothing has to be read
+    here = slice(*np.searchsorted(row, (rows.start, rows.start + count)))
+    row, column = row[here], column[here]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    uniform = sent_up(keyed_uniform(key, row, column), device)
+    at, positive, places = (sent_up(each, device) for each in (row - rows.start, column, place))
+    return at, positive, places, int(place.max(initial=0)) + 1, uniform
 
 
 def _weights(

@@ -12,15 +12,15 @@ from torch import Tensor
 from tercet.core.randomness import derive_key, keyed_bits, keyed_uniform, permute
 from tercet.pairwise.tiles import Pairwise
 
-__all__ = ["batch_key", "drawn_places", "keyed"]
+__all__ = ["batch_key", "drawn_places", "keyed", "sent_up"]
 
 
 def batch_key(caller: str, seed: int, step: int, pairwise: Pairwise) -> int:
     """The key of a draw: a pure function of caller, seed, step, and the batch's labels and ids."""
     key = derive_key(caller, seed, step)
-    for values in (pairwise.labels, pairwise.column_labels, pairwise.ids, pairwise.column_ids):
+    for values in pairwise.on_host():
         if values is not None:
-            numbers = values.cpu().to(torch.int64).numpy().ravel()
+            numbers = values.ravel()
             bits = keyed_bits(key, np.arange(len(numbers)), numbers)
             key = derive_key(key, int(np.bitwise_xor.reduce(bits)), len(numbers))
     return key
@@ -34,10 +34,15 @@ def drawn_places(count: int, total: int, key: int, device: Any) -> Int[Tensor, "
         tensor([0, 1, 2])
     """
     places = np.sort(permute(np.arange(count), total, key))
-    return torch.from_numpy(places).to(device)
+    return sent_up(places, device)
 
 
 def keyed(key: int, *rows: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
     """A number in [0, 1) for each tuple of row numbers, float64."""
     device = rows[0].device
-    return torch.from_numpy(keyed_uniform(key, *(each.cpu().numpy() for each in rows))).to(device)
+    return sent_up(keyed_uniform(key, *(each.cpu().numpy() for each in rows)), device)
+
+
+def sent_up(values: np.ndarray, device: Any) -> Tensor:
+    """A tensor of these numbers on the device; to an accelerator nobody waits for the copy."""
+    return torch.from_numpy(values).to(device, non_blocking=True)

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from tercet.core.checks import refusal
+from tercet.core.indices import References
+from tercet.pairwise.distances import Distance, takes_floats_only
 
 __all__ = [
     "FiniteCheck",
@@ -22,9 +24,11 @@ __all__ = [
     "check_finite",
     "check_finite_later",
     "device_of",
+    "features",
     "lack_of_data",
     "raise_late",
     "tensor_of",
+    "unchecked_features",
 ]
 
 
@@ -199,3 +203,84 @@ def raise_late(device: torch.device) -> None:
         if not bool(answer):
             expected, hint = _finite(limit)
             raise refusal(caller, argument, "those of an earlier call", expected, hint)
+
+
+def features(
+    caller: str, embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
+) -> tuple[Float[Tensor, "_ k"], ...]:
+    """Checked and prepared rows and columns: two tensors, or one where the columns are the batch.
+
+    Either way `[0]` are the rows and `[-1]` the columns.
+
+    Args:
+        caller: the class or function that was called, for error messages.
+        embeddings: [n, d] floats of any precision (integer codes for `hamming`).
+        distance: a `Distance`.
+        ref: the columns; None for the batch itself.
+
+    Raises:
+        ValueError: embeddings that are no matrix of numbers, differ in dimension or device, or are not
+            finite.
+    """
+    found, checks = unchecked_features(caller, embeddings, distance, ref)
+    check_finite(checks)
+    return found
+
+
+def unchecked_features(
+    caller: str, embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
+) -> tuple[tuple[Float[Tensor, "_ k"], ...], list[FiniteCheck]]:
+    """`features` whose numbers nobody has looked at yet, and the checks that do so."""
+    checks: list[FiniteCheck] = []
+    if ref is None:
+        return (_prepared(caller, "embeddings", embeddings, distance, checks),), checks
+    if not isinstance(ref, References):
+        raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
+    one = None  # the precision to prepare both in: else equal rows would not be at distance 0
+    if all(isinstance(v, Tensor) and v.is_floating_point() for v in (embeddings, ref.embeddings)):
+        both = {v.dtype for v in (embeddings, ref.embeddings)}
+        one = torch.float64 if torch.float64 in both else torch.float32 if len(both) > 1 else None
+    x = _prepared(caller, "embeddings", embeddings, distance, checks, one)
+    y = _prepared(caller, "ref.embeddings", ref.embeddings, distance, checks, one)
+    if ref.embeddings.shape[1] != embeddings.shape[1]:
+        expected = f"{embeddings.shape[1]} dimensions, as the batch has"
+        raise refusal(caller, "ref.embeddings", f"{ref.embeddings.shape[1]} dimensions", expected)
+    if y.device != x.device:
+        raise refusal(caller, "ref.embeddings", str(y.device), f"the batch's device {x.device}")
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return (x.to(dtype), y.to(dtype)), checks
+
+
+def _prepared(
+    caller: str,
+    argument: str,
+    embeddings: Any,
+    distance: Distance,
+    checks: list[FiniteCheck],
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n k"]:
+    lacking = lack_of_data(embeddings) if isinstance(embeddings, Tensor) else ""
+    if lacking:
+        raise refusal(caller, argument, lacking, "a dense tensor with data")
+    if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
+        shape = getattr(embeddings, "shape", None)
+        shown = type(embeddings).__name__ if shape is None else f"shape {tuple(shape)}"
+        if shape is not None and not isinstance(embeddings, Tensor):
+            shown = f"{type(embeddings).__name__} of {shown}"
+        raise refusal(caller, argument, shown, "a tensor [n, d], one embedding a row")
+    if takes_floats_only(distance) and not embeddings.is_floating_point():
+        hint = 'convert with .float(), or take distance="hamming" for integer codes'
+        if embeddings.is_complex():
+            hint = "take real and imaginary parts as columns of their own"
+        raise refusal(caller, argument, str(embeddings.dtype), "floating-point embeddings", hint)
+    if embeddings.is_floating_point() and embeddings.dtype.itemsize == 1:
+        embeddings = embeddings.float()  # float8 has no arithmetic
+    if dtype is not None:
+        embeddings = embeddings.to(dtype)
+    x = distance.prepare(embeddings)
+    if embeddings.is_floating_point() and x.numel():
+        # Centred on the columns' mean, (‖x‖ + ‖y‖)² ≤ 16·d·limit². So no distance between accepted rows
+        # overflows, nor its rank key. NaN fails every comparison.
+        limit = math.sqrt(torch.finfo(x.dtype).max / (16 * max(x.shape[1], embeddings.shape[1])))
+        checks.append(FiniteCheck(caller, argument, embeddings, x, limit))
+    return x

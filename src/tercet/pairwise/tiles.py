@@ -8,7 +8,6 @@ triplet.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,8 +19,8 @@ from torch import Tensor
 from tercet.core.checks import as_int, promised, refusal, with_length
 from tercet.core.indices import References
 from tercet.pairwise.budget import budget
-from tercet.pairwise.distances import Distance, exact, takes_floats_only
-from tercet.pairwise.inputs import FiniteCheck, check_finite, lack_of_data
+from tercet.pairwise.distances import Distance, exact
+from tercet.pairwise.inputs import check_finite, lack_of_data, unchecked_features
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel, whole_numbers
 
@@ -29,7 +28,6 @@ __all__ = [
     "PairTile",
     "Pairwise",
     "Tile",
-    "features",
     "mined_rows",
     "tile_height",
 ]
@@ -138,8 +136,7 @@ class Pairwise:
         x, y = self.inputs[0], self.inputs[-1]
         n, r, device = x.shape[0], y.shape[0], x.device
         self.labels = self.column_labels = relation.check(caller, "labels", labels, n, device)
-        here = isinstance(labels, Tensor) and labels.device.type == "cpu"
-        self._host_labels = labels if here and device.type != "cpu" else None
+        given_ids = ids
         if ids is not None:
             ids = whole_numbers(caller, "ids", ids, n, device)
         elif ref is None:
@@ -162,28 +159,70 @@ class Pairwise:
                         "pass ids=, or make References without ids where no column can be a row of the batch",
                     )
                 self.column_ids = whole_numbers(caller, "ref.ids", ref.ids, r, device)
+        others = (labels, None) if ref is None else (ref.labels, ref.ids)
+        self._given = labels, others[0], given_ids, others[1] if ref is not None else given_ids
         self.given_tile_rows = tile_rows
         self.tile_rows = tile_height(caller, r, x, tile_rows)
 
+    def on_host(self) -> list[np.ndarray | None]:
+        """Labels, column labels, ids and column ids as int64 arrays; None where there are none.
+
+        What the caller gave on the host is taken from there, without a host read.
+        """
+        found: list[np.ndarray | None] = []
+        here = (self.labels, self.column_labels, self.ids, self.column_ids)
+        for place, (given, values) in enumerate(zip(self._given, here, strict=True)):
+            if values is None:
+                found.append(None)
+            elif place > 1 and self.own_column:
+                found.append(np.arange(len(values)))  # the row numbers
+            else:
+                if values.device.type != "cpu" and given is not None and given.device.type == "cpu":
+                    values = given
+                    if place < 2:
+                        values = self.relation.check("", "labels", given, len(given), "cpu")
+                found.append(values.cpu().to(torch.int64).numpy())
+        return found
+
     @functools.cached_property
-    def positives_on_host(self) -> np.ndarray | None:
-        """How many positives each row has, int64 [n], known without a host read; None where it is not."""
-        if self._host_labels is None or not self.own_column:
+    def _classes_on_host(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The class of each row [n] and the size of each class; None where they would have to be read."""
+        labels = self._given[0]
+        if self.labels.device.type == "cpu" or labels is None or labels.device.type != "cpu":
             return None
-        if not promised(self.relation, "key_is_class", "sides"):
+        if not self.own_column or not promised(self.relation, "key_is_class", "sides"):
             return None
-        labels = self.relation.check("", "labels", self._host_labels, len(self._host_labels), "cpu")
-        key = self.relation.key(labels)
+        key = self.relation.key(self.relation.check("", "labels", labels, len(labels), "cpu"))
         if key is None:
             return None
-        _, inverse, counts = np.unique(key.numpy(), return_inverse=True, return_counts=True)
-        return counts[inverse] - 1
+        _, of_row, sizes = np.unique(key.numpy(), return_inverse=True, return_counts=True)
+        return of_row, sizes
+
+    @property
+    def positives_on_host(self) -> np.ndarray | None:
+        """How many positives each row has, int64 [n], where that takes no host read; else None."""
+        known = self._classes_on_host
+        return None if known is None else known[1][known[0]] - 1
+
+    @functools.cached_property
+    def positive_pairs_on_host(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The rows and columns of all positive pairs, by row, where that takes no host read; else None."""
+        if self._classes_on_host is None:
+            return None
+        of_row, sizes = self._classes_on_host
+        by_class, first = of_row.argsort(kind="stable"), sizes.cumsum() - sizes
+        count = sizes[of_row]
+        row = np.repeat(np.arange(len(of_row)), count)
+        within = np.arange(len(row)) - np.repeat(count.cumsum() - count, count)
+        column = by_class[first[of_row[row]] + within]
+        other = row != column
+        return row[other], column[other]
 
     @property
     def is_surely_complete(self) -> bool:
         """Whether the host knows that each row has a positive and a negative, as in batches of P × K."""
         counts = self.positives_on_host
-        return counts is not None and len(counts) > 0 and counts.min() > 0 and counts.max() < len(counts) - 1
+        return counts is not None and len(counts) > 0 and 0 < counts.min() <= counts.max() < len(counts) - 1
 
     @property
     def is_symmetric(self) -> bool:
@@ -252,87 +291,6 @@ class Pairwise:
                 d_an = measure(rows.start + once)[again]  # [c, r]
                 d_ap = d_an.gather(1, positive[:, None])[:, 0]
                 yield PairTile(anchor + rows.start, positive, d_ap, d_an, negative[anchor])
-
-
-def features(
-    caller: str, embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
-) -> tuple[Float[Tensor, "_ k"], ...]:
-    """Checked and prepared rows and columns: two tensors, or one where the columns are the batch.
-
-    Either way `[0]` are the rows and `[-1]` the columns.
-
-    Args:
-        caller: the class or function that was called, for error messages.
-        embeddings: [n, d] floats of any precision (integer codes for `hamming`).
-        distance: a `Distance`.
-        ref: the columns; None for the batch itself.
-
-    Raises:
-        ValueError: embeddings that are no matrix of numbers, differ in dimension or device, or are not
-            finite.
-    """
-    found, checks = unchecked_features(caller, embeddings, distance, ref)
-    check_finite(checks)
-    return found
-
-
-def unchecked_features(
-    caller: str, embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
-) -> tuple[tuple[Float[Tensor, "_ k"], ...], list[FiniteCheck]]:
-    """`features` whose numbers nobody has looked at yet, and the checks that do so."""
-    checks: list[FiniteCheck] = []
-    if ref is None:
-        return (_prepared(caller, "embeddings", embeddings, distance, checks),), checks
-    if not isinstance(ref, References):
-        raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
-    one = None  # the precision to prepare both in: else equal rows would not be at distance 0
-    if all(isinstance(v, Tensor) and v.is_floating_point() for v in (embeddings, ref.embeddings)):
-        both = {v.dtype for v in (embeddings, ref.embeddings)}
-        one = torch.float64 if torch.float64 in both else torch.float32 if len(both) > 1 else None
-    x = _prepared(caller, "embeddings", embeddings, distance, checks, one)
-    y = _prepared(caller, "ref.embeddings", ref.embeddings, distance, checks, one)
-    if ref.embeddings.shape[1] != embeddings.shape[1]:
-        expected = f"{embeddings.shape[1]} dimensions, as the batch has"
-        raise refusal(caller, "ref.embeddings", f"{ref.embeddings.shape[1]} dimensions", expected)
-    if y.device != x.device:
-        raise refusal(caller, "ref.embeddings", str(y.device), f"the batch's device {x.device}")
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    return (x.to(dtype), y.to(dtype)), checks
-
-
-def _prepared(
-    caller: str,
-    argument: str,
-    embeddings: Any,
-    distance: Distance,
-    checks: list[FiniteCheck],
-    dtype: torch.dtype | None = None,
-) -> Float[Tensor, "n k"]:
-    lacking = lack_of_data(embeddings) if isinstance(embeddings, Tensor) else ""
-    if lacking:
-        raise refusal(caller, argument, lacking, "a dense tensor with data")
-    if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
-        shape = getattr(embeddings, "shape", None)
-        shown = type(embeddings).__name__ if shape is None else f"shape {tuple(shape)}"
-        if shape is not None and not isinstance(embeddings, Tensor):
-            shown = f"{type(embeddings).__name__} of {shown}"
-        raise refusal(caller, argument, shown, "a tensor [n, d], one embedding a row")
-    if takes_floats_only(distance) and not embeddings.is_floating_point():
-        hint = 'convert with .float(), or take distance="hamming" for integer codes'
-        if embeddings.is_complex():
-            hint = "take real and imaginary parts as columns of their own"
-        raise refusal(caller, argument, str(embeddings.dtype), "floating-point embeddings", hint)
-    if embeddings.is_floating_point() and embeddings.dtype.itemsize == 1:
-        embeddings = embeddings.float()  # float8 has no arithmetic
-    if dtype is not None:
-        embeddings = embeddings.to(dtype)
-    x = distance.prepare(embeddings)
-    if embeddings.is_floating_point() and x.numel():
-        # Centred on the columns' mean, (‖x‖ + ‖y‖)² ≤ 16·d·limit². So no distance between accepted rows
-        # overflows, nor its rank key. NaN fails every comparison.
-        limit = math.sqrt(torch.finfo(x.dtype).max / (16 * max(x.shape[1], embeddings.shape[1])))
-        checks.append(FiniteCheck(caller, argument, embeddings, x, limit))
-    return x
 
 
 def tile_height(caller: str, width: int, like: Tensor, tile_rows: int | None) -> int:
