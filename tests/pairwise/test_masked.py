@@ -66,25 +66,25 @@ def test_the_first_place_of_a_row_and_what_may_come_before_it(
     row_argmin, seed, rows, columns, missing, bounded
 ):
     table = table_of(seed, rows, columns, missing)
-    before, slack = table.clone(), torch.arange(rows) / 4
+    before, error = table.clone(), torch.arange(rows) / 4
     bound = torch.arange(rows).flip(0) / 2 if bounded else None
-    place, (i, j), doubtful = row_argmin(table, slack, bound)
+    place, (i, j), ambiguous = row_argmin(table, error, bound)
     assert torch.equal(table, before)
-    assert i.dtype == j.dtype == doubtful.dtype == place.dtype == torch.int64
-    for row, (numbers, width) in enumerate(zip(before.tolist(), slack.tolist())):
+    assert i.dtype == j.dtype == ambiguous.dtype == place.dtype == torch.int64
+    for row, (numbers, width) in enumerate(zip(before.tolist(), error.tolist())):
         edge = -math.inf if bound is None else float(bound[row])
         above = {column: number for column, number in enumerate(numbers) if edge - width < number < math.inf}
         others = j[i == row].tolist()
         if not above:
             assert place[row] == -1
-            assert row not in doubtful
+            assert row not in ambiguous
             assert not others
             continue
         least = min(above.values())
         assert above[int(place[row])] == least
-        assert (row in doubtful) == (least <= edge + width)
+        assert (row in ambiguous) == (least <= edge + width)
         near = [column for column, number in above.items() if number <= least + 2 * width]
-        assert others == (near if len(near) > 1 and row not in doubtful else [])
+        assert others == (near if len(near) > 1 and row not in ambiguous else [])
 
 
 @tables
@@ -93,12 +93,12 @@ def test_the_first_place_of_a_row_and_what_may_come_before_it(
 @both("below_bound")
 def test_what_is_below_a_bound_and_what_may_be(below_bound, seed, rows, columns, missing, asked):
     table = table_of(seed, rows, columns, missing)
-    bound, slack = torch.arange(rows).float(), torch.full((rows,), 1.0)
+    bound, error = torch.arange(rows).float(), torch.full((rows,), 1.0)
     bound[rows // 2 :] = math.inf
     among = (
         table_of(seed + 1, rows, columns, 0.5) < 4 if asked else torch.ones(rows, columns, dtype=torch.bool)
     )
-    below, places = below_bound(table, bound, slack, among if asked else None)
+    below, places = below_bound(table, bound, error, among if asked else None)
     assert torch.equal(below, (table < bound[:, None] - 1) & among)
     near = (table - bound[:, None]).abs() <= 1.0
     assert torch.equal(torch.stack(places).T, (near & among).nonzero())

@@ -30,8 +30,8 @@ class Miner:
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
-            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
+            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
         max_count: the most tuples to return, drawn uniformly from all that the rule gives; None for all. A
             subclass applies it by `_drawn`.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels

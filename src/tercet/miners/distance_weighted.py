@@ -40,8 +40,8 @@ class DistanceWeighted(Miner):
         cutoff: d below it counts as `cutoff`: λ is the weight there.
         nonzero_loss_cutoff: negatives this far away or farther are never drawn; an anchor with no others
             gives no triplet.
-        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
-            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
+            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides all draws, with the `step` of the call and the batch's labels
             and ids.

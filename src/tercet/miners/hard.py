@@ -37,8 +37,8 @@ class BatchHard(Miner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
-            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
+            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
@@ -78,7 +78,7 @@ class BatchHard(Miner):
 
 @dataclass(frozen=True)
 class SemiHard(Miner):
-    """For each anchor and positive the nearest negative beyond the positive, or all of them within a margin.
+    """For each anchor and positive the nearest negative that is farther, or all of those within a margin.
 
     n = argmin D(a, ·) over negatives with D(a,p) < D(a,n), and D(a,n) < D(a,p) + m where there is a margin
 
@@ -93,8 +93,8 @@ class SemiHard(Miner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
-            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
+            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
@@ -197,8 +197,8 @@ class EasyPositive(Miner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
-            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
+            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
@@ -259,8 +259,8 @@ class HardestN(Miner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: who is positive and who negative, by the labels: `SameLabel()`, `SharedLabel()`,
-            `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
+            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.

@@ -224,10 +224,10 @@ def class_keys(pairwise: Pairwise) -> tuple[Int[Tensor, " n"], Int[Tensor, " r"]
     if rows is None or columns is None:
         return None
     if not pairwise.own_column and pairwise.ids is not None and pairwise.column_ids is not None:
-        ids, caller = torch.cat([pairwise.ids, pairwise.column_ids]).unique(return_inverse=True)
+        ids, image = torch.cat([pairwise.ids, pairwise.column_ids]).unique(return_inverse=True)
         both = torch.cat([rows, columns])
-        one = both.new_empty(len(ids)).scatter_(0, caller, both)
-        if not bool((one[caller] == both).all()):
+        one = both.new_empty(len(ids)).scatter_(0, image, both)
+        if not bool((one[image] == both).all()):
             return None
     return rows, columns
 

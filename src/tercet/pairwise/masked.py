@@ -71,14 +71,14 @@ def kept_where(
 
 
 def kept_where_numpy(mask: Tensor, table: Tensor, inplace: bool) -> Tensor:
-    """`kept_where`."""
+    """`kept_where` by numpy."""
     kept = table if inplace else torch.empty_like(table)
     np.maximum(table.numpy(), _walls(mask, table.numpy().dtype), out=kept.numpy())
     return kept
 
 
 def kept_where_torch(mask: Tensor, table: Tensor, inplace: bool) -> Tensor:
-    """`kept_where`."""
+    """`kept_where` by torch."""
     kept = table if inplace else torch.empty_like(table).copy_(table)
     return kept.masked_fill_(~mask, math.inf)
 
@@ -101,7 +101,7 @@ def kept_above(
 
 
 def kept_above_numpy(bound: Tensor, table: Tensor, inplace: bool) -> Tensor:
-    """`kept_above`."""
+    """`kept_above` by numpy."""
     numbers = table.numpy()
     edge = np.minimum(bound.numpy(), np.finfo(numbers.dtype).max)  # ∞ − ∞ is no number
     walls = np.subtract(edge[:, None], numbers)
@@ -110,7 +110,7 @@ def kept_above_numpy(bound: Tensor, table: Tensor, inplace: bool) -> Tensor:
 
 
 def kept_above_torch(bound: Tensor, table: Tensor, inplace: bool) -> Tensor:
-    """`kept_above`, in parts that a processor's cache holds."""
+    """`kept_above` by torch, in parts that a processor's cache holds."""
     kept = table if inplace else torch.empty_like(table)
     rows = max(1, budget(table.device).masked_numbers // max(1, table.shape[1]))
     infinite = table.new_full((), math.inf)
@@ -143,7 +143,7 @@ def signed_keys(
 
 
 def signed_keys_numpy(table: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """`signed_keys`."""
+    """`signed_keys` by numpy."""
     numbers, above = table.numpy(), table.shape[0]
     both = np.empty((2 * above, table.shape[1]), numbers.dtype)
     np.maximum(-numbers, _walls(positive, numbers.dtype), out=both[:above])
@@ -152,7 +152,7 @@ def signed_keys_numpy(table: Tensor, positive: Tensor, negative: Tensor) -> Tens
 
 
 def signed_keys_torch(table: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """`signed_keys`."""
+    """`signed_keys` by torch."""
     above, below = (-table).masked_fill_(~positive, math.inf), table.masked_fill(~negative, math.inf)
     return torch.cat([above, below])
 
@@ -176,11 +176,11 @@ def row_argmin(
 
     Example:
         >>> table, error = torch.tensor([[3.0, 1.0, 2.0], [1.1, 1.0, 9.0]]), torch.tensor([0.25, 0.25])
-        >>> at, (row, column), unsure = row_argmin(table, error)
-        >>> at.tolist(), row.tolist(), column.tolist(), unsure.tolist()
+        >>> at, (row, column), ambiguous = row_argmin(table, error)
+        >>> at.tolist(), row.tolist(), column.tolist(), ambiguous.tolist()
         ([1, 1], [1, 1], [0, 1], [])
-        >>> at, _, unsure = row_argmin(table, error, torch.tensor([1.5, 1.05]))
-        >>> at.tolist(), unsure.tolist()
+        >>> at, _, ambiguous = row_argmin(table, error, torch.tensor([1.5, 1.05]))
+        >>> at.tolist(), ambiguous.tolist()
         ([2, 1], [1])
     """
     return (row_argmin_numpy if _is_small(table) else row_argmin_torch)(table, error, bound)
@@ -189,7 +189,7 @@ def row_argmin(
 def row_argmin_numpy(
     table: Tensor, error: Tensor, bound: Tensor | None = None
 ) -> tuple[Tensor, Places, Tensor]:
-    """`row_argmin`."""
+    """`row_argmin` by numpy."""
     numbers, width, every = table.numpy(), error.numpy(), np.arange(table.shape[0])
     if bound is not None:
         numbers = kept_above_numpy(bound - error, table, False).numpy()
@@ -200,24 +200,24 @@ def row_argmin_numpy(
     numbers[every, place] = first
     limit = first + 2 * width
     place[first == np.inf] = -1
-    several, unsure = (second <= limit) & (second < np.inf), _NONE
+    several, ambiguous = (second <= limit) & (second < np.inf), _NONE
     if bound is not None:
         early = first <= np.minimum(bound.numpy() + width, np.finfo(first.dtype).max)
         several &= ~early
-        (unsure,) = early.nonzero()
+        (ambiguous,) = early.nonzero()
     (some,) = several.nonzero()
     row, column = _NONE, _NONE
     if some.size:
         row, column = (numbers[some] <= limit[some, None]).nonzero()
         row = some[row]
     places = torch.from_numpy(row), torch.from_numpy(column)
-    return torch.from_numpy(place), places, torch.from_numpy(unsure)
+    return torch.from_numpy(place), places, torch.from_numpy(ambiguous)
 
 
 def row_argmin_torch(
     table: Tensor, error: Tensor, bound: Tensor | None = None
 ) -> tuple[Tensor, Places, Tensor]:
-    """`row_argmin`."""
+    """`row_argmin` by torch."""
     if bound is not None:
         table = kept_above_torch(bound - error, table, False)
     at = table.argmin(1, keepdim=True)
@@ -225,12 +225,14 @@ def row_argmin_torch(
     second = table.scatter(1, at, math.inf).amin(1)
     least, at = least[:, 0], at[:, 0].masked_fill(least[:, 0] == math.inf, -1)
     limit = least + 2 * error
-    early = torch.zeros_like(at, dtype=torch.bool)
+    several, ambiguous = (second <= limit) & (second < math.inf), at[:0]
     if bound is not None:
         early = (least <= bound + error) & (at >= 0)
-    (some,) = ((second <= limit) & (second < math.inf) & ~early).nonzero(as_tuple=True)
+        several &= ~early
+        (ambiguous,) = early.nonzero(as_tuple=True)
+    (some,) = several.nonzero(as_tuple=True)
     i, j = true_places(table[some] <= limit[some, None])
-    return at, (some[i], j), early.nonzero()[:, 0]
+    return at, (some[i], j), ambiguous
 
 
 def below_bound(
@@ -258,7 +260,7 @@ def below_bound(
 def below_bound_numpy(
     table: Tensor, bound: Tensor, error: Tensor, among: Tensor | None = None
 ) -> tuple[Tensor, Places]:
-    """`below_bound`."""
+    """`below_bound` by numpy."""
     largest = torch.finfo(table.dtype).max
     numbers, middle, width = table.numpy(), bound.numpy(), error.numpy()
     below, near = numbers < (middle - width)[:, None], numbers <= np.minimum(middle + width, largest)[:, None]
@@ -275,7 +277,7 @@ def below_bound_numpy(
 def below_bound_torch(
     table: Tensor, bound: Tensor, error: Tensor, among: Tensor | None = None
 ) -> tuple[Tensor, Places]:
-    """`below_bound`."""
+    """`below_bound` by torch."""
     largest = torch.finfo(table.dtype).max
     below, near = table < (bound - error)[:, None], table <= (bound + error).clamp(max=largest)[:, None]
     if among is not None:
