@@ -28,7 +28,7 @@ def test_triplets_are_described_as_a_loop_would(miner, distance):
     mined = miner(x, labels)
     stats = describe(x, labels, mined, margin=0.3, distance=distance)
     d = reference.distances(distance, x)
-    rows = list(zip(*(index.tolist() for index in mined)))
+    rows = list(zip(*(index.tolist() for index in mined), strict=True))
     assert list(stats) == KEYS
     assert all(type(value) is float for value in stats.values())
     assert (stats["rows"], stats["classes"], stats["mined"]) == (12, 5, len(rows))

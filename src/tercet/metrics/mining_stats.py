@@ -29,7 +29,7 @@ def describe(
     distance: Distance | str = "euclidean",
     ref: References | None = None,
 ) -> dict[str, float]:
-    """The same eight numbers for any mined tuples, so that every step logs the same columns.
+    """Eight numbers about mined triplets or pairs, the same eight for both, so that every step logs alike.
 
     - `rows`, `classes`: how many the batch has.
     - `mined`: how many triplets, or pairs, positive and negative together.
@@ -41,21 +41,21 @@ def describe(
       unit vectors it is the mean cosine over all pairs: near 0 when they spread over the sphere, 1 when
       they have become one point. Embeddings far from the origin are near 1 without having collapsed.
 
-    A mean over nothing is NaN. Reading them waits for the device.
+    A mean over nothing is NaN. The call waits for the device.
 
     Args:
         embeddings: [n, d] floats.
-        labels: [n] integers or bools, or [n, c]: then a class is what agrees in all of them.
+        labels: [n] integers or bools, or [n, c]; rows that agree in all c are one class.
         mined: `Triplets` or `Pairs`, or any three or four index tensors like them.
-        margin: m, in units of the distance; None where there is none: `active` is NaN.
-        distance: a `Distance` or its name: the miner's.
+        margin: m, in units of the distance; with None `active` is NaN.
+        distance: a `Distance` or its name; take the miner's.
         ref: the columns that positives and negatives are rows of; None for the batch itself.
 
     Returns:
         A dict of eight floats.
 
     Raises:
-        ValueError: what `Pairwise` refuses, or rows that do not exist.
+        ValueError: rows that do not exist, embeddings that are NaN or infinite, or shapes that do not fit.
 
     Example:
         >>> from tercet.core.indices import Triplets
@@ -104,7 +104,7 @@ def describe(
         "classes": float(len(classes)),
         "mined": float(count),
         "anchors": len(anchors.unique()) / max(1, len(x)),
-        **dict(zip(("d_ap", "d_an", "active", "collapse"), means.tolist())),
+        **dict(zip(("d_ap", "d_an", "active", "collapse"), means.tolist(), strict=True)),
     }
 
 
@@ -117,4 +117,5 @@ def _distances(
 ) -> Float[Tensor, " t"]:
     """D(x_i, y_j) for each pair of row numbers, a chunk of them at a time."""
     height = tile_height("describe", x.shape[1], x, None)
-    return torch.cat([exact_pairs(distance, x[a], y[b]) for a, b in zip(i.split(height), j.split(height))])
+    parts = zip(i.split(height), j.split(height), strict=True)
+    return torch.cat([exact_pairs(distance, x[a], y[b]) for a, b in parts])

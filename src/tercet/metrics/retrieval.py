@@ -1,8 +1,8 @@
-"""Retrieval metrics: does each image find its class? Exact, over tiles, with ties to the lower row.
+"""Retrieval metrics: does each image find its class? Ranks are exact, with ties to the lower row.
 
-Each image is a query against every other one, or, with `ref`, against the references. A query that has no
-other image of its class cannot be answered: it is left out of the mean and counted in the `Score`. A figure
-is a float of Python's, so asking for it waits for the device.
+Each image is a query against every other one, or, with `ref`, against the references. A query without
+another image of its class is left out of the mean and counted in the `Score`. Each call waits for the
+device.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def recall_at_k(
         A `Score`, or with several k a dict of them by k.
 
     Raises:
-        ValueError: k below 1, or what `Pairwise` refuses.
+        ValueError: k below 1, labels of mixed kinds, embeddings that are NaN or infinite, or shapes
+            that do not fit.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [1.4], [9.0], [20.0]])
@@ -90,7 +91,7 @@ def map_at_r(
     distance: Distance | str = "euclidean",
     tile_rows: int | None = None,
 ) -> Score:
-    """How much of their class queries retrieve first, and how early.
+    """The mean average precision of the first R results, R the number of images that a query could find.
 
     MAP@R = mean over queries of (1/R) Σ_{i=1..R} P(i), where R is the number of images of the query's class
     to find, and P(i) the precision among the first i if the i-th is one of them, else 0
@@ -107,7 +108,7 @@ def map_at_r(
         A `Score`.
 
     Raises:
-        ValueError: what `Pairwise` refuses.
+        ValueError: labels of mixed kinds, embeddings that are NaN or infinite, or shapes that do not fit.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [1.4], [2.0]])

@@ -109,7 +109,8 @@ def score_at_top_k(
         A `TripletScore`; 0 without triplets.
 
     Raises:
-        ValueError: k below 1, rows that do not exist, groups of another number, or what `Pairwise` refuses.
+        ValueError: k below 1, rows that do not exist, embeddings that are NaN or infinite, or shapes
+            that do not fit.
 
     Example:
         >>> x = np.array([[0.0], [1.0], [3.0], [7.0]])
@@ -167,7 +168,7 @@ def _ordered(
     """Whether D(q, p⁺) < D(q, p⁻), for each triplet of prepared rows and columns."""
     height = tile_height(caller, x.shape[1], x, None)
     parts = [torch.zeros(0, dtype=torch.bool, device=x.device)]
-    for q, p, n in zip(*(corner.split(height) for corner in rows)):
+    for q, p, n in zip(*(corner.split(height) for corner in rows), strict=True):
         near, far = (exact_pairs(metric, x[q], y[j]) for j in (p, n))
         parts.append(near < far)
     return torch.cat(parts)

@@ -42,7 +42,7 @@ def plot_similarities(
     figure = Figure(figsize=(5 * len(embeddings), 3.2), layout="constrained")
     panels = figure.subplots(1, len(embeddings), sharex=True, squeeze=False)[0]
     edges = np.linspace(-1, 1, bins + 1)
-    for panel, (title, points) in zip(panels, embeddings.items()):
+    for panel, (title, points) in zip(panels, embeddings.items(), strict=True):
         positive, negative = similarity_histograms(points, labels, bins)
         both = positive.any() and negative.any()
         overlap = f"{np.minimum(positive, negative).sum():.2f}" if both else "none to measure"
