@@ -36,8 +36,8 @@ DIM = 128
 OWN_SEARCH = "its own search in batches of 1,024 queries (FAISS is not installed)"
 ABOUT = """
 Seconds of the processor, medians of rounds in which all sides and the bare product `x @ x.T` run by turns
-in one process. MiB is the peak of one call above its inputs in a process of its own. The peer is pytorch-
-metric-learning's AccuracyCalculator with `k="max_bin_count"` and {search}; *apart* is the largest
+in one process. MiB is the peak of one call above its inputs in a process of its own. The peer is
+pytorch-metric-learning's AccuracyCalculator with `k="max_bin_count"` and {search}; *apart* is the largest
 difference of a figure. It takes Recall@1 and MAP@R from one search. Ours are two functions with a search
 each, so the row of both is the sum of two searches. Deep Ranking's metrics take {triplets:,} triplets and
 have no peer. Unit vectors of {dim} float32 numbers, K images of a class.
