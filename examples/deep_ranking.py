@@ -41,7 +41,7 @@ LAW = {"gap": 0.15, "out_of_class": 0.2, "seed": 0}
 def write_digits(root: Path) -> tuple[tercet.Catalog, np.ndarray]:
     """Pictures of 8×8 pixels as <root>/<digit>/<number>.png; their catalog and the pixels [n, 64] by row."""
     digits = load_digits()
-    for number, (image, digit) in enumerate(zip(digits.images, digits.target)):
+    for number, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         folder = root / str(digit)
         folder.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / f"{number:04d}.png"), (image * 255 / 16).round().astype("uint8"))
@@ -97,7 +97,7 @@ def draw(
             continue
         query, positive, near = both[0]
         far = rows[~inside & (drawn.anchor == query)][0, 2]
-        for panel, row, title in zip(panels[:, digit], (query, positive, near, far), titles):
+        for panel, row, title in zip(panels[:, digit], (query, positive, near, far), titles, strict=True):
             panel.imshow(cv2.imread(str(catalog.file(row)), cv2.IMREAD_GRAYSCALE), cmap="gray_r")
             panel.set(xticks=[], yticks=[])
             if row in (positive, near):

@@ -34,7 +34,7 @@ EPOCHS = 3
 def write_digits(root: Path) -> None:
     """1797 pictures of 8×8 pixels as <root>/<digit>/<number>.png."""
     digits = load_digits()
-    for number, (image, digit) in enumerate(zip(digits.images, digits.target)):
+    for number, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         folder = root / str(digit)
         folder.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / f"{number:04d}.png"), (image * 255 / 16).round().astype("uint8"))

@@ -43,7 +43,7 @@ def parents(catalog: tercet.Catalog, p: int) -> dict[str, Any]:
     """The sampler's options for classes of as few parents in a batch as have enough of them."""
     if "parent" not in catalog.groups:
         return {}
-    parent_of = dict(zip(catalog.labels.tolist(), catalog.groups["parent"].tolist()))
+    parent_of = dict(zip(catalog.labels.tolist(), catalog.groups["parent"].tolist(), strict=True))
     classes = Counter(parent_of.values())  # how many each parent has
     for number in range(1, p + 1):
         if p % number == 0 and sum(count >= p // number for count in classes.values()) >= number:

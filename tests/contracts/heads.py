@@ -305,7 +305,7 @@ def check_zero(head, x, labels, **call):
 
 def check_alike(one, other):
     """Two pairs of a loss and a gradient."""
-    for u, v in zip(one, other):
+    for u, v in zip(one, other, strict=True):
         torch.testing.assert_close(u, v)
 
 

@@ -106,7 +106,7 @@ def test_heads_count_as_active_what_miners_find(distance, dtype, bound):
 
 def compare(head, x, mined, near):
     """Loss and gradient of all are those of the list."""
-    for u, v in zip(gradient_of(head, x, LABELS), gradient_of(head, x, LABELS, mined=mined)):
+    for u, v in zip(gradient_of(head, x, LABELS), gradient_of(head, x, LABELS, mined=mined), strict=True):
         torch.testing.assert_close(u, v, **near)
 
 

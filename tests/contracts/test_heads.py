@@ -169,7 +169,7 @@ def autocast_changes_nothing(row):
             with torch.autocast("cpu", torch.bfloat16):
                 inside = gradient_of(head, x.to(dtype), labels, **call)
             assert inside[0].dtype == torch.float32
-            assert all(torch.equal(u, v) for u, v in zip(inside, outside))
+            assert all(torch.equal(u, v) for u, v in zip(inside, outside, strict=True))
 
 
 def nan_and_infinite_embeddings_are_refused(row):

@@ -231,11 +231,11 @@ def outcome(subject: Subject, setting: Setting, batch: Batch, mined: Any = None)
     if subject.kind == "miner":
         found = call(batch.x if codes else x, batch.labels, ids=batch.ids, ref=ref)
         if isinstance(found, Triplets):
-            return {"triplets": sorted(zip(*(index.tolist() for index in found)))}
+            return {"triplets": sorted(zip(*(index.tolist() for index in found), strict=True))}
         sides = found[:2], found[2:]
         return {
-            name: sorted(zip(*(index.tolist() for index in side)))
-            for name, side in zip(("positive pairs", "negative pairs"), sides)
+            name: sorted(zip(*(index.tolist() for index in side), strict=True))
+            for name, side in zip(("positive pairs", "negative pairs"), sides, strict=True)
         }
     if subject.kind == "head":
         x.requires_grad_()

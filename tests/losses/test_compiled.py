@@ -109,7 +109,7 @@ def test_a_cuda_device_gives_the_loss_and_gradient_of_the_cpu(name):
         expected = gradient_of(head.cpu(), x, labels, mined=mined)
         on_device = None if mined is None else [v.cuda() for v in mined]
         found = gradient_of(head.cuda(), x.cuda(), labels.cuda(), mined=on_device)
-        for u, v in zip(found, expected):
+        for u, v in zip(found, expected, strict=True):
             torch.testing.assert_close(u.cpu(), v, rtol=1e-4, atol=1e-5)
         with torch.autocast("cuda", torch.float16):
             inside = gradient_of(head, x.cuda(), labels.cuda(), mined=on_device)

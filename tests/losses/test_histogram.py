@@ -226,7 +226,7 @@ def test_each_distinct_mined_pair_counts_once(height):
     head = Histogram(7, tile_rows=height)
     triplets = BatchAll()(x, labels)
     anchors, positives, negatives = (index.tolist() for index in triplets)
-    sides = [set(zip(anchors, others)) for others in (positives, negatives)]
+    sides = [set(zip(anchors, others, strict=True)) for others in (positives, negatives)]
     assert len(anchors) > len(sides[0])
     check_equal(head(x, mined=triplets), histogram_of_pairs(x, *sides, bins=7))
     check_gradient(head, x, labels, mined=triplets)

@@ -38,7 +38,7 @@ every_head = pytest.mark.parametrize("name", NAMES)
 def some_of(pairs, seed):
     """About half of a set, in no order that means anything."""
     keep = torch.rand(len(pairs), generator=torch.Generator().manual_seed(seed)) < 0.5
-    return {pair for pair, kept in zip(sorted(pairs), keep.tolist()) if kept}
+    return {pair for pair, kept in zip(sorted(pairs), keep.tolist(), strict=True) if kept}
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "squared_euclidean", "cosine", "dot"])
@@ -144,7 +144,7 @@ def test_triplets_are_their_pairs(name):
     x, labels = BATCHES["uneven positives per anchor"]
     mined = BatchHard()(x, labels)
     a, p, n = (index.tolist() for index in mined)
-    sides = set(zip(a, p)), set(zip(a, n))
+    sides = set(zip(a, p, strict=True)), set(zip(a, n, strict=True))
     check_equal(
         HEADS[name].head()(x, None, mined),
         reference.reduced(HEADS[name].losses(x, labels, sides=sides), "mean"),

@@ -96,7 +96,10 @@ def test_the_gradient_by_beta_is_negatives_less_positives_over_those_that_count(
         if name == "global":
             expected = [sum(slopes)]
         else:
-            expected = [sum(s for s, label in zip(slopes, labels.tolist()) if label == c) for c in range(4)]
+            expected = [
+                sum(s for s, label in zip(slopes, labels.tolist(), strict=True) if label == c)
+                for c in range(4)
+            ]
         assert head.beta.grad.reshape(-1).tolist() == pytest.approx(expected)
 
 
@@ -157,7 +160,7 @@ def test_mined_pairs_count_as_often_as_they_are_listed(name):
     x, labels = BATCHES["uneven positives per anchor"]
     triplets = BatchAll()(x, labels)
     a, p, n = (index.tolist() for index in triplets)
-    losses = losses_of(name, x, labels, sides=(list(zip(a, p)), list(zip(a, n))))
+    losses = losses_of(name, x, labels, sides=(list(zip(a, p, strict=True)), list(zip(a, n, strict=True))))
     as_pairs = Pairs(triplets.anchor, triplets.positive, triplets.anchor, triplets.negative)
     for reduction in REDUCTIONS:
         for height in (None, 2):

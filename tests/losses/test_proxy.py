@@ -186,7 +186,7 @@ def test_autocast_changes_nothing(name):
         head = make(name, torch.float32)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             found.append((*gradient_of(head, x.float(), labels), head.proxies.grad))
-    for expected, seen in zip(*found):
+    for expected, seen in zip(*found, strict=True):
         assert seen.dtype == torch.float32
         assert torch.equal(seen, expected)
 

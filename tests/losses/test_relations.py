@@ -36,7 +36,10 @@ RELATIONS = {
     ),
     "graded, one way": (
         Graded(0.5, 0.0, ahead),
-        lambda a, b: (sum(u > v for u, v in zip(a, b)) >= 1, all(u <= v for u, v in zip(a, b))),
+        lambda a, b: (
+            sum(u > v for u, v in zip(a, b, strict=True)) >= 1,
+            all(u <= v for u, v in zip(a, b, strict=True)),
+        ),
         VIEWS,
     ),
 }

@@ -43,7 +43,7 @@ EQUAL = {
 def test_heads_that_are_the_same_loss_by_definition(case):
     x, labels = BATCHES["all classes"]
     one, other = (copy.deepcopy(head).double() for head in EQUAL[case])
-    for found, expected in zip(gradient_of(one, x, labels), gradient_of(other, x, labels)):
+    for found, expected in zip(gradient_of(one, x, labels), gradient_of(other, x, labels), strict=True):
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(one.proxies.grad, other.proxies.grad)
 

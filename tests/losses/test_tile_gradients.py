@@ -103,7 +103,7 @@ def test_value_and_gradient_are_those_of_differences(name, kind, with_ref, heigh
             lambda pairs: loss_from_pair_gradients("Head", pairs, "sum", weighted),
             tile_rows=height,
         )
-        for u, v in zip(found, expected):
+        for u, v in zip(found, expected, strict=True):
             if v is not None:
                 assert (u - v).norm() <= far * v.norm()
 
@@ -142,7 +142,7 @@ def test_only_relations_known_to_be_symmetric_count_as_such():
 def test_only_gradients_that_are_wanted_are_computed(name, monkeypatch):
     x, y, labels = points(8, 6), points(5, 6, seed=1), torch.arange(8) % 3
     for wanted in ((True, True), (True, False), (False, True), (False, False)):
-        inputs = [v.clone().requires_grad_(w) for v, w in zip((x, y), wanted)]
+        inputs = [v.clone().requires_grad_(w) for v, w in zip((x, y), wanted, strict=True)]
         ref = References(inputs[1], torch.arange(5) % 3)
         pairwise = Pairwise("test", inputs[0], labels, ref=ref, distance=DISTANCES[name])
         loss = loss_from_pair_gradients("Head", pairwise, "mean", weighted)

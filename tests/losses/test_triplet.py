@@ -110,7 +110,7 @@ def test_a_head_keeps_no_parameters_but_the_distance_s(name):
 
 
 def triplets_of(x, labels):
-    return sorted(zip(*(index.tolist() for index in BatchAll()(x, labels))))
+    return sorted(zip(*(index.tolist() for index in BatchAll()(x, labels)), strict=True))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -198,7 +198,7 @@ def test_a_foreign_distance_has_the_loss_and_the_gradient_of_the_named_one(name,
     for wanted in ((True, True), (True, False), (False, True), (False, False)):
         found = []
         for kind in (distance, Foreign(distance)):
-            inputs = [v.clone().requires_grad_(w) for v, w in zip((x, y), wanted)]
+            inputs = [v.clone().requires_grad_(w) for v, w in zip((x, y), wanted, strict=True)]
             loss = HEADS[name].head(distance=kind, tile_rows=4)(
                 inputs[0], labels, ref=References(inputs[1], ref_labels)
             )
@@ -433,7 +433,7 @@ def test_options_that_contradict_each_other_are_refused():
 def test_contrastive_takes_pairs_and_each_distinct_pair_of_triplets_once():
     x, labels = BATCHES["P × K"]
     triplets = BatchAll()(x, labels)
-    assert triplets.count > len(set(zip(triplets.anchor.tolist(), triplets.positive.tolist())))
+    assert triplets.count > len(set(zip(triplets.anchor.tolist(), triplets.positive.tolist(), strict=True)))
     positive, negative = reference.relation(labels)
     pairs = Pairs(*torch.tensor(sorted(positive)).T, *torch.tensor(sorted(negative)).T)
     for reduction in REDUCTIONS:

@@ -24,7 +24,8 @@ def test_it_does_not_depend_on_the_tile_height(batch):
     whole = DistanceWeighted()(*BATCHES[batch])
     for height in (1, 2, 5, 100):
         assert all(
-            torch.equal(u, v) for u, v in zip(whole, DistanceWeighted(tile_rows=height)(*BATCHES[batch]))
+            torch.equal(u, v)
+            for u, v in zip(whole, DistanceWeighted(tile_rows=height)(*BATCHES[batch]), strict=True)
         )
 
 
@@ -94,4 +95,4 @@ def test_a_negative_at_the_very_bound_is_drawn_at_no_tile_height(dtype):
     assert whole.count
     assert (d < 1 - 1e-6).all()
     for height in (1, 2, 7):
-        assert all(torch.equal(u, v) for u, v in zip(whole, make(height)))
+        assert all(torch.equal(u, v) for u, v in zip(whole, make(height), strict=True))

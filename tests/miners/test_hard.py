@@ -90,7 +90,7 @@ def check_tile_invariant(mine, heights=(1, 2, 3, 5, 100)):
     """The same tensors, in the same order, at every tile height."""
     whole = mine(None)
     for height in heights:
-        assert all(torch.equal(u, v) for u, v in zip(whole, mine(height)))
+        assert all(torch.equal(u, v) for u, v in zip(whole, mine(height), strict=True))
 
 
 def check_permutation_equivariant(mine, embeddings, labels):
@@ -402,7 +402,9 @@ def test_a_row_of_other_layout_or_precision_is_still_the_same_row():
             pairs = PairMargin(0.0, 1e-30, distance=distance)(batch, labels, ref=ref)
             assert not (pairs.pos_anchor == pairs.positive).any()
         mined = SemiHard(distance=distance)(turned, labels)
-        assert all(torch.equal(u, v) for u, v in zip(mined, SemiHard(distance=distance)(x, labels)))
+        assert all(
+            torch.equal(u, v) for u, v in zip(mined, SemiHard(distance=distance)(x, labels), strict=True)
+        )
     mapped = Mahalanobis(points(7, 5, seed=10))
     for n in (1, 3, 40):
         pairs = PairMargin(0.0, 1e-30, distance=mapped)(x[:n], labels[:n], ref=ref)
@@ -420,14 +422,14 @@ def test_the_largest_embeddings_let_through_are_mined():
     x = torch.tensor([[s]] * 19 + [[-s], [-0.75 * s]])
     pairs = PairMargin(1e3, 1.0)(x, torch.zeros(21).long())
     expected = {(i, j) for i in range(21) for j in range(21) if x[i] != x[j]}
-    assert set(zip(pairs.pos_anchor.tolist(), pairs.positive.tolist())) == expected
+    assert set(zip(pairs.pos_anchor.tolist(), pairs.positive.tolist(), strict=True)) == expected
 
 
 def test_more_negatives_asked_for_than_there_are():
     x, labels = points(9), torch.arange(9) % 3
     every = HardestN(k=6)(x, labels)
     for k in (7, 10**6, 2**62):
-        assert all(torch.equal(u, v) for u, v in zip(HardestN(k=k)(x, labels), every))
+        assert all(torch.equal(u, v) for u, v in zip(HardestN(k=k)(x, labels), every, strict=True))
     assert HardestN(k=2, skip=2**62)(x, labels).count == 0
 
 

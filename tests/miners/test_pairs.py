@@ -24,7 +24,7 @@ def make(name, **more):
 
 
 def as_sets(pairs):
-    return tuple({(int(i), int(j)) for i, j in zip(a, b)} for a, b in (pairs[:2], pairs[2:]))
+    return tuple({(int(i), int(j)) for i, j in zip(a, b, strict=True)} for a, b in (pairs[:2], pairs[2:]))
 
 
 def check_valid(pairs):
@@ -64,7 +64,10 @@ def test_a_pair_miner_is_valid_and_equals_the_loop(name, batch, distance):
 def test_a_pair_miner_does_not_depend_on_the_tile_height(name, batch):
     whole = make(name)(*BATCHES[batch])
     for height in (1, 2, 5, 100):
-        assert all(torch.equal(u, v) for u, v in zip(whole, make(name, tile_rows=height)(*BATCHES[batch])))
+        assert all(
+            torch.equal(u, v)
+            for u, v in zip(whole, make(name, tile_rows=height)(*BATCHES[batch]), strict=True)
+        )
 
 
 @pytest.mark.parametrize("r", [0, 1, 30])
@@ -81,11 +84,11 @@ def test_at_most_max_count_of_each_kind_are_drawn(name):
     every = as_sets(make(name)(*BATCHES["ties"]))
     few = make(name, max_count=5)(*BATCHES["ties"])
     check_valid(few)
-    for drawn, all_of_them in zip(as_sets(few), every):
+    for drawn, all_of_them in zip(as_sets(few), every, strict=True):
         assert len(drawn) == min(5, len(all_of_them))
         assert drawn <= all_of_them
     again = make(name, max_count=5)(*BATCHES["ties"])
-    assert all(torch.equal(u, v) for u, v in zip(few, again))
+    assert all(torch.equal(u, v) for u, v in zip(few, again, strict=True))
 
 
 def test_multi_similarity_is_the_papers_rule_on_similarities():

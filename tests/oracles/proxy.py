@@ -14,7 +14,7 @@ def unit(v):
 
 def cosine(x, p):
     """cos(x, p), 0 where one is zero."""
-    return sum(u * v for u, v in zip(unit(x), unit(p)))
+    return sum(u * v for u, v in zip(unit(x), unit(p), strict=True))
 
 
 def log_sum(values):
@@ -41,8 +41,8 @@ def proxy_nca(x, labels, proxies, temperature=None, plus_plus=False):
     """Movshovitz-Attias et al. 2017, and Teh et al. 2020."""
     t = temperature or (1 / 9 if plus_plus else 1.0)
     losses = []
-    for v, y in zip(x, labels):
-        near = [-sum((a - b) ** 2 for a, b in zip(unit(v), unit(p))) / t for p in proxies]
+    for v, y in zip(x, labels, strict=True):
+        near = [-sum((a - b) ** 2 for a, b in zip(unit(v), unit(p), strict=True)) / t for p in proxies]
         if plus_plus:
             losses.append(cross_entropy(near, y))
         else:
@@ -54,8 +54,8 @@ def proxy_anchor(x, labels, proxies, margin=0.1, alpha=32.0):
     """Kim et al. 2020."""
     pulled, pushed = [], []
     for c, p in enumerate(proxies):
-        own = [-alpha * (cosine(v, p) - margin) for v, y in zip(x, labels) if y == c]
-        others = [alpha * (cosine(v, p) + margin) for v, y in zip(x, labels) if y != c]
+        own = [-alpha * (cosine(v, p) - margin) for v, y in zip(x, labels, strict=True) if y == c]
+        others = [alpha * (cosine(v, p) + margin) for v, y in zip(x, labels, strict=True) if y != c]
         if own:
             pulled.append(log_sum([0.0, *own]))
         pushed.append(log_sum([0.0, *others]))
@@ -64,13 +64,18 @@ def proxy_anchor(x, labels, proxies, margin=0.1, alpha=32.0):
 
 def normalized_softmax(x, labels, proxies, temperature=0.05):
     """Zhai & Wu 2019."""
-    return mean([cross_entropy([cosine(v, p) / temperature for p in proxies], y) for v, y in zip(x, labels)])
+    return mean(
+        [
+            cross_entropy([cosine(v, p) / temperature for p in proxies], y)
+            for v, y in zip(x, labels, strict=True)
+        ]
+    )
 
 
 def arc_face(x, labels, proxies, margin=0.5, scale=64.0, easy_margin=False):
     """Deng et al. 2019."""
     losses = []
-    for v, y in zip(x, labels):
+    for v, y in zip(x, labels, strict=True):
         logits = [scale * cosine(v, p) for p in proxies]
         theta = math.acos(min(1.0, max(-1.0, cosine(v, proxies[y]))))
         if easy_margin:
@@ -87,7 +92,7 @@ def arc_face(x, labels, proxies, margin=0.5, scale=64.0, easy_margin=False):
 def cos_face(x, labels, proxies, margin=0.35, scale=64.0):
     """Wang et al. 2018."""
     losses = []
-    for v, y in zip(x, labels):
+    for v, y in zip(x, labels, strict=True):
         logits = [scale * (cosine(v, p) - margin * (c == y)) for c, p in enumerate(proxies)]
         losses.append(cross_entropy(logits, y))
     return mean(losses)
@@ -97,12 +102,12 @@ def soft_triple(x, labels, proxies, centers=10, la=20.0, gamma=0.1, margin=0.01,
     """Qian et al. 2019."""
     classes = [proxies[i : i + centers] for i in range(0, len(proxies), centers)]
     losses = []
-    for v, y in zip(x, labels):
+    for v, y in zip(x, labels, strict=True):
         logits = []
         for c, those in enumerate(classes):
             s = [cosine(v, w) for w in those]
             shares = [math.exp(u / gamma - log_sum([q / gamma for q in s])) for u in s]
-            logits.append(la * (sum(q * u for q, u in zip(shares, s)) - margin * (c == y)))
+            logits.append(la * (sum(q * u for q, u in zip(shares, s, strict=True)) - margin * (c == y)))
         losses.append(cross_entropy(logits, y))
     apart = 0.0
     for those in classes:

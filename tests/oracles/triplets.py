@@ -27,16 +27,16 @@ def rows_of(values):
 def distance(name, x, y):
     """D(x, y) of two vectors."""
     if name == "euclidean":
-        return math.sqrt(sum((u - v) ** 2 for u, v in zip(x, y)))
+        return math.sqrt(sum((u - v) ** 2 for u, v in zip(x, y, strict=True)))
     if name == "squared_euclidean":
-        return sum((u - v) ** 2 for u, v in zip(x, y))
+        return sum((u - v) ** 2 for u, v in zip(x, y, strict=True))
     if name == "cosine":
         lengths = math.sqrt(sum(u * u for u in x)) * math.sqrt(sum(v * v for v in y))
-        return 1 - sum(u * v for u, v in zip(x, y)) / lengths if lengths else 1.0
+        return 1 - sum(u * v for u, v in zip(x, y, strict=True)) / lengths if lengths else 1.0
     if name == "dot":
-        return -sum(u * v for u, v in zip(x, y))
+        return -sum(u * v for u, v in zip(x, y, strict=True))
     if name == "hamming":
-        return float(sum(u != v for u, v in zip(x, y)))
+        return float(sum(u != v for u, v in zip(x, y, strict=True)))
     raise ValueError(name)
 
 
@@ -67,7 +67,7 @@ def relation(labels, column_labels=None, ids=None, column_ids=None, says=same_la
             same_row = own and i == j
             same_id = ids is not None and column_ids is not None and int(ids[i]) == int(column_ids[j])
             if not same_row and not same_id:
-                for side, belongs in zip((positive, negative), says(a, b)):
+                for side, belongs in zip((positive, negative), says(a, b), strict=True):
                     if belongs:
                         side.add((i, j))
     return positive, negative

@@ -53,7 +53,7 @@ def faults(ranks, labels):
     found = []
     if len({len(steps) for steps in ranks}) > 1:
         return [f"steps {[len(steps) for steps in ranks]}"]
-    for number, batches in enumerate(zip(*ranks)):
+    for number, batches in enumerate(zip(*ranks, strict=True)):
         classes = [Counter(labels[row] for row in batch) for batch in batches]
         if any(sorted(counts.values()) != [K] * P for counts in classes):
             found.append(f"step {number}: not P×K")
@@ -106,7 +106,7 @@ def test_ranks_have_p_times_k_of_other_classes_cover_every_image_and_learn_alike
 @pytest.mark.parametrize("name", RECIPES[1:])
 def test_recipes_train_on_the_same_batches_to_the_same_losses(name, results):
     needs(name)
-    for seen, own in zip(results(name), results("torchrun")):
+    for seen, own in zip(results(name), results("torchrun"), strict=True):
         assert seen["rows"] == own["rows"]
         assert seen["losses"] == pytest.approx(own["losses"], rel=1e-3)
 
@@ -202,5 +202,5 @@ def test_readme_names_what_each_recipe_presumes():
     section = README.partition("## Several ranks")[2].partition("\n## ")[0]
     said = ["rank=", "world_size=", "use_distributed_sampler=False", "prepare", "cpu=True"]
     places = [section.find(words) for words in said]
-    assert min(places) >= 0, dict(zip(said, places))
+    assert min(places) >= 0, dict(zip(said, places, strict=True))
     assert [name for name in RECIPES if f"ranks_{name}.py" in section] == RECIPES

@@ -80,7 +80,7 @@ def test_the_gradient_is_that_of_differences(kind, measured, root):
         gradients(torch.float32, lambda u, v: measured(u, v, root)),
         gradients(torch.float64, plain),
     )
-    for a, b in zip(fast, exact):
+    for a, b in zip(fast, exact, strict=True):
         assert (a - b).abs().max() <= 2e-5 * b.abs().max()
 
 

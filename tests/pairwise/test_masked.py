@@ -71,7 +71,7 @@ def test_the_first_place_of_a_row_and_what_may_come_before_it(
     place, (i, j), ambiguous = row_argmin(table, error, bound)
     assert torch.equal(table, before)
     assert i.dtype == j.dtype == ambiguous.dtype == place.dtype == torch.int64
-    for row, (numbers, width) in enumerate(zip(before.tolist(), error.tolist())):
+    for row, (numbers, width) in enumerate(zip(before.tolist(), error.tolist(), strict=True)):
         edge = -math.inf if bound is None else float(bound[row])
         above = {column: number for column, number in enumerate(numbers) if edge - width < number < math.inf}
         others = j[i == row].tolist()

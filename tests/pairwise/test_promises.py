@@ -113,7 +113,7 @@ def test_a_subclass_whose_positives_have_other_keys_is_mined_by_its_sides(by):
     for kind in (BatchHard, SemiHard):
         mined = kind(relation=ASYMMETRIC[by])(x, labels)
         expected = kind(relation=Keyless())(x, labels)
-        assert all(torch.equal(u, v) for u, v in zip(mined, expected))
+        assert all(torch.equal(u, v) for u, v in zip(mined, expected, strict=True))
         assert (labels[mined.anchor] != labels[mined.positive]).all()
 
 
@@ -173,7 +173,7 @@ def test_a_subclass_of_mahalanobis_that_squares_is_squared_in_all_lists_and_mine
     own, squared = SQUARED[way](), distances.squared_euclidean
     miners = [BatchAll(margin=0.3, distance=each) for each in (own, squared)]
     mined, expected = (miner(x, labels) for miner in miners)
-    assert all(torch.equal(u, v) for u, v in zip(mined, expected))
+    assert all(torch.equal(u, v) for u, v in zip(mined, expected, strict=True))
     assert miners[0].count(x, labels) == expected.count
     every = BatchAll()(x, labels)
     for kind in (TripletMargin, Contrastive, MarginLoss):
@@ -213,7 +213,7 @@ def test_a_prepare_that_takes_whole_numbers_is_not_refused_them():
     codes, labels = torch.randint(0, 5, (12, 4)), torch.arange(12) % 3
     mined = BatchHard(distance=Codes(torch.eye(4, dtype=torch.float64)))(codes, labels)
     expected = BatchHard()(codes.double(), labels)
-    assert all(torch.equal(u, v) for u, v in zip(mined, expected))
+    assert all(torch.equal(u, v) for u, v in zip(mined, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", ["euclidean", "squared_euclidean", "cosine", "dot", "hamming"])

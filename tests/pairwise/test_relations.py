@@ -59,7 +59,7 @@ def test_a_relation_equals_the_loop_and_no_column_is_both(name, n, r, seed):
     expected = [
         says(a, b) for a in labels_for(name, n, seed).tolist() for b in labels_for(name, r, seed + 1).tolist()
     ]
-    assert list(zip(positive.flatten().tolist(), negative.flatten().tolist())) == expected
+    assert list(zip(positive.flatten().tolist(), negative.flatten().tolist(), strict=True)) == expected
     assert not (positive & negative).any()
 
 

@@ -45,7 +45,7 @@ def test_a_compiled_step_mines_what_a_plain_one_does(miner, backend):
     _, mined = torch.compile(step, backend=backend)(images())
     assert type(mined) is type(expected)
     assert mined.count
-    assert all(torch.equal(u, v) for u, v in zip(mined, expected))
+    assert all(torch.equal(u, v) for u, v in zip(mined, expected, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at it

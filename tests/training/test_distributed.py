@@ -175,7 +175,7 @@ def mean_over_all(x, labels, ids, ref):
 def chunks_of(r):
     """Two chunks a rank, of 4 and 3 rows and of 3 and 2: rows 0 to 6 and 7 to 11."""
     rows = own_rows(r, SPLITS["uneven"])
-    return list(zip(IMAGES[rows].split(4 - r), LABELS[rows].split(4 - r)))
+    return list(zip(IMAGES[rows].split(4 - r), LABELS[rows].split(4 - r), strict=True))
 
 
 def cached(r):
@@ -292,12 +292,12 @@ def check_adds_up(parts, whole):
     (loss, grads), losses = whole, [part[0] for part in parts]
     torch.testing.assert_close(sum(losses), loss)
     assert loss.item() > 0
-    for own, *others in zip(grads, *(part[1] for part in parts)):
+    for own, *others in zip(grads, *(part[1] for part in parts), strict=True):
         torch.testing.assert_close(sum(others), own)
 
 
 def check_same(grads, expected):
-    for grad, own in zip(grads, expected):
+    for grad, own in zip(grads, expected, strict=True):
         torch.testing.assert_close(grad, own)
 
 
@@ -339,7 +339,7 @@ def test_ranks_that_each_take_the_loss_of_the_whole_batch_average_to_the_gradien
     loss, grads = one_process(MEANS[name](), None)
     for seen in ranks:
         torch.testing.assert_close(seen["whole"][name][0], loss)
-    for own, *parts in zip(grads, *(seen["whole"][name][1] for seen in ranks)):
+    for own, *parts in zip(grads, *(seen["whole"][name][1] for seen in ranks), strict=True):
         torch.testing.assert_close(sum(parts) / WORLD, own)
 
 
@@ -427,7 +427,7 @@ def test_a_memory_of_what_was_gathered_is_the_same_on_all_ranks(ranks):
     for state, (embeddings, labels, ids) in (seen["memory"] for seen in ranks):
         loaded = CrossBatchMemory(9, 4)
         loaded.load_state_dict(state)
-        for got, expected in zip(loaded.columns(), alone.columns()):
+        for got, expected in zip(loaded.columns(), alone.columns(), strict=True):
             assert torch.equal(got, expected) if expected is not None else got is None
         assert torch.equal(embeddings, IMAGES[3:].float())
         assert torch.equal(labels, LABELS[3:])
@@ -436,9 +436,9 @@ def test_a_memory_of_what_was_gathered_is_the_same_on_all_ranks(ranks):
 
 def test_relations_of_several_labels_a_row_are_mined_across_ranks(ranks):
     whole = BatchHard(relation=CrossGroup())(IMAGES, CAMERAS)
-    found = [torch.cat(parts) for parts in zip(*(seen["cameras"] for seen in ranks))]
+    found = [torch.cat(parts) for parts in zip(*(seen["cameras"] for seen in ranks), strict=True)]
     assert len(whole.anchor)
-    assert all(torch.equal(part, index) for part, index in zip(found, whole))
+    assert all(torch.equal(part, index) for part, index in zip(found, whole, strict=True))
 
 
 def test_ranks_that_differ_are_refused_on_every_rank(ranks):
@@ -458,7 +458,9 @@ def test_ranks_that_differ_are_refused_on_every_rank(ranks):
 
 def test_fp16_and_bf16_embeddings_are_gathered_and_their_gradient_summed(ranks):
     for seen in ranks:
-        for (dtype, labels, grad), expected in zip(seen["half"], (torch.float16, torch.bfloat16)):
+        for (dtype, labels, grad), expected in zip(
+            seen["half"], (torch.float16, torch.bfloat16), strict=True
+        ):
             assert dtype == grad.dtype == expected
             assert labels == [0, 0, 0]
             assert (grad == 3 * 2**-7).all()

@@ -83,7 +83,7 @@ COMBINED = [
 
 
 def chunked(size, *parts):
-    return list(zip(*(part.split(size) for part in parts)))
+    return list(zip(*(part.split(size) for part in parts), strict=True))
 
 
 def gradients(*modules):
@@ -210,7 +210,7 @@ def test_gradients_add_to_those_that_are_there():
     cached_backward(once, chunks, head)
     for _ in range(2):
         cached_backward(twice, iter(chunks), head)
-    for grad, double in zip(gradients(once), gradients(twice)):
+    for grad, double in zip(gradients(once), gradients(twice), strict=True):
         torch.testing.assert_close(2 * grad, double)
 
 
@@ -392,13 +392,13 @@ def test_backward_may_scale_the_loss():
     cached_backward(other, chunks, head, backward=lambda loss: (loss * 1024).backward())
     loss, _ = in_one_piece(network(), chunks, head)
     torch.testing.assert_close(step.loss, loss)
-    for grad, own in zip(gradients(model), gradients(other)):
+    for grad, own in zip(gradients(model), gradients(other), strict=True):
         assert torch.equal(grad, own)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler.unscale_(optimizer)
     other.zero_grad()
     in_one_piece(other, chunks, head)
-    for grad, own in zip(gradients(model), gradients(other)):
+    for grad, own in zip(gradients(model), gradients(other), strict=True):
         torch.testing.assert_close(grad, own)
 
 
@@ -532,7 +532,7 @@ class Odd(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph:UserWarning")
 def test_a_backward_that_creates_a_graph_is_refused():
-    chunks = list(zip(IMAGES.split(7), LABELS.split(7)))
+    chunks = list(zip(IMAGES.split(7), LABELS.split(7), strict=True))
     text = (
         r"cached_backward\(backward='create_graph=True'\): expected a call without create_graph=True, since"
     )

@@ -36,12 +36,12 @@ def test_batches_are_embedded_mined_and_described():
     loader = MiningLoader(DataLoader(data(), 6), model, miner)
     assert len(loader) == 2
     batches = list(loader)
-    for batch, (images, labels) in zip(batches, DataLoader(data(), 6)):
+    for batch, (images, labels) in zip(batches, DataLoader(data(), 6), strict=True):
         assert isinstance(batch, MinedBatch)
         assert torch.equal(batch.embeddings, model(images))
         assert torch.equal(batch.labels, labels)
         expected = miner(model(images), labels)
-        assert all(torch.equal(u, v) for u, v in zip(batch.mined, expected))
+        assert all(torch.equal(u, v) for u, v in zip(batch.mined, expected, strict=True))
         assert batch.stats == describe(model(images), labels, expected, margin=0.5, distance="cosine")
     assert len(batches) == 2
 
@@ -56,7 +56,7 @@ def test_the_embeddings_carry_the_model_s_graph():
 def test_rows_become_ids():
     repeated = torch.utils.data.Subset(data(rows=True), [0, 0, 3, 1, 1, 4])
     (batch,) = MiningLoader(DataLoader(repeated, 6), linear(), BatchHard())
-    meets = set(zip(batch.mined.anchor.tolist(), batch.mined.positive.tolist()))
+    meets = set(zip(batch.mined.anchor.tolist(), batch.mined.positive.tolist(), strict=True))
     assert meets == {(0, 2), (1, 2), (2, 0), (3, 5), (4, 5), (5, 3)}
 
 
@@ -123,7 +123,7 @@ def test_the_loader_s_state_resumes_in_mid_epoch():
     second.load_state_dict(state)
     rest = [batch.labels for batch in second]
     assert len(rest) == 2
-    assert all(torch.equal(u, v) for u, v in zip(rest, whole[1:]))
+    assert all(torch.equal(u, v) for u, v in zip(rest, whole[1:], strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata beside torch 2.13

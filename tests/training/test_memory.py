@@ -324,7 +324,7 @@ def test_relations_of_several_labels_a_row_take_it_as_columns(relation):
     mined = BatchHard(relation=relation)(x[20:], labels[20:], ref=columns)
     expected = BatchHard(relation=relation)(x[20:], labels[20:], ref=References(x[4:20], labels[4:20], None))
     assert mined.count
-    assert all(torch.equal(u, v) for u, v in zip(mined, expected))
+    assert all(torch.equal(u, v) for u, v in zip(mined, expected, strict=True))
     again = CrossBatchMemory(16, 4, label_columns=2)
     again.load_state_dict(memory.state_dict())
     assert torch.equal(again.columns().labels, columns.labels)

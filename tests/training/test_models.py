@@ -84,7 +84,7 @@ def by_hand(net, image):
     """The embedding of one image; the backbone alone is torch's."""
     paths = [unit(net.backbone(image[None]).double().numpy().ravel())]
     pixels = image.double().numpy()
-    for convolution, factor, size, stride in zip(net.coarse, (4, 8), (3, 7), (4, 2)):
+    for convolution, factor, size, stride in zip(net.coarse, (4, 8), (3, 7), (4, 2), strict=True):
         weight, bias = (v.detach().double().numpy() for v in (convolution.weight, convolution.bias))
         seen = convolved(subsampled(pixels, factor), weight, bias, 4)
         paths.append(unit(pooled(seen, size, stride).ravel()))
@@ -106,7 +106,7 @@ def test_the_net_equals_its_equations(h, w, channels):
     ).eval()
     assert net.features[1:] == (4 * -(-h // 64) * -(-w // 64),) * 2
     batch = images(2, channels, h, w)
-    for image, embedding in zip(batch, net(batch)):
+    for image, embedding in zip(batch, net(batch), strict=True):
         assert np.allclose(embedding.numpy(), by_hand(net, image), atol=1e-5)
 
 

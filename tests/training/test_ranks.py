@@ -66,7 +66,7 @@ def parts(folder, r, world):
 def anchors(batch):
     """The rows of a batch's triplets, not its images: those of two ranks may have some in common."""
     _, triplets, labels, rows = batch[0]
-    corners = [tuple(rows[corner].tolist() for corner in each) for each in zip(*triplets)]
+    corners = [tuple(rows[corner].tolist() for corner in each) for each in zip(*triplets, strict=True)]
     return torch.zeros(len(corners), 4), labels[triplets.anchor], corners
 
 
@@ -160,7 +160,7 @@ def faults(epoch, least, p=None):
     found = []
     if len({len(steps) for steps in epoch}) > 1:
         found.append(f"steps {[len(steps) for steps in epoch]}")
-    for number, step in enumerate(zip(*epoch)):
+    for number, step in enumerate(zip(*epoch, strict=True)):
         rows = [row for _, rows in step for row in set(rows)]
         if len(set(rows)) < len(rows):
             found.append(f"step {number}: the ranks share rows")
@@ -174,13 +174,13 @@ def faults(epoch, least, p=None):
 
 
 def epochs_of(ranks, name):
-    return zip(*(seen[name] for seen in ranks))
+    return zip(*(seen[name] for seen in ranks), strict=True)
 
 
 def test_pk_sampler_gives_ranks_other_classes_of_each_step_and_every_image(ranks):
     for epoch in epochs_of(ranks, "PKSampler"):
         assert not faults(epoch, COUNT, P)
-        for step in zip(*epoch):  # the classes too are those of one rank only
+        for step in zip(*epoch, strict=True):  # the classes too are those of one rank only
             assert len({label for labels, _ in step for label in labels}) == P * WORLD
 
 
@@ -217,7 +217,7 @@ def test_epochs_differ_and_every_rank_resumes_from_one_state(ranks, name):
 def test_a_memory_of_gathered_columns_is_the_same_on_all_ranks_at_every_step(ranks):
     states = [seen["memory"] for seen in ranks]
     assert len(states[0]) == len(states[1]) == len(ranks[0]["PKSampler"][0])
-    for step, both in enumerate(zip(*states)):
+    for step, both in enumerate(zip(*states, strict=True)):
         for name in both[0]:
             assert torch.equal(both[0][name], both[1][name])
         # It holds the last rows of all ranks: of each step rank 0's, then rank 1's.

@@ -38,7 +38,7 @@ def write_digits(root: Path) -> None:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    for number, (image, digit) in enumerate(zip(digits.images, digits.target)):
+    for number, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         (root / str(digit)).mkdir(exist_ok=True)
         cv2.imwrite(str(root / str(digit) / f"{number}.png"), (image * 15.9).astype("uint8"))
 

@@ -66,7 +66,7 @@ def apart(case: Case, name: str, peer: str, dtype: torch.dtype) -> Apart:
     value, gradients = of_loss(sides[OURS], x, labels)
     other, others = of_loss(sides[peer], x, labels)
     worst = 0.0
-    for ours, theirs in zip(gradients, others):
+    for ours, theirs in zip(gradients, others, strict=True):
         turned = ours.ndim == 2 and theirs.shape != ours.shape
         theirs = theirs.T if turned else theirs.reshape(ours.shape)
         worst = max(worst, float((ours - theirs).abs().max() / theirs.abs().max()))
@@ -76,7 +76,7 @@ def apart(case: Case, name: str, peer: str, dtype: torch.dtype) -> Apart:
 def farthest(case: Case, peer: str, dtype: torch.dtype) -> Apart:
     """The larger distances of the two batches."""
     found = [apart(case, each, peer, dtype) for each in SIZES]
-    return Apart(*(max(some) for some in zip(*found)))
+    return Apart(*(max(some) for some in zip(*found, strict=True)))
 
 
 def shared(case: Case, name: str, peer: str, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -93,9 +93,9 @@ def tuples(mined: tuple[Tensor, ...]) -> set[tuple[int, ...]]:
     if len(mined) == 4 and len(mined[0]) == len(mined[2]) and torch.equal(mined[0], mined[2]):
         mined = (mined[0], mined[1], mined[3])
     if len(mined) == 3:
-        return set(zip(*(row.tolist() for row in mined)))
+        return set(zip(*(row.tolist() for row in mined), strict=True))
     sides = ((1, *mined[:2]), (0, *mined[2:]))
-    return {(side, i, j) for side, a, b in sides for i, j in zip(a.tolist(), b.tolist())}
+    return {(side, i, j) for side, a, b in sides for i, j in zip(a.tolist(), b.tolist(), strict=True)}
 
 
 def lines() -> Iterator[list[str]]:
@@ -104,7 +104,7 @@ def lines() -> Iterator[list[str]]:
         for peer in list(case.make(2, 2))[1:]:
             if case.kind == "miner":
                 counts = [shared(case, each, peer, torch.float64) for each in SIZES]
-                ours, both, theirs = (sum(some) for some in zip(*counts))
+                ours, both, theirs = (sum(some) for some in zip(*counts, strict=True))
                 same = "yes" if not ours and not theirs else "no"
                 what = f"{both} tuples in both, {ours} in ours alone, {theirs} in theirs alone"
                 yield [name, peer, "", "", "", "", same, "; ".join(filter(None, [what, case.differs]))]

@@ -179,7 +179,7 @@ def main() -> None:
                 sides.reverse()
             runs = [Run(step, x, y, seed, options) for _, step in sides]
             trained(runs, options.seconds)
-            for (side, _), run in zip(sides, runs):
+            for (side, _), run in zip(sides, runs, strict=True):
                 found.setdefault((rule, side), []).append((score(run.model, unseen, unseen_labels), run.done))
                 shown = f"MAP@R {found[rule, side][-1][0]:.4f}  {run.done} steps"
                 print(f"seed {seed}  {rule:<20}{side:<26}{shown}", flush=True)
@@ -187,7 +187,7 @@ def main() -> None:
     rows = [["untrained", "", f"{statistics.mean(untrained):.4f}", spread(untrained), "", ""]]
     for rule in RULES:
         for side in (OURS, PML) if (rule, PML) in found else (OURS,):
-            scores, steps = zip(*found[rule, side])
+            scores, steps = zip(*found[rule, side], strict=True)
             a_second = (statistics.mean(steps) - options.warm) / options.seconds
             shown = [f"{statistics.mean(scores):.4f}", spread(scores), f"{a_second:.1f}"]
             rows.append([rule, side, *shown, f"{statistics.mean(steps):.0f}"])

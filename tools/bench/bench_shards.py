@@ -108,8 +108,8 @@ def raw(top: Path, setting: dict[str, int]) -> list[list[str]]:
                     found.setdefault((state, name), []).append(rates(sides[name], tars))
         for state in ("cold", "warm"):
             one, other = found[state, "ours"], found[state, "theirs"]
-            mine, peer = (tuple(map(statistics.median, zip(*side))) for side in (one, other))
-            least = min(a[1] / b[1] for a, b in zip(one, other))
+            mine, peer = (tuple(map(statistics.median, zip(*side, strict=True))) for side in (one, other))
+            least = min(a[1] / b[1] for a, b in zip(one, other, strict=True))
             fields = [f"{each:,.0f}" for each in (*mine, *peer)]
             lines.append([layout, state, *fields, f"{mine[1] / peer[1]:.2f}", f"{least:.2f}"])
             print(f"{layout:10}{state:6}", *(f"{field:>13}" for field in lines[-1][2:]), sep="", flush=True)

@@ -161,13 +161,13 @@ def plot(path: Path, rows: Iterable[Row], told: str) -> None:
     figure, axes = plt.subplots(
         tall, wide, figsize=(2.15 * wide, 1.75 * tall + 0.7), sharex=True, sharey=True, squeeze=False
     )
-    for axis, name in zip(axes.flat, names):
+    for axis, name in zip(axes.flat, names, strict=False):  # the last row may have empty places
         for side, colour in COLOURS.items():
             points = [(s.n, f[side].median) for s, f in rows if s.case == name and side in f]
             points = sorted(point for point in points if point[1] is not None)
             style = {"linestyle": ":", "marker": ""} if side == MATMUL else {"marker": "o", "markersize": 2.5}
             if points:
-                axis.plot(*zip(*points), color=colour, linewidth=1.3, **style)
+                axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.3, **style)
             ends = [s.n for s, f in rows if s.case == name and side in f and f[side].died]
             if ends and points:
                 axis.plot(*points[-1], marker="x", color=colour, markersize=6, markeredgewidth=1.5)

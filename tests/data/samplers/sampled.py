@@ -46,7 +46,7 @@ class Rows(Dataset):
 
 def loaded(loader):
     """Batches of a loader over `Rows`, as `plain` gives them."""
-    return [list(zip(*(column.tolist() for column in batch))) for batch in loader]
+    return [list(zip(*(column.tolist() for column in batch), strict=True)) for batch in loader]
 
 
 UNEVEN = labels_of([2, 3, 3, 4, 5, 7, 9, 12])

@@ -48,6 +48,6 @@ def test_batches_come_out_full_and_each_item_gets_its_count(table, key):
     assert all(len(set(batch)) == width for batch in plan.tolist())
     assert (group[plan] == np.repeat(np.arange(len(batches)), batches)[:, None]).all()
     seen = Counter()
-    for entry, before in zip(plan.ravel().tolist(), occurrences(plan).ravel().tolist()):
+    for entry, before in zip(plan.ravel().tolist(), occurrences(plan).ravel().tolist(), strict=True):
         assert before == seen[entry]
         seen[entry] += 1

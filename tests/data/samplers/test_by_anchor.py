@@ -59,7 +59,7 @@ def faults(steps, anchors, labels, most, per_class, epoch, again=0):
     batches = [(step, batch) for step, ranks in enumerate(steps) for batch in ranks]
     batches, repeated = batches[: len(batches) - again], batches[len(batches) - again :]
     found, seen, together = [], Counter(), Counter()
-    for (_, first), (step, batch) in zip(batches, repeated):
+    for (_, first), (step, batch) in zip(batches, repeated, strict=False):  # only the first ones recur
         if batch != [(number, epoch, 1) for number, _, _ in first]:
             found.append(f"step {step}: not a batch once more")
     for step, batch in batches:
@@ -86,7 +86,7 @@ def faults(steps, anchors, labels, most, per_class, epoch, again=0):
 def runs(batch, anchors, labels):
     """The classes of the anchors of a batch, one for each run of anchors of a class."""
     classes = [labels[anchors[number]] for number, _, _ in batch]
-    return [b for a, b in zip([None, *classes], classes) if a != b]
+    return [b for a, b in pairwise([None, *classes]) if a != b]
 
 
 def ranks_of(triplets, world_size, **options):
@@ -286,7 +286,7 @@ def bounded_faults(steps, rows, most, anchors, epoch, again=0):
     batches = [batch for ranks in steps for batch in ranks]
     batches, repeated = batches[: len(batches) - again], batches[len(batches) - again :]
     found = []
-    for first, batch in zip(batches, repeated):
+    for first, batch in zip(batches, repeated, strict=False):  # only the first ones recur
         if batch != [(number, epoch, 1) for number, _, _ in first]:
             found.append("not a batch once more")
     for step, batch in enumerate(batches):

@@ -81,7 +81,7 @@ def ranks_of(labels, world_size=1, **arguments):
 
 
 def steps_of(samplers, epoch):
-    return list(zip(*(epoch_of(sampler, epoch) for sampler in samplers)))
+    return list(zip(*(epoch_of(sampler, epoch) for sampler in samplers), strict=True))
 
 
 def warned(*arguments, **keywords):
@@ -187,7 +187,7 @@ def test_epochs_differ_and_seeds_differ(supers):
     sampler, other = (PKSampler(UNEVEN, p=4, k=2, seed=seed, super_labels=supers) for seed in (5, 6))
     epochs = [list(sampler) for _ in range(20)] + [list(other)]
     assert len({str(epoch) for epoch in epochs}) == 21
-    for batches in zip(*epochs):
+    for batches in zip(*epochs, strict=True):
         assert len({tuple(sorted(batch)) for batch in batches}) > 10
         assert len({tuple(sorted(UNEVEN[row] for row in batch)) for batch in batches}) > 10
 

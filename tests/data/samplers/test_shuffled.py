@@ -31,7 +31,7 @@ def test_shuffled_ranks_are_disjoint_and_cover(n, world_size, seed, epoch):
         sampler.set_epoch(epoch)
     ranks = [list(sampler) for sampler in samplers]
     assert {len(rows) for rows in ranks} == {len(sampler) for sampler in samplers} == {-(-n // world_size)}
-    rows = [row for step in zip(*ranks) for row in step]
+    rows = [row for step in zip(*ranks, strict=True) for row in step]
     assert sorted(rows[:n]) == list(range(n))
     assert rows[n:] == [rows[i % n] for i in range(n, len(rows))]
     assert len(rows) - n < world_size

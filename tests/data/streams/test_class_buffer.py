@@ -40,7 +40,7 @@ def faults(batches, labels, p, k, on_short):
                 found.append(f"batch {place}: an item of another class")
             if len(counts) < 2 or max(counts.values()) - min(counts.values()) > 1:
                 found.append(f"batch {place}: {dict(counts)} is no even repetition of two or more")
-            for item, view in zip(group.items, group.views):
+            for item, view in zip(group.items, group.views, strict=True):
                 if view != times[item]:
                     found.append(f"batch {place}: item {item} says view {view}")
                 times[item] += 1

@@ -22,7 +22,7 @@ def vector(sample):
 def embedded(n, classes=3):
     rows = np.random.default_rng(0).random((n, 8), dtype=np.float32)
     labels = [place % classes for place in range(n)]
-    return [{**sample, "emb": row.tobytes()} for sample, row in zip(samples_of(labels), rows)]
+    return [{**sample, "emb": row.tobytes()} for sample, row in zip(samples_of(labels), rows, strict=True)]
 
 
 def test_triplets_of_a_stream_are_of_samples_that_came(tmp_path):
@@ -35,7 +35,7 @@ def test_triplets_of_a_stream_are_of_samples_that_came(tmp_path):
         assert len({sample["__key__"] for sample in samples}) == len(samples) <= 12
         assert len(anchor) <= 16
         assert set(np.concatenate([anchor, positive, negative])) == set(range(len(samples)))
-        for a, p, n in zip(anchor, positive, negative):
+        for a, p, n in zip(anchor, positive, negative, strict=True):
             assert samples[a]["cls"] == samples[p]["cls"]
             assert len({a, p, n}) == 3
     again = list(webdataset.WebDataset(tar, shardshuffle=False).compose(pickle.loads(pickle.dumps(stage))))
@@ -43,7 +43,7 @@ def test_triplets_of_a_stream_are_of_samples_that_came(tmp_path):
     classes = {
         samples[a]["cls"] != samples[n]["cls"]
         for samples, triplets in batches
-        for a, n in zip(triplets.anchor, triplets.negative)
+        for a, n in zip(triplets.anchor, triplets.negative, strict=True)
     }
     assert classes == {True, False}
 

@@ -125,8 +125,8 @@ def test_one_bad_sample_shifts_no_batch_out_of_p_times_k(on_short):
     assert len(batches) == len(clean)
     assert handler.told
     assert all(exactly(batch, 4, 4) for batch in batches)
-    for before, after in zip(clean, batches):
-        for old, new in zip(before, after):  # only what stands in for a bad one differs
+    for before, after in zip(clean, batches, strict=True):
+        for old, new in zip(before, after, strict=True):  # only what stands in for a bad one differs
             assert new["cls"] == old["cls"]
             assert new == old or old["key"] in bad or new["view"] < 0
     assert not {sample["key"] for batch in batches for sample in batch} & bad
@@ -216,7 +216,7 @@ def test_labels_come_from_a_field_or_a_function():
 def test_whole_numbers_of_any_type_are_one_class(field):
     stream = [{"__key__": f"{n}", "cls": 0} for n in range(12)]
     values = [np.int32(7), torch.tensor(7), 7, "7", b"7", np.array(7)] * 2
-    for sample, value in zip(stream, values):
+    for sample, value in zip(stream, values, strict=True):
         sample["cls"] = value
         assert label_of(sample, field) == 7
     assert len(list(pk_batched(1, 4, label=field)(stream))) == 3

@@ -70,7 +70,7 @@ def numbers(images):
 
 
 def listed(batches):
-    return [tuple(zip(numbers(images), labels.tolist())) for images, labels in batches]
+    return [tuple(zip(numbers(images), labels.tolist(), strict=True)) for images, labels in batches]
 
 
 def refusal_of(call, *arguments, **keywords):
@@ -345,7 +345,7 @@ def noisy(image, rng):
 
 def test_augmentations_are_keyed_by_epoch_image_and_view(shards):
     stream = PKStream(shards, 4, 4, noisy, return_keys=True, seed=3, steps=40)  # more than a pass
-    drawn = [[(key, int(x)) for x, key in zip(images, keys)] for images, _, keys in stream]
+    drawn = [[(key, int(x)) for x, key in zip(images, keys, strict=True)] for images, _, keys in stream]
     flat = [pair for batch in drawn for pair in batch]
     assert len({x for _, x in flat}) == len(flat)  # also of images that come again
     assert len({key for key, _ in flat}) < len(flat)
@@ -354,7 +354,9 @@ def test_augmentations_are_keyed_by_epoch_image_and_view(shards):
     loader = DataLoader(
         PKStream(shards, 4, 4, noisy, return_keys=True, seed=3, steps=40), None, num_workers=2
     )
-    assert [[(key, int(x)) for x, key in zip(images, keys)] for images, _, keys in loader] == drawn
+    assert [
+        [(key, int(x)) for x, key in zip(images, keys, strict=True)] for images, _, keys in loader
+    ] == drawn
     assert flat[0][0].startswith("train-0000")
 
 
@@ -407,7 +409,12 @@ def test_an_image_that_does_not_decode_is_replaced_by_one_of_its_class(tmp_path)
         broken, sound = listed(bad), listed(good)
         assert len(broken) == len(sound)
         assert not faults(broken, 3, 4)
-        differ = [(b, s) for one, two in zip(broken, sound) for b, s in zip(one, two) if b != s]
+        differ = [
+            (b, s)
+            for one, two in zip(broken, sound, strict=True)
+            for b, s in zip(one, two, strict=True)
+            if b != s
+        ]
         assert {s for _, s in differ} == {(23, 4)}
     assert all("000023" in told for told in handler.told)
     assert "000023" in refusal_of(list, PKStream(folder, 3, 4))
@@ -628,7 +635,7 @@ def test_a_batch_that_nothing_can_stand_in_for_has_another_in_its_place(tmp_path
         batches = listed(stream)
         assert len(batches) == len(stream)
         assert not faults_of_labels(batches, 4, 2)
-        for batch, other in zip(batches, listed(whole)):
+        for batch, other in zip(batches, listed(whole), strict=True):
             differ[batch != other, (15, 7) in other] += 1
             assert (15, 7) not in batch
     assert set(differ) == {(True, True), (False, False)}  # the batches around it are the same
