@@ -10,6 +10,7 @@ from tercet.losses.pair_weighting import MultiSimilarity
 from tercet.losses.tile_gradients import TileLoss, differentiated, loss_from_pair_gradients
 from tercet.losses.triplet import TripletMargin
 from tercet.pairwise.accumulate import summed
+from tercet.pairwise.budget import override
 from tercet.pairwise.distances import Mahalanobis, as_distance, negative_cosine
 from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
 from tercet.pairwise.tiles import Pairwise
@@ -199,3 +200,23 @@ def test_no_slope_is_computed_where_nobody_wants_one(head, monkeypatch):
         loss = head(x.clone().requires_grad_(wanted), labels)
         assert loss.requires_grad == wanted
         assert [each.pair_gradients is not None for each in found] == [wanted]
+
+
+@pytest.mark.parametrize("name", ["euclidean", "squared_euclidean", "cosine", "Mahalanobis"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("numbers", [48 * 48 * 7, 48 * 30 * 7])
+@pytest.mark.parametrize("ref", [False, True])
+def test_differences_of_all_pairs_give_the_same_loss_and_gradient(name, kind, numbers, ref):
+    def result():
+        x = batch(kind).requires_grad_()
+        y = batch("spread", 30).requires_grad_() if ref else None
+        labels = torch.arange(48) % 5
+        columns = None if y is None else References(y, torch.arange(30) % 5)
+        pairwise = Pairwise("test", x, labels, ref=columns, distance=DISTANCES[name])
+        loss = loss_from_pair_gradients("test", pairwise, "sum", weighted)
+        return loss, *torch.autograd.grad(loss, [x] if y is None else [x, y])
+
+    expected = result()
+    with override(difference_numbers=numbers):
+        found = result()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tercet.pairwise.accumulate import summed, tiled_mean, tiled_sum, with_gradient
+from tercet.pairwise.accumulate import Masked, counted_losses, summed, tiled_mean, tiled_sum, with_gradient
 
 
 def points(n, d=4, seed=0):
@@ -106,3 +106,15 @@ def test_a_known_gradient_is_that_of_the_sum_and_goes_only_where_one_is_wanted(r
     x.grad = None
     with_gradient("Head", reduction, value, torch.tensor(4), [torch.tensor([1.0, 2.0])], [x]).backward()
     assert x.grad.tolist() == [1 / share, 2 / share]
+
+
+@pytest.mark.parametrize("reduction", ["mean_active", "mean", "sum"])
+def test_masked_losses_add_up_as_the_chosen_ones_do(reduction):
+    losses = points(7).relu()
+    counts = points(7, seed=1) > 0
+    chosen = counted_losses(losses, counts, reduction)
+    assert torch.equal(chosen, losses[counts])
+    value, number = summed(Masked(losses, counts), reduction)
+    expected, count = summed(chosen, reduction)
+    torch.testing.assert_close(value, expected)
+    assert number == count

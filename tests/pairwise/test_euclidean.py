@@ -6,6 +6,7 @@ from tercet.pairwise.differences import by_differences
 from tercet.pairwise.euclidean import (
     CentredRows,
     add_listed_differences,
+    add_table_differences,
     distances_within,
     fast_entries,
     fast_tile,
@@ -158,3 +159,30 @@ def test_lowered_precision_of_products_does_not_reach_a_distance():
         torch.set_float32_matmul_precision(before)
     assert roundoff(x) == 2.0**-24
     assert roundoff(x.double()) == 2.0**-53
+
+
+@every_kind
+@pytest.mark.parametrize("root", [True, False])
+def test_a_table_by_differences_alone_has_the_same_numbers_and_gradient(kind, root):
+    def result():
+        x, y = batch(kind).requires_grad_(), batch("spread").requires_grad_()
+        d = fast_tile(x, y, root)
+        return d, *torch.autograd.grad((d * points(120, 120, 7).float()).sum(), (x, y))
+
+    expected = result()
+    with override(difference_numbers=2**25):
+        found = result()
+    for got, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5 * float(right.detach().abs().max()))
+
+
+@pytest.mark.parametrize("numbers", [1, 100, 2**20])
+def test_weighted_differences_of_a_table_are_made_in_parts(numbers):
+    weights, x, y = points(9, 7), points(9, 5, 1), points(7, 5, 2)
+    by_x, by_y = points(9, 5, 3), points(7, 5, 4)
+    apart = weights[..., None] * (x[:, None] - y)
+    expected = by_x + apart.sum(1), by_y - apart.sum(0)
+    with override(summed_numbers=numbers):
+        add_table_differences(weights, x, y, by_x, by_y)
+        add_table_differences(weights, x, y, None, None)
+    torch.testing.assert_close((by_x, by_y), expected)

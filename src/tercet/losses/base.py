@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tercet.core.checks import as_choice, as_int, refusal
 from tercet.core.indices import GatheredReferences, References
-from tercet.pairwise.accumulate import REDUCTIONS, once_differentiable, summed, tiled_mean
+from tercet.pairwise.accumulate import REDUCTIONS, Masked, once_differentiable, summed, tiled_mean
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance, entries_of
 from tercet.pairwise.euclidean import gather_rows
@@ -218,7 +218,7 @@ def empty_loss(inputs: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, " 0"]:
 def reduced(
     caller: str,
     reduction: str,
-    losses: Callable[..., Iterator[Tensor]],
+    losses: Callable[..., Iterator[Tensor | Masked]],
     *inputs: Float[Tensor, "..."],
     one_graph: bool = False,
 ) -> Float[Tensor, "..."]:
@@ -227,7 +227,8 @@ def reduced(
     Args:
         caller: the head that was called, for error messages.
         reduction: how a head makes one number of its losses.
-        losses: from tensors like `inputs`, yields losses [c] with their graph.
+        losses: from tensors like `inputs`, yields losses [c] with their graph; `Masked` ones if `reduction`
+            is not `"none"`, and alone if `one_graph`.
         inputs: what the gradient flows to.
         one_graph: keep the graph of all chunks; of one chunk or more.
 
@@ -235,14 +236,16 @@ def reduced(
         A scalar, or all losses [t] for `"none"`.
     """
     if reduction == "none":
-        return torch.cat([empty_loss(inputs), *losses(*inputs)])
+        return torch.cat([empty_loss(inputs), *losses(*inputs)])  # type: ignore[list-item]
     if one_graph:
         with full_precision(inputs[0].device):
             part, *more = losses(*inputs)
-            part = torch.cat([part, *more]) if more else part
+            if more:
+                part = torch.cat([part, *more])  # type: ignore[list-item]
         total, count = summed(part, reduction)
         loss = total if reduction == "sum" else total / count.clamp(min=1)
-        return once_differentiable(caller, loss.to(part.dtype))
+        dtype = part.losses.dtype if isinstance(part, Masked) else part.dtype
+        return once_differentiable(caller, loss.to(dtype))
 
     def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for part in losses(*inputs):

@@ -191,9 +191,13 @@ class FastAP(Head):
             for tile in pairwise.tiles(*inputs):
                 asked = tile.positive.any(1)
                 apart = asked & tile.negative.any(1)  # the other rows rank without fault
-                v, side = tile.distance[apart], _sides(tile)[apart]
-                precision = _average_precision(v, side, self.bins, rounding)
-                yield (1 - precision).sum(dtype=torch.float64), asked.sum()
+                v, side = tile.distance, _sides(tile)
+                if v.device.type == "cpu":  # an accelerator ranks all rows, so that no shape is read
+                    v, side = v[apart], side[apart]
+                losses = 1 - _average_precision(v, side, self.bins, rounding)
+                if v.device.type != "cpu":
+                    losses = losses.masked_fill(~apart, 0.0)
+                yield losses.sum(dtype=torch.float64), asked.sum()
 
         return tiled_mean("FastAP", "mean", terms, *pairwise.inputs)
 
@@ -222,13 +226,13 @@ def _overlap(counts: Float[Tensor, "3 nodes"]) -> tuple[Float[Tensor, ""], Float
 def _average_precision(
     v: Float[Tensor, "a r"], side: Integer[Tensor, "a r"], bins: int, rounding: float
 ) -> Float[Tensor, " a"]:
-    """(1/N⁺) Σ_j h⁺_j H⁺_j / H_j of rows that rank by v in [−1, 1], smallest first, and have a positive."""
+    """(1/N⁺) Σ_j h⁺_j H⁺_j / H_j of rows that rank by v in [−1, 1], smallest first; 0 without a positive."""
     cell, share = _cells(v, side, bins, rounding)
     share = share + (v - v.detach()) * (bins / 2)  # adds 0, and the gradient
     _, h_pos, h_neg = _soft_counts(cell, share, bins).unbind(1)  # [a, nodes]
     # Where H_j is 0 nothing is counted yet, and the term is 0.
     until = (h_pos + h_neg).cumsum(1).clamp(min=torch.finfo(v.dtype).tiny)
-    return (h_pos * h_pos.cumsum(1) / until).sum(1) / (side == 1).sum(1)
+    return (h_pos * h_pos.cumsum(1) / until).sum(1) / (side == 1).sum(1).clamp(min=1)
 
 
 def _sides(tile: Tile) -> Integer[Tensor, "a r"]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
@@ -14,6 +14,7 @@ from tercet.core.checks import as_float, promised, refusal
 from tercet.core.indices import References
 from tercet.losses.base import Head, reduced
 from tercet.losses.rowwise import ListwiseHead, log_sum
+from tercet.pairwise.accumulate import Masked, counted_losses
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import Distance, dot
 from tercet.pairwise.masked import true_places
@@ -74,9 +75,14 @@ class InfoNCE(ListwiseHead):
         super().__init__(distance, relation, reduction, tile_rows)
         self.temperature = as_float("InfoNCE", "temperature", temperature, above=0)
 
-    def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
+    def losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
         """ℓ of each positive pair."""
-        return _against_negatives(tile.distance * (-1 / self.temperature), tile)
+        logits = tile.distance * (-1 / self.temperature)  # [a, r]
+        negatives = log_sum(logits, tile.negative)
+        if self.reduction == "none" or logits.device.type == "cpu":
+            row, column = true_places(tile.positive)
+            return softplus(negatives[row] - logits[row, column])
+        return Masked(softplus(negatives[:, None] - logits), tile.positive)
 
 
 class SupCon(ListwiseHead):
@@ -129,13 +135,13 @@ class SupCon(ListwiseHead):
         super().__init__(distance, relation, reduction, tile_rows)
         self.temperature = as_float("SupCon", "temperature", temperature, above=0)
 
-    def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
+    def losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
         """ℓ of each anchor that has a positive."""
         logits = tile.distance * (-1 / self.temperature)  # [a, r]
         count = tile.positive.sum(1)
         everyone = log_sum(logits, tile.positive | tile.negative)
         mean = (logits * tile.positive).sum(1) / count.clamp(min=1)
-        return (everyone - mean)[count > 0]
+        return counted_losses(everyone - mean, count > 0, self.reduction)
 
 
 class NPair(Head):
@@ -194,6 +200,9 @@ class NPair(Head):
         """The loss of the first pair of each class."""
         classes = self._classes(pairwise.labels)
         if pairwise.own_column and promised(self.relation, "key_is_class", "key", "sides"):
+            if classes.device.type != "cpu" and self.reduction != "none":
+                ordered, order = classes.sort(stable=True)
+                return self._of_pairs(pairwise.inputs, order[:-1], order[1:], chosen=_begins_pair(ordered))
             anchor, positive = _first_two(classes)
             if self.reduction == "none":
                 anchor, order = anchor.sort()
@@ -237,40 +246,50 @@ class NPair(Head):
         anchor: Int[Tensor, " u"],
         positive: Int[Tensor, " u"],
         images: tuple[Tensor, Tensor] | None = None,
+        chosen: Bool[Tensor, " u"] | None = None,
     ) -> Float[Tensor, "..."]:
-        """ℓ of each pair against the others; `images` are the ids of both sides, where they may be equal."""
-        chosen = inputs[0][anchor], inputs[-1][positive]
+        """ℓ of each pair against the others.
+
+        Args:
+            inputs: rows and columns.
+            anchor: [u], a row of each pair.
+            positive: [u], its column.
+            images: the ids of both sides, where they may be equal.
+            chosen: [u], which of the pairs are taken; None for all.
+        """
+        pairs = inputs[0][anchor], inputs[-1][positive]
         own = torch.arange(len(anchor), device=anchor.device)
         height = tile_height("NPair", len(anchor), inputs[0], self.tile_rows)
 
-        def losses(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+        def losses(x: Tensor, y: Tensor) -> Iterator[Tensor | Masked]:
             for start in range(0, len(x), height):
                 rows = slice(start, start + height)
                 logits = products(x[rows], y)  # [a, u]
                 if images is not None:
                     logits = logits.masked_fill(images[0][rows, None] == images[1], -torch.inf)
+                if chosen is not None:
+                    logits = logits.masked_fill(~chosen, torch.finfo(logits.dtype).min)
                 loss = cross_entropy(logits, own[rows], reduction="none")
                 if self.l2:
                     loss = loss + self.l2 / 2 * (x[rows].square().sum(1) + y[rows].square().sum(1))
-                yield loss
+                yield loss if chosen is None else Masked(loss, chosen[rows])
 
-        return reduced("NPair", self.reduction, losses, *chosen, one_graph=0 < len(anchor) <= height)
-
-
-def _against_negatives(logits: Float[Tensor, "a r"], tile: Tile) -> Float[Tensor, " u"]:
-    """−log( exp(s_ap) / (exp(s_ap) + Σ_n exp(s_an)) ) of each positive pair of a tile."""
-    negatives = log_sum(logits, tile.negative)
-    row, column = true_places(tile.positive)
-    return softplus(negatives[row] - logits[row, column])
+        return reduced("NPair", self.reduction, losses, *pairs, one_graph=0 < len(anchor) <= height)
 
 
 def _first_two(classes: Int[Tensor, " n"]) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"]]:
     """The first and the second row of each class that has two."""
     classes, order = classes.sort(stable=True)
+    first = _begins_pair(classes)
+    return order[:-1][first], order[1:][first]
+
+
+def _begins_pair(classes: Int[Tensor, " n"]) -> Bool[Tensor, " n-1"]:
+    """Which of some sorted classes is the first of its kind, with another behind it."""
     same = classes[1:] == classes[:-1]
     first = same.clone()
     first[1:] &= ~same[:-1]
-    return order[:-1][first], order[1:][first]
+    return first
 
 
 def _first_of_each(values: Int[Tensor, " t"]) -> Int[Tensor, " u"]:

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from tercet.core.checks import as_float
 from tercet.losses.base import empty_loss
 from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
-from tercet.pairwise.accumulate import once_differentiable, summed, tiled_mean
+from tercet.pairwise.accumulate import Masked, counted_losses, once_differentiable, summed, tiled_mean
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel
@@ -94,6 +94,14 @@ class LiftedStructure(ListwiseHead):
             by_row = torch.zeros_like(rows)
             by_column = by_row if own else torch.zeros_like(columns)
             for tile in compared.tiles(*bare):
+                if rows.device.type != "cpu":  # all places of a tile, so that no shape is read
+                    here = slice(tile.start, tile.start + len(tile.distance))
+                    table = self._excess(tile, rows, columns)
+                    yield summed(Masked(table.square() / 2, tile.positive), self.reduction)
+                    shares = torch.sigmoid(rows[here, None] - columns) * table
+                    by_row[here] += shares.sum(1)
+                    by_column += (table - shares).sum(0)
+                    continue
                 i, j, excess = self._pairs(tile, rows, columns)
                 yield summed(excess.square() / 2, self.reduction)
                 share = torch.sigmoid(rows[i] - columns[j])
@@ -129,6 +137,13 @@ class LiftedStructure(ListwiseHead):
         i = i + tile.start
         return i, j, torch.relu(torch.logaddexp(rows[i], columns[j]) + d)
 
+    def _excess(
+        self, tile: Tile, rows: Float[Tensor, " n"], columns: Float[Tensor, " r"]
+    ) -> Float[Tensor, "a r"]:
+        """h(J) of each positive pair in its place of the tile; 0 elsewhere."""
+        sums = torch.logaddexp(rows[tile.start : tile.start + len(tile.distance), None], columns)
+        return torch.relu(sums + tile.distance).masked_fill(~tile.positive, 0.0)
+
     @torch.no_grad()
     def _weights(
         self,
@@ -139,12 +154,14 @@ class LiftedStructure(ListwiseHead):
         by_column: Float[Tensor, " r"] | None,
     ) -> Float[Tensor, "a r"]:
         """∂ Σℓ / ∂D: h(J) for a positive pair, for a negative one minus its share of the pull on its sums."""
-        i, j, excess = self._pairs(tile, rows, columns)
         here = slice(tile.start, tile.start + len(tile.distance))
         z = (self.margin - tile.distance).masked_fill(~tile.negative, -torch.inf)  # [a, r]
         weights = -by_row[here, None] * torch.exp(z - rows[here, None])
         if by_column is not None:
             weights -= by_column * torch.exp(z - columns)
+        if weights.device.type != "cpu":
+            return weights + self._excess(tile, rows, columns)
+        i, j, excess = self._pairs(tile, rows, columns)
         weights[i - tile.start, j] += excess
         return weights
 
@@ -258,12 +275,14 @@ class Circle(ListwiseHead):
         self.m = as_float("Circle", "m", m)
         self.gamma = as_float("Circle", "gamma", gamma, above=0)
 
-    def losses_of(self, tile: Tile) -> Float[Tensor, " u"]:
+    def losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
         """ℓ of each anchor that has a positive and a negative."""
         s = -tile.distance  # [a, r]
         positive = self.gamma * torch.relu(1 + self.m - s).detach() * (1 - self.m - s)
         negative = self.gamma * torch.relu(s + self.m).detach() * (s - self.m)
         both = tile.positive.any(1) & tile.negative.any(1)
-        losses = softplus(log_sum(positive, tile.positive) + log_sum(negative, tile.negative))[both]
-        # The gradient takes the weights as constants, so autograd's second derivative would not be its own.
-        return once_differentiable("Circle", losses) if self.reduction == "none" else losses
+        every = softplus(log_sum(positive, tile.positive) + log_sum(negative, tile.negative))
+        if self.reduction == "none":
+            # The gradient takes the weights as constants, so autograd's second derivative is not its own.
+            return once_differentiable("Circle", every[both])
+        return counted_losses(every, both, self.reduction)

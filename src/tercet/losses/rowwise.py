@@ -13,6 +13,7 @@ from torch import Tensor
 from tercet.core.indices import References
 from tercet.losses.base import Head, pairs_of, reduced
 from tercet.losses.tile_gradients import differentiated, loss_from_pair_gradients
+from tercet.pairwise.accumulate import Masked
 from tercet.pairwise.distances import Distance, cosine, negative_cosine
 from tercet.pairwise.inputs import features
 from tercet.pairwise.tiles import Pairwise, Tile, mined_rows, tile_height
@@ -30,7 +31,7 @@ class ListwiseHead(Head):
     (`negative_cosine`), which is a product.
     """
 
-    losses_of: Callable[[Tile], Tensor]
+    losses_of: Callable[[Tile], Tensor | Masked]
 
     @property
     def measured(self) -> Distance:
@@ -56,11 +57,14 @@ class ListwiseHead(Head):
             return loss_from_pair_gradients(caller, compared, self.reduction, loss_of)
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
-            for tile in compared.tiles(*inputs):
-                yield self.losses_of(tile)
+            tiles = compared.tiles(*inputs)
             if not len(inputs[-1]):  # a row without columns may still have a loss
                 d = compared.distance.tile(inputs[0], inputs[-1])  # [n, 0]
-                yield self.losses_of(Tile(0, d, *compared.sides(slice(0, len(d)))))
+                tiles = [Tile(0, d, *compared.sides(slice(0, len(d))))]
+            for tile in tiles:
+                part = self.losses_of(tile)
+                assert isinstance(part, Tensor)  # one by one they are chosen, not masked
+                yield part
 
         return reduced(caller, "none", losses, *compared.inputs)
 

@@ -8,6 +8,7 @@ through one or two matrix products a tile. No autograd graph of a tile is kept, 
 |-----------------------------------------|-------------------------------------------------|
 | −x·y (`dot`, `negative_cosine`)         | products of w with the features                 |
 | ‖u − v‖ or its square (`EuclideanForm`) | products of w, and differences of near pairs    |
+| the same on an accelerator, small tables| differences of all pairs                        |
 | any other, or a tile full of near pairs | autograd through `Distance.tile`                |
 """
 
@@ -16,14 +17,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from copy import copy
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.neighbors.keys import square_bound
-from tercet.pairwise.accumulate import summed, with_gradient
+from tercet.pairwise.accumulate import Masked, summed, with_gradient
 from tercet.pairwise.budget import budget
 from tercet.pairwise.closed_forms import EuclideanForm, ProductForm
 from tercet.pairwise.differences import listed_squares
@@ -31,6 +32,8 @@ from tercet.pairwise.distances import Distance, form_of
 from tercet.pairwise.euclidean import (
     CentredRows,
     add_listed_differences,
+    add_table_differences,
+    is_measured_by_differences,
     weighted_differences,
 )
 from tercet.pairwise.tiles import Tile
@@ -103,7 +106,7 @@ def loss_from_pair_gradients(
     wanted = any(sought[: len(compared.inputs)])
     value = count = None
     with torch.no_grad(), full_precision(columns.device):
-        kind = _kind_of(compared.distance, columns)
+        kind = _kind_of(compared.distance, columns, compared.inputs[0])
         # A distance that is only known by its `tile` may not be the same in both directions.
         gradient = kind(compared, symmetric and kind is not _TileGradient, wanted)
         for rows in compared.spans():
@@ -125,7 +128,9 @@ def loss_from_pair_gradients(
     return with_gradient(caller, reduction, value, count, gradients if any(sought) else [], inputs)
 
 
-def differentiated(losses_of: Callable[[Tile], Tensor], reduction: str, tile: Tile, wanted: bool) -> TileLoss:
+def differentiated(
+    losses_of: Callable[[Tile], Tensor | Masked], reduction: str, tile: Tile, wanted: bool
+) -> TileLoss:
     """A `TileLoss` of the losses of a tile, differentiated by its distances through autograd."""
     if not wanted:
         return TileLoss(*summed(losses_of(tile), reduction), None)
@@ -137,14 +142,16 @@ def differentiated(losses_of: Callable[[Tile], Tensor], reduction: str, tile: Ti
     return TileLoss(value.detach(), count, pair_gradients)
 
 
-def _kind_of(
-    distance: Distance, columns: Tensor
-) -> type[_ProductGradient] | type[_EuclideanGradient] | type[_TileGradient]:
+def _kind_of(distance: Distance, columns: Tensor, rows: Tensor | None = None) -> type[_AnyGradient]:
     form = form_of(distance)
     if isinstance(form, ProductForm):
         return _ProductGradient
     # A product of lowered precision has not the digits of a distance.
-    return _EuclideanGradient if form is not None and roundoff(columns) <= 2.0**-24 else _TileGradient
+    lowered = roundoff(columns) > 2.0**-24
+    if form is None or (lowered and columns.device.type == "cpu"):
+        return _TileGradient
+    small = is_measured_by_differences(columns if rows is None else rows, columns)
+    return _DifferenceGradient if small or lowered else _EuclideanGradient
 
 
 class _Gradient(ABC):
@@ -220,7 +227,7 @@ class _EuclideanGradient(_Gradient):
         if not form.root:
             self.error = square_bound(self.both.u, self.both.v)[0][:, None] * form.scale  # [n, 1]
         self.compared, self.symmetric = compared, symmetric
-        self.crowded: _TileGradient | None = None
+        self.crowded: _TileGradient | _DifferenceGradient | None = None
         # The tile measured last and its near pairs; None where `crowded` has measured it.
         self.state: tuple[Tensor, tuple[Tensor, Tensor] | None] | None = None
 
@@ -233,7 +240,8 @@ class _EuclideanGradient(_Gradient):
         if share * known > d.numel() or self.both.any_near(d):
             i, j = self.both.near_places(d, rows)
             if share * (known + len(i)) > d.numel():
-                self.crowded = self.crowded or _TileGradient(self.compared, self.symmetric, self.wanted)
+                kind = _TileGradient if d.device.type == "cpu" else _DifferenceGradient
+                self.crowded = self.crowded or kind(self.compared, self.symmetric, self.wanted)
                 self.state = None
                 d = self.crowded.measure(rows)
                 return d if self.error is None else d.clone()  # resolved in place, apart from its graph
@@ -281,13 +289,46 @@ class _EuclideanGradient(_Gradient):
             weighted_differences(c.T, v, u, by_y)
 
     def by_inputs(self) -> list[Tensor | None]:
-        totals = super().by_inputs()
-        given = self.compared.inputs  # narrower than a space that adds columns
-        totals = [None if v is None else v[:, : u.shape[1]] for v, u in zip(totals, given, strict=True)]
+        totals = _narrowed(super().by_inputs(), self.compared.inputs)
         if self.crowded is not None:
             parts = zip(totals, self.crowded.by_inputs(), strict=True)
             totals = [total if total is None or more is None else total + more for total, more in parts]
         return totals
+
+
+def _narrowed(totals: list[Tensor | None], inputs: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """Gradients in a space, without the columns that it adds to the inputs."""
+    return [None if v is None else v[:, : u.shape[1]] for v, u in zip(totals, inputs, strict=True)]
+
+
+class _DifferenceGradient(_Gradient):
+    """D = ‖u − v‖ or a multiple of its square, by differences of all pairs.
+
+    Distances are the numbers of a miner, so nothing is resolved, and no shape depends on the data.
+    """
+
+    def __init__(self, compared: Compared, symmetric: bool, wanted: bool) -> None:
+        form = form_of(compared.distance)
+        assert isinstance(form, EuclideanForm)
+        self.form, self.inputs = form, compared.inputs
+        super().__init__(compared, tuple(form.space(v.detach()) for v in compared.inputs), symmetric, wanted)
+
+    def measure(self, rows: slice) -> Float[Tensor, "a r"]:
+        self.d = self.form.exact_in_space(self.x[rows], self.y)
+        return self.d
+
+    def add(self, rows: slice, pair_gradients: Float[Tensor, "a r"]) -> None:
+        if self.form.root:
+            # A root has no derivative at 0, and 0 is its smallest subgradient.
+            c = (pair_gradients / self.d).masked_fill_(self.d == 0, 0.0)
+        else:
+            c = pair_gradients * (2 * self.form.scale)
+        by_x = self.totals[0]
+        by_x = None if by_x is None else by_x[rows]
+        add_table_differences(c, self.x[rows], self.y, by_x, self._by_columns)
+
+    def by_inputs(self) -> list[Tensor | None]:
+        return _narrowed(super().by_inputs(), self.inputs)
 
 
 class _TileGradient(_Gradient):
@@ -310,3 +351,6 @@ class _TileGradient(_Gradient):
             self.totals[0][rows] += by_x
         if (total := self._by_columns) is not None:
             total += by_y
+
+
+_AnyGradient: TypeAlias = _ProductGradient | _EuclideanGradient | _DifferenceGradient | _TileGradient

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,7 +105,10 @@ class TripletMargin(Head):
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all triplets."""
         if not self.swap:
-            return loss_from_pair_gradients("TripletMargin", pairwise, self.reduction, self._loss_of_all)
+            known = pairwise.positives_on_host
+            most = int(known.max()) if known is not None and len(known) else None
+            loss_of = partial(self._loss_of_all, most)
+            return loss_from_pair_gradients("TripletMargin", pairwise, self.reduction, loss_of)
 
         if pairwise.given_tile_rows is None:
             n, r = len(pairwise.inputs[0]), max(1, len(pairwise.inputs[-1]))
@@ -152,10 +156,16 @@ class TripletMargin(Head):
             return softplus(d_ap - d_an)
         return torch.relu(d_ap + self.margin - d_an) ** self.power
 
-    def _loss_of_all(self, tile: Tile, wanted: bool) -> TileLoss:
-        """All triplets of a tile: Σ ℓ(t − D(a,n)), t = D(a,p) + m, over positives and negatives."""
+    def _loss_of_all(self, most: int | None, tile: Tile, wanted: bool) -> TileLoss:
+        """All triplets of a tile: Σ ℓ(t − D(a,n)), t = D(a,p) + m, over positives and negatives.
+
+        `most` is how many positives a row has at most, where the host knows it.
+        """
         positives = tile.positive.sum(1)
-        most = int(positives.max())
+        if most is None:
+            # The hinge sorts every column of an accelerator sooner than it waits for their number.
+            read = self.soft or positives.device.type == "cpu"
+            most = int(positives.max()) if read else tile.positive.shape[1]
         t, p = self._thresholds(tile, most)
         if tile.error is not None and not self.soft:  # which triplets are active is decided as by a miner
             tile.resolve(_ambiguous(t, p, tile))

@@ -6,10 +6,10 @@ So a sum over any number of tiles takes the memory of one, and can be differenti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.core.checks import refusal
@@ -17,6 +17,8 @@ from tercet.pairwise.torch_modes import full_precision
 
 __all__ = [
     "REDUCTIONS",
+    "Masked",
+    "counted_losses",
     "once_differentiable",
     "refuse_second_derivative",
     "summed",
@@ -57,12 +59,42 @@ def tiled_sum(
     return with_gradient(caller, "sum", value, count, gradients, inputs), count
 
 
-def summed(losses: Float[Tensor, " t"], reduction: str) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+class Masked(NamedTuple):
+    """Losses of which some do not count, in a shape that does not depend on the data.
+
+    Args:
+        losses: finite numbers of any shape.
+        counts: which of them are losses.
+    """
+
+    losses: Float[Tensor, "*s"]
+    counts: Bool[Tensor, "*s"]
+
+
+def counted_losses(
+    losses: Float[Tensor, "*s"], counts: Bool[Tensor, "*s"], reduction: str
+) -> Float[Tensor, " t"] | Masked:
+    """The losses that count; on an accelerator, which would be read to choose them, all with their mask.
+
+    Example:
+        >>> counted_losses(torch.tensor([1.0, 2.0]), torch.tensor([False, True]), "mean")
+        tensor([2.])
+    """
+    chosen = reduction == "none" or losses.device.type == "cpu"
+    return losses[counts] if chosen else Masked(losses, counts)
+
+
+def summed(losses: Float[Tensor, " t"] | Masked, reduction: str) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """One term of `tiled_mean`: the sum of losses [t] in float64, and how many of them the mean is over."""
+    counts = None
+    if isinstance(losses, Masked):
+        losses, counts = losses.losses.masked_fill(~losses.counts, 0.0), losses.counts
     if reduction == "mean_active":
         count = (losses.detach() > 0).sum()
-    else:
-        count = torch.tensor(len(losses), device=losses.device)
+    elif counts is not None:
+        count = counts.sum()
+    else:  # filled by a launch, where `torch.tensor` would copy the number up and wait
+        count = torch.full((), len(losses), dtype=torch.int64, device=losses.device)
     return losses.sum(dtype=torch.float64), count
 
 

@@ -93,6 +93,11 @@ class Budget:
     """Squared differences, or terms of a row times a matrix, made at once before they are summed. CPU: 1 MiB
     of float32, which stays in the cache. Accelerator: 16 MiB, enough to fill it."""
 
+    difference_numbers: int
+    """Heads measure tables of at most so many differences (rows · columns · dimensions) by differences alone,
+    and make so many at once for their gradient. CPU: none, since products are faster. Accelerator: 128 MiB of
+    float32, where no shape depends on how many pairs are near, so nothing is read."""
+
     head_tile_numbers: int
     """The distances of one tile of a head that streams: several passes go over each tile, and beyond the
     cache each takes several times as long. CPU: 4 MiB of float32. Accelerator: no limit but `tile_bytes`."""
@@ -152,6 +157,7 @@ _CPU = Budget(
     gathered_numbers=2**20,
     gathered_keys=2**20,
     summed_numbers=2**18,
+    difference_numbers=0,
     head_tile_numbers=2**20,
     head_tile_rows=64,
     one_graph_numbers=2**17,
@@ -186,6 +192,7 @@ def accelerator(free_bytes: int) -> Budget:
         gathered_numbers=2**24,
         gathered_keys=2**24,
         summed_numbers=2**22,
+        difference_numbers=2**25,
         head_tile_numbers=_UNLIMITED,
     )
 

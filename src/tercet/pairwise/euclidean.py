@@ -31,11 +31,13 @@ from tercet.pairwise.torch_modes import full_precision, roundoff
 __all__ = [
     "CentredRows",
     "add_listed_differences",
+    "add_table_differences",
     "centre_of",
     "distances_within",
     "fast_entries",
     "fast_tile",
     "gather_rows",
+    "is_measured_by_differences",
     "lengths",
     "weighted_differences",
 ]
@@ -152,6 +154,43 @@ def add_listed_differences(
             by_y.index_add_(0, columns, part, alpha=-1)
 
 
+def is_measured_by_differences(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> bool:
+    """Whether a table is so small that differences of all pairs take less time than a read of the device."""
+    return len(x) * y.numel() <= budget(x.device).difference_numbers
+
+
+def add_table_differences(
+    weights: Float[Tensor, "a r"],
+    x: Float[Tensor, "a k"],
+    y: Float[Tensor, "r k"],
+    by_x: Float[Tensor, "a k"] | None,
+    by_y: Float[Tensor, "r k"] | None,
+) -> None:
+    """Add Σ_j w_ij (x_i − y_j) to `by_x` and Σ_i w_ij (y_j − x_i) to `by_y`, by differences of all pairs.
+
+    They are made in bounded memory, `cdist`'s own backward on CUDA makes rows · columns · k numbers at once.
+
+    Example:
+        >>> x, by_x = torch.tensor([[1.0]]), torch.zeros(1, 1)
+        >>> add_table_differences(torch.tensor([[1.0, 10.0]]), x, torch.tensor([[0.0], [3.0]]), by_x, None)
+        >>> by_x  # 1·(1 − 0) + 10·(1 − 3)
+        tensor([[-19.]])
+    """
+    sizes = budget(x.device)
+    numbers, width = max(sizes.difference_numbers, sizes.summed_numbers), max(1, x.shape[1])
+    step = max(1, numbers // width)
+    for first in range(0, len(y), step):
+        columns = slice(first, first + step)
+        height = max(1, numbers // (width * len(y[columns])))
+        for start in range(0, len(x), height):
+            rows = slice(start, start + height)
+            part = (x[rows, None] - y[columns]).mul_(weights[rows, columns, None])  # [c, s, k]
+            if by_x is not None:
+                by_x[rows] += part.sum(1)
+            if by_y is not None:
+                by_y[columns] -= part.sum(0)
+
+
 def distances_within(x: Float[Tensor, "*b a k"]) -> Float[Tensor, "*b a a"]:
     """`by_differences(x, x)` with a second derivative, which `torch.cdist` lacks; both are 0 where D is 0.
 
@@ -237,8 +276,14 @@ class _Euclidean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Any, y: Any, i: Any, j: Any, root: bool) -> Any:
-        both, listed = CentredRows(x, y), i is not None
-        ctx.root, ctx.listed, ctx.dense = root, listed, False
+        listed = i is not None
+        ctx.root, ctx.listed = root, listed
+        ctx.dense = not listed and (is_measured_by_differences(x, y) or roundoff(x) > 2.0**-24)
+        if ctx.dense:
+            out = by_differences(x, y) if root else squares_by_differences(x, y)
+            ctx.save_for_backward(x, y, out)
+            return out
+        both = CentredRows(x, y)
         out = both.squares()  # [a, r]
         if listed:
             out = out.view(-1).index_select(0, i * len(y) + j)  # [t]
@@ -246,8 +291,7 @@ class _Euclidean(torch.autograd.Function):
             near_rows, near_columns = i[near], j[near]
         else:
             near = near_rows, near_columns = both.near_places(out)
-            crowded = budget(x.device).dense_share * len(near_rows) > out.numel()
-            ctx.dense = roundoff(x) > 2.0**-24 or crowded
+            ctx.dense = budget(x.device).dense_share * len(near_rows) > out.numel()
             if ctx.dense:
                 out = by_differences(x, y) if root else squares_by_differences(x, y)
                 ctx.save_for_backward(x, y, out)
@@ -263,6 +307,14 @@ class _Euclidean(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:
         if ctx.dense:
             x, y, out = ctx.saved_tensors
+            if x.device.type != "cpu" and not torch.is_grad_enabled():
+                weights = _weights(out if ctx.root else None, grad)
+                totals = [
+                    torch.zeros_like(v) if n else None
+                    for v, n in zip((x, y), ctx.needs_input_grad, strict=False)
+                ]  # of five
+                add_table_differences(weights, x, y, *totals)
+                return *totals, None, None, None
             by_x = _gradient_by_differences(x, y, out, grad, ctx.root)
             by_y = _gradient_by_differences(y, x, out.mT, grad.mT, ctx.root)
             return by_x, by_y, None, None, None
@@ -307,7 +359,14 @@ class _Within(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         x, out = ctx.saved_tensors
-        return _gradient_by_differences(x, x, out, grad + grad.mT, root=True)
+        grad = grad + grad.mT
+        if x.device.type == "cpu" or torch.is_grad_enabled():
+            return _gradient_by_differences(x, x, out, grad, root=True)
+        tables, weights = x.flatten(0, -3), _weights(out, grad).flatten(0, -3)  # [b, a, k], [b, a, a]
+        step = max(1, budget(x.device).difference_numbers // max(1, tables[0].numel() * x.shape[-2]))
+        parts = zip(tables.split(step), weights.split(step), strict=True)
+        sums = [((some[:, :, None] - some[:, None]).mul_(w[..., None])).sum(2) for some, w in parts]
+        return torch.cat(sums).view_as(x)
 
 
 # Every backward here consists of operations that have a derivative themselves, so `create_graph=True` gives
