@@ -39,6 +39,9 @@ class Collected:
 
     Results are copied into large blocks: small tensors kept between large temporaries fragment the allocator.
 
+    Args:
+        search: whose rows and columns are added; where they are all, in order, places are their numbers.
+
     Example:
         >>> found = Collected()
         >>> found.add(torch.tensor([0, 1]), torch.tensor([7, -1]))
@@ -47,7 +50,8 @@ class Collected:
         [[0, 2], [7, 8]]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, search: ExactSearch | None = None) -> None:
+        self._numbers = _taken_at if search is None else search.numbers
         self._full: list[Columns] = []
         self._block: Tensor | None = None
         self._filled = self._count = 0
@@ -65,7 +69,7 @@ class Collected:
     def add_where(self, wanted: Bool[Tensor, "c r"], *columns: Int[Tensor, " _"]) -> None:
         """Take in a tuple for each true place: of `columns`, all but the last are [c], the last is [r]."""
         i, j = true_places(wanted)
-        self.append([*(column[i] for column in columns[:-1]), columns[-1][j]])
+        self.append([*(self._numbers(column, i) for column in columns[:-1]), self._numbers(columns[-1], j)])
 
     def columns(self) -> Columns:
         """All of them, each as one; none where nothing came."""
@@ -166,7 +170,8 @@ def mined(
         ValueError: embeddings that are not finite, of this call or, where nothing is read, of the one before.
     """
     if pairwise.labels.device.type == "cpu":
-        search, found = ExactSearch(pairwise, ordered), [Collected() for _ in range(lists)]
+        search = ExactSearch(pairwise, ordered)
+        found = [Collected(search) for _ in range(lists)]
         rule(search, *found)
         return [each.columns() for each in found], search.in_order
     search, first = FixedShapeSearch(pairwise), [Deferred() for _ in range(lists)]
@@ -210,3 +215,7 @@ def _by_anchor(first: Columns, second: Columns) -> Columns:
     columns = [torch.cat(pair) for pair in zip(first, second, strict=True)]
     order = columns[0].argsort(stable=True)
     return tuple(column[order] for column in columns)
+
+
+def _taken_at(numbers: Int[Tensor, " _"], places: Int[Tensor, " t"]) -> Int[Tensor, " t"]:
+    return numbers[places]

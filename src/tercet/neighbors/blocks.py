@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -38,10 +39,25 @@ class Candidates(NamedTuple):
         keys = torch.neg(self.keys, out=out).masked_fill_(self.keys == math.inf, math.inf)
         return self._replace(keys=keys, sign=-self.sign)
 
+    def signed(
+        self, values: Float[Tensor, "_ *k"], places: Int[Tensor, " _"] | None = None
+    ) -> Float[Tensor, "_ *k"]:
+        """Numbers of the rows, or of the rows at these places, times the row's sign.
+
+        Rows that are all nearest first share one sign tensor, which is recognised and left out: in a small
+        batch, or on an accelerator, each call counts.
+        """
+        if self.sign is _signs(len(self.sign), 0, self.sign.dtype, self.sign.device):
+            return values
+        sign = self.sign if places is None else self.sign.index_select(0, places)
+        return values * (sign[:, None] if values.ndim == 2 else sign)
+
     def take(self, places: Int[Tensor, " t"], out: Float[Tensor, "t w"] | None = None) -> Candidates:
         """The rows at these places, with keys in `out` where it is given."""
         keys = torch.index_select(self.keys, 0, places, out=out)
-        return Candidates(self.rows[places], keys, self.columns, self.sign[places])
+        plain = self.sign is _signs(len(self.sign), 0, keys.dtype, keys.device)
+        sign = _signs(len(places), 0, keys.dtype, keys.device) if plain else self.sign[places]
+        return Candidates(self.rows[places], keys, self.columns, sign)
 
     def some(self) -> Bool[Tensor, " a"]:
         """Whether each row has any candidate."""
@@ -72,7 +88,8 @@ class RowBlock(NamedTuple):
         """The positives of each row, nearest first, or farthest first; their keys are new."""
         keys = self.keys[:, self.class_block]
         keys = kept_where(self.positive, -keys if farthest else keys, inplace=farthest)
-        sign = keys.new_full((len(keys),), -1.0 if farthest else 1.0)
+        count = len(keys)
+        sign = _signs(0 if farthest else count, count if farthest else 0, keys.dtype, keys.device)
         return Candidates(self.rows, keys, self.columns[self.class_block], sign)
 
     def negatives(self, consume: bool = False) -> Candidates:
@@ -83,11 +100,13 @@ class RowBlock(NamedTuple):
         """
         keys = self.keys if consume else self.keys.clone()
         kept_where(self.negative, keys[:, self.class_block], inplace=True)
-        return Candidates(self.rows, keys, self.columns, keys.new_ones(len(keys)))
+        return Candidates(self.rows, keys, self.columns, _signs(len(keys), 0, keys.dtype, keys.device))
 
     def all_columns(self) -> Candidates:
         """Every column of each row, nearest first, with the block's own keys."""
-        return Candidates(self.rows, self.keys, self.columns, self.keys.new_ones(len(self.keys)))
+        return Candidates(
+            self.rows, self.keys, self.columns, _signs(len(self.keys), 0, self.keys.dtype, self.keys.device)
+        )
 
     def extremes(self, consume: bool = False) -> tuple[Candidates, ...]:
         """The positives, farthest first, and the negatives, nearest first.
@@ -102,8 +121,7 @@ class RowBlock(NamedTuple):
         if b < len(self.columns) or b > budget(self.keys.device).argmin_columns:
             return self.positives(farthest=True), self.negatives(consume)
         keys = signed_keys(self.keys[:, :b], self.positive, self.negative)
-        sign = keys.new_ones(2 * a)
-        sign[:a].neg_()
+        sign = _signs(a, a, keys.dtype, keys.device)
         return (Candidates(torch.cat([self.rows, self.rows]), keys, self.columns, sign),)
 
     def positive_pairs(self, having: Candidates | None = None) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
@@ -130,3 +148,11 @@ def split_rows(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
     step = max(1, budget(columns[0].device).gathered_keys // max(1, width))
     parts = zip(*(column.split(step) for column in columns), strict=True)
     return (part for part in parts if len(part[0]))
+
+
+@functools.lru_cache(maxsize=64)
+def _signs(nearest: int, farthest: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " a"]:
+    """−1 for the first `farthest` rows, then 1 for `nearest` rows; the same tensor each time."""
+    sign = torch.ones(farthest + nearest, dtype=dtype, device=device)
+    sign[:farthest] = -1
+    return sign

@@ -150,11 +150,11 @@ class ExactSearch:
         self, candidates: Candidates, above: Float[Tensor, " a"] | None = None, consume: bool = False
     ) -> Int[Tensor, " a"]:
         """`nearest` for k = 1, as int64 [a]."""
-        rows, keys, columns, sign = candidates
+        rows, keys, columns, _ = candidates
         if not 0 < len(columns) <= self._budget.argmin_columns:
             return self._first_k(candidates, 1, above, consume)[:, 0]
-        limit = None if above is None else above * sign
-        bound = None if above is None else self._keys_of(above, rows) * sign
+        limit = None if above is None else candidates.signed(above)
+        bound = None if above is None else candidates.signed(self._keys_of(above, rows))
         # One by one, since ambiguous entries of a small table are few.
         at, (i, j), left = row_argmin(keys, self._of_rows(self.keys.error, rows), bound)
         chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
@@ -164,8 +164,8 @@ class ExactSearch:
             chosen[left] = self._first_of_rows(candidates, left, 1, limit)[:, 0]
         if not i.shape[0]:
             return chosen
-        j = self._numbers(columns, j)
-        d = self.distances(self._numbers(rows, i), j) * sign.index_select(0, i)
+        j = self.numbers(columns, j)
+        d = candidates.signed(self.distances(self.numbers(rows, i), j), i)
         best: dict[int, tuple[float, int]] = {}  # (distance, column): the least is the lower of equal columns
         for row, entry in zip(i.tolist(), zip(d.tolist(), j.tolist(), strict=True), strict=True):
             best[row] = min(best.get(row, entry), entry)
@@ -177,12 +177,12 @@ class ExactSearch:
         self, candidates: Candidates, k: int, above: Float[Tensor, " a"] | None, consume: bool
     ) -> Int[Tensor, "a k"]:
         """`nearest`, by shortlists."""
-        rows, keys, columns, sign = candidates
+        rows, keys, columns, _ = candidates
         if not len(columns):
             return rows.new_full((len(rows), k), -1)
         error, limit, bound = self._of_rows(self.keys.error, rows), None, None
         if above is not None:  # from here on, distances and their keys count times the sign
-            limit, bound = above * sign, self._keys_of(above, rows) * sign
+            limit, bound = candidates.signed(above), candidates.signed(self._keys_of(above, rows))
             candidates = candidates._replace(keys=kept_above(bound - error, keys, inplace=consume))
         values, at = shortlist(candidates.keys, k + 2, self._group)
         chosen = columns[at[:, :k].clamp(max=len(columns) - 1)].masked_fill(values[:, :k] == math.inf, -1)
@@ -244,16 +244,16 @@ class ExactSearch:
             equal: take in columns at exactly that distance.
             among: [a, c], leave out the columns for which it is False.
         """
-        rows, keys, columns, sign = candidates
-        middle = self._keys_of(bound, rows) * sign
+        rows, keys, columns, _ = candidates
+        middle = candidates.signed(self._keys_of(bound, rows))
         error = self._of_rows(self.keys.error, rows)
         found, (i, j) = below_bound(keys[:, : len(columns)], middle, error, among)  # [a, c]
         if len(i):
             if self._budget.dense_share * len(i) > found.numel():
                 d = self.exact.table(rows, columns)[i, j]
             else:
-                d = self.distances(self._numbers(rows, i), self._numbers(columns, j))
-            d, b = d * sign[i], (bound * sign)[i]
+                d = self.distances(self.numbers(rows, i), self.numbers(columns, j))
+            d, b = candidates.signed(d, i), candidates.signed(bound[i], i)
             found[i, j] = d <= b if equal else d < b
         return found
 
@@ -345,7 +345,7 @@ class ExactSearch:
     def _of_rows(self, values: Float[Tensor, " n"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
         return values if self._is_every(rows) else values[rows]
 
-    def _numbers(self, names: Int[Tensor, " a"], places: Int[Tensor, " t"]) -> Int[Tensor, " t"]:
+    def numbers(self, names: Int[Tensor, " a"], places: Int[Tensor, " t"]) -> Int[Tensor, " t"]:
         """The row or column numbers at these places of `names`."""
         return places if self._is_every(names) else names[places]
 

@@ -146,14 +146,14 @@ class FixedShapeSearch:
 
         Args are those of `ExactSearch.nearest`.
         """
-        rows, keys, columns, sign = candidates
+        rows, keys, columns, _ = candidates
         if not len(columns):
             return rows.new_full((len(rows), k), -1)
         error = limit = None
         if self._keys is not None:
             error = self._keys.error[rows]
         if above is not None:  # what lies surely before the bound is no candidate
-            limit, bound = above * sign, self._keys_of(above, rows) * sign
+            limit, bound = candidates.signed(above), candidates.signed(self._keys_of(above, rows))
             if error is not None:
                 bound = bound - error
             keys = keys.masked_fill(keys <= bound[:, None], math.inf)
@@ -166,7 +166,7 @@ class FixedShapeSearch:
             listed = values.gather(1, order)
         else:
             listed = values
-        d = self._listed(rows, at) * sign[:, None]
+        d = candidates.signed(self._listed(rows, at))
         out = listed == math.inf
         if limit is not None:
             out = out | (d <= limit[:, None])
@@ -184,7 +184,7 @@ class FixedShapeSearch:
             chosen = torch.nn.functional.pad(chosen, (0, k - chosen.shape[1]), value=-1)
         if width < len(columns):
             outside = values[:, -1]  # no key outside the list is smaller
-            beyond = self._keys_of(last * sign, rows) * sign < outside - error
+            beyond = candidates.signed(self._keys_of(candidates.signed(last), rows)) < outside - error
             self._note(rows, ~((outside == math.inf) | (beyond & (last < math.inf))))
         return chosen
 
@@ -208,8 +208,8 @@ class FixedShapeSearch:
         among: Bool[Tensor, "a c"] | None = None,
     ) -> Bool[Tensor, "a c"]:
         """Which candidates come before a distance. As `ExactSearch.closer_than`."""
-        rows, keys, _, sign = candidates
-        middle = (self._keys_of(bound, rows) * sign)[:, None]
+        rows, keys, *_ = candidates
+        middle = candidates.signed(self._keys_of(bound, rows))[:, None]
         if self._keys is None:
             found = (keys <= middle).logical_and_(keys < math.inf) if equal else keys < middle
             return found if among is None else found & among
@@ -220,7 +220,7 @@ class FixedShapeSearch:
             found &= among
             gap.masked_fill_(~among, math.inf)
         near, at = gap.topk(min(_MORE + 1, gap.shape[1]), dim=1, largest=False)  # [a, w]
-        d, b = self._listed(rows, at) * sign[:, None], (bound * sign)[:, None]
+        d, b = candidates.signed(self._listed(rows, at)), candidates.signed(bound)[:, None]
         decided = d <= b if equal else d < b
         found.scatter_(1, at, torch.where(near <= error, decided, found.gather(1, at)))
         if at.shape[1] < gap.shape[1]:

@@ -126,8 +126,11 @@ class FiniteCheck(NamedTuple):
 
     def holds_here(self) -> bool:
         """The answer, on a processor: two numbers are cheaper than a tensor of them."""
-        ends = (float(end) for v in self._given for end in torch.aminmax(v))
-        return all(-self.limit <= end <= self.limit for end in ends)
+        for values in self._given:
+            low, high = torch.aminmax(values)
+            if not -self.limit <= float(low) <= float(high) <= self.limit:
+                return False
+        return True
 
     def refusal(self) -> ValueError:
         """The sentence that names the rows, ready to raise."""
