@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+import traceback
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet.core.checks import (
+    Refusal,
     as_array,
     as_bool,
     as_choice,
@@ -21,6 +24,7 @@ from tercet.core.checks import (
     as_int,
     as_path,
     as_seed,
+    border,
     label_codes,
     refusal,
     shown,
@@ -50,6 +54,83 @@ def test_refusal_shortens_what_came_to_80_characters():
     assert str(refusal("f", "x", "a" * 78, "b")) == f"f(x='{'a' * 78}'): expected b"
     shown = f"'{'a' * 29}...{'c' * 46}'"  # a long path is told by its end
     assert str(refusal("f", "x", "a" * 40 + "c" * 60, "b")) == f"f(x={shown}): expected b"
+
+
+# Refusal, border
+
+
+def test_a_refusal_without_a_caller_is_a_sentence_by_itself():
+    assert str(Refusal("p", 0, "at least 1", "raise p")) == "p=0: expected at least 1; raise p"
+    assert str(Refusal(None, "a\nb", "an existing tar")) == "'a\\nb': expected an existing tar"
+    assert isinstance(refusal(None, "p", 0, "at least 1"), Refusal)
+    assert isinstance(Refusal("p", 0, "at least 1"), ValueError)
+
+
+def test_a_border_completes_the_sentence_as_refusal_would_have_said_it():
+    for got in (0, "a" * 200, [1, "x\n"], torch.ones(2)):
+        for name in ("p", None):
+            with pytest.raises(ValueError, match="expected") as caught, border("f", "tars"):
+                raise Refusal(name, got, "at least 1", "raise p")
+            assert type(caught.value) is ValueError
+            assert str(caught.value) == str(refusal("f", name or "tars", got, "at least 1", "raise p"))
+
+
+def test_a_border_without_an_argument_names_the_caller_alone():
+    assert sentence(lambda: bordered("f", None, None)) == "f(0): expected at least 1"
+
+
+def bordered(caller, argument, inner):
+    with border(caller, argument):
+        if inner is not None:
+            inner()
+        raise Refusal(argument and None, 0, "at least 1")
+
+
+def test_the_innermost_border_names_the_caller():
+    assert sentence(bordered, "outer", "x", lambda: bordered("inner", "y", None)).startswith("inner(y=0)")
+
+
+def test_a_border_lets_other_errors_and_values_through():
+    for error in (ValueError("f(x=1): no"), OSError("gone"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, border("f", "x"):
+            raise error
+        assert caught.value is error
+    with border("f", "x"):
+        found = 3
+    assert found == 3
+
+
+def test_a_border_keeps_the_traceback_and_the_cause_and_hides_the_short_form():
+    cause = OSError("gone")
+
+    def inside():
+        raise Refusal(None, 0, "at least 1") from cause
+
+    with pytest.raises(ValueError, match="f") as caught, border("f", "x"):
+        inside()
+    names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert names[-1] == "inside"
+    assert caught.value.__cause__ is cause
+    with pytest.raises(ValueError, match="f") as caught, border("f", "x"):
+        raise Refusal(None, 0, "at least 1")
+    said = "".join(traceback.format_exception(caught.value))
+    assert "Refusal:" not in said
+    assert "During handling" not in said
+
+
+def test_errors_pickle_with_their_sentence():
+    short = pickle.loads(pickle.dumps(Refusal("p", 0, "at least 1")))
+    assert (type(short), str(short)) == (ValueError, "p=0: expected at least 1")
+    named = Refusal("p", 0, "at least 1").named("f")
+    assert str(pickle.loads(pickle.dumps(named))) == str(named) == "f(p=0): expected at least 1"
+
+
+def test_checks_leave_the_caller_to_the_border():
+    for check, value in ((as_int, -1), (as_float, "x"), (as_bool, 2), (as_path, 3)):
+        expected = sentence(check, "f", "x", value)
+        with pytest.raises(ValueError, match="f") as caught, border("f", "x"):
+            check(None, None, value)
+        assert str(caught.value) == expected
 
 
 # whole

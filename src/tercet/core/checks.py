@@ -1,4 +1,9 @@
-"""Checks of arguments. Each raises a ValueError of one sentence: argument, value, what was expected, hint."""
+"""Checks of arguments. Each raises a ValueError of one sentence: argument, value, what was expected, hint.
+
+The sentence begins with the public name that was called, and a check that runs deep inside does not know it.
+So it raises a `Refusal`, the fact without that name, and the public function names itself once, by a `border`
+around its work. A check that is called with the name raises the complete sentence at once.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "Refusal",
     "as_array",
     "as_batch_size",
     "as_bool",
@@ -24,6 +30,7 @@ __all__ = [
     "as_seed",
     "as_string",
     "as_strings",
+    "border",
     "escaped",
     "label_codes",
     "promised",
@@ -60,11 +67,94 @@ def escaped(text: object) -> str:
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
-def refusal(caller: str, argument: str, got: object, expected: str, hint: str = "") -> ValueError:
+class Refusal(ValueError):
+    """A refusal that does not know yet who was called; the `border` around it names the caller.
+
+    It is a sentence by itself, and pickles as a plain ValueError with that sentence.
+
+    Args:
+        argument: the name of the argument, `"p"`; None for the one that the border names.
+        got: the value, as for `refusal`; only its text is kept.
+        expected: what would have been accepted.
+        hint: what to do instead; empty where `expected` already says it.
+
+    Example:
+        >>> fact = Refusal("p", 0, "a whole number of at least 1")
+        >>> print(fact)
+        p=0: expected a whole number of at least 1
+        >>> print(fact.named("PKSampler"))
+        PKSampler(p=0): expected a whole number of at least 1
+    """
+
+    def __init__(self, argument: str | None, got: object, expected: str, hint: str = "") -> None:
+        tail = f"; {hint}" if hint else ""
+        self._argument, self._got, self._fact = argument, shown(got), f"expected {expected}{tail}"
+        super().__init__(escaped(f"{self._value(argument)}: {self._fact}"))
+
+    def named(self, caller: str, argument: str | None = None) -> ValueError:
+        """The complete ValueError, with the traceback and the cause of this one.
+
+        Args:
+            caller: the class or function that was called.
+            argument: the name of the argument where this refusal has none.
+        """
+        error = ValueError(self.sentence(caller, argument))
+        error.__cause__ = self.__cause__  # also hides this refusal, which says the same without the caller
+        return error.with_traceback(self.__traceback__)
+
+    def sentence(self, caller: str, argument: str | None = None) -> str:
+        """The complete sentence; arguments as for `named`."""
+        argument = argument if self._argument is None else self._argument
+        return escaped(f"{caller}({self._value(argument)}): {self._fact}")
+
+    def _value(self, argument: str | None) -> str:
+        return self._got if argument is None else f"{argument}={self._got}"
+
+    def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
+        return ValueError, (str(self),)
+
+
+class border:
+    """A context, entered by a public function, that names the function in each `Refusal` from inside.
+
+    What has a name already passes unchanged, so of nested borders the innermost one names the caller. A
+    border keeps no state: one object may be entered again and by several threads.
+
+    Args:
+        caller: the class or function that was called, `"ShardIndex"`.
+        argument: the argument that inner functions work on, `"tars"`, for those that do not name one.
+
+    Raises:
+        ValueError: for a `Refusal`, the same with the caller.
+
+    Example:
+        >>> with border("ShardIndex", "tars"):
+        ...     raise Refusal(None, "a.tar", "an existing tar")
+        Traceback (most recent call last):
+        ValueError: ShardIndex(tars='a.tar'): expected an existing tar
+    """
+
+    __slots__ = ("_argument", "_caller")
+
+    def __init__(self, caller: str, argument: str | None = None) -> None:
+        self._caller, self._argument = caller, argument
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Refusal):
+            raise error.named(self._caller, self._argument)
+
+
+def refusal(
+    caller: str | None, argument: str | None, got: object, expected: str, hint: str = ""
+) -> ValueError:
     """A ValueError that names the argument, its value, what was expected and what to do instead.
 
     Args:
-        caller: the class or function that was called, `"PKSampler"`.
+        caller: the class or function that was called, `"PKSampler"`; None for a `Refusal`, which the border
+            names. So it is for all checks here.
         argument: the name of the argument, `"p"`.
         got: the value; `shown` shortens it in the middle, since the end of a path is its file name.
         expected: what would have been accepted, `"a whole number of at least 1"`.
@@ -78,8 +168,8 @@ def refusal(caller: str, argument: str, got: object, expected: str, hint: str = 
         >>> print(refusal("PKSampler", "p", 0, "a whole number of at least 1"))
         PKSampler(p=0): expected a whole number of at least 1
     """
-    tail = f"; {hint}" if hint else ""
-    return ValueError(escaped(f"{caller}({argument}={shown(got)}): expected {expected}{tail}"))
+    fact = Refusal(argument, got, expected, hint)
+    return fact if caller is None else ValueError(fact.sentence(caller))
 
 
 def shown(got: object) -> str:
@@ -114,7 +204,9 @@ def _boolean(value: Any) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
-def as_int(caller: str, argument: str, value: Any, minimum: int = 0, maximum: int | None = None) -> int:
+def as_int(
+    caller: str | None, argument: str | None, value: Any, minimum: int = 0, maximum: int | None = None
+) -> int:
     """`value` as an int, refused unless it is a whole number in [minimum, maximum]; by default below 2⁶³.
 
     Raises:
@@ -138,7 +230,7 @@ def as_int(caller: str, argument: str, value: Any, minimum: int = 0, maximum: in
     return number
 
 
-def as_seed(caller: str, seed: Any) -> int:
+def as_seed(caller: str | None, seed: Any) -> int:
     """A seed as an int: a whole number from 0 of at most 128 bits, the size of numpy's seed entropy.
 
     Raises:
@@ -159,7 +251,7 @@ def as_seed(caller: str, seed: Any) -> int:
     return number
 
 
-def as_batch_size(caller: str, p: Any, k: Any) -> tuple[int, int]:
+def as_batch_size(caller: str | None, p: Any, k: Any) -> tuple[int, int]:
     """p and k as ints, refused unless a batch of p classes with k images each has at most 2²⁴ images.
 
     Raises:
@@ -176,8 +268,8 @@ def as_batch_size(caller: str, p: Any, k: Any) -> tuple[int, int]:
 
 
 def as_float(
-    caller: str,
-    argument: str,
+    caller: str | None,
+    argument: str | None,
     value: Any,
     minimum: int | float = -math.inf,
     maximum: int | float = math.inf,
@@ -221,7 +313,7 @@ def as_float(
     return number
 
 
-def as_bool(caller: str, argument: str, value: Any) -> bool:
+def as_bool(caller: str | None, argument: str | None, value: Any) -> bool:
     """`value` as a bool, refused unless it is a boolean; strings such as "no" are not.
 
     Raises:
@@ -239,7 +331,7 @@ def as_bool(caller: str, argument: str, value: Any) -> bool:
     raise refusal(caller, argument, value, "True or False")
 
 
-def as_choice(caller: str, argument: str, value: Any, options: Iterable[str]) -> Any:
+def as_choice(caller: str | None, argument: str | None, value: Any, options: Iterable[str]) -> Any:
     """`value`, refused unless it is one of `options`; the message suggests the closest option.
 
     Raises:
@@ -257,7 +349,7 @@ def as_choice(caller: str, argument: str, value: Any, options: Iterable[str]) ->
     raise refusal(caller, argument, value, expected, f"did you mean {near[0]!r}?" if near else "")
 
 
-def as_path(caller: str, argument: str, value: Any, new: bool = False) -> Path:
+def as_path(caller: str | None, argument: str | None, value: Any, new: bool = False) -> Path:
     """`value` as a path, refused unless it is a string or a path that a system can hold.
 
     Args:
@@ -285,7 +377,7 @@ def as_path(caller: str, argument: str, value: Any, new: bool = False) -> Path:
     return Path(value)
 
 
-def as_string(caller: str, argument: str, value: Any) -> str:
+def as_string(caller: str | None, argument: str | None, value: Any) -> str:
     """`value`, refused unless it is a string.
 
     Raises:
@@ -300,7 +392,7 @@ def as_string(caller: str, argument: str, value: Any) -> str:
     return value
 
 
-def as_strings(caller: str, argument: str, values: Any) -> list[str]:
+def as_strings(caller: str | None, argument: str | None, values: Any) -> list[str]:
     """`values` as a list of strings; one string is a list of one.
 
     Raises:
@@ -320,7 +412,7 @@ def as_strings(caller: str, argument: str, values: Any) -> list[str]:
     return found
 
 
-def as_array(caller: str, argument: str, values: Any, expected: str) -> np.ndarray:
+def as_array(caller: str | None, argument: str | None, values: Any, expected: str) -> np.ndarray:
     """`values` as a numpy array, without a copy of a large one of numbers.
 
     Lists of unequal length become arrays of objects, and so do lists of strings: numpy would turn
@@ -346,7 +438,7 @@ def as_array(caller: str, argument: str, values: Any, expected: str) -> np.ndarr
         raise refusal(caller, argument, f"<{type(values).__name__}>", expected, str(error)) from None
 
 
-def label_codes(caller: str, labels: Any, argument: str = "labels") -> tuple[np.ndarray, np.ndarray]:
+def label_codes(caller: str | None, labels: Any, argument: str = "labels") -> tuple[np.ndarray, np.ndarray]:
     """Labels of any kind as class numbers, in sorted order: the same labels give the same codes everywhere.
 
     Args:
