@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from tercet.core.checks import border
 from tercet.data.io.checked_json import (
     CHECKSUM,
     JsonRecord,
@@ -23,7 +24,8 @@ FACTS = {"seed": 7, "name": "é", "counts": {"triplets": 3, "classes": [1, 2]}, 
 
 
 def facts(content):
-    return JsonRecord(content, "read_manifest", "path", "t.csv.json", "provenance")
+    with border("read_manifest", "path"):
+        return JsonRecord(content, "t.csv.json", "provenance")
 
 
 def test_what_was_written_is_read():
@@ -172,16 +174,16 @@ def test_reading_is_bounded_and_never_waits(tmp_path):
     with open(large, "wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(OSError, match="has 1,099,511,627,776 bytes"):
-        JsonRecord.read("read_manifest", "path", large)
+        JsonRecord.read(large)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="Not a plain file"):
-        JsonRecord.read("read_manifest", "path", tmp_path / "pipe")
+        JsonRecord.read(tmp_path / "pipe")
     with pytest.raises(OSError, match="Not a plain file"):
         read_bounded(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_bounded(tmp_path / "none")
     small = tmp_path / "small.json"
     small.write_text(to_json(FACTS))
-    assert JsonRecord.read("read_manifest", "path", small).fields == FACTS
+    assert JsonRecord.read(small).fields == FACTS
     with pytest.raises(OSError, match="at most 10 are read"):
         read_bounded(small, 10)

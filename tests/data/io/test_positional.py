@@ -16,7 +16,7 @@ from tercet.data.triplets.relevance import TeacherRelevance
 @pytest.fixture
 def handle(tmp_path):
     (tmp_path / "file").write_bytes(bytes(range(100)))
-    return PositionalFile("read", "path", tmp_path / "file", "a file to read")
+    return PositionalFile(tmp_path / "file", "a file to read")
 
 
 def test_ranges_are_read_alone_and_together(handle):
@@ -39,7 +39,7 @@ def test_a_copy_that_would_close_another_file_is_refused(handle, copied):
 
 def test_no_such_file(tmp_path):
     with pytest.raises(ValueError, match=r"expected a file to read; No such file"):
-        PositionalFile("read", "path", tmp_path / "gone", "a file to read")
+        PositionalFile(tmp_path / "gone", "a file to read")
 
 
 # .npy files

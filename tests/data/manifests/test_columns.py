@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tercet.core.checks import border
 from tercet.data.io.positional import PositionalFile
 from tercet.data.manifests import columns
 from tercet.data.manifests.columns import InMemoryColumns, OnDiskColumns, block_count, block_sums
@@ -18,7 +19,8 @@ TYPES = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.int8)]
 
 
 def opened(path):
-    return PositionalFile("read_manifest", "path", path, "a file to read")
+    with border("read_manifest", "path"):
+        return PositionalFile(path, "a file to read")
 
 
 def stored(path, values, counts, limits=(1 << 31,) * 3, sums=None):

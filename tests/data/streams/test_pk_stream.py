@@ -23,7 +23,7 @@ import webdataset
 from torch.utils.data import DataLoader
 from webdataset.gopen import Pipe, gopen_schemes
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal
 from tercet.data.catalog.scan import scan_folder
 from tercet.data.io.checked_json import with_checksum
 from tercet.data.io.positional import PositionalFile
@@ -995,10 +995,10 @@ def test_a_tar_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "a", LABELS[:40], 20)
     named = "train-000001.tar'): expected a tar that can be read; Permission denied"
 
-    def opened(caller, argument, path, kind):
+    def opened(path, kind):
         if path.name.endswith("1.tar"):
-            raise refusal(caller, argument, str(path), kind, "Permission denied")
-        return PositionalFile(caller, argument, path, kind)
+            raise Refusal(None, str(path), kind, "Permission denied")
+        return PositionalFile(path, kind)
 
     monkeypatch.setattr(shard_bytes, "PositionalFile", opened)
     assert named in refusal_of(PKStream, folder, 2, 4)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tercet.core.checks import escaped, refusal
+from tercet.core.checks import Refusal, escaped
 from tercet.data.io.positional import open_plain
 
 __all__ = [
@@ -130,12 +130,10 @@ class JsonRecord:
 
     A field that is missing, of another type or out of range is a ValueError that names the file and the
     field. So is JSON that is damaged or nested too deep, or that has a field twice, a whole number of more
-    than 4,300 digits, or a wrong checksum.
+    than 4,300 digits, or a wrong checksum. Each is a `Refusal`: the border around names caller and argument.
 
     Args:
         content: the JSON text.
-        caller: the function that was called, for messages.
-        argument: the argument that names the file, for messages.
         source: the file that contains it.
         what: what the object is, for messages, such as "provenance".
         hint: what to do about a damaged one, for messages.
@@ -149,10 +147,12 @@ class JsonRecord:
 
     Example:
         >>> text = '{"seed": 3, "counts": {"triplets": 5}}'
-        >>> record = JsonRecord(text, "read_manifest", "path", "t.csv.json")
+        >>> record = JsonRecord(text, "t.csv.json")
         >>> record.integer("seed"), record.part("counts").integer("triplets", 1)
         (3, 5)
-        >>> record.string("seed")
+        >>> from tercet.core.checks import border
+        >>> with border("read_manifest", "path"):
+        ...     record.string("seed")
         Traceback (most recent call last):
         ValueError: read_manifest(path='t.csv.json'): expected text in its field 'seed'; it has 3, so it is \
 damaged or of another program; write it again, or restore it
@@ -161,13 +161,11 @@ damaged or of another program; write it again, or restore it
     def __init__(
         self,
         content: str | bytes,
-        caller: str,
-        argument: str,
         source: str | Path,
         what: str = "facts",
         hint: str = "write it again, or restore it",
     ) -> None:
-        self._caller, self._argument, self._source = caller, argument, str(source)
+        self._source = str(source)
         self._hint = f"; {hint}" if hint else ""
         self._above = ""  # the names of the enclosing fields, each followed by a dot
         try:
@@ -190,11 +188,10 @@ damaged or of another program; write it again, or restore it
         self.checked = fits is not None
 
     @classmethod
-    def read(cls, caller: str, argument: str, path: str | Path, *words: str, most: int = _MOST) -> JsonRecord:
+    def read(cls, path: str | Path, *words: str, most: int = _MOST) -> JsonRecord:
         """The JSON object in a file.
 
         Args:
-            caller, argument: the function and its argument, for messages.
             path: the file.
             words: `what` and `hint`, for messages.
             most: the largest size in bytes that is read.
@@ -203,7 +200,7 @@ damaged or of another program; write it again, or restore it
             ValueError: as above.
             OSError: the file does not exist, cannot be read or is larger.
         """
-        return cls(read_bounded(path, most), caller, argument, path, *words)
+        return cls(read_bounded(path, most), path, *words)
 
     def __contains__(self, name: str) -> bool:
         return name in self.fields
@@ -253,8 +250,8 @@ damaged or of another program; write it again, or restore it
             raise self.wrong(name, expected)
         return self.fields[name]
 
-    def _refusal(self, expected: str, hint: str) -> ValueError:
-        return refusal(self._caller, self._argument, self._source, expected, hint + self._hint)
+    def _refusal(self, expected: str, hint: str) -> Refusal:
+        return Refusal(None, self._source, expected, hint + self._hint)
 
 
 def _nearly_checksum(name: str) -> bool:

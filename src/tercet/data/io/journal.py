@@ -191,7 +191,7 @@ def fsync(path: Path) -> None:
 def _parsed(content: bytes) -> tuple[str, list[_Entry]]:
     """The order ("replace" or "new") and the entries of a journal; no entries where it is incomplete."""
     try:
-        facts = JsonRecord(content, "journal", "path", JOURNAL, "record")
+        facts = JsonRecord(content, JOURNAL, "record")
         columns = (facts.strings("temporary"), facts.strings("names"))
         numbers = (facts.integers(name, high=2**64) for name in ("sizes", "times", "inodes"))
         entries = list(map(_Entry, *columns, *numbers))

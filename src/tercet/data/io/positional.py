@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal, border, refusal
 
 __all__ = ["NpyFile", "PositionalFile", "open_plain"]
 
@@ -54,8 +54,6 @@ class PositionalFile:
     It has no file position, so threads and forked processes can share it.
 
     Args:
-        caller: the function that was called, for messages.
-        argument: the argument that names the file, for messages.
         path: the file.
         kind: what the file should be, for messages, such as "a tar to read".
 
@@ -69,17 +67,17 @@ class PositionalFile:
 
     Example:
         >>> _ = Path("some.bin").write_bytes(b"0123456789")
-        >>> bytes(PositionalFile("read", "path", Path("some.bin"), "a file").pread(3, 4))
+        >>> bytes(PositionalFile(Path("some.bin"), "a file").pread(3, 4))
         b'3456'
     """
 
-    def __init__(self, caller: str, argument: str, path: Path, kind: str) -> None:
+    def __init__(self, path: Path, kind: str) -> None:
         self._descriptor = -1
         self.path = path
         try:
             self._descriptor = _plain_descriptor(path)
         except OSError as error:
-            raise refusal(caller, argument, str(path), kind, error.strerror or "") from error
+            raise Refusal(None, str(path), kind, error.strerror or "") from error
         opened = os.fstat(self._descriptor)
         self.size, self.time = opened.st_size, opened.st_mtime_ns
 
@@ -147,7 +145,8 @@ class NpyFile:
         from numpy.lib import format as npy
 
         self._words = caller, argument, str(path)
-        self._file = PositionalFile(caller, argument, path, "a .npy file to read")
+        with border(caller, argument):
+            self._file = PositionalFile(path, "a .npy file to read")
         head = io.BytesIO(self._file.pread(0, _HEADER))
         try:
             version = npy.read_magic(head)

@@ -193,7 +193,7 @@ def open_arrow(source: Path, key: str) -> tuple[OnDiskColumns, dict[str, str], b
     """
     import pyarrow as pa
 
-    file = PositionalFile("read_manifest", "path", source, "a file to read")
+    file = PositionalFile(source, "a file to read")
     try:
         arrow_lengths(file)
     except ValueError as error:

@@ -74,7 +74,7 @@ class OnDiskColumns:
         >>> from pathlib import Path
         >>> _ = Path("numbers.bin").write_bytes(np.arange(10, dtype=np.int32).tobytes())
         >>> starts, counts = np.array([[0], [24]]), np.array([2, 3])
-        >>> file = PositionalFile("read", "path", Path("numbers.bin"), "a file")
+        >>> file = PositionalFile(Path("numbers.bin"), "a file")
         >>> columns = OnDiskColumns(file, starts, counts, [np.dtype(np.int32)], [9])
         >>> columns.take(np.array([4, 0]))
         array([[8, 0]])

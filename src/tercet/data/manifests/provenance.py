@@ -157,7 +157,7 @@ def read_provenance(source: Path, text: str) -> tuple[dict[str, Any], bool]:
     Raises:
         ValueError: it is damaged, or lacks a required field.
     """
-    facts = JsonRecord(text, _CALLER, "path", source, "provenance", "write it again")
+    facts = JsonRecord(text, source, "provenance", "write it again")
     return _typed(facts), facts.checked
 
 
@@ -203,7 +203,7 @@ def unpacked_catalog(
     except (zlib.error, ValueError) as error:
         hint = f"it is damaged ({error}); write it again"
         raise refusal(_CALLER, "path", str(source), "its catalog in it", hint) from error
-    facts = JsonRecord(content, _CALLER, "path", source, "catalog", "write it again")
+    facts = JsonRecord(content, source, "catalog", "write it again")
     return _catalog_from(facts, source, place, "" if checked else written.get("fingerprint", ""))
 
 
@@ -252,7 +252,7 @@ def read_sidecar(
     other = sidecar(source)
     hint = f"write {source.name} again, or move {other.name} away to do without"
     try:
-        facts = JsonRecord.read(_CALLER, "path", file, "provenance", hint, most=_MOST_SIDECAR)
+        facts = JsonRecord.read(file, "provenance", hint, most=_MOST_SIDECAR)
     except FileNotFoundError:
         return None
     written, record = facts.string("sha256"), facts.part(CATALOG_KEY)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.core.checks import refusal
+from tercet.core.checks import border, refusal
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.checked_json import warn_unchecked
 from tercet.data.io.journal import read_consistently
@@ -71,7 +71,8 @@ def read_rows(source: Path, root: str | None, outside_root: bool) -> Found:
         raise refusal(_CALLER, "path", str(source), "a name ending in " + ", ".join(FORMATS))
     other = other_part(source)
     names = [source, sidecar(source), other, sidecar(other)]
-    found = read_consistently(_CALLER, names, partial(_read, source, root))
+    with border(_CALLER, "path"):
+        found = read_consistently(_CALLER, names, partial(_read, source, root))
     if found.reopen:
         found = found._replace(reopen=(*found.reopen[:2], outside_root))
     if isinstance(found.catalog, Catalog):
@@ -81,7 +82,8 @@ def read_rows(source: Path, root: str | None, outside_root: bool) -> Found:
 
 def _in_its_root(source: Path, outside_root: bool, catalog: Catalog | Callable[[], Catalog]) -> Catalog:
     """The catalog of a manifest, refused if a path leads out of its root and `outside_root` is False."""
-    catalog = catalog if isinstance(catalog, Catalog) else catalog()
+    with border(_CALLER, "path"):
+        catalog = catalog if isinstance(catalog, Catalog) else catalog()
     if outside_root:
         return replace(catalog, outside_root=True)
     refuse_outside(_CALLER, source, catalog.root, catalog.paths, rows=False)

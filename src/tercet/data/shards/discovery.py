@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from tercet.core.checks import as_string, refusal
+from tercet.core.checks import Refusal, as_string
 from tercet.data.io.atomic import atomically, remove_leftovers
 from tercet.data.io.path_traversal import inside
 from tercet.data.io.positional import PositionalFile
@@ -34,13 +34,11 @@ _SPLITS |= {name: name for name in ("train", "val", "trainval", "test", "eval", 
 
 
 def find_tars(
-    caller: str, argument: str, source: Any, split: str | None, outside_root: bool = False
+    source: Any, split: str | None, outside_root: bool = False
 ) -> tuple[list[Path], dict[str, Any] | None]:
     """The tars of a folder, of a list, or a single one, and what info.json says about their run.
 
     Args:
-        caller: who asks, for the sentences.
-        argument: for which argument, for the sentences.
         source: a folder, a tar, or a list of tars.
         split: which of the splits in the folder's info.json; None for the only one.
         outside_root: take tars that info.json lists but that lie outside of its folder.
@@ -53,53 +51,53 @@ def find_tars(
         ValueError: no tar, one that is missing or there twice, no such split, none asked for while there are
             several, finished or not, or without info.json tars of several splits, by their names.
     """
-    split = None if split is None else as_string(caller, "split", split)
+    split = None if split is None else as_string(None, "split", split)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         folder = Path(source)
-        info = read_info(caller, argument, folder)
+        info = read_info(folder)
         if info is None and split is not None:
-            raise refusal(caller, "split", split, f"{INFO} in {folder} to name the splits")
+            raise Refusal("split", split, f"{INFO} in {folder} to name the splits")
         if info is None:
-            return _tars_in(caller, argument, folder, source), None
-        tars, written = listed_tars(caller, argument, folder, info, split, outside_root)
-        return _existing(caller, argument, tars), written
+            return _tars_in(folder, source), None
+        tars, written = listed_tars(folder, info, split, outside_root)
+        return _existing(tars), written
     if split is not None:
-        raise refusal(caller, "split", split, "a folder of shards beside it, not single tars")
+        raise Refusal("split", split, "a folder of shards beside it, not single tars")
     if isinstance(source, (str, os.PathLike)):
         source = [source]
     given = isinstance(source, Sequence) and all(isinstance(tar, (str, os.PathLike)) for tar in source)
     if not given or not source:
-        raise refusal(caller, argument, source, "a folder of shards, a tar, or a list of tars")
-    return _existing(caller, argument, [Path(tar) for tar in source]), None
+        raise Refusal(None, source, "a folder of shards, a tar, or a list of tars")
+    return _existing([Path(tar) for tar in source]), None
 
 
-def _tars_in(caller: str, argument: str, folder: Path, source: Any) -> list[Path]:
+def _tars_in(folder: Path, source: Any) -> list[Path]:
     """The tars in a folder without info.json, refused where their names tell several splits."""
     # Names that begin with a dot are notes of the system, such as "._a.tar" of macOS.
     tars = sorted(tar for tar in folder.glob("*.tar") if not tar.name.startswith("."))
     if not tars:
-        raise refusal(caller, argument, str(source), "a folder with .tar files in it")
-    _existing(caller, argument, tars)
+        raise Refusal(None, str(source), "a folder with .tar files in it")
+    _existing(tars)
     splits = sorted(set(map(_split_in_name, tars)))
     if len(splits) > 1:
         shown = " and ".join(split or "others" for split in splits)
         expected = f"tars of one split, and by their names there are {shown}"
-        raise refusal(caller, argument, str(source), expected, "pass a list of tars")
+        raise Refusal(None, str(source), expected, "pass a list of tars")
     return tars
 
 
-def _existing(caller: str, argument: str, tars: list[Path]) -> list[Path]:
+def _existing(tars: list[Path]) -> list[Path]:
     """The tars, refused where one is missing or there twice, under another name too."""
     for tar in tars:
         if not tar.is_file():
             hint = "it is a folder" if tar.is_dir() else ""
-            raise refusal(caller, argument, str(tar), "an existing tar", hint)
+            raise Refusal(None, str(tar), "an existing tar", hint)
     first: dict[str, Path] = {}
     for tar in tars:
         same = first.setdefault(os.path.realpath(tar), tar)  # links and other spellings are the same file
         if same is not tar:
             hint = f"it is {same} too" if str(same) != str(tar) else "it is there twice"
-            raise refusal(caller, argument, str(tar), "each tar once", hint)
+            raise Refusal(None, str(tar), "each tar once", hint)
     return tars
 
 
@@ -112,14 +110,10 @@ def _split_in_name(tar: Path) -> str:
     return next((_SPLITS[word] for word in words if word in _SPLITS), "")
 
 
-def refuse_other_runs(
-    caller: str, argument: str, source: Any, info: dict[str, Any] | None, plans: Set[str | None]
-) -> None:
+def refuse_other_runs(source: Any, info: dict[str, Any] | None, plans: Set[str | None]) -> None:
     """Refuse a folder unless its shards are all of one finished run of `write_shards`, or of other programs.
 
     Args:
-        caller: who asks, for the sentences.
-        argument: for which argument, for the sentences.
         source: the folder, or what else was given.
         info: from `find_tars`.
         plans: the plans in the tables beside the tars; None is that of other programs' tars.
@@ -131,22 +125,20 @@ def refuse_other_runs(
     if info and "plan" in info and plans != {info["plan"]}:
         expected = "shards and info.json of one run of write_shards"
         hint = "write the shards again with overwrite=True or --overwrite"
-        raise refusal(caller, argument, str(source), expected, hint)
+        raise Refusal(None, str(source), expected, hint)
     folder = isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
     if info is None and folder and len(plans) == 1 and None not in plans:
         hint = "the writing was interrupted; run write_shards again, and it goes on"
         hint += f"; or shards were copied here: copy their {INFO} too"
-        raise refusal(caller, argument, str(source), f"all shards and {INFO}", hint)
+        raise Refusal(None, str(source), f"all shards and {INFO}", hint)
 
 
-def written_classes(caller: str, argument: str, tables: Sequence[ShardTable]) -> list[str] | None:
+def written_classes(tables: Sequence[ShardTable]) -> list[str] | None:
     """The classes of the catalog that shards of `write_shards` were written from, from info.json beside them.
 
     So a class keeps its number. None for tars of other programs.
 
     Args:
-        caller: who asks, for the sentences.
-        argument: for which argument, for the sentences.
         tables: the tables of the tars.
 
     Raises:
@@ -159,16 +151,14 @@ def written_classes(caller: str, argument: str, tables: Sequence[ShardTable]) ->
         if not table.ours:
             expected = f"the index of write_shards beside it, as beside {next(iter(runs.values())).name}"
             hint = "restore it; tars of other programs make an index of their own"
-            raise refusal(caller, argument, str(table.tar), expected, hint)
-    return classes_of_runs(caller, argument, runs)
+            raise Refusal(None, str(table.tar), expected, hint)
+    return classes_of_runs(runs)
 
 
-def classes_of_runs(caller: str, argument: str, runs: Mapping[tuple[Path, str], Path]) -> list[str]:
+def classes_of_runs(runs: Mapping[tuple[Path, str], Path]) -> list[str]:
     """The classes of runs of `write_shards` that number them alike, from info.json in each folder.
 
     Args:
-        caller: who asks, for the sentences.
-        argument: for which argument, for the sentences.
         runs: by folder and plan, at least one, a tar of each run, for the sentences.
 
     Raises:
@@ -176,26 +166,22 @@ def classes_of_runs(caller: str, argument: str, runs: Mapping[tuple[Path, str], 
     """
     found: list[list[str]] = []
     for (folder, plan), tar in runs.items():
-        info = read_info(caller, argument, folder) or ShardInfo()
+        info = read_info(folder) or ShardInfo()
         named = [run for run in info.runs.values() if run["plan"] == plan]
         if not named:
             expected = f"the {INFO} that was written with it in its folder: it numbers the classes"
-            raise refusal(caller, argument, str(tar), expected, "copy it there too")
+            raise Refusal(None, str(tar), expected, "copy it there too")
         found.append(named[0]["classes"])
         if found[-1] != found[0]:
             hint = "by others the same number is another class; take the runs one by one"
-            raise refusal(caller, argument, str(tar), "shards of one list of classes", hint)
+            raise Refusal(None, str(tar), "shards of one list of classes", hint)
     return found[0]
 
 
-def refuse_exchanged(
-    caller: str, argument: str, info: dict[str, Any] | None, digests: Mapping[str, str | None]
-) -> None:
+def refuse_exchanged(info: dict[str, Any] | None, digests: Mapping[str, str | None]) -> None:
     """Refuse shards of `write_shards` whose indexes have other digests than info.json.
 
     Args:
-        caller: who asks, for the sentences.
-        argument: for which argument, for the sentences.
         info: from `find_tars`.
         digests: by name of a tar that has an index, the SHA-256 in that index.
 
@@ -209,11 +195,10 @@ def refuse_exchanged(
             if digests.get(name, digest) != digest:
                 expected = f"the shard that {INFO} tells of, by its SHA-256"
                 hint = "it was exchanged together with its index; restore both, or write the shards again"
-                raise refusal(caller, argument, name, expected, hint)
+                raise Refusal(None, name, expected, hint)
 
 
 def find_tables(
-    caller: str,
     tars: list[Path],
     image: str | None,
     label: str | None,
@@ -227,7 +212,6 @@ def find_tables(
     """The table of each tar: the one beside it where that fits what is asked, otherwise from a scan.
 
     Args:
-        caller: who asks, for the sentences.
         tars: the files.
         image: the extension of the member that is the image; None for that of the tables beside the tars.
         label: where the class is; None for that of the tables beside the tars.
@@ -245,9 +229,9 @@ def find_tables(
     from rich.progress import track
 
     shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
-    found = [_current(caller, tar, verify) for tar in track(tars, "reading indexes", **shown)]
-    image = _asked(caller, found, "image", image, None)
-    label = _asked(caller, found, "label", label, "cls") or "cls"
+    found = [_current(tar, verify) for tar in track(tars, "reading indexes", **shown)]
+    image = _asked(found, "image", image, None)
+    label = _asked(found, "label", label, "cls") or "cls"
     if keep:  # even where no table is missing: a run that was killed may have written the last one
         _remove_leftovers({tar.parent for tar in tars} if folder is None else {folder})
     tables = []
@@ -258,9 +242,9 @@ def find_tables(
             if verify or unchecked or not fits(table, image, label, damaged):
                 table = None
         if table is None and keep:
-            _refuse_no_place(caller, tar, folder)
+            _refuse_no_place(tar, folder)
         if table is None:
-            table = scan_tar(caller, tar, image, label, damaged)
+            table = scan_tar(tar, image, label, damaged)
             if keep:
                 with atomically(table_path(tar)) as unfinished:
                     write_table(table, unfinished)
@@ -276,15 +260,15 @@ def _remove_leftovers(folders: Set[Path]) -> None:
             remove_leftovers(folder)
 
 
-def _refuse_no_place(caller: str, tar: Path, folder: Path | None) -> None:
+def _refuse_no_place(tar: Path, folder: Path | None) -> None:
     """Refuse to keep an index in a folder that may not be written, or outside of the one that was given."""
     if folder is not None and not inside(folder, tar.parent):
         expected = f"tars in {folder}, and {tar} lies outside of it"
         hint = "leave it out: the tars are scanned; or pass a list of tars"
-        raise refusal(caller, "write_index", True, expected, hint)
+        raise Refusal("write_index", True, expected, hint)
     if not os.access(tar.parent, os.W_OK):
         expected = f"a folder that may be written, and {tar.parent} may not"
-        raise refusal(caller, "write_index", True, expected, "leave it out: the tars are scanned")
+        raise Refusal("write_index", True, expected, "leave it out: the tars are scanned")
 
 
 def warn_without_checksums(tars: Sequence[Path]) -> None:
@@ -296,50 +280,48 @@ def warn_without_checksums(tars: Sequence[Path]) -> None:
         warnings.warn(text, UserWarning, stacklevel=4)
 
 
-def _current(caller: str, tar: Path, verify: bool) -> ShardTable | None:
+def _current(tar: Path, verify: bool) -> ShardTable | None:
     """The table beside a tar, or None; refused where a shard of `write_shards` has changed."""
-    table = read_table(caller, tar)
+    table = read_table(tar)
     if table is not None and table.ours:
-        file = PositionalFile(caller, "tars", tar, "a tar that can be read")
-        fault = changed(caller, "tars", tar, table.state, file)
+        file = PositionalFile(tar, "a tar that can be read")
+        fault = changed(tar, table.state, file)
         if fault is not None:
             raise fault
         if verify:
-            _verify(caller, table, file)
+            _verify(table, file)
     return table
 
 
-def _verify(caller: str, table: ShardTable, file: PositionalFile) -> None:
+def _verify(table: ShardTable, file: PositionalFile) -> None:
     """Refuse a shard of `write_shards` whose bytes differ from its SHA-256."""
     if "sha256" not in table.facts:
         expected = f"shards with digests, and {table.tar.name} was written before version 0.2"
-        raise refusal(caller, "verify", True, expected, "write the shards again with overwrite=True")
+        raise Refusal("verify", True, expected, "write the shards again with overwrite=True")
     digest = hashlib.sha256()
     for start in range(0, file.size, 1 << 20):
         digest.update(file.pread(start, 1 << 20))
     if digest.hexdigest() != table.facts["sha256"]:
         expected = "the bytes that write_shards wrote, by their SHA-256"
         hint = "it has changed; restore it, or write the shards again with overwrite=True or --overwrite"
-        raise refusal(caller, "tars", str(table.tar), expected, hint)
+        raise Refusal(None, str(table.tar), expected, hint)
 
 
-def _asked(
-    caller: str, tables: list[ShardTable | None], name: str, value: Any, default: str | None
-) -> str | None:
+def _asked(tables: list[ShardTable | None], name: str, value: Any, default: str | None) -> str | None:
     """The image or label to look for: the given one, by default that of the tables, or else `default`."""
     found = [table for table in tables if table is not None]
     if value is not None:
-        value = extension(caller, name, value)
+        value = extension(name, value)
         if any(table.ours for table in found):
             hint = "image and label are for tars of other programs; leave it out"
             expected = f"no {name} for shards of write_shards, whose index has it"
-            raise refusal(caller, name, value, expected, hint)
+            raise Refusal(name, value, expected, hint)
         return value
     kept = {table.facts.get(name, default) for table in found if not table.ours}
     if len(kept) > 1:
         shown = " and ".join(sorted(map(repr, kept)))
         expected = f"one that all indexes beside the tars are made with, and they are with {shown}"
-        raise refusal(caller, name, None, expected, f"pass {name}=")
+        raise Refusal(name, None, expected, f"pass {name}=")
     return kept.pop() if kept else default
 
 
@@ -359,5 +341,5 @@ def fits(table: ShardTable, image: str | None, label: str, damaged: str) -> bool
     whole = damaged == "drop" or not facts.get("damaged", False)
     if not (same and whole and (table.ours or "mtime_ns" in facts)):
         return False
-    file = PositionalFile("ShardIndex", "tars", table.tar, "a tar that can be read")
+    file = PositionalFile(table.tar, "a tar that can be read")
     return table.state.change(file) is None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.core.checks import as_bool, as_choice, as_int, refusal
+from tercet.core.checks import as_bool, as_choice, as_int, border, refusal
 from tercet.core.indices import row_number, rows_at
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.positional import PositionalFile
@@ -132,18 +132,19 @@ class ShardIndex:
             as_bool(caller, "verify", verify),
             as_bool(caller, "outside_root", outside_root),
         )
-        self.tars, info = find_tars(caller, "tars", tars, split, outside_root)
-        folder = Path(tars) if isinstance(tars, (str, os.PathLike)) and Path(tars).is_dir() else None
-        how = {"keep": write_index, "folder": folder, "verify": verify, "progress": progress}
-        tables = find_tables(caller, self.tars, image, label, damaged, **how)
-        if not sum(map(len, tables)):
-            raise refusal(caller, "tars", str(tars), "at least one sample with an image")
-        plans = {table.facts.get("plan") for table in tables}
-        refuse_other_runs(caller, "tars", tars, info, plans)
-        digests = {table.tar.name: table.facts.get("sha256") for table in tables}
-        refuse_exchanged(caller, "tars", info, digests)
-        self._written = None not in plans  # by `write_shards`, all of them
-        self._join(tables, by_row=self._written and len(plans) == 1)
+        with border(caller, "tars"):
+            self.tars, info = find_tars(tars, split, outside_root)
+            folder = Path(tars) if isinstance(tars, (str, os.PathLike)) and Path(tars).is_dir() else None
+            how = {"keep": write_index, "folder": folder, "verify": verify, "progress": progress}
+            tables = find_tables(self.tars, image, label, damaged, **how)
+            if not sum(map(len, tables)):
+                raise refusal(caller, "tars", str(tars), "at least one sample with an image")
+            plans = {table.facts.get("plan") for table in tables}
+            refuse_other_runs(tars, info, plans)
+            digests = {table.tar.name: table.facts.get("sha256") for table in tables}
+            refuse_exchanged(info, digests)
+            self._written = None not in plans  # by `write_shards`, all of them
+            self._join(tables, by_row=self._written and len(plans) == 1)
         self._forget_files()
 
     def _join(self, tables: list[ShardTable], by_row: bool) -> None:
@@ -176,7 +177,7 @@ class ShardIndex:
         self, tables: list[ShardTable], names: np.ndarray
     ) -> tuple[Int64[np.ndarray, " n"], list[str]]:
         """The class number of each image, and the classes: those of info.json, or the sorted names."""
-        classes = written_classes("ShardIndex", "tars", tables) or sorted_classes(set(names))
+        classes = written_classes(tables) or sorted_classes(set(names))
         number = {name: code for code, name in enumerate(classes)}
         unknown = sorted(set(names) - number.keys())
         if unknown:
@@ -330,10 +331,11 @@ class ShardIndex:
                 del self._files[next(iter(self._files))]
             if file is None:
                 tar = self.tars[shard]
-                file = PositionalFile("ShardIndex", "tars", tar, "a tar to read")
-                fault = changed("ShardIndex", "tars", tar, self._states[shard], file)
-                if fault is not None:
-                    raise fault
+                with border("ShardIndex", "tars"):
+                    file = PositionalFile(tar, "a tar to read")
+                    fault = changed(tar, self._states[shard], file)
+                    if fault is not None:
+                        raise fault
             self._files[shard] = file  # last in order: the most recently used
             return file
 

@@ -88,7 +88,7 @@ class ShardJob:
         same = [written.get(row, -1) for row in rows] == [self.sizes[row] for row in rows]
         if not same or not tar.is_file():
             return None
-        file = PositionalFile("write_shards", "folder", tar, "a tar that can be read")
+        file = PositionalFile(tar, "a tar that can be read")
         return table if table.state.change(file) is None else None
 
 
@@ -107,7 +107,7 @@ def unreadable_file(path: Path, reason: str) -> ValueError:
 def readable_table(tar: Path) -> ShardTable | None:
     """The table beside a tar; None where there is none or it is damaged."""
     try:
-        return read_table("write_shards", tar)
+        return read_table(tar)
     except ValueError:
         return None
 

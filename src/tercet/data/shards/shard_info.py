@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal, border, refusal
 from tercet.data.io.atomic import atomically, lock_file, locked
 from tercet.data.io.checked_json import JsonRecord, checksum_fits
 from tercet.data.io.path_traversal import inside
@@ -35,12 +35,10 @@ class ShardInfo:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def read_info(caller: str, argument: str, folder: Path) -> ShardInfo | None:
+def read_info(folder: Path) -> ShardInfo | None:
     """What the info.json in a folder says, whatever program wrote it; None where there is none.
 
     Args:
-        caller: who asks, for the sentences.
-        argument: for which argument, for the sentences.
         folder: a folder of shards.
 
     Raises:
@@ -49,7 +47,7 @@ def read_info(caller: str, argument: str, folder: Path) -> ShardInfo | None:
     source = folder / INFO
     expected, hint = "splits with their filenames", "pass a list of tars to do without"
     try:
-        facts = JsonRecord.read(caller, argument, source, "splits", "", most=_MOST)
+        facts = JsonRecord.read(source, "splits", "", most=_MOST)
         splits = facts.part("splits")
         filenames = {split: splits.part(split).strings("filenames") for split in splits}
         written = facts.part("tercet", {})
@@ -62,15 +60,15 @@ def read_info(caller: str, argument: str, folder: Path) -> ShardInfo | None:
         return None
     except (OSError, ValueError) as error:
         reason = str(error).partition(": expected ")[2] or error
-        raise refusal(caller, argument, str(source), expected, f"{hint} ({reason})") from error
+        raise Refusal(None, str(source), expected, f"{hint} ({reason})") from error
     for split, run in runs.items():
         of_one_run = run.fields.get("filenames", filenames.get(split)) == filenames.get(split)
         if checksum_fits(run.fields) is False or not of_one_run:
             hint = "it was changed or damaged; restore it, or write the shards again"
             expected = f"facts of the split {split!r} that fit their checksum"
-            raise refusal(caller, argument, str(source), expected, hint)
+            raise Refusal(None, str(source), expected, hint)
     if not filenames:
-        raise refusal(caller, argument, str(source), expected, hint)
+        raise Refusal(None, str(source), expected, hint)
     return ShardInfo(filenames, {split: run.fields for split, run in runs.items()})
 
 
@@ -87,7 +85,8 @@ def raw_info(folder: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or lists no splits.
     """
     try:
-        fields = JsonRecord.read("write_shards", "folder", folder / INFO, "splits", "").fields
+        with border("write_shards", "folder"):
+            fields = JsonRecord.read(folder / INFO, "splits", "").fields
         for split in fields["splits"].values():
             list(split.get("filenames", ()))
         return {**fields, "tercet": dict(fields.get("tercet", {}))}
@@ -121,13 +120,11 @@ def edited_info(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def listed_tars(
-    caller: str, argument: str, folder: Path, info: ShardInfo, split: str | None, outside_root: bool
+    folder: Path, info: ShardInfo, split: str | None, outside_root: bool
 ) -> tuple[list[Path], dict[str, Any]]:
     """The tars of a split as info.json lists them, and what it says of the run of `write_shards`, or {}.
 
     Args:
-        caller: who asks, for the sentences.
-        argument: for which argument, for the sentences.
         folder: where info.json lies.
         info: what it says.
         split: which split; None for the only one.
@@ -140,28 +137,28 @@ def listed_tars(
     source, listed = folder / INFO, info.filenames
     if split is None and len(listed) == 1:
         split = next(iter(listed))
-        _refuse_unfinished(caller, folder, split, {name for names in listed.values() for name in names})
+        _refuse_unfinished(folder, split, {name for names in listed.values() for name in names})
     if split is None or split not in listed:
         shown = ", ".join(sorted(listed))
-        raise refusal(caller, "split", split, f"one of the splits in {source}: {shown}")
+        raise Refusal("split", split, f"one of the splits in {source}: {shown}")
     tars = [folder / name for name in listed[split]]
     written = info.runs.get(split, {})
     for tar in tars:
         if not (outside_root or inside(folder, tar)):
             expected = f"tars in {folder}, and {source} lists one outside of it"
-            raise refusal(caller, argument, str(tar), expected, "pass outside_root=True if that is meant")
+            raise Refusal(None, str(tar), expected, "pass outside_root=True if that is meant")
     missing = [str(tar) for tar in tars if not tar.exists()]
     if missing:
         hint = "restore it" + (", or run write_shards again, which writes what is missing" * bool(written))
-        raise refusal(caller, argument, missing[0], f"every tar that {source} lists", hint)
+        raise Refusal(None, missing[0], f"every tar that {source} lists", hint)
     return tars, written
 
 
-def _refuse_unfinished(caller: str, folder: Path, split: str, listed: Set[str]) -> None:
+def _refuse_unfinished(folder: Path, split: str, listed: Set[str]) -> None:
     """Refuse to take the only listed split for granted beside shards of an unfinished one."""
     for tar in sorted(set(folder.glob("*.tar")) - {folder / name for name in listed}):
         other = tar.name.rpartition("-")[0]
-        if not tar.name.startswith(".") and other != split and of_write_shards(caller, tar):
+        if not tar.name.startswith(".") and other != split and of_write_shards(tar):
             expected = f"a split, since {INFO} in {folder} does not list {tar.name}"
             hint = f"{other!r} was interrupted; pass split={split!r}, or run write_shards again for it"
-            raise refusal(caller, "split", None, expected, hint)
+            raise Refusal("split", None, expected, hint)

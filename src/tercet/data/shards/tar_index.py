@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal
 from tercet.data.catalog.catalog import LeftOut
 from tercet.data.io.checked_json import JsonRecord
 from tercet.data.io.parquet_files import opened_parquet, parquet_writer
@@ -140,14 +140,13 @@ def write_table(table: ShardTable, target: Path) -> None:
         writer.write_table(written)
 
 
-def read_table(caller: str, tar: Path, rows: bool = True, argument: str = "index") -> ShardTable | None:
+def read_table(tar: Path, rows: bool = True, argument: str | None = "index") -> ShardTable | None:
     """The table beside a tar; None where there is none.
 
     Args:
-        caller: who asks, for the sentences.
         tar: the file.
         rows: False reads no samples, and gives an empty table with the size and the facts.
-        argument: for which argument, for the sentences.
+        argument: for which argument; None for the one that the border names.
 
     Returns:
         The table. Its facts include "samples", their number, and "checked", whether the table has checksums;
@@ -166,7 +165,7 @@ def read_table(caller: str, tar: Path, rows: bool = True, argument: str = "index
             samples = file.metadata.num_rows
             table = file.read() if rows else file.schema_arrow.empty_table()
         content = (table.schema.metadata or {})[_KEY.encode()]
-        facts = JsonRecord(content, caller, argument, source, "facts", "")
+        facts = JsonRecord(content, source, "facts", "")
         found = _typed(tar, facts, table, samples, checked)
         if rows:
             _refuse_damaged(found)
@@ -175,11 +174,11 @@ def read_table(caller: str, tar: Path, rows: bool = True, argument: str = "index
         hint += "another program delete it, and the tar is scanned instead "
         reason = str(error).partition("\n")[0]
         hint += f"({reason.partition(': expected ')[2] or reason})"
-        raise refusal(caller, argument, str(source), "the index of a tar", hint) from error
+        raise Refusal(argument, str(source), "the index of a tar", hint) from error
     name = facts.string("tar", tar.name)
     if name != tar.name:  # nothing else tells tars of one size and the same keys apart
         hint = f"it is that of {name}; rename both, or delete it, and the tar is scanned instead"
-        raise refusal(caller, argument, str(source), f"the index of {tar.name}", hint)
+        raise Refusal(argument, str(source), f"the index of {tar.name}", hint)
     return found
 
 
@@ -274,14 +273,10 @@ def sampled_headers(columns: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
     return list(zip(offsets, crcs, strict=True))
 
 
-def changed(
-    caller: str, argument: str, tar: Path, state: TarState, file: PositionalFile | None = None
-) -> ValueError | None:
+def changed(tar: Path, state: TarState, file: PositionalFile | None = None) -> Refusal | None:
     """The refusal of a tar that has changed; None where it has not.
 
     Args:
-        caller: who asks, for the sentence.
-        argument: for which argument, for the sentence.
         tar: the file.
         state: what it was like.
         file: the open file; by default it is opened.
@@ -289,23 +284,23 @@ def changed(
     Raises:
         ValueError: it cannot be opened.
     """
-    difference = state.change(file or PositionalFile(caller, argument, tar, "a tar that can be read"))
+    difference = state.change(file or PositionalFile(tar, "a tar that can be read"))
     if difference is None:
         return None
     index = table_path(tar)
     hint, when = f"delete {index.name} to index the tar as it is", "indexed"
     if not index.is_file():
         hint, when = "open it anew", "opened"
-    elif of_write_shards(caller, tar):
+    elif of_write_shards(tar):
         hint = "restore it, or write the shards again with overwrite=True or --overwrite"
     expected, found = difference
-    return refusal(caller, argument, str(tar), f"{expected} when it was {when}", f"{found}; {hint}")
+    return Refusal(None, str(tar), f"{expected} when it was {when}", f"{found}; {hint}")
 
 
-def of_write_shards(caller: str, tar: Path) -> bool:
+def of_write_shards(tar: Path) -> bool:
     """Whether `write_shards` wrote a tar, by the table beside it."""
     try:
-        table = read_table(caller, tar, rows=False)
+        table = read_table(tar, rows=False)
     except ValueError:  # whoever reads a damaged index refuses it
         return False
     return table is not None and table.ours

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal
 from tercet.data.catalog.catalog import LeftOut
 from tercet.data.catalog.scan import IMAGE_SUFFIXES
 from tercet.data.io.positional import PositionalFile
@@ -34,20 +34,16 @@ _LABEL = 1 << 24  # bytes of a member that holds a class
 _NAME = 1024  # characters of a class
 
 
-def scan_tar(
-    caller: str, tar: Path, image: str | None, label: str, damaged: str, argument: str = "tars"
-) -> ShardTable:
+def scan_tar(tar: Path, image: str | None, label: str, damaged: str) -> ShardTable:
     """The samples of a tar of any program, from its headers and labels. Images are not read.
 
     Args:
-        caller: who asks, for the sentences.
         tar: an uncompressed tar; long names of GNU tar and pax are understood.
         image: the extension of the member that is the image; None for the one that is an image's.
         label: the extension of the member that holds the class, or "json:field". This and the image as
             `extension` gives them.
         damaged: "error" refuses a tar that is cut short or has a broken header; "drop" keeps the samples that
             are surely whole.
-        argument: for which argument, for the sentences.
 
     Raises:
         ValueError: not such a tar, a damaged one, a sample with two images or without a class, or a tar that
@@ -55,9 +51,9 @@ def scan_tar(
     """
     left_out: list[LeftOut] = []
     rows: list[tuple[Any, ...]] = []
-    file = PositionalFile(caller, argument, tar, "an uncompressed tar")
-    for key, parts in _samples(caller, argument, tar, file, damaged, left_out):
-        extension = _image_of(caller, argument, tar, key, parts, image)
+    file = PositionalFile(tar, "an uncompressed tar")
+    for key, parts in _samples(tar, file, damaged, left_out):
+        extension = _image_of(tar, key, parts, image)
         if extension is None:
             left_out.append(LeftOut(f"{tar.name}/{key}", "sample without an image"))
             continue
@@ -65,7 +61,7 @@ def scan_tar(
         if found.size > LARGEST:
             left_out.append(LeftOut(f"{tar.name}/{key}", f"image of more than {LARGEST:,} bytes"))
             continue
-        name = _class_of(caller, tar, key, parts, label, file)
+        name = _class_of(tar, key, parts, label, file)
         suffix = found.name[len(key) + 1 :]  # in its own case
         header = zlib.crc32(file.pread(found.offset - BLOCK, BLOCK))
         rows.append((key, suffix, found.name, name, found.offset, found.size, header, UNKNOWN))
@@ -74,7 +70,7 @@ def scan_tar(
         for place, column in enumerate((*TEXTS, *NUMBERS))
     }
     if file.changed():
-        raise refusal(caller, argument, str(tar), "a tar that nobody writes to while it is scanned")
+        raise Refusal(None, str(tar), "a tar that nobody writes to while it is scanned")
     facts = {
         "image": image,
         "label": label,
@@ -86,7 +82,7 @@ def scan_tar(
 
 
 def _samples(
-    caller: str, argument: str, tar: Path, file: PositionalFile, damaged: str, left_out: list[LeftOut]
+    tar: Path, file: PositionalFile, damaged: str, left_out: list[LeftOut]
 ) -> Iterator[tuple[str, dict[str, Member]]]:
     """(key, {extension in lower case: member}) of each sample, as webdataset groups them.
 
@@ -115,7 +111,7 @@ def _samples(
     except MemberTwice as error:
         hint = "webdataset does not read it either; write the tar again"
         expected = f"each member once, not {error.args[0]!r} twice"
-        raise refusal(caller, argument, str(tar), expected, hint) from None
+        raise Refusal(None, str(tar), expected, hint) from None
     if not broken:
         if previous is not None:
             yield previous
@@ -123,37 +119,33 @@ def _samples(
     reason = broken[0].reason
     if broken[0].at == 0:
         hint = f"decompress it first, with gunzip for instance ({reason})" if file.size else "it is empty"
-        raise refusal(caller, argument, str(tar), "an uncompressed tar", hint)
+        raise Refusal(None, str(tar), "an uncompressed tar", hint)
     if damaged == "error":
         where = f"{DAMAGED} after {current!r}" if current else DAMAGED
         hint = f'{reason}; restore it, or pass damaged="drop" to keep the samples before'
-        raise refusal(caller, argument, str(tar), f"a whole tar, and {where}", hint)
+        raise Refusal(None, str(tar), f"a whole tar, and {where}", hint)
     # The last sample may lack a member that was lost: it is left out.
     left_out.append(LeftOut(f"{tar.name}/{current}", DAMAGED))
 
 
-def _image_of(
-    caller: str, argument: str, tar: Path, key: str, parts: Mapping[str, Member], image: str | None
-) -> str | None:
+def _image_of(tar: Path, key: str, parts: Mapping[str, Member], image: str | None) -> str | None:
     """The extension of the sample's image; None where it has none."""
     if image is not None:
         return image if image in parts else None
     found = [extension for extension in parts if f".{extension}" in IMAGE_SUFFIXES]
     if len(found) > 1:
         expected = f"one image a sample, and {key!r} has {' and '.join(sorted(found))}"
-        raise refusal(caller, argument, str(tar), expected, f"say which, such as image={found[0]!r}")
+        raise Refusal(None, str(tar), expected, f"say which, such as image={found[0]!r}")
     return found[0] if found else None
 
 
-def _class_of(
-    caller: str, tar: Path, key: str, parts: Mapping[str, Member], label: str, file: PositionalFile
-) -> str:
+def _class_of(tar: Path, key: str, parts: Mapping[str, Member], label: str, file: PositionalFile) -> str:
     """The class of the sample, as a string."""
     extension, _, name = label.partition(":")
     if extension not in parts:
         ways = ", ".join(sorted(parts))
         hint = f'the sample has {ways}; name another with label=, such as "cls" or "json:label"'
-        raise refusal(caller, "label", label, f"a member {key}.{extension} in {tar}", hint)
+        raise Refusal("label", label, f"a member {key}.{extension} in {tar}", hint)
     found = parts[extension]
     try:
         if found.size > _LABEL:
@@ -162,7 +154,7 @@ def _class_of(
         return str(class_in(content, name))
     except (ValueError, LookupError, TypeError) as error:
         expected = f"a whole number or a name in {key}.{extension} of {tar}"
-        raise refusal(caller, "label", label, expected, f"{type(error).__name__}: {error}") from error
+        raise Refusal("label", label, expected, f"{type(error).__name__}: {error}") from error
 
 
 def class_in(content: bytes | bytearray | str, field: str) -> int | str:
@@ -195,11 +187,10 @@ def class_in(content: bytes | bytearray | str, field: str) -> int | str:
     return value
 
 
-def extension(caller: str, argument: str, value: Any) -> str:
+def extension(argument: str, value: Any) -> str:
     """The extension of a member as webdataset names it, without a dot and in lower case.
 
     Args:
-        caller: who asks, for the sentence.
         argument: "image" or "label"; a label may be "json:field" too.
         value: what came.
 
@@ -207,11 +198,11 @@ def extension(caller: str, argument: str, value: Any) -> str:
         ValueError: not a string, or an empty one.
 
     Example:
-        >>> extension("ShardIndex", "image", ".JPG"), extension("ShardIndex", "label", "json:Name")
+        >>> extension("image", ".JPG"), extension("label", "json:Name")
         ('jpg', 'json:Name')
     """
     name, colon, field = value.partition(":") if isinstance(value, str) else ("", "", "")
     name = name.lstrip(".").lower()
     if not name or (colon and not (field and argument == "label")):
-        raise refusal(caller, argument, value, f"the extension of a member, such as {_SUCH[argument]}")
+        raise Refusal(argument, value, f"the extension of a member, such as {_SUCH[argument]}")
     return name + colon + field

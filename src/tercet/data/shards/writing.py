@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tercet.core.checks import as_bool, as_choice, as_int, as_path, as_seed, refusal
+from tercet.core.checks import as_bool, as_choice, as_int, as_path, as_seed, border, refusal
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import lock_file, locked, open_lock_file, remove_leftovers
 from tercet.data.io.checked_json import with_checksum
@@ -122,7 +122,7 @@ def write_shards(
     sizes = _source_sizes(catalog, workers, unreadable == "skip")
     job = ShardJob(target, catalog, shards, split, plan, sizes, unreadable == "skip")
 
-    with _locked_split(target, split):
+    with border(_CALLER, "folder"), _locked_split(target, split):
         _make_room(job, overwrite)
         tables = _write_all(job, workers, progress)
         with edited_info(target) as info:

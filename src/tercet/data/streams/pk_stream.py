@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from tercet.core.checks import as_bool, as_int, as_seed
+from tercet.core.checks import as_bool, as_int, as_seed, border
 from tercet.data.datasets.augment import KeyedTransform
 from tercet.data.samplers.resumable import Resumable
 from tercet.data.shards.tar_scan import extension
@@ -152,8 +152,9 @@ class PKStream(Resumable, IterableDataset):
         return_keys: bool = False,
     ) -> None:
         caller = "PKStream"
-        self.image = None if image is None else extension(caller, "image", image)
-        label = extension(caller, "label", label) if isinstance(label, str) else label
+        with border(caller):
+            self.image = None if image is None else extension("image", image)
+            label = extension("label", label) if isinstance(label, str) else label
         stage = pk_batched(p, k, on_short=on_short, buffer=buffer, cap=cap, label=label, handler=handler)
         self.p, self.k = stage.p, stage.k
         self.lanes, self.seed = as_int(caller, "lanes", lanes, 1), as_seed(caller, seed)
@@ -162,16 +163,17 @@ class PKStream(Resumable, IterableDataset):
         self.return_keys = as_bool(caller, "return_keys", return_keys)
         transform = None if transform is None else KeyedTransform(transform, self.seed)
 
-        known = known_shards(
-            shards,
-            split,
-            urls=as_bool(caller, "urls", urls),
-            outside_root=as_bool(caller, "outside_root", outside_root),
-            image=self.image,
-            label=label,
-            handler=handler,
-            count=steps is None,
-        )
+        with border(caller, "shards"):
+            known = known_shards(
+                shards,
+                split,
+                urls=as_bool(caller, "urls", urls),
+                outside_root=as_bool(caller, "outside_root", outside_root),
+                image=self.image,
+                label=label,
+                handler=handler,
+                count=steps is None,
+            )
         self.shards = list(known)
         partitions = Partitions(self.shards, self.lanes, self.world_size, self.seed)
         self.predicted = partitions.predict(stage, known) if steps is None else None

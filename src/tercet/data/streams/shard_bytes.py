@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal
 from tercet.data.io.positional import PositionalFile
 from tercet.data.shards.tar_members import DamagedTar
 
@@ -27,8 +27,6 @@ class ShardBytes:
     """The decompressed bytes of a shard that is open.
 
     Args:
-        caller: who reads, for the sentences.
-        argument: the argument that names the shard, for the sentences.
         shard: a path or a URL.
         url: whether it is a URL; otherwise it is opened as a file, whatever its name.
 
@@ -40,23 +38,23 @@ class ShardBytes:
         ValueError: it cannot be opened, is an empty file, or is compressed by zstd.
     """
 
-    def __init__(self, caller: str, argument: str, shard: str, url: bool) -> None:
+    def __init__(self, shard: str, url: bool) -> None:
         self.file: PositionalFile | None = None
         self.size: int | None = None
         self._url: Any = None
         if url:
-            self._url, start = _opened_url(caller, argument, shard)
+            self._url, start = _opened_url(shard)
             source: Any = _Joined(start, self._url)
         else:
-            self.file = PositionalFile(caller, argument, Path(shard), "a tar that can be read")
+            self.file = PositionalFile(Path(shard), "a tar that can be read")
             if not self.file.size:
-                raise refusal(caller, argument, shard, "a tar that can be read", "it is empty")
+                raise Refusal(None, shard, "a tar that can be read", "it is empty")
             start = bytes(self.file.pread(0, _MAGIC + 5))
             source = _Sequential(self.file)
         if start.startswith(_ZSTANDARD):
             self.close()
             expected = "a tar, as it is or packed by gzip, bzip2 or xz"
-            raise refusal(caller, argument, shard, expected, "it is packed by zstd; unpack it first")
+            raise Refusal(None, shard, expected, "it is packed by zstd; unpack it first")
         decompress = _decompressor(start)
         if self.file is not None and decompress is None:
             self.size = self.file.size
@@ -96,7 +94,7 @@ class ShardBytes:
         return ""
 
 
-def _opened_url(caller: str, argument: str, shard: str) -> tuple[Any, bytes]:
+def _opened_url(shard: str) -> tuple[Any, bytes]:
     """An open URL, and its first bytes."""
     from webdataset.gopen import gopen_schemes
 
@@ -105,7 +103,7 @@ def _opened_url(caller: str, argument: str, shard: str) -> tuple[Any, bytes]:
         return url, _filled(url, _MAGIC + 5)
     except Exception as error:  # openers of other schemes raise whatever they like
         hint = f"see whether its address is right ({_reason(error)})"
-        raise refusal(caller, argument, shard, "a URL that can be opened", hint) from error
+        raise Refusal(None, shard, "a URL that can be opened", hint) from error
 
 
 def _decompressor(start: bytes) -> Callable[[Any], Any] | None:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from tercet.core.checks import refusal
+from tercet.core.checks import border, refusal
 from tercet.data.shards.tar_index import changed, keys_and_classes_crc
 from tercet.data.shards.tar_members import (
     LARGEST,
@@ -47,12 +47,13 @@ def read_shard(
             index says.
     """
     try:
-        source = ShardBytes(_CALLER, "shards", shard, url=known.state is None)
+        with border(_CALLER, "shards"):
+            source = ShardBytes(shard, url=known.state is None)
     except ValueError as unread:
         return keep_going(handler, unread)
     if known.state is not None and source.file is not None:
-        fault = changed(_CALLER, "shards", Path(shard), known.state, source.file)
-        if fault and not keep_going(handler, fault):
+        fault = changed(Path(shard), known.state, source.file)
+        if fault and not keep_going(handler, fault.named(_CALLER, "shards")):
             return False
     reading = _Reading(shard, source, known, image)
     try:

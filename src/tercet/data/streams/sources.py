@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.core.checks import refusal
+from tercet.core.checks import border, refusal
 from tercet.data.io.positional import PositionalFile
 from tercet.data.shards.discovery import (
     classes_of_runs,
@@ -38,6 +38,7 @@ from tercet.data.streams.shard_bytes import ShardBytes
 __all__ = ["KnownShard", "damaged_shard", "known_shards"]
 
 _CALLER = "PKStream"
+_BORDER = border(_CALLER, "shards")
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # https://…, pipe:…; a drive has one letter
 
 
@@ -119,11 +120,11 @@ def _refuse_mixed_runs(source: Any, info: dict[str, Any] | None, known: Mapping[
     runs = {(Path(shard).parent, one.plan): Path(shard) for shard, one in known.items() if one.plan}
     plans = {plan for _, plan in runs}
     if plans:
-        refuse_other_runs(_CALLER, "shards", source, info, plans)
+        refuse_other_runs(source, info, plans)
         digests = {Path(shard).name: one.sha256 for shard, one in known.items() if one.plan}
-        refuse_exchanged(_CALLER, "shards", info, digests)
+        refuse_exchanged(info, digests)
     if len(plans) > 1:
-        classes_of_runs(_CALLER, "shards", runs)
+        classes_of_runs(runs)
 
 
 def _listed(
@@ -144,7 +145,7 @@ def _listed(
         source = [shard for shard in source if not (isinstance(shard, str) and shard in remote)]
     if remote and not source and split is None:
         return remote, [], None
-    tars, info = find_tars(_CALLER, "shards", source, split, outside_root)
+    tars, info = find_tars(source, split, outside_root)
     return remote, tars, info
 
 
@@ -189,10 +190,11 @@ def _known_file(
 ) -> KnownShard:
     """What is known of a shard that is a file. Arguments as for `known_shards`."""
     tar = Path(shard)
-    table = read_table(_CALLER, tar, count, "shards")
+    table = read_table(tar, count, None)
     run = _run_of(table)
     try:
-        opened = ShardBytes(_CALLER, "shards", shard, url=False)
+        with _BORDER:
+            opened = ShardBytes(shard, url=False)
     except ValueError as unread:
         if not keep_going(handler, unread):
             raise
@@ -237,8 +239,8 @@ def _state_and_table(
         return TarState(file.size, file.time), None
     # Of a tar of another program the size alone is compared, unless its table is used: times may differ.
     state = table.state if table.ours else TarState(table.tar_size)
-    fault = changed(_CALLER, "shards", tar, state, file)
-    if fault and not keep_going(handler, fault):
+    fault = changed(tar, state, file)
+    if fault and not keep_going(handler, fault.named(_CALLER, "shards")):
         raise fault
     if fault or not (callable(label) or fits(table, image, label, "drop")):
         return state, None
@@ -253,7 +255,7 @@ def _scanned(
     if opened.size is None:
         expected = "a tar that is not compressed, to count the batches of an epoch"
         raise refusal(_CALLER, "shards", shard, expected, "decompress it first, or pass steps=")
-    return scan_tar(_CALLER, Path(shard), image, label, "drop", "shards")
+    return scan_tar(Path(shard), image, label, "drop")
 
 
 def _refuse_damage(table: ShardTable, handler: Handler | None) -> None:
