@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tercet.neighbors import keys as keys_module
 from tercet.neighbors.keys import ExactDistances, RankKeys, shortlist, square_bound
 from tercet.pairwise.differences import by_differences
 from tercet.pairwise.distances import Mahalanobis, as_distance, cosine
@@ -137,3 +138,44 @@ def test_a_shortlist_holds_the_smallest(group, count):
     sorted_keys = torch.nn.functional.pad(keys.sort(1).values, (0, max(0, count - 64)), value=math.inf)
     assert torch.equal(values, sorted_keys[:, :count])
     assert torch.equal(keys.gather(1, at)[values < math.inf], values[values < math.inf])
+
+
+def lowered(x, bits, cut):
+    """float32 with so many bits of fraction, as tensor cores take factors: rounded, or cut off."""
+    lost = 23 - bits
+    numbers = x.contiguous().view(torch.int32)
+    if not cut:
+        numbers = numbers + (1 << (lost - 1))
+    return ((numbers >> lost) << lost).view(torch.float32)
+
+
+def check_lowered(distance, x, bits, cut, shrink=1.0):
+    """The lemma where factors of products have so few bits, which `roundoff` has been told of."""
+    real = torch.addmm
+    lower = lambda v: lowered(v, bits, cut)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys_module, "roundoff", lambda x: 2.0 ** -(bits + 1))
+        patch.setattr(torch, "addmm", lambda c, a, b, **more: real(c, lower(a), lower(b), **more))
+        return check_the_lemma(distance, x, shrink)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["rounded", "cut off"])
+@pytest.mark.parametrize("bits", [10, 7], ids=["TF32", "bfloat16"])
+@pytest.mark.parametrize("name", ["euclidean", "squared_euclidean", "cosine"])
+def test_products_of_lowered_precision_propose_within_their_bound(name, bits, cut):
+    told_apart = 0.0
+    for seed in range(12):
+        for spread, shift in ((1.0, 0.0), (1e-3, 0.0), (1e-6, 10.0), (0.0, 0.0)):
+            x = batch(seed, torch.float32, 1.0, shift, spread)
+            told_apart = max(told_apart, float(check_lowered(DISTANCES[name], x, bits, cut).float().mean()))
+    assert told_apart > (0.4 if bits == 10 else 0.2)  # half of all ordered pairs is all that can be
+
+
+def test_the_check_of_lowered_precision_fails_where_the_bound_is_too_small():
+    def check_all():
+        for seed in range(20):
+            x = batch(seed, torch.float32, 1.0, 0.0, 1e-3)
+            check_lowered(DISTANCES["euclidean"], x, 10, True, shrink=0.02)
+
+    with pytest.raises(AssertionError):
+        check_all()

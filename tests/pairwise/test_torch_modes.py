@@ -7,6 +7,7 @@ from tercet.miners.batch_all import BatchAll
 from tercet.miners.distance_weighted import DistanceWeighted
 from tercet.miners.hard import BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
+from tercet.pairwise import torch_modes
 from tercet.pairwise.torch_modes import outside_graph
 from tests.contracts.heads import HEADS
 from tests.oracles.triplets import unchecked
@@ -120,3 +121,13 @@ def test_nothing_of_it_is_traced():
     compiled = torch.compile(lambda x: noted(x * 2).sum() + 1, backend="eager")
     assert compiled(torch.tensor([1.0, -1.0, 2.0])) == 3
     assert seen == [False, False]
+
+
+@pytest.mark.parametrize(("value", "forced"), [("1", True), ("0", False), (None, False)])
+def test_tf32_that_the_environment_forces_is_seen(monkeypatch, value, forced):
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
+    torch_modes.is_tf32_forced.cache_clear()
+    assert torch_modes.is_tf32_forced() is forced
+    torch_modes.is_tf32_forced.cache_clear()

@@ -90,7 +90,7 @@ class RankKeys:
             self.error = x.new_zeros(len(x))
             if isinstance(form, ProductForm) and len(y):
                 lengths = [torch.linalg.vector_norm(v, dim=1) for v in ((x,) if y is x else (x, y))]
-                self.error = lengths[0] * lengths[-1].max() * (roundoff(x) * (2 * x.shape[1] + 16))
+                self.error = lengths[0] * lengths[-1].max() * (2 * _product_share(x.shape[1] + 8, x))
         if order is not None:
             self._u, self._v = self._u[order[0]], self._v[order[1]]
             if self._form is not None:
@@ -178,8 +178,9 @@ def square_bound(
     """The error bound ε of ‖y_j‖² − 2x_i·y_j + ‖x_i‖² against the square that differences give.
 
     That square is `pair_squares`, or `by_differences` squared. A sum of k products is off by at most
-    k·u·‖x‖‖y‖ in any order of summation, u the unit roundoff; a sum of k squares of differences by (k/8 +
-    2)·u of itself, eight lanes at a time. Both are shares of (‖x‖ + ‖y‖)², the products at most u·k/2 of it.
+    k·u·‖x‖‖y‖ in any order of summation, u the unit roundoff (`_product_share` has the case of lowered
+    precision); a sum of k squares of differences by (k/8 + 2)·u of itself, eight lanes at a time. Both are
+    shares of (‖x‖ + ‖y‖)², which is at least 4‖x‖‖y‖, the products at most u·k/2 of it.
     The bound holds where nothing overflows, 2(‖x‖² + ‖y‖²) below the largest number. Distances below the root
     of the smallest normal number, about 10⁻¹⁹, are not told apart.
 
@@ -192,7 +193,7 @@ def square_bound(
     k = x.shape[1]
     lengths: Any = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     others: Any = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
-    share, tiny = _shares(k, x.dtype, roundoff(x))
+    share, tiny = _shares(k, x.dtype, _product_share(k, x))
     on_cpu = x.device.type == "cpu"
     if on_cpu:  # the same arithmetic, where a call of numpy costs a fifth of torch's
         lengths, others = lengths.numpy(), others.numpy()
@@ -205,10 +206,29 @@ def square_bound(
     return found[0], found[1], found[-1]
 
 
+def _product_share(k: int, x: Tensor) -> float:
+    """The share of ‖x‖‖y‖ by which a product of such rows of k numbers may be off, as torch is set now.
+
+    In full precision k·u. Where torch lets products lower float32 (TF32, u = 2⁻¹¹; bfloat16, u = 2⁻⁸), only
+    the factors are rounded, or cut off, each by at most 2u of itself, so a term is off by 4u + 4u² of itself;
+    the sum is still taken in float32, whose every addition is off by at most 2⁻²³, even where it is cut off.
+    So such a product proposes nearly as well as a full one, and differences decide.
+    """
+    u, full = roundoff(x), torch.finfo(x.dtype).eps
+    return k * u if u <= full / 2 else 4 * u * (1 + u) + k * full
+
+
 @functools.cache
-def _shares(k: int, dtype: torch.dtype, u: float) -> tuple[float, float]:
-    """The share of (‖x‖ + ‖y‖)² in `square_bound`, and what may underflow beside it."""
+def _shares(k: int, dtype: torch.dtype, product: float) -> tuple[float, float]:
+    """The share of (‖x‖ + ‖y‖)² in `square_bound`, and what may underflow beside it.
+
+    The key has twice the product, and ‖x‖‖y‖ is at most a quarter of (‖x‖ + ‖y‖)²: half of the product's
+    share. Full precision takes the whole, as room for the sums of squares.
+    """
     limits = torch.finfo(dtype)
+    u = limits.eps / 2
+    if product > k * u * 1.5:
+        return product / 2 + limits.eps * (k / 8 + 24), (4 * k + 16) * limits.tiny
     return max(u * (k + 8), u * 8 + limits.eps * (k / 8 + 16)), (4 * k + 16) * limits.tiny
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
@@ -13,7 +14,7 @@ from torch.autograd import forward_ad
 
 from tercet.core.checks import refusal
 
-__all__ = ["full_precision", "outside_graph", "roundoff"]
+__all__ = ["full_precision", "is_tf32_forced", "outside_graph", "roundoff"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,5 +72,13 @@ def roundoff(x: Tensor) -> float:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # torch refuses to answer once its newer settings have been used
         precision = "medium"
+    if precision == "highest" and x.device.type == "cuda" and is_tf32_forced():
+        precision = "high"
     # "high" lets a product round float32 to 10 bits (TF32), "medium" to 7 (bfloat16).
     return {"highest": 2.0**-24, "high": 2.0**-11}.get(precision, 2.0**-8)
+
+
+@functools.cache
+def is_tf32_forced() -> bool:
+    """Whether the environment forces TF32 on every product of cuBLAS, which torch's settings do not show."""
+    return os.environ.get("NVIDIA_TF32_OVERRIDE") == "1"
