@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tercet.core.checks import border
 from tercet.core.indices import Pairs, References
 from tercet.metrics.mining_stats import describe
 from tercet.pairwise import tiles as module
@@ -90,18 +91,19 @@ def test_no_row_and_no_column_give_no_tile():
 def test_a_tile_fits_the_budget():
     single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
     tile_bytes = budget(single.device).tile_bytes
-    assert tile_height("test", 1024, single, None) * 1024 * 4 == tile_bytes
-    assert tile_height("test", 1024, double, None) * 1024 * 8 == tile_bytes
-    assert tile_height("test", 10**9, single, None) == 1
-    assert tile_height("test", 1024, single, 3) == 3
+    assert tile_height(1024, single, None) * 1024 * 4 == tile_bytes
+    assert tile_height(1024, double, None) * 1024 * 8 == tile_bytes
+    assert tile_height(10**9, single, None) == 1
+    assert tile_height(1024, single, 3) == 3
     with override(tile_bytes=4 * 10 * 3):
         pairwise = Pairwise("test", points(10), torch.zeros(10).long(), distance=euclidean)
     assert [len(tile.distance) for tile in pairwise.tiles()] == [3, 3, 3, 1]
     with (
         unchecked(),
         pytest.raises(ValueError, match=r"tile_rows=0\): expected a whole number of at least 1"),
+        border("test"),
     ):
-        tile_height("test", 1, single, 0)
+        tile_height(1, single, 0)
 
 
 def test_references_may_have_another_precision():
@@ -168,10 +170,10 @@ def rows(*values):
 
 def test_mined_rows_become_int64():
     given = (torch.tensor([0, 2], dtype=torch.int32), [1, 0], np.array([1, 1]))
-    out = mined_rows("Head", given, 3, 2, torch.device("cpu"))
+    out = mined_rows(given, 3, 2, torch.device("cpu"))
     assert [index.tolist() for index in out] == [[0, 2], [1, 0], [1, 1]]
     assert {index.dtype for index in out} == {torch.int64}
-    assert len(mined_rows("Head", Pairs(*rows([2], [1], [], [])), 3, 2, torch.device("cpu"))) == 4
+    assert len(mined_rows(Pairs(*rows([2], [1], [], [])), 3, 2, torch.device("cpu"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -208,13 +210,16 @@ def test_mined_rows_become_int64():
     ],
 )
 def test_what_is_no_list_of_rows_is_refused(mined, text):
-    with pytest.raises(ValueError, match=rf"Head\(.*{text}"):
-        mined_rows("Head", mined, 3, 2, torch.device("cpu"))
+    with pytest.raises(ValueError, match=rf"Head\(.*{text}"), border("Head"):
+        mined_rows(mined, 3, 2, torch.device("cpu"))
 
 
 def test_pairs_are_refused_where_triplets_are_wanted():
-    with pytest.raises(ValueError, match=r"mined='Pairs of 4'\): expected Triplets \(three index tensors\)$"):
-        mined_rows("Head", Pairs(*rows([0], [1], [0], [1])), 2, 2, torch.device("cpu"), kinds=(3,))
+    with (
+        pytest.raises(ValueError, match=r"mined='Pairs of 4'\): expected Triplets \(three index tensors\)$"),
+        border("Head"),
+    ):
+        mined_rows(Pairs(*rows([0], [1], [0], [1])), 2, 2, torch.device("cpu"), kinds=(3,))
 
 
 BOTH = Pairs(*(torch.tensor(each) for each in ([0, 2, 1], [1, 3, 4], [3, 2, 2], [0, 0, 3])))  # (2, 3) twice

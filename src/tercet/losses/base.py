@@ -143,9 +143,8 @@ class Head(nn.Module, ABC):
         self, embeddings: Tensor, mined: Any, ref: References | None, kinds: tuple[int, ...] = (3, 4)
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Checked and prepared features, and the list as row numbers."""
-        caller = type(self).__name__
-        inputs = features(caller, embeddings, self.measured, ref)
-        return inputs, mined_rows(caller, mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
+        inputs = features(embeddings, self.measured, ref)
+        return inputs, mined_rows(mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
 
     def fits_one_graph(self, inputs: tuple[Tensor, ...], rows: tuple[Int[Tensor, " _"], ...]) -> bool:
         """True if one autograd graph over the whole list is cheaper than accumulating it in chunks."""
@@ -161,7 +160,7 @@ class Head(nn.Module, ABC):
         Chunks are longer where `listed_distances` would use a table for all of one. `tables` is False where
         distances between other rows are needed too, for which a table may not serve.
         """
-        height = tile_height(type(self).__name__, x.shape[1], x, self.tile_rows)
+        height = tile_height(x.shape[1], x, self.tile_rows)
         longest = height
         if tables and self.tile_rows is None:
             longest = max(height, budget(x.device).table_tuples)

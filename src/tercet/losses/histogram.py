@@ -182,7 +182,7 @@ class FastAP(Head):
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The mean loss over the rows that have a positive."""
-        widest = tile_height("FastAP", 3 * (self.bins + 1), pairwise.inputs[0], None)
+        widest = tile_height(3 * (self.bins + 1), pairwise.inputs[0], None)
         pairwise.tile_rows = min(pairwise.tile_rows, widest)  # a row's histograms may be wider than the row
 
         rounding = _rounding(pairwise.inputs[0])

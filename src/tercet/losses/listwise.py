@@ -259,7 +259,7 @@ class NPair(Head):
         """
         pairs = inputs[0][anchor], inputs[-1][positive]
         own = torch.arange(len(anchor), device=anchor.device)
-        height = tile_height("NPair", len(anchor), inputs[0], self.tile_rows)
+        height = tile_height(len(anchor), inputs[0], self.tile_rows)
 
         def losses(x: Tensor, y: Tensor) -> Iterator[Tensor | Masked]:
             for start in range(0, len(x), height):

@@ -113,7 +113,7 @@ class ProxyHead(nn.Module, ABC):
                 raise refusal(caller, argument, type(value).__name__, expected, hint)
         if labels is None:
             raise refusal(caller, "labels", None, "labels")
-        (x,) = features(caller, embeddings, cosine)
+        (x,) = features(embeddings, cosine)
         if x.shape[1] != self.dim:
             raise refusal(
                 caller, "embeddings", f"{x.shape[1]} dimensions", f"{self.dim}, as the proxies have"

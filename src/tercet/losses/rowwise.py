@@ -46,8 +46,7 @@ class ListwiseHead(Head):
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
     ) -> Float[Tensor, "..."]:
         """The loss of the pairs of a list."""
-        caller = type(self).__name__
-        return self.loss_of(MinedPairs(caller, embeddings, mined, self.measured, ref, self.tile_rows))
+        return self.loss_of(MinedPairs(embeddings, mined, self.measured, ref, self.tile_rows))
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns, whose positives come from labels or from a list."""
@@ -73,7 +72,6 @@ class MinedPairs:
     """A list of mined tuples in the form of `Pairwise`: the listed columns are positive or negative.
 
     Args:
-        caller: the head that was called, for error messages.
         embeddings: [n, d] floats, the rows.
         mined: `Triplets`, which count as their pairs (a, p) and (a, n), or `Pairs`, or index tensors like
             them.
@@ -87,14 +85,13 @@ class MinedPairs:
     Example:
         >>> from tercet.pairwise.distances import euclidean
         >>> mined = ([0, 0], [1, 1], [2, 3])
-        >>> pairs = MinedPairs("doc", torch.eye(4), [torch.tensor(v) for v in mined], euclidean)
+        >>> pairs = MinedPairs(torch.eye(4), [torch.tensor(v) for v in mined], euclidean)
         >>> [(tile.positive.nonzero().tolist(), tile.negative.nonzero().tolist()) for tile in pairs.tiles()]
         [([[0, 1]], [[0, 2], [0, 3]])]
     """
 
     def __init__(
         self,
-        caller: str,
         embeddings: Shaped[Tensor, "n d"],
         mined: Any,
         distance: Distance,
@@ -102,11 +99,11 @@ class MinedPairs:
         tile_rows: int | None = None,
     ) -> None:
         self.distance = distance
-        self.inputs = features(caller, embeddings, distance, ref)
+        self.inputs = features(embeddings, distance, ref)
         n, r, device = len(self.inputs[0]), len(self.inputs[-1]), self.inputs[0].device
-        self._pairs = pairs_of(mined_rows(caller, mined, n, r, device))
+        self._pairs = pairs_of(mined_rows(mined, n, r, device))
         self.given_tile_rows = tile_rows
-        self.tile_rows = tile_height(caller, r, self.inputs[0], tile_rows)
+        self.tile_rows = tile_height(r, self.inputs[0], tile_rows)
 
     def spans(self) -> Iterator[slice]:
         """The rows in blocks of `tile_rows`; none where there are no columns."""

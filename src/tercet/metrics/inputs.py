@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tercet.core.checks import as_array, label_codes, refusal, with_length
+from tercet.core.checks import Refusal, as_array, border, label_codes, with_length
 from tercet.core.indices import References
 from tercet.pairwise.distances import as_distance
 from tercet.pairwise.inputs import lack_of_data, tensor_of
@@ -45,17 +45,18 @@ def as_pairwise(
         ValueError: no `References`, labels of mixed kinds, or what `Pairwise` refuses.
     """
     x, ids = tensor_of(embeddings), tensor_of(ids)
-    if ref is None:
-        (labels,) = _classes(caller, labels)
-    else:
-        ref = as_references(caller, ref)
-        labels, gallery = _classes(caller, labels, ref.labels)
-        ref = ref._replace(labels=gallery)
+    with border(caller):
+        if ref is None:
+            (labels,) = _classes(labels)
+        else:
+            ref = as_references(ref)
+            labels, gallery = _classes(labels, ref.labels)
+            ref = ref._replace(labels=gallery)
     metric = as_distance(caller, distance)
     return Pairwise(caller, x, labels, ids=ids, ref=ref, distance=metric, tile_rows=tile_rows)
 
 
-def as_references(caller: str, ref: Any) -> References | None:
+def as_references(ref: Any) -> References | None:
     """References with embeddings and ids as tensors; their labels stay what they are.
 
     Raises:
@@ -64,17 +65,14 @@ def as_references(caller: str, ref: Any) -> References | None:
     if ref is None:
         return None
     if not isinstance(ref, References):
-        raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
+        raise Refusal("ref", type(ref).__name__, "References(embeddings, labels, ids)")
     return References(tensor_of(ref.embeddings), ref.labels, tensor_of(ref.ids))
 
 
-def as_triplet_rows(
-    caller: str, triplets: Any, n: int, r: int, device: torch.device
-) -> tuple[Int[Tensor, " t"], ...]:
+def as_triplet_rows(triplets: Any, n: int, r: int, device: torch.device) -> tuple[Int[Tensor, " t"], ...]:
     """Queries below n, positives and negatives below r, as int64 on `device`.
 
     Args:
-        caller: the function that was called, for the sentences.
         triplets: `Triplets`, or any three index tensors or arrays [t].
         n: the number of queries.
         r: the number of columns.
@@ -86,34 +84,33 @@ def as_triplet_rows(
     expected = "Triplets (three index tensors or arrays [t])"
     if not isinstance(triplets, (tuple, list)) or len(triplets) != 3:
         hint = "take all of a sequence's by [:]" if hasattr(triplets, "__getitem__") else ""
-        raise refusal(caller, "triplets", with_length(triplets), expected, hint)
+        raise Refusal("triplets", with_length(triplets), expected, hint)
     try:
         rows = [torch.as_tensor(corner) for corner in triplets]
     except Exception:  # strings, None, ragged lists
         shown = ", ".join(type(corner).__name__ for corner in triplets)
-        raise refusal(caller, "triplets", shown, f"{expected} of row numbers") from None
+        raise Refusal("triplets", shown, f"{expected} of row numbers") from None
     lacking = next(filter(None, map(lack_of_data, rows)), "")
     if lacking:
-        raise refusal(caller, "triplets", lacking, "dense tensors with data")
+        raise Refusal("triplets", lacking, "dense tensors with data")
     for corner in rows:
         if corner.dtype not in _WHOLE or corner.ndim != 1 or len(corner) != len(rows[0]):
             shown = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in rows)
-            raise refusal(caller, "triplets", shown, f"{expected} of row numbers")
+            raise Refusal("triplets", shown, f"{expected} of row numbers")
     for name, corner, size in zip(("query", "positive", "negative"), rows, (n, r, r), strict=True):
         outside = corner[(corner < 0) | (corner >= size)]
         if len(outside):
             found = f"{name} {int(outside[0])}"
-            raise refusal(caller, "triplets", found, f"rows from 0 to {size - 1}, as there are {size}")
+            raise Refusal("triplets", found, f"rows from 0 to {size - 1}, as there are {size}")
     return tuple(corner.to(device, torch.int64) for corner in rows)
 
 
 def as_candidate_lists(
-    caller: str, groups: Any, n: int, ref: References | None, device: torch.device
+    groups: Any, n: int, ref: References | None, device: torch.device
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " r"]]:
     """The number of each query's candidate list, and the list that each reference belongs to.
 
     Args:
-        caller: the function that was called, for the sentences.
         groups: [n] whole numbers or strings; None for one list of everything.
         n: the number of queries.
         ref: references, whose labels are their groups; None where there are none: r is 0.
@@ -131,33 +128,33 @@ def as_candidate_lists(
         given.append(("ref.labels", ref.labels, r))
     names = []
     for argument, values, count in given:
-        array = as_array(caller, argument, values, "one for each row")
+        array = as_array(None, argument, values, "one for each row")
         if array.shape != (count,):
             expected = f"shape ({count},), one for each row"
-            raise refusal(caller, argument, f"shape {array.shape}", expected)
+            raise Refusal(argument, f"shape {array.shape}", expected)
         names.append(array)
-    codes = _numbered(caller, "groups", names).to(device)
+    codes = _numbered("groups", names).to(device)
     return codes[:n], codes[n:]
 
 
-def _classes(caller: str, *labels: Any) -> tuple[Any, ...]:
+def _classes(*labels: Any) -> tuple[Any, ...]:
     """Labels that can be compared with each other: tensors as they are, anything else by its class number."""
     if all(isinstance(each, Tensor) for each in labels):
         return labels
     arrays = []
     for each in labels:
-        array = as_array(caller, "labels", each, "one label for each embedding")
+        array = as_array(None, "labels", each, "one label for each embedding")
         if array.ndim != 1:
             shown = type(each).__name__ if not array.ndim else f"shape {array.shape}"
-            raise refusal(caller, "labels", shown, "one label for each embedding")
+            raise Refusal("labels", shown, "one label for each embedding")
         arrays.append(array)
-    return _numbered(caller, "labels", arrays).split([len(array) for array in arrays])
+    return _numbered("labels", arrays).split([len(array) for array in arrays])
 
 
-def _numbered(caller: str, argument: str, names: list[np.ndarray]) -> Int[Tensor, " n"]:
+def _numbered(argument: str, names: list[np.ndarray]) -> Int[Tensor, " n"]:
     """The class numbers of several columns of names, one column after the other."""
     if not sum(len(each) for each in names):
         return torch.empty(0, dtype=torch.int64)
     if any(each.dtype.kind in "UTO" for each in names):
         names = [each.astype(object) for each in names]  # else "1" and 1 would become one class
-    return torch.from_numpy(label_codes(caller, np.concatenate(names), argument)[0])
+    return torch.from_numpy(label_codes(None, np.concatenate(names), argument)[0])

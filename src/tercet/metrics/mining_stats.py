@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import as_float
+from tercet.core.checks import as_float, border
 from tercet.core.indices import References
 from tercet.pairwise.distances import Distance, as_distance, exact_pairs
 from tercet.pairwise.inputs import features
@@ -74,11 +74,13 @@ def describe(
     """
     margin = math.nan if margin is None else as_float("describe", "margin", margin)
     metric = as_distance("describe", distance)
-    inputs = features("describe", embeddings, metric, ref)
+    with border("describe"):
+        inputs = features(embeddings, metric, ref)
     x, y = inputs[0], inputs[-1]
     classes = label_rows("describe", "labels", labels, len(x), x.device)
     classes = classes.unique(dim=0) if classes.shape[-1] else classes[:1]  # no columns: all agree
-    rows = mined_rows("describe", mined, len(x), len(y), x.device)
+    with border("describe"):
+        rows = mined_rows(mined, len(x), len(y), x.device)
     if len(rows) == 3:
         a, p, q = rows
         anchors, count = a, len(a)
@@ -116,6 +118,6 @@ def _distances(
     j: Int[Tensor, " t"],
 ) -> Float[Tensor, " t"]:
     """D(x_i, y_j) for each pair of row numbers, a chunk of them at a time."""
-    height = tile_height("describe", x.shape[1], x, None)
+    height = tile_height(x.shape[1], x, None)
     parts = zip(i.split(height), j.split(height), strict=True)
     return torch.cat([exact_pairs(distance, x[a], y[b]) for a, b in parts])

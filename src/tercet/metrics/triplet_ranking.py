@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import as_int
+from tercet.core.checks import as_int, border
 from tercet.core.indices import References
 from tercet.metrics.inputs import as_candidate_lists, as_references, as_triplet_rows
 from tercet.metrics.scores import TripletScore
@@ -64,10 +64,11 @@ def similarity_precision(
     """
     caller = "similarity_precision"
     metric = as_distance(caller, distance)
-    inputs = features(caller, tensor_of(embeddings), metric, as_references(caller, ref))
-    x, y = inputs[0], inputs[-1]
-    rows = as_triplet_rows(caller, triplets, len(x), len(y), x.device)
-    correct, count = int(_ordered(caller, metric, x, y, rows).sum()), len(rows[0])
+    with border(caller):
+        inputs = features(tensor_of(embeddings), metric, as_references(ref))
+        x, y = inputs[0], inputs[-1]
+        rows = as_triplet_rows(triplets, len(x), len(y), x.device)
+    correct, count = int(_ordered(metric, x, y, rows).sum()), len(rows[0])
     return TripletScore(correct / count if count else math.nan, correct, count, count)
 
 
@@ -126,12 +127,13 @@ def score_at_top_k(
     caller = "score_at_top_k"
     k = as_int(caller, "k", k, minimum=1)
     metric = as_distance(caller, distance)
-    x, ref = tensor_of(embeddings), as_references(caller, ref)
-    inputs = features(caller, x, metric, ref)
-    n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
-    rows = as_triplet_rows(caller, triplets, n, r, device)
-    queries, query = rows[0].unique(return_inverse=True)  # [m], [t]
-    own, theirs = as_candidate_lists(caller, groups, n, ref, device)
+    with border(caller):
+        x, ref = tensor_of(embeddings), as_references(ref)
+        inputs = features(x, metric, ref)
+        n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
+        rows = as_triplet_rows(triplets, n, r, device)
+        queries, query = rows[0].unique(return_inverse=True)  # [m], [t]
+        own, theirs = as_candidate_lists(groups, n, ref, device)
     if ids is not None:
         ids = whole_numbers(caller, "ids", tensor_of(ids), n, device)
     if ref is None:
@@ -153,20 +155,20 @@ def score_at_top_k(
     for block in search.blocks():  # a candidate is of the query's list and another image: a positive of it
         first[block.rows] = search.nearest(block.positives(), min(k, r))
     counted = torch.zeros_like(query, dtype=torch.bool)
-    for part in torch.arange(len(query), device=device).split(tile_height(caller, k, first, None)):
+    for part in torch.arange(len(query), device=device).split(tile_height(k, first, None)):
         listed = first[query[part]]  # [c, k]
         for corner in rows[1:]:
             counted[part] |= (listed == corner[part, None]).any(1)
     chosen = tuple(corner[counted] for corner in rows)
-    correct, count = int(_ordered(caller, metric, inputs[0], inputs[-1], chosen).sum()), len(chosen[0])
+    correct, count = int(_ordered(metric, inputs[0], inputs[-1], chosen).sum()), len(chosen[0])
     return TripletScore(2 * correct - count, correct, count, len(query))
 
 
 def _ordered(
-    caller: str, metric: Distance, x: Tensor, y: Tensor, rows: tuple[Int[Tensor, " t"], ...]
+    metric: Distance, x: Tensor, y: Tensor, rows: tuple[Int[Tensor, " t"], ...]
 ) -> Bool[Tensor, " t"]:
     """Whether D(q, p⁺) < D(q, p⁻), for each triplet of prepared rows and columns."""
-    height = tile_height(caller, x.shape[1], x, None)
+    height = tile_height(x.shape[1], x, None)
     parts = [torch.zeros(0, dtype=torch.bool, device=x.device)]
     for q, p, n in zip(*(corner.split(height) for corner in rows), strict=True):
         near, far = (exact_pairs(metric, x[q], y[j]) for j in (p, n))

@@ -177,7 +177,7 @@ def mined(
     search, first = FixedShapeSearch(pairwise), [Deferred() for _ in range(lists)]
     rule(search, *first)
     if search.complete and not any(each.counts() for each in first):
-        check_finite_later(pairwise.checks)
+        check_finite_later(pairwise.checks, pairwise.caller)
         return _taken(first, []), True
     raise_late(pairwise.labels.device)
     counts, (finite, ambiguous, pairs) = _read(

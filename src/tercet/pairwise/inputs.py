@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal, refusal
 from tercet.core.indices import References
 from tercet.pairwise.distances import Distance, takes_floats_only
 
@@ -101,14 +101,12 @@ class FiniteCheck(NamedTuple):
     """Whether embeddings are finite and so small that no distance overflows.
 
     Args:
-        caller: the class or function that was called, for the sentence.
         argument: the name of the argument, for the sentence.
         embeddings: float [n, d], as they came.
         features: float [n, k], what was made of them; the same tensor where nothing was.
         limit: the largest size that is accepted.
     """
 
-    caller: str
     argument: str
     embeddings: Tensor
     features: Tensor
@@ -132,12 +130,12 @@ class FiniteCheck(NamedTuple):
                 return False
         return True
 
-    def refusal(self) -> ValueError:
+    def refusal(self) -> Refusal:
         """The sentence that names the rows, ready to raise."""
         bad = ~functools.reduce(torch.logical_and, [(v.abs() <= self.limit).all(1) for v in self._given])
         rows = bad.nonzero()[:, 0].tolist()
         shown = f"{len(rows)} of {len(bad)} rows, the first is row {rows[0]}"
-        return refusal(self.caller, self.argument, shown, *_finite(self.limit))
+        return Refusal(self.argument, shown, *_finite(self.limit))
 
 
 def _finite(limit: float) -> tuple[str, str]:
@@ -172,8 +170,12 @@ def check_finite(checks: Sequence[FiniteCheck]) -> None:
 _LATE: dict[torch.device, list[tuple[str, str, float, Tensor, Any]]] = {}
 
 
-def check_finite_later(checks: Sequence[FiniteCheck]) -> None:
+def check_finite_later(checks: Sequence[FiniteCheck], caller: str) -> None:
     """Send the answers to the host without waiting; the next check on the device raises what was wrong.
+
+    Args:
+        checks: what to look at.
+        caller: the class or function that was called; whoever makes the next check is not to blame.
 
     Raises:
         ValueError: an earlier check that was sent and did not hold.
@@ -189,7 +191,7 @@ def check_finite_later(checks: Sequence[FiniteCheck]) -> None:
         if has_events:
             event = module.Event()
             event.record()
-        _LATE.setdefault(device, []).append((check.caller, check.argument, check.limit, answer, event))
+        _LATE.setdefault(device, []).append((caller, check.argument, check.limit, answer, event))
 
 
 def raise_late(device: torch.device) -> None:
@@ -209,14 +211,13 @@ def raise_late(device: torch.device) -> None:
 
 
 def features(
-    caller: str, embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
+    embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
 ) -> tuple[Float[Tensor, "_ k"], ...]:
     """Checked and prepared rows and columns: two tensors, or one where the columns are the batch.
 
     Either way `[0]` are the rows and `[-1]` the columns.
 
     Args:
-        caller: the class or function that was called, for error messages.
         embeddings: [n, d] floats of any precision (integer codes for `hamming`).
         distance: a `Distance`.
         ref: the columns; None for the batch itself.
@@ -225,37 +226,36 @@ def features(
         ValueError: embeddings that are no matrix of numbers, differ in dimension or device, or are not
             finite.
     """
-    found, checks = unchecked_features(caller, embeddings, distance, ref)
+    found, checks = unchecked_features(embeddings, distance, ref)
     check_finite(checks)
     return found
 
 
 def unchecked_features(
-    caller: str, embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
+    embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
 ) -> tuple[tuple[Float[Tensor, "_ k"], ...], list[FiniteCheck]]:
     """`features` whose numbers nobody has looked at yet, and the checks that do so."""
     checks: list[FiniteCheck] = []
     if ref is None:
-        return (_prepared(caller, "embeddings", embeddings, distance, checks),), checks
+        return (_prepared("embeddings", embeddings, distance, checks),), checks
     if not isinstance(ref, References):
-        raise refusal(caller, "ref", type(ref).__name__, "References(embeddings, labels, ids)")
+        raise Refusal("ref", type(ref).__name__, "References(embeddings, labels, ids)")
     one = None  # the precision to prepare both in: else equal rows would not be at distance 0
     if all(isinstance(v, Tensor) and v.is_floating_point() for v in (embeddings, ref.embeddings)):
         both = {v.dtype for v in (embeddings, ref.embeddings)}
         one = torch.float64 if torch.float64 in both else torch.float32 if len(both) > 1 else None
-    x = _prepared(caller, "embeddings", embeddings, distance, checks, one)
-    y = _prepared(caller, "ref.embeddings", ref.embeddings, distance, checks, one)
+    x = _prepared("embeddings", embeddings, distance, checks, one)
+    y = _prepared("ref.embeddings", ref.embeddings, distance, checks, one)
     if ref.embeddings.shape[1] != embeddings.shape[1]:
         expected = f"{embeddings.shape[1]} dimensions, as the batch has"
-        raise refusal(caller, "ref.embeddings", f"{ref.embeddings.shape[1]} dimensions", expected)
+        raise Refusal("ref.embeddings", f"{ref.embeddings.shape[1]} dimensions", expected)
     if y.device != x.device:
-        raise refusal(caller, "ref.embeddings", str(y.device), f"the batch's device {x.device}")
+        raise Refusal("ref.embeddings", str(y.device), f"the batch's device {x.device}")
     dtype = torch.promote_types(x.dtype, y.dtype)
     return (x.to(dtype), y.to(dtype)), checks
 
 
 def _prepared(
-    caller: str,
     argument: str,
     embeddings: Any,
     distance: Distance,
@@ -264,18 +264,18 @@ def _prepared(
 ) -> Float[Tensor, "n k"]:
     lacking = lack_of_data(embeddings) if isinstance(embeddings, Tensor) else ""
     if lacking:
-        raise refusal(caller, argument, lacking, "a dense tensor with data")
+        raise Refusal(argument, lacking, "a dense tensor with data")
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
         shape = getattr(embeddings, "shape", None)
         shown = type(embeddings).__name__ if shape is None else f"shape {tuple(shape)}"
         if shape is not None and not isinstance(embeddings, Tensor):
             shown = f"{type(embeddings).__name__} of {shown}"
-        raise refusal(caller, argument, shown, "a tensor [n, d], one embedding a row")
+        raise Refusal(argument, shown, "a tensor [n, d], one embedding a row")
     if takes_floats_only(distance) and not embeddings.is_floating_point():
         hint = 'convert with .float(), or take distance="hamming" for integer codes'
         if embeddings.is_complex():
             hint = "take real and imaginary parts as columns of their own"
-        raise refusal(caller, argument, str(embeddings.dtype), "floating-point embeddings", hint)
+        raise Refusal(argument, str(embeddings.dtype), "floating-point embeddings", hint)
     if embeddings.is_floating_point() and embeddings.dtype.itemsize == 1:
         embeddings = embeddings.float()  # float8 has no arithmetic
     if dtype is not None:
@@ -285,5 +285,5 @@ def _prepared(
         # Centred on the columns' mean, (‖x‖ + ‖y‖)² ≤ 16·d·limit². So no distance between accepted rows
         # overflows, nor its rank key. NaN fails every comparison.
         limit = math.sqrt(torch.finfo(x.dtype).max / (16 * max(x.shape[1], embeddings.shape[1])))
-        checks.append(FiniteCheck(caller, argument, embeddings, x, limit))
+        checks.append(FiniteCheck(argument, embeddings, x, limit))
     return x

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import as_int, promised, refusal, with_length
+from tercet.core.checks import Refusal, as_int, border, promised, refusal, with_length
 from tercet.core.indices import References
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, exact
@@ -130,9 +130,11 @@ class Pairwise:
         self.distance = distance
         self.relation = relation
         self.own_column = False  # whether each row is one column, its own, and no other
-        self.inputs, self.checks = unchecked_features(caller, embeddings, distance, ref)
-        if check:
-            check_finite(self.checks)
+        self.caller, named = caller, border(caller)
+        with named:
+            self.inputs, self.checks = unchecked_features(embeddings, distance, ref)
+            if check:
+                check_finite(self.checks)
         x, y = self.inputs[0], self.inputs[-1]
         n, r, device = x.shape[0], y.shape[0], x.device
         self.labels = self.column_labels = relation.check(caller, "labels", labels, n, device)
@@ -162,7 +164,8 @@ class Pairwise:
         others = (labels, None) if ref is None else (ref.labels, ref.ids)
         self._given = labels, others[0], given_ids, others[1] if ref is not None else given_ids
         self.given_tile_rows = tile_rows
-        self.tile_rows = tile_height(caller, r, x, tile_rows)
+        with named:
+            self.tile_rows = tile_height(r, x, tile_rows)
 
     def on_host(self) -> list[np.ndarray | None]:
         """Labels, column labels, ids and column ids as int64 arrays; None where there are none.
@@ -293,27 +296,25 @@ class Pairwise:
                 yield PairTile(anchor + rows.start, positive, d_ap, d_an, negative[anchor])
 
 
-def tile_height(caller: str, width: int, like: Tensor, tile_rows: int | None) -> int:
+def tile_height(width: int, like: Tensor, tile_rows: int | None) -> int:
     """The height of a tile: `tile_rows`, or as many rows as `Budget.tile_bytes` hold.
 
     Args:
-        caller: the class or function that was called, for error messages.
         width: the numbers of a row.
         like: a tensor of the same dtype and device.
         tile_rows: what was asked for; None for the budget.
     """
     if tile_rows is not None:
-        return as_int(caller, "tile_rows", tile_rows, minimum=1)
+        return as_int(None, "tile_rows", tile_rows, minimum=1)
     return max(1, budget(like.device).tile_bytes // (max(1, width) * like.dtype.itemsize))
 
 
 def mined_rows(
-    caller: str, mined: Any, rows: int, columns: int, device: torch.device, kinds: tuple[int, ...] = (3, 4)
+    mined: Any, rows: int, columns: int, device: torch.device, kinds: tuple[int, ...] = (3, 4)
 ) -> tuple[Int[Tensor, " _"], ...]:
     """The index tensors of triplets or pairs as int64 on `device`, checked to name rows that exist.
 
     Args:
-        caller: the class or function that was called, for error messages.
         mined: `Triplets` or `Pairs`, or any three or four index tensors or arrays like them.
         rows: the number of rows, of which anchors are.
         columns: the number of columns, of which positives and negatives are.
@@ -329,25 +330,25 @@ def mined_rows(
     """
     if not isinstance(mined, (tuple, list)) or len(mined) not in kinds:
         names = {3: "Triplets (three index tensors)", 4: "Pairs (four index tensors)"}
-        raise refusal(caller, "mined", with_length(mined), " or ".join(names[kind] for kind in kinds))
+        raise Refusal("mined", with_length(mined), " or ".join(names[kind] for kind in kinds))
     try:
         out = [torch.as_tensor(index) for index in mined]
     except Exception:  # strings, None, ragged lists
         shown = ", ".join(type(index).__name__ for index in mined)
-        raise refusal(caller, "mined", shown, "one-dimensional tensors of row numbers") from None
+        raise Refusal("mined", shown, "one-dimensional tensors of row numbers") from None
     for index in out:
         lacking = lack_of_data(index)
         if lacking:
-            raise refusal(caller, "mined", lacking, "dense tensors with data")
+            raise Refusal("mined", lacking, "dense tensors with data")
         if not index.numel() and index.ndim == 1:
             continue
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool or index.ndim != 1:
             shown = f"{index.dtype} of shape {tuple(index.shape)}"
-            raise refusal(caller, "mined", shown, "one-dimensional tensors of row numbers")
+            raise Refusal("mined", shown, "one-dimensional tensors of row numbers")
     lengths = [len(index) for index in out]
     if lengths[0] != lengths[1] or lengths[-2] != lengths[-1]:
         shown = f"index tensors of {', '.join(map(str, lengths))}"
-        raise refusal(caller, "mined", shown, "as many positives, and as many negatives, as anchors")
+        raise Refusal("mined", shown, "as many positives, and as many negatives, as anchors")
     out = [index.to(device, torch.int64) for index in out]
     sizes = (rows, columns, columns) if len(out) == 3 else (rows, columns, rows, columns)
     some = [(index, size) for index, size in zip(out, sizes, strict=True) if len(index)]
@@ -356,14 +357,14 @@ def mined_rows(
         if low < 0 or high >= size:
             first = int(index[(index < 0) | (index >= size)][0])
             hint = "pass the embeddings, and the ref, that were mined"
-            raise refusal(caller, "mined", f"row {first}", f"rows below {size}", hint)
+            raise Refusal("mined", f"row {first}", f"rows below {size}", hint)
     if len(out) == 4 and len(out[0]) and len(out[2]):
         anchor, positive, other_anchor, negative = out
         both = _on_both_sides(anchor, positive, other_anchor, negative, rows, columns)
         if len(both):
             pair = f"pair ({int(both[0]) // columns}, {int(both[0]) % columns})"
             expected = "pairs (anchor, column) listed as positive or as negative, not as both"
-            raise refusal(caller, "mined", pair, expected, "take it out of one of the two sides")
+            raise Refusal("mined", pair, expected, "take it out of one of the two sides")
     return tuple(out)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal, refusal
 
 __all__ = ["full_precision", "is_tf32_forced", "outside_graph", "roundoff"]
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
-    """The method, which `torch.compile` calls as it is instead of tracing it.
+    """A public method of a miner or a head, which `torch.compile` calls as it is instead of tracing it.
 
     Mining reads its results on the way, and the shapes of its output depend on the data, so a traced graph
     would break at every step. `torch.compiler.disable` as a decorator would load the compiler at import; here
@@ -30,6 +30,8 @@ def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
     For the same reason a call inside `torch.func.grad`, `vmap`, `jacrev` and the like, which hide the
     numbers, is refused, and so is one inside `torch.autograd.forward_ad.dual_level`.
     `torch.func.functional_call` hides none.
+
+    It is the border at which a `Refusal` from inside gets the name of the miner or head.
 
     Raises:
         ValueError: a call inside a transform of torch.func, or inside forward-mode differentiation.
@@ -43,16 +45,23 @@ def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
     """
 
     @functools.wraps(function)
+    def named(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Refusal as fact:
+            raise fact.named(type(args[0]).__name__) from fact.__cause__
+
+    @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         if torch.compiler.is_compiling():
-            return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[call-arg]
+            return torch.compiler.disable(named)(*args, **kwargs)  # type: ignore[call-arg]
         # torch.autograd.Function makes the first check itself. In forward mode the derivative would silently
         # be 0.
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             expected = "a call outside grad, vmap, jvp and the like, since it reads the numbers it is given"
             shown = "inside torch.func or forward_ad"
             raise refusal(type(args[0]).__name__, "embeddings", shown, expected, "take torch.autograd.grad")
-        return function(*args, **kwargs)
+        return named(*args, **kwargs)
 
     return called
 
