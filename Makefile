@@ -34,6 +34,7 @@ bench: .venv/bench/installed  ## figures beside the peers'; TREE=<alphabet/chara
 	.venv/bench/bin/python -m pytest -m peers
 	.venv/bench/bin/python tools/bench/bench_definitions.py $(PAGE)
 	.venv/bench/bin/python tools/bench/bench_peers.py $(PAGE)
+	.venv/bench/bin/python tools/bench/bench_card.py $(PAGE)
 	.venv/bench/bin/python tools/bench/bench_metrics.py $(PAGE)
 	$(if $(TREE),.venv/bench/bin/python tools/bench/bench_learning.py "$(TREE)" $(PAGE))
 

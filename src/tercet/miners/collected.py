@@ -180,11 +180,10 @@ def mined(
         check_finite_later(pairwise.checks, pairwise.caller)
         return _taken(first, []), True
     raise_late(pairwise.labels.device)
-    counts, (finite, ambiguous, pairs) = _read(
-        first, [all_hold(pairwise.checks), (search.ambiguous > 0).sum(), search.ambiguous_pairs()]
-    )
+    counts, (finite, *doubts) = _read(first, [all_hold(pairwise.checks), *search.doubts()])
     if not finite:
         check_finite(pairwise.checks)
+    ambiguous, pairs = (*doubts, 0, 0)[:2]
     if not ambiguous:
         return _taken(first, counts), True
     doubted = search.ambiguous > 0

@@ -76,7 +76,8 @@ class FixedShapeSearch:
         self._rows, self._pairs = rows, pairs
         self.complete = rows is None and self._keys is None and pairwise.is_surely_complete
         self._positives: list[Tensor] = []  # of each row, once pairs were asked for
-        self._every = torch.arange(n, device=device)
+        own = pairwise.own_column and pairwise.ids is not None  # then the ids are the row numbers
+        self._every = pairwise.ids if own else torch.arange(n, device=device)
         self._columns = self._every if r == n else torch.arange(r, device=device)
         self.ambiguous = torch.zeros(n, dtype=torch.int64, device=device)
         height = max(1, sizes.tile_bytes // (max(1, r) * inputs[0].dtype.itemsize))
@@ -90,7 +91,7 @@ class FixedShapeSearch:
         rows = self._every if self._rows is None else self._rows
         for start in range(0, len(rows), self._height):
             places = slice(start, start + self._height)
-            some = rows[places]
+            some = rows if self._height >= len(rows) else rows[places]
             named = places if self._rows is None else some
             if self._keys is None:
                 table = self._exact.table_of_different(some, self._columns)
@@ -123,11 +124,18 @@ class FixedShapeSearch:
         at, column = torch.nonzero_static(block.positive, size=count).unbind(1)
         return at, column
 
-    def ambiguous_pairs(self) -> Int[Tensor, ""]:
-        """How many of the positive pairs that were asked for have an anchor that is ambiguous."""
+    def doubts(self) -> list[Int[Tensor, ""]]:
+        """How many rows are ambiguous, and how many of the positive pairs that were asked for are theirs.
+
+        Nothing where nothing can be ambiguous; one number where no pairs were asked for.
+        """
+        if self._keys is None:
+            return []
+        ambiguous = self.ambiguous > 0
         if not self._positives:
-            return self.ambiguous.new_zeros(())
-        return (torch.cat(self._positives) * (self.ambiguous > 0)).sum()
+            return [ambiguous.sum()]
+        positives = self._positives[0] if len(self._positives) == 1 else torch.cat(self._positives)
+        return [ambiguous.sum(), (positives * ambiguous).sum()]
 
     def first(
         self, candidates: Candidates, above: Float[Tensor, " a"] | None = None, consume: bool = False
@@ -151,7 +159,7 @@ class FixedShapeSearch:
             return rows.new_full((len(rows), k), -1)
         error = limit = None
         if self._keys is not None:
-            error = self._keys.error[rows]
+            error = self._of_rows(self._keys.error, rows)
         if above is not None:  # what lies surely before the bound is no candidate
             limit, bound = candidates.signed(above), candidates.signed(self._keys_of(above, rows))
             if error is not None:
@@ -184,8 +192,10 @@ class FixedShapeSearch:
             chosen = torch.nn.functional.pad(chosen, (0, k - chosen.shape[1]), value=-1)
         if width < len(columns):
             outside = values[:, -1]  # no key outside the list is smaller
-            beyond = candidates.signed(self._keys_of(candidates.signed(last), rows)) < outside - error
-            self._note(rows, ~((outside == math.inf) | (beyond & (last < math.inf))))
+            key = candidates.signed(
+                self._keys_of(candidates.signed(last), rows)
+            )  # inf where fewer than k are left
+            self._note(rows, (key >= outside - error) & (outside < math.inf))
         return chosen
 
     def farthest(self, candidates: Candidates) -> Int[Tensor, " a"]:
@@ -213,7 +223,7 @@ class FixedShapeSearch:
         if self._keys is None:
             found = (keys <= middle).logical_and_(keys < math.inf) if equal else keys < middle
             return found if among is None else found & among
-        error = self._keys.error[rows][:, None]
+        error = self._of_rows(self._keys.error, rows)[:, None]
         above = keys - middle  # one difference, so that rounding puts no entry on neither side
         found, gap = above < -error, above.abs()
         if among is not None:
@@ -238,10 +248,20 @@ class FixedShapeSearch:
         return self.distances(rows[:, None].expand_as(at).flatten(), at.flatten()).view_as(at)
 
     def _keys_of(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
-        return distance if self._keys is None else self._keys.of_distance(distance, rows)
+        return distance if self._keys is None else self._keys.of_distance(distance, self._unless_every(rows))
+
+    def _of_rows(self, values: Float[Tensor, " n"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
+        return values if self._unless_every(rows) is None else values[rows]
+
+    def _unless_every(self, rows: Int[Tensor, " a"]) -> Int[Tensor, " a"] | None:
+        """The rows; None where they are all, in order."""
+        return None if rows is self._every else rows
 
     def _note(self, rows: Int[Tensor, " a"], ambiguous: Bool[Tensor, " a"]) -> None:
-        self.ambiguous.index_add_(0, rows, ambiguous.to(torch.int64))
+        if rows is self._every:
+            self.ambiguous += ambiguous
+        else:
+            self.ambiguous.index_add_(0, rows, ambiguous.to(torch.int64))
 
 
 def _first(distances: Float[Tensor, "a r"], k: int) -> Int[Tensor, "a k"]:

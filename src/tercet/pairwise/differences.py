@@ -89,14 +89,17 @@ class _Mapped(torch.autograd.Function):
 
 
 def row_sums(numbers: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-    """The sum of each row, in an order that does not depend on the number of rows."""
-    if numbers.device.type == "cpu":
+    """Each row's sum, in an order that the number of rows does not change."""
+    k = numbers.shape[1]
+    if numbers.device.type == "cpu" or k == 0:
         return numbers.sum(1)
-    while numbers.shape[1] > 1:  # a GPU's own sum adds in another order for few rows than for many
-        half = numbers.shape[1] // 2
-        rest = numbers[:, 2 * half :]
-        numbers = torch.cat([numbers[:, :half] + numbers[:, half : 2 * half], rest], dim=1)
-    return numbers.sum(1)
+    # An accelerator's own sum takes another order for few rows than for many: halves are added to each other.
+    lead = 1 << (k.bit_length() - 1)
+    part = numbers[:, :lead]
+    while part.shape[1] > 1:
+        half = part.shape[1] // 2
+        part = part[:, :half] + part[:, half:]
+    return part[:, 0] if lead == k else part[:, 0] + row_sums(numbers[:, lead:])
 
 
 def chunks(x: Float[Tensor, "n k"], *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -120,6 +120,8 @@ class FiniteCheck(NamedTuple):
     def holds(self) -> Bool[Tensor, ""]:
         """The answer, on the device. NaN passes no comparison."""
         sizes = [torch.linalg.vector_norm(v, math.inf) for v in self._given]
+        if len(sizes) == 1:
+            return sizes[0] <= self.limit
         return (torch.stack([v.to(sizes[-1].dtype) for v in sizes]) <= self.limit).all()
 
     def holds_here(self) -> bool:
