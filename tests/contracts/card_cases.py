@@ -321,6 +321,22 @@ def planted() -> dict[str, str]:
         found["NaN, nothing read"] = f"{log.reads - before} reads"
         found["NaN, at the next call"] = caught(lambda: MINERS["EasyPositive"]()(a, labels))
         found["NaN, once"] = caught(lambda: len(MINERS["EasyPositive"]()(a, labels)))
+    with card.census() as log:
+        for time in ("now", "never", "later"):
+            head = tercet.Contrastive(check_finite=time)
+            found[f"head, NaN {time}"] = caught(
+                lambda head=head: bool(head(card.up(spoiled), labels).cpu() > 0)
+            )
+        found["head, NaN, at the next call"] = caught(lambda: HEADS["InfoNCE"](4)(a, labels))
+        found["head, NaN, once"] = caught(lambda: HEADS["InfoNCE"](4)(a, labels).ndim)
+        for time in ("now", "never", "later"):
+            beta = tercet.MarginLoss(num_classes=3, check_finite=time).to(card.CARD)
+            proxies = tercet.ArcFace(3, 128, check_finite=time).to(card.CARD)
+            for name, head in {"MarginLoss": beta, "ArcFace": proxies}.items():
+                far = card.up(labels)
+                found[f"{name}, class 3 {time}"] = caught(lambda head=head, far=far: head(a, far).ndim)
+                found[f"{name}, next call after {time}"] = caught(lambda: HEADS["Circle"](4)(a, labels).ndim)
+        found["ArcFace, class 3 on the host"] = caught(lambda: proxies(a, labels).ndim)
     wrong = MINERS["BatchHard"]()
     with card.census():
         tuples = card.down(tuple(wrong(a, card.up(labels))))

@@ -274,6 +274,7 @@ def a_misspelt_option_is_refused(row):
     caller = type(row.head()).__name__
     if row.reduction:
         refused(rf"{caller}\(reduction='means'\).*did you mean 'mean'\?", row.head, reduction="means")
+    refused(rf"{caller}\(check_finite='newer'\).*did you mean 'never'\?", row.head, check_finite="newer")
     refused(rf"{caller}\(tile_rows=0\): expected a whole number of at least 1", row.head, tile_rows=0)
     with unchecked():
         refused(rf"{caller}\(relation='same'\): expected a relation: Same", row.make, relation="same")

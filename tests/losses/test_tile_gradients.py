@@ -7,6 +7,7 @@ from tercet.losses import pair, tile_gradients, triplet
 from tercet.losses.listwise import InfoNCE
 from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.pair_weighting import MultiSimilarity
+from tercet.losses.softmax import ArcFace
 from tercet.losses.tile_gradients import TileLoss, differentiated, loss_from_pair_gradients
 from tercet.losses.triplet import TripletMargin
 from tercet.pairwise.accumulate import summed
@@ -220,3 +221,15 @@ def test_differences_of_all_pairs_give_the_same_loss_and_gradient(name, kind, nu
     with override(difference_numbers=numbers):
         found = result()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [Contrastive, InfoNCE, lambda **more: ArcFace(3, 6, **more)])
+def test_nobody_looks_at_embeddings_that_are_never_checked(make):
+    x, labels = batch("spread"), torch.arange(48) % 3
+    x[5] = torch.nan
+    for time in ("now", "later"):  # a processor looks at once either way
+        with pytest.raises(ValueError, match="1 of 48 rows, the first is row 5"):
+            make(check_finite=time).double()(x, labels)
+    assert make(check_finite="never").double()(x, labels).ndim == 0
+    assert "check_finite='never'" in repr(make(check_finite="never")).replace("=never", "='never'")
+    assert "check_finite" not in repr(make())

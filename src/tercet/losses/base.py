@@ -31,7 +31,7 @@ from tercet.pairwise.accumulate import REDUCTIONS, Masked, once_differentiable, 
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance, entries_of
 from tercet.pairwise.euclidean import gather_rows
-from tercet.pairwise.inputs import features
+from tercet.pairwise.inputs import FiniteCheck, as_time, check_at, is_now, unchecked_features
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
 from tercet.pairwise.tiles import Pairwise, mined_rows, tile_height
 from tercet.pairwise.torch_modes import full_precision, outside_graph, roundoff
@@ -50,7 +50,12 @@ class Head(nn.Module, ABC):
     sums_over_anchors: bool = True  # whether the losses of parts of the batch against all of it add up
 
     def __init__(
-        self, distance: Distance | str, relation: Relation, reduction: str, tile_rows: int | None
+        self,
+        distance: Distance | str,
+        relation: Relation,
+        reduction: str,
+        tile_rows: int | None,
+        check_finite: str = "later",
     ) -> None:
         super().__init__()
         caller = type(self).__name__
@@ -58,6 +63,7 @@ class Head(nn.Module, ABC):
         self.relation = as_relation(caller, relation)
         self.reduction = as_choice(caller, "reduction", reduction, REDUCTIONS)
         self.tile_rows = None if tile_rows is None else as_int(caller, "tile_rows", tile_rows, minimum=1)
+        self.check_finite = as_time(caller, check_finite)
 
     @outside_graph
     def forward(
@@ -71,8 +77,8 @@ class Head(nn.Module, ABC):
     ) -> Float[Tensor, "..."]:
         """The loss of the mined tuples, or of all.
 
-        A call waits for the device, to look for NaN and to learn how many tuples there are, and stays outside
-        the graph of `torch.compile`.
+        A call stays outside the graph of `torch.compile`. It waits for an accelerator where there are mined
+        tuples, to check them; without them seldom, and where labels are on the host, mostly not at all.
 
         With `reduction="none"` the loss can be differentiated twice, except that of `Circle`, whose weights
         are constants to the gradient. With any other reduction `create_graph=True` is refused.
@@ -95,7 +101,8 @@ class Head(nn.Module, ABC):
 
         Raises:
             ValueError: neither labels nor mined tuples; shapes, kinds or devices that do not fit together;
-                embeddings that are NaN, infinite or too large; row numbers that do not exist; columns from
+                embeddings that are NaN, infinite or too large, of this call or, with
+                `check_finite="later"`, of an earlier one; row numbers that do not exist; columns from
                 `gather` where the loss is no sum over anchors.
         """
         caller = type(self).__name__
@@ -111,18 +118,21 @@ class Head(nn.Module, ABC):
             raise refusal(
                 caller, "mined", None, f'mined {self.tuples} with reduction="none"', f"pass {self.listing}"
             )
-        return self.of_all(
-            Pairwise(
-                caller,
-                embeddings,
-                labels,
-                ids=ids,
-                ref=ref,
-                distance=self.measured,
-                relation=self.relation,
-                tile_rows=self.tile_rows,
-            )
+        looks_now = is_now(self.check_finite, embeddings)
+        pairwise = Pairwise(
+            caller,
+            embeddings,
+            labels,
+            ids=ids,
+            ref=ref,
+            distance=self.measured,
+            relation=self.relation,
+            tile_rows=self.tile_rows,
+            check=looks_now,
         )
+        if not looks_now:
+            self.look(pairwise.checks)
+        return self.of_all(pairwise)
 
     @property
     def measured(self) -> Distance:
@@ -139,11 +149,16 @@ class Head(nn.Module, ABC):
     ) -> Float[Tensor, "..."]:
         """The loss of a list."""
 
+    def look(self, checks: Sequence[FiniteCheck]) -> None:
+        """Look at embeddings when `check_finite` says."""
+        check_at(self.check_finite, checks, type(self).__name__)
+
     def listed(
         self, embeddings: Tensor, mined: Any, ref: References | None, kinds: tuple[int, ...] = (3, 4)
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Checked and prepared features, and the list as row numbers."""
-        inputs = features(embeddings, self.measured, ref)
+        inputs, checks = unchecked_features(embeddings, self.measured, ref)
+        self.look(checks)
         return inputs, mined_rows(mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
 
     def fits_one_graph(self, inputs: tuple[Tensor, ...], rows: tuple[Int[Tensor, " _"], ...]) -> bool:
@@ -205,7 +220,7 @@ class Head(nn.Module, ABC):
         return ", ".join(
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}"
             for name, value in shown.items()
-            if name != "tile_rows" and value != SameLabel()
+            if name != "tile_rows" and value != SameLabel() and (name, value) != ("check_finite", "later")
         )
 
 

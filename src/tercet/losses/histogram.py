@@ -50,6 +50,9 @@ class Histogram(Head):
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -75,8 +78,9 @@ class Histogram(Head):
         *,
         relation: Relation = SameLabel(),  # noqa: B008
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(negative_cosine, relation, "mean", tile_rows)
+        super().__init__(negative_cosine, relation, "mean", tile_rows, check_finite)
         self.bins = as_int("Histogram", "bins", bins, minimum=1, maximum=_MOST_BINS)
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
@@ -153,6 +157,9 @@ class FastAP(Head):
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -176,8 +183,9 @@ class FastAP(Head):
         *,
         relation: Relation = SameLabel(),  # noqa: B008
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(negative_cosine, relation, "mean", tile_rows)
+        super().__init__(negative_cosine, relation, "mean", tile_rows, check_finite)
         self.bins = as_int("FastAP", "bins", bins, minimum=1, maximum=_MOST_BINS)
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:

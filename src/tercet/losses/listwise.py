@@ -43,6 +43,9 @@ class InfoNCE(ListwiseHead):
             `"none"` for one loss for each positive pair, by anchor and then by positive.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -71,8 +74,9 @@ class InfoNCE(ListwiseHead):
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(distance, relation, reduction, tile_rows)
+        super().__init__(distance, relation, reduction, tile_rows, check_finite)
         self.temperature = as_float("InfoNCE", "temperature", temperature, above=0)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
@@ -104,6 +108,9 @@ class SupCon(ListwiseHead):
             `"sum"`, or `"none"` for one loss for each anchor that has a positive.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -131,8 +138,9 @@ class SupCon(ListwiseHead):
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(distance, relation, reduction, tile_rows)
+        super().__init__(distance, relation, reduction, tile_rows, check_finite)
         self.temperature = as_float("SupCon", "temperature", temperature, above=0)
 
     def losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
@@ -165,6 +173,9 @@ class NPair(Head):
             one loss for each pair, in the order of the batch or of the list.
         tile_rows: the pairs compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -192,8 +203,9 @@ class NPair(Head):
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(dot, relation, reduction, tile_rows)
+        super().__init__(dot, relation, reduction, tile_rows, check_finite)
         self.l2 = as_float("NPair", "l2", l2, minimum=0)
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:

@@ -15,7 +15,7 @@ from tercet.losses.base import Head, distinct, pairs_of, reduced
 from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.euclidean import gather_rows
-from tercet.pairwise.inputs import allocated
+from tercet.pairwise.inputs import allocated, clamped_classes
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile
 
@@ -47,6 +47,9 @@ class Contrastive(Head):
             first.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -77,8 +80,9 @@ class Contrastive(Head):
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean_active",
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(distance, relation, reduction, tile_rows)
+        super().__init__(distance, relation, reduction, tile_rows, check_finite)
         self.margin = as_float("Contrastive", "margin", margin)
         self.pos_margin = as_float("Contrastive", "pos_margin", pos_margin)
 
@@ -162,6 +166,9 @@ class MarginLoss(Head):
             first.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -196,8 +203,9 @@ class MarginLoss(Head):
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean_active",
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(distance, relation, reduction, tile_rows)
+        super().__init__(distance, relation, reduction, tile_rows, check_finite)
         caller = "MarginLoss"
         self.margin = as_float(caller, "margin", margin, minimum=0)
         self.nu = as_float(caller, "nu", nu, minimum=0)
@@ -284,14 +292,13 @@ class MarginLoss(Head):
         if classes is None:
             expected = f"None with relation={self.relation!r}, by which a row has no class of its own"
             raise refusal("MarginLoss", "num_classes", len(self.beta), expected)
+        expected = f"classes from 0 to {len(self.beta) - 1}"
+        hint = f"num_classes={len(self.beta)} is how many β there are"
+        if classes.device.type != "cpu" and self.check_finite != "now":
+            error = refusal("MarginLoss", "labels", "those of an earlier call", expected, hint)
+            return self.beta.to(x)[clamped_classes(classes, len(self.beta), self.check_finite, error)]
         outside = (classes < 0) | (classes >= len(self.beta))
         if bool(outside.any()):
             row = int(outside.nonzero()[0])
-            raise refusal(
-                "MarginLoss",
-                "labels",
-                f"{int(classes[row])} in row {row}",
-                f"classes from 0 to {len(self.beta) - 1}",
-                f"num_classes={len(self.beta)} is how many β there are",
-            )
+            raise refusal("MarginLoss", "labels", f"{int(classes[row])} in row {row}", expected, hint)
         return self.beta.to(x)[classes]

@@ -41,6 +41,9 @@ class LiftedStructure(ListwiseHead):
             `"none"` for one loss for each positive pair, by anchor and then by positive.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -71,8 +74,9 @@ class LiftedStructure(ListwiseHead):
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(distance, relation, reduction, tile_rows)
+        super().__init__(distance, relation, reduction, tile_rows, check_finite)
         self.margin = as_float("LiftedStructure", "margin", margin)
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
@@ -184,6 +188,9 @@ class MultiSimilarity(ListwiseHead):
             ℓ > 0, which are those with a pair, `"sum"`, or `"none"` for one loss for each row.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -212,8 +219,9 @@ class MultiSimilarity(ListwiseHead):
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__("cosine", relation, reduction, tile_rows)
+        super().__init__("cosine", relation, reduction, tile_rows, check_finite)
         self.alpha = as_float("MultiSimilarity", "alpha", alpha, above=0)
         self.beta = as_float("MultiSimilarity", "beta", beta, above=0)
         self.base = as_float("MultiSimilarity", "base", base)
@@ -243,6 +251,9 @@ class Circle(ListwiseHead):
             with ℓ > 0, `"sum"`, or `"none"` for one loss for each anchor that has both.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -270,8 +281,9 @@ class Circle(ListwiseHead):
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__("cosine", relation, reduction, tile_rows)
+        super().__init__("cosine", relation, reduction, tile_rows, check_finite)
         self.m = as_float("Circle", "m", m)
         self.gamma = as_float("Circle", "gamma", gamma, above=0)
 

@@ -22,7 +22,14 @@ from tercet.core.randomness import derive_key
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import cosine
 from tercet.pairwise.euclidean import distances_within
-from tercet.pairwise.inputs import allocated, features, lack_of_data
+from tercet.pairwise.inputs import (
+    allocated,
+    as_time,
+    check_at,
+    clamped_classes,
+    lack_of_data,
+    unchecked_features,
+)
 from tercet.pairwise.relations import whole_numbers
 from tercet.pairwise.torch_modes import outside_graph
 
@@ -52,16 +59,20 @@ class ProxyHead(nn.Module, ABC):
         dim: d, the dimension of the embeddings.
         seed: names the first proxies, which are random directions of length 1.
         per_class: proxies of a class; those of class c are the rows from c · `per_class` on.
+        check_finite: when embeddings and labels are looked at: "now", "later" or "never".
 
     Raises:
         ValueError: an option out of range.
     """
 
-    def __init__(self, num_classes: int, dim: int, seed: int, per_class: int = 1) -> None:
+    def __init__(
+        self, num_classes: int, dim: int, seed: int, per_class: int = 1, check_finite: str = "later"
+    ) -> None:
         super().__init__()
         caller = type(self).__name__
         self.num_classes = as_int(caller, "num_classes", num_classes, minimum=2)
         self.dim = as_int(caller, "dim", dim, minimum=1)
+        self.check_finite = as_time(caller, check_finite)
         generator = torch.Generator("cpu").manual_seed(derive_key("proxies", as_seed(caller, seed)))
         shape = (self.num_classes * per_class, self.dim)
         with allocated(caller, num_classes=shape[0], dim=self.dim):
@@ -86,8 +97,8 @@ class ProxyHead(nn.Module, ABC):
     ) -> Float[Tensor, ""]:
         """The loss of the batch.
 
-        A call waits for the device, to look for NaN and for labels out of range, and stays outside the graph
-        of `torch.compile`. The loss can be differentiated twice.
+        A call stays outside the graph of `torch.compile`. It waits for an accelerator with
+        `check_finite="now"` alone. The loss can be differentiated twice.
 
         Args:
             embeddings: [n, d] floats of any precision; only their directions count.
@@ -113,7 +124,8 @@ class ProxyHead(nn.Module, ABC):
                 raise refusal(caller, argument, type(value).__name__, expected, hint)
         if labels is None:
             raise refusal(caller, "labels", None, "labels")
-        (x,) = features(embeddings, cosine)
+        (x,), checks = unchecked_features(embeddings, cosine)
+        check_at(self.check_finite, checks, caller)
         if x.shape[1] != self.dim:
             raise refusal(
                 caller, "embeddings", f"{x.shape[1]} dimensions", f"{self.dim}, as the proxies have"
@@ -125,22 +137,39 @@ class ProxyHead(nn.Module, ABC):
             expected = f"shape ({len(x)},), a class number for each embedding"
             hint = "take a head with relation= for several labels a row"
             raise refusal(caller, "labels", f"shape {tuple(labels.shape)}", expected, hint)
-        labels = whole_numbers(caller, "labels", labels, len(x), x.device)
+        there = whole_numbers(caller, "labels", labels, len(x), x.device)
         if ids is not None:
             whole_numbers(caller, "ids", ids, len(x), x.device)
-        least, most = torch.stack(labels.aminmax()).tolist() if len(labels) else (0, 0)
-        if least < 0 or most >= self.num_classes:
-            outside = labels[(labels < 0) | (labels >= self.num_classes)]
-            expected = f"class numbers from 0 to {self.num_classes - 1}, as num_classes says"
-            hint = "torch.unique(all_labels, return_inverse=True) numbers classes"
-            raise refusal(caller, "labels", int(outside[0]), expected, hint)
+        labels = self._checked_classes(labels, there)
         with torch.autocast(x.device.type, enabled=False):
             proxies = cosine.prepare(self.proxies.to(x.dtype))
             return self._loss(x, proxies, labels) if len(x) else (x.sum() + proxies.sum()) * 0
 
+    def _checked_classes(self, labels: Tensor, there: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Labels on the device of the proxies, from 0 to `num_classes` − 1.
+
+        Args:
+            labels: [n], as they were given; on the host they are checked there, without a read.
+            there: [n], on the device of the proxies.
+        """
+        caller = type(self).__name__
+        here = labels.long() if labels.device.type == "cpu" else there
+        expected = f"class numbers from 0 to {self.num_classes - 1}, as num_classes says"
+        hint = "torch.unique(all_labels, return_inverse=True) numbers classes"
+        if here.device.type != "cpu" and self.check_finite != "now":
+            error = refusal(caller, "labels", "those of an earlier call", expected, hint)
+            return clamped_classes(there, self.num_classes, self.check_finite, error)
+        least, most = torch.stack(here.aminmax()).tolist() if len(here) else (0, 0)
+        if least < 0 or most >= self.num_classes:
+            outside = here[(here < 0) | (here >= self.num_classes)]
+            raise refusal(caller, "labels", int(outside[0]), expected, hint)
+        return there
+
     def extra_repr(self) -> str:
         """The options, for `print`."""
         options = {name: value for name, value in vars(self).items() if name[0] != "_" and name != "training"}
+        if self.check_finite == "later":
+            del options["check_finite"]
         return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
@@ -158,6 +187,10 @@ class ProxyNCA(ProxyHead):
         plus_plus: True for ProxyNCA++.
         temperature: T, above 0, in units of the squared distance; None for 1, or for 1/9 with `plus_plus`.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
+        check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
+            refused. `"later"`: an accelerator answers without being waited for, and the next call on it
+            raises what was wrong; on a processor at once. `"now"`: at once, and an accelerator is waited for.
+            `"never"`: nobody looks, and an accelerator takes the nearest class number instead.
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
@@ -186,8 +219,9 @@ class ProxyNCA(ProxyHead):
         plus_plus: bool = False,
         temperature: float | None = None,
         seed: int = 0,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(num_classes, dim, seed)
+        super().__init__(num_classes, dim, seed, check_finite=check_finite)
         self.plus_plus = as_bool("ProxyNCA", "plus_plus", plus_plus)
         if temperature is None:
             temperature = 1 / 9 if plus_plus else 1.0
@@ -219,6 +253,10 @@ class ProxyAnchor(ProxyHead):
         margin: δ, in units of the cosine.
         alpha: α, above 0, the scale.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
+        check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
+            refused. `"later"`: an accelerator answers without being waited for, and the next call on it
+            raises what was wrong; on a processor at once. `"now"`: at once, and an accelerator is waited for.
+            `"never"`: nobody looks, and an accelerator takes the nearest class number instead.
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
@@ -239,9 +277,16 @@ class ProxyAnchor(ProxyHead):
     """
 
     def __init__(
-        self, num_classes: int, dim: int, *, margin: float = 0.1, alpha: float = 32.0, seed: int = 0
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        margin: float = 0.1,
+        alpha: float = 32.0,
+        seed: int = 0,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(num_classes, dim, seed)
+        super().__init__(num_classes, dim, seed, check_finite=check_finite)
         self.margin = as_float("ProxyAnchor", "margin", margin)
         self.alpha = as_float("ProxyAnchor", "alpha", alpha, above=0)
 
@@ -273,6 +318,10 @@ class SoftTriple(ProxyHead):
         margin: δ, in units of the cosine.
         tau: τ, at least 0, the weight of the last term.
         seed: a whole number from 0, which decides the first centers: random directions of length 1.
+        check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
+            refused. `"later"`: an accelerator answers without being waited for, and the next call on it
+            raises what was wrong; on a processor at once. `"now"`: at once, and an accelerator is waited for.
+            `"never"`: nobody looks, and an accelerator takes the nearest class number instead.
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
@@ -303,8 +352,15 @@ class SoftTriple(ProxyHead):
         margin: float = 0.01,
         tau: float = 0.2,
         seed: int = 0,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(num_classes, dim, seed, as_int("SoftTriple", "centers", centers, minimum=1))
+        super().__init__(
+            num_classes,
+            dim,
+            seed,
+            as_int("SoftTriple", "centers", centers, minimum=1),
+            check_finite=check_finite,
+        )
         self.centers = len(self.proxies) // self.num_classes
         self.la = as_float("SoftTriple", "la", la, above=0)
         self.gamma = as_float("SoftTriple", "gamma", gamma, above=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from tercet.losses.base import Head, pairs_of, reduced
 from tercet.losses.tile_gradients import differentiated, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked
 from tercet.pairwise.distances import Distance, cosine, negative_cosine
-from tercet.pairwise.inputs import features
+from tercet.pairwise.inputs import FiniteCheck, check_finite, unchecked_features
 from tercet.pairwise.tiles import Pairwise, Tile, mined_rows, tile_height
 
 __all__ = ["ListwiseHead", "MinedPairs", "log_sum"]
@@ -46,7 +46,7 @@ class ListwiseHead(Head):
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
     ) -> Float[Tensor, "..."]:
         """The loss of the pairs of a list."""
-        return self.loss_of(MinedPairs(embeddings, mined, self.measured, ref, self.tile_rows))
+        return self.loss_of(MinedPairs(embeddings, mined, self.measured, ref, self.tile_rows, self.look))
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns, whose positives come from labels or from a list."""
@@ -78,6 +78,7 @@ class MinedPairs:
         distance: a `Distance`.
         ref: the columns; None for the rows themselves.
         tile_rows: rows in a tile; None for as many as the memory of a tile holds.
+        look: what looks at the embeddings.
 
     Raises:
         ValueError: embeddings, references or tuples that `features` or `mined_rows` refuse.
@@ -97,9 +98,11 @@ class MinedPairs:
         distance: Distance,
         ref: References | None = None,
         tile_rows: int | None = None,
+        look: Callable[[Sequence[FiniteCheck]], None] = check_finite,
     ) -> None:
         self.distance = distance
-        self.inputs = features(embeddings, distance, ref)
+        self.inputs, checks = unchecked_features(embeddings, distance, ref)
+        look(checks)
         n, r, device = len(self.inputs[0]), len(self.inputs[-1]), self.inputs[0].device
         self._pairs = pairs_of(mined_rows(mined, n, r, device))
         self.given_tile_rows = tile_rows

@@ -27,6 +27,10 @@ class NormalizedSoftmax(ProxyHead):
         dim: d, the dimension of the embeddings [n, d].
         temperature: T, above 0, in units of the cosine.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
+        check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
+            refused. `"later"`: an accelerator answers without being waited for, and the next call on it
+            raises what was wrong; on a processor at once. `"now"`: at once, and an accelerator is waited for.
+            `"never"`: nobody looks, and an accelerator takes the nearest class number instead.
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
@@ -45,8 +49,16 @@ class NormalizedSoftmax(ProxyHead):
         Zhai & Wu, "Classification is a strong baseline for deep metric learning", 2019.
     """
 
-    def __init__(self, num_classes: int, dim: int, *, temperature: float = 0.05, seed: int = 0) -> None:
-        super().__init__(num_classes, dim, seed)
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        temperature: float = 0.05,
+        seed: int = 0,
+        check_finite: str = "later",
+    ) -> None:
+        super().__init__(num_classes, dim, seed, check_finite=check_finite)
         self.temperature = as_float("NormalizedSoftmax", "temperature", temperature, above=0)
 
     def _loss(
@@ -73,6 +85,10 @@ class ArcFace(ProxyHead):
         scale: σ, above 0.
         easy_margin: True to add the margin to acute angles only.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
+        check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
+            refused. `"later"`: an accelerator answers without being waited for, and the next call on it
+            raises what was wrong; on a processor at once. `"now"`: at once, and an accelerator is waited for.
+            `"never"`: nobody looks, and an accelerator takes the nearest class number instead.
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
@@ -100,8 +116,9 @@ class ArcFace(ProxyHead):
         scale: float = 64.0,
         easy_margin: bool = False,
         seed: int = 0,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(num_classes, dim, seed)
+        super().__init__(num_classes, dim, seed, check_finite=check_finite)
         self.margin = as_float("ArcFace", "margin", margin, minimum=0, maximum=math.pi)
         self.scale = as_float("ArcFace", "scale", scale, above=0)
         self.easy_margin = as_bool("ArcFace", "easy_margin", easy_margin)
@@ -167,6 +184,10 @@ class CosFace(ProxyHead):
         margin: m, in units of the cosine.
         scale: σ, above 0.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
+        check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
+            refused. `"later"`: an accelerator answers without being waited for, and the next call on it
+            raises what was wrong; on a processor at once. `"now"`: at once, and an accelerator is waited for.
+            `"never"`: nobody looks, and an accelerator takes the nearest class number instead.
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
@@ -187,9 +208,16 @@ class CosFace(ProxyHead):
     """
 
     def __init__(
-        self, num_classes: int, dim: int, *, margin: float = 0.35, scale: float = 64.0, seed: int = 0
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        margin: float = 0.35,
+        scale: float = 64.0,
+        seed: int = 0,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(num_classes, dim, seed)
+        super().__init__(num_classes, dim, seed, check_finite=check_finite)
         self.margin = as_float("CosFace", "margin", margin)
         self.scale = as_float("CosFace", "scale", scale, above=0)
 

@@ -52,6 +52,9 @@ class TripletMargin(Head):
             `"sum"`, or `"none"` for one loss for each mined triplet.
         tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
             It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -89,8 +92,9 @@ class TripletMargin(Head):
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean_active",
         tile_rows: int | None = None,
+        check_finite: str = "later",
     ) -> None:
-        super().__init__(distance, relation, reduction, tile_rows)
+        super().__init__(distance, relation, reduction, tile_rows, check_finite)
         caller = "TripletMargin"
         self.soft, self.swap = as_bool(caller, "soft", soft), as_bool(caller, "swap", swap)
         if soft and margin is not None:

@@ -10,21 +10,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from tercet.core.checks import Refusal, refusal
+from tercet.core.checks import Refusal, as_choice, refusal
 from tercet.core.indices import References
 from tercet.pairwise.distances import Distance, takes_floats_only
 
 __all__ = [
+    "TIMES",
     "FiniteCheck",
     "all_hold",
     "allocated",
+    "answer_later",
+    "as_time",
+    "check_at",
     "check_finite",
     "check_finite_later",
+    "clamped_classes",
     "device_of",
     "features",
+    "is_now",
     "lack_of_data",
     "raise_late",
     "tensor_of",
@@ -169,7 +175,64 @@ def check_finite(checks: Sequence[FiniteCheck]) -> None:
             raise check.refusal()
 
 
-_LATE: dict[torch.device, list[tuple[str, str, float, Tensor, Any]]] = {}
+_HOST = torch.device("cpu")
+TIMES = ("now", "later", "never")
+"""When embeddings are looked at: before the call returns, when the next call begins, or not at all."""
+
+
+def as_time(caller: str, time: Any) -> str:
+    """`check_finite`, refused unless it is one of `TIMES`.
+
+    Example:
+        >>> as_time("Contrastive", "later")
+        'later'
+    """
+    # Checkers of types draw an item of a sequence that they are shown, and heads leave Python's draws alone.
+    return time if isinstance(time, str) and time in TIMES else as_choice(caller, "check_finite", time, TIMES)
+
+
+def is_now(time: str, embeddings: Any) -> bool:
+    """Whether the numbers are looked at before the call returns; `"later"` is at once on a processor."""
+    return time == "now" or (time == "later" and getattr(embeddings, "device", _HOST).type == "cpu")
+
+
+def check_at(time: str, checks: Sequence[FiniteCheck], caller: str) -> None:
+    """Look at the numbers at one of `TIMES`.
+
+    Args:
+        time: one of `TIMES`.
+        checks: what to look at.
+        caller: the class or function that was called.
+
+    Raises:
+        ValueError: a check that does not hold, or an earlier one that was sent and did not.
+    """
+    if not checks or time == "never":
+        return
+    if is_now(time, checks[0].features):
+        check_finite(checks)
+    else:
+        check_finite_later(checks, caller)
+
+
+def clamped_classes(
+    classes: Int[Tensor, " n"], count: int, time: str, error: ValueError
+) -> Int[Tensor, " n"]:
+    """Class numbers as indices below `count`, so that no index stops an accelerator; the check follows later.
+
+    Args:
+        classes: [n], on an accelerator.
+        count: how many classes there are.
+        time: `"later"` to raise `error` at the next call where one was out of range, `"never"` not to.
+        error: what is raised.
+    """
+    within = classes.clamp(0, count - 1)
+    if time == "later" and len(classes):
+        answer_later((within == classes).all(), error)
+    return within
+
+
+_LATE: dict[torch.device, list[tuple[Tensor, Any, ValueError]]] = {}
 
 
 def check_finite_later(checks: Sequence[FiniteCheck], caller: str) -> None:
@@ -182,18 +245,24 @@ def check_finite_later(checks: Sequence[FiniteCheck], caller: str) -> None:
     Raises:
         ValueError: an earlier check that was sent and did not hold.
     """
+    if checks:
+        raise_late(checks[0].features.device)
     for check in checks:
-        device = check.features.device
-        raise_late(device)
-        module: Any = getattr(torch, device.type, None)
-        has_events = hasattr(module, "Event")
-        answer = torch.empty((), dtype=torch.bool, pin_memory=has_events)
-        answer.copy_(check.holds(), non_blocking=True)
-        event: Any = None
-        if has_events:
-            event = module.Event()
-            event.record()
-        _LATE.setdefault(device, []).append((caller, check.argument, check.limit, answer, event))
+        error = refusal(caller, check.argument, "those of an earlier call", *_finite(check.limit))
+        answer_later(check.holds(), error)
+
+
+def answer_later(holds: Bool[Tensor, ""], error: ValueError) -> None:
+    """Send an answer to the host without waiting; the next check on the device raises `error` if it is no."""
+    module: Any = getattr(torch, holds.device.type, None)
+    has_events = hasattr(module, "Event")
+    answer = torch.empty((), dtype=torch.bool, pin_memory=has_events)
+    answer.copy_(holds, non_blocking=True)
+    event: Any = None
+    if has_events:
+        event = module.Event()
+        event.record()
+    _LATE.setdefault(holds.device, []).append((answer, event, error))
 
 
 def raise_late(device: torch.device) -> None:
@@ -203,13 +272,12 @@ def raise_late(device: torch.device) -> None:
         ValueError: a check that did not hold; its caller and argument are named.
     """
     waiting = _LATE.pop(device, [])
-    for place, (caller, argument, limit, answer, event) in enumerate(waiting):
+    for place, (answer, event, error) in enumerate(waiting):
         if event is not None and not event.query():
             _LATE[device] = waiting[place:]
             return
         if not bool(answer):
-            expected, hint = _finite(limit)
-            raise refusal(caller, argument, "those of an earlier call", expected, hint)
+            raise error
 
 
 def features(
