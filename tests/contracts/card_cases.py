@@ -273,6 +273,47 @@ def matrix(every: int = 1) -> dict[str, Any]:
     return {"tried": tried, "differ": differ}
 
 
+def steps() -> dict[str, Any]:
+    """{name: [reads, operations, places]} of parts of a training step at N = 512, with labels on the host."""
+    x, labels = batch(512)
+    a, ids = card.up(x), torch.arange(512)
+    with card.census():
+        memory = tercet.CrossBatchMemory(2048, 128).to(card.CARD)
+        named = tercet.CrossBatchMemory(2048, 128).to(card.CARD)
+        for _ in range(2):
+            memory.update(a, labels)
+            named.update(a, labels, ids)
+    miner, head = tercet.BatchHard(), tercet.TripletMargin(0.2)
+
+    def with_memory() -> None:
+        columns = memory.columns()
+        leaf = a.detach().requires_grad_()
+        head(leaf, labels, miner(leaf, labels, ref=columns), ref=columns).backward()
+        memory.update(leaf, labels)
+
+    def plain() -> None:
+        leaf = a.detach().requires_grad_()
+        head(leaf, labels, miner(leaf, labels)).backward()
+
+    def loaded() -> None:
+        loader = tercet.MiningLoader([(a, labels)], torch.nn.Identity(), miner)
+        next(iter(loader))
+
+    found = {}
+    for name, call in {
+        "memory.update": lambda: memory.update(a, labels),
+        "memory.update with ids": lambda: named.update(a, labels, ids),
+        "memory.columns": lambda: memory.columns(),
+        "memory, mined and trained": with_memory,
+        "mined and trained": plain,
+        "MiningLoader with describe": loaded,
+    }.items():
+        with card.census() as log:
+            call()
+        found[name] = [log.reads, log.operations, log.places()]
+    return found
+
+
 def planted() -> dict[str, str]:
     """What the card says to faults that somebody might make, by their names."""
     x, labels = batch(16)
@@ -348,7 +389,7 @@ def planted() -> dict[str, str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     card.register()
-    programs = {"census": census, "planted": planted, "matrix": matrix}
+    programs = {"census": census, "planted": planted, "matrix": matrix, "steps": steps}
     print(json.dumps(programs[sys.argv[1]](*map(int, sys.argv[2:]))))
     sys.stdout.flush()
     os._exit(0)  # the card's autograd thread has no way to end

@@ -56,6 +56,17 @@ CEILINGS: dict[str, list[tuple[int, int]]] = {
 }
 
 
+# Reads of parts of a training step, as ceilings.
+READS_OF_STEPS = {
+    "memory.update": 1,
+    "memory.update with ids": 1,
+    "memory.columns": 0,
+    "memory, mined and trained": 4,
+    "mined and trained": 3,
+    "MiningLoader with describe": 7,
+}
+
+
 def run(*program: str) -> Any:
     """What a program of `card_cases` prints."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
@@ -90,6 +101,13 @@ def test_no_more_is_asked_of_the_card_than_this_and_results_are_the_processors(c
             [f"{name} at N = {n}: {found[0]} reads, {reads} allowed", *found[3]]
         )
         assert found[1] <= operations, f"{name} at N = {n}: {found[1]} operations, {operations} allowed"
+
+
+def test_parts_of_a_training_step_read_no_more_than_this():
+    found = run("steps")
+    assert list(found) == list(READS_OF_STEPS)
+    for name, (reads, _, places) in found.items():
+        assert reads <= READS_OF_STEPS[name], "\n".join([name, *places])
 
 
 def test_hard_batches_give_what_they_give_on_the_processor():

@@ -369,3 +369,22 @@ def test_what_does_not_fit_is_refused():
 
 def test_what_is_filled_shows_when_printed():
     assert repr(filled(5, 3)) == "CrossBatchMemory(size=5, dim=2, filled=3)"
+
+
+def test_a_memory_knows_what_others_wrote_into_its_buffers():
+    memory, other = CrossBatchMemory(4, 2), CrossBatchMemory(4, 2)
+    x, labels = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    memory.update(x, labels, torch.tensor([5, 6, 7]))
+    other.update(x[:1], labels[:1])
+    assert (len(memory), len(other)) == (3, 1)
+    other.load_state_dict(memory.state_dict())
+    assert len(other) == 3
+    assert other.columns().ids.tolist() == [5, 6, 7]
+    with pytest.raises(ValueError, match="expected ids of 0 or more, as all that it holds came with"):
+        other.update(x, labels)
+    twin = copy.deepcopy(other)
+    twin.reset()
+    assert (len(twin), len(other)) == (0, 3)
+    twin.update(x, labels)
+    assert twin.columns().ids is None
+    assert len(twin.double()) == 3

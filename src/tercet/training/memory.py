@@ -88,10 +88,29 @@ class CrossBatchMemory(nn.Module):
             self.register_buffer("labels", torch.zeros(shape, dtype=torch.int64))
             self.register_buffer("ids", torch.full((self.size,), _NOBODY))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+        # (`written`, its version, its number, whether rows have ids): what the host knows without a read.
+        self._known: tuple[Tensor, int, int, bool] | None = None
 
     def __len__(self) -> int:
         """How many embeddings are in the memory now."""
-        return min(int(self.written), self.size)
+        return min(self._on_host()[0], self.size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: versions of buffers mean nothing elsewhere."""
+        return {**self.__dict__, "_known": None}
+
+    def _on_host(self) -> tuple[int, bool]:
+        """How many rows were ever written, and whether they have ids, by the place that is filled first.
+
+        Read from the device only after somebody else changed the buffer, as `load_state_dict` does.
+        """
+        counted = not self.written.is_inference()  # such tensors have no version
+        known = self._known
+        if known is None or not counted or known[0] is not self.written or known[1] != self.written._version:
+            number, first = torch.stack([self.written, self.ids[0]]).tolist()
+            known = self.written, self.written._version if counted else 0, number, first != _NOBODY
+            self._known = known
+        return known[2], known[3]
 
     @torch.no_grad()
     def update(
@@ -118,20 +137,29 @@ class CrossBatchMemory(nn.Module):
         n, device = len(embeddings), self.embeddings.device
         labels = self._checked_labels(caller, "labels", labels, n)
         rows = embeddings.to(self.embeddings.dtype)
-        bad = ~rows.isfinite().all(1)
-        if bool(bad.any()):
+        given = ids is not None and n > 0
+        ids = (
+            torch.full((n,), _NOBODY, device=device)
+            if ids is None
+            else whole_numbers(caller, "ids", ids, n, device)
+        )
+        # One read for all that has to be looked at.
+        looks = [rows.isfinite().all(), *([(ids >= 0).any(), (ids >= 0).all()] if given else [])]
+        finite, *of_catalog = torch.stack(looks).tolist()
+        if not finite:
+            bad = ~rows.isfinite().all(1)
             rows_that_are = f"{int(bad.sum())} of {n} rows, the first is row {int(bad.nonzero()[0])}"
             raise refusal(caller, "embeddings", rows_that_are, f"finite embeddings in {rows.dtype}")
-        if ids is None:
-            ids = torch.full((n,), _NOBODY, device=device)
-        ids = whole_numbers(caller, "ids", ids, n, device)
-        self._check_ids(caller, "ids", ids)
+        has_ids = self._checked_kind(caller, "ids", ids, *(of_catalog or (False, False)))
+        number, had_ids = self._on_host()
         kept = slice(max(0, n - self.size), n)
-        places = (self.written + torch.arange(n, device=device)[kept]) % self.size
+        places = (number + torch.arange(n, device=device)[kept]) % self.size
         self.embeddings[places] = rows[kept]
         self.labels[places] = labels[kept]
         self.ids[places] = ids[kept].masked_fill(ids[kept] < 0, _NOBODY)
         self.written += n
+        if not self.written.is_inference():
+            self._known = self.written, self.written._version, number + n, has_ids if n else had_ids
 
     def columns(self, batch: References | None = None) -> References:
         """The embeddings in the memory, oldest first; with `batch`, its columns first, with their graph.
@@ -149,13 +177,14 @@ class CrossBatchMemory(nn.Module):
             ValueError: a batch without ids, of another dimension or device, or with ids that are rows of the
                 catalog where the memory's are not, or the other way round.
         """
-        filled, oldest = len(self), int(self.written) % self.size
+        number, has_ids = self._on_host()
+        filled, oldest = min(number, self.size), number % self.size
         parts = [slice(oldest, filled), slice(oldest)]  # of a ring that is not full, the first is empty
         embeddings, labels, ids = (
             torch.cat([ring[part] for part in parts]) for ring in (self.embeddings, self.labels, self.ids)
         )
         if batch is None:
-            return References(embeddings, labels, ids if filled and self._keeps_ids() else None)
+            return References(embeddings, labels, ids if filled and has_ids else None)
         caller = "CrossBatchMemory.columns"
         if not isinstance(batch, References):
             raise refusal(caller, "batch", type(batch).__name__, "References(embeddings, labels, ids)")
@@ -165,7 +194,9 @@ class CrossBatchMemory(nn.Module):
             raise refusal(caller, "batch.ids", None, "ids, so that no row of the batch meets itself", hint)
         n, device = len(batch.embeddings), embeddings.device
         own = whole_numbers(caller, "batch.ids", batch.ids, n, device)
-        self._check_ids(caller, "batch.ids", own)
+        if n:
+            looks = torch.stack([(own >= 0).any(), (own >= 0).all()]).tolist()
+            self._checked_kind(caller, "batch.ids", own, *looks)
         own_labels = self._checked_labels(caller, "batch.labels", batch.labels, n)
         return batch._replace(
             embeddings=torch.cat([batch.embeddings, embeddings]),
@@ -180,10 +211,6 @@ class CrossBatchMemory(nn.Module):
     def extra_repr(self) -> str:
         """The size, the dimension and how much is filled, for `print`."""
         return f"size={self.size}, dim={self.dim}, filled={len(self)}"
-
-    def _keeps_ids(self) -> bool:
-        """Whether the memory is updated with ids: by the place that is filled first."""
-        return bool(self.ids[0] != _NOBODY)
 
     def _check(self, caller: str, argument: str, embeddings: Tensor) -> None:
         """Refuse what is no dense tensor of floats [n, dim] on the device of the memory."""
@@ -210,16 +237,17 @@ class CrossBatchMemory(nn.Module):
             raise refusal(caller, argument, f"shape {tuple(labels.shape)}", f"shape [{shape}]", hint)
         return labels
 
-    def _check_ids(self, caller: str, argument: str, ids: Int[Tensor, " n"]) -> None:
-        """Refuse ids of which some are rows of the catalog and others valid for one step, now or before."""
-        if not len(ids):
-            return
-        of_catalog = bool(ids[0] >= 0)
-        if bool(((ids >= 0) != of_catalog).any()):
+    def _checked_kind(
+        self, caller: str, argument: str, ids: Int[Tensor, " n"], any_of_catalog: bool, all_of_catalog: bool
+    ) -> bool:
+        """Whether ids are rows of the catalog; refused where some are and others are not, now or before."""
+        if any_of_catalog != all_of_catalog:
             raise refusal(caller, argument, ids.tolist(), "all of 0 or more, or all below 0")
-        if len(self) and of_catalog != self._keeps_ids():
+        number, has_ids = self._on_host()
+        if len(ids) and number and any_of_catalog != has_ids:
             kinds = "none, or below 0", "of 0 or more"
-            expected = f"ids {kinds[not of_catalog]}, as all that it holds came with"
+            expected = f"ids {kinds[not any_of_catalog]}, as all that it holds came with"
             raise refusal(
-                caller, argument, kinds[of_catalog], expected, "give ids always or never, or reset() it"
+                caller, argument, kinds[any_of_catalog], expected, "give ids always or never, or reset() it"
             )
+        return any_of_catalog
