@@ -28,7 +28,7 @@ from tercet.cli.options import (
     refuse_input,
 )
 from tercet.cli.summary import Part, report
-from tercet.core.checks import refusal
+from tercet.core.checks import border, refusal
 from tercet.data.manifests.provenance import sha256
 from tercet.data.manifests.writing import manifest_target, write_manifest
 from tercet.data.triplets.deep_ranking import DeepRankingTriplets
@@ -78,7 +78,8 @@ def deep_ranking_triplets(
 ) -> None:
     """Deep Ranking's triplets (Wang et al. 2014): relevant queries and positives, negatives less relevant."""
     started = time.perf_counter()
-    manifest_target("make-triplets", output, overwrite)  # before the images are looked at
+    with border("make-triplets"):
+        manifest_target(output, overwrite)  # before the images are looked at
     file = Path(relevance)
     refuse_input("make-triplets", output, source, file)
     if one_way and file.suffix not in TABLES:

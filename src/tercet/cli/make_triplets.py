@@ -11,7 +11,7 @@ import typer
 from tercet.cli.deep_ranking import deep_ranking_triplets
 from tercet.cli.random_triplets import random_triplets
 from tercet.cli.summary import Part, report
-from tercet.core.checks import refusal
+from tercet.core.checks import border, refusal
 from tercet.data.catalog.scan import scan_folder
 from tercet.data.manifests.writing import manifest_target, write_manifest
 from tercet.data.triplets.random import RandomTriplets
@@ -69,7 +69,8 @@ def four_flags(
             "make-triplets", "--output_directory", output_directory, "an existing folder", "make it first"
         )
     started = time.perf_counter()
-    output = manifest_target("make-triplets", Path(output_directory, "triplets.txt"), overwrite)
+    with border("make-triplets"):
+        output = manifest_target(Path(output_directory, "triplets.txt"), overwrite)
     catalog = scan_folder(input_directory, class_depth=1)
     triplets = RandomTriplets(catalog.labels, num_pos_images, num_neg_images, seed)
     prefix = os.path.join(input_directory, "")  # the separator is added where it is not there

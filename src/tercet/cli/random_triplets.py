@@ -30,7 +30,7 @@ from tercet.cli.options import (
     with_groups,
 )
 from tercet.cli.summary import Part, report
-from tercet.core.checks import as_choice
+from tercet.core.checks import as_choice, border
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.split import train_validation_split
 from tercet.data.manifests.provenance import validation_part
@@ -146,7 +146,8 @@ def _targets(source: Path, output: Path, split: bool, overwrite: bool) -> dict[s
     """The manifests to write, by the part of the split; refused before the images are looked at."""
     outputs = {"train": output, "validation": validation_part(output)} if split else {"": output}
     for target in outputs.values():
-        manifest_target("make-triplets", target, overwrite)
+        with border("make-triplets"):
+            manifest_target(target, overwrite)
         refuse_input("make-triplets", target, source)
     return outputs
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from tercet.core.checks import as_array, as_int, refusal, shown
+from tercet.core.checks import Refusal, as_array, as_int, refusal, shown
 
 __all__ = [
     "GatheredReferences",
@@ -235,24 +235,24 @@ def row_number(caller: str, row: Any, length: int) -> int:
     return number % length
 
 
-def row_numbers(caller: str, argument: str, rows: Any, count: int) -> np.ndarray:
+def row_numbers(argument: str, rows: Any, count: int) -> np.ndarray:
     """Row numbers of any shape as int64.
 
     Raises:
         ValueError: not whole numbers, or outside [0, count).
 
     Example:
-        >>> row_numbers("TableRelevance", "i", [[0, 2]], 3).tolist()
+        >>> row_numbers("i", [[0, 2]], 3).tolist()
         [[0, 2]]
     """
-    array = as_array(caller, argument, rows, "row numbers")
+    array = as_array(None, argument, rows, "row numbers")
     if not array.size:
         return array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise refusal(caller, argument, f"array of {array.dtype}", "row numbers")
+        raise Refusal(argument, f"array of {array.dtype}", "row numbers")
     if not 0 <= array.min() <= array.max() < count:
         worst = array.max() if array.max() >= count else array.min()
-        raise refusal(caller, argument, int(worst), f"row numbers from 0 to {count - 1}")
+        raise Refusal(argument, int(worst), f"row numbers from 0 to {count - 1}")
     return array.astype(np.int64, copy=False)
 
 

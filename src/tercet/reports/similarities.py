@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tercet.core.checks import border
 from tercet.data.io.atomic import atomically, fresh_target
 from tercet.metrics.distributions import similarity_histograms
 
@@ -35,7 +36,8 @@ def plot_similarities(
         >>> points = np.eye(4)[[0, 0, 1, 1]]
         >>> plot_similarities("similarities.png", {"perfect": points}, [0, 0, 1, 1])
     """
-    target = fresh_target("plot_similarities", path, overwrite, (".png", ".pdf", ".svg"))
+    with border("plot_similarities"):
+        target = fresh_target(path, overwrite, (".png", ".pdf", ".svg"))
     # The object interface: no window, no global state of pyplot.
     from matplotlib.figure import Figure
 

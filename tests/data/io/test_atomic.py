@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tercet.core.checks import border
 from tercet.data.io.atomic import (
     atomically,
     atomically_together,
@@ -60,21 +61,21 @@ def test_a_target_that_cannot_be_written_is_refused(tmp_path, monkeypatch, name,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old.csv").write_text("")
     (tmp_path / "d.csv").mkdir()
-    with pytest.raises(ValueError, match=r".") as raised:
-        fresh_target("f", name, False, TABLES)
+    with pytest.raises(ValueError, match=r".") as raised, border("f"):
+        fresh_target(name, False, TABLES)
     assert str(raised.value) == said
 
 
 def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ValueError, match=r"expected a folder that may be written$"):
-        fresh_target("f", tmp_path / "t.csv", False, TABLES)
+        fresh_target(tmp_path / "t.csv", False, TABLES)
 
 
 def test_a_good_target_is_returned_and_not_touched(tmp_path):
     (tmp_path / "old.csv").write_text("old")
-    assert fresh_target("f", tmp_path / "new.csv", False, TABLES) == tmp_path / "new.csv"
-    assert fresh_target("f", str(tmp_path / "old.csv"), True, TABLES) == tmp_path / "old.csv"
+    assert fresh_target(tmp_path / "new.csv", False, TABLES) == tmp_path / "new.csv"
+    assert fresh_target(str(tmp_path / "old.csv"), True, TABLES) == tmp_path / "old.csv"
     assert [file.name for file in tmp_path.iterdir()] == ["old.csv"]
     assert (tmp_path / "old.csv").read_text() == "old"
 
@@ -147,8 +148,8 @@ def test_two_threads_may_write_one_file(tmp_path):
 @pytest.mark.parametrize("overwrite", ["no", 0, None, 1])
 def test_overwrite_is_true_or_false_and_no_word(tmp_path, monkeypatch, overwrite):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=r"f\(overwrite=.*expected True or False"):
-        fresh_target("f", tmp_path / "t.csv", overwrite, TABLES)
+    with pytest.raises(ValueError, match=r"f\(overwrite=.*expected True or False"), border("f"):
+        fresh_target(tmp_path / "t.csv", overwrite, TABLES)
 
 
 @pytest.mark.parametrize("links", [None, errno.EPERM, errno.EXDEV, errno.EINVAL])
@@ -325,12 +326,12 @@ def test_what_a_dead_run_left_is_removed_and_what_a_run_at_work_has_stays(tmp_pa
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         ours = sorted([process.stdout.readline().strip(), lock_file(tmp_path, "train").name])
         assert names(tmp_path) == ours
-        fresh_target("f", tmp_path / "t.csv", False, TABLES)
+        fresh_target(tmp_path / "t.csv", False, TABLES)
         assert names(tmp_path) == ours
         process.kill()
     for foreign in (".t.unfinished", ".t.lock", "t.0123456789abcdef.unfinished"):
         (tmp_path / foreign).write_text("of others")
-    fresh_target("f", tmp_path / "t.csv", False, TABLES)
+    fresh_target(tmp_path / "t.csv", False, TABLES)
     assert names(tmp_path) == sorted([".t.unfinished", ".t.lock", "t.0123456789abcdef.unfinished"])
 
 
@@ -377,7 +378,7 @@ def test_a_link_at_the_name_of_the_journal_is_not_followed(tmp_path):
             victim.write_text("precious")
         (folder / JOURNAL).symlink_to(victim)
         with pytest.raises(OSError, match=r"tercet\.journal': expected a file that tercet made"):
-            fresh_target("f", folder / "t.csv", False, TABLES)
+            fresh_target(folder / "t.csv", False, TABLES)
         with pytest.raises(OSError, match=r"tercet\.journal': expected a file that tercet made"):
             write_one(folder / "t")
         assert names(folder) == [JOURNAL]

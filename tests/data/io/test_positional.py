@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 
+from tercet.core.checks import border
 from tercet.data.io.positional import NpyFile, PositionalFile
 from tercet.data.triplets.relevance import TeacherRelevance
 
@@ -49,7 +50,8 @@ X = np.random.default_rng(0).normal(size=(50, 7))
 
 
 def opened(path):
-    return NpyFile("TeacherRelevance", "embeddings", path)
+    with border("TeacherRelevance", "embeddings"):
+        return NpyFile(path)
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.float16, np.int8, ">f4"])
@@ -71,8 +73,11 @@ def test_a_file_cut_while_it_is_read_is_a_sentence_and_no_signal(tmp_path, order
     found = opened(tmp_path / "x.npy")
     found[0:10]
     os.truncate(tmp_path / "x.npy", 10_000)
-    with pytest.raises(
-        ValueError, match=r"x\.npy'\): expected the file as it was; it was cut short or written"
+    with (
+        pytest.raises(
+            ValueError, match=r"x\.npy'\): expected the file as it was; it was cut short or written"
+        ),
+        border("TeacherRelevance", "embeddings"),
     ):
         found[40_000:40_010]
 
@@ -118,6 +123,7 @@ def test_a_flipped_bit_in_the_header_is_rows_or_a_sentence(tmp_path):
         (tmp_path / "x.npy").write_bytes(changed)
         try:
             found = opened(tmp_path / "x.npy")
-            assert found[: found.shape[0]].shape == found.shape
+            with border("TeacherRelevance", "embeddings"):
+                assert found[: found.shape[0]].shape == found.shape
         except ValueError as error:
             assert type(error) is ValueError  # noqa: PT017

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tercet.core.checks import border
 from tercet.data.streams.class_buffer import ClassBuffer, Group, checked_sizes
 
 laws = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -173,6 +174,6 @@ def test_error_names_the_class_and_the_way_out():
     ],
 )
 def test_bounds_that_do_not_fit_are_refused(arguments, said):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        checked_sizes("f", *arguments)
+    with pytest.raises(ValueError) as caught, border("f"):  # noqa: PT011
+        checked_sizes(*arguments)
     assert str(caught.value) == said

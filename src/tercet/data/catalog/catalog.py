@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.core.checks import as_array, as_bool, as_path, refusal
+from tercet.core.checks import Refusal, as_array, as_bool, as_path, border, refusal
 from tercet.core.indices import row_number
 from tercet.data.io.atomic import fresh_target
 from tercet.data.io.path_traversal import refuse_leading_out
@@ -194,8 +194,9 @@ class Catalog:
         Raises:
             ValueError: another suffix, an existing file, or a folder that cannot be written.
         """
-        target = fresh_target("Catalog.write", path, overwrite, (".csv", ".parquet"))
-        refuse_unwritable("Catalog.write", self)
+        with border("Catalog.write"):
+            target = fresh_target(path, overwrite, (".csv", ".parquet"))
+            refuse_unwritable(self)
         base = os.path.relpath(self.root, target.parent)
         if base.startswith(".."):  # behind a link, ".." is the parent of the link's target
             base = os.path.relpath(os.path.realpath(self.root), os.path.realpath(target.parent))
@@ -217,11 +218,10 @@ def _listed(argument: str, names: Any, *kinds: type) -> list[Any]:
     return listed
 
 
-def refuse_unwritable(caller: str, catalog: Any) -> None:
+def refuse_unwritable(catalog: Any) -> None:
     """Refuse a catalog that cannot be recorded in a file of shards or triplets.
 
     Args:
-        caller: the function that was called, for messages.
         catalog: the catalog to check.
 
     Raises:
@@ -229,7 +229,7 @@ def refuse_unwritable(caller: str, catalog: Any) -> None:
             numbers, floats, strings or booleans, all of one type.
     """
     if not isinstance(catalog, Catalog):
-        raise refusal(caller, "catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
+        raise Refusal("catalog", catalog, "a Catalog, such as tercet.scan_folder gives")
     texts = {"catalog.classes": catalog.classes, "catalog.paths": catalog.paths.tolist()}
     for name, values in catalog.groups.items():
         found = values.tolist()
@@ -240,7 +240,7 @@ def refuse_unwritable(caller: str, catalog: Any) -> None:
             shown = " and ".join(sorted(kind.__name__ for kind in kinds))
             shown = shown if values.dtype.kind == "O" else values.dtype.name
             expected = "whole numbers, numbers, strings, or True and False in each group, of one kind"
-            raise refusal(caller, "catalog.groups", name, expected, f"it holds {shown}; leave it out")
+            raise Refusal("catalog.groups", name, expected, f"it holds {shown}; leave it out")
         if kinds == {str}:
             texts[f"catalog.groups[{name!r}]"] = found
     for argument, names in texts.items():
@@ -248,4 +248,4 @@ def refuse_unwritable(caller: str, catalog: Any) -> None:
             "".join(names).encode()
         except UnicodeEncodeError:
             name = next(name for name in names if name != name.encode(errors="ignore").decode())
-            raise refusal(caller, argument, name, "text that UTF-8 can write", "rename it") from None
+            raise Refusal(argument, name, "text that UTF-8 can write", "rename it") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tercet.core.checks import as_bool, as_int, as_path, as_string, as_strings, refusal
+from tercet.core.checks import Refusal, as_bool, as_int, as_path, as_string, as_strings, border, refusal
 from tercet.data.catalog.catalog import Catalog, LeftOut
 from tercet.data.catalog.scan import decodable
 from tercet.data.io.images import MAX_PIXELS
@@ -70,15 +70,17 @@ def read_catalog(
     outside_root = as_bool(caller, "outside_root", outside_root)
     text = (as_string(caller, "path_column", path_column), as_string(caller, "label_column", label_column))
     wanted = None if groups is None else as_strings(caller, "groups", groups)
-    columns = read_columns("read_catalog", path, text, wanted)
+    with border(caller):
+        columns = read_columns(path, text, wanted)
     names, labels = (columns[name] for name in text)
     if wanted is None:
         wanted = [name for name in columns if name not in text]
     if not names.size:
         raise refusal("read_catalog", "path", str(path), "at least one row")
-    if not outside_root:
-        refuse_outside(caller, path, root, names, rows=True)
-    first, repeated = _first_rows(caller, path, names, labels)
+    with border(caller):
+        if not outside_root:
+            refuse_outside(path, root, names, rows=True)
+        first, repeated = _first_rows(path, names, labels)
     left_out = [LeftOut(name, "path repeated in the table") for name in repeated]
     classes = sorted_classes(labels)
     number = {label: code for code, label in enumerate(classes)}
@@ -101,13 +103,11 @@ def read_catalog(
     return replace(catalog, left_out=left_out)
 
 
-def _first_rows(
-    caller: str, path: str | Path, names: np.ndarray, labels: np.ndarray
-) -> tuple[list[int], list[str]]:
+def _first_rows(path: str | Path, names: np.ndarray, labels: np.ndarray) -> tuple[list[int], list[str]]:
     """The row where each path first occurs, and the paths of later rows, also those written `./a` or `b//a`.
 
     Args:
-        caller, path: the function that was called and the table, for messages.
+        path: the table, for messages.
         names, labels: object [n], the path and the label of each row.
 
     Raises:
@@ -119,7 +119,7 @@ def _first_rows(
         earlier = first.setdefault(_normalized(name), row)
         if labels[earlier] != labels[row]:
             both = f"{labels[earlier]!r} in row {earlier + 1} and {labels[row]!r} in row {row + 1}"
-            raise refusal(caller, "path", str(path), "one label for each path", f"{name!r} is {both}")
+            raise Refusal("path", str(path), "one label for each path", f"{name!r} is {both}")
         if earlier != row:
             repeated.append(name)
     return list(first.values()), repeated

@@ -12,7 +12,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from tercet.core.checks import as_bool, as_choice, refusal
+from tercet.core.checks import Refusal, as_bool, as_choice, border, refusal
 from tercet.core.indices import LabeledPairs, Pairs, PairSequence, Triplets, TripletSequence, rows_at
 from tercet.core.randomness import KeyedRow, derive_key
 from tercet.data.datasets.decoding import Decoder, DecodingDataset
@@ -168,8 +168,9 @@ class _ListedImages:
         on_unreadable: str,
         max_pixels: int,
     ) -> None:
-        self.catalog = _catalog_of(caller, kind, manifest, catalog)
-        images_each(manifest, caller, "manifest")
+        with border(caller, "manifest"):
+            self.catalog = _catalog_of(kind, manifest, catalog)
+            images_each(manifest)
         counters = min(len(manifest), _MOST_COUNTERS)
         self.decoder = Decoder(caller, self.catalog, transform, seed, counters, on_unreadable, max_pixels)
         self._caller, self._one, self._manifest = caller, kind.removesuffix("s"), manifest
@@ -238,20 +239,20 @@ class _ListedImages:
         return visits.epoch, derive_key("batch", first, *visits.views([first])) >> 1
 
 
-def _catalog_of(caller: str, kind: str, manifest: Any, catalog: Any) -> Any:
+def _catalog_of(kind: str, manifest: Any, catalog: Any) -> Any:
     """The catalog that a manifest's rows are rows of, refused unless manifest and catalog fit together."""
     if getattr(manifest, "kind", "triplets") != kind:
         hint = "TripletDataset takes triplets, and PairDataset pairs"
-        raise refusal(caller, "manifest", manifest, f"a manifest or another sequence of {kind}", hint)
+        raise Refusal("manifest", manifest, f"a manifest or another sequence of {kind}", hint)
     if catalog is not None:
-        refuse_other_catalog(caller, manifest, catalog)
+        refuse_other_catalog(manifest, catalog)
     catalog = getattr(manifest, "catalog", None) if catalog is None else catalog
     if catalog is None:
         expected = f"the Catalog that the {kind} are rows of"
-        raise refusal(caller, "catalog", None, expected, "only a Manifest brings its own")
+        raise Refusal("catalog", None, expected, "only a Manifest brings its own")
     if isinstance(manifest, (Triplets, LabeledPairs)):
         hint = "write them with tercet.write_manifest, and pass what read_manifest gives"
-        raise refusal(caller, "manifest", manifest, f"a sequence of {kind}, not their columns", hint)
+        raise Refusal("manifest", manifest, f"a sequence of {kind}, not their columns", hint)
     return catalog
 
 

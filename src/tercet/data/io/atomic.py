@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tercet.core.checks import as_bool, as_path, escaped, refusal
+from tercet.core.checks import Refusal, as_bool, as_path, escaped
 from tercet.data.io.journal import JOURNAL, NO_FOLLOW, Journal, fsync, not_ours, pending_names
 
 try:
@@ -39,13 +39,12 @@ _LEFT_OVER = re.compile(r"\..+\.([0-9a-f]{16}\.unfinished|tercet\.lock)", re.DOT
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
-def fresh_target(caller: str, path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
+def fresh_target(path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
     """`path`, refused before any work is done for it if nothing could be written there.
 
     Leftovers of killed runs in its folder are settled and removed first.
 
     Args:
-        caller: the function that was called, for messages.
         path: the file to be written.
         overwrite: whether an existing file may be replaced.
         suffixes: the accepted suffixes, with their dots.
@@ -54,24 +53,22 @@ def fresh_target(caller: str, path: str | Path, overwrite: bool, suffixes: Seque
         ValueError: another suffix, an existing file, no such folder, or an `overwrite` that is not a boolean.
         OSError: the name of the folder's journal is taken by a link or by something else.
     """
-    overwrite = as_bool(caller, "overwrite", overwrite)
-    target = as_path(caller, "path", path, new=True)
+    overwrite = as_bool(None, "overwrite", overwrite)
+    target = as_path(None, "path", path, new=True)
     if target.suffix not in suffixes:
-        raise refusal(caller, "path", str(path), "a name ending in " + ", ".join(suffixes))
+        raise Refusal("path", str(path), "a name ending in " + ", ".join(suffixes))
     if target.is_dir():
-        raise refusal(caller, "path", str(path), "a file, not a folder")
+        raise Refusal("path", str(path), "a file, not a folder")
     if not target.parent.is_dir():
-        raise refusal(
-            caller, "path", str(path), "an existing folder to write in", f"make {target.parent} first"
-        )
+        raise Refusal("path", str(path), "an existing folder to write in", f"make {target.parent} first")
     writable = os.access(target.parent, os.W_OK)
     if writable:
         remove_leftovers(target.parent)
     if os.path.lexists(target) and not overwrite:
         hint = "it exists; overwrite=True or --overwrite replaces it"
-        raise refusal(caller, "path", str(path), "a new file", hint)
+        raise Refusal("path", str(path), "a new file", hint)
     if not writable:
-        raise refusal(caller, "path", str(path), "a folder that may be written")
+        raise Refusal("path", str(path), "a folder that may be written")
     return target
 
 

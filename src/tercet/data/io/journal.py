@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tercet.core.checks import escaped, refusal
+from tercet.core.checks import Refusal, escaped
 from tercet.data.io.checked_json import JsonRecord, with_checksum
 
 __all__ = [
@@ -138,14 +138,13 @@ def current_places(*paths: Path) -> list[Path]:
     return [place if _is_plain(place) else path for place, path in zip(places, paths, strict=True)]
 
 
-def read_consistently(caller: str, paths: Sequence[Path], read: Callable[[list[Path]], _Read]) -> _Read:
+def read_consistently(paths: Sequence[Path], read: Callable[[list[Path]], _Read]) -> _Read:
     """Read files of one folder that belong together, although another run may be replacing them.
 
     Files are only ever replaced, never changed in place. So if each is the same file before and after `read`,
     what was read is of one run; otherwise `read` is called again.
 
     Args:
-        caller: the function that was called, for messages.
         paths: the files, whether they exist or not.
         read: gets the current place of each file, as `current_places` gives it.
 
@@ -167,7 +166,7 @@ def read_consistently(caller: str, paths: Sequence[Path], read: Callable[[list[P
         if before == _located_status(paths):
             return result
     expected = "a file that stays as it is while it is read"
-    raise refusal(caller, "path", str(paths[0]), expected, f"it was replaced {_TRIES} times; read it later")
+    raise Refusal("path", str(paths[0]), expected, f"it was replaced {_TRIES} times; read it later")
 
 
 def fsync(path: Path) -> None:

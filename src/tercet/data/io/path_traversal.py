@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal, refusal
 
 __all__ = ["inside", "leads_out", "refuse_leading_out", "refuse_outside"]
 
@@ -68,13 +68,12 @@ def refuse_leading_out(root: str | Path, name: str) -> None:
         raise PermissionError(str(refusal("Catalog.file", "row", name, expected, hint)))
 
 
-def refuse_outside(caller: str, path: str | Path, root: str | Path, names: np.ndarray, rows: bool) -> None:
+def refuse_outside(path: str | Path, root: str | Path, names: np.ndarray, rows: bool) -> None:
     """Refuse a table or manifest with a path that leads out of its root by `..` or by being absolute.
 
     Links are checked when an image is opened (`refuse_leading_out`), so that no file is accessed here.
 
     Args:
-        caller: the function that was called, for messages.
         path: the table or manifest.
         root: the folder that the paths start from.
         names: str object array [n], the paths, with forward slashes.
@@ -85,7 +84,7 @@ def refuse_outside(caller: str, path: str | Path, root: str | Path, names: np.nd
 
     Example:
         >>> names = np.array(["a.jpg", "b/../c.jpg"], dtype=object)
-        >>> refuse_outside("read_catalog", "t.csv", "photos", names, rows=True)
+        >>> refuse_outside("t.csv", "photos", names, rows=True)
     """
     names = names.tolist()
     joined = "\n".join(names)
@@ -116,4 +115,4 @@ def refuse_outside(caller: str, path: str | Path, root: str | Path, names: np.nd
             if common != os.sep:
                 hint = f"pass root={common!r}, the folder above them, or outside_root=True (--outside-root)"
         expected = f"paths that stay in the root {str(root) or '.'}"
-        raise refusal(caller, "path", str(path), expected, f"{where} {first!r}{more}; {hint}")
+        raise Refusal("path", str(path), expected, f"{where} {first!r}{more}; {hint}")

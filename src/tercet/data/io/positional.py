@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tercet.core.checks import Refusal, border, refusal
+from tercet.core.checks import Refusal
 
 __all__ = ["NpyFile", "PositionalFile", "open_plain"]
 
@@ -122,8 +122,6 @@ class NpyFile:
     """A .npy file of numbers [n, d] from which blocks of rows are read on demand.
 
     Args:
-        caller: the function that was called, for messages.
-        argument: the argument that names the file, for messages.
         path: the file.
 
     Attributes:
@@ -136,17 +134,16 @@ class NpyFile:
 
     Example:
         >>> np.save("x.npy", np.arange(6.0).reshape(3, 2))
-        >>> file = NpyFile("read", "path", Path("x.npy"))
+        >>> file = NpyFile(Path("x.npy"))
         >>> file.shape, file[1:3].tolist()
         ((3, 2), [[2.0, 3.0], [4.0, 5.0]])
     """
 
-    def __init__(self, caller: str, argument: str, path: Path) -> None:
+    def __init__(self, path: Path) -> None:
         from numpy.lib import format as npy
 
-        self._words = caller, argument, str(path)
-        with border(caller, argument):
-            self._file = PositionalFile(path, "a .npy file to read")
+        self._name = str(path)
+        self._file = PositionalFile(path, "a .npy file to read")
         head = io.BytesIO(self._file.pread(0, _HEADER))
         try:
             version = npy.read_magic(head)
@@ -156,15 +153,15 @@ class NpyFile:
             self.shape, self._by_column, self.dtype = read(head)
         except Exception as error:  # numpy parses the header as a Python literal, which can fail in many ways
             expected, hint = "an existing .npy file of numbers [n, d]", f"its header is damaged ({error})"
-            raise refusal(*self._words, expected, hint) from error
+            raise Refusal(None, self._name, expected, hint) from error
         self._start = head.tell()
         if len(self.shape) != 2 or min(self.shape) < 1 or self.dtype.kind not in "fiu":
             found = f"it holds {self.dtype} {list(self.shape)}"
-            raise refusal(*self._words, "numbers [n, d], one row for each image", found)
+            raise Refusal(None, self._name, "numbers [n, d], one row for each image", found)
         size = math.prod(self.shape) * self.dtype.itemsize
         if size > self._file.size - self._start:
             found = f"it has {self._file.size - self._start:,}: it was cut short or damaged"
-            raise refusal(*self._words, f"{size:,} bytes of numbers, as its header tells", found)
+            raise Refusal(None, self._name, f"{size:,} bytes of numbers, as its header tells", found)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows first … stop − 1, [m, d]."""
@@ -178,6 +175,6 @@ class NpyFile:
         content = b"".join(self._file.pread(*read) for read in reads)
         if self._file.changed() or len(content) < count * d * width:
             hint = "it was cut short or written to while it was read"
-            raise refusal(*self._words, "the file as it was", hint)
+            raise Refusal(None, self._name, "the file as it was", hint)
         numbers = np.frombuffer(content, self.dtype)
         return numbers.reshape(d, count).T if self._by_column else numbers.reshape(count, d)

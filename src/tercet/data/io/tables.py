@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.core.checks import as_path, refusal
+from tercet.core.checks import Refusal, as_path
 from tercet.data.io.atomic import atomically
 from tercet.data.io.parquet_files import opened_parquet, parquet_writer
 
@@ -57,7 +57,6 @@ def _array(values: Any, text: bool) -> Any:
 
 
 def read_columns(
-    caller: str,
     path: str | Path,
     text: Sequence[str] = (),
     others: Sequence[str] | None = None,
@@ -71,7 +70,6 @@ def read_columns(
     whole numbers of 2⁶³ and more become text, as in CSV, and so do dates and decimals.
 
     Args:
-        caller: the function that was called, for messages.
         path: the table.
         text: columns that are read as strings, with a value in every row.
         others: further columns to read; None for all.
@@ -88,20 +86,20 @@ def read_columns(
     """
     import pyarrow as pa
 
-    source = as_path(caller, "path", path)
+    source = as_path(None, "path", path)
     if source.suffix not in (".csv", ".parquet"):
-        raise refusal(caller, "path", str(path), "a table ending in .csv or .parquet")
+        raise Refusal("path", str(path), "a table ending in .csv or .parquet")
     if not source.is_file():
-        raise refusal(caller, "path", str(path), "an existing file")
+        raise Refusal("path", str(path), "an existing file")
     try:
         table = _parquet(source) if source.suffix == ".parquet" else _csv(source)
     except (pa.ArrowException, OSError) as error:
         said = str(error).splitlines()[0][:200]  # the error may quote a line of the table
-        raise refusal(caller, "path", str(path), "a readable table", said) from error
+        raise Refusal("path", str(path), "a readable table", said) from error
     for name in (*text, *numbers, *integers, *(table.column_names if others is None else others)):
         if table.column_names.count(name) != 1:
             shown = ", ".join(table.column_names)
-            raise refusal(caller, "path", str(path), f"one column {name!r}", f"its columns are: {shown}")
+            raise Refusal("path", str(path), f"one column {name!r}", f"its columns are: {shown}")
     kinds: dict[str, Any] = dict.fromkeys(table.column_names if others is None else others)
     kinds |= {**dict.fromkeys(text, str), **dict.fromkeys(numbers, float), **dict.fromkeys(integers, int)}
     columns = {}
@@ -110,12 +108,12 @@ def read_columns(
             columns[name], missing = _values(table[name], kind, guess=source.suffix == ".csv")
         except pa.ArrowException as error:
             expected, said = _refused(name, kind, table[name], error)
-            raise refusal(caller, "path", str(path), expected, said) from None
+            raise Refusal("path", str(path), expected, said) from None
         rows = np.flatnonzero(missing)
         if rows.size:
             expected = f"a value in every row of column {name!r}"
             said = f"row {rows[0] + 1} of {len(table)} has none"
-            raise refusal(caller, "path", str(path), expected, said)
+            raise Refusal("path", str(path), expected, said)
     return columns
 
 

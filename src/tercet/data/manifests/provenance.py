@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal, refusal
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.checked_json import (
     JsonRecord,
@@ -93,14 +93,13 @@ def provenance_of(
         raise refusal("write_manifest", "provenance", facts, expected, str(error)) from error
 
 
-def refuse_other_catalog(caller: str, triplets: Any, catalog: Any) -> None:
+def refuse_other_catalog(triplets: Any, catalog: Any) -> None:
     """Refuse a catalog in which the rows of a manifest are other images, or have other classes.
 
     Fingerprints are compared. Where they differ, paths and classes of all rows are compared, since groups may
     differ. For a manifest of another program only paths are compared, as its classes are folders.
 
     Args:
-        caller: the function that was called, for messages.
         triplets: the triplets or pairs; only those of a manifest are checked.
         catalog: a `Catalog`, a `ShardIndex`, or another object, which is not checked.
 
@@ -122,7 +121,7 @@ def refuse_other_catalog(caller: str, triplets: Any, catalog: Any) -> None:
         hint = f"its row {row} is {here[row]}, and there {there[row]}"
     expected = "the images and classes that the manifest was made of, in their order"
     hint += "; leave catalog out to take the manifest's, or make a manifest of this one"
-    raise refusal(caller, "catalog", catalog, expected, hint)
+    raise Refusal("catalog", catalog, expected, hint)
 
 
 def _rows_of(catalog: Any, classes: bool) -> list[str]:
@@ -291,13 +290,10 @@ def other_part(source: Path) -> Path:
     return validation_part(source) if stem == source.name else source.with_name(stem + source.suffix)
 
 
-def refuse_other_split(
-    caller: str, source: Path, provenance: Mapping[str, Any], place: Path, place_sidecar: Path
-) -> None:
+def refuse_other_split(source: Path, provenance: Mapping[str, Any], place: Path, place_sidecar: Path) -> None:
     """Refuse a manifest next to the part of another split: training images could be in the validation part.
 
     Args:
-        caller: the function that was called, for messages.
         source: the manifest.
         provenance: its provenance.
         place, place_sidecar: where `other_part(source)` and its sidecar are.
@@ -320,7 +316,7 @@ def refuse_other_split(
         name = other_part(source).name
         shared = f"{_difference(here, there)}, so images of one may be in the other"
         hint = f"{shared}; write both with one command, or move {name} away"
-        raise refusal(caller, "path", str(source), f"the split of {name} beside it", hint)
+        raise Refusal("path", str(source), f"the split of {name} beside it", hint)
 
 
 def _split_of(record: Mapping[str, Any]) -> dict[str, Any]:

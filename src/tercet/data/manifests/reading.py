@@ -72,7 +72,7 @@ def read_rows(source: Path, root: str | None, outside_root: bool) -> Found:
     other = other_part(source)
     names = [source, sidecar(source), other, sidecar(other)]
     with border(_CALLER, "path"):
-        found = read_consistently(_CALLER, names, partial(_read, source, root))
+        found = read_consistently(names, partial(_read, source, root))
     if found.reopen:
         found = found._replace(reopen=(*found.reopen[:2], outside_root))
     if isinstance(found.catalog, Catalog):
@@ -84,9 +84,9 @@ def _in_its_root(source: Path, outside_root: bool, catalog: Catalog | Callable[[
     """The catalog of a manifest, refused if a path leads out of its root and `outside_root` is False."""
     with border(_CALLER, "path"):
         catalog = catalog if isinstance(catalog, Catalog) else catalog()
-    if outside_root:
-        return replace(catalog, outside_root=True)
-    refuse_outside(_CALLER, source, catalog.root, catalog.paths, rows=False)
+        if outside_root:
+            return replace(catalog, outside_root=True)
+        refuse_outside(source, catalog.root, catalog.paths, rows=False)
     return catalog
 
 
@@ -103,7 +103,7 @@ def _read(source: Path, root: str | None, places: list[Path]) -> Found:
             found = _of_text(source, root, place, file, sidecar_file)
         else:
             found = _stored(source, root, place, file) or _of_paths(source, root, place, file)
-        refuse_other_split(_CALLER, source, found.provenance, *other)
+        refuse_other_split(source, found.provenance, *other)
         return found
     except UnicodeDecodeError as error:
         raise refusal(_CALLER, "path", str(source), "text in UTF-8", f"it is damaged ({error})") from error

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.core.checks import as_array, as_bool, as_int, as_path, as_string, refusal
+from tercet.core.checks import Refusal, as_array, as_bool, as_int, as_path, as_string, border, refusal
 from tercet.core.indices import LabeledPairs, PairSequence, Triplets, TripletSequence
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import atomically_together, fresh_target
@@ -135,19 +135,19 @@ def write_manifests(
     Raises:
         ValueError, OSError: as by `write_manifest`.
     """
-    caller = "write_manifest"
-    targets = [manifest_target(caller, part.path, overwrite) for part in parts]
-    path_prefix = as_string(caller, "path_prefix", path_prefix)
-    progress, csv_safe = as_bool(caller, "progress", progress), as_bool(caller, "csv_safe", csv_safe)
-    chunk_size = as_int(caller, "chunk_size", chunk_size, 1)
-    records = [
-        _record_of(caller, target, part, path_prefix, csv_safe)
-        for target, part in zip(targets, parts, strict=True)
-    ]
-    for target, record in zip(targets, records, strict=True):
-        other = other_part(target)
-        if other not in targets:
-            refuse_other_split(caller, target, record, other, sidecar(other))
+    with border("write_manifest"):
+        targets = [manifest_target(part.path, overwrite) for part in parts]
+        path_prefix = as_string(None, "path_prefix", path_prefix)
+        progress, csv_safe = as_bool(None, "progress", progress), as_bool(None, "csv_safe", csv_safe)
+        chunk_size = as_int(None, "chunk_size", chunk_size, 1)
+        records = [
+            _record_of(target, part, path_prefix, csv_safe)
+            for target, part in zip(targets, parts, strict=True)
+        ]
+        for target, record in zip(targets, records, strict=True):
+            other = other_part(target)
+            if other not in targets:
+                refuse_other_split(target, record, other, sidecar(other))
     names = [name for target in targets for name in _names(target)]
     with atomically_together(names, overwrite) as unfinished:
         files = dict(zip(names, unfinished, strict=True))
@@ -165,21 +165,19 @@ def write_manifests(
                 files[sidecar(target)].write_text(to_json(facts, indent=1) + "\n", "utf-8")
 
 
-def _record_of(
-    caller: str, target: Path, part: ManifestPart, path_prefix: str, csv_safe: bool
-) -> dict[str, Any]:
+def _record_of(target: Path, part: ManifestPart, path_prefix: str, csv_safe: bool) -> dict[str, Any]:
     """The provenance of a manifest that can be written, refused where it cannot."""
     if csv_safe and target.suffix != ".csv":
-        raise refusal(caller, "csv_safe", csv_safe, f"False for {target.suffix}", "only .csv has cells")
+        raise Refusal("csv_safe", csv_safe, f"False for {target.suffix}", "only .csv has cells")
     if path_prefix and target.suffix not in TEXT_FORMATS:
         expected = f"no prefix for {target.suffix}"
-        raise refusal(caller, "path_prefix", path_prefix, expected, "give it to a text format")
+        raise Refusal("path_prefix", path_prefix, expected, "give it to a text format")
     catalog = part.catalog
-    refuse_unwritable(caller, catalog)
-    refuse_other_catalog(caller, part.triplets, catalog)
+    refuse_unwritable(catalog)
+    refuse_other_catalog(part.triplets, catalog)
     if len(set(catalog.paths)) < len(catalog):
         name, count = Counter(catalog.paths).most_common(1)[0]
-        raise refusal(caller, "catalog", catalog, "each path once", f"{name!r} is there {count} times")
+        raise Refusal("catalog", catalog, "each path once", f"{name!r} is there {count} times")
     facts = {**_facts_of(part.triplets), **part.provenance, "csv_safe": csv_safe}
     if not csv_safe:
         del facts["csv_safe"]
@@ -191,24 +189,23 @@ def _names(target: Path) -> list[Path]:
     return [target, sidecar(target)] if target.suffix in TEXT_FORMATS else [target]
 
 
-def manifest_target(caller: str, path: str | Path, overwrite: bool) -> Path:
+def manifest_target(path: str | Path, overwrite: bool) -> Path:
     """`path`, refused before any work is done for it if no manifest could be written there.
 
     Args:
-        caller: the function that was called, for messages.
         path: the manifest to be written.
         overwrite: whether an existing one may be replaced.
 
     Raises:
         ValueError: another suffix, an existing file or sidecar, or no such folder.
     """
-    target = fresh_target(caller, path, overwrite, FORMATS)
+    target = fresh_target(path, overwrite, FORMATS)
     other = sidecar(target)
     if target.suffix in TEXT_FORMATS and other.is_dir():
-        raise refusal(caller, "path", str(path), f"no folder {other}", "move it away")
+        raise Refusal("path", str(path), f"no folder {other}", "move it away")
     if target.suffix in TEXT_FORMATS and os.path.lexists(other) and not overwrite:
         hint = "it exists; overwrite=True or --overwrite replaces it"
-        raise refusal(caller, "path", str(path), f"no file {other}", hint)
+        raise Refusal("path", str(path), f"no file {other}", hint)
     return target
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tercet.core.checks import as_array, as_int, label_codes, refusal
+from tercet.core.checks import Refusal, as_array, as_int, border, label_codes, refusal
 from tercet.core.indices import LabeledPairs, PairSequence, Triplets, TripletSequence
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits
 from tercet.data.samplers.resumable import EpochSampler
@@ -97,7 +97,8 @@ class AnchorSampler(EpochSampler):
         self.anchors = as_int(_CALLER, "anchors", anchors, 1)
         if self.anchors % self.per_class:
             raise refusal(_CALLER, "anchors", anchors, f"a multiple of per_class={self.per_class}")
-        self.images = None if images is None else as_int(_CALLER, "images", images, images_each(triplets))
+        with border(_CALLER, "triplets"):
+            self.images = None if images is None else as_int(None, "images", images, images_each(triplets))
         column = _anchors_of(triplets)
         if not len(column):
             raise refusal(_CALLER, "triplets", triplets, "at least one triplet or pair")
@@ -242,13 +243,11 @@ def _classes(triplets: Any, labels: Any, rows: Int[np.ndarray, " a"]) -> Int[np.
     return np.unique(codes[rows], return_inverse=True)[1].reshape(-1)
 
 
-def images_each(triplets: Any, caller: str = _CALLER, argument: str = "triplets") -> int:
+def images_each(triplets: Any) -> int:
     """How many images each entry of a sequence names: 3 of triplets, 2 of pairs.
 
     Args:
         triplets: the sequence.
-        caller: who was given it, for the sentence.
-        argument: as which argument.
 
     Raises:
         ValueError: a sequence of neither.
@@ -261,10 +260,10 @@ def images_each(triplets: Any, caller: str = _CALLER, argument: str = "triplets"
         except (ValueError, OSError):  # a damaged manifest says so itself
             raise
         except Exception:  # no length, or no such index
-            raise refusal(caller, argument, type(triplets).__name__, expected) from None
+            raise Refusal(None, type(triplets).__name__, expected) from None
         if not (columns is None or isinstance(columns, (Triplets, LabeledPairs))):
             shown = f"{type(triplets).__name__} of {type(columns).__name__}"
-            raise refusal(caller, argument, shown, expected)
+            raise Refusal(None, shown, expected)
     return 2 if isinstance(columns, LabeledPairs) else 3
 
 
@@ -274,7 +273,8 @@ def _anchors_of(triplets: Any) -> Int[np.ndarray, " t"]:
     Raises:
         ValueError: no such sequence, columns that are not whole numbers, or columns of unequal length.
     """
-    each = images_each(triplets)
+    with border(_CALLER, "triplets"):
+        each = images_each(triplets)
     if isinstance(triplets, (Triplets, LabeledPairs)):
         expected = "columns of row numbers, of one length"
         columns = [as_array(_CALLER, "triplets", column, expected) for column in triplets[:each]]

@@ -205,7 +205,8 @@ def shards_folder(folder: str | Path, split: str) -> Path:
 
 
 def _check_catalog(catalog: Catalog) -> None:
-    refuse_unwritable(_CALLER, catalog)
+    with border(_CALLER):
+        refuse_unwritable(catalog)
     if not len(catalog):
         raise refusal(_CALLER, "catalog", catalog, "at least one image")
     if "class" in catalog.groups:

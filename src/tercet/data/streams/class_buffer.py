@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tercet.core.checks import as_batch_size, as_choice, as_int, refusal
+from tercet.core.checks import Refusal, as_batch_size, as_choice, as_int, border
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, permute
 
 __all__ = ["ON_SHORT", "ClassBuffer", "Group", "checked_sizes"]
@@ -33,11 +33,10 @@ class _Buffered:
         self.item, self.uses = item, 0
 
 
-def checked_sizes(caller: str, p: Any, k: Any, buffer: Any, cap: Any) -> tuple[int, int, int, int]:
+def checked_sizes(p: Any, k: Any, buffer: Any, cap: Any) -> tuple[int, int, int, int]:
     """p, k, and the bounds of a buffer for them: by default 4 · p · k items, and buffer / p of one class.
 
     Args:
-        caller: who was given them, for the sentence.
         p: classes in a batch.
         k: items of each class in a batch.
         buffer: the most items in the buffer; None for the default.
@@ -47,18 +46,18 @@ def checked_sizes(caller: str, p: Any, k: Any, buffer: Any, cap: Any) -> tuple[i
         ValueError: not whole numbers, or bounds too small for p classes of k items each.
 
     Example:
-        >>> checked_sizes("pk_batched", 32, 4, None, None)
+        >>> checked_sizes(32, 4, None, None)
         (32, 4, 512, 16)
     """
-    p, k = as_batch_size(caller, p, k)
+    p, k = as_batch_size(None, p, k)
     if buffer is None:
         buffer = 4 * p * k
-    buffer = as_int(caller, "buffer", buffer, 1)
+    buffer = as_int(None, "buffer", buffer, 1)
     if buffer < p * k:
-        raise refusal(caller, "buffer", buffer, f"at least p · k = {p * k} images")
+        raise Refusal("buffer", buffer, f"at least p · k = {p * k} images")
     if cap is None:
         cap = buffer // p
-    return p, k, buffer, as_int(caller, "cap", cap, k, buffer // p)
+    return p, k, buffer, as_int(None, "cap", cap, k, buffer // p)
 
 
 class ClassBuffer:
@@ -107,7 +106,8 @@ class ClassBuffer:
         key: int = 0,
         caller: str = "ClassBuffer",
     ) -> None:
-        self.p, self.k, self.size, self.cap = checked_sizes(caller, p, k, buffer, cap)
+        with border(caller):
+            self.p, self.k, self.size, self.cap = checked_sizes(p, k, buffer, cap)
         self.on_short = as_choice(caller, "on_short", on_short, ON_SHORT)
         self._caller, self._key = caller, key
         self._unused: dict[Any, list[_Buffered]] = {}  # by class

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tercet.core.checks import as_choice, as_seed, refusal
+from tercet.core.checks import as_choice, as_seed, border, refusal
 from tercet.core.randomness import derive_key
 from tercet.data.streams.class_buffer import ON_SHORT, ClassBuffer, Group, checked_sizes
 from tercet.data.streams.samples import Handler, Sample, keep_going, label_of, raw_samples
@@ -79,7 +79,8 @@ def pk_batched(
         [[b'0', b'1'], [b'2', b'3']]
     """
     caller = "pk_batched"
-    p, k, buffer, cap = checked_sizes(caller, p, k, buffer, cap)
+    with border(caller):
+        p, k, buffer, cap = checked_sizes(p, k, buffer, cap)
     as_choice(caller, "on_short", on_short, ON_SHORT)
     for name, value in (("decode", decode), ("handler", handler)):
         if not (value is None or callable(value)):

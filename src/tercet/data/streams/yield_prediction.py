@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tercet.core.checks import as_choice, as_float, as_int, as_seed, label_codes, refusal
+from tercet.core.checks import as_choice, as_float, as_int, as_seed, border, label_codes, refusal
 from tercet.core.randomness import derive_key, permute
 from tercet.data.shards.layouts import LAYOUTS, as_layout, by_class, mixed
 from tercet.data.streams.class_buffer import ON_SHORT, ClassBuffer, checked_sizes
@@ -101,7 +101,8 @@ def predict_yield(
     """
     caller = "predict_yield"
     codes, _ = label_codes(caller, labels)
-    p, k, buffer, checked_cap = checked_sizes(caller, p, k, buffer, cap)
+    with border(caller):
+        p, k, buffer, checked_cap = checked_sizes(p, k, buffer, cap)
     layout = as_layout(caller, "layout", layout, (*LAYOUTS, "stored"))
     as_choice(caller, "on_short", on_short, ON_SHORT)
     setting = _Setting(

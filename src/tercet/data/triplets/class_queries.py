@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from tercet.core.checks import as_choice, as_int, as_seed, label_codes, refusal
+from tercet.core.checks import Refusal, as_choice, as_int, as_seed, border, label_codes, refusal
 from tercet.core.randomness import derive_key, keyed_bits, permute
 
 __all__ = ["ClassQueries"]
@@ -67,7 +67,8 @@ class ClassQueries(ABC):
     def _sort_into_cells(self, codes: Int64[np.ndarray, " n"], groups: Any) -> Int64[np.ndarray, " n"]:
         """Sort the images by cell, and give the cell of each image."""
         self._grouped = groups is not None
-        cells, self.groups = (codes, 0) if groups is None else _cells(type(self).__name__, codes, groups)
+        with border(type(self).__name__):
+            cells, self.groups = (codes, 0) if groups is None else _cells(codes, groups)
         self._rows = np.argsort(cells, kind="stable")  # images, class by class; a place is a position here
         self._cell_size = np.bincount(cells)
         self._cell_start = np.cumsum(self._cell_size) - self._cell_size
@@ -227,10 +228,10 @@ class ClassQueries(ABC):
         return {"strategy": "random", "parameters": parameters, "counts": counts}
 
 
-def _cells(caller: str, codes: Int64[np.ndarray, " n"], groups: Any) -> tuple[Int64[np.ndarray, " n"], int]:
+def _cells(codes: Int64[np.ndarray, " n"], groups: Any) -> tuple[Int64[np.ndarray, " n"], int]:
     """The number of each image's (class, group), sorted by class first; and how many groups there are."""
-    numbers, names = label_codes(caller, groups, "groups")
+    numbers, names = label_codes(None, groups, "groups")
     if numbers.shape != codes.shape:
         found, expected = f"{len(numbers)} groups", f"one group for each of {len(codes)} labels"
-        raise refusal(caller, "groups", found, expected)
+        raise Refusal("groups", found, expected)
     return np.unique(codes * len(names) + numbers, return_inverse=True)[1].astype(np.int64), len(names)

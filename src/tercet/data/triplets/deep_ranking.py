@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.core.checks import as_float, as_int, as_seed, label_codes, refusal
+from tercet.core.checks import Refusal, as_float, as_int, as_seed, border, label_codes, refusal
 from tercet.core.indices import Triplets, rows_at
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.data.triplets.relevance import Relevance
@@ -118,14 +118,16 @@ class DeepRankingTriplets:
         self._least = round(self.gap - ROUNDING, 15)  # rounded: 0, or a step that changes a relevance of 1
         self._key = derive_key(caller, self.seed)
         self._sort_by_class(codes)
-        total, self._floor, widest, served = self._survey(caller)
+        with border(caller):
+            total, self._floor, widest, served = self._survey()
         self._mass = np.cumsum(total)  # of all queries
         self._served_mass = np.cumsum(np.where(served, total, 0.0))
         self.alone = int((self._sizes == 1).sum())
         self.queries = int((total > 0).sum())
         self.irrelevant = len(codes) - self.alone - self.queries
         self.unserved = self.queries - int(served.sum())
-        self._refuse_without_queries(caller, gap, float(widest.max()), bool(served.any()))
+        with border(caller):
+            self._refuse_without_queries(gap, float(widest.max()), bool(served.any()))
 
     def _sort_by_class(self, codes: Int64[np.ndarray, " n"]) -> None:
         self._rows = np.argsort(codes, kind="stable")  # images, class by class; a place is a position here
@@ -133,19 +135,19 @@ class DeepRankingTriplets:
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._label = codes[self._rows]
 
-    def _refuse_without_queries(self, caller: str, gap: Any, widest: float, served: bool) -> None:
+    def _refuse_without_queries(self, gap: Any, widest: float, served: bool) -> None:
         """Refuse relevances without a query, or without one for in-class negatives where those are wanted."""
         if not self.queries:
             found = f"{self.relevance!r}: none above 0 within a class"
-            raise refusal(caller, "relevance", found, "an image that is relevant to another of its class")
+            raise Refusal("relevance", found, "an image that is relevant to another of its class")
         if not served and self.out_of_class < 1:
             expected = f"at most {widest:g}, the widest gap between relevances to one query"
             if widest < 0:
                 expected = "two images of some relevance to one query of their class"
-            raise refusal(caller, "gap", gap, expected, "lower it or pass out_of_class=1")
+            raise Refusal("gap", gap, expected, "lower it or pass out_of_class=1")
 
     def _survey(
-        self, caller: str
+        self,
     ) -> tuple[
         Float[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"], Bool[np.ndarray, " n"]
     ]:
@@ -164,7 +166,7 @@ class DeepRankingTriplets:
             for at, _, r in self._blocks(places):
                 if not (r.min() >= 0 and r.max() <= 1):
                     found = f"{self.relevance!r}: from {r.min()} to {r.max()}"
-                    raise refusal(caller, "relevance", found, "relevances from 0 to 1")
+                    raise Refusal("relevance", found, "relevances from 0 to 1")
                 where = places[at]
                 positive = np.where(r > 0, r, np.inf)
                 low = positive.min(axis=1) if nth == 0 else np.partition(positive, nth, axis=1)[:, nth]

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from tercet.core.checks import as_bool, refusal
+from tercet.core.checks import Refusal, as_bool, border, refusal
 from tercet.core.indices import row_numbers
 from tercet.data.io.positional import NpyFile
 from tercet.data.io.tables import read_columns
@@ -74,11 +74,14 @@ class TeacherRelevance:
     """
 
     def __init__(self, embeddings: Any) -> None:
-        caller = type(self).__name__
-        array = _opened(caller, embeddings)
+        with border(type(self).__name__, "embeddings"):
+            self._round(_opened(embeddings))
+
+    def _round(self, array: np.ndarray | NpyFile) -> None:
+        """Keep unit rows as whole multiples of 1 / _STEPS, and the length of each."""
         if len(array.shape) != 2 or not math.prod(array.shape) or array.dtype.kind not in "fiu":
             found = f"array of {array.dtype} {list(array.shape)}"
-            raise refusal(caller, "embeddings", found, "numbers [n, d], one row for each image")
+            raise Refusal(None, found, "numbers [n, d], one row for each image")
         n, d = array.shape
         self._steps: np.ndarray = np.empty(array.shape, dtype=np.int16)
         self._scale = np.empty(n)  # 1 / length of the rounded row
@@ -87,7 +90,7 @@ class TeacherRelevance:
             block = np.array(array[first : first + rows], dtype=np.float64)
             if not np.isfinite(block).all():
                 bad = int(first + np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-                raise refusal(caller, "embeddings", f"row {bad} with NaN or infinity", "finite numbers")
+                raise Refusal(None, f"row {bad} with NaN or infinity", "finite numbers")
             block = np.rint(unit_rows(block) * _STEPS)
             self._steps[first : first + rows] = block
             square = np.square(block).sum(axis=1)  # of whole numbers, so exact in any order
@@ -226,7 +229,8 @@ class TableRelevance:
     def __init__(self, i: Any, j: Any, r: Any, *, symmetric: bool = True) -> None:
         caller = type(self).__name__
         symmetric = as_bool(caller, "symmetric", symmetric)
-        rows = [row_numbers(caller, name, values, _MOST) for name, values in (("i", i), ("j", j))]
+        with border(caller):
+            rows = [row_numbers(name, values, _MOST) for name, values in (("i", i), ("j", j))]
         try:
             values = np.asarray(r, dtype=np.float64)
         except Exception:
@@ -265,7 +269,8 @@ class TableRelevance:
         Raises:
             ValueError: not such a table, invalid row numbers, r out of [0, 1], or a pair with two relevances.
         """
-        columns = read_columns(f"{cls.__name__}.read", path, others=(), numbers=("r",), integers=("i", "j"))
+        with border(f"{cls.__name__}.read"):
+            columns = read_columns(path, others=(), numbers=("r",), integers=("i", "j"))
         return cls(columns["i"], columns["j"], columns["r"], symmetric=symmetric)
 
     def __repr__(self) -> str:
@@ -288,7 +293,8 @@ class TableRelevance:
         return self._found(i, j)
 
     def _found(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        i, j = (row_numbers(type(self).__name__, name, rows, _MOST) for name, rows in (("i", i), ("j", j)))
+        with border(type(self).__name__):
+            i, j = (row_numbers(name, rows, _MOST) for name, rows in (("i", i), ("j", j)))
         wanted = i << 32 | j
         if not self._keys.size:
             return np.zeros(wanted.shape)
@@ -349,7 +355,7 @@ class FunctionRelevance:
         return r
 
 
-def _opened(caller: str, embeddings: Any) -> np.ndarray | NpyFile:
+def _opened(embeddings: Any) -> np.ndarray | NpyFile:
     """An array unchanged, or an open .npy file for a path."""
     if not isinstance(embeddings, (str, os.PathLike)):
         try:
@@ -359,11 +365,11 @@ def _opened(caller: str, embeddings: Any) -> np.ndarray | NpyFile:
                 type(embeddings).__name__,
                 "convert a tensor with .detach().cpu().float().numpy()",
             )
-            raise refusal(caller, "embeddings", found, "an array [n, d]", hint) from error
+            raise Refusal("embeddings", found, "an array [n, d]", hint) from error
     expected = "an existing .npy file of numbers [n, d]"
     if Path(embeddings).suffix != ".npy" or not Path(embeddings).is_file():
-        raise refusal(caller, "embeddings", os.fspath(embeddings), expected)
-    return NpyFile(caller, "embeddings", Path(embeddings))
+        raise Refusal("embeddings", os.fspath(embeddings), expected)
+    return NpyFile(Path(embeddings))
 
 
 def unit_rows(rows: Any) -> Float[np.ndarray, "n d"]:
@@ -388,4 +394,5 @@ def _same_count(caller: str, relevance: Any, count: int) -> None:
 
 def _known(relevance: Any, rows: np.ndarray) -> np.ndarray:
     """Row numbers, refused where the relevance has no such image."""
-    return row_numbers(type(relevance).__name__, "rows", rows, len(relevance))
+    with border(type(relevance).__name__):
+        return row_numbers("rows", rows, len(relevance))

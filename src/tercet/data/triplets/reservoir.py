@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.core.checks import as_float, as_int, as_seed, refusal
+from tercet.core.checks import Refusal, as_float, as_int, as_seed, border, refusal
 from tercet.core.indices import Triplets
 from tercet.core.randomness import derive_key, keyed_bits, keyed_integers, keyed_uniform
 from tercet.data.triplets.relevance import unit_rows
@@ -180,7 +180,8 @@ class ReservoirTriplets:
             return None
         near = np.empty(0)
         if known is None and buffer is not None:
-            near = self._asked(caller, array[None], buffer.features[: buffer.fill])[0]
+            with border(caller):
+                near = self._asked(array[None], buffer.features[: buffer.fill])[0]
         self._totals_given = known is not None
         if buffer is None:
             try:
@@ -259,7 +260,8 @@ class ReservoirTriplets:
     ) -> Int64[np.ndarray, "2 k"]:
         """Slots of a positive and of an in-class negative for each query; −1 where none is accepted."""
         features, total = buffer.features[: buffer.fill], buffer.totals()
-        r = self._asked("ReservoirTriplets.triplets", features[query], features)  # [k, B]
+        with border("ReservoirTriplets.triplets"):
+            r = self._asked(features[query], features)  # [k, B]
         each = np.arange(len(query))
         bound = np.minimum(r, self.cap)
         scale = max(1.0, total.min(initial=np.inf, where=total > 0) / self.cap)
@@ -285,20 +287,20 @@ class ReservoirTriplets:
             succeeds = luck < -np.expm1(self.tries * np.log1p(-chance))
         return np.where(succeeds, drawn_columns(accept, which), -1)
 
-    def _asked(self, caller: str, features: np.ndarray, others: np.ndarray) -> Float[np.ndarray, "a r"]:
+    def _asked(self, features: np.ndarray, others: np.ndarray) -> Float[np.ndarray, "a r"]:
         """The result of the relevance function, refused unless it is [a, r] and in [0, 1]."""
         if not len(others):
             return np.empty((len(features), 0))
         shape = (len(features), len(others))
         r = np.asarray(self._relevance(features, others))
         if r.dtype.kind not in "fiub":
-            raise refusal(caller, "relevance", f"it gave an array of {r.dtype}", "numbers from 0 to 1")
+            raise Refusal("relevance", f"it gave an array of {r.dtype}", "numbers from 0 to 1")
         r = r.astype(np.float64)
         if r.shape != shape:
-            raise refusal(caller, "relevance", f"it gave shape {r.shape}", f"shape {shape}, [a, r]")
+            raise Refusal("relevance", f"it gave shape {r.shape}", f"shape {shape}, [a, r]")
         if not (r.min() >= 0 and r.max() <= 1):
             bad = r[~((r >= 0) & (r <= 1))][0]
-            raise refusal(caller, "relevance", f"it gave {bad}", "numbers from 0 to 1")
+            raise Refusal("relevance", f"it gave {bad}", "numbers from 0 to 1")
         return r
 
     def _warn_of_full(self, buffers: list[ClassBuffer]) -> None:
