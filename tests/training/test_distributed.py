@@ -320,10 +320,12 @@ def test_one_process_that_gathers_has_the_loss_and_gradient_of_the_batch(head, m
     model = network()
     x = model(IMAGES)
     row_ids, ref = gather(x, LABELS, ids)
-    loss = loss_of(x, LABELS, HEADS[head](reduction="sum"), MINERS[miner], row_ids, ref)
+    own = HEADS[head](reduction="sum")
+    loss = loss_of(x, LABELS, own, MINERS[miner], row_ids, ref)
     loss.backward()
     check_adds_up(
-        [(loss.detach(), gradients(model))], one_process(HEADS[head](reduction="sum"), MINERS[miner], ids)
+        [(loss.detach(), gradients(model, own))],
+        one_process(HEADS[head](reduction="sum"), MINERS[miner], ids),
     )
 
 
