@@ -1,7 +1,10 @@
 """Every call into tercet is checked against its annotations, shapes included, while the tests run."""
 
 import os
+import re
+import sys
 
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -16,3 +19,22 @@ def no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture
+def tercet(monkeypatch, capfd):
+    """Calls the console script; gives its exit code, standard output and standard error, as one line each."""
+    from tercet.cli.app import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+    # Typer asks for the annotation typer.Context and then hands over its parent class.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tercet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = (re.sub(r"[\s│╭╮╰╯─┌┐└┘├┤┬┴]+", " ", text) for text in capfd.readouterr())
+        return ended.value.code or 0, out, err
+
+    return call

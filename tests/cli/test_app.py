@@ -12,11 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import cv2
-import jaxtyping
 import numpy as np
 import pytest
 
-from tercet.cli.app import main
 from tercet.data.catalog.scan import scan_folder
 from tercet.data.manifests.formats import FORMATS
 from tercet.data.manifests.manifest import read_manifest
@@ -24,25 +22,9 @@ from tercet.data.triplets.deep_ranking import DeepRankingTriplets
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.data.triplets.relevance import FolderRelevance, TableRelevance, TeacherRelevance
+from tests.helpers import listed
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def tercet(monkeypatch, capfd):
-    """Calls the console script; gives its exit code, standard output and standard error, as one line each."""
-    monkeypatch.setenv("COLUMNS", "200")
-    # Typer asks for the annotation typer.Context and then hands over its parent class.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tercet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = (re.sub(r"[\s│╭╮╰╯─┌┐└┘├┤┬┴]+", " ", text) for text in capfd.readouterr())
-        return ended.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture
@@ -56,10 +38,6 @@ def photos(tmp_path):
         (tmp_path / "photos" / name).write_bytes(b"")
     (tmp_path / "photos" / "empty").mkdir()
     return tmp_path / "photos"
-
-
-def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets), strict=True))
 
 
 # random

@@ -20,7 +20,7 @@ from tercet.data.shards import writing as shard_writing
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
 from tercet.data.streams.yield_prediction import predict_yield
-from tests.cli.test_app import tercet  # noqa: F401  a fixture
+from tests.helpers import contents
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,10 +35,6 @@ def photos(tmp_path, monkeypatch):
         file.write_bytes(b"%d" % number)
     Path("photos/00/notes.txt").write_text("mine")
     return Path("photos")
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
 
 
 LEFT_OUT = "left out: 00/notes.txt: not an image "
@@ -56,7 +52,7 @@ LEFT_OUT = "left out: 00/notes.txt: not an image "
         (["--batches", 4, 2], {"k": 2}),
     ],
 )
-def test_the_shards_are_those_of_the_library(tercet, photos, arguments, options):  # noqa: F811
+def test_the_shards_are_those_of_the_library(tercet, photos, arguments, options):
     given = ["--class-depth", 1, "--groups", 2, *arguments, "--quiet"]
     assert tercet("make-shards", photos, "out", *given) == (0, "", LEFT_OUT)
     catalog = scan_folder(photos, class_depth=1)
@@ -66,10 +62,10 @@ def test_the_shards_are_those_of_the_library(tercet, photos, arguments, options)
     write_shards(
         "expected", type(catalog)(catalog.paths, catalog.labels, catalog.classes, groups, photos), **options
     )
-    assert contents("out") == contents("expected")
+    assert contents(Path("out")) == contents(Path("expected"))
 
 
-def test_the_old_name_of_the_layout_is_taken_with_a_warning(tercet, photos):  # noqa: F811
+def test_the_old_name_of_the_layout_is_taken_with_a_warning(tercet, photos):
     depth = ("--class-depth", 1, "--quiet")
     assert tercet("make-shards", photos, "out", *depth, "--layout", "identity") == (
         0,
@@ -78,10 +74,10 @@ def test_the_old_name_of_the_layout_is_taken_with_a_warning(tercet, photos):  # 
         f"version 0.3 {LEFT_OUT}",
     )
     tercet("make-shards", photos, "expected", *depth)
-    assert contents("out") == contents("expected")
+    assert contents(Path("out")) == contents(Path("expected"))
 
 
-def test_the_closing_table_tells_the_numbers(tercet, photos):  # noqa: F811
+def test_the_closing_table_tells_the_numbers(tercet, photos):
     options = ["--class-depth", 1, "--batches", 4, 2, "--images-per-shard", 20]
     code, out, err = tercet("make-shards", photos, "out", *options)
     assert code == 0
@@ -93,7 +89,7 @@ def test_the_closing_table_tells_the_numbers(tercet, photos):  # noqa: F811
     assert "writing shards" in err
 
 
-def test_a_table_with_its_groups(tercet, photos):  # noqa: F811
+def test_a_table_with_its_groups(tercet, photos):
     lines = ["file,who,camera", "00/cam0/0.jpg,Ann,1", "00/cam1/1.jpg,Ann,2", "01/cam0/6.jpg,Bob,1"]
     Path("t.csv").write_text("\n".join(lines))
     options = ["--path-column", "file", "--label-column", "who", "--group", "camera", "--root", photos]
@@ -105,7 +101,7 @@ def test_a_table_with_its_groups(tercet, photos):  # noqa: F811
     assert index.read([2]) == [b"6"]
 
 
-def test_what_is_left_out_is_told(tercet, photos):  # noqa: F811
+def test_what_is_left_out_is_told(tercet, photos):
     Path("photos/03/cam0/18.jpg").write_bytes(b"")
     depth = ("--class-depth", 2)
     code, out, err = tercet("make-shards", photos, "out", *depth)
@@ -126,7 +122,7 @@ def test_what_is_left_out_is_told(tercet, photos):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "{}/secret.jpg", "photos/link.jpg"])
-def test_a_table_leads_out_of_its_root_only_when_asked(tercet, photos, name):  # noqa: F811
+def test_a_table_leads_out_of_its_root_only_when_asked(tercet, photos, name):
     Path("secret.jpg").write_bytes(b"mine")
     Path("tables/photos").mkdir(parents=True)
     Path("tables/photos/link.jpg").symlink_to("../../secret.jpg")
@@ -141,7 +137,7 @@ def test_a_table_leads_out_of_its_root_only_when_asked(tercet, photos, name):  #
     assert ShardIndex("out").read([0, 1]) == [b"a", b"mine"]
 
 
-def test_an_interrupted_run_goes_on(tercet, photos, monkeypatch):  # noqa: F811
+def test_an_interrupted_run_goes_on(tercet, photos, monkeypatch):
     given = ("make-shards", photos, "out", "--images-per-shard", 12, "--workers", 1, "--class-depth", 2)
     write, came = shard_writing.write_shard, []
 
@@ -166,22 +162,22 @@ def test_an_interrupted_run_goes_on(tercet, photos, monkeypatch):  # noqa: F811
     assert sorted(anew) == [2, 3, 4, 5]
     assert {name: Path("out", name).stat().st_mtime_ns for name in there} == there
     write_shards("expected", scan_folder(photos, class_depth=2), images_per_shard=12)
-    assert contents("out") == contents("expected")
+    assert contents(Path("out")) == contents(Path("expected"))
 
 
-def test_shards_of_other_options_are_refused_without_overwrite(tercet, photos):  # noqa: F811
+def test_shards_of_other_options_are_refused_without_overwrite(tercet, photos):
     assert tercet("make-shards", photos, "out", "--quiet")[0] == 0
-    before = contents("out")
+    before = contents(Path("out"))
     code, out, err = tercet("make-shards", photos, "out", "--seed", 1)
     assert (code, out) == (1, "")
     expected = (
         "expected a folder without shards of another catalog or other options; info.json is of others; "
     )
     assert expected in err
-    assert contents("out") == before
+    assert contents(Path("out")) == before
     assert tercet("make-shards", photos, "out", "--seed", 1, "--overwrite", "--quiet")[0] == 0
-    assert contents("out").keys() == before.keys()
-    assert contents("out") != before
+    assert contents(Path("out")).keys() == before.keys()
+    assert contents(Path("out")) != before
 
 
 @pytest.mark.parametrize(
@@ -250,7 +246,7 @@ def test_shards_of_other_options_are_refused_without_overwrite(tercet, photos): 
         (["t.csv", "out"], 1, "Error: read_catalog(path='t.csv'): expected at least one row"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_nothing_written(tercet, photos, arguments, code, said):  # noqa: F811
+def test_what_cannot_be_done_is_said_and_nothing_written(tercet, photos, arguments, code, said):
     Path("t.csv").write_text("path,label\n")
     ended, out, err = tercet(
         "make-shards", *arguments, *(["--class-depth", 1] if arguments[:1] == ["photos"] else [])
@@ -269,7 +265,7 @@ def test_what_cannot_be_done_is_said_and_nothing_written(tercet, photos, argumen
         (["t.csv"], "write_shards(folder='t.csv'): expected a folder, not a file"),
     ],
 )
-def test_split_and_folder_are_looked_at_before_the_images(tercet, photos, monkeypatch, arguments, said):  # noqa: F811
+def test_split_and_folder_are_looked_at_before_the_images(tercet, photos, monkeypatch, arguments, said):
     Path("t.csv").write_text("path,label\n")
     monkeypatch.setattr("tercet.cli.options.scan_folder", lambda *given, **options: pytest.fail("scanned"))
     code, out, err = tercet("make-shards", "photos", *arguments)
@@ -290,7 +286,7 @@ def test_the_tool_is_the_same_command(photos):
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (0, "", LEFT_OUT.strip())
     write_shards("expected", scan_folder(photos, class_depth=2))
-    assert contents("out") == contents("expected")
+    assert contents(Path("out")) == contents(Path("expected"))
     done = subprocess.run([*words, "--k", "0"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: write_shards(k=0): expected a whole number")
@@ -315,31 +311,31 @@ def foreign(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [["tars"], ["tars/0.tar", "tars/1.tar"]])
-def test_foreign_tars_are_scanned_once(tercet, foreign, monkeypatch, arguments):  # noqa: F811
+def test_foreign_tars_are_scanned_once(tercet, foreign, monkeypatch, arguments):
     code, out, _ = tercet("index-shards", *arguments, "--label", "id")
     assert code == 0
     assert out.startswith(" shards 2 images 8 classes 3 left out 0 seconds ")
-    assert sorted(contents("tars")) == ["0.index.parquet", "0.tar", "1.index.parquet", "1.tar"]
-    before = contents("tars")
+    assert sorted(contents(Path("tars"))) == ["0.index.parquet", "0.tar", "1.index.parquet", "1.tar"]
+    before = contents(Path("tars"))
     monkeypatch.setattr("tercet.data.shards.discovery.scan_tar", lambda *given: pytest.fail("scanned again"))
     index = ShardIndex("tars")
     assert index.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     assert index.read([5]) == [b"5"]
     assert tercet("index-shards", *arguments, "--label", "id", "--quiet") == (0, "", "")
-    assert contents("tars") == before
+    assert contents(Path("tars")) == before
 
 
-def test_one_split_of_a_folder_is_indexed(tercet, foreign):  # noqa: F811
+def test_one_split_of_a_folder_is_indexed(tercet, foreign):
     splits = {f"part{shard}": {"filenames": [f"{shard}.tar"]} for shard in range(2)}
     (foreign / "info.json").write_text(json.dumps({"splits": splits}))
     code, out, err = tercet("index-shards", "tars", "--label", "id", "--quiet")
     assert (code, out) == (1, "")
     assert "ShardIndex(split=None): expected one of the splits in tars/info.json: part0, part1" in err
     assert tercet("index-shards", "tars", "--label", "id", "--split", "part1", "--quiet") == (0, "", "")
-    assert sorted(contents("tars")) == ["0.tar", "1.index.parquet", "1.tar", "info.json"]
+    assert sorted(contents(Path("tars"))) == ["0.tar", "1.index.parquet", "1.tar", "info.json"]
 
 
-def test_a_damaged_tar_is_refused_or_its_samples_kept(tercet, foreign):  # noqa: F811
+def test_a_damaged_tar_is_refused_or_its_samples_kept(tercet, foreign):
     path = foreign / "1.tar"
     path.write_bytes(path.read_bytes()[: 3 * 2048 + 600])
     code, out, err = tercet("index-shards", "tars", "--label", "id", "--quiet")
@@ -367,7 +363,7 @@ def test_a_damaged_tar_is_refused_or_its_samples_kept(tercet, foreign):  # noqa:
         (["tars", "--label", "id", "--damaged", "keep"], 1, "ShardIndex(damaged='keep'): expected one of"),
     ],
 )
-def test_what_cannot_be_indexed_is_said(tercet, foreign, arguments, code, said):  # noqa: F811
+def test_what_cannot_be_indexed_is_said(tercet, foreign, arguments, code, said):
     ended, out, err = tercet("index-shards", *arguments, "--quiet")
     assert (ended, out.strip()) == (code, "")
     assert said in err

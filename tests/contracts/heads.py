@@ -16,14 +16,10 @@ from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarit
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.triplet import TripletMargin
+from tests.helpers import double_points as points
 from tests.oracles import histogram as reference_histogram
 from tests.oracles import listwise, proxy
 from tests.oracles import triplets as reference
-
-
-def points(n, d=4, seed=0, dtype=torch.float64):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
 
 BATCHES = {
     "P × K": (points(9), torch.arange(3).repeat_interleave(3)),

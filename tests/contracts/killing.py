@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.helpers import contents
+
 STEPS = ("link", "replace", "unlink", "fsync", "pwrite", "ftruncate", "mkdir", "rmdir")
 
 
@@ -111,10 +113,6 @@ def count_calls(command: list[str], report: Path) -> None:
     finally:
         sys.setprofile(None)
         report.write_text(str(-left[0]))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def readable(folder: Path, targets: list[str], states: list[list[Any]]) -> None:

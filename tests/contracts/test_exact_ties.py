@@ -19,6 +19,7 @@ from tercet.pairwise.differences import pair_squares, squares_by_differences
 from tercet.pairwise.distances import as_distance, exact, exact_pairs
 from tercet.pairwise.euclidean import centre_of, fast_entries, fast_tile
 from tests.contracts.heads import gradient_of
+from tests.helpers import as_set
 from tests.miners.test_pairs import as_sets
 from tests.oracles import triplets as reference
 
@@ -38,10 +39,6 @@ def axes(n, d, seed=0):
 
 BATCHES = {"squared_euclidean": grid(40, 6), "cosine": axes(40, 3)}
 LABELS = torch.arange(40) % 5
-
-
-def as_set(mined):
-    return set(map(tuple, torch.stack(tuple(mined)).T.tolist()))
 
 
 def true_table(x, name):

@@ -28,9 +28,9 @@ from tests.contracts.heads import (
     check_zero,
     gradient_of,
     hinge,
-    points,
 )
-from tests.oracles.triplets import unchecked
+from tests.helpers import double_points as points
+from tests.helpers import unchecked
 
 UNEVEN = BATCHES["uneven positives per anchor"]
 NOBODY = torch.zeros(0).long()

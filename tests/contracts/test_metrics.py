@@ -15,20 +15,12 @@ from tercet.core.indices import References, Triplets
 from tercet.metrics.mining_stats import describe
 from tercet.metrics.retrieval import map_at_r, recall_at_k
 from tercet.metrics.triplet_ranking import score_at_top_k, similarity_precision
+from tests.helpers import grid, points
 from tests.oracles import figures
 from tests.oracles import triplets as reference
 
 DISTANCES = ("euclidean", "squared_euclidean", "cosine", "dot", "hamming")
 HEIGHTS = (1, 7, 100)
-
-
-def points(n, d=4, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def grid(n, d=2, seed=0):
-    """Whole numbers from 0 to 2: full of exact ties."""
-    return torch.randint(0, 3, (n, d), generator=torch.Generator().manual_seed(seed)).float()
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
 from tercet.data.streams.pk_stream import PKStream
 from tercet.data.triplets.random import RandomTriplets
-from tests.cli.test_app import tercet  # noqa: F401
-from tests.data.shards.test_tar_index import foreign
-from tests.data.shards.test_writing import photos, sentence
+from tests.helpers import photos, refusal_of, tar_of_images, write_tar
 
 COMMANDS = ("pipe:touch ran #.tar", "file:a.tar", "https:a.tar")
 
@@ -29,16 +27,6 @@ def here(tmp_path, monkeypatch):
     """A working directory, so that a command that runs leaves its mark in it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def tar_of(path, start=0):
-    """A tar of four images of each of two classes."""
-    parts = [
-        (f"{number}.{suffix}", content)
-        for number in range(start, start + 8)
-        for suffix, content in (("pgm", b"P5 2 1 255 " + bytes([number, 9])), ("cls", b"%d" % (number // 4)))
-    ]
-    return foreign(path, *parts)
 
 
 def listed(name):
@@ -61,7 +49,7 @@ def listed(name):
     ],
 )
 def test_a_tar_named_like_a_command_is_a_file(here, shards, name, steps, urls):
-    tar_of(here / name)
+    tar_of_images(here / name)
     stream = PKStream(shards(name), 2, 4, steps=steps, urls=urls)
     ((_, labels),) = stream
     assert sorted(labels.tolist()) == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -74,20 +62,20 @@ ASKED = [["pipe:touch ran"], "pipe:touch ran", "PIPE:touch ran", "pipe:touch {a,
 @pytest.mark.parametrize("urls", [False, True])
 @pytest.mark.parametrize("shards", ASKED)
 def test_a_command_is_refused_with_urls_too(here, shards, urls):
-    said = sentence(PKStream, shards, 2, 4, steps=1, urls=urls)
+    said = refusal_of(PKStream, shards, 2, 4, steps=1, urls=urls)
     assert "expected an existing tar; a URL begins with one of " in said
     assert "commands are not run: read them with webdataset.WebDataset(…).compose(pk_batched(p, k))" in said
     assert os.listdir() == []
 
 
 def test_a_listed_url_is_a_file_that_is_missing(here):
-    said = sentence(PKStream, listed("https://host/a.tar"), 2, 4, steps=1, urls=True)
+    said = refusal_of(PKStream, listed("https://host/a.tar"), 2, 4, steps=1, urls=True)
     assert "expected every tar that info.json lists; restore it" in said
 
 
 def test_an_index_of_a_tar_named_like_a_command_is_a_file(here):
     for name in COMMANDS:
-        tar = tar_of(here / name)
+        tar = tar_of_images(here / name)
         index = ShardIndex([name], write_index=True)
         assert len(ShardIndex([tar]).read(range(8))) == 8
         assert index.tars[0].with_name(name.removesuffix(".tar") + ".index.parquet").is_file()
@@ -99,7 +87,7 @@ ODD = ["[a]", "a*?", "{1..3}", "%(x)s", "[red]b", "$HOME", "`touch ran`", "s3:c"
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_a_folder_of_any_name_is_scanned_packed_listed_and_read(here, odd, tercet):  # noqa: F811
+def test_a_folder_of_any_name_is_scanned_packed_listed_and_read(here, odd, tercet):
     photos(here / odd, sizes=(3, 2))
     catalog = scan_folder(odd)
     catalog.write(f"{odd}.csv")
@@ -127,18 +115,18 @@ def streamed(source, **options):
 def test_info_json_does_not_lead_out_of_its_folder(here, call, how):
     (here / "out").mkdir()
     (here / "in").mkdir()
-    tar = tar_of(here / "out" / "a.tar")
+    tar = tar_of_images(here / "out" / "a.tar")
     names = {"..": "../out/a.tar", "absolute": str(tar), "link": "a.tar", "link of a folder": "deep/a.tar"}
     if how == "link":
         Path("in/a.tar").symlink_to(tar)
     if how == "link of a folder":
         Path("in/deep").symlink_to(here / "out")
     Path("in/info.json").write_text(json.dumps({"splits": {"train": {"filenames": [names[how]]}}}))
-    said = sentence(call, "in")
+    said = refusal_of(call, "in")
     assert "expected tars in in, and in/info.json lists one outside of it; pass outside_root=True if" in said
     assert call("in", outside_root=True)
     if call is ShardIndex and how != "link":  # the index of a link lies beside the link
-        said = sentence(ShardIndex, "in", outside_root=True, write_index=True)
+        said = refusal_of(ShardIndex, "in", outside_root=True, write_index=True)
         assert "ShardIndex(write_index=True): expected tars in in, and " in said
         assert "lies outside of it; leave it out: the tars are scanned" in said
     assert os.listdir("out") == ["a.tar"]
@@ -164,7 +152,7 @@ def test_shards_are_not_packed_of_files_outside_of_a_tables_root(here, how, unre
 def test_the_name_of_a_member_leads_nowhere(here):
     (here / "secret.jpg").write_bytes(b"secret")
     (here / "in").mkdir()
-    index = ShardIndex(foreign(here / "in" / "a.tar", ("../secret.jpg", b"photo"), ("../secret.cls", b"1")))
+    index = ShardIndex(write_tar(here / "in" / "a.tar", ("../secret.jpg", b"photo"), ("../secret.cls", b"1")))
     assert index.read([0]) == [b"photo"]
     with pytest.raises(PermissionError, match="a path that stays in the root"):
         index.catalog.file(0)
@@ -177,7 +165,7 @@ def test_nothing_is_written_through_links_that_stand_at_the_names_of_shards(here
     for name in names[:2]:
         os.symlink(here / f"outside {name}", here / "out" / name)
     write_shards("out", catalog, overwrite=True)
-    tar_of(here / "tars.tar")
+    tar_of_images(here / "tars.tar")
     os.symlink(here / "outside.parquet", here / "tars.index.parquet")
     ShardIndex("tars.tar", write_index=True)
     assert not list(here.glob("outside*"))

@@ -34,6 +34,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import cv2
 
+from tests.helpers import noise
+
 torch.set_num_threads(1)
 STEPS = 7  # batches of an epoch, of every subject
 ROWS_OF_7 = 7  # triplets in a batch of ShuffledSampler; the last batch has 6
@@ -71,10 +73,6 @@ class Source:
 
 def pipeline():
     return A.Compose([A.RandomCrop(6, 6), A.HorizontalFlip(), A.RandomBrightnessContrast(p=1)])
-
-
-def noise(image, rng):
-    return (image + rng.normal(size=image.shape)).astype(np.float32)
 
 
 def triplets_of(data):

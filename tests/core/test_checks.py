@@ -29,14 +29,7 @@ from tercet.core.checks import (
     refusal,
     shown,
 )
-
-
-def sentence(call, *args, **options):
-    """What `call` says when it refuses."""
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        call(*args, **options)
-    return str(caught.value)
-
+from tests.helpers import refusal_of
 
 # refusal
 
@@ -122,7 +115,7 @@ def test_errors_pickle_with_their_sentence():
 
 def test_checks_leave_the_caller_to_the_border():
     for check, value in ((as_int, -1), (as_float, "x"), (as_bool, 2), (as_path, 3)):
-        expected = sentence(check, "f", "x", value)
+        expected = refusal_of(check, "f", "x", value)
         with pytest.raises(ValueError, match="f") as caught, border("f", "x"):
             check(None, None, value)
         assert str(caught.value) == expected
@@ -145,15 +138,15 @@ def test_whole_takes_any_whole_number_and_gives_an_int(value):
 def test_whole_takes_what_numpy_and_torch_count_with():
     assert as_int("f", "k", 2**63 - 1) == 2**63 - 1
     expected = "a whole number from 0 to 9223372036854775807"
-    assert sentence(as_int, "f", "k", 2**63) == f"f(k={2**63}): expected {expected}"
-    assert sentence(as_int, "f", "k", 10**5000) == f"f(k=<int>): expected {expected}"
+    assert refusal_of(as_int, "f", "k", 2**63) == f"f(k={2**63}): expected {expected}"
+    assert refusal_of(as_int, "f", "k", 10**5000) == f"f(k=<int>): expected {expected}"
 
 
 def test_a_seed_has_at_most_128_bits():
     assert as_seed("f", 2**128 - 1) == 2**128 - 1
-    assert "expected a whole number from 0 to 2¹²⁸ − 1" in sentence(as_seed, "f", 2**128)
-    assert sentence(as_seed, "f", -1) == "f(seed=-1): expected a whole number of at least 0"
-    assert sentence(as_seed, "f", True) == "f(seed=True): expected a whole number of at least 0"
+    assert "expected a whole number from 0 to 2¹²⁸ − 1" in refusal_of(as_seed, "f", 2**128)
+    assert refusal_of(as_seed, "f", -1) == "f(seed=-1): expected a whole number of at least 0"
+    assert refusal_of(as_seed, "f", True) == "f(seed=True): expected a whole number of at least 0"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +159,7 @@ def test_a_seed_has_at_most_128_bits():
     ids=repr,
 )
 def test_whole_refuses_what_is_no_whole_number(value):
-    assert sentence(as_int, "f", "k", value) == f"f(k={value!r}): expected a whole number of at least 0"
+    assert refusal_of(as_int, "f", "k", value) == f"f(k={value!r}): expected a whole number of at least 0"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +174,9 @@ def test_whole_refuses_what_is_no_whole_number(value):
     ],
 )
 def test_whole_refuses_what_is_out_of_range(value, bounds, expected):
-    assert sentence(as_int, "PKSampler", "p", value, **bounds) == f"PKSampler(p={value}): expected {expected}"
+    assert (
+        refusal_of(as_int, "PKSampler", "p", value, **bounds) == f"PKSampler(p={value}): expected {expected}"
+    )
 
 
 # real
@@ -209,7 +204,7 @@ def test_real_takes_any_number_and_gives_a_float(value):
     ids=lambda value: repr(value)[:20],
 )
 def test_real_refuses_what_is_no_finite_number(value):
-    assert sentence(as_float, "f", "margin", value) == str(refusal("f", "margin", value, "a finite number"))
+    assert refusal_of(as_float, "f", "margin", value) == str(refusal("f", "margin", value, "a finite number"))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +221,7 @@ def test_real_refuses_what_is_no_finite_number(value):
 )
 def test_real_refuses_what_is_out_of_range(value, bounds, expected):
     assert (
-        sentence(as_float, "Circle", "margin", value, **bounds)
+        refusal_of(as_float, "Circle", "margin", value, **bounds)
         == f"Circle(margin={value}): expected {expected}"
     )
 
@@ -266,7 +261,7 @@ def test_choice_gives_the_option_back():
     ],
 )
 def test_choice_refuses_a_misspelt_option_and_names_the_nearest(value, said):
-    assert sentence(as_choice, "f", "reduction", value, ("mean", "sum")) == said
+    assert refusal_of(as_choice, "f", "reduction", value, ("mean", "sum")) == said
 
 
 # what has no data, or cannot be asked
@@ -287,13 +282,13 @@ META = torch.tensor(3, device="meta")
 @pytest.mark.parametrize("value", [Unreadable(), META, torch.ones(2, 2), np.array("a")], ids=shown)
 def test_a_number_that_cannot_be_read_is_refused(value):
     for check in (as_int, as_float, as_bool):
-        assert sentence(check, "f", "x", value).startswith(f"f(x={shown(value)}): expected ")
+        assert refusal_of(check, "f", "x", value).startswith(f"f(x={shown(value)}): expected ")
 
 
 def test_a_flag_without_data_or_of_several_is_refused():
     several = [torch.tensor(True, device="meta"), torch.tensor([True, False]), np.array([True, False])]
     for value in several:
-        assert sentence(as_bool, "f", "x", value) == f"f(x={shown(value)}): expected True or False"
+        assert refusal_of(as_bool, "f", "x", value) == f"f(x={shown(value)}): expected True or False"
 
 
 @pytest.mark.parametrize("value", ["a.csv", "é x.csv", Path("a")])
@@ -304,7 +299,7 @@ def test_a_path_is_a_string_or_a_path(value):
 @pytest.mark.parametrize("value", [3, True, None, b"a.csv", "", "a\0.csv", ["a"], Unreadable()], ids=shown)
 def test_what_is_no_path_is_refused(value):
     expected = "a path: a string or a pathlib.Path, not empty and without zero characters"
-    assert sentence(as_path, "f", "path", value) == f"f(path={shown(value)}): expected {expected}"
+    assert refusal_of(as_path, "f", "path", value) == f"f(path={shown(value)}): expected {expected}"
 
 
 NO_ARRAYS = {
@@ -319,8 +314,8 @@ NO_ARRAYS = {
 @pytest.mark.parametrize("kind", NO_ARRAYS)
 def test_what_numpy_makes_no_array_of_is_refused(kind):
     for said in (
-        sentence(as_array, "f", "x", NO_ARRAYS[kind], "numbers"),
-        sentence(label_codes, "f", NO_ARRAYS[kind], "x"),
+        refusal_of(as_array, "f", "x", NO_ARRAYS[kind], "numbers"),
+        refusal_of(label_codes, "f", NO_ARRAYS[kind], "x"),
     ):
         assert said.startswith(f"f(x='<{type(NO_ARRAYS[kind]).__name__}>'): expected ")
 
@@ -425,9 +420,9 @@ ONE_EACH = "one label for each of 1 or more images"
     ],
 )
 def test_labels_that_are_none_are_refused(labels, got, expected):
-    said = sentence(label_codes, "PKSampler", labels)
+    said = refusal_of(label_codes, "PKSampler", labels)
     assert said == f"PKSampler(labels={got!r}): expected {expected}"
 
 
 def test_the_sentence_names_the_argument():
-    assert sentence(label_codes, "f", [], argument="groups").startswith("f(groups=")
+    assert refusal_of(label_codes, "f", [], argument="groups").startswith("f(groups=")

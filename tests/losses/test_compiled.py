@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.contracts.heads import HEADS, check_alike, gradient_of, points
-from tests.oracles.triplets import unchecked
+from tests.contracts.heads import HEADS, check_alike, gradient_of
+from tests.helpers import double_points as points
+from tests.helpers import unchecked
 
 LABELS = torch.arange(12) % 4
 every_head = pytest.mark.parametrize("name", HEADS)

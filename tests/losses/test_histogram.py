@@ -20,11 +20,11 @@ from tests.contracts.heads import (
     check_gradient,
     check_zero,
     gradient_of,
-    points,
 )
+from tests.helpers import double_points as points
+from tests.helpers import unchecked
 from tests.oracles import histogram as loops
 from tests.oracles import triplets as reference
-from tests.oracles.triplets import unchecked
 
 NAMES = [name for name in HEADS if HEADS[name].make in (Histogram, FastAP)]
 every_head = pytest.mark.parametrize("name", NAMES)

@@ -21,11 +21,11 @@ from tests.contracts.heads import (
     check_finite,
     check_gradient,
     gradient_of,
-    points,
 )
+from tests.helpers import double_points as points
+from tests.helpers import unchecked
 from tests.oracles import listwise as loops
 from tests.oracles import triplets as reference
-from tests.oracles.triplets import unchecked
 
 LISTWISE = (InfoNCE, SupCon, MultiSimilarity, Circle, LiftedStructure, NPair)
 NAMES = [name for name in HEADS if HEADS[name].make in LISTWISE]

@@ -19,11 +19,11 @@ from tests.contracts.heads import (
     check_gradient,
     check_zero,
     gradient_of,
-    points,
 )
+from tests.helpers import double_points as points
+from tests.helpers import unchecked
 from tests.oracles import listwise as loops
 from tests.oracles import triplets as reference
-from tests.oracles.triplets import unchecked
 
 BETAS = [1.5, 2.5, 0.5, 3.0]  # of classes 0 to 3
 DISTANCES = ["euclidean", "squared_euclidean", "cosine", "dot"]

@@ -13,8 +13,9 @@ from tercet.core.indices import References, Triplets
 from tercet.losses.proxy import ProxyAnchor, ProxyHead, ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tests.contracts.heads import PROXIED as HEADS
-from tests.contracts.heads import check_equal, check_finite, check_zero, gradient_of, points
-from tests.oracles.triplets import unchecked
+from tests.contracts.heads import check_equal, check_finite, check_zero, gradient_of
+from tests.helpers import double_points as points
+from tests.helpers import unchecked
 
 every_head = pytest.mark.parametrize("name", HEADS)
 

@@ -8,14 +8,10 @@ from tercet.losses.histogram import Histogram
 from tercet.losses.listwise import NPair
 from tercet.losses.pair import MarginLoss
 from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
-from tests.contracts.heads import PAIRED, PROXIED, check_alike, check_equal, gradient_of, points
+from tests.contracts.heads import PAIRED, PROXIED, check_alike, check_equal, gradient_of
+from tests.helpers import double_points as points
+from tests.helpers import jaccard
 from tests.oracles import triplets as reference
-
-
-def share(a, b):
-    """|A ∩ B| / |A ∪ B| of the labels that two rows bear."""
-    a, b = ({i for i, bit in enumerate(row) if bit} for row in (a, b))
-    return len(a & b) / max(1, len(a | b))
 
 
 def ahead(a, b):
@@ -27,11 +23,15 @@ TAGS = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0, 0], [0, 
 VIEWS = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 0], [1, 1], [1, 2], [2, 0], [2, 0], [3, 1], [2, 1]])
 RELATIONS = {
     "same label": (SameLabel(), reference.same_label, VIEWS[:, 0]),
-    "shared label": (SharedLabel(), lambda a, b: (share(a, b) > 0, share(a, b) == 0), TAGS.repeat(2, 1)[:10]),
+    "shared label": (
+        SharedLabel(),
+        lambda a, b: (jaccard(a, b) > 0, jaccard(a, b) == 0),
+        TAGS.repeat(2, 1)[:10],
+    ),
     "cross group": (CrossGroup(), lambda a, b: (a[0] == b[0] and a[1] != b[1], a[0] != b[0]), VIEWS),
     "graded": (
         Graded(0.5, 0.2),
-        lambda a, b: (share(a, b) >= 0.5, share(a, b) <= 0.2),
+        lambda a, b: (jaccard(a, b) >= 0.5, jaccard(a, b) <= 0.2),
         TAGS.repeat(2, 1)[:10],
     ),
     "graded, one way": (

@@ -8,7 +8,8 @@ from torch import nn
 from tercet.losses.proxy import ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tests.contracts.heads import PROXIED as HEADS
-from tests.contracts.heads import check_equal, gradient_of, points
+from tests.contracts.heads import check_equal, gradient_of
+from tests.helpers import double_points as points
 from tests.losses.test_proxy import BATCHES, at_proxies, expected_of, make
 
 

@@ -15,7 +15,7 @@ from tercet.pairwise.budget import override
 from tercet.pairwise.distances import Mahalanobis, as_distance, negative_cosine
 from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
 from tercet.pairwise.tiles import Pairwise
-from tests.contracts.heads import points
+from tests.helpers import double_points as points
 
 
 class Foreign:

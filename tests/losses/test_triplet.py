@@ -24,10 +24,10 @@ from tests.contracts.heads import (
     check_gradient,
     check_zero,
     gradient_of,
-    points,
 )
+from tests.helpers import double_points as points
+from tests.helpers import unchecked
 from tests.oracles import triplets as reference
-from tests.oracles.triplets import unchecked
 
 FORMS = [name for name in HEADS if HEADS[name].make in (TripletMargin, Contrastive)]
 TRIPLETS = [name for name in FORMS if HEADS[name].make is TripletMargin]

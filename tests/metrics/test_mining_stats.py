@@ -7,14 +7,10 @@ from tercet.core.indices import Pairs, References, Triplets
 from tercet.metrics.mining_stats import describe
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.hard import BatchHard
+from tests.helpers import points, unchecked
 from tests.oracles import triplets as reference
-from tests.oracles.triplets import unchecked
 
 KEYS = ["rows", "classes", "mined", "anchors", "d_ap", "d_an", "active", "collapse"]
-
-
-def points(n, d=5, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
 def mean(values):
@@ -24,7 +20,7 @@ def mean(values):
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize("miner", [BatchAll(), BatchHard()])
 def test_triplets_are_described_as_a_loop_would(miner, distance):
-    x, labels = points(12), torch.arange(12) % 5
+    x, labels = points(12, 5), torch.arange(12) % 5
     mined = miner(x, labels)
     stats = describe(x, labels, mined, margin=0.3, distance=distance)
     d = reference.distances(distance, x)
@@ -39,7 +35,7 @@ def test_triplets_are_described_as_a_loop_would(miner, distance):
 
 
 def test_pairs_are_described_as_a_loop_would():
-    x, labels = points(8), torch.arange(8) % 2
+    x, labels = points(8, 5), torch.arange(8) % 2
     pairs = Pairs(*(torch.tensor(rows) for rows in ([0, 2], [2, 4], [0, 0, 3], [1, 3, 0])))
     stats, d = describe(x, labels, pairs, margin=0.1), reference.distances("euclidean", x)
     near = (d[0][2] + d[2][4]) / 2
@@ -53,16 +49,16 @@ def test_pairs_are_described_as_a_loop_would():
 def test_nothing_mined_is_described_with_nan_means():
     none = torch.zeros(0).long()
     for mined in (Triplets(none, none, none), Pairs(none, none, none, none)):
-        stats = describe(points(3), torch.arange(3), mined)
+        stats = describe(points(3, 5), torch.arange(3), mined)
         assert (stats["mined"], stats["anchors"], stats["classes"]) == (0, 0, 3)
         assert all(math.isnan(stats[key]) for key in ("d_ap", "d_an", "active"))
         assert math.isfinite(stats["collapse"])
-    assert math.isnan(describe(points(0), none, Triplets(none, none, none))["collapse"])
+    assert math.isnan(describe(points(0, 5), none, Triplets(none, none, none))["collapse"])
 
 
 def test_negative_pairs_without_positive_ones_have_no_active_share():
     none, row = torch.zeros(0).long(), torch.tensor([0])
-    stats = describe(points(3), torch.arange(3), Pairs(none, none, row, row + 1))
+    stats = describe(points(3, 5), torch.arange(3), Pairs(none, none, row, row + 1))
     assert math.isnan(stats["active"])
     assert stats["d_an"] > 0
 
@@ -73,12 +69,12 @@ def test_collapse_is_1_for_one_point_0_for_opposite_ones_and_the_mean_cosine_bet
     assert collapse(torch.ones(5, 3)) == 1
     assert collapse(torch.zeros(5, 3)) == 1
     assert collapse(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])) == 0
-    x = torch.nn.functional.normalize(points(20).double() + 0.5)
+    x = torch.nn.functional.normalize(points(20, 5).double() + 0.5)
     assert math.isclose(collapse(x), (x @ x.T).mean().item())
 
 
 def test_references_and_half_precision():
-    x, ref = points(2).bfloat16(), References(points(6, seed=1), torch.arange(6) % 2, torch.arange(6))
+    x, ref = points(2, 5).bfloat16(), References(points(6, 5, seed=1), torch.arange(6) % 2, torch.arange(6))
     mined = Triplets(*torch.tensor([[0, 1], [4, 5], [5, 4]]))
     d = reference.distances("euclidean", x, ref.embeddings)
     stats = describe(x, torch.tensor([0, 1]), mined, ref=ref)
@@ -86,7 +82,7 @@ def test_references_and_half_precision():
 
 
 def test_a_graph_is_left_alone():
-    x = points(4).requires_grad_()
+    x = points(4, 5).requires_grad_()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda tensor: tensor):
         describe(x, torch.arange(4) % 2, BatchHard()(x, torch.arange(4) % 2))
@@ -96,7 +92,7 @@ def test_a_graph_is_left_alone():
 
 
 def test_what_cannot_be_described_is_refused():
-    x, labels, row = points(3), torch.arange(3), torch.tensor([0])
+    x, labels, row = points(3, 5), torch.arange(3), torch.tensor([0])
     with pytest.raises(ValueError, match=r"describe\(mined='tuple of 2'\): expected Triplets .* or Pairs"):
         describe(x, labels, (row, row))
     with pytest.raises(ValueError, match=r"describe\(mined='row 3'\): expected rows below 3"):

@@ -8,25 +8,15 @@ import torch
 from tercet.core.indices import References
 from tercet.metrics.retrieval import map_at_r, recall_at_k
 from tercet.metrics.scores import Score
+from tests.helpers import grid, points, unchecked
 from tests.oracles import triplets as reference
-from tests.oracles.triplets import unchecked
-
-
-def points(n, d=5, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def grid(n, d=2, seed=0):
-    """Whole numbers from 0 to 2: full of exact ties."""
-    return torch.randint(0, 3, (n, d), generator=torch.Generator().manual_seed(seed)).float()
-
 
 BATCHES = {
-    "balanced": (points(20), torch.arange(20) % 5),
-    "uneven, with singletons": (points(17, seed=1), torch.tensor([0] * 7 + [1] * 5 + [2, 2, 3, 4, 5])),
+    "balanced": (points(20, 5), torch.arange(20) % 5),
+    "uneven, with singletons": (points(17, 5, seed=1), torch.tensor([0] * 7 + [1] * 5 + [2, 2, 3, 4, 5])),
     "ties": (grid(25), torch.arange(25) % 3),
     "collapsed": (torch.ones(9, 2), torch.arange(9) % 3),
-    "one class": (points(4), torch.zeros(4).long()),
+    "one class": (points(4, 5), torch.zeros(4).long()),
 }
 every_batch = pytest.mark.parametrize("batch", BATCHES)
 
@@ -59,8 +49,8 @@ def test_metrics_equal_the_loop_under_every_distance(distance):
 
 
 def test_queries_against_references_with_ids():
-    x, labels, ids = points(8), torch.arange(8) % 3, torch.arange(8)
-    y = torch.cat([points(15, seed=2), x])
+    x, labels, ids = points(8, 5), torch.arange(8) % 3, torch.arange(8)
+    y = torch.cat([points(15, 5, seed=2), x])
     ref = References(y, torch.cat([torch.arange(15) % 2, labels]), torch.arange(23) - 15)
     d = reference.distances("euclidean", x, y)
     sides = reference.relation(labels, ref.labels, ids, ref.ids)
@@ -108,17 +98,21 @@ def test_labels_of_queries_and_references_are_compared_by_name():
 
 
 def test_queries_without_another_image_of_their_class_are_counted():
-    score = recall_at_k(points(5), [0, 0, 1, 2, 3])
+    score = recall_at_k(points(5, 5), [0, 0, 1, 2, 3])
     assert (score.queries, score.left_out) == (2, 3)
 
 
 @pytest.mark.parametrize("metric", [recall_at_k, map_at_r])
 def test_no_query_is_nan_and_says_so(metric):
-    for x, labels in ((points(3), torch.arange(3)), (points(0), torch.zeros(0).long()), (points(0), [])):
+    for x, labels in (
+        (points(3, 5), torch.arange(3)),
+        (points(0, 5), torch.zeros(0).long()),
+        (points(0, 5), []),
+    ):
         score = metric(x, labels)
         assert math.isnan(score)
         assert (score.queries, score.left_out) == (0, len(x))
-    score = metric(points(2), torch.zeros(2).long(), ref=References(points(0), torch.zeros(0).long()))
+    score = metric(points(2, 5), torch.zeros(2).long(), ref=References(points(0, 5), torch.zeros(0).long()))
     assert math.isnan(score)
     assert score.left_out == 2
 

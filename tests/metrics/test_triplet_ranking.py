@@ -12,21 +12,12 @@ from tercet.data.triplets.random import RandomTriplets
 from tercet.metrics.scores import TripletScore
 from tercet.metrics.triplet_ranking import score_at_top_k, similarity_precision
 from tercet.pairwise.budget import budget, override
+from tests.helpers import grid, points, unchecked
 from tests.oracles import triplets as reference
 from tests.oracles.figures import precision_by_loop, score_by_loop
-from tests.oracles.triplets import unchecked
 
 torch.set_num_threads(1)
 K = (1, 2, 5, 1000)
-
-
-def points(n, d=4, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def grid(n, d=2, seed=0):
-    """Whole numbers from 0 to 2: full of exact ties."""
-    return torch.randint(0, 3, (n, d), generator=torch.Generator().manual_seed(seed)).float()
 
 
 def drawn(n, count, seed=0, columns=None):

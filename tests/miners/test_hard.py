@@ -8,8 +8,8 @@ from tercet.miners.pairs import PairMargin
 from tercet.pairwise.budget import override
 from tercet.pairwise.distances import Mahalanobis
 from tercet.pairwise.relations import CrossGroup
+from tests.helpers import unchecked
 from tests.oracles import triplets as reference
-from tests.oracles.triplets import unchecked
 
 # One row an algorithm: how to make it, and the loop it must equal.
 MINERS = {

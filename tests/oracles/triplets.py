@@ -1,20 +1,8 @@
 """Slow loops straight from the papers, in float64 and without tercet: what the fast forms must equal."""
 
 import math
-from contextlib import contextmanager
 
-import jaxtyping
 import numpy as np
-
-
-@contextmanager
-def unchecked():
-    """tercet as a user runs it, without the type checks of the test run: its own sentences come through."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def rows_of(values):

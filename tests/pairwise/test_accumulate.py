@@ -2,10 +2,7 @@ import pytest
 import torch
 
 from tercet.pairwise.accumulate import Masked, counted_losses, summed, tiled_mean, tiled_sum, with_gradient
-
-
-def points(n, d=4, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+from tests.helpers import points
 
 
 def test_a_tiled_sum_and_its_gradient_equal_the_sum():

@@ -13,15 +13,11 @@ from tercet.miners.pairs import PairMargin
 from tercet.pairwise import distances
 from tercet.pairwise.differences import mapped_rows
 from tercet.pairwise.distances import Distance, Mahalanobis, as_distance
+from tests.helpers import points, unchecked
 from tests.oracles import triplets as reference
-from tests.oracles.triplets import unchecked
 
 NAMES = ["euclidean", "squared_euclidean", "cosine", "dot", "hamming"]
 TRAINABLE = NAMES[:4]
-
-
-def points(n=7, d=5, seed=0, dtype=torch.float32):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def both_ways(metric, x, y):
@@ -36,7 +32,7 @@ def both_ways(metric, x, y):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tile_and_pairs_equal_the_loop(name, dtype):
-    x, y = points(7, dtype=dtype), points(4, seed=1, dtype=dtype)
+    x, y = points(7, 5, dtype=dtype), points(4, 5, seed=1, dtype=dtype)
     tile = both_ways(as_distance("test", name), x, y)
     if name == "hamming":
         x, y = x > 0, y > 0
@@ -48,7 +44,7 @@ def test_a_tile_and_pairs_equal_the_loop(name, dtype):
 
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_autocast_does_not_reach_a_distance(name):
-    metric, x = as_distance("test", name), points(dtype=torch.bfloat16)
+    metric, x = as_distance("test", name), points(7, 5, dtype=torch.bfloat16)
     L = torch.eye(5)
     with torch.autocast("cpu", torch.bfloat16):
         inside, mapped = both_ways(metric, x, x), both_ways(Mahalanobis(L), x, x)
@@ -107,7 +103,7 @@ def test_a_zero_vector_is_orthogonal_to_all_others_and_gets_no_gradient():
 
 
 def test_negative_cosine_is_cosine_less_1_but_between_two_zero_rows():
-    x = torch.cat([points(5), torch.zeros(2, 5)])
+    x = torch.cat([points(5, 5), torch.zeros(2, 5)])
     u = distances.cosine.prepare(x)
     assert torch.equal(u, distances.negative_cosine.prepare(x))
     expected = distances.cosine.tile(u, u) - 1
@@ -116,7 +112,7 @@ def test_negative_cosine_is_cosine_less_1_but_between_two_zero_rows():
 
 
 def test_cosine_does_not_see_the_length():
-    x = points()
+    x = points(7, 5)
     metric = distances.cosine
     scaled = metric.prepare(x * torch.arange(1.0, 8.0)[:, None])
     torch.testing.assert_close(metric.tile(scaled, scaled), metric.tile(metric.prepare(x), metric.prepare(x)))
@@ -146,7 +142,7 @@ def test_mahalanobis_learns_a_parameter_and_carries_a_tensor():
     learned, fixed = Mahalanobis(nn.Parameter(torch.eye(5))), Mahalanobis(torch.eye(5))
     assert [name for name, _ in learned.named_parameters()] == ["L"]
     assert [name for name, _ in fixed.named_buffers()] == ["L"]
-    learned.tile(learned.prepare(points()), learned.prepare(points(seed=1))).sum().backward()
+    learned.tile(learned.prepare(points(7, 5)), learned.prepare(points(7, 5, seed=1))).sum().backward()
     assert learned.L.grad.abs().sum() > 0
     assert "5×5" in repr(learned)
 
@@ -184,7 +180,7 @@ def test_mahalanobis_refuses_embeddings_of_another_dimension():
     with pytest.raises(
         ValueError, match=r"Mahalanobis\(L=\(4, 2\)\): expected one row for each of 5 dimensions"
     ):
-        Mahalanobis(torch.ones(4, 2)).prepare(points())
+        Mahalanobis(torch.ones(4, 2)).prepare(points(7, 5))
 
 
 def test_integer_embeddings_are_refused_outside_hamming():

@@ -13,10 +13,7 @@ from tercet.pairwise.euclidean import (
     weighted_differences,
 )
 from tercet.pairwise.torch_modes import roundoff
-
-
-def points(n, d, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.helpers import double_points as points
 
 
 def batch(kind, d=64):

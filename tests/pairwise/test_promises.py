@@ -17,7 +17,8 @@ from tercet.pairwise import distances
 from tercet.pairwise.distances import Distance, EuclideanDistance, Mahalanobis, as_distance
 from tercet.pairwise.relations import CrossGroup, SameLabel, whole_numbers
 from tercet.pairwise.tiles import Pairwise
-from tests.contracts.heads import as_triplets, check_alike, gradient_of, points
+from tests.contracts.heads import as_triplets, check_alike, gradient_of
+from tests.helpers import double_points as points
 
 
 def ahead(rows, columns):

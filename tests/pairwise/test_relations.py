@@ -9,12 +9,7 @@ from tercet.miners.hard import BatchHard
 from tercet.pairwise.distances import euclidean
 from tercet.pairwise.relations import CrossGroup, Graded, Relation, SameLabel, SharedLabel, as_relation
 from tercet.pairwise.tiles import Pairwise
-from tests.oracles.triplets import unchecked
-
-
-def overlap(a, b):
-    a, b = ({i for i, bit in enumerate(row) if bit} for row in (a, b))
-    return len(a & b) / max(1, len(a | b))
+from tests.helpers import jaccard, unchecked
 
 
 def depth(a, b):
@@ -27,9 +22,9 @@ def depth(a, b):
 # One row a relation: what it says of two rows of labels, (positive, negative).
 RELATIONS = {
     "same": (SameLabel(), lambda a, b: (a == b, a != b)),
-    "shared": (SharedLabel(), lambda a, b: (overlap(a, b) > 0, overlap(a, b) == 0)),
+    "shared": (SharedLabel(), lambda a, b: (jaccard(a, b) > 0, jaccard(a, b) == 0)),
     "cross group": (CrossGroup(), lambda a, b: (a[0] == b[0] and a[1] != b[1], a[0] != b[0])),
-    "overlap": (Graded(0.5, 0.2), lambda a, b: (overlap(a, b) >= 0.5, overlap(a, b) <= 0.2)),
+    "overlap": (Graded(0.5, 0.2), lambda a, b: (jaccard(a, b) >= 0.5, jaccard(a, b) <= 0.2)),
     "depth": (Graded(1.0, 0.0, "depth"), lambda a, b: (depth(a, b) == 1, depth(a, b) == 0)),
     "a function": (
         Graded(0.9, 0.4, lambda a, b: 1 - (a[:, None] - b).abs().sum(2) / 10),

@@ -12,14 +12,10 @@ from tercet.pairwise.budget import budget, override
 from tercet.pairwise.distances import euclidean
 from tercet.pairwise.tiles import Pairwise, mined_rows, tile_height
 from tests.contracts.heads import PAIRED
+from tests.helpers import points, unchecked
 from tests.oracles import triplets as reference
-from tests.oracles.triplets import unchecked
 
 HEIGHTS = [1, 2, 3, 7, 100]
-
-
-def points(n, d=4, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
 def whole_relation(pairwise):

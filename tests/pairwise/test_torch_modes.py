@@ -10,7 +10,7 @@ from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tercet.pairwise import torch_modes
 from tercet.pairwise.torch_modes import outside_graph
 from tests.contracts.heads import HEADS
-from tests.oracles.triplets import unchecked
+from tests.helpers import unchecked
 
 MINERS = [
     BatchAll(margin=0.5),

@@ -23,7 +23,7 @@ from tercet.pairwise.relations import CrossGroup
 from tercet.training.distributed import gather, rank, world_size
 from tercet.training.gradient_cache import cached_backward
 from tercet.training.memory import CrossBatchMemory
-from tests.oracles.triplets import unchecked
+from tests.helpers import unchecked
 
 WORLD = 2
 IMAGES = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

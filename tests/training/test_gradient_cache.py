@@ -17,12 +17,8 @@ from tercet.pairwise.distances import Mahalanobis
 from tercet.training.distributed import gather
 from tercet.training.gradient_cache import CachedStep, _Chunk, cached_backward
 from tercet.training.memory import CrossBatchMemory
-from tests.oracles.triplets import unchecked
-
-
-def points(n, d=4, seed=0, dtype=torch.float64):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
+from tests.helpers import double_points as points
+from tests.helpers import unchecked
 
 IMAGES, LABELS = points(14), torch.arange(14) % 4
 IDS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 0, 9, 10, 1, 12, 13])  # images 0 and 1 come twice

@@ -14,12 +14,8 @@ from tercet.miners.hard import BatchHard
 from tercet.pairwise.relations import CrossGroup, Graded, SharedLabel
 from tercet.training.distributed import gather
 from tercet.training.memory import CrossBatchMemory
+from tests.helpers import points, unchecked
 from tests.oracles import triplets as reference
-from tests.oracles.triplets import unchecked
-
-
-def points(n, d=3, seed=0, dtype=torch.float32):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def counted(first, n, d=2):
@@ -107,12 +103,12 @@ def test_reset_forgets_all_and_whether_there_were_ids():
 
 
 def test_what_it_holds_has_no_graph_and_gives_no_gradient():
-    x = points(4).requires_grad_()
+    x = points(4, 3).requires_grad_()
     memory = CrossBatchMemory(6, 3)
     memory.update(x * 2, torch.arange(4) % 2)
     columns = memory.columns()
     assert not columns.embeddings.requires_grad
-    loss = TripletMargin(10.0)(points(4, seed=1).requires_grad_(), torch.arange(4) % 2, ref=columns)
+    loss = TripletMargin(10.0)(points(4, 3, seed=1).requires_grad_(), torch.arange(4) % 2, ref=columns)
     loss.backward()
     assert x.grad is None
 
@@ -137,8 +133,8 @@ def test_an_update_before_backward_changes_neither_loss_nor_gradient(head):
 @pytest.mark.parametrize("size", [1, 4, 30])
 def test_references_of_another_size_than_the_batch_give_the_loss_of_the_loop(size):
     memory = CrossBatchMemory(size, 3)
-    memory.update(points(20, seed=1), torch.arange(20) % 4)
-    x, labels, columns = points(7), torch.arange(7) % 3, memory.columns()
+    memory.update(points(20, 3, seed=1), torch.arange(20) % 4)
+    x, labels, columns = points(7, 3), torch.arange(7) % 3, memory.columns()
     d = reference.distances("euclidean", x, columns.embeddings)
     positive, negative = reference.relation(labels, columns.labels)
     triplets = reference.all_triplets(positive, negative)
@@ -150,7 +146,7 @@ def test_references_of_another_size_than_the_batch_give_the_loss_of_the_loop(siz
 
 
 def test_an_image_that_was_seen_before_does_not_meet_itself():
-    images, labels, ids = points(8), torch.arange(8) % 2, torch.arange(8) + 100
+    images, labels, ids = points(8, 3), torch.arange(8) % 2, torch.arange(8) + 100
     memory = CrossBatchMemory(8, 3)
     memory.update(images, labels, ids)
     rows = torch.tensor([3, 0, 6, 1])
@@ -165,7 +161,7 @@ def test_an_image_that_was_seen_before_does_not_meet_itself():
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_batch_and_memory_as_columns_are_one_collection_without_self_pairs(with_ids):
     memory = CrossBatchMemory(6, 3, dtype=torch.float64)
-    collection, every = points(18, dtype=torch.float64), torch.arange(18) % 3
+    collection, every = points(18, 3, dtype=torch.float64), torch.arange(18) % 3
     catalog = torch.arange(18) % 11  # images come again: 0 to 6 are 11 to 17
     for first in (0, 5):
         rows = slice(first, first + 5)
@@ -199,14 +195,14 @@ def test_batch_and_memory_as_columns_are_one_collection_without_self_pairs(with_
 
 def test_the_gradient_flows_to_the_batch_s_columns():
     memory = CrossBatchMemory(4, 3, dtype=torch.float64)
-    memory.update(points(4, seed=1), torch.arange(4) % 2)
+    memory.update(points(4, 3, seed=1), torch.arange(4) % 2)
     labels = torch.arange(5) % 2
 
     def loss(x):
         ids, batch = gather(x, labels)
         return Contrastive(2.0)(x, labels, ids=ids, ref=memory.columns(batch))
 
-    assert torch.autograd.gradcheck(loss, points(5, dtype=torch.float64).requires_grad_())
+    assert torch.autograd.gradcheck(loss, points(5, 3, dtype=torch.float64).requires_grad_())
 
 
 def test_ties_go_to_the_batch_and_then_to_the_oldest():
@@ -222,7 +218,7 @@ def test_ties_go_to_the_batch_and_then_to_the_oldest():
 
 
 def test_an_empty_memory_gives_nothing_to_mine_and_an_empty_batch_changes_nothing():
-    memory, x = CrossBatchMemory(4, 3), points(4).requires_grad_()
+    memory, x = CrossBatchMemory(4, 3), points(4, 3).requires_grad_()
     labels, columns = torch.arange(4) % 2, memory.columns()
     mined = BatchHard()(x, labels, ref=columns)
     assert mined.count == 0

@@ -11,7 +11,7 @@ from torch import nn
 
 from tercet.pairwise.distances import Mahalanobis, cosine, euclidean, exact
 from tercet.training.models import DeepRankingNet, EmbeddingHead
-from tests.oracles.triplets import unchecked
+from tests.helpers import unchecked
 
 torch.set_num_threads(1)
 

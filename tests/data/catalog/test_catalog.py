@@ -25,6 +25,7 @@ from tercet.data.catalog.table import read_catalog
 from tercet.data.io.tables import sorted_classes
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.shards.writing import write_shards
+from tests.helpers import picture, refusal_of, tree
 
 NASTY = [
     "IMG_1.JPG",
@@ -38,28 +39,6 @@ NASTY = [
     "p.webp",
     "NA",
 ]
-
-
-def tree(top, *names):
-    for name in names:
-        file = top / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"x")
-    return top
-
-
-def picture(path, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    assert cv2.imwrite(str(path), pixels)
-    return path
-
-
-def sentence(call, *args, **options):
-    """The text of the refusal."""
-    with pytest.raises(ValueError, match=r".") as raised:
-        call(*args, **options)
-    return str(raised.value)
 
 
 def by_class(catalog):
@@ -162,8 +141,8 @@ def test_a_tree_without_such_names_is_not_remarked(tmp_path):
 def test_more_files_than_agreed_are_refused(tmp_path):
     tree(tmp_path, "ant/1.jpg", "bee/1.jpg")
     assert len(scan_folder(tmp_path, max_files=4)) == 2
-    assert "at most so many files and folders below" in sentence(scan_folder, tmp_path, max_files=3)
-    assert sentence(scan_folder, tmp_path, max_files=0).startswith(
+    assert "at most so many files and folders below" in refusal_of(scan_folder, tmp_path, max_files=3)
+    assert refusal_of(scan_folder, tmp_path, max_files=0).startswith(
         "scan_folder(max_files=0): expected a whole"
     )
 
@@ -189,26 +168,26 @@ def test_what_is_left_out_is_counted(tmp_path):
 
 def test_no_classes_are_refused(tmp_path):
     shown = f"scan_folder(root={str(tmp_path)!r}"[:60]
-    said = sentence(scan_folder, tmp_path)
+    said = refusal_of(scan_folder, tmp_path)
     assert said.startswith(shown)
     assert said.endswith("expected one folder per class with images in it; found none: it is empty")
     tree(tmp_path, "1.jpg", "2.jpg", "ant/notes.txt")
-    assert sentence(scan_folder, tmp_path).endswith(
+    assert refusal_of(scan_folder, tmp_path).endswith(
         "found none: 2 × image outside any class folder; 1 × not an image; 1 × folder without an image"
     )
 
 
 def test_a_root_that_is_no_folder_is_refused(tmp_path):
     tree(tmp_path, "file")
-    assert sentence(scan_folder, tmp_path / "file").endswith("expected an existing folder")
-    assert sentence(scan_folder, "gone") == "scan_folder(root='gone'): expected an existing folder"
+    assert refusal_of(scan_folder, tmp_path / "file").endswith("expected an existing folder")
+    assert refusal_of(scan_folder, "gone") == "scan_folder(root='gone'): expected an existing folder"
 
 
 @pytest.mark.parametrize("depth", [0, -1, 1.5, "1", True])
 def test_a_class_depth_that_is_no_depth_is_refused(tmp_path, monkeypatch, depth):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     said = f"scan_folder(class_depth={depth!r}): expected a whole number of at least 1"
-    assert sentence(scan_folder, tree(tmp_path, "a/1.jpg"), class_depth=depth) == said
+    assert refusal_of(scan_folder, tree(tmp_path, "a/1.jpg"), class_depth=depth) == said
 
 
 def test_other_suffixes(tmp_path):
@@ -218,7 +197,7 @@ def test_other_suffixes(tmp_path):
     assert scan_folder(tmp_path, suffixes=".npy").paths.tolist() == ["ant/1.npy"]
     said = 'expected suffixes in lower case with their dots; such as [".jpg", ".png"]'
     for suffixes in (["jpg"], [".jpg", ".PNG"], "jpg"):
-        assert sentence(scan_folder, tmp_path, suffixes=suffixes).endswith(said)
+        assert refusal_of(scan_folder, tmp_path, suffixes=suffixes).endswith(said)
 
 
 def test_corrupt_and_truncated_images_are_left_out_when_asked(tmp_path):
@@ -233,7 +212,7 @@ def test_corrupt_and_truncated_images_are_left_out_when_asked(tmp_path):
     assert len(scan_folder(tmp_path)) == 5  # not looked at
     shutil.rmtree(tmp_path / "ant")
     (tmp_path / "bee" / "1.webp").unlink()
-    assert "found none: " in sentence(scan_folder, tmp_path, verify=True)
+    assert "found none: " in refusal_of(scan_folder, tmp_path, verify=True)
 
 
 def test_images_of_too_many_pixels_are_left_out_when_asked(tmp_path):
@@ -245,7 +224,7 @@ def test_images_of_too_many_pixels_are_left_out_when_asked(tmp_path):
         catalog = reader(place, verify=True, max_pixels=24 * 32)
         assert catalog.paths.tolist() == ["ant/1.png"]
         assert reason in catalog.left_out
-        assert sentence(reader, place, max_pixels=0).startswith(
+        assert refusal_of(reader, place, max_pixels=0).startswith(
             f"{reader.__name__}(max_pixels=0): expected a"
         )
 
@@ -331,7 +310,7 @@ def test_no_two_contents_share_a_fingerprint_by_how_they_are_joined():
     ],
 )
 def test_columns_that_do_not_fit_are_refused(changes, said):
-    assert sentence(small, **changes) == said
+    assert refusal_of(small, **changes) == said
 
 
 def test_an_empty_catalog():
@@ -366,7 +345,7 @@ def test_select_takes_a_mask():
     ],
 )
 def test_rows_that_are_not_there_are_refused(rows, said):
-    assert sentence(small().select, rows) == said
+    assert refusal_of(small().select, rows) == said
 
 
 def test_a_catalog_travels_to_a_worker():
@@ -433,10 +412,10 @@ def test_a_group_comes_back_as_it_was_written(tmp_path_factory, suffix, group, n
 
 def test_a_group_that_no_table_holds_is_refused_in_words(tmp_path):
     days = np.array(["2020-01-01"] * 3, dtype="M8[D]")
-    assert sentence(small(groups={"day": days}).write, tmp_path / "t.csv").startswith(
+    assert refusal_of(small(groups={"day": days}).write, tmp_path / "t.csv").startswith(
         "Catalog.write(catalog.groups='day'): expected whole numbers, numbers, strings, or True and False"
     )
-    assert "text that UTF-8 can write" in sentence(
+    assert "text that UTF-8 can write" in refusal_of(
         small(paths=["a/1", "a/2", "\ud800"]).write, tmp_path / "t.csv"
     )
     assert list(tmp_path.iterdir()) == []
@@ -488,10 +467,10 @@ def test_absolute_paths_stay_absolute(tmp_path):
 
 def test_a_catalog_does_not_write_over_a_file(tmp_path):
     small().write(tmp_path / "t.csv")
-    assert sentence(small().write, tmp_path / "t.csv").endswith("overwrite=True or --overwrite replaces it")
+    assert refusal_of(small().write, tmp_path / "t.csv").endswith("overwrite=True or --overwrite replaces it")
     small().select([0]).write(tmp_path / "t.csv", overwrite=True)
     assert len(read_catalog(tmp_path / "t.csv", outside_root=True)) == 1
-    assert sentence(small().write, tmp_path / "t.txt").endswith("expected a name ending in .csv, .parquet")
+    assert refusal_of(small().write, tmp_path / "t.txt").endswith("expected a name ending in .csv, .parquet")
     assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
 
 
@@ -518,7 +497,7 @@ def test_columns_by_other_names(tmp_path):
 
 def test_a_group_may_not_take_the_name_of_the_path(tmp_path):
     source = table(tmp_path / "t.csv", "file,label,path\nx.jpg,a,1\n")
-    assert sentence(read_catalog, source, path_column="file").startswith(
+    assert refusal_of(read_catalog, source, path_column="file").startswith(
         "Catalog(groups='path'): expected another"
     )
     assert by_class(read_catalog(source, path_column="file", groups=[])) == [("x.jpg", "a")]
@@ -558,7 +537,7 @@ def test_other_columns_of_a_data_set_do_not_matter(tmp_path):
     columns = {"path": ["a"], "label": ["x"], "pixels": [[1, 2]], "note": pa.array([None], pa.string())}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     assert by_class(read_catalog(tmp_path / "t.parquet", groups=[])) == [("a", "x")]
-    assert "numbers, text or booleans in column 'pixels'" in sentence(read_catalog, tmp_path / "t.parquet")
+    assert "numbers, text or booleans in column 'pixels'" in refusal_of(read_catalog, tmp_path / "t.parquet")
 
 
 def test_a_repeated_path_is_kept_once_and_reported(tmp_path):
@@ -578,7 +557,7 @@ def test_a_path_that_is_repeated_in_another_spelling_is_kept_once(tmp_path):
     assert catalog.paths.tolist() == [same[0], *others]
     assert catalog.left_out_counts() == {"path repeated in the table": 4}
     table(source, "path,label\na.jpg,x\n./a.jpg,y\n")
-    assert "one label for each path; './a.jpg' is 'x' in row 1 and 'y' in row 2" in sentence(
+    assert "one label for each path; './a.jpg' is 'x' in row 1 and 'y' in row 2" in refusal_of(
         read_catalog, source
     )
 
@@ -599,18 +578,18 @@ def test_a_path_that_is_repeated_in_another_spelling_is_kept_once(tmp_path):
 def test_a_table_that_is_no_catalog_is_refused(tmp_path, monkeypatch, text, said):
     monkeypatch.chdir(tmp_path)
     table(tmp_path / "t.csv", text)
-    assert sentence(read_catalog, "t.csv") == f"read_catalog(path='t.csv'): {said}"
+    assert refusal_of(read_catalog, "t.csv") == f"read_catalog(path='t.csv'): {said}"
 
 
 def test_groups_that_are_not_there_are_refused(tmp_path):
     source = table(tmp_path / "t.csv", "path,label,camera\na,x,1\n")
     said = "expected one column 'camara'; its columns are: path, label, camera"
-    assert sentence(read_catalog, source, groups=["camara"]).endswith(said)
+    assert refusal_of(read_catalog, source, groups=["camara"]).endswith(said)
 
 
 def test_other_files_are_refused(tmp_path):
-    assert sentence(read_catalog, tmp_path / "gone.csv").endswith("expected an existing file")
-    assert sentence(read_catalog, tmp_path).endswith("expected a table ending in .csv or .parquet")
+    assert refusal_of(read_catalog, tmp_path / "gone.csv").endswith("expected an existing file")
+    assert refusal_of(read_catalog, tmp_path).endswith("expected a table ending in .csv or .parquet")
 
 
 def test_a_table_is_verified_when_asked(tmp_path):
@@ -626,7 +605,7 @@ def test_a_table_is_verified_when_asked(tmp_path):
     assert [item.path for item in catalog.left_out] == ["a.jpg", "bad.jpg", "gone.jpg"]
     assert len(read_catalog(source)) == 4
     bad = table(tmp_path / "bad.csv", "path,label\nbad.jpg,x\n")
-    assert "expected at least one image that decodes; of the first: " in sentence(
+    assert "expected at least one image that decodes; of the first: " in refusal_of(
         read_catalog, bad, verify=True
     )
 

@@ -6,8 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,14 +13,7 @@ from hypothesis import strategies as st
 from tercet.data.catalog.catalog import LeftOut
 from tercet.data.catalog.scan import IMAGE_SUFFIXES, decodable, walk_images
 from tercet.data.io.images import MAX_PIXELS
-
-
-def tree(top, *names):
-    for name in names:
-        file = top / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"x")
-    return top
+from tests.helpers import picture, tree
 
 
 def walk(top, suffixes=IMAGE_SUFFIXES):
@@ -301,13 +292,6 @@ def test_no_file_is_dropped_silently(names):
                 assert sum(told) == (0 if any(hidden) else 1), path
                 image = path.suffix.lower() in (".jpg", ".png") and not path.name.startswith(".")
                 assert (str(path) in found) == (image and len(path.parts) > 1 and not any(hidden))
-
-
-def picture(path, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), pixels)
-    return path
 
 
 def test_only_what_decodes_is_kept(tmp_path, capfd):

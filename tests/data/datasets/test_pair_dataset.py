@@ -21,7 +21,7 @@ from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.losses.pair import Contrastive
-from tests.oracles.triplets import unchecked
+from tests.helpers import noise, unchecked
 
 torch.set_num_threads(1)
 COUNT, EACH = 12, 4
@@ -42,10 +42,6 @@ def manifest(request, catalog, tmp_path_factory):
     path = tmp_path_factory.mktemp("manifests") / f"pairs{request.param}"
     write_manifest(path, RandomPairs(catalog.labels, 2, 3, seed=1), catalog)
     return read_manifest(path, root=catalog.root)
-
-
-def noise(image, rng):
-    return (image + rng.random(image.shape)).astype(np.float32)
 
 
 def pairs_of(batch):

@@ -34,6 +34,8 @@ from tercet.data.triplets.random import RandomTriplets
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
+from tests.helpers import noise
+
 torch.set_num_threads(1)
 CLASSES, EACH = 4, 5
 COUNT = CLASSES * EACH
@@ -58,20 +60,16 @@ def pipeline(seed=None):
     return A.Compose([A.RandomCrop(8, 8), A.HorizontalFlip(), A.RandomBrightnessContrast(p=1)], seed=seed)
 
 
-def noise(image):
+def global_noise(image):
     offset = np.random.normal(size=3) + random.random() + torch.rand(1).numpy()  # noqa: NPY002
     return torch.as_tensor(image + offset).permute(2, 0, 1)
-
-
-def noise_rng(image, rng):
-    return (image + rng.normal(size=image.shape)).astype(np.float32)
 
 
 TRANSFORMS = {
     "albumentations": pipeline,
     "seeded": lambda: pipeline(seed=0),
-    "globals": lambda: noise,
-    "rng": lambda: noise_rng,
+    "globals": lambda: global_noise,
+    "rng": lambda: noise,
 }
 EVERY = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 
@@ -671,8 +669,8 @@ def test_shards_give_the_batches_of_the_folder(catalog, tmp_path, workers):
 
     def batches(source):
         sampler = PKSampler(source.labels, p=2, k=2, seed=3)
-        images = ImageDataset(source, noise_rng, return_rows=True)
-        listed = TripletDataset(triplets, noise_rng, catalog=source)
+        images = ImageDataset(source, noise, return_rows=True)
+        listed = TripletDataset(triplets, noise, catalog=source)
         yield from DataLoader(images, batch_sampler=sampler, num_workers=workers)
         for batch in DataLoader(listed, batch_size=4, num_workers=workers):
             yield batch.images, batch.labels, batch.rows

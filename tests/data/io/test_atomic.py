@@ -27,12 +27,9 @@ from tercet.data.io.atomic import (
 from tercet.data.io.checked_json import with_checksum
 from tercet.data.io.journal import JOURNAL, current_places, pending_names
 from tests.contracts.killing import killed_at
+from tests.helpers import names
 
 TABLES = (".csv", ".parquet")
-
-
-def names(folder):
-    return sorted(file.name for file in folder.iterdir())
 
 
 # fresh_target

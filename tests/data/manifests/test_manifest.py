@@ -35,6 +35,7 @@ from tercet.data.manifests.manifest import read_manifest
 from tercet.data.manifests.writing import ManifestPart, write_manifest, write_manifests
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
+from tests.helpers import contents, listed, refusal_of
 
 COLUMNS = formats.COLUMNS["triplets"]
 NASTY = [
@@ -69,24 +70,8 @@ NASTY += [
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
 
 
-def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets), strict=True))
-
-
 def given_triplets(rows):
     return Triplets(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
-
-
-def sentence(call, *args, **options):
-    """The text of the refusal."""
-    with pytest.raises(ValueError, match=r".") as raised:
-        call(*args, **options)
-    assert type(raised.value) is ValueError
-    return str(raised.value)
-
-
-def files(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 CATALOG = Catalog(
@@ -200,7 +185,7 @@ def test_a_manifest_is_written_again_in_any_format(tmp_path, suffix, again):
     found = read_manifest(tmp_path / f"t{suffix}")
     write_manifest(tmp_path / "one" / f"t{again}", found, found.catalog)
     write_manifest(tmp_path / "two" / f"t{again}", DRAWN, catalog)
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_a_manifest_is_written_over_itself(tmp_path):
@@ -245,7 +230,7 @@ def test_a_manifest_cut_short_while_it_is_open_is_noticed(tmp_path):
     write_manifest(tmp_path / "t.arrow", Triplets(*np.zeros((3, 100_000), dtype=np.int64)), CATALOG)
     found = read_manifest(tmp_path / "t.arrow")
     os.truncate(tmp_path / "t.arrow", 200_000)
-    assert "expected the file as it was; it was cut short" in sentence(found.__getitem__, 99_999)
+    assert "expected the file as it was; it was cut short" in refusal_of(found.__getitem__, 99_999)
 
 
 def test_a_manifest_that_has_become_another_is_not_unpickled(tmp_path):
@@ -264,7 +249,7 @@ def test_a_manifest_that_has_become_another_is_not_unpickled(tmp_path):
     }
     for triplets, catalog in others.values():
         write_manifest(path, triplets, catalog, overwrite=True)
-        said = sentence(pickle.loads, sent)
+        said = refusal_of(pickle.loads, sent)
         assert "expected the file as it was when it was pickled; read it anew, with read_manifest" in said
     path.write_bytes(content)
     assert listed(pickle.loads(sent)[:]) == there
@@ -279,9 +264,9 @@ def test_bytes_do_not_depend_on_the_chunk_size(tmp_path, suffix):
     for chunk_size in (1, 2, 3, 4, 5, 7, 1 << 16):
         (tmp_path / str(chunk_size)).mkdir()
         write_manifest(tmp_path / str(chunk_size) / f"t{suffix}", DRAWN, CATALOG, chunk_size=chunk_size)
-    contents = [files(tmp_path / folder) for folder in os.listdir(tmp_path)]
-    assert len(contents) == 7
-    assert all(content == contents[0] for content in contents)
+    found = [contents(tmp_path / folder) for folder in os.listdir(tmp_path)]
+    assert len(found) == 7
+    assert all(content == found[0] for content in found)
     assert listed(read_manifest(tmp_path / "3" / f"t{suffix}").triplets) == ROWS
 
 
@@ -300,7 +285,7 @@ for suffix in ("parquet", "arrow", "csv", "jsonl", "txt"):
 
 def test_same_seed_same_bytes_on_two_machines(tmp_path):
     names = [f"{folder}/{name}" for folder in ("é", "b c", "a/b") for name in (*NASTY[:12], "x.txt", ".h")]
-    contents = []
+    found = []
     for number, (images, chunk_size) in enumerate([("one", "65536"), ("deep/er", "17"), ("one", "1000")]):
         for name in names[:: -1 if number else 1]:
             (tmp_path / images / name).parent.mkdir(parents=True, exist_ok=True)
@@ -313,9 +298,9 @@ def test_same_seed_same_bytes_on_two_machines(tmp_path):
         environment = {**os.environ, "PYTHONHASHSEED": str(number + 1), "TZ": "UTC", "LC_ALL": "C"}
         command = [sys.executable, "-c", MACHINE, str(root), str(out), chunk_size]
         subprocess.run(command, cwd=out, env=environment, check=True)
-        contents.append(files(out))
-    assert len(contents[0]) == 8
-    assert contents[0] == contents[1] == contents[2]
+        found.append(contents(out))
+    assert len(found[0]) == 8
+    assert found[0] == found[1] == found[2]
 
 
 # Provenance
@@ -340,7 +325,10 @@ def test_the_provenance_is_complete(tmp_path, suffix):
     }
     again = RandomTriplets(read_manifest(tmp_path / f"t{suffix}").catalog.labels, **told["parameters"])
     assert listed(again[:]) == ROWS
-    assert files(tmp_path).keys() == {f"t{suffix}", *([f"t{suffix}.json"] if suffix in TEXT_FORMATS else [])}
+    assert contents(tmp_path).keys() == {
+        f"t{suffix}",
+        *([f"t{suffix}.json"] if suffix in TEXT_FORMATS else []),
+    }
 
 
 def test_triplets_that_were_given_say_so(tmp_path):
@@ -376,7 +364,7 @@ def test_the_prefix_stands_before_every_path(tmp_path):
         plain = read_manifest(tmp_path / f"t{suffix}", root="/my photos, all")
         assert {Path(path).parent.parent for path in plain.catalog.paths} == {Path("/my photos, all")}
     said = "write_manifest(path_prefix='/x/'): expected no prefix for .arrow; give it to a text format"
-    assert sentence(write_manifest, tmp_path / "t.arrow", DRAWN, CATALOG, path_prefix="/x/") == said
+    assert refusal_of(write_manifest, tmp_path / "t.arrow", DRAWN, CATALOG, path_prefix="/x/") == said
 
 
 # Files of other programs
@@ -442,7 +430,7 @@ def test_an_arrow_file_that_was_rewritten_is_read_by_names(tmp_path):
         with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, changed.schema) as writer:
             writer.write_table(changed)
     assert listed(read_manifest(tmp_path / "0.arrow").triplets) == ROWS
-    assert "it was cut short or changed" in sentence(read_manifest, tmp_path / "1.arrow")
+    assert "it was cut short or changed" in refusal_of(read_manifest, tmp_path / "1.arrow")
 
 
 @pytest.mark.parametrize("kind", ["triplets", "pairs"])
@@ -476,7 +464,7 @@ def test_an_arrow_file_with_a_row_left_empty_is_refused_in_words(tmp_path):
     table = table.set_column(1, table.field(1), pa.chunked_array([gap]))
     with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    assert sentence(read_manifest, tmp_path / "t.arrow").endswith("; a line without a path")
+    assert refusal_of(read_manifest, tmp_path / "t.arrow").endswith("; a line without a path")
 
 
 # Refusals of reading
@@ -489,7 +477,7 @@ def test_a_file_cut_short_is_refused(tmp_path, suffix, share):
     write_manifest(target, DRAWN, CATALOG)
     whole = target.read_bytes()
     target.write_bytes(whole[: int(share * len(whole))])
-    assert sentence(read_manifest, target).startswith("read_manifest(path=")
+    assert refusal_of(read_manifest, target).startswith("read_manifest(path=")
 
 
 @pytest.mark.parametrize("suffix", TEXT_FORMATS)
@@ -498,7 +486,7 @@ def test_a_file_with_lines_missing_is_refused(tmp_path, suffix):
     write_manifest(target, DRAWN, CATALOG)
     lines = target.read_text("utf-8").splitlines(keepends=True)
     target.write_text("".join(lines[:-1]), "utf-8")
-    assert sentence(read_manifest, target).endswith(
+    assert refusal_of(read_manifest, target).endswith(
         f"expected the {len(ROWS)} triplets it was written with; it was cut short or changed; "
         f"write it again, or move t{suffix}.json away to do without"
     )
@@ -510,7 +498,7 @@ def test_a_text_file_and_a_provenance_of_two_runs_are_refused(tmp_path, suffix):
     write_manifest(target, DRAWN, CATALOG)
     write_manifest(other, RandomTriplets(CATALOG.labels, 2, 2, seed=8), CATALOG)
     other.replace(target)  # as many triplets, of the same paths
-    assert "it was cut short or changed" in sentence(read_manifest, target)
+    assert "it was cut short or changed" in refusal_of(read_manifest, target)
 
 
 def rewritten(target, change):
@@ -523,7 +511,7 @@ def rewritten(target, change):
 def test_a_parquet_file_with_rows_missing_is_refused(tmp_path):
     target = rewritten(tmp_path / "t.parquet", lambda table: table[:-1])
     expected, got = len(ROWS), len(ROWS) - 1
-    assert sentence(read_manifest, target).endswith(
+    assert refusal_of(read_manifest, target).endswith(
         f"expected the {expected} triplets it was written with; "
         f"it holds {got}: it was cut short or changed; write it again"
     )
@@ -534,7 +522,7 @@ def test_a_path_that_the_catalog_does_not_have_is_refused(tmp_path):
         others = [name.replace("cow/1.png", "cow/9.png") for name in table["negative"].to_pylist()]
         return table.set_column(2, "negative", pa.array(others))
 
-    assert sentence(read_manifest, rewritten(tmp_path / "t.parquet", change)).endswith(
+    assert refusal_of(read_manifest, rewritten(tmp_path / "t.parquet", change)).endswith(
         "expected paths of its own catalog; 'cow/9.png' is not one of them; it was changed; write it again"
     )
 
@@ -544,7 +532,7 @@ def test_a_path_that_the_catalog_does_not_have_is_refused(tmp_path):
 def test_an_empty_or_garbage_file_is_refused(tmp_path, suffix, content):
     target = tmp_path / f"t{suffix}"
     target.write_bytes(content)
-    said = sentence(read_manifest, target)
+    said = refusal_of(read_manifest, target)
     assert said.startswith("read_manifest(path=")
     assert "expected columns anchor, positive, negative of paths, or first, second, same; " in said or (
         said.endswith("expected at least one triplet or pair; the file is empty")
@@ -556,16 +544,16 @@ def test_a_table_without_rows_is_refused(tmp_path):
     pd.DataFrame({name: pd.Series(dtype="str") for name in COLUMNS}).to_parquet(tmp_path / "t.parquet")
     for suffix in ("csv", "parquet"):
         said = "expected at least one triplet or pair; the file is empty"
-        assert sentence(read_manifest, tmp_path / f"t.{suffix}").endswith(said)
+        assert refusal_of(read_manifest, tmp_path / f"t.{suffix}").endswith(said)
 
 
 def test_columns_that_are_no_paths_are_refused(tmp_path):
     pd.DataFrame({name: [1, 2] for name in COLUMNS}).to_parquet(tmp_path / "t.parquet")
     said = "expected columns anchor, positive, negative of paths, or first, second, same; Unsupported cast "
-    assert said in sentence(read_manifest, tmp_path / "t.parquet")
+    assert said in refusal_of(read_manifest, tmp_path / "t.parquet")
     pd.DataFrame({"a": ["x"]}).to_parquet(tmp_path / "u.parquet")
     said = "expected columns anchor, positive, negative of paths, or first, second, same; it has others"
-    assert sentence(read_manifest, tmp_path / "u.parquet").endswith(said)
+    assert refusal_of(read_manifest, tmp_path / "u.parquet").endswith(said)
 
 
 @pytest.mark.parametrize(
@@ -586,7 +574,7 @@ def test_something_else_beside_a_text_manifest_is_refused(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.txt").write_text("a/1,a/2,b/1\n")
     (tmp_path / "t.txt.json").write_bytes(content)
-    said = sentence(read_manifest, "t.txt")
+    said = refusal_of(read_manifest, "t.txt")
     assert said.startswith("read_manifest(path='t.txt.json'): expected ")
     assert said.endswith("; write t.txt again, or move t.txt.json away to do without")
     (tmp_path / "t.txt.json").unlink()
@@ -595,10 +583,12 @@ def test_something_else_beside_a_text_manifest_is_refused(tmp_path, monkeypatch,
 
 def test_files_that_are_no_manifests_are_refused(tmp_path):
     said = "read_manifest(path='t.xlsx'): expected a name ending in .parquet, .arrow, .csv, .jsonl, .txt"
-    assert sentence(read_manifest, "t.xlsx") == said
-    assert sentence(read_manifest, "gone.txt") == "read_manifest(path='gone.txt'): expected an existing file"
+    assert refusal_of(read_manifest, "t.xlsx") == said
+    assert (
+        refusal_of(read_manifest, "gone.txt") == "read_manifest(path='gone.txt'): expected an existing file"
+    )
     (tmp_path / "d.txt").mkdir()
-    assert sentence(read_manifest, tmp_path / "d.txt").endswith("expected an existing file")
+    assert refusal_of(read_manifest, tmp_path / "d.txt").endswith("expected an existing file")
 
 
 # Refusals of writing
@@ -624,13 +614,13 @@ def test_rows_that_the_catalog_does_not_have_are_refused(tmp_path, suffix, rows,
         f"write_manifest(triplets={got}): expected catalog rows from 0 to 5, "
         "as many anchors as positives and negatives"
     )
-    assert sentence(write_manifest, tmp_path / f"t{suffix}", Triplets(*columns), CATALOG) == said
+    assert refusal_of(write_manifest, tmp_path / f"t{suffix}", Triplets(*columns), CATALOG) == said
     assert not list(tmp_path.iterdir())
 
 
 def test_columns_longer_than_the_anchors_are_refused(tmp_path):
     rows = Triplets(np.array([0]), np.array([1, 2]), np.array([3, 3]))
-    said = sentence(write_manifest, tmp_path / "t.csv", rows, CATALOG)
+    said = refusal_of(write_manifest, tmp_path / "t.csv", rows, CATALOG)
     assert said.startswith("write_manifest(triplets='array of int64, shape (2,)'): expected catalog rows")
 
 
@@ -642,29 +632,29 @@ def test_a_sequence_shorter_than_it_says_is_refused(tmp_path):
         def __getitem__(self, index):
             return given_triplets(ROWS[:2])
 
-    said = sentence(write_manifest, tmp_path / "t.csv", Liar(), CATALOG)
+    said = refusal_of(write_manifest, tmp_path / "t.csv", Liar(), CATALOG)
     assert said.startswith("write_manifest(triplets='array of int64, shape (2,)'): expected catalog rows")
 
 
 def test_a_catalog_that_names_a_path_twice_is_refused(tmp_path):
     catalog = CATALOG.select([0, 1, 1, 3])
-    said = sentence(write_manifest, tmp_path / "t.csv", given_triplets([(0, 1, 3)]), catalog)
+    said = refusal_of(write_manifest, tmp_path / "t.csv", given_triplets([(0, 1, 3)]), catalog)
     assert said.endswith("expected each path once; 'ant/2.png' is there 2 times")
 
 
 @pytest.mark.parametrize("chunk_size", [0, -1])
 def test_a_chunk_size_that_is_no_size_is_refused(tmp_path, chunk_size):
     said = f"write_manifest(chunk_size={chunk_size}): expected a whole number of at least 1"
-    assert sentence(write_manifest, tmp_path / "t.csv", DRAWN, CATALOG, chunk_size=chunk_size) == said
+    assert refusal_of(write_manifest, tmp_path / "t.csv", DRAWN, CATALOG, chunk_size=chunk_size) == said
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_an_existing_file_is_not_replaced_unasked(tmp_path, suffix):
     target = tmp_path / f"t{suffix}"
     target.write_text("mine")
-    said = sentence(write_manifest, target, DRAWN, CATALOG)
+    said = refusal_of(write_manifest, target, DRAWN, CATALOG)
     assert said.endswith("expected a new file; it exists; overwrite=True or --overwrite replaces it")
-    assert files(tmp_path) == {f"t{suffix}": b"mine"}
+    assert contents(tmp_path) == {f"t{suffix}": b"mine"}
     write_manifest(target, DRAWN, CATALOG, overwrite=True)
     write_manifest(target, given_triplets(ROWS[:1]), CATALOG, overwrite=True)
     assert listed(read_manifest(target).triplets) == ROWS[:1]
@@ -673,19 +663,19 @@ def test_an_existing_file_is_not_replaced_unasked(tmp_path, suffix):
 def test_an_existing_file_beside_it_is_not_replaced_unasked(tmp_path):
     (tmp_path / "t.txt.json").write_text("mine")
     said = f"expected no file {tmp_path}/t.txt.json; it exists; overwrite=True or --overwrite replaces it"
-    assert sentence(write_manifest, tmp_path / "t.txt", DRAWN, CATALOG).endswith(said)
-    assert files(tmp_path) == {"t.txt.json": b"mine"}
+    assert refusal_of(write_manifest, tmp_path / "t.txt", DRAWN, CATALOG).endswith(said)
+    assert contents(tmp_path) == {"t.txt.json": b"mine"}
     write_manifest(tmp_path / "t.parquet", DRAWN, CATALOG)  # writes nothing beside it
 
 
 def test_output_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
-    said = sentence(write_manifest, tmp_path / "no" / "t.csv", DRAWN, CATALOG)
+    said = refusal_of(write_manifest, tmp_path / "no" / "t.csv", DRAWN, CATALOG)
     assert said.endswith(f"expected an existing folder to write in; make {tmp_path}/no first")
-    assert sentence(write_manifest, tmp_path / "t.doc", DRAWN, CATALOG).endswith(
+    assert refusal_of(write_manifest, tmp_path / "t.doc", DRAWN, CATALOG).endswith(
         "expected a name ending in .parquet, .arrow, .csv, .jsonl, .txt"
     )
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    assert sentence(write_manifest, tmp_path / "t.csv", DRAWN, CATALOG).endswith(
+    assert refusal_of(write_manifest, tmp_path / "t.csv", DRAWN, CATALOG).endswith(
         "expected a folder that may be written"
     )
 
@@ -728,7 +718,7 @@ def test_interrupted_half_way_leaves_nothing(tmp_path, monkeypatch, suffix, erro
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_interrupted_half_way_keeps_the_old_file(tmp_path, suffix):
     write_manifest(tmp_path / f"t{suffix}", DRAWN, CATALOG)
-    before = files(tmp_path)
+    before = contents(tmp_path)
 
     def interrupt():
         raise KeyboardInterrupt
@@ -737,7 +727,7 @@ def test_interrupted_half_way_keeps_the_old_file(tmp_path, suffix):
         write_manifest(
             tmp_path / f"t{suffix}", Interrupted(interrupt), CATALOG, chunk_size=10, overwrite=True
         )
-    assert files(tmp_path) == before
+    assert contents(tmp_path) == before
     assert listed(read_manifest(tmp_path / f"t{suffix}").triplets) == ROWS
 
 
@@ -870,7 +860,7 @@ def test_a_manifest_of_pairs(tmp_path, suffix):
     assert (told["kind"], told["strategy"], told["groups"]) == ("pairs", "random", "camera")
     assert told["counts"] == {"queries": 5, "images alone in their class": 1, "pairs": len(rows)}
     said = f"Manifest.triplets(manifest={found!r}): expected a manifest of triplets; take .pairs"
-    assert sentence(lambda: found.triplets) == said
+    assert refusal_of(lambda: found.triplets) == said
     write_manifest(tmp_path / "u.arrow", found, found.catalog)
     again = read_manifest(tmp_path / "u.arrow")
     assert listed(again[:]) == rows
@@ -882,14 +872,14 @@ def test_triplets_are_no_pairs(tmp_path):
     found = read_manifest(tmp_path / "t.parquet")
     said = f"Manifest.pairs(manifest={found!r}): expected a manifest of pairs; take .triplets"
     assert found.kind == "triplets"
-    assert sentence(lambda: found.pairs) == said
+    assert refusal_of(lambda: found.pairs) == said
 
 
 def test_triplets_are_not_made_of_pairs(tmp_path):
     write_manifest(tmp_path / "t.parquet", PAIRS, CATALOG)
     found = read_manifest(tmp_path / "t.parquet")
     for pairs in (found, PAIRS, PAIRS[:]):
-        said = sentence(TripletDataset, pairs, catalog=CATALOG)
+        said = refusal_of(TripletDataset, pairs, catalog=CATALOG)
         assert said.startswith("TripletDataset(manifest=")
         assert "expected a manifest or another sequence of triplets" in said
 
@@ -923,7 +913,7 @@ def test_pairs_that_are_none_are_refused(tmp_path, rows, got):
         f"write_manifest(triplets={got}): expected catalog rows from 0 to 5, "
         "and for each pair of them whether they are of one class"
     )
-    assert sentence(write_manifest, tmp_path / "t.csv", pairs, CATALOG) == said
+    assert refusal_of(write_manifest, tmp_path / "t.csv", pairs, CATALOG) == said
     assert not list(tmp_path.iterdir())
 
 
@@ -976,7 +966,7 @@ def test_an_edited_label_in_the_json_of_a_text_manifest_is_noticed(tmp_path, suf
         del record["crc32"]
     other.write_text(json.dumps(record), "utf-8")
     with pytest.warns(UserWarning, match="no checksum") if old else nullcontext():
-        said = sentence(read_manifest, tmp_path / f"t{suffix}")
+        said = refusal_of(read_manifest, tmp_path / f"t{suffix}")
     expected = (
         "expected the catalog it was written with" if old else "expected its provenance to fit its checksum"
     )
@@ -1040,7 +1030,7 @@ def test_a_manifest_is_not_written_with_another_catalog(tmp_path):
     write_manifest(tmp_path / "t.arrow", DRAWN, CATALOG)
     found = read_manifest(tmp_path / "t.arrow")
     other = CATALOG.select([1, 0, 2, 3, 4, 5])
-    said = sentence(write_manifest, tmp_path / "u.csv", found, other)
+    said = refusal_of(write_manifest, tmp_path / "u.csv", found, other)
     assert "write_manifest(catalog=Catalog(6 images" in said
     assert (
         "expected the images and classes that the manifest was made of, in their order; its row 0 is" in said
@@ -1086,5 +1076,5 @@ def test_the_prefix_counts_for_a_spreadsheet(tmp_path):
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet", ".arrow"])
 def test_only_a_csv_is_made_safe_for_a_spreadsheet(tmp_path, suffix):
     said = f"write_manifest(csv_safe=True): expected False for {suffix}; only .csv has cells"
-    assert sentence(write_manifest, tmp_path / f"t{suffix}", DRAWN, CATALOG, csv_safe=True) == said
+    assert refusal_of(write_manifest, tmp_path / f"t{suffix}", DRAWN, CATALOG, csv_safe=True) == said
     assert list(tmp_path.iterdir()) == []

@@ -24,23 +24,10 @@ from tercet.data.manifests.provenance import sidecar
 from tercet.data.manifests.writing import ManifestPart, write_manifest, write_manifests
 from tercet.data.triplets.random import RandomTriplets
 from tests.contracts.killing import killed_at
+from tests.helpers import contents, names, refusal_of
 
 PATHS = [f"{label}/{n}.png" for label in ("ant", "bee", "cat") for n in range(20)]
 CATALOG = Catalog(PATHS, [n // 20 for n in range(60)], ["ant", "bee", "cat"])
-
-
-def sentence(call, *args, **kwargs):
-    with pytest.raises(ValueError, match=r".") as raised:
-        call(*args, **kwargs)
-    return str(raised.value)
-
-
-def names(folder):
-    return sorted(file.name for file in folder.iterdir())
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def of_seed(seed):
@@ -99,7 +86,7 @@ def test_a_split_killed_at_any_renaming_is_seen_whole_and_the_same_command_ends_
         if overwrite or pending_names(folder) or not target.exists():
             write_manifests(split_parts(target, 1), overwrite=overwrite)
         else:  # the killed run was through, but for the removing of its journal
-            assert "it exists" in sentence(write_manifests, split_parts(target, 1))
+            assert "it exists" in refusal_of(write_manifests, split_parts(target, 1))
         assert contents(folder) == whole
     assert code == 0
     assert step > 8
@@ -202,7 +189,7 @@ def test_a_file_that_is_replaced_all_the_time_is_refused(tmp_path, monkeypatch):
 
     real = reading.read_paths
     monkeypatch.setattr(reading, "read_paths", replaced)
-    assert "expected a file that stays as it is while it is read" in sentence(
+    assert "expected a file that stays as it is while it is read" in refusal_of(
         read_manifest, tmp_path / "t.csv"
     )
 
@@ -248,7 +235,7 @@ def test_parts_of_two_splits_beside_each_other_are_refused(tmp_path, suffix, kep
     target, validation = (part.path for part in files[0])
     seeds = ("1", "0") if kept == "train" else ("0", "1")
     for path, other, (here, there) in ((target, validation, seeds[::-1]), (validation, target, seeds)):
-        said = sentence(read_manifest, path)
+        said = refusal_of(read_manifest, path)
         assert f"expected the split of {other.name} beside it" in said
         assert "images of one may be in the other; write both with one command" in said
         assert f"that is of seed {there}, this of seed {here}" in said
@@ -261,7 +248,7 @@ def test_a_part_of_a_split_is_not_replaced_by_all_images(tmp_path, suffix):
     target = tmp_path / f"t{suffix}"
     write_manifests(split_parts(target, 0))
     before = contents(tmp_path)
-    said = sentence(write_manifest, target, of_seed(0), CATALOG, overwrite=True)
+    said = refusal_of(write_manifest, target, of_seed(0), CATALOG, overwrite=True)
     assert (
         f"expected the split of t.validation{suffix} beside it; that is of a split, and this is not" in said
     )
@@ -309,7 +296,7 @@ def test_a_folder_at_a_name_of_the_set_is_refused_before_anything_is_written(
         return
     folder = {"t": f"t{suffix}", "json": f"t{suffix}.json", "validation": f"t.validation{suffix}"}[made]
     (tmp_path / folder).mkdir()
-    said = sentence(write_manifests, split_parts(tmp_path / f"t{suffix}", 0), overwrite=overwrite)
+    said = refusal_of(write_manifests, split_parts(tmp_path / f"t{suffix}", 0), overwrite=overwrite)
     assert "folder" in said
     assert names(tmp_path) == [folder]
 
@@ -323,7 +310,7 @@ def test_overwrite_is_a_flag(tmp_path, monkeypatch, overwrite):
         lambda: write_manifest(tmp_path / "t.csv", of_seed(1), CATALOG, overwrite=overwrite),
         lambda: CATALOG.write(tmp_path / "t.csv", overwrite=overwrite),
     ):
-        assert "expected True or False" in sentence(write)
+        assert "expected True or False" in refusal_of(write)
     assert contents(tmp_path) == before
 
 
@@ -355,7 +342,7 @@ def test_a_link_at_the_name_of_a_manifest_or_its_json_is_not_followed(tmp_path, 
     victim.write_text("precious")
     for name in (target, sidecar(target)):
         name.symlink_to(victim)
-    assert "it exists" in sentence(write_manifest, target, of_seed(0), CATALOG)
+    assert "it exists" in refusal_of(write_manifest, target, of_seed(0), CATALOG)
     write_manifest(target, of_seed(0), CATALOG, overwrite=True)
     assert victim.read_text() == "precious"
     assert not target.is_symlink()
@@ -377,7 +364,7 @@ def test_a_journal_that_others_planted_leads_nowhere_else(tmp_path):
         (folder / temporary).symlink_to(tmp_path / name)
         (folder / name).unlink(missing_ok=True)
     assert json.loads((folder / JOURNAL).read_text())["order"] == "new"
-    assert "expected an existing file" in sentence(read_manifest, folder / "t.csv")
+    assert "expected an existing file" in refusal_of(read_manifest, folder / "t.csv")
     with atomically_together([folder / "other"]) as (file,):
         file.write_text("")
     assert names(folder) == ["other"]

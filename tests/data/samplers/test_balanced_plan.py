@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet.data.samplers.balanced_plan import assign, occurrences, water_fill
-from tests.data.samplers.sampled import (
+from tests.helpers import (
     laws,
 )
 

@@ -27,7 +27,7 @@ from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.data.triplets.relevance import FunctionRelevance
 from tercet.losses.triplet import TripletMargin
-from tests.oracles.triplets import unchecked
+from tests.helpers import plain, unchecked
 
 torch.set_num_threads(1)
 stateful = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
@@ -38,10 +38,6 @@ def of_anchors(anchors):
     """Triplets of these anchors; what else they hold is of no matter to a sampler."""
     anchors = np.array(anchors, dtype=np.int64)
     return Triplets(anchors, anchors + 1, anchors + 2)
-
-
-def plain(batches):
-    return [[(int(number), number.epoch, number.view) for number in batch] for batch in batches]
 
 
 def steps_of(samplers, epoch):

@@ -25,7 +25,7 @@ from tercet.core.randomness import KeyedRow
 from tercet.data.samplers import balanced_plan
 from tercet.data.samplers.pk import PKSampler
 from tercet.data.samplers.shuffled import ShuffledSampler
-from tests.data.samplers.sampled import (
+from tests.helpers import (
     UNEVEN,
     Rows,
     epoch_of,

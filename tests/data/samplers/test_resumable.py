@@ -12,7 +12,7 @@ import pytest
 from tercet.data.io.checked_json import with_checksum
 from tercet.data.samplers.pk import PKSampler
 from tercet.data.samplers.shuffled import ShuffledSampler
-from tests.data.samplers.sampled import (
+from tests.helpers import (
     UNEVEN,
     epoch_of,
     labels_of,

@@ -13,7 +13,7 @@ from scipy import stats
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.data.samplers.shuffled import ShuffledSampler
-from tests.data.samplers.sampled import (
+from tests.helpers import (
     Rows,
     laws,
     loaded,

@@ -26,7 +26,7 @@ from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
 from tercet.data.streams.pk_stream import PKStream
 from tercet.data.triplets.random import RandomTriplets
-from tests.data.shards.test_writing import photos, sentence
+from tests.helpers import flip, photos, refusal_of
 
 
 @pytest.fixture(scope="module")
@@ -219,14 +219,6 @@ def test_threads_share_an_index_while_files_are_closed_under_them(written):
 # Tars that have changed
 
 
-def flip(path, offset):
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte[0] ^ 1]))
-
-
 @pytest.mark.parametrize(
     ("place", "said"), [(0, "its content is another"), (-512, "another header stands in its place")]
 )
@@ -234,7 +226,7 @@ def test_a_changed_byte_is_noticed_where_it_is_read(copied, written, place, said
     index = ShardIndex(copied)
     index.read([4])
     flip(index.file(4).parent, int(index._offset[4]) + place)
-    message = sentence(index.read, [0, 4])
+    message = refusal_of(index.read, [0, 4])
     assert f"{index.file(4).parent}: expected {index.file(4).name} as it was indexed, but {said}" in message
     assert "the tar has changed; restore it, or write the shards again" in message
     assert index.read([0, 3]) == contents(written[0], [0, 3])
@@ -246,7 +238,7 @@ def test_another_size_is_noticed_when_the_index_is_opened_and_when_the_file_is(c
     with open(index.tars[0], "ab") as file:
         change(file)
     row = int(np.flatnonzero(index._shard == 0)[0])
-    for said in (sentence(index.read, [row]), sentence(ShardIndex, copied)):
+    for said in (refusal_of(index.read, [row]), refusal_of(ShardIndex, copied)):
         assert "bytes, as when it was indexed; it has changed to " in said
         assert said.endswith("; restore it, or write the shards again with overwrite=True or --overwrite")
 
@@ -268,7 +260,7 @@ def test_a_tar_changed_after_it_was_indexed(tmp_path):
     for opened in (index, ShardIndex(tmp_path / "shards")):  # neither gives an image with another's label
         dataset = ImageDataset(opened)
         loader = DataLoader(dataset, batch_sampler=PKSampler(index.labels, 3, 4))
-        assert "the tar has changed; restore it, or write the shards again" in sentence(list, loader)
+        assert "the tar has changed; restore it, or write the shards again" in refusal_of(list, loader)
 
 
 def test_a_tar_cut_while_it_is_open_gives_no_half_sample(copied):
@@ -276,27 +268,27 @@ def test_a_tar_cut_while_it_is_open_gives_no_half_sample(copied):
     row = int(np.flatnonzero(index._shard == 0)[np.argmax(index._offset[index._shard == 0])])
     index.read([row])
     os.truncate(index.tars[0], int(index._offset[row]) + 1)
-    assert "but the file ends before it" in sentence(index.read, [row])
+    assert "but the file ends before it" in refusal_of(index.read, [row])
 
 
 def test_what_is_missing_is_named(copied, tmp_path):
     index = ShardIndex(copied)
     index.tars[1].unlink()
     row = int(np.flatnonzero(index._shard == 1)[0])
-    assert "expected a tar to read; No such file" in sentence(index.read, [row])
-    assert "every tar that" in sentence(ShardIndex, copied)
+    assert "expected a tar to read; No such file" in refusal_of(index.read, [row])
+    assert "every tar that" in refusal_of(ShardIndex, copied)
     (copied / "info.json").unlink()
-    said = sentence(ShardIndex, copied)
+    said = refusal_of(ShardIndex, copied)
     assert "the writing was interrupted; run write_shards again" in said
     assert "or shards were copied here: copy their info.json too" in said
-    assert "an existing tar" in sentence(ShardIndex, [tmp_path / "no.tar"])
-    assert "a folder with .tar files" in sentence(ShardIndex, tmp_path)
-    assert "a folder of shards, a tar, or a list" in sentence(ShardIndex, 3)
-    assert "a folder of shards, a tar, or a list" in sentence(ShardIndex, [])
-    assert "a folder of shards, a tar, or a list" in sentence(ShardIndex, [3])
+    assert "an existing tar" in refusal_of(ShardIndex, [tmp_path / "no.tar"])
+    assert "a folder with .tar files" in refusal_of(ShardIndex, tmp_path)
+    assert "a folder of shards, a tar, or a list" in refusal_of(ShardIndex, 3)
+    assert "a folder of shards, a tar, or a list" in refusal_of(ShardIndex, [])
+    assert "a folder of shards, a tar, or a list" in refusal_of(ShardIndex, [3])
     (tmp_path / "a.tar").mkdir()
-    assert "expected an existing tar; it is a folder" in sentence(ShardIndex, tmp_path)
-    assert "expected an existing tar; it is a folder" in sentence(ShardIndex, [tmp_path / "a.tar"])
+    assert "expected an existing tar; it is a folder" in refusal_of(ShardIndex, tmp_path)
+    assert "expected an existing tar; it is a folder" in refusal_of(ShardIndex, [tmp_path / "a.tar"])
 
 
 @pytest.mark.parametrize(
@@ -313,7 +305,7 @@ def test_what_is_missing_is_named(copied, tmp_path):
 )
 def test_options_of_another_kind_are_refused(copied, options, said, monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
-    assert said in sentence(ShardIndex, copied, **options)
+    assert said in refusal_of(ShardIndex, copied, **options)
 
 
 @pytest.mark.parametrize("reader", [ShardIndex, lambda source, **options: PKStream(source, 2, 2, **options)])
@@ -322,7 +314,7 @@ def test_an_unfinished_split_beside_a_finished_one_is_not_passed_over(copied, wr
     info = json.loads((copied / "info.json").read_text())
     del info["splits"]["train"], info["tercet"]["train"]
     (copied / "info.json").write_text(json.dumps(info))
-    said = sentence(reader, copied)
+    said = refusal_of(reader, copied)
     assert "(split=None): expected a split, since info.json in " in said
     assert "train-000000.tar; 'train' was interrupted; pass split='val', or run write_shards again" in said
     assert reader(copied, split="val")
@@ -335,7 +327,7 @@ def test_shards_and_info_of_two_runs_are_refused(copied, written, tmp_path):
     write_shards(tmp_path / "other", written[0], images_per_shard=6, seed=1)
     for name in ("train-000000.tar", "train-000000.index.parquet"):
         shutil.copy(tmp_path / "other" / name, copied / name)
-    assert "shards and info.json of one run" in sentence(ShardIndex, copied)
+    assert "shards and info.json of one run" in refusal_of(ShardIndex, copied)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +340,7 @@ def test_shards_and_info_of_two_runs_are_refused(copied, written, tmp_path):
 )
 def test_a_damaged_info_is_refused(copied, text):
     (copied / "info.json").write_text(text)
-    said = sentence(ShardIndex, copied)
+    said = refusal_of(ShardIndex, copied)
     assert "expected splits with their filenames; pass a list of tars to do without" in said
 
 
@@ -369,7 +361,7 @@ def test_classes_keep_their_numbers_whichever_way_the_tars_are_passed(written, t
     ours = (folder / "info.json").read_text()
     (folder / "info.json").write_text(json.dumps(listed))
     for tars in (folder, index.tars):
-        said = sentence(ShardIndex, tars)
+        said = refusal_of(ShardIndex, tars)
         assert "expected the info.json that was written with it in its folder: it numbers the cl" in said
     (folder / "info.json").write_text(ours)
 
@@ -379,9 +371,9 @@ def test_classes_keep_their_numbers_whichever_way_the_tars_are_passed(written, t
     assert set(two.labels.tolist()) == {0, 1, 2, 3, 4}
     renamed = type(catalog)(catalog.paths, catalog.labels, list("edcba"), root=catalog.root)
     write_shards(folder, renamed, split="other")
-    assert "shards of one list of classes" in sentence(ShardIndex, sorted(folder.glob("*.tar")))
+    assert "shards of one list of classes" in refusal_of(ShardIndex, sorted(folder.glob("*.tar")))
     (folder / "train-000000.index.parquet").unlink()
-    assert "expected the index of write_shards beside it" in sentence(ShardIndex, index.tars)
+    assert "expected the index of write_shards beside it" in refusal_of(ShardIndex, index.tars)
 
 
 def test_a_folder_may_be_called_like_an_address(written, tmp_path, monkeypatch):
@@ -395,7 +387,7 @@ def test_a_folder_may_be_called_like_an_address(written, tmp_path, monkeypatch):
 def test_a_damaged_index_is_refused(copied, damage):
     file = copied / "train-000000.index.parquet"
     file.write_bytes(file.read_bytes()[:-9] if damage is None else damage)
-    said = sentence(ShardIndex, copied)
+    said = refusal_of(ShardIndex, copied)
     assert "restore it, or write the shards again with overwrite=True" in said
     assert "beside a tar of another program delete it, and the tar is scanned instead" in said
 
@@ -405,9 +397,9 @@ def test_the_index_of_written_shards_is_not_overwritten_by_a_scan(copied):
     tar = copied / "train-000000.tar"
     for keep in (True, False):
         for option in ({"label": "cls"}, {"image": "jpg"}):
-            said = sentence(ShardIndex, tar, **option, write_index=keep)
+            said = refusal_of(ShardIndex, tar, **option, write_index=keep)
             assert "image and label are for tars of other programs; leave it out" in said
-    assert "write the shards again" not in sentence(ShardIndex, copied, image="jpg")
+    assert "write the shards again" not in refusal_of(ShardIndex, copied, image="jpg")
     assert len(ShardIndex(tar, write_index=True))
     assert (copied / "train-000000.index.parquet").read_bytes() == before
 

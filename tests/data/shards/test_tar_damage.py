@@ -21,11 +21,7 @@ from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.tar_members import BLOCK, DamagedTar, members, sample_name
 from tercet.data.shards.writing import write_shards
 from tercet.data.streams.pk_stream import PKStream
-from tests.cli.test_app import tercet  # noqa: F401
-from tests.contracts.test_names import tar_of
-from tests.data.shards.test_index import flip
-from tests.data.shards.test_tar_index import foreign
-from tests.data.shards.test_writing import sentence
+from tests.helpers import flip, refusal_of, tar_of_images, write_tar
 
 
 def pictures(root, pixel=0):
@@ -59,40 +55,40 @@ def streamed(source, **options):
 
 
 def test_a_foreign_tar_replaced_before_its_first_read_is_refused(tmp_path):
-    tar, other = tar_of(tmp_path / "a.tar"), tar_of(tmp_path / "b.tar", start=1)
+    tar, other = tar_of_images(tmp_path / "a.tar"), tar_of_images(tmp_path / "b.tar", start=1)
     times = tar.stat()
     for write_index in (False, True):
-        tar_of(tar)
+        tar_of_images(tar)
         index = ShardIndex(tar, write_index=write_index)
         other.replace(tar)
-        said = sentence(index.read, [0])
+        said = refusal_of(index.read, [0])
         assert "expected the time of change that it had when it was " in said
-        tar_of(tmp_path / "b.tar", start=1)
+        tar_of_images(tmp_path / "b.tar", start=1)
     index = ShardIndex(tar)
     os.utime(other, ns=(times.st_atime_ns, tar.stat().st_mtime_ns))
-    tar_of(tmp_path / "c.tar").replace(tar)
+    tar_of_images(tmp_path / "c.tar").replace(tar)
     os.utime(tar, ns=(times.st_atime_ns, index._states[0].time))
-    said = sentence(index.read, [0])
+    said = refusal_of(index.read, [0])
     assert "that it had when it was indexed; another stands there; delete a.index.parquet to index" in said
 
 
 def test_a_foreign_tar_written_over_in_place_while_it_is_open_is_refused(tmp_path):
-    index = ShardIndex(tar_of(tmp_path / "a.tar"))
+    index = ShardIndex(tar_of_images(tmp_path / "a.tar"))
     before = index.read([0])
     flip(tmp_path / "a.tar", int(index._offset[0]))
-    assert "expected the time of change that it had, but it was written since" in sentence(index.read, [0])
+    assert "expected the time of change that it had, but it was written since" in refusal_of(index.read, [0])
     assert ShardIndex(tmp_path / "a.tar").read([0]) != before
 
 
 @pytest.mark.parametrize("steps", [None, 3])
 @pytest.mark.parametrize("indexed", [False, True])
 def test_a_foreign_tar_replaced_before_it_is_streamed_is_refused(tmp_path, steps, indexed):
-    tar = tar_of(tmp_path / "a.tar")
+    tar = tar_of_images(tmp_path / "a.tar")
     ShardIndex(tar, write_index=indexed)
     stream, told = PKStream(tar, 2, 4, steps=steps), []
     going_on = PKStream(tar, 2, 4, steps=steps, handler=lambda error: told.append(str(error)) or True)
-    tar_of(tmp_path / "b.tar", start=1).replace(tar)
-    said = sentence(list, stream)
+    tar_of_images(tmp_path / "b.tar", start=1).replace(tar)
+    said = refusal_of(list, stream)
     assert "a.tar'): expected the time of change that it had when it was " in said
     assert list(going_on)
     assert told[0] == said
@@ -100,7 +96,7 @@ def test_a_foreign_tar_replaced_before_it_is_streamed_is_refused(tmp_path, steps
 
 @pytest.mark.parametrize("indexed", [False, True])
 def test_a_changed_class_of_a_foreign_tar_is_told_at_the_end_of_the_shard(tmp_path, indexed):
-    tar = tar_of(tmp_path / "a.tar")
+    tar = tar_of_images(tmp_path / "a.tar")
     ShardIndex(tar, write_index=indexed)
     time, whole = tar.stat().st_mtime_ns, tar.read_bytes()
     with tarfile.open(tar) as archive:
@@ -111,7 +107,7 @@ def test_a_changed_class_of_a_foreign_tar_is_told_at_the_end_of_the_shard(tmp_pa
         stream = PKStream(tar, 2, 4, steps=3 if indexed else None)
         flip(tar, place)
         os.utime(tar, ns=(time, time))
-        said = sentence(list, stream)
+        said = refusal_of(list, stream)
         assert said.endswith("index or a scan has, and others came; it is damaged; restore it")
 
 
@@ -135,10 +131,10 @@ def test_a_changed_byte_anywhere_in_our_shard_is_told_by_the_stream_and_by_verif
     for place in draw.sample(contents, 20) + draw.sample(headers, 10):
         tar.write_bytes(whole)
         flip(tar, place)
-        said = sentence(streamed, ours, steps=steps)
+        said = refusal_of(streamed, ours, steps=steps)
         words = ("checksum differs", "damaged", "another stands there", "half a sample", "whole number")
         assert any(word in said for word in words), said
-        assert "train-000000.tar" in sentence(ShardIndex, ours, verify=True)
+        assert "train-000000.tar" in refusal_of(ShardIndex, ours, verify=True)
     tar.write_bytes(whole)
     assert len(ShardIndex(ours, verify=True)) == 24
 
@@ -149,17 +145,17 @@ def test_shards_exchanged_for_others_as_large_are_refused(ours, tmp_path):
     assert (tmp_path / "other" / name).stat().st_size == (ours / name).stat().st_size
     shutil.copy(tmp_path / "other" / name, ours)
     index = ShardIndex(ours)  # sizes and headers are the same
-    assert "its content is another" in sentence(index.read, range(24))
-    assert "checksum differs" in sentence(streamed, ours)
+    assert "its content is another" in refusal_of(index.read, range(24))
+    assert "checksum differs" in refusal_of(streamed, ours)
     shutil.copy(tmp_path / "other" / "train-000000.index.parquet", ours)  # and the index with it
     for call in (ShardIndex, streamed):
-        said = sentence(call, ours)
+        said = refusal_of(call, ours)
         assert (
             f"'{name}'): expected the shard that info.json tells of, by its SHA-256; it was exchanged" in said
         )
 
 
-def test_the_command_verifies_shards(ours, tercet):  # noqa: F811
+def test_the_command_verifies_shards(ours, tercet):
     assert tercet("index-shards", ours, "--verify")[0] == 0
     flip(ours / "train-000001.tar", (ours / "train-000001.tar").stat().st_size - 1)
     assert tercet("index-shards", ours)[0] == 0
@@ -184,7 +180,7 @@ def test_shards_of_version_01_are_read_with_a_warning_and_written_again(ours, pa
             UserWarning, match=r"index.parquet' and 1 more have no checksums, so damage may pass"
         ):
             call(ours)
-    assert "(verify=True): expected shards with digests" in sentence(ShardIndex, ours, verify=True)
+    assert "(verify=True): expected shards with digests" in refusal_of(ShardIndex, ours, verify=True)
     write_shards(ours, packed[0], images_per_shard=12)
     assert len(ShardIndex(ours, verify=True)) == 24
 
@@ -239,7 +235,7 @@ def test_a_damaged_index_or_info_gives_the_right_rows_or_a_sentence(ours, name, 
     ],
 )
 def test_an_index_with_odd_facts_is_refused(tmp_path, facts):
-    tar = tar_of(tmp_path / "a.tar")
+    tar = tar_of_images(tmp_path / "a.tar")
     ShardIndex(tar, write_index=True)
     source = tmp_path / "a.index.parquet"
     table = pq.read_table(source)
@@ -248,7 +244,7 @@ def test_an_index_with_odd_facts_is_refused(tmp_path, facts):
         del told["samples"]  # as in version 0.1, which had no checksums
     pq.write_table(table.replace_schema_metadata({"tercet.shard": json.dumps(told)}), source)
     for call in (ShardIndex, streamed):
-        assert "a.index.parquet'): expected " in sentence(call, tar)
+        assert "a.index.parquet'): expected " in refusal_of(call, tar)
 
 
 @pytest.mark.parametrize(
@@ -268,10 +264,10 @@ def test_an_index_with_odd_facts_is_refused(tmp_path, facts):
     ],
 )
 def test_an_odd_info_json_is_refused(tmp_path, text):
-    tar_of(tmp_path / "a.tar")
+    tar_of_images(tmp_path / "a.tar")
     (tmp_path / "info.json").write_bytes(text.encode("latin-1"))
     for call in (ShardIndex, streamed):
-        said = sentence(call, tmp_path)
+        said = refusal_of(call, tmp_path)
         assert "info.json'): expected splits with their filenames; pass a list of tars to do without" in said
 
 
@@ -331,7 +327,7 @@ def test_a_header_that_lies_is_refused_at_once(tmp_path, lie):
     first = header(b"0.pgm", 13) + padded(b"P5 2 1 255 ab") + header(b"0.cls", 1) + padded(b"0")
     (tmp_path / "a.tar").write_bytes(first + LIES[lie] + END)
     for call, options in ((ShardIndex, {}), (streamed, {"steps": 1}), (streamed, {})):
-        said = sentence(call, tmp_path / "a.tar", **options)
+        said = refusal_of(call, tmp_path / "a.tar", **options)
         assert "a.tar'): expected a whole tar, and the tar is cut short or damaged here" in said
 
 
@@ -351,9 +347,9 @@ def test_a_label_without_bounds_is_refused(tmp_path, label, suffix, content):
     parts = [
         (f"{n}.{end}", one) for n in range(8) for end, one in (("pgm", b"P5 2 1 255 ab"), (suffix, content))
     ]
-    tar = foreign(tmp_path / "a.tar", *parts)
+    tar = write_tar(tmp_path / "a.tar", *parts)
     for call, options in ((ShardIndex, {}), (streamed, {"steps": 1}), (streamed, {})):
-        assert "expected a whole number or a name " in sentence(call, tar, label=label, **options)
+        assert "expected a whole number or a name " in refusal_of(call, tar, label=label, **options)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path), os.mkdir])
@@ -361,23 +357,23 @@ def test_a_label_without_bounds_is_refused(tmp_path, label, suffix, content):
 def test_a_pipe_a_device_or_a_folder_is_no_tar(tmp_path, make, call):
     make(tmp_path / "a.tar")
     for tars in (tmp_path, [tmp_path / "a.tar"], str(tmp_path / "a.tar")):
-        assert "expected a" in sentence(call, tars)
+        assert "expected a" in refusal_of(call, tars)
 
 
 def test_a_tar_that_becomes_a_pipe_before_it_is_read_is_refused(tmp_path):
-    tar = tar_of(tmp_path / "a.tar")
+    tar = tar_of_images(tmp_path / "a.tar")
     index, stream = ShardIndex(tar), PKStream(tar, 2, 4)
     tar.unlink()
     os.mkfifo(tar)
     for call, argument in ((index.read, [0]), (list, stream)):
-        assert "a.tar'): expected a tar " in sentence(call, argument)
+        assert "a.tar'): expected a tar " in refusal_of(call, argument)
 
 
 def test_members_behind_the_end_are_told(tmp_path):
-    tar = tar_of(tmp_path / "a.tar")
+    tar = tar_of_images(tmp_path / "a.tar")
     (tmp_path / "b.tar").write_bytes(tar.read_bytes() * 2)
     for call, options in ((ShardIndex, {}), (streamed, {"steps": 1})):
-        said = sentence(call, tmp_path / "b.tar", **options)
+        said = refusal_of(call, tmp_path / "b.tar", **options)
         assert "more follows behind its end" in said
 
 

@@ -14,19 +14,7 @@ import pytest
 from tercet.data.shards import discovery
 from tercet.data.shards.index import ShardIndex
 from tercet.data.streams.pk_stream import PKStream
-from tests.data.shards.test_index import flip
-from tests.data.shards.test_writing import sentence
-
-
-def foreign(path, *named, format=tarfile.GNU_FORMAT):
-    """A tar of (name, content)."""
-    with tarfile.open(path, "w", format=format) as archive:
-        for name, content in named:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
+from tests.helpers import flip, refusal_of, write_tar
 
 LONG = "folder/" * 30 + "é" * 60
 
@@ -34,7 +22,7 @@ LONG = "folder/" * 30 + "é" * 60
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 def test_a_foreign_tar_is_scanned(tmp_path, format):
     first = "short" if format == tarfile.USTAR_FORMAT else LONG
-    tar = foreign(
+    tar = write_tar(
         tmp_path / "a.tar",
         *[(f"{first}.JPG", b"one"), (f"{first}.cls", b"10\n"), (f"{first}.json", b'{"name": "zebra"}')],
         *[("b/1.v2.txt", b"?"), ("b/1.cls", b"9"), ("b/1.json", b'{"name": "ant"}'), ("b/1.png", b"two")],
@@ -53,14 +41,14 @@ def test_a_foreign_tar_is_scanned(tmp_path, format):
 
 def test_several_foreign_tars_follow_each_other(tmp_path):
     for number in (1, 0):
-        foreign(tmp_path / f"{number}.tar", (f"{number}.jpg", bytes([number])), (f"{number}.cls", b"cat"))
+        write_tar(tmp_path / f"{number}.tar", (f"{number}.jpg", bytes([number])), (f"{number}.cls", b"cat"))
     assert ShardIndex(tmp_path).read([0, 1]) == [b"\0", b"\1"]
     assert ShardIndex([tmp_path / "1.tar", tmp_path / "0.tar"]).read([0, 1]) == [b"\1", b"\0"]
     filenames = {"splits": {"train": {"filenames": ["1.tar"]}, "val": {"filenames": ["0.tar"]}}}
     (tmp_path / "info.json").write_text(json.dumps(filenames))  # another program's, as timm reads it
     assert ShardIndex(tmp_path, split="train").read([0]) == [b"\1"]
-    assert "one of the splits" in sentence(ShardIndex, tmp_path, split="test")
-    assert "a folder of shards" in sentence(ShardIndex, tmp_path / "1.tar", split="train")
+    assert "one of the splits" in refusal_of(ShardIndex, tmp_path, split="test")
+    assert "a folder of shards" in refusal_of(ShardIndex, tmp_path / "1.tar", split="train")
 
 
 def test_what_is_no_sample_is_reported(tmp_path):
@@ -93,7 +81,7 @@ def test_a_tar_cut_anywhere_is_refused_or_gives_whole_samples_alone(tmp_path, fo
     samples = {f"{'k' * 120}{row}": bytes([row]) * (300 + 200 * row) for row in range(4)}
     members = [(f"{key}.{suffix}", content if suffix == "jpg" else b"5") for key, content in samples.items()
                for suffix in ("jpg", "cls")]  # fmt: skip
-    whole = foreign(tmp_path / "whole.tar", *members, format=format).read_bytes()
+    whole = write_tar(tmp_path / "whole.tar", *members, format=format).read_bytes()
     end = len(whole.rstrip(b"\0"))
     end += -end % 512 + 512  # the last content and one block of the end
     with tarfile.open(tmp_path / "whole.tar") as archive:  # where it is certain that the first is whole
@@ -102,9 +90,9 @@ def test_a_tar_cut_anywhere_is_refused_or_gives_whole_samples_alone(tmp_path, fo
     tar, seen = tmp_path / "a.tar", set()
     for cut in range(0, end, 512 - 64):
         tar.write_bytes(whole[:cut])
-        assert "expected" in sentence(ShardIndex, tar)
+        assert "expected" in refusal_of(ShardIndex, tar)
         if cut < second:
-            said = sentence(ShardIndex, tar, damaged="drop")
+            said = refusal_of(ShardIndex, tar, damaged="drop")
             assert "an uncompressed tar" in said or "at least one sample" in said
             continue
         index = ShardIndex(tar, damaged="drop")
@@ -118,9 +106,9 @@ def test_a_tar_cut_anywhere_is_refused_or_gives_whole_samples_alone(tmp_path, fo
 
 
 def test_a_broken_header_in_the_middle_is_refused_or_ends_the_tar(tmp_path):
-    tar = foreign(tmp_path / "a.tar", *[(f"{n}.{s}", b"1") for n in range(3) for s in ("jpg", "cls")])
+    tar = write_tar(tmp_path / "a.tar", *[(f"{n}.{s}", b"1") for n in range(3) for s in ("jpg", "cls")])
     flip(tar, 4 * 1024)  # the name in the header of the third image
-    said = sentence(ShardIndex, tar)
+    said = refusal_of(ShardIndex, tar)
     assert "the tar is cut short or damaged here after '1'" in said
     assert 'damaged="drop"' in said
     index = ShardIndex(tar, damaged="drop")
@@ -129,21 +117,21 @@ def test_a_broken_header_in_the_middle_is_refused_or_ends_the_tar(tmp_path):
 
 
 def test_a_compressed_tar_is_refused(tmp_path):
-    foreign(tmp_path / "a.tar", ("1.jpg", b"1"), ("1.cls", b"1"))
+    write_tar(tmp_path / "a.tar", ("1.jpg", b"1"), ("1.cls", b"1"))
     with tarfile.open(tmp_path / "b.tar", "w:gz") as archive:
         archive.add(tmp_path / "a.tar", "a.tar")
-    said = sentence(ShardIndex, tmp_path / "b.tar")
+    said = refusal_of(ShardIndex, tmp_path / "b.tar")
     assert "an uncompressed tar; decompress it first" in said
 
 
 def test_a_file_shorter_than_a_header_ends_within_one(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"GIF89a")
-    assert sentence(ShardIndex, tmp_path / "a.tar").endswith("(it ends within a header)")
+    assert refusal_of(ShardIndex, tmp_path / "a.tar").endswith("(it ends within a header)")
 
 
 def test_an_empty_file_is_refused_as_one(tmp_path):
     (tmp_path / "a.tar").touch()
-    assert sentence(ShardIndex, tmp_path / "a.tar").endswith("expected an uncompressed tar; it is empty")
+    assert refusal_of(ShardIndex, tmp_path / "a.tar").endswith("expected an uncompressed tar; it is empty")
 
 
 @pytest.mark.parametrize(
@@ -169,20 +157,20 @@ def test_an_empty_file_is_refused_as_one(tmp_path):
     ],
 )
 def test_what_cannot_be_indexed_is_refused(tmp_path, members, options, said):
-    tar = foreign(tmp_path / "a.tar", *members.items())
-    assert said in sentence(ShardIndex, tar, **options)
+    tar = write_tar(tmp_path / "a.tar", *members.items())
+    assert said in refusal_of(ShardIndex, tar, **options)
 
 
 def test_of_two_images_the_one_that_is_named_counts(tmp_path):
     members = {"1.jpg": b"photo", "1.seg.png": b"mask", "1.cls": b"1"}
-    tar = foreign(tmp_path / "a.tar", *members.items())
+    tar = write_tar(tmp_path / "a.tar", *members.items())
     assert ShardIndex(tar).read([0]) == [b"photo"]
     assert ShardIndex(tar, image=".seg.PNG").read([0]) == [b"mask"]
 
 
 def test_a_kept_index_is_used_until_the_tar_or_what_is_asked_changes(tmp_path, monkeypatch):
     members = [("1.jpg", b"photo"), ("1.json", b'{"id": 4}'), ("1.cls", b"1")]
-    tar = foreign(tmp_path / "a.tar", *members)
+    tar = write_tar(tmp_path / "a.tar", *members)
     scans, real = [], discovery.scan_tar
     monkeypatch.setattr(discovery, "scan_tar", lambda *args: (scans.append(args), real(*args))[1])
     assert ShardIndex(tar, write_index=True).classes == ["1"]
@@ -195,9 +183,9 @@ def test_a_kept_index_is_used_until_the_tar_or_what_is_asked_changes(tmp_path, m
     assert ShardIndex(tar).classes == ["4"]
     assert len(scans) == 3
     flip(tar, int(index._offset[0]) - 512 + 136)  # the header's time
-    assert "another header stands in its place" in sentence(index.read, [0])
+    assert "another header stands in its place" in refusal_of(index.read, [0])
     before = tar.stat()
-    foreign(tar, *members, ("2.jpg", b"more" * 5000), ("2.json", b'{"id": 5}'))
+    write_tar(tar, *members, ("2.jpg", b"more" * 5000), ("2.json", b'{"id": 5}'))
     os.utime(tar, ns=(before.st_mtime_ns, before.st_mtime_ns))
     assert tar.stat().st_size != before.st_size
     assert ShardIndex(tar).classes == ["4", "5"]  # the label that the index was made with, as it is now
@@ -207,15 +195,15 @@ def test_a_kept_index_is_used_until_the_tar_or_what_is_asked_changes(tmp_path, m
     assert len(scans) == 5
     with open(tar, "r+b") as file:
         file.truncate(700)
-    assert "expected a whole tar" in sentence(ShardIndex, tar)
+    assert "expected a whole tar" in refusal_of(ShardIndex, tar)
 
 
 def test_a_tar_of_the_same_size_that_was_changed_is_scanned_again(tmp_path, monkeypatch):
-    tar = foreign(tmp_path / "a.tar", ("1.jpg", b"photo"), ("1.json", b'{"id": 4}'))
+    tar = write_tar(tmp_path / "a.tar", ("1.jpg", b"photo"), ("1.json", b'{"id": 4}'))
     ShardIndex(tar, label="json:id", write_index=True)
     kept = (tmp_path / "a.index.parquet").read_bytes()
     before = tar.stat()
-    foreign(tar, ("1.jpg", b"photo"), ("1.json", b'{"id": 7}'))
+    write_tar(tar, ("1.jpg", b"photo"), ("1.json", b'{"id": 7}'))
     assert tar.stat().st_size == before.st_size
     os.utime(tar, ns=(before.st_mtime_ns, before.st_mtime_ns + 1))
     assert ShardIndex(tar).classes == ["7"]  # the label that the index was made with, as it is now
@@ -226,14 +214,14 @@ def test_a_tar_of_the_same_size_that_was_changed_is_scanned_again(tmp_path, monk
 
 
 def test_an_index_that_cannot_be_kept_is_refused_before_the_scan(tmp_path, monkeypatch):
-    tar = foreign(tmp_path / "a.tar", ("1.jpg", b"photo"), ("1.cls", b"1"))
+    tar = write_tar(tmp_path / "a.tar", ("1.jpg", b"photo"), ("1.cls", b"1"))
     ShardIndex(tar, write_index=True)
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and real(path, mode))
     monkeypatch.setattr(discovery, "scan_tar", lambda *given: pytest.fail("scanned"))
     assert len(ShardIndex(tar, write_index=True)) == 1  # nothing is to be written
     (tmp_path / "a.index.parquet").unlink()
-    said = sentence(ShardIndex, tar, write_index=True)
+    said = refusal_of(ShardIndex, tar, write_index=True)
     assert "ShardIndex(write_index=True): expected a folder that may be written, and " in said
     assert said.endswith(" may not; leave it out: the tars are scanned")
 
@@ -244,16 +232,16 @@ def test_an_index_that_cannot_be_kept_is_refused_before_the_scan(tmp_path, monke
 @pytest.mark.parametrize("call", [ShardIndex, lambda tars: PKStream(tars, 1, 2, steps=1)])
 def test_a_tar_that_is_there_twice_is_refused(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
-    tar = foreign(Path("a.tar"), ("1.jpg", b"photo"), ("1.cls", b"1"))
-    assert "(" in sentence(call, [tar, tar])
-    assert "expected each tar once; it is there twice" in sentence(call, [tar, tar])
-    assert "expected each tar once; it is a.tar too" in sentence(call, [tar, tmp_path / "a.tar"])
+    tar = write_tar(Path("a.tar"), ("1.jpg", b"photo"), ("1.cls", b"1"))
+    assert "(" in refusal_of(call, [tar, tar])
+    assert "expected each tar once; it is there twice" in refusal_of(call, [tar, tar])
+    assert "expected each tar once; it is a.tar too" in refusal_of(call, [tar, tmp_path / "a.tar"])
     Path("link.tar").symlink_to("a.tar")
-    assert "expected each tar once; it is a.tar too" in sentence(call, [tar, Path("link.tar")])
-    assert "expected each tar once; it is a.tar too" in sentence(call, ".")
+    assert "expected each tar once; it is a.tar too" in refusal_of(call, [tar, Path("link.tar")])
+    assert "expected each tar once; it is a.tar too" in refusal_of(call, ".")
     listed = {"splits": {"train": {"filenames": ["a.tar", "a.tar"]}}}
     Path("info.json").write_text(json.dumps(listed))
-    assert "expected each tar once; it is there twice" in sentence(call, ".")
+    assert "expected each tar once; it is there twice" in refusal_of(call, ".")
 
 
 @pytest.mark.parametrize("call", [ShardIndex, lambda tars: PKStream(tars, 1, 2, steps=1)])
@@ -273,11 +261,11 @@ def test_a_tar_that_is_there_twice_is_refused(tmp_path, monkeypatch, call):
 )
 def test_a_folder_without_info_holds_one_split(tmp_path, call, names, splits):
     for name in names:
-        foreign(tmp_path / f"{name}.tar", (f"{name[:1]}.jpg", b"photo"), (f"{name[:1]}.cls", b"1"))
+        write_tar(tmp_path / f"{name}.tar", (f"{name[:1]}.jpg", b"photo"), (f"{name[:1]}.cls", b"1"))
     if splits is None:
         call(tmp_path)
         return
-    said = sentence(call, tmp_path)
+    said = refusal_of(call, tmp_path)
     assert said.endswith(f"tars of one split, and by their names there are {splits}; pass a list of tars")
     call(sorted(tmp_path.glob("*.tar")))
 
@@ -285,22 +273,22 @@ def test_a_folder_without_info_holds_one_split(tmp_path, call, names, splits):
 def test_indexes_that_disagree_are_refused_unless_one_is_asked_for(tmp_path):
     for number in range(3):
         members = [(f"{number}.jpg", b"photo"), (f"{number}.json", b'{"id": 4}'), (f"{number}.cls", b"1")]
-        foreign(tmp_path / f"{number}.tar", *members)
+        write_tar(tmp_path / f"{number}.tar", *members)
     ShardIndex(tmp_path / "0.tar", label="json:id", write_index=True)
     assert ShardIndex(tmp_path).classes == ["4"]  # those without an index too: never half of each
     ShardIndex(tmp_path / "1.tar", label="cls", write_index=True)
-    said = sentence(ShardIndex, tmp_path)
+    said = refusal_of(ShardIndex, tmp_path)
     assert "ShardIndex(label=None): expected one that all indexes beside the tars are made with" in said
     assert "and they are with 'cls' and 'json:id'; pass label=" in said
     assert ShardIndex(tmp_path, label="cls").classes == ["1"]
     assert ShardIndex(tmp_path, label=".CLS", write_index=True).classes == ["1"]
     ShardIndex(tmp_path / "2.tar", image="jpg", write_index=True)
-    assert "ShardIndex(image=None): expected one that all indexes" in sentence(ShardIndex, tmp_path)
+    assert "ShardIndex(image=None): expected one that all indexes" in refusal_of(ShardIndex, tmp_path)
 
 
 def test_tars_of_one_stem_have_an_index_each(tmp_path):
     named = [(f"part.{n}", (f"{n}.jpg", b"photo"), (f"{n}.cls", b"%d" % n)) for n in range(2)]
-    tars = [foreign(tmp_path / name, *members) for name, *members in named]
+    tars = [write_tar(tmp_path / name, *members) for name, *members in named]
     for tar in tars:
         ShardIndex(tar, write_index=True)
     names = ["part.0", "part.0.index.parquet", "part.1", "part.1.index.parquet"]
@@ -310,11 +298,11 @@ def test_tars_of_one_stem_have_an_index_each(tmp_path):
 
 def test_the_index_of_another_tar_is_refused_and_one_without_a_name_taken(tmp_path):
     for name in "ab":
-        foreign(tmp_path / f"{name}.tar", ("1.jpg", name.encode()), ("1.cls", name.encode()))
+        write_tar(tmp_path / f"{name}.tar", ("1.jpg", name.encode()), ("1.cls", name.encode()))
     ShardIndex(tmp_path / "a.tar", write_index=True)
     source, other = tmp_path / "a.index.parquet", tmp_path / "b.index.parquet"
     other.write_bytes(source.read_bytes())
-    said = sentence(ShardIndex, tmp_path / "b.tar")
+    said = refusal_of(ShardIndex, tmp_path / "b.tar")
     assert "b.index.parquet'): expected the index of b.tar; it is that of a.tar; rename both" in said
     table = pq.read_table(source)
     told = json.loads(table.schema.metadata[b"tercet.shard"])
@@ -329,21 +317,21 @@ def test_the_index_of_another_tar_is_refused_and_one_without_a_name_taken(tmp_pa
 
 
 def test_notes_of_the_system_are_no_tars(tmp_path):
-    foreign(tmp_path / "a.tar", ("1.jpg", b"1"), ("1.cls", b"1"))
+    write_tar(tmp_path / "a.tar", ("1.jpg", b"1"), ("1.cls", b"1"))
     (tmp_path / "._a.tar").write_bytes(b"note")
     assert len(ShardIndex(tmp_path)) == 1
 
 
 def test_a_kept_index_of_a_damaged_tar_does_not_hide_the_damage(tmp_path):
-    tar = foreign(tmp_path / "a.tar", *[(f"{n}.{s}", b"1") for n in range(3) for s in ("jpg", "cls")])
+    tar = write_tar(tmp_path / "a.tar", *[(f"{n}.{s}", b"1") for n in range(3) for s in ("jpg", "cls")])
     os.truncate(tar, 5 * 1024)
     assert len(ShardIndex(tar, damaged="drop", write_index=True)) == 2
     assert len(ShardIndex(tar, damaged="drop")) == 2
-    assert "cut short" in sentence(ShardIndex, tar)
+    assert "cut short" in refusal_of(ShardIndex, tar)
 
 
 def test_progress_is_shown_only_when_asked_for(tmp_path, capsys):
-    tar = foreign(tmp_path / "a.tar", ("1.jpg", b"1"), ("1.cls", b"1"))
+    tar = write_tar(tmp_path / "a.tar", ("1.jpg", b"1"), ("1.cls", b"1"))
     ShardIndex(tar)
     assert capsys.readouterr() == ("", "")
     ShardIndex(tar, progress=True)

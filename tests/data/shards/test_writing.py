@@ -22,20 +22,7 @@ from tercet.data.catalog.table import read_catalog
 from tercet.data.shards import shard_file, shard_info
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
-
-SUFFIXES = (".jpg", ".JPG", ".jpeg", ".png", ".webp")
-
-
-def photos(top, sizes=(9, 4, 1, 6), seed=0):
-    """Class folders of files of random bytes, of all suffixes, in folders below two parents."""
-    draw = np.random.default_rng(seed)
-    for label, size in enumerate(sizes):
-        folder = top / f"parent {label % 2}" / f"class é{label}"
-        folder.mkdir(parents=True)
-        for image in range(size):
-            content = draw.bytes(int(draw.integers(1, 3000)))
-            (folder / f"v1.{image}, x{SUFFIXES[image % len(SUFFIXES)]}").write_bytes(content)
-    return scan_folder(top)
+from tests.helpers import photos, refusal_of
 
 
 def sums(folder):
@@ -47,13 +34,6 @@ def members(tar):
     """(name, content) of each member, as tarfile has it."""
     with tarfile.open(tar) as archive:
         return [(info.name, archive.extractfile(info).read()) for info in archive]
-
-
-def sentence(call, *args, **options):
-    """The text of the refusal."""
-    with pytest.raises(ValueError, match=r".") as raised:
-        call(*args, **options)
-    return str(raised.value)
 
 
 @pytest.fixture
@@ -187,7 +167,7 @@ def test_an_interrupted_run_goes_on_where_it_ended(catalog, tmp_path, monkeypatc
         assert names == {
             f"train-{shard:06d}{suffix}" for shard in range(survived) for suffix in (".tar", ".index.parquet")
         }
-        assert "run write_shards again" in sentence(ShardIndex, tmp_path / "out")
+        assert "run write_shards again" in refusal_of(ShardIndex, tmp_path / "out")
     else:  # nothing is left behind, not even the folder
         assert not (tmp_path / "out").exists()
         (tmp_path / "out").mkdir()
@@ -220,7 +200,7 @@ def test_a_finished_run_is_kept_and_what_is_missing_or_changed_is_written_anew(
         tar.write(b"more")
     assert again() == [1, 2]
     (tmp_path / "out" / "train-000000.index.parquet").write_bytes(b"PAR1 damaged")
-    assert "overwrite=True" in sentence(again)  # a tar without a readable index may be anyone's
+    assert "overwrite=True" in refusal_of(again)  # a tar without a readable index may be anyone's
     (tmp_path / "out" / "train-000000.tar").unlink()
     (tmp_path / "out" / "train-000000.index.parquet").unlink()
     assert again() == [0]
@@ -275,7 +255,7 @@ def test_overwrite_writes_everything_anew(catalog, tmp_path):
     with open(tar, "r+b") as file:
         file.seek(place)
         file.write(bytes([index.read([3])[0][0] ^ 1]))
-    assert "write the shards again with overwrite=True or --overwrite" in sentence(index.read, [3])
+    assert "write the shards again with overwrite=True or --overwrite" in refusal_of(index.read, [3])
     write_shards(tmp_path / "out", catalog, images_per_shard=5, overwrite=True)
     assert sums(tmp_path / "out") == before
     edited = catalog.file(7).read_bytes()[::-1]
@@ -302,7 +282,7 @@ def test_an_overwriting_that_was_interrupted_goes_on_without_overwrite(catalog, 
     monkeypatch.setattr(shard_file, "_add_sample", failing)
     with pytest.raises(OSError, match="no space"):
         write_shards(tmp_path / "out", catalog, **options, **other, overwrite=True)
-    assert "one of the splits in" in sentence(ShardIndex, tmp_path / "out", split="train")
+    assert "one of the splits in" in refusal_of(ShardIndex, tmp_path / "out", split="train")
     assert ShardIndex(tmp_path / "out", split="val").catalog == catalog
     index = write_shards(tmp_path / "out", catalog, **options, **other)
     assert len(written) == len(catalog) + 3  # what the interrupted run finished is kept
@@ -333,7 +313,7 @@ def test_an_overwriting_that_was_interrupted_while_it_removes_leaves_no_old_imag
         with pytest.raises(KeyboardInterrupt):
             write_shards(tmp_path / "out", catalog, **options, **other, overwrite=True)
     if 0 < removed < 8:  # after those the split is no longer listed
-        assert "run write_shards again" in sentence(ShardIndex, tmp_path / "out", split="train")
+        assert "run write_shards again" in refusal_of(ShardIndex, tmp_path / "out", split="train")
     index = write_shards(tmp_path / "out", catalog, **options, **other)
     assert index.read(range(len(catalog))) == [catalog.file(row).read_bytes() for row in range(len(catalog))]
     assert len(ShardIndex(tmp_path / "out", split="val")) == len(catalog)
@@ -390,7 +370,7 @@ def test_a_second_run_of_one_split_is_refused_and_the_first_goes_on(
 
     def second():
         options = {"overwrite": overwrite, "images_per_shard": 5}
-        said.append(sentence(write_shards, tmp_path / "out", catalog, **options))
+        said.append(refusal_of(write_shards, tmp_path / "out", catalog, **options))
 
     during(monkeypatch, second)
     index = write_shards(tmp_path / "out", catalog, images_per_shard=5)
@@ -407,10 +387,10 @@ def test_shards_of_another_plan_are_refused_or_replaced(catalog, tmp_path):
     (tmp_path / "out" / "README").write_text("mine")
     before = sums(tmp_path / "out")
     for options in ({"seed": 1}, {"k": 5}, {"layout": "mixed"}, {"images_per_shard": 100}):
-        said = sentence(write_shards, tmp_path / "out", catalog, **{"images_per_shard": 3, **options})
+        said = refusal_of(write_shards, tmp_path / "out", catalog, **{"images_per_shard": 3, **options})
         assert "without shards of another catalog or other options" in said
         assert "overwrite=True or --overwrite replaces them" in said
-    assert "other options" in sentence(write_shards, tmp_path / "out", catalog.select([0, 1]))
+    assert "other options" in refusal_of(write_shards, tmp_path / "out", catalog.select([0, 1]))
     assert sums(tmp_path / "out") == before
     index = write_shards(tmp_path / "out", catalog, images_per_shard=100, overwrite=True)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
@@ -425,11 +405,11 @@ def test_shards_of_another_plan_are_refused_or_replaced(catalog, tmp_path):
 def test_a_foreign_tar_or_info_is_not_taken_for_ours(catalog, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "train-000000.tar").write_bytes(b"precious")
-    assert "train-000000.tar is of others" in sentence(write_shards, tmp_path / "out", catalog)
+    assert "train-000000.tar is of others" in refusal_of(write_shards, tmp_path / "out", catalog)
     assert (tmp_path / "out" / "train-000000.tar").read_bytes() == b"precious"
     (tmp_path / "out" / "train-000000.tar").unlink()
     (tmp_path / "out" / "info.json").write_text('{"splits": {"train": {}}}')
-    assert "info.json is of others" in sentence(write_shards, tmp_path / "out", catalog)
+    assert "info.json is of others" in refusal_of(write_shards, tmp_path / "out", catalog)
     write_shards(tmp_path / "out", catalog, overwrite=True)
     assert ShardIndex(tmp_path / "out").catalog == catalog
 
@@ -451,7 +431,7 @@ def test_an_info_of_something_else_is_refused_and_stays(catalog, tmp_path, overw
     (tmp_path / "out" / "train-000000.tar").write_bytes(b"precious")
     info = tmp_path / "out" / "info.json"
     info.write_text(text) if text else info.mkdir()
-    assert said in sentence(write_shards, tmp_path / "out", catalog, overwrite=overwrite)
+    assert said in refusal_of(write_shards, tmp_path / "out", catalog, overwrite=overwrite)
     assert text is None or info.read_text() == text
     assert sorted(file.name for file in info.parent.iterdir()) == ["info.json", "train-000000.tar"]
 
@@ -460,7 +440,7 @@ def test_an_info_of_something_else_is_refused_and_stays(catalog, tmp_path, overw
 @pytest.mark.parametrize("name", ["train-000000.tar", "train-000007.index.parquet"])
 def test_a_folder_in_the_place_of_a_shard_is_refused(catalog, tmp_path, overwrite, name):
     (tmp_path / "out" / name).mkdir(parents=True)
-    said = sentence(write_shards, tmp_path / "out", catalog, overwrite=overwrite)
+    said = refusal_of(write_shards, tmp_path / "out", catalog, overwrite=overwrite)
     assert f"expected a file {name} or none; it is a folder; move it away" in said
 
 
@@ -476,7 +456,7 @@ def test_an_info_that_cannot_be_read_at_the_end_keeps_the_other_splits(catalog, 
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_info.JsonRecord, "read", failing)
-        assert "Input/output error" in sentence(write_shards, tmp_path / "out", catalog)
+        assert "Input/output error" in refusal_of(write_shards, tmp_path / "out", catalog)
     write_shards(tmp_path / "out", catalog)
     assert sorted(json.loads((tmp_path / "out" / "info.json").read_text())["splits"]) == ["train", "val"]
 
@@ -488,7 +468,7 @@ def test_two_splits_share_a_folder(catalog, tmp_path):
     assert sorted(json.loads((tmp_path / "out" / "info.json").read_text())["splits"]) == ["train", "val"]
     assert ShardIndex(tmp_path / "out", split="train").catalog == catalog
     assert ShardIndex(tmp_path / "out", split="val").catalog == other
-    assert "one of the splits" in sentence(ShardIndex, tmp_path / "out")
+    assert "one of the splits" in refusal_of(ShardIndex, tmp_path / "out")
 
 
 # Bad input
@@ -507,7 +487,7 @@ def test_an_unreadable_image_is_refused_before_anything_is_written_or_skipped(ca
     if fault == "sparse":
         with open(bad, "wb") as file:
             file.truncate(1 << 40)
-    said = sentence(write_shards, tmp_path / "out", catalog)
+    said = refusal_of(write_shards, tmp_path / "out", catalog)
     assert bad.name in said or "..." in said
     assert 'pass unreadable="skip" to leave it out' in said
     assert not (tmp_path / "out").exists()
@@ -528,7 +508,7 @@ def test_an_unreadable_image_is_refused_before_anything_is_written_or_skipped(ca
 
 def test_a_name_that_no_file_can_have_is_refused_or_skipped(catalog, tmp_path):
     odd = Catalog([*catalog.paths, "a\0b.jpg"], [*catalog.labels, 0], catalog.classes, root=catalog.root)
-    said = sentence(write_shards, tmp_path / "out", odd)
+    said = refusal_of(write_shards, tmp_path / "out", odd)
     assert "expected files that can be read; file cannot be read: embedded null byte" in said
     index = write_shards(tmp_path / "out", odd, unreadable="skip")
     assert [item.path for item in index.catalog.left_out] == ["a\0b.jpg"]
@@ -537,7 +517,7 @@ def test_a_name_that_no_file_can_have_is_refused_or_skipped(catalog, tmp_path):
 
 def test_nothing_to_read_at_all_is_refused(tmp_path):
     lost = Catalog(["a/1.jpg"], [0], ["a"], root=tmp_path)
-    assert "No such file" in sentence(write_shards, tmp_path / "out", lost, unreadable="skip")
+    assert "No such file" in refusal_of(write_shards, tmp_path / "out", lost, unreadable="skip")
 
 
 @pytest.mark.parametrize(
@@ -558,33 +538,33 @@ def test_nothing_to_read_at_all_is_refused(tmp_path):
 )
 def test_options_out_of_range_are_refused(catalog, tmp_path, options, said, monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
-    assert said in sentence(write_shards, tmp_path / "out", catalog, **options)
+    assert said in refusal_of(write_shards, tmp_path / "out", catalog, **options)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", ["a/plain", "a/1.json", "a/1.cls", "a/1.j pg", "a/.hidden"])
 def test_a_path_that_makes_no_member_is_refused(tmp_path, path):
-    said = sentence(write_shards, tmp_path / "out", Catalog([path], [0], ["a"], root=tmp_path))
+    said = refusal_of(write_shards, tmp_path / "out", Catalog([path], [0], ["a"], root=tmp_path))
     assert "expected the name of an image" in said
 
 
 def test_a_catalog_that_makes_no_shard_is_refused(catalog, tmp_path):
-    assert "at least one image" in sentence(write_shards, tmp_path / "out", catalog.select([]))
+    assert "at least one image" in refusal_of(write_shards, tmp_path / "out", catalog.select([]))
     taken = Catalog(["a/1.jpg"], [0], ["a"], {"class": [1]}, tmp_path)
-    assert "rename it" in sentence(write_shards, tmp_path / "out", taken)
+    assert "rename it" in refusal_of(write_shards, tmp_path / "out", taken)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(catalog, tmp_path):
-    assert "an existing" in sentence(write_shards, tmp_path / "no" / "out", catalog)
+    assert "an existing" in refusal_of(write_shards, tmp_path / "no" / "out", catalog)
     (tmp_path / "file").write_text("")
-    assert "a folder, not a file" in sentence(write_shards, tmp_path / "file", catalog)
+    assert "a folder, not a file" in refusal_of(write_shards, tmp_path / "file", catalog)
 
 
 @pytest.mark.parametrize("folder", [None, b"out", 3])
 def test_a_folder_that_is_no_path_is_refused(catalog, folder, monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     said = f"write_shards(folder={folder!r}): expected a path: "
-    assert said in sentence(write_shards, folder, catalog)
+    assert said in refusal_of(write_shards, folder, catalog)
 
 
 def test_groups_of_any_name_come_back(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import webdataset
 
 from tercet.data.streams.deep_ranking_stage import deep_ranking_batched
-from tests.data.streams.test_pk_stage import Continue, refusal_of, samples_of, write_tar
+from tests.helpers import Continue, refusal_of, samples_of, write_samples
 
 # webdataset leaves it to the collector to close its tars.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -26,7 +26,7 @@ def embedded(n, classes=3):
 
 
 def test_triplets_of_a_stream_are_of_samples_that_came(tmp_path):
-    tar = write_tar(tmp_path / "0.tar", embedded(200))
+    tar = write_samples(tmp_path / "0.tar", embedded(200))
     stage = deep_ranking_batched(16, vector, capacity=4, every=20, warmup=100, cap=0.5, out_of_class=0.5)
     batches = list(webdataset.WebDataset(tar, shardshuffle=False).compose(stage))
     assert len(batches) == 6
@@ -50,7 +50,7 @@ def test_triplets_of_a_stream_are_of_samples_that_came(tmp_path):
 
 def test_triplets_do_not_depend_on_where_the_shards_lie(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
-    tar = write_tar(tmp_path / "a" / "0.tar", embedded(100))
+    tar = write_samples(tmp_path / "a" / "0.tar", embedded(100))
     monkeypatch.chdir(tmp_path)
     stage = deep_ranking_batched(16, vector, capacity=4, warmup=80)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import pickle
-import tarfile
 from collections import Counter
 
 import numpy as np
@@ -15,36 +13,10 @@ import webdataset
 from tercet.data.streams.deep_ranking_stage import deep_ranking_batched
 from tercet.data.streams.pk_stage import pk_batched
 from tercet.data.streams.samples import label_of
+from tests.helpers import Continue, refusal_of, samples_of, write_samples
 
 # webdataset leaves it to the collector to close its tars.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
-
-def write_tar(path, samples):
-    """A tar of samples, each {"__key__": name, extension: content}."""
-    with tarfile.open(path, "w") as tar:
-        for sample in samples:
-            for extension, content in sample.items():
-                if extension != "__key__":
-                    info = tarfile.TarInfo(f"{sample['__key__']}.{extension}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-    return str(path)
-
-
-def samples_of(labels, start=0):
-    return [
-        {"__key__": f"{n:06}", "jpg": b"image %d" % n, "cls": b"%d" % label}
-        for n, label in enumerate(labels, start)
-    ]
-
-
-def refusal_of(call, *arguments, **keywords):
-    try:
-        call(*arguments, **keywords)
-    except ValueError as error:
-        return str(error)
-    raise AssertionError("not refused")
 
 
 def exactly(batch, p, k):
@@ -52,20 +24,10 @@ def exactly(batch, p, k):
     return len(counts) == p and set(counts.values()) == {k}
 
 
-class Continue:
-    """A handler that notes the errors and goes on."""
-
-    def __init__(self, answer=True):
-        self.told, self.answer = [], answer
-
-    def __call__(self, error):
-        self.told.append(str(error))
-        return self.answer
-
-
 def test_the_stage_composes_with_webdataset(tmp_path):
     tars = [
-        write_tar(tmp_path / f"{t}.tar", samples_of([t * 10 + n // 5 for n in range(50)])) for t in range(3)
+        write_samples(tmp_path / f"{t}.tar", samples_of([t * 10 + n // 5 for n in range(50)]))
+        for t in range(3)
     ]
     data = webdataset.WebDataset(tars, shardshuffle=False).compose(pk_batched(4, 4)).map(len)
     assert set(data) == {16}
@@ -89,7 +51,7 @@ def test_a_repeated_sample_says_its_view():
 
 def test_a_truncated_tar_yields_half_a_sample(tmp_path):
     path = tmp_path / "cut.tar"
-    write_tar(path, samples_of([n // 4 for n in range(16)]))
+    write_samples(path, samples_of([n // 4 for n in range(16)]))
     cut = path.read_bytes()[: 15 * 2048 + 1024]  # of the last sample the image is there, the label is not
     path.write_bytes(cut)
     half = list(webdataset.WebDataset(str(path), shardshuffle=False))[-1]
@@ -258,7 +220,7 @@ def test_a_number_too_large_for_int64_is_a_name():
     ],
 )
 def test_a_stage_after_to_tuple_is_told_where_it_belongs(tmp_path, stage, name):
-    tar = write_tar(tmp_path / "0.tar", samples_of([0, 0, 1, 1]))
+    tar = write_samples(tmp_path / "0.tar", samples_of([0, 0, 1, 1]))
     data = webdataset.WebDataset(tar, shardshuffle=False).to_tuple("jpg", "cls").compose(stage)
     assert refusal_of(list, data) == (
         f"{name}(samples='tuple'): expected raw samples, which are dicts; "

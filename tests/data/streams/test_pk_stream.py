@@ -33,6 +33,7 @@ from tercet.data.streams import shard_bytes
 from tercet.data.streams.batches import PartitionBatches
 from tercet.data.streams.lanes import Partitions
 from tercet.data.streams.pk_stream import PKStream
+from tests.helpers import Continue, refusal_of
 
 torch.set_num_threads(1)
 
@@ -71,14 +72,6 @@ def numbers(images):
 
 def listed(batches):
     return [tuple(zip(numbers(images), labels.tolist(), strict=True)) for images, labels in batches]
-
-
-def refusal_of(call, *arguments, **keywords):
-    try:
-        call(*arguments, **keywords)
-    except ValueError as error:
-        return str(error)
-    raise AssertionError("not refused")
 
 
 LABELS = [n // 5 for n in range(240)]  # 48 classes
@@ -369,15 +362,6 @@ def test_global_generators_are_left_alone(shards, monkeypatch):
 
 
 # Broken shards.
-
-
-class Continue:
-    def __init__(self):
-        self.told = []
-
-    def __call__(self, error):
-        self.told.append(str(error))
-        return True
 
 
 def test_a_truncated_tar_gives_no_half_sample(tmp_path):

@@ -16,6 +16,7 @@ from scipy import stats
 
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
+from tests.helpers import listed, refusal_of
 
 few = st.integers(1, 5)
 
@@ -62,10 +63,6 @@ def made(strategy, world, *args, **options):
     with pytest.raises(ValueError, match=r"expected (two groups in a class|a class of 2 images or more);"):
         strategy(labels, *args, groups=groups, limit=limit, **options)
     return None
-
-
-def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets), strict=True))
 
 
 def faults(rows, world, positives, negatives):
@@ -273,13 +270,6 @@ def test_all_negatives_by_class_come_in_rounds(sizes):
 # Refusals, provenance
 
 
-def sentence(call, *args, **options):
-    """The text of the refusal."""
-    with pytest.raises(ValueError, match=r".") as raised:
-        call(*args, **options)
-    return str(raised.value)
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -299,7 +289,7 @@ def sentence(call, *args, **options):
 )
 @pytest.mark.parametrize("strategy", [RandomTriplets, RandomPairs])
 def test_what_cannot_be_drawn_is_refused(strategy, options, said):
-    assert sentence(strategy, [0, 0, 1, 1], **options).startswith(f"{strategy.__name__}({said}")
+    assert refusal_of(strategy, [0, 0, 1, 1], **options).startswith(f"{strategy.__name__}({said}")
 
 
 def test_the_provenance_tells_what_was_asked_and_what_was_left():

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tercet.core.indices import Triplets, TripletSequence
-from tercet.core.randomness import derive_key, keyed_uniform
 from tercet.data.triplets import deep_ranking
 from tercet.data.triplets.deep_ranking import DeepRankingTriplets
 from tercet.data.triplets.relevance import (
@@ -25,21 +24,13 @@ from tercet.data.triplets.relevance import (
     TableRelevance,
     TeacherRelevance,
 )
-
-
-def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets), strict=True))
-
-
-def numbers(n, *key):
-    """n numbers in [0, 1) that are the same under every version of numpy."""
-    return keyed_uniform(derive_key("test", *key), np.arange(n))
+from tests.helpers import listed, uniforms
 
 
 def matrix(n, seed=0, zeros=0.2):
     """Relevances that are not symmetric, on a grid of 1/20, a share of them 0."""
-    r = np.ceil(numbers(n * n, "matrix", seed) * 20) / 20
-    return np.where(numbers(n * n, "zeros", seed) < zeros, 0, r).reshape(n, n)
+    r = np.ceil(uniforms(n * n, "matrix", seed) * 20) / 20
+    return np.where(uniforms(n * n, "zeros", seed) < zeros, 0, r).reshape(n, n)
 
 
 def lookup(r):
@@ -175,7 +166,7 @@ def test_the_chi_square_sees_a_wrong_draw():
 
 def test_the_law_holds_for_a_teacher_and_for_folders():
     labels = np.array([0] * 7 + [1] * 4)
-    x = (numbers(11 * 6, "teacher") - 0.3).reshape(11, 6)
+    x = (uniforms(11 * 6, "teacher") - 0.3).reshape(11, 6)
     unit = x / np.sqrt((x * x).sum(axis=1, keepdims=True))
     paths = [f"ant/{'ab'[n % 2]}/{'xy'[n // 4]}/{n}.png" for n in range(7)]
     paths += [f"bee/{n % 2}/{n}.png" for n in range(4)]
@@ -228,8 +219,8 @@ def mixed(n=700):
     """Labels of classes of 1 to 150 images in mixed order, and a teacher of them."""
     sizes = [1, 1, 2, 2, 3, 5, 17, 64, 65, 100, 128, 150]
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    labels = labels[np.argsort(numbers(len(labels), "order"))]
-    x = numbers(len(labels) * 8, "x").reshape(-1, 8) - 0.3
+    labels = labels[np.argsort(uniforms(len(labels), "order"))]
+    x = uniforms(len(labels) * 8, "x").reshape(-1, 8) - 0.3
     return labels, TeacherRelevance(x)
 
 
@@ -486,7 +477,7 @@ def test_relevances_that_change_are_noticed():
 
 def test_memory_is_bounded_by_blocks():
     labels = np.arange(6000) % 2
-    teacher = TeacherRelevance(numbers(6000 * 4, "many").reshape(-1, 4))
+    teacher = TeacherRelevance(uniforms(6000 * 4, "many").reshape(-1, 4))
     tracemalloc.start()
     triplets = DeepRankingTriplets(labels, teacher, 4000, gap=0)
     triplets[:]

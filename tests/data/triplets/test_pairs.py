@@ -13,6 +13,7 @@ from scipy import stats
 
 from tercet.core.indices import LabeledPairs, Pairs, PairSequence
 from tercet.data.triplets.pairs import RandomPairs
+from tests.helpers import listed
 
 
 def faults(rows, labels, groups, positives, negatives):
@@ -38,10 +39,6 @@ def faults(rows, labels, groups, positives, negatives):
                 yield f"{chosen} with {query}"
     if by_query:
         yield f"no queries: {sorted(by_query)}"
-
-
-def listed(pairs):
-    return list(zip(*(column.tolist() for column in pairs), strict=True))
 
 
 @settings(deadline=None)

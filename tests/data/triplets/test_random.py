@@ -18,6 +18,7 @@ from scipy import stats
 from tercet.core.indices import Triplets, TripletSequence
 from tercet.data.triplets import class_queries
 from tercet.data.triplets.random import RandomTriplets
+from tests.helpers import listed, refusal_of
 
 labelings = st.lists(st.integers(0, 5), min_size=3, max_size=24).filter(
     lambda labels: 1 < len(set(labels)) < len(labels)
@@ -68,10 +69,6 @@ def faults(rows, labels, positives, negatives):
                     yield f"{chosen} are no negatives of {query}"
     if next(rows, None):
         yield "too many triplets"
-
-
-def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets), strict=True))
 
 
 @settings(deadline=None)
@@ -260,13 +257,6 @@ def test_a_million_images_cost_no_drawing(monkeypatch):
     assert (labels[anchor] != labels[negative]).all()
 
 
-def sentence(call, *args, **options):
-    """The text of the refusal."""
-    with pytest.raises(ValueError, match=r".") as raised:
-        call(*args, **options)
-    return str(raised.value)
-
-
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
@@ -292,7 +282,7 @@ def sentence(call, *args, **options):
     ],
 )
 def test_labels_without_triplets_are_refused(labels, said):
-    assert sentence(RandomTriplets, labels) == said
+    assert refusal_of(RandomTriplets, labels) == said
 
 
 @pytest.mark.parametrize("name", ["positives", "negatives", "seed"])
@@ -303,12 +293,12 @@ def test_counts_that_are_no_counts_are_refused(monkeypatch, name, value):
     if name == "seed" and value == 0:
         return
     said = f"RandomTriplets({name}={value!r}): expected a whole number of at least {lowest}"
-    assert sentence(RandomTriplets, [0, 0, 1], **{name: value}) == said
+    assert refusal_of(RandomTriplets, [0, 0, 1], **{name: value}) == said
 
 
 def test_a_count_that_no_sequence_has_is_refused():
     labels = np.arange(6_000_000) % 2
-    said = sentence(RandomTriplets, labels, positives=10**9, negatives=10**9)
+    said = refusal_of(RandomTriplets, labels, positives=10**9, negatives=10**9)
     assert (
         said
         == "RandomTriplets(positives=1000000000): expected fewer than 2⁶³ triplets; lower it or negatives"

@@ -17,21 +17,13 @@ from scipy import stats
 from tercet.core.randomness import derive_key, keyed_uniform
 from tercet.data.triplets.reservoir import ReservoirTriplets
 from tercet.data.triplets.reservoir_buffer import Distinct
-
-
-def numbers(n, *key):
-    """n numbers in [0, 1) that are the same under every version of numpy."""
-    return keyed_uniform(derive_key("test", *key), np.arange(n))
+from tests.helpers import listed, uniforms
 
 
 @pytest.fixture
 def unchecked(monkeypatch):
     """So many images come that the checks of annotations would take most of the time."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-def listed(triplets):
-    return list(zip(*(column.tolist() for column in triplets), strict=True))
 
 
 def kept(reservoir):
@@ -77,8 +69,8 @@ def test_those_who_stay_are_drawn_in_proportion_to_their_relevance(capacity, unc
 
 
 def test_with_known_totals_the_order_of_arrival_is_all_the_same():
-    totals, labels = numbers(60, "totals") + 0.1, np.arange(60) % 3
-    orders = [range(60), reversed(range(60)), np.argsort(numbers(60, "order")).tolist()]
+    totals, labels = uniforms(60, "totals") + 0.1, np.arange(60) % 3
+    orders = [range(60), reversed(range(60)), np.argsort(uniforms(60, "order")).tolist()]
     stayed = []
     for order in orders:
         reservoir = ReservoirTriplets(4, seed=7)
@@ -105,7 +97,7 @@ def test_what_add_returns_lets_the_caller_keep_what_stays(arrivals, capacity, kn
     held, came = set(), set()
     for key, label in arrivals:
         key = key * 3 + label  # so that a key has one label
-        gone = reservoir.add(key, label, numbers(3, key), float(key % 5) if known else None)
+        gone = reservoir.add(key, label, uniforms(3, key), float(key % 5) if known else None)
         held = (held | {key}) - {gone}
         came.add(key)
         assert gone is None or gone % 3 == label
@@ -121,7 +113,7 @@ def test_what_add_returns_lets_the_caller_keep_what_stays(arrivals, capacity, kn
 def test_what_is_not_known_is_estimated():
     # Images around one centre, each further off than the one before: true totals from 64 to 285.
     n, capacity = 400, 40
-    x = (numbers(n * 16, "noise").reshape(n, 16) - 0.5) * np.linspace(0, 3, n)[:, None]
+    x = (uniforms(n * 16, "noise").reshape(n, 16) - 0.5) * np.linspace(0, 3, n)[:, None]
     x[:, 0] += 1
     unit = x / np.sqrt((x**2).sum(axis=1, keepdims=True))
     r = np.clip(unit @ unit.T, 0, 1)
@@ -129,7 +121,7 @@ def test_what_is_not_known_is_estimated():
     errors = []
     for seed in range(5):
         reservoir = ReservoirTriplets(capacity, seed=seed)
-        for key in np.argsort(numbers(n, "order", seed)).tolist():
+        for key in np.argsort(uniforms(n, "order", seed)).tolist():
             reservoir.add(key, 0, x[key])
         buffer = reservoir._buffers[0]
         assert buffer.seen == n
@@ -173,7 +165,7 @@ def test_the_bias_is_what_the_docstring_says(name, share, unchecked):
 def test_it_warns_of_a_buffer_that_holds_over_a_fifth_of_a_class():
     reservoir = ReservoirTriplets(5, seed=0)
     for key in range(24):
-        reservoir.add(key, 0, numbers(3, key))
+        reservoir.add(key, 0, uniforms(3, key))
     said = (
         r"^ReservoirTriplets\(capacity=5\): the buffer holds over a fifth of what came so far of 1 of 1 "
         r"class, whose most relevant images come less often than is their due; lower capacity or draw later$"
@@ -183,7 +175,7 @@ def test_it_warns_of_a_buffer_that_holds_over_a_fifth_of_a_class():
     reservoir.triplets(3)  # once is enough
     reservoir = ReservoirTriplets(5, seed=0)
     for key in range(25):
-        reservoir.add(key, 0, numbers(3, key))
+        reservoir.add(key, 0, uniforms(3, key))
     reservoir.triplets(3)
 
 
@@ -195,9 +187,9 @@ SIZES = {"ant": 4, "bee": 3, "cow": 1}
 def filled(seed=0, **options):
     """A reservoir in which all images stay, what they are called, their relevance and totals."""
     labels = [label for label, size in SIZES.items() for _ in range(size)]
-    r = np.triu(numbers(64, "r").reshape(8, 8), 1)
+    r = np.triu(uniforms(64, "r").reshape(8, 8), 1)
     r += r.T
-    totals = np.round(numbers(8, "total") * 2 + 0.3, 2)
+    totals = np.round(uniforms(8, "total") * 2 + 0.3, 2)
 
     def relevance(a, b):
         return r[a[:, 0].astype(int)[:, None], b[:, 0].astype(int)]
@@ -279,7 +271,7 @@ def test_the_yield_depends_neither_on_the_size_of_a_class_nor_on_replays(uncheck
     for size, epochs in [(100, 1), (4000, 1), (100, 16)]:
         reservoir = ReservoirTriplets(16, seed=3, out_of_class=1, tries=20)
         for key in list(range(2 * size)) * epochs:
-            reservoir.add(key, key % 2, numbers(8, key))
+            reservoir.add(key, key % 2, uniforms(8, key))
         shares.append(reservoir.triplets(2000).count / 2000)
         assert shares[-1] * 2000 + reservoir.given_up.total() == 2000
     assert min(shares) > 0.95
@@ -290,7 +282,7 @@ def test_a_replayed_stream_is_counted_once():
     for images, warned in [(20, True), (25, False)]:
         reservoir = ReservoirTriplets(5, seed=0)
         for key in list(range(images)) * 10:
-            reservoir.add(key, 0, numbers(3, key))
+            reservoir.add(key, 0, uniforms(3, key))
         assert reservoir.seen == images
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -301,7 +293,7 @@ def test_a_replayed_stream_is_counted_once():
 def test_different_numbers_are_counted_exactly_up_to_the_limit_and_well_beyond():
     shares = []
     for run in range(300):
-        came, u = Distinct(50), numbers(400, "distinct", run).tolist()
+        came, u = Distinct(50), uniforms(400, "distinct", run).tolist()
         for n, number in enumerate(u):
             for again in (number, u[n // 2], u[0]):
                 came.add(again)
@@ -385,7 +377,7 @@ def test_draws_go_on_where_those_before_ended():
 def pickle_safe():
     reservoir = ReservoirTriplets(3, seed=2)
     for key in range(40):
-        reservoir.add(key, key % 2, numbers(4, key))
+        reservoir.add(key, key % 2, uniforms(4, key))
     return reservoir
 
 
@@ -417,7 +409,7 @@ def test_case_nothing_there_one_class_one_image_no_relevance():
 def test_labels_may_be_strings_and_numbers():
     reservoir = ReservoirTriplets(2, out_of_class=1)
     for key in range(60):
-        reservoir.add(np.int64(key), ["ant", np.int32(-3), 0][key % 3], numbers(3, key))
+        reservoir.add(np.int64(key), ["ant", np.int32(-3), 0][key % 3], uniforms(3, key))
     assert repr(reservoir) == "ReservoirTriplets(6 of 60 images, 3 classes)"
     anchor, positive, negative = reservoir.triplets(50)
     assert (anchor % 3 == positive % 3).all()
