@@ -15,6 +15,7 @@ from tercet.miners.batch_all import BatchAll
 from tercet.miners.hard import BatchHard
 from tercet.pairwise.budget import budget, override
 from tercet.pairwise.distances import Mahalanobis, as_distance
+from tercet.pairwise.tiles import Pairwise
 from tests.contracts.heads import (
     BATCHES,
     HEADS,
@@ -488,3 +489,24 @@ def test_what_is_no_list_of_rows_gets_a_sentence(mined):
 
 def test_empty_lists_are_a_list():
     assert TripletMargin()(torch.eye(3), None, ([], [], [])) == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"soft": True}, {"power": 2}, {"reduction": "mean"}, {"reduction": "sum"}]
+)
+@pytest.mark.parametrize("tile_rows", [None, 1, 5])
+@pytest.mark.parametrize("columns", [None, 9])
+def test_swap_positive_by_positive_equals_swap_by_lists_of_pairs(options, tile_rows, columns):
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 4, 4])
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    ref = None if columns is None else References(x.flip(0)[:columns] + 0.1, labels.flip(0)[:columns])
+    head = TripletMargin(swap=True, tile_rows=tile_rows, **options)
+
+    def result(of_all):
+        pairwise = Pairwise("test", x, labels, ref=ref, distance=head.distance, tile_rows=tile_rows)
+        loss = of_all(pairwise)
+        return loss, *torch.autograd.grad(loss, x)
+
+    expected = result(head.of_all)
+    for most in (4, 5):  # at least as many as a row has
+        torch.testing.assert_close(result(lambda pairwise: head._of_all_swapped(pairwise, most)), expected)  # noqa: B023

@@ -20,6 +20,7 @@ from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.accumulate import summed, tiled_mean
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance
+from tercet.pairwise.euclidean import gather_rows
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import PairTile, Pairwise, Tile
 
@@ -108,12 +109,14 @@ class TripletMargin(Head):
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all triplets."""
+        known = pairwise.positives_on_host
+        most = int(known.max()) if known is not None and len(known) else None
         if not self.swap:
-            known = pairwise.positives_on_host
-            most = int(known.max()) if known is not None and len(known) else None
             loss_of = partial(self._loss_of_all, most)
             return loss_from_pair_gradients("TripletMargin", pairwise, self.reduction, loss_of)
 
+        if most and most <= budget(pairwise.inputs[0].device).positive_passes:
+            return self._of_all_swapped(pairwise, most)
         if pairwise.given_tile_rows is None:
             n, r = len(pairwise.inputs[0]), max(1, len(pairwise.inputs[-1]))
             triplets = budget(pairwise.inputs[0].device).swap_triplets
@@ -124,6 +127,35 @@ class TripletMargin(Head):
             for pairs in pairwise.positive_pairs(*inputs):
                 value, active = summed(self._losses_of_pairs(pairs, inputs[-1]).flatten(), "mean_active")
                 yield value, active if self.reduction == "mean_active" else pairs.negative.sum()
+
+        return tiled_mean("TripletMargin", self.reduction, terms, *pairwise.inputs)
+
+    def _of_all_swapped(self, pairwise: Pairwise, most: int) -> Float[Tensor, ""]:
+        """The loss of all triplets with `swap`, positive by positive, in shapes that the host knows.
+
+        Args:
+            pairwise: rows and columns.
+            most: how many positives a row has at most.
+        """
+        if pairwise.given_tile_rows is None:
+            pairwise = copy(pairwise)  # the graph has about eight tables for each positive
+            pairwise.tile_rows = max(1, pairwise.tile_rows // (8 * most))
+
+        def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            for tile in pairwise.tiles(*inputs):
+                d, negative, y = tile.distance, tile.negative, inputs[-1]
+                has, p = tile.positive.float().topk(most, dim=1)  # [a, q]
+                losses = []
+                for i in range(most):
+                    # D(p, n): rows of this very table, where it has all of them.
+                    whole = len(inputs) == 1 and len(d) == len(y)
+                    d_pn = gather_rows(d, p[:, i]) if whole else self.distance.tile(y[p[:, i]], y)
+                    kept = (has[:, i, None] > 0) & negative
+                    d_an = torch.minimum(d, d_pn).masked_fill(~kept, math.inf)
+                    losses.append(self._loss(d.gather(1, p[:, i, None]), d_an))
+                value, active = summed(torch.stack(losses).flatten(), "mean_active")
+                every = (tile.positive.sum(1) * negative.sum(1)).sum()
+                yield value, active if self.reduction == "mean_active" else every
 
         return tiled_mean("TripletMargin", self.reduction, terms, *pairwise.inputs)
 
