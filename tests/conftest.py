@@ -38,3 +38,12 @@ def tercet(monkeypatch, capfd):
         return ended.value.code or 0, out, err
 
     return call
+
+
+@pytest.fixture(params=[0, 512], ids=["as a wide batch", "as a narrow batch"])
+def width(request):
+    """Small batches take the paths of wide ones too."""
+    from tercet.pairwise.budget import override
+
+    with override(class_order_rows=request.param, argmin_columns=request.param):
+        yield

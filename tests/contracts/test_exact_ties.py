@@ -19,8 +19,8 @@ from tercet.pairwise.differences import pair_squares, squares_by_differences
 from tercet.pairwise.distances import as_distance, exact, exact_pairs
 from tercet.pairwise.euclidean import centre_of, fast_entries, fast_tile
 from tests.contracts.heads import gradient_of
+from tests.contracts.miners import as_sets
 from tests.helpers import as_set
-from tests.miners.test_pairs import as_sets
 from tests.oracles import triplets as reference
 
 DTYPES = [torch.float32, torch.float64]

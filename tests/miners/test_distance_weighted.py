@@ -4,7 +4,8 @@ from torch.nn.functional import normalize
 
 from tercet.core.indices import References
 from tercet.miners.distance_weighted import DistanceWeighted
-from tests.miners.test_hard import BATCHES, as_set, check_valid, every_batch, points
+from tests.contracts.miners import BATCHES, check_valid, every_batch
+from tests.helpers import as_set, points
 from tests.oracles import triplets as reference
 
 
@@ -65,10 +66,10 @@ def test_negatives_beyond_the_cutoff_are_never_drawn_and_may_leave_no_triplet():
 
 
 def test_only_directions_count_and_references_are_drawn_from():
-    x, labels = points(8), torch.arange(8) % 4
+    x, labels = points(8, 6), torch.arange(8) % 4
     scaled = x * torch.tensor([1.0, 2, 4, 8] * 2)[:, None]  # powers of two change no digit
     assert as_set(DistanceWeighted()(scaled, labels)) == as_set(DistanceWeighted()(x, labels))
-    ref = References(points(30, seed=2), torch.arange(30) % 4)
+    ref = References(points(30, 6, seed=2), torch.arange(30) % 4)
     mined = DistanceWeighted()(x, labels, ref=ref)
     check_valid(mined, labels, ref.labels)
     assert mined.negative.max() >= 8

@@ -3,28 +3,19 @@ import torch
 
 from tercet.core.indices import Pairs, References
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
-from tests.miners.test_hard import BATCHES, every_batch, mined_on_a_card, points, width
+from tests.contracts.miners import (
+    BATCHES,
+    PAIR_MINERS,
+    as_sets,
+    every_batch,
+    expected_of,
+    make,
+    mined_on_a_card,
+)
+from tests.helpers import points
 from tests.oracles import triplets as reference
 
-__all__ = ["width"]
-
-# One row an algorithm: how to make it, the loop it must equal, and the options of both.
-MINERS = {
-    "multi-similarity": (MultiSimilarityMiner, reference.multi_similarity, {"epsilon": 0.1}),
-    "multi-similarity, apart": (MultiSimilarityMiner, reference.multi_similarity, {"epsilon": -0.3}),
-    "pair margin": (PairMargin, reference.pair_margin, {"pos_margin": 0.25, "neg_margin": 0.75}),
-    "pair margin, all": (PairMargin, reference.pair_margin, {"pos_margin": -1.0, "neg_margin": 1e3}),
-}
-every_miner = pytest.mark.parametrize("name", MINERS)
-
-
-def make(name, **more):
-    kind, _, options = MINERS[name]
-    return kind(**options, **more)
-
-
-def as_sets(pairs):
-    return tuple({(int(i), int(j)) for i, j in zip(a, b, strict=True)} for a, b in (pairs[:2], pairs[2:]))
+every_miner = pytest.mark.parametrize("name", PAIR_MINERS)
 
 
 def check_valid(pairs):
@@ -40,12 +31,6 @@ def check_valid(pairs):
 def check_equal(pairs, expected):
     """The same positive pairs, and the same negative pairs."""
     assert as_sets(pairs) == tuple(map(set, expected))
-
-
-def expected_of(name, x, labels, distance="euclidean", ids=None, ref=None):
-    _, oracle, options = MINERS[name]
-    d = reference.distances(distance, x, None if ref is None else ref.embeddings)
-    return oracle(d, *reference.relation(labels, ref and ref.labels, ids, ref and ref.ids), **options)
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine", "dot"])
@@ -73,8 +58,8 @@ def test_a_pair_miner_does_not_depend_on_the_tile_height(name, batch):
 @pytest.mark.parametrize("r", [0, 1, 30])
 @every_miner
 def test_references_with_ids(name, r):
-    x, labels, ids = points(12), torch.arange(12) % 4, torch.arange(12)
-    ref = References(points(r, seed=5), torch.arange(r) % 5, torch.arange(r))
+    x, labels, ids = points(12, 6), torch.arange(12) % 4, torch.arange(12)
+    ref = References(points(r, 6, seed=5), torch.arange(r) % 5, torch.arange(r))
     pairs = make(name, distance="euclidean")(x, labels, ids=ids, ref=ref)
     check_equal(pairs, expected_of(name, x, labels, ids=ids, ref=ref))
 
@@ -131,5 +116,5 @@ def test_the_checks_can_fail():
 @every_miner
 @pytest.mark.usefixtures("width")
 def test_a_cuda_device_mines_the_pairs_that_the_cpu_does(name):
-    x, labels = points(96, seed=12), torch.arange(96) % 12
+    x, labels = points(96, 6, seed=12), torch.arange(96) % 12
     check_equal(mined_on_a_card(make(name), x, labels), as_sets(make(name)(x, labels)))

@@ -13,11 +13,7 @@ from tercet.pairwise.distances import as_distance
 from tercet.pairwise.tiles import Pairwise
 from tests.oracles import triplets as reference
 
-
-@pytest.fixture(params=[0, 512], ids=["as a wide batch", "as a narrow batch"], autouse=True)
-def width(request):
-    with override(class_order_rows=request.param, argmin_columns=request.param):
-        yield
+pytestmark = pytest.mark.usefixtures("width")
 
 
 def plain(name, x):
