@@ -369,7 +369,7 @@ def test_the_checkers_reject_a_biased_shuffle():
 
 
 def test_the_checker_of_orders_rejects_too_few_rounds(monkeypatch):
-    monkeypatch.setattr(randomness, "_ROUNDS", 8)
+    monkeypatch.setattr(randomness, "ROUNDS", 8)
     assert p_of_orders(permute, 6, KEYS) < 1e-9
 
 

@@ -25,8 +25,8 @@ _S27, _S30, _S31, _S32 = (np.uint64(s) for s in (27, 30, 31, 32))
 _LOW32 = np.uint64(0xFFFFFFFF)
 _LARGEST = np.uint64(1 << 62)
 # A chi-square test over all n! orders (n = 6) detects 12 rounds in 50,000 keys, and not 20 in 500,000.
-_ROUNDS = 20
-_STARTS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN
+ROUNDS = 20
+_STARTS = np.arange(1, ROUNDS + 1, dtype=np.uint64) * _GOLDEN
 _STRIDE = _STARTS[-1]  # value v in round r hashes (v · 20 + r + 1) · golden: no two alike
 
 
@@ -219,7 +219,7 @@ def _feistel(x: np.ndarray, a: np.ndarray, b: np.ndarray, keys: np.ndarray) -> n
     """One pass of the network over x in [0, a·b): each half is shifted by a hash of the other."""
     left = x // b  # in Z_a
     right = x - left * b  # in Z_b
-    for r in range(_ROUNDS):
+    for r in range(ROUNDS):
         source, target, size = (right, left, a) if r % 2 == 0 else (left, right, b)
         bits = source * _STRIDE
         bits += _STARTS[r]

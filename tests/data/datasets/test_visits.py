@@ -188,7 +188,7 @@ def test_a_batch_of_plain_numbers_holds_each_image_once_after_dropped_batches(ca
 
 
 def test_a_sequence_longer_than_its_counters_is_fresh_too(catalog, monkeypatch):
-    monkeypatch.setattr("tercet.data.datasets.triplet_dataset._MOST_COUNTERS", 2)
+    monkeypatch.setattr("tercet.data.datasets.triplet_dataset.MOST_COUNTERS", 2)
     loader = plain_loader("triplets", catalog)
     seen = [image for _ in range(3) for image in pixels(loader)]
     assert len(seen) == len(set(seen))

@@ -112,13 +112,13 @@ def test_a_file_replaced_while_it_is_open_stays_the_old_one(tmp_path):
 def test_more_rows_than_the_bytes_can_hold_are_refused_before_they_are_read(tmp_path, monkeypatch):
     table = pa.table({"n": pa.array([0] * 100_000, pa.int8())})
     source = written(tmp_path / "t.parquet", table)
-    monkeypatch.setattr(parquet_files, "_FREE_ROWS", 1000)
-    monkeypatch.setattr(parquet_files, "_ROWS_A_BYTE", 0)
+    monkeypatch.setattr(parquet_files, "FREE_ROWS", 1000)
+    monkeypatch.setattr(parquet_files, "ROWS_A_BYTE", 0)
     with pytest.raises(pa.ArrowInvalid, match="tells of 100,000 rows"):
         read(source)
-    monkeypatch.setattr(parquet_files, "_FREE_ROWS", 1 << 24)
-    monkeypatch.setattr(parquet_files, "_FREE_BYTES", 0)
-    monkeypatch.setattr(parquet_files, "_TIMES", 0)
+    monkeypatch.setattr(parquet_files, "FREE_ROWS", 1 << 24)
+    monkeypatch.setattr(parquet_files, "FREE_BYTES", 0)
+    monkeypatch.setattr(parquet_files, "TIMES", 0)
     with pytest.raises(pa.ArrowInvalid, match="bytes unpacked"):
         read(source)
 

@@ -46,8 +46,8 @@ def test_any_rows_in_any_order_however_much_is_read_at_once(tmp_path_factory, da
     rows = np.array(data.draw(st.lists(st.integers(0, total - 1), max_size=50)), dtype=np.int64)
     one = stored(tmp_path_factory.mktemp("columns") / "c", values, counts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columns, "_AT_ONCE", data.draw(st.sampled_from([1, 7, 1 << 16])))
-        patch.setattr(columns, "_GAP", data.draw(st.sampled_from([0, 4, 512])))
+        patch.setattr(columns, "AT_ONCE", data.draw(st.sampled_from([1, 7, 1 << 16])))
+        patch.setattr(columns, "GAP", data.draw(st.sampled_from([0, 4, 512])))
         found = one.take(rows)
     assert found.dtype == np.int64
     first, stop = sorted(data.draw(st.tuples(st.integers(0, total), st.integers(0, total))))

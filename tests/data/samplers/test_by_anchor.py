@@ -197,7 +197,7 @@ def test_a_manifest_brings_its_labels_and_sequences_give_what_their_lists_give(c
 def test_reading_in_parts_changes_nothing(monkeypatch):
     triplets = RandomTriplets(LABELS, 3, 2)
     expected = plain(AnchorSampler(triplets, 8))
-    monkeypatch.setattr("tercet.data.samplers.by_anchor._READ", 7)
+    monkeypatch.setattr("tercet.data.samplers.by_anchor.READ", 7)
     assert plain(AnchorSampler(triplets, 8)) == expected
 
 
@@ -408,7 +408,7 @@ def test_reading_in_parts_divides_alike(monkeypatch):
     triplets = RandomTriplets(LABELS, 3, 2)
     options = {"images": 12, "per_class": 2, "labels": LABELS}
     expected = plain(AnchorSampler(triplets, 8, **options))
-    monkeypatch.setattr("tercet.data.samplers.by_anchor._READ", 7)
+    monkeypatch.setattr("tercet.data.samplers.by_anchor.READ", 7)
     assert plain(AnchorSampler(triplets, 8, **options)) == expected
 
 

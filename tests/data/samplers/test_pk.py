@@ -205,7 +205,7 @@ def test_iterating_gives_the_batches_and_asking_in_any_order_does_too():
 
 def test_blocks_computed_ahead_do_not_show(monkeypatch):
     long = epoch_of(PKSampler(UNEVEN, p=3, k=3, epoch_length=40), 0)
-    monkeypatch.setattr("tercet.data.samplers.pk._BLOCK_ROWS", 30)
+    monkeypatch.setattr("tercet.data.samplers.pk.BLOCK_ROWS", 30)
     assert plain(PKSampler(UNEVEN, p=3, k=3, epoch_length=40)) == long
     assert list(ShuffledSampler(100)) == list(ShuffledSampler(range(100)))
     assert sorted(ShuffledSampler(100)) == list(range(100))
@@ -585,10 +585,10 @@ def excess(epoch=0, **arguments):
 )
 def test_classes_meet_by_chance(arguments, monkeypatch):
     def mean_excess(rounds):
-        monkeypatch.setattr(balanced_plan, "_ROUNDS", rounds)
+        monkeypatch.setattr(balanced_plan, "ROUNDS", rounds)
         return np.mean([excess(epoch, **arguments) for epoch in range(3)])
 
-    mixed, long_mixed, unmixed = (mean_excess(rounds) for rounds in (balanced_plan._ROUNDS, 60, 0))
+    mixed, long_mixed, unmixed = (mean_excess(rounds) for rounds in (balanced_plan.ROUNDS, 60, 0))
     assert abs(mixed / long_mixed - 1) < 0.1
     assert unmixed > 2 * long_mixed
 

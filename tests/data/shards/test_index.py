@@ -72,9 +72,9 @@ def test_rows_come_in_the_order_asked_whatever_is_coalesced(written, data):
     index = ShardIndex(folder)
     rows = data.draw(st.lists(st.integers(-len(catalog), len(catalog) - 1), max_size=40))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_module, "_GAP", data.draw(st.sampled_from([-1, 0, 2000, 1 << 14])))
-        patch.setattr(index_module, "_RUN", data.draw(st.sampled_from([1, 4000, 1 << 24])))
-        patch.setattr(index_module, "_AHEAD", data.draw(st.sampled_from([0, 5000, 1 << 27])))
+        patch.setattr(index_module, "GAP", data.draw(st.sampled_from([-1, 0, 2000, 1 << 14])))
+        patch.setattr(index_module, "RUN", data.draw(st.sampled_from([1, 4000, 1 << 24])))
+        patch.setattr(index_module, "AHEAD", data.draw(st.sampled_from([0, 5000, 1 << 27])))
         assert index.read(rows) == contents(catalog, [row % len(catalog) for row in rows])
 
 
@@ -89,7 +89,7 @@ def test_neighbours_are_read_at_once_and_repeats_once(written, monkeypatch):
     reads.clear()
     assert index.read([*rows, *rows[::-1]]) == contents(catalog, [*rows, *rows[::-1]])
     assert len(reads) == 1
-    monkeypatch.setattr(index_module, "_GAP", -1)
+    monkeypatch.setattr(index_module, "GAP", -1)
     reads.clear()
     index.read(rows[::-1])
     assert len(reads) == len(rows)

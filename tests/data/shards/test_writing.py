@@ -328,7 +328,7 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_no_empty_folder(catalog, t
     def full(file, header, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shard_file._Digested, "put", full)
+    monkeypatch.setattr(shard_file.Digested, "put", full)
     with pytest.raises(OSError, match="No space left on device") as raised:
         write_shards(tmp_path / "out", catalog)
     assert raised.value.filename == str(tmp_path / "out" / "train-000000.tar")

@@ -237,8 +237,8 @@ def test_a_triplet_is_a_function_of_its_number(monkeypatch):
     longer = DeepRankingTriplets(labels, teacher, 9000, seed=3, cap=0.7, gap=0.2, out_of_class=0.3)
     assert listed(longer[:5000]) == rows
     for cells in (300, 5000):  # blocks of any size
-        monkeypatch.setattr(deep_ranking, "_CELLS", cells)
-        monkeypatch.setattr(deep_ranking, "_SURVEYED", cells)
+        monkeypatch.setattr(deep_ranking, "CELLS", cells)
+        monkeypatch.setattr(deep_ranking, "SURVEYED", cells)
         again = DeepRankingTriplets(labels, teacher, 5000, seed=3, cap=0.7, gap=0.2, out_of_class=0.3)
         assert listed(again[:2000]) == rows[:2000]
         assert (again.queries, again.unserved) == (triplets.queries, triplets.unserved)

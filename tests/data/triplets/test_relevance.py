@@ -108,7 +108,7 @@ def test_case_a_teacher_gives_the_same_bits_in_any_block(d, monkeypatch):
     whole = teacher.of(rows, rows)
     each = np.stack([teacher.of(rows[n : n + 1], rows)[0] for n in range(300)])
     batches = teacher.of(rows.reshape(3, 100), np.stack([rows] * 3)).reshape(300, 300)
-    monkeypatch.setattr("tercet.data.triplets.relevance._CELLS", 7)
+    monkeypatch.setattr("tercet.data.triplets.relevance.CELLS", 7)
     assert (whole == each).all()
     assert (whole == batches).all()
     assert (whole == TeacherRelevance(x).of(rows, rows)).all()

@@ -22,7 +22,7 @@ from tercet.data.samplers.by_anchor import images_each
 
 __all__ = ["PairBatch", "PairDataset", "TripletBatch", "TripletDataset"]
 
-_MOST_COUNTERS = 1 << 20  # counters of visits; a virtual sequence can be of any length
+MOST_COUNTERS = 1 << 20  # counters of visits; a virtual sequence can be of any length
 
 
 class _Batch:
@@ -171,7 +171,7 @@ class _ListedImages:
         with border(caller, "manifest"):
             self.catalog = _catalog_of(kind, manifest, catalog)
             images_each(manifest)
-        counters = min(len(manifest), _MOST_COUNTERS)
+        counters = min(len(manifest), MOST_COUNTERS)
         self.decoder = Decoder(caller, self.catalog, transform, seed, counters, on_unreadable, max_pixels)
         self._caller, self._one, self._manifest = caller, kind.removesuffix("s"), manifest
         self._corners = 2 if kind == "pairs" else 3  # columns that are rows of the catalog

@@ -27,8 +27,8 @@ _ENTRY = re.compile(rb"\x18\x0c" + KEY.encode() + rb"\x18\x18([0-9a-f]{24})")
 _AT_ONCE = 1 << 20  # bytes
 _MOST_METADATA = 1 << 28  # bytes: a catalog of ten million images takes a third of it
 # Limits against decompression bombs: three columns take about a bit a row, and zeros compress most.
-_FREE_ROWS, _ROWS_A_BYTE = 1 << 24, 64
-_FREE_BYTES, _TIMES = 1 << 28, 1 << 10
+FREE_ROWS, ROWS_A_BYTE = 1 << 24, 64
+FREE_BYTES, TIMES = 1 << 28, 1 << 10
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def _refuse_impossible_sizes(metadata: Any, size: int) -> None:
     rows, unpacked = metadata.num_rows, sum(group.total_byte_size for group in groups)
     if rows != sum(group.num_rows for group in groups):
         raise pa.ArrowInvalid(f"its {rows:,} rows are not those of its row groups")
-    most_rows, most_bytes = _FREE_ROWS + _ROWS_A_BYTE * size, _FREE_BYTES + _TIMES * size
+    most_rows, most_bytes = FREE_ROWS + ROWS_A_BYTE * size, FREE_BYTES + TIMES * size
     for claimed, most, what in ((rows, most_rows, "rows"), (unpacked, most_bytes, "bytes unpacked")):
         if not 0 <= claimed <= most:
             raise pa.ArrowInvalid(f"it tells of {claimed:,} {what}, and {size:,} bytes hold at most {most:,}")

@@ -13,10 +13,10 @@ from tercet.data.io.positional import PositionalFile
 
 __all__ = ["InMemoryColumns", "OnDiskColumns", "block_count", "block_sums"]
 
-_AT_ONCE = 1 << 16  # rows read at a time
+AT_ONCE = 1 << 16  # rows read at a time
 _BLOCK = 1 << 14  # bytes covered by one checksum
 _AT_A_TIME = 1 << 16  # bytes of neighbouring blocks read at once
-_GAP = 1 << 9  # values up to so many bytes apart are read at once
+GAP = 1 << 9  # values up to so many bytes apart are read at once
 
 
 class InMemoryColumns:
@@ -109,8 +109,8 @@ class OnDiskColumns:
         if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
             self._read_run(out, int(rows[0]))
         else:
-            for first in range(0, len(rows), _AT_ONCE):
-                self._read(out[:, first : first + _AT_ONCE], rows[first : first + _AT_ONCE])
+            for first in range(0, len(rows), AT_ONCE):
+                self._read(out[:, first : first + AT_ONCE], rows[first : first + AT_ONCE])
         if self._file.changed():  # checked after reading, so what is returned was read before any change
             hint = "it was written to since it was opened; read it anew, with read_manifest"
             raise refusal("Manifest", "path", str(self._file.path), "the file as it was", hint)
@@ -239,7 +239,7 @@ def _plan(
     """
     order = np.argsort(places, kind="stable")
     ordered = places[order]
-    new = np.diff(ordered, prepend=ordered[0] - _GAP - 1) > _GAP
+    new = np.diff(ordered, prepend=ordered[0] - GAP - 1) > GAP
     begins = ordered[new]
     last = np.append(np.flatnonzero(new)[1:] - 1, len(ordered) - 1)
     lengths = ordered[last] + width - begins

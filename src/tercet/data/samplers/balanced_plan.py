@@ -16,7 +16,7 @@ __all__ = ["assign", "occurrences", "water_fill"]
 # A round of swaps divides by 4 what the co-occurrences of items deviate beyond chance, and before any round
 # they deviate at most S times beyond it in S batches: so log₄ S rounds are enough, and a few more. Measured
 # over 3200 batches of 16 of 32 items: χ² per pair is 800 before any round, 1.3 after 6, 1.1 from 8 to 100.
-_ROUNDS = 12
+ROUNDS = 12
 
 
 def water_fill(
@@ -112,7 +112,7 @@ def assign(
     nth = np.arange(len(group_of)) - first[group_of]  # [b] within the group
     # Batches 0 and 1, 2 and 3, … of a shuffled order are pairs; the last of an odd number has none.
     even = np.flatnonzero((nth % 2 == 0) & (nth + 1 < batches[group_of]))
-    for r in range(_ROUNDS):
+    for r in range(ROUNDS):
         order = _shuffled(group_of, derive_key("pairs", r, key))
         _swap(plan, order[even], order[even + 1], derive_key("trade", r, key))
     tags = keyed_bits(derive_key("places", key), np.arange(plan.size)).reshape(plan.shape)  # [b, w]

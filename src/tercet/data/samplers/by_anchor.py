@@ -17,7 +17,7 @@ from tercet.data.samplers.resumable import EpochSampler
 __all__ = ["AnchorSampler", "images_each"]
 
 _CALLER = "AnchorSampler"
-_READ = 2**18  # triplets read at a time
+READ = 2**18  # triplets read at a time
 _MOST_KEYS = 2**62  # keys of (bundle, row) pairs that int64 holds
 
 
@@ -284,7 +284,7 @@ def _anchors_of(triplets: Any) -> Int[np.ndarray, " t"]:
             raise refusal(_CALLER, "triplets", shown, expected)
         return columns[0].astype(np.int64)
     parts = [np.empty(0, dtype=np.int64)]
-    parts += [triplets[first : first + _READ][0] for first in range(0, len(triplets), _READ)]
+    parts += [triplets[first : first + READ][0] for first in range(0, len(triplets), READ)]
     return np.concatenate(parts)
 
 
@@ -339,10 +339,10 @@ def _divided(
 
 
 def _blocks(bundle: Int[np.ndarray, " t"]) -> Iterator[tuple[int, int]]:
-    """(first, last) of runs of whole bundles: about `_READ` triplets, or one bundle that has more."""
+    """(first, last) of runs of whole bundles: about `READ` triplets, or one bundle that has more."""
     first = 0
     while first < len(bundle):
-        last = int(np.searchsorted(bundle, bundle[min(first + _READ, len(bundle)) - 1], side="right"))
+        last = int(np.searchsorted(bundle, bundle[min(first + READ, len(bundle)) - 1], side="right"))
         yield first, last
         first = last
 

@@ -16,7 +16,7 @@ from tercet.data.samplers.resumable import EpochSampler
 
 __all__ = ["PKSampler"]
 
-_BLOCK_ROWS = 8192  # rows computed at a time while iterating, to spread the cost of numpy's calls
+BLOCK_ROWS = 8192  # rows computed at a time while iterating, to spread the cost of numpy's calls
 
 
 class PKSampler(EpochSampler):
@@ -105,7 +105,7 @@ class PKSampler(EpochSampler):
         super_of = None if super_labels is None else _super_of_class(super_labels, codes, names)
         self._index_classes(codes, names, super_of, short_classes)
         self._length = self._size_epoch(epoch_length)
-        self._block = max(1, _BLOCK_ROWS // (self.p * self.k))
+        self._block = max(1, BLOCK_ROWS // (self.p * self.k))
         self._plan: tuple[int, np.ndarray, np.ndarray] | None = None  # of the epoch that was asked for last
         self._settings = {
             "p": self.p,

@@ -13,7 +13,7 @@ from tercet.data.samplers.resumable import EpochSampler
 
 __all__ = ["ShuffledSampler"]
 
-_BLOCK_ROWS = 8192  # rows computed at a time while iterating, to spread the cost of numpy's calls
+BLOCK_ROWS = 8192  # rows computed at a time while iterating, to spread the cost of numpy's calls
 
 
 class ShuffledSampler(EpochSampler):
@@ -45,7 +45,7 @@ class ShuffledSampler(EpochSampler):
             n = n if isinstance(n, (str, bytes)) else len(n)
         self.n = as_int("ShuffledSampler", "n", n, 1)
         self._length = -(-self.n // self.world_size)
-        self._block = _BLOCK_ROWS
+        self._block = BLOCK_ROWS
         self._settings = {"n": self.n, "seed": self.seed, "world_size": self.world_size}
 
     def _items(self, epoch: int, start: int, stop: int) -> list[KeyedRow]:

@@ -30,9 +30,9 @@ from tercet.data.shards.tar_members import BLOCK
 
 __all__ = ["ShardIndex"]
 
-_GAP = 1 << 14  # bytes between two samples up to which one read takes both
-_RUN = 1 << 24  # bytes of one read, unless a single sample is larger
-_AHEAD = 1 << 27  # bytes that the system is asked to prefetch at a time
+GAP = 1 << 14  # bytes between two samples up to which one read takes both
+RUN = 1 << 24  # bytes of one read, unless a single sample is larger
+AHEAD = 1 << 27  # bytes that the system is asked to prefetch at a time
 
 
 class ShardIndex:
@@ -286,7 +286,7 @@ class ShardIndex:
         while ahead < len(ranges):
             shard, start, length = ranges[ahead]
             full = shard not in files and len(files) == self.max_open
-            if ahead > done and (full or total + length > _AHEAD):
+            if ahead > done and (full or total + length > AHEAD):
                 break
             if shard not in files:
                 files[shard] = self._file(shard)
@@ -358,12 +358,12 @@ def _runs(
 ) -> list[tuple[int, int]]:
     """(first, last) of each run of samples that one read takes, of samples sorted by shard and offset."""
     runs: list[tuple[int, int]] = []
-    apart = (np.diff(shards) != 0) | (starts[1:] - ends[:-1] > _GAP)
+    apart = (np.diff(shards) != 0) | (starts[1:] - ends[:-1] > GAP)
     breaks = [0, *(np.flatnonzero(apart) + 1).tolist(), len(shards)]
     for first, stop in pairwise(breaks):
         begin = first
         for at in range(first + 1, stop):
-            if ends[at] - starts[begin] > _RUN:
+            if ends[at] - starts[begin] > RUN:
                 runs.append((begin, at - 1))
                 begin = at
         if begin < stop:

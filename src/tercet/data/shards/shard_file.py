@@ -133,7 +133,7 @@ def write_shard(job: ShardJob, shard: int, stop: threading.Event, step: Callable
     # The index gets its name first, so a tar of ours always has an index.
     with atomically(tar) as unfinished, atomically(table_path(tar)) as unfinished_table:
         with final_names_in_errors({unfinished: tar}), open(unfinished, "wb") as opened:
-            file = _Digested(opened)
+            file = Digested(opened)
             for row in job.shards[shard].tolist():
                 if stop.is_set():
                     raise Stopped
@@ -179,7 +179,7 @@ def _content(path: Path) -> tuple[bytes, str]:
     return content, "" if content else "file is empty"
 
 
-class _Digested:
+class Digested:
     """A file that is written from front to back, with digests of what is written.
 
     Attributes:
@@ -209,7 +209,7 @@ class _Digested:
         return crcs
 
 
-def _add_sample(file: _Digested, job: ShardJob, row: int, content: bytes) -> tuple[int, int, int, int]:
+def _add_sample(file: Digested, job: ShardJob, row: int, content: bytes) -> tuple[int, int, int, int]:
     """Append the three members of an image, and return the numbers of the first, as in `NUMBERS`."""
     catalog = job.catalog
     label = int(catalog.labels[row])

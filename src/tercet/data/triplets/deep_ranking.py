@@ -17,8 +17,8 @@ from tercet.data.triplets.weighted_draws import ROUNDING, below, drawn_columns
 
 __all__ = ["DeepRankingTriplets"]
 
-_CELLS = 2**20  # relevances in memory at a time, unless one query has more
-_SURVEYED = 2**16  # queries surveyed at a time
+CELLS = 2**20  # relevances in memory at a time, unless one query has more
+SURVEYED = 2**16  # queries surveyed at a time
 
 
 class DeepRankingTriplets:
@@ -161,8 +161,8 @@ class DeepRankingTriplets:
         widest, served = np.full(len(self._rows), -np.inf), np.zeros(len(self._rows), dtype=bool)
         several = np.flatnonzero(self._sizes[self._label] > 1)
         nth = 0 if self._least > 0 else 1
-        for first in range(0, len(several), _SURVEYED):
-            places = several[first : first + _SURVEYED]
+        for first in range(0, len(several), SURVEYED):
+            places = several[first : first + SURVEYED]
             for at, _, r in self._blocks(places):
                 if not (r.min() >= 0 and r.max() <= 1):
                     found = f"{self.relevance!r}: from {r.min()} to {r.max()}"
@@ -251,8 +251,8 @@ class DeepRankingTriplets:
         for kind in np.unique(kinds, axis=1).T:
             alike = np.flatnonzero((kinds == kind[:, None]).all(axis=0))
             width, height = int(self._sizes[classes[alike]].max()), int(counts[alike].max())
-            height = min(height, max(1, _CELLS // width))
-            together = max(1, _CELLS // (width * height))
+            height = min(height, max(1, CELLS // width))
+            together = max(1, CELLS // (width * height))
             for g in range(0, len(alike), together):
                 group = alike[g : g + together]
                 last = counts[group][:, None] - 1

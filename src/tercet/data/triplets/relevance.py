@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _STEPS = 2**11  # teacher coordinates are whole multiples of 1 / _STEPS
-_CELLS = 2**18  # coordinates converted to float32 at a time: 1 MB, which stays in the cache
+CELLS = 2**18  # coordinates converted to float32 at a time: 1 MB, which stays in the cache
 _MOST = 2**31  # the bound of row numbers, so that two of them fit into one int64
 
 
@@ -85,7 +85,7 @@ class TeacherRelevance:
         n, d = array.shape
         self._steps: np.ndarray = np.empty(array.shape, dtype=np.int16)
         self._scale = np.empty(n)  # 1 / length of the rounded row
-        rows = max(1, _CELLS // d)
+        rows = max(1, CELLS // d)
         for first in range(0, n, rows):
             block = np.array(array[first : first + rows], dtype=np.float64)
             if not np.isfinite(block).all():
@@ -115,15 +115,15 @@ class TeacherRelevance:
         batches = math.prod(rows.shape[:-1])
         left, right = rows.reshape(batches, a), columns.reshape(batches, r)
         out = np.empty((batches, a, r), dtype=np.float32)
-        width = max(1, min(r, _CELLS // d))
-        height = max(1, _CELLS // (width * d))
+        width = max(1, min(r, CELLS // d))
+        height = max(1, CELLS // (width * d))
         for b in range(0, batches, height):
             ours = self._steps[left[b : b + height]].astype(np.float32)  # [h, a, d]
             for first in range(0, r, width):
                 theirs = self._steps[right[b : b + height, first : first + width]].astype(np.float32)
                 np.matmul(ours, theirs.transpose(0, 2, 1), out=out[b : b + height, :, first : first + width])
             one, other = self._scale[left[b : b + height], None], self._scale[right[b : b + height]][:, None]
-            for first in range(0, a, tall := max(1, _CELLS // max(1, height * r))):
+            for first in range(0, a, tall := max(1, CELLS // max(1, height * r))):
                 _cosine(out[b : b + height, first : first + tall], one[:, first : first + tall] * other)
         return out.reshape(*rows.shape, r)
 
@@ -131,7 +131,7 @@ class TeacherRelevance:
         """The relevance of row j[k] to row i[k], float32."""
         i, j = _known(self, i), _known(self, j)
         out = np.empty(len(i), dtype=np.float32)
-        step = max(1, _CELLS // self._steps.shape[1])
+        step = max(1, CELLS // self._steps.shape[1])
         for first in range(0, len(i), step):
             part = slice(first, first + step)
             ours, theirs = (self._steps[rows[part]].astype(np.float32) for rows in (i, j))
