@@ -296,8 +296,8 @@ def _first_two(classes: Int[Tensor, " n"]) -> tuple[Int[Tensor, " u"], Int[Tenso
     return order[:-1][first], order[1:][first]
 
 
-def _begins_pair(classes: Int[Tensor, " n"]) -> Bool[Tensor, " n-1"]:
-    """Which of some sorted classes is the first of its kind, with another behind it."""
+def _begins_pair(classes: Int[Tensor, " n"]) -> Bool[Tensor, " m"]:
+    """Which of some sorted classes but the last is the first of its kind, with another behind it."""
     same = classes[1:] == classes[:-1]
     first = same.clone()
     first[1:] &= ~same[:-1]
