@@ -7,11 +7,8 @@ something up by position, IndexError. Nonsense must be refused. Which calls are 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import resource
-import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +18,7 @@ import jaxtyping
 import pytest
 
 import tercet
+from tests.contracts.bounds import TookLong, bounded
 from tests.contracts.fuzz_calls import KIND_OF, Row, arguments, may_be_none, rows, world
 from tests.contracts.fuzz_values import KINDS, SPACE
 
@@ -35,7 +33,6 @@ BY_POSITION = (
     "TripletDataset",
     "PairDataset",
 )
-SECONDS, BYTES = 20, 2 << 30  # a call that takes more is a fault
 FILES = ("source", "target", "folder or None")  # kinds of arguments whose file a sentence may name instead
 OPTIONS = ("count", "real", "flag", "choice")  # kinds that are read whatever the other arguments are
 # Methods that only our own code calls, with what it has checked, or that take nothing.
@@ -44,31 +41,6 @@ INNER = """
     provenance state_dict reset left_out_counts pin_memory as_pairs unreadable
     entries prepare tile paired
 """.split()
-
-
-class TookLong(BaseException):
-    """A call was stopped."""
-
-
-@contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """What runs here may take so long, and so much memory."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise TookLong
-
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, stop)
-    resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, hard))
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
 
 
 def fault(name: str, row: Row, odd: dict[str, str], must_refuse: bool) -> str:

@@ -33,7 +33,7 @@ from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.writing import write_shards
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
-from tests.contracts.test_fuzz import bounded
+from tests.contracts.bounds import bounded
 
 N = 8
 CAMERAS = {"camera": np.arange(N) % 2}

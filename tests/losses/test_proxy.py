@@ -14,33 +14,11 @@ from tercet.losses.proxy import ProxyAnchor, ProxyHead, ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tests.contracts.heads import PROXIED as HEADS
 from tests.contracts.heads import check_equal, check_finite, check_zero, gradient_of
+from tests.contracts.proxies import BATCHES, at_proxies, expected_of, make
 from tests.helpers import double_points as points
 from tests.helpers import unchecked
 
 every_head = pytest.mark.parametrize("name", HEADS)
-
-BATCHES = {
-    "all classes": (points(8), torch.arange(8) % 4),
-    "some classes": (points(9, seed=1), torch.tensor([3, 3, 3, 3, 1, 1, 1, 3, 1])),
-    "one class only": (points(5, seed=2), torch.full((5,), 2)),
-    "one row": (points(1, seed=3), torch.tensor([1])),
-    "collapsed": (torch.ones(6, 4, dtype=torch.float64), torch.arange(6) % 4),
-}
-
-
-def make(name, dtype=torch.float64, num_classes=4, dim=4, **more):
-    kind = type(HEADS[name].head())
-    return kind(num_classes, dim, **{**HEADS[name].options, **more}).to(dtype)
-
-
-def expected_of(name, head, x, labels):
-    return HEADS[name].expected(x, labels, head=head)
-
-
-def at_proxies(head, sign=1.0):
-    """Embeddings that stand on the proxies of their classes, or opposite to them, and the labels."""
-    own = head.proxies.detach()[:: len(head.proxies) // head.num_classes]
-    return sign * 2 * own, torch.arange(head.num_classes)
 
 
 def check_proxies(head, x, labels):

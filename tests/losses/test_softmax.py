@@ -9,8 +9,8 @@ from tercet.losses.proxy import ProxyNCA, SoftTriple
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tests.contracts.heads import PROXIED as HEADS
 from tests.contracts.heads import check_equal, gradient_of
+from tests.contracts.proxies import BATCHES, at_proxies, expected_of, make
 from tests.helpers import double_points as points
-from tests.losses.test_proxy import BATCHES, at_proxies, expected_of, make
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if "ArcFace" in name])
