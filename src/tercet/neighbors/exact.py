@@ -85,6 +85,8 @@ class ExactSearch:
             height = min(height, max(sizes.product_rows, n // sizes.class_order_blocks))
         self._height = min(pairwise.given_tile_rows or height, max(1, n))
         self._buffer: Tensor | None = None
+        self._rows: Tensor | None = None  # of the block that was given last, where rows are in order
+        self._first = 0
 
     def blocks(self) -> Iterator[RowBlock]:
         """All rows, some at a time. The keys of a block are overwritten by the next block's."""
@@ -104,6 +106,7 @@ class ExactSearch:
             self.keys.table(places, out=keys[:, :r])
             rows = self._order[0][places]
             if self._labels is None:
+                self._rows, self._first = rows, start
                 yield RowBlock(rows, keys, self._order[1], slice(0, r), *self._pairwise.sides(places))
                 continue
             own, labels = self._labels[0][places], self._labels[1]
@@ -347,7 +350,11 @@ class ExactSearch:
 
     def numbers(self, names: Int[Tensor, " a"], places: Int[Tensor, " t"]) -> Int[Tensor, " t"]:
         """The row or column numbers at these places of `names`."""
-        return places if self._is_every(names) else names[places]
+        if self._is_every(names):
+            return places
+        if names is self._rows:  # they follow each other
+            return places + self._first
+        return names[places]
 
     def _is_every(self, names: Int[Tensor, " a"]) -> bool:
         """Whether they are all rows, or all columns, so that each stands at the place of its number."""
