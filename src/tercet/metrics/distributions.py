@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 
 from tercet.core.checks import as_int, label_codes, refusal
+from tercet.pairwise.budget import budget
 
 __all__ = ["similarity_histograms"]
 
@@ -46,7 +47,7 @@ def similarity_histograms(
         raise refusal(caller, "embeddings", "NaN or infinite values", "finite embeddings")
     rows = torch.nn.functional.normalize(rows)
     counts = torch.zeros(2, bins, dtype=torch.float64)
-    height = max(1, (1 << 22) // len(rows))
+    height = max(1, budget(rows.device).tile_bytes // (8 * len(rows)))
     for start in range(0, len(rows), height):
         tile = rows[start : start + height] @ rows[start:].T  # [a, n − start]
         later = torch.ones_like(tile, dtype=torch.bool).triu(1)

@@ -104,7 +104,12 @@ class Miner:
 
         Returns:
             `Triplets`, or `Pairs`, of int64 row numbers. Their number follows from the data, so a call waits
-            for the device, and `torch.compile` leaves it out of its graph.
+            for an accelerator, once, and `torch.compile` leaves it out of its graph. A batch of P × K, of up
+            to 256 rows with labels on the host, gives one triplet a row without waiting.
+
+        Raises:
+            ValueError: shapes, kinds or devices that do not fit together, or embeddings that are not finite.
+                Where a call does not wait, those are refused by the next call on that device, by name.
         """
         pairwise = self._pairwise(embeddings, labels, ids, ref)
         step = as_int(type(self).__name__, "step", step)

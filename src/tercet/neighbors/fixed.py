@@ -1,8 +1,8 @@
 """Exact search in shapes that the data do not change, for accelerators: nothing is read until the end.
 
-The searches are those of `ExactSearch`, and so are the results. What differs is how ambiguity is met. A
-processor looks at what is ambiguous and resolves it at once. Here the host would have to wait for each look.
-So every row is treated alike, and what is left is noted:
+The searches are those of `ExactSearch`, and so are the results. A processor resolves ambiguous rows at once.
+Here each look at them would be a host read. So all rows are treated alike, and ambiguous ones are counted on
+the device and searched again at the end:
 
 1. *Small tables*, up to `Budget.direct_numbers` distances, hold exact distances: nothing is ambiguous.
 2. *Larger ones* hold rank keys (`neighbors/keys`). Of each row the first k + 7 by key are measured by
@@ -10,8 +10,8 @@ So every row is treated alike, and what is left is noted:
    the list can stand for a distance as small: its own key lies below the list's last by more than ε, since
    the key of an exact distance is off by at most ε from the rank key of the same column. For a bound, the 8
    keys nearest to it are measured; it is sure if the 8th is more than ε off.
-3. *Rows that are not sure* are counted in `ambiguous`, which stays on the device. Whoever reads the results
-   reads that count in the same breath, and searches these rows once more with `exactly=True`.
+3. *Rows that are not sure* are counted in `ambiguous`, which stays on the device. It is read together with
+   the results, in one host read, and those rows are searched once more with `exactly=True`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from tercet.pairwise.distances import form_of
 from tercet.pairwise.tiles import Pairwise
 
 __all__ = ["FixedShapeSearch"]
-
-_MORE = 7  # candidates measured beyond the k that are asked for: then hardly a row of real data is ambiguous
 
 
 class FixedShapeSearch:
@@ -69,6 +67,7 @@ class FixedShapeSearch:
         inputs = [v.detach() for v in pairwise.inputs]
         n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
         sizes = budget(device)
+        self._more = sizes.measured_more
         self._exact = ExactDistances(pairwise.distance, *inputs)
         self._keys = None  # then tables hold exact distances
         if not (exactly or form_of(pairwise.distance) is None or n * r <= sizes.direct_numbers):
@@ -76,8 +75,8 @@ class FixedShapeSearch:
         self._rows, self._pairs = rows, pairs
         self.complete = rows is None and self._keys is None and pairwise.is_surely_complete
         self._positives: list[Tensor] = []  # of each row, once pairs were asked for
-        own = pairwise.own_column and pairwise.ids is not None  # then the ids are the row numbers
-        self._every = pairwise.ids if own else torch.arange(n, device=device)
+        numbers = pairwise.ids if pairwise.own_column else None  # then the ids are the row numbers
+        self._every = torch.arange(n, device=device) if numbers is None else numbers
         self._columns = self._every if r == n else torch.arange(r, device=device)
         self.ambiguous = torch.zeros(n, dtype=torch.int64, device=device)
         height = max(1, sizes.tile_bytes // (max(1, r) * inputs[0].dtype.itemsize))
@@ -167,7 +166,7 @@ class FixedShapeSearch:
             keys = keys.masked_fill(keys <= bound[:, None], math.inf)
         if error is None:
             return _first(keys, k)
-        width = min(k + _MORE, len(columns))
+        width = min(k + self._more, len(columns))
         values, at = keys.topk(width, dim=1, largest=False)  # [a, w]
         if k > 1:  # a stable sort by distance then keeps the lower column first
             at, order = at.sort(dim=1)
@@ -229,7 +228,7 @@ class FixedShapeSearch:
         if among is not None:
             found &= among
             gap.masked_fill_(~among, math.inf)
-        near, at = gap.topk(min(_MORE + 1, gap.shape[1]), dim=1, largest=False)  # [a, w]
+        near, at = gap.topk(min(1 + self._more, gap.shape[1]), dim=1, largest=False)  # [a, w]
         d, b = candidates.signed(self._listed(rows, at)), candidates.signed(bound)[:, None]
         decided = d <= b if equal else d < b
         found.scatter_(1, at, torch.where(near <= error, decided, found.gather(1, at)))

@@ -44,6 +44,10 @@ class Budget:
     """Batches of at most so many distances are searched by exact distances alone. CPU: none, since rank keys
     are faster. Accelerator: 256 × 256, where the fewer launches outweigh the slower differences."""
 
+    measured_more: int
+    """Columns measured by differences beyond the k that are asked for, where shapes are fixed: with so many,
+    hardly a row of real data stays ambiguous."""
+
     masked_numbers: int
     """Larger tables are masked in parts of so many numbers, so that a part stays in the cache between passes.
     CPU: 2 MiB of float32. Accelerator: never, since each part is a launch."""
@@ -144,6 +148,7 @@ _CPU = Budget(
     block_bytes=2 * 2**20,
     numpy_numbers=2**19,
     direct_numbers=0,
+    measured_more=7,
     masked_numbers=2**19,
     class_order_rows=512,
     argmin_columns=512,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -248,7 +251,9 @@ def check_finite_later(checks: Sequence[FiniteCheck], caller: str) -> None:
     if checks:
         raise_late(checks[0].features.device)
     for check in checks:
-        error = refusal(caller, check.argument, "those of an earlier call", *_finite(check.limit))
+        expected, hint = _finite(check.limit)
+        hint += "; the call that raises this was not run"
+        error = refusal(caller, check.argument, "those of an earlier call", expected, hint)
         answer_later(check.holds(), error)
 
 
@@ -277,7 +282,20 @@ def raise_late(device: torch.device) -> None:
             _LATE[device] = waiting[place:]
             return
         if not bool(answer):
+            if rest := waiting[place + 1 :]:
+                _LATE[device] = rest
             raise error
+
+
+@atexit.register
+def _warn_late() -> None:
+    """Say at the end what no later call could raise: the answers of the last calls."""
+    for answer, event, error in [each for waiting in _LATE.values() for each in waiting]:
+        with contextlib.suppress(Exception):  # the device may be gone
+            if event is not None:
+                event.synchronize()
+            if not bool(answer):
+                warnings.warn(f"unread until now: {error}", RuntimeWarning, stacklevel=1)
 
 
 def features(
