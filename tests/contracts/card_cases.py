@@ -378,6 +378,15 @@ def planted() -> dict[str, str]:
                 found[f"{name}, class 3 {time}"] = caught(lambda head=head, far=far: head(a, far).ndim)
                 found[f"{name}, next call after {time}"] = caught(lambda: HEADS["Circle"](4)(a, labels).ndim)
         found["ArcFace, class 3 on the host"] = caught(lambda: proxies(a, labels).ndim)
+    said = []
+    for name, make in HEADS.items():
+        with card.census():
+            torch.manual_seed(0)
+            head = make(8).to(card.CARD)
+            first = caught(lambda head=head: head(card.up(spoiled), labels))
+            second = caught(lambda head=head: head(card.up(x), labels))
+        said.append(name if "nan" not in first or "an earlier call" not in second else "")
+    found["heads that take NaN"] = " ".join(filter(None, said))
     wrong = MINERS["BatchHard"]()
     with card.census():
         tuples = card.down(tuple(wrong(a, card.up(labels))))

@@ -139,6 +139,7 @@ def test_planted_faults_are_caught_and_every_read_is_counted():
     late = f"ValueError: BatchHard(embeddings='those of an earlier call'): {finite}"
     assert found.pop("NaN, at the next call").startswith(late)
     assert found.pop("NaN, once") == "passed: 3"
+    assert found.pop("heads that take NaN") == ""
     assert found.pop("head, NaN now").startswith("ValueError: Contrastive(embeddings='1 of 16 rows")
     assert found.pop("head, NaN never") == found.pop("head, NaN later") == "passed: False"
     late = f"ValueError: Contrastive(embeddings='those of an earlier call'): {finite}"

@@ -265,6 +265,8 @@ def _cells(
     """
     place = (v * (bins / 2)).add_(bins / 2).clamp_(0, bins)  # 1 + 10⁻⁷ is rounding: on the last node
     left = (place + rounding * bins / 2).floor_().clamp_(max=bins - 1)
+    if v.device.type != "cpu":  # the check of NaN may come later, and an index of NaN would end the process
+        left.nan_to_num_(0.0)
     share = (place - left).clamp_(min=0)
     return left.add_(side, alpha=bins + 1).long(), share
 
