@@ -41,7 +41,7 @@ FLAGS = """
 """.split()
 CHOICES = """
     reduction fallback negatives_from short_classes on_short layout unreadable on_unreadable damaged
-    by negative
+    by negative check_finite
 """.split()
 KIND_OF = {
     **dict.fromkeys(COUNTS, "count"),
