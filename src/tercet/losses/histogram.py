@@ -48,11 +48,11 @@ class Histogram(Head):
         bins: R, from 1 to 100,000. Texts that count R nodes have R − 1 bins.
         relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
             processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -155,11 +155,11 @@ class FastAP(Head):
         bins: R, from 1 to 100,000.
         relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
             processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments

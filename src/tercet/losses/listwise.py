@@ -41,11 +41,11 @@ class InfoNCE(ListwiseHead):
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean"` over the positive pairs, `"mean_active"` over those with ℓ > 0, `"sum"`, or
             `"none"` for one loss for each positive pair, by anchor and then by positive.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
             processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -106,11 +106,11 @@ class SupCon(ListwiseHead):
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean"` over the anchors that have a positive, `"mean_active"` over those with ℓ > 0,
             `"sum"`, or `"none"` for one loss for each anchor that has a positive.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
             processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -171,11 +171,11 @@ class NPair(Head):
             `CrossGroup()`, whose pair is of two groups, or a `Relation` with keys.
         reduction: `"mean"` over the pairs, `"mean_active"` over those with ℓ > 0, `"sum"`, or `"none"` for
             one loss for each pair, in the order of the batch or of the list.
-        tile_rows: the pairs compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the pairs compared at once, at least 1; None for as many as fit one table of distances.
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
             processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments

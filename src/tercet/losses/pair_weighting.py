@@ -39,11 +39,11 @@ class LiftedStructure(ListwiseHead):
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean"` over the positive pairs, `"mean_active"` over those with ℓ > 0, `"sum"`, or
             `"none"` for one loss for each positive pair, by anchor and then by positive.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
             processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -186,11 +186,11 @@ class MultiSimilarity(ListwiseHead):
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean"` over all rows of the batch, as in the paper, `"mean_active"` over those with
             ℓ > 0, which are those with a pair, `"sum"`, or `"none"` for one loss for each row.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
             processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -249,11 +249,11 @@ class Circle(ListwiseHead):
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean"` over the anchors that have a positive and a negative, `"mean_active"` over those
             with ℓ > 0, `"sum"`, or `"none"` for one loss for each anchor that has both.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
             processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments

@@ -77,7 +77,7 @@ class MinedPairs:
             them.
         distance: a `Distance`.
         ref: the columns; None for the rows themselves.
-        tile_rows: rows in a tile; None for as many as the memory of a tile holds.
+        tile_rows: rows in a tile; None for as many as fit one table of distances.
         look: what looks at the embeddings.
 
     Raises:

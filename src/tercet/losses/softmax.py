@@ -30,7 +30,7 @@ class NormalizedSoftmax(ProxyHead):
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
             raises what was wrong; on a processor at once. `"now"`: at once, and an accelerator is waited for.
-            `"never"`: nobody looks, and an accelerator takes the nearest class number instead.
+            `"never"`: no check, and an accelerator takes the nearest class number instead.
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
@@ -88,7 +88,7 @@ class ArcFace(ProxyHead):
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
             raises what was wrong; on a processor at once. `"now"`: at once, and an accelerator is waited for.
-            `"never"`: nobody looks, and an accelerator takes the nearest class number instead.
+            `"never"`: no check, and an accelerator takes the nearest class number instead.
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
@@ -187,7 +187,7 @@ class CosFace(ProxyHead):
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
             raises what was wrong; on a processor at once. `"now"`: at once, and an accelerator is waited for.
-            `"never"`: nobody looks, and an accelerator takes the nearest class number instead.
+            `"never"`: no check, and an accelerator takes the nearest class number instead.
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty

@@ -267,7 +267,7 @@ class _EuclideanGradient(_Gradient):
         d, near = self.state
         by_x, by_y = self.totals[0], self._by_columns
         by_x = None if by_x is None else by_x[rows]
-        # c of ∇D = c (u − v), written into d, which nobody reads again: w / D of a root, 2 w of a square. A
+        # c of ∇D = c (u − v), written into d, which is not read again: w / D of a root, 2 w of a square. A
         # root has no derivative at 0, and 0 is its smallest subgradient.
         equal = pair_gradients.new_zeros(0) if near is None else d[near] == 0
         if self.form.root:

@@ -51,11 +51,11 @@ class TripletMargin(Head):
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean_active"` for the mean over the triplets with ℓ > 0, `"mean"` over all triplets,
             `"sum"`, or `"none"` for one loss for each mined triplet.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
             processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: nobody looks.
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments

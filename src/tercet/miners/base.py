@@ -36,7 +36,7 @@ class Miner:
             subclass applies it by `_drawn`.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes no result.
 
     Raises:

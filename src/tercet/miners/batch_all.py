@@ -60,11 +60,12 @@ class BatchAll(Miner):
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes no result.
 
     Returns:
-        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, by anchor, then by positive,
+        When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
+        `Triplets(anchor, positive, negative)`: int64 [t] each, by anchor, then by positive,
         then by negative. Anchors are rows of the batch; positives and negatives are too, or rows of `ref`
         where the call has it. Nothing to mine gives empty tensors.
 

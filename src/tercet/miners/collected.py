@@ -1,4 +1,4 @@
-"""How a miner's rule is walked, and how the parts that it finds become one list, by device.
+"""Run a miner's rule over all rows and gather what it finds into one list, on each kind of device.
 
 A rule is `rule(search, *lists)`: it walks `search.blocks()`, asks `search`, and adds tuples to lists. It is
 the same for both kinds:
@@ -180,18 +180,18 @@ def mined(
         check_finite_later(pairwise.checks, pairwise.caller)
         return _taken(first, []), True
     raise_late(pairwise.labels.device)
-    counts, (finite, *doubts) = _read(first, [all_hold(pairwise.checks), *search.doubts()])
+    counts, (finite, *left) = _read(first, [all_hold(pairwise.checks), *search.doubts()])
     if not finite:
         check_finite(pairwise.checks)
-    ambiguous, pairs = (*doubts, 0, 0)[:2]
+    ambiguous, pairs = (*left, 0, 0)[:2]
     if not ambiguous:
         return _taken(first, counts), True
-    doubted = search.ambiguous > 0
-    (rows,) = torch.nonzero_static(doubted, size=ambiguous).unbind(1)
+    unsure = search.ambiguous > 0
+    (rows,) = torch.nonzero_static(unsure, size=ambiguous).unbind(1)
     again, second = FixedShapeSearch(pairwise, rows, exactly=True, pairs=pairs), [Deferred() for _ in first]
     rule(again, *second)
     for each in first:
-        each.leave_out(doubted)
+        each.leave_out(unsure)
     both = _taken([*first, *second], _read([*first, *second])[0])
     return [_by_anchor(*each) for each in zip(both[:lists], both[lists:], strict=True)], True
 

@@ -45,11 +45,12 @@ class DistanceWeighted(Miner):
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides all draws, with the `step` of the call and the batch's labels
             and ids.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes no result.
 
     Returns:
-        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
+        `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
         Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
         it. Nothing to mine gives empty tensors.
 

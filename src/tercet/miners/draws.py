@@ -44,5 +44,5 @@ def keyed(key: int, *rows: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
 
 
 def sent_up(values: np.ndarray, device: Any) -> Tensor:
-    """A tensor of these numbers on the device; to an accelerator nobody waits for the copy."""
+    """A tensor of these numbers on the device; to an accelerator the copy is asynchronous."""
     return torch.from_numpy(values).to(device, non_blocking=True)

@@ -42,11 +42,12 @@ class BatchHard(Miner):
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes no result.
 
     Returns:
-        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
+        `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
         Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
         it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 
@@ -98,11 +99,12 @@ class SemiHard(Miner):
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes no result.
 
     Returns:
-        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
+        `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
         Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
         it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 
@@ -202,11 +204,12 @@ class EasyPositive(Miner):
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes no result.
 
     Returns:
-        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
+        `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
         Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
         it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 
@@ -264,11 +267,12 @@ class HardestN(Miner):
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes no result.
 
     Returns:
-        When called, `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
+        `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
         Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
         it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 

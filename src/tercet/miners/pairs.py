@@ -54,11 +54,12 @@ class MultiSimilarityMiner(_PairMiner):
             that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes no result.
 
     Returns:
-        When called, `Pairs(pos_anchor, positive, neg_anchor, negative)`: int64, the positive pairs in the
+        When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
+        `Pairs(pos_anchor, positive, neg_anchor, negative)`: int64, the positive pairs in the
         first two [p] and the negative pairs in the others [q], each in the order of the anchors. Anchors are
         rows of the batch; positives and negatives are too, or rows of `ref` where the call has it. Nothing to
         mine gives empty tensors.
@@ -119,11 +120,12 @@ class PairMargin(_PairMiner):
             that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
-        tile_rows: the anchors compared at once, at least 1; None for as many as the memory of a tile holds.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes no result.
 
     Returns:
-        When called, `Pairs(pos_anchor, positive, neg_anchor, negative)`: int64, the positive pairs in the
+        When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
+        `Pairs(pos_anchor, positive, neg_anchor, negative)`: int64, the positive pairs in the
         first two [p] and the negative pairs in the others [q], each in the order of the anchors. Anchors are
         rows of the batch; positives and negatives are too, or rows of `ref` where the call has it. Nothing to
         mine gives empty tensors.

@@ -322,7 +322,7 @@ def features(
 def unchecked_features(
     embeddings: Shaped[Tensor, "n d"], distance: Distance, ref: References | None = None
 ) -> tuple[tuple[Float[Tensor, "_ k"], ...], list[FiniteCheck]]:
-    """`features` whose numbers nobody has looked at yet, and the checks that do so."""
+    """`features`, unchecked, and the checks."""
     checks: list[FiniteCheck] = []
     if ref is None:
         return (_prepared("embeddings", embeddings, distance, checks),), checks

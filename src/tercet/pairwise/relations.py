@@ -89,7 +89,8 @@ def whole_numbers(
     """
     if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
         shown = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
-        raise refusal(caller, argument, shown, "a tensor of whole numbers or bools", "convert with .long()")
+        hint = "convert with .long()" if isinstance(values, Tensor) else "convert with torch.as_tensor()"
+        raise refusal(caller, argument, shown, "a tensor of whole numbers or bools", hint)
     lacking = lack_of_data(values)
     if lacking:
         raise refusal(caller, argument, lacking, "a dense tensor with data")
@@ -101,7 +102,7 @@ def whole_numbers(
         raise refusal(caller, argument, f"shape {tuple(values.shape)}", expected, hint)
     # A tensor made under inference_mode cannot be saved as an index by a graph outside it.
     outside = values.is_inference() and not torch.is_inference_mode_enabled()
-    # Up to an accelerator nobody waits; down to the host the numbers have to have arrived.
+    # Up to an accelerator the copy is asynchronous; down to the host the numbers have to have arrived.
     sent = torch.device(device).type != "cpu"
     return values.to(device, torch.int64, non_blocking=sent, copy=outside)
 
