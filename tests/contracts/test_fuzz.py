@@ -234,7 +234,7 @@ def right(count: int) -> int:
     ],
 )
 def test_the_checker_sees_what_a_call_does_wrong(call: Callable[..., Any], said, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.SECONDS", 1)
+    monkeypatch.setattr("tests.contracts.bounds.SECONDS", 1)
     row = Row(lambda: (call, {"count": 1}))
     found = fault(call.__name__, row, {"count": "'3'"}, must_refuse=True)
     assert found.startswith(said)

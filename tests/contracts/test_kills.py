@@ -20,7 +20,7 @@ import pytest
 from tercet.data.manifests.formats import FORMATS
 from tests.contracts import killing
 
-KILLING = Path(__file__).with_name("killing.py")
+ROOT = Path(__file__).parents[2]
 SPLIT = ["--validation-fraction", "0.25"]
 
 
@@ -75,8 +75,10 @@ def place(tmp_path_factory):
 
 def kill(place, tmp_path, case, steps, calls):
     words = json.dumps({**case, "place": str(tmp_path), "steps": steps, "calls": calls})
-    command = [sys.executable, KILLING, words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=1200)
+    command = [sys.executable, "-m", killing.__name__, words]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=1200, env=env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
