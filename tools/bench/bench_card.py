@@ -85,7 +85,8 @@ def main() -> None:
             "Counts, no times: nothing was run on a card. A pretended device (PrivateUse1, registered from "
             "Python) held the processor's tensors and logged what was asked of it: *reads*, where the host "
             "waits for the device, then operations that launch a kernel. Labels are on the host; heads run "
-            f"forward and backward; K = 4, D = 128. {versions()}."
+            "forward and backward; K = 4, D = 128. Where a side raised an error, its name is shown. "
+            f"{versions()}."
         )
         text = f"{about}\n\n{table(heads, found)}\n\n`{command}`"
         write_section(options.markdown, "card", text)
