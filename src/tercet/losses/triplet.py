@@ -44,7 +44,8 @@ class TripletMargin(Head):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖² (FaceNet, Deep Ranking), `"cosine"`
             1 − cos(x, y), `"dot"` −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
         power: 1, or 2 for the squared hinge. With `soft` it is 1.
-        soft: True for the soft margin log(1 + exp(z)) in place of the hinge.
+        soft: True for the soft margin log(1 + exp(z)) in place of the hinge; with `swap` too. Every ℓ is then
+            above 0, so `"mean_active"` is the mean over all.
         swap: True to use the smaller of D(a,n) and D(p,n) in place of D(a,n). With references, p and n are
             both columns.
         relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
@@ -55,7 +56,8 @@ class TripletMargin(Head):
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
             processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check. The row
+            numbers of `mined` are checked at once in any case.
 
     Returns:
         From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
@@ -66,6 +68,8 @@ class TripletMargin(Head):
             lists.
 
     Example:
+        >>> import torch
+        >>> from tercet import TripletMargin
         >>> x = torch.tensor([[0.0], [1.0], [1.5], [9.0]], requires_grad=True)
         >>> loss = TripletMargin(margin=1.0, reduction="sum")(x, torch.tensor([0, 0, 1, 1]))
         >>> loss.backward()

@@ -71,6 +71,7 @@ class PKSampler(EpochSampler):
             too few classes for p · world_size distinct ones in a step.
 
     Example:
+        >>> from tercet import PKSampler
         >>> sampler = PKSampler(["ant", "ant", "bee", "bee", "bee", "cow", "cow"], p=2, k=2)
         >>> len(sampler), [len(batch) for batch in sampler]
         (2, [4, 4])
