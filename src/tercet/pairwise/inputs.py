@@ -259,7 +259,7 @@ def check_finite_later(checks: Sequence[FiniteCheck], caller: str) -> None:
 
 def answer_later(holds: Bool[Tensor, ""], error: ValueError) -> None:
     """Send an answer to the host without waiting; the next check on the device raises `error` if it is no."""
-    module: Any = getattr(torch, holds.device.type, None)
+    module: Any = None if holds.device.type == "cpu" else getattr(torch, holds.device.type, None)
     has_events = hasattr(module, "Event")
     answer = torch.empty((), dtype=torch.bool, pin_memory=has_events)
     answer.copy_(holds, non_blocking=True)
