@@ -139,7 +139,7 @@ class FixedShapeSearch:
     def first(
         self, candidates: Candidates, above: Float[Tensor, " a"] | None = None, consume: bool = False
     ) -> Int[Tensor, " a"]:
-        """The first candidate of each row, −1 where there is none. As `ExactSearch.first`."""
+        """`nearest` for k = 1, as int64 [a]."""
         return self.nearest(candidates, 1, above)[:, 0]
 
     def nearest(
@@ -151,7 +151,7 @@ class FixedShapeSearch:
     ) -> Int[Tensor, "a k"]:
         """The first k candidates of each row, in order; −1 where there are no more.
 
-        Args are those of `ExactSearch.nearest`.
+        Args are those of `ExactSearch.nearest`; keys that `consume` hands over are left as they are.
         """
         rows, keys, columns, _ = candidates
         if not len(columns):
