@@ -291,22 +291,38 @@ def steps() -> dict[str, Any]:
         head(leaf, labels, miner(leaf, labels, ref=columns), ref=columns).backward()
         memory.update(leaf, labels)
 
+    def with_memory_and_batch() -> None:
+        leaf = a.detach().requires_grad_()
+        own, given = tercet.gather(leaf, labels)
+        columns = memory.columns(given)
+        head(leaf, labels, miner(leaf, labels, ids=own, ref=columns), ref=columns).backward()
+        memory.update(*given)
+
     def plain() -> None:
         leaf = a.detach().requires_grad_()
         head(leaf, labels, miner(leaf, labels)).backward()
 
-    def loaded() -> None:
-        loader = tercet.MiningLoader([(a, labels)], torch.nn.Identity(), miner)
+    def loaded(rows: int, miner: Any = miner) -> None:
+        loader = tercet.MiningLoader([(a[:rows], labels[:rows])], torch.nn.Identity(), miner)
         next(iter(loader))
 
+    def cached(**more: Any) -> None:
+        tercet.cached_backward(model, chunks, head, **more)
+
+    with card.census():
+        model = torch.nn.Linear(128, 128).to(card.CARD)
+        chunks = list(zip(a.split(256), labels.split(256), strict=True))
     found = {}
     for name, call in {
         "memory.update": lambda: memory.update(a, labels),
         "memory.update with ids": lambda: named.update(a, labels, ids),
         "memory.columns": lambda: memory.columns(),
         "memory, mined and trained": with_memory,
+        "memory and batch, mined and trained": with_memory_and_batch,
         "mined and trained": plain,
-        "MiningLoader with describe": loaded,
+        "MiningLoader with describe": lambda: loaded(512),
+        "cached_backward": lambda: cached(miner=miner),
+        "cached_backward, all triplets": lambda: cached(),
     }.items():
         with card.census() as log:
             call()
@@ -378,6 +394,32 @@ def planted() -> dict[str, str]:
                 found[f"{name}, class 3 {time}"] = caught(lambda head=head, far=far: head(a, far).ndim)
                 found[f"{name}, next call after {time}"] = caught(lambda: HEADS["Circle"](4)(a, labels).ndim)
         found["ArcFace, class 3 on the host"] = caught(lambda: proxies(a, labels).ndim)
+    with card.census() as log:
+        own = torch.Generator().manual_seed(0)  # one that no second pass can set back
+        model = torch.nn.Linear(128, 128).to(card.CARD)
+        model.register_forward_hook(lambda m, i, out: out + card.up(torch.rand(8, 128, generator=own)))
+        chunks = [(card.up(x[:8]), labels[:8])]
+        before = log.reads
+        first = caught(lambda: tercet.cached_backward(model, chunks, HEADS["Contrastive"](4)).loss.ndim)
+        found["cached_backward, other embeddings"] = f"{first}, {log.reads - before} reads"
+        found["cached_backward, at the next call"] = caught(lambda: MINERS["BatchHard"]()(a, labels))
+        memory = tercet.CrossBatchMemory(32, 128).to(card.CARD)
+        for words, ids in {
+            "mixed": card.up(labels - 1),
+            "other": card.up(labels),
+            "right": -1 - labels,
+        }.items():
+            columns = lambda i=ids: memory.columns(tercet.References(a, labels, i)).ids.ndim  # noqa: E731
+            found[f"memory, {words} ids"] = caught(columns)
+            found[f"memory, after {words} ids"] = caught(lambda: HEADS["Circle"](4)(a, labels).ndim)
+            memory.update(a, labels)
+        tuples = tercet.BatchHard()(a, labels)
+        for name, far in {"NaN": card.up(spoiled), "numbers": a}.items():
+            found[f"describe, {name}"] = caught(
+                lambda far=far: sorted(tercet.describe(far, labels, tuples).items())
+            )
+        expected = sorted(tercet.describe(x, labels, card.down(tuple(tuples))).items())
+        found["describe, on the processor"] = f"passed: {expected}"
     said = []
     for name, make in HEADS.items():
         with card.census():

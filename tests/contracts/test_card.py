@@ -61,9 +61,12 @@ READS_OF_STEPS = {
     "memory.update": 1,
     "memory.update with ids": 1,
     "memory.columns": 0,
-    "memory, mined and trained": 4,
-    "mined and trained": 3,
-    "MiningLoader with describe": 7,
+    "memory, mined and trained": 3,
+    "memory and batch, mined and trained": 3,
+    "mined and trained": 2,
+    "MiningLoader with describe": 3,
+    "cached_backward": 2,
+    "cached_backward, all triplets": 0,
 }
 
 
@@ -154,6 +157,16 @@ def test_planted_faults_are_caught_and_every_read_is_counted():
         for told in ("class 3 never", "class 3 later", "next call after now", "next call after never"):
             assert found.pop(f"{name}, {told}") == "passed: 0", told
     assert found.pop("ArcFace, class 3 on the host").startswith("ValueError: ArcFace(labels=3)")
+    assert found.pop("cached_backward, other embeddings") == "passed: 0, 0 reads"
+    late = "ValueError: cached_backward(model='other embeddings for chunk 0 in the second pass of an earlier"
+    assert found.pop("cached_backward, at the next call").startswith(late)
+    late = "ValueError: CrossBatchMemory.columns(batch.ids='those of an earlier call'): expected all of 0"
+    for words, said in {"mixed": late, "other": late, "right": "passed: 0"}.items():
+        assert found.pop(f"memory, {words} ids") == "passed: 1"
+        assert found.pop(f"memory, after {words} ids").startswith(said)
+    rows = f"ValueError: describe(embeddings='1 of 16 rows, the first is row 3'): {finite}"
+    assert found.pop("describe, NaN").startswith(rows)
+    assert found.pop("describe, numbers") == found.pop("describe, on the processor")
     assert found == {
         "item": "1 reads, 0 operations",
         "bool": "1 reads, 1 operations",

@@ -46,6 +46,14 @@ def test_pairs_are_described_as_a_loop_would():
     assert math.isclose(stats["active"], mean([v < near + 0.1 for v in negatives]))
 
 
+def test_rows_that_agree_in_all_labels_are_one_class():
+    none = Triplets(*[torch.zeros(0).long()] * 3)
+    labels = torch.randint(-1, 2, (40, 3), generator=torch.Generator().manual_seed(0))
+    for columns in (labels, labels[:, :1], labels[:, :0], labels[:, 1], labels[:1], labels[:0]):
+        expected = len({tuple(row.flatten().tolist()) for row in columns})
+        assert describe(points(len(columns), 5), columns, none)["classes"] == expected
+
+
 def test_nothing_mined_is_described_with_nan_means():
     none = torch.zeros(0).long()
     for mined in (Triplets(none, none, none), Pairs(none, none, none, none)):

@@ -12,7 +12,7 @@ from torch import Tensor
 from tercet.core.checks import as_float, border
 from tercet.core.indices import References
 from tercet.pairwise.distances import Distance, as_distance, exact_pairs
-from tercet.pairwise.inputs import features
+from tercet.pairwise.inputs import all_hold, check_finite, raise_late, unchecked_features
 from tercet.pairwise.relations import label_rows
 from tercet.pairwise.tiles import mined_rows, tile_height
 
@@ -41,7 +41,8 @@ def describe(
       unit vectors it is the mean cosine over all pairs: near 0 when they spread over the sphere, 1 when
       they have become one point. Embeddings far from the origin are near 1 without having collapsed.
 
-    A mean over nothing is NaN. The call waits for the device.
+    A mean over nothing is NaN. The call waits for an accelerator once, and once more to check tuples that
+    did not come from a miner of this library.
 
     Args:
         embeddings: [n, d] floats.
@@ -75,10 +76,14 @@ def describe(
     margin = math.nan if margin is None else as_float("describe", "margin", margin)
     metric = as_distance("describe", distance)
     with border("describe"):
-        inputs = features(embeddings, metric, ref)
-    x, y = inputs[0], inputs[-1]
+        inputs, checks = unchecked_features(embeddings, metric, ref)
+        x, y = inputs[0], inputs[-1]
+        if x.device.type != "cpu":
+            raise_late(x.device)
+        else:
+            check_finite(checks)
+            checks = []
     classes = label_rows("describe", "labels", labels, len(x), x.device)
-    classes = classes.unique(dim=0) if classes.shape[-1] else classes[:1]  # no columns: all agree
     with border("describe"):
         rows = mined_rows(mined, len(x), len(y), x.device)
     if len(rows) == 3:
@@ -93,21 +98,37 @@ def describe(
         bound = d_ap.mean() + margin
     points = embeddings.double()
     common, energy = points.mean(0).square().sum(), points.square().sum(1).mean()
-    means = torch.stack(
-        [
-            d_ap.double().mean(),
-            d_an.double().mean(),
-            (d_an < bound).double().masked_fill(bound.isnan(), math.nan).mean(),
-            torch.where(energy == 0, 1.0, common / energy),
-        ]
-    )
+    marked = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, anchors, True)
+    numbers = [  # read at once, with the checks that an accelerator has not answered yet
+        all_hold(checks) if checks else marked.new_ones(()),
+        _count_of_different(classes),
+        marked.sum(),
+        d_ap.double().mean(),
+        d_an.double().mean(),
+        (d_an < bound).double().masked_fill(bound.isnan(), math.nan).mean(),
+        torch.where(energy == 0, 1.0, common / energy),
+    ]
+    finite, distinct, named, *means = torch.stack([number.double() for number in numbers]).tolist()
+    if not finite:
+        with border("describe"):
+            check_finite(checks)
     return {
         "rows": float(len(x)),
-        "classes": float(len(classes)),
+        "classes": distinct,
         "mined": float(count),
-        "anchors": len(anchors.unique()) / max(1, len(x)),
-        **dict(zip(("d_ap", "d_an", "active", "collapse"), means.tolist(), strict=True)),
+        "anchors": named / max(1, len(x)),
+        **dict(zip(("d_ap", "d_an", "active", "collapse"), means, strict=True)),
     }
+
+
+def _count_of_different(labels: Int[Tensor, "n *c"]) -> Int[Tensor, ""]:
+    """How many different rows there are, on their device, in shapes that do not depend on it."""
+    labels = labels.reshape(len(labels), math.prod(labels.shape[1:]))  # [n, c]
+    order = torch.arange(len(labels), device=labels.device)
+    for column in labels.T.flip(0):  # by the last column, then stably by the one before
+        order = order[column[order].argsort(stable=True)]
+    labels = labels[order]
+    return (labels[1:] != labels[:-1]).any(1).sum() + min(1, len(labels))
 
 
 def _distances(

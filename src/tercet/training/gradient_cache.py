@@ -7,12 +7,15 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tercet.core.checks import refusal, with_length
 from tercet.core.indices import References
-from tercet.pairwise.inputs import device_of
+from tercet.losses.base import Head
+from tercet.losses.proxy import ProxyHead
+from tercet.miners.base import Miner
+from tercet.pairwise.inputs import answer_later, device_of, raise_late
 from tercet.pairwise.relations import label_rows, whole_numbers
 
 __all__ = ["CachedStep", "cached_backward"]
@@ -74,6 +77,9 @@ def cached_backward(
       normalises each chunk by itself: that is the one difference from a batch in one piece.
     - Under autocast both passes run as the context says, and gradients are computed outside of it.
 
+    On an accelerator the comparison of the two passes is not waited for: the next call of this library on the
+    device raises what it found, and at most the miner reads the device.
+
     Under DDP the ranks exchange gradients with the last chunk; give each rank equally many chunks.
 
         step = cached_backward(model, islice(loader, 8), head, miner=miner)
@@ -97,7 +103,8 @@ def cached_backward(
 
     Raises:
         ValueError: a model that is no `nn.Module`, no chunks or chunks of another form, a loss that is no
-            scalar, or a second pass that gives other embeddings than the first.
+            scalar, or a second pass that gives other embeddings than the first (on an accelerator, that of
+            an earlier call).
 
     Example:
         >>> from tercet.losses.triplet import TripletMargin
@@ -125,10 +132,12 @@ def cached_backward(
     embeddings = torch.cat([chunk.embeddings for chunk in first]).requires_grad_()
     sizes = [len(chunk.embeddings) for chunk in first]
     where = embeddings.device
+    if where.type != "cpu":
+        raise_late(where)  # what an earlier step was sent to ask
     step = _loss(
         embeddings,
-        _joined("labels", labels, sizes, where),
-        None if ids is None else _joined("rows", ids, sizes, where),
+        _joined("labels", labels, sizes),
+        None if ids is None else _joined("rows", ids, sizes),
         head,
         miner,
         ref,
@@ -188,27 +197,41 @@ def _parts(chunks: Iterable[Any]) -> tuple[list[Any], list[Any], list[Any] | Non
     return images, labels, ids[0] if ids else None
 
 
-def _joined(argument: str, values: list[Any], sizes: list[int], device: torch.device) -> Int[Tensor, "n *c"]:
-    """The labels or the ids of all chunks, each checked against the size of its chunk."""
+def _joined(argument: str, values: list[Any], sizes: list[int]) -> Int[Tensor, "n *c"]:
+    """The labels or the ids of all chunks, each checked against the size of its chunk, where the first is."""
     check = label_rows if argument == "labels" else whole_numbers
-    return torch.cat([check(_CALLER, argument, v, n, device) for v, n in zip(values, sizes, strict=True)])
+    where = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
+    return torch.cat([check(_CALLER, argument, v, n, where) for v, n in zip(values, sizes, strict=True)])
 
 
 def _loss(
     embeddings: Tensor, labels: Tensor, ids: Int[Tensor, " n"] | None, head: Any, miner: Any, ref: Any
 ) -> CachedStep:
-    """The loss over all embeddings, with a graph back to them and no further."""
+    """The loss over all embeddings, with a graph back to them and no further.
+
+    Labels and ids that are on the host stay there for a miner or head of this library, which then knows
+    without a read how many positives there are; others get them on the embeddings' device.
+    """
+    where = embeddings.device
+    near, sent = (labels, ids), where.type != "cpu"  # down to the host, the numbers have to have arrived
+    labels = labels.to(where, non_blocking=sent)
+    ids = None if ids is None else ids.to(where, non_blocking=sent)
     if ref is not None and not isinstance(ref, References):
         given = ref(embeddings, labels, ids)
         if not isinstance(given, tuple) or len(given) != 2:
             raise refusal(_CALLER, "ref", with_length(given), "a function that gives (ids, references)")
         ids, ref = given
+        near = near[0], ids
     columns = {} if ref is None else {"ref": ref}
-    identified = columns if ids is None else {"ids": ids, **columns}
+
+    def call(part: Any, x: Tensor) -> Any:
+        y, i = near if isinstance(getattr(part, "func", part), (Miner, Head, ProxyHead)) else (labels, ids)
+        return part(x, y, **columns, **({} if i is None else {"ids": i}))
+
     if miner is None:
-        mined, loss = None, head(embeddings, labels, **identified)
+        mined, loss = None, call(head, embeddings)
     else:
-        mined = miner(embeddings.detach(), labels, **identified)
+        mined = call(miner, embeddings.detach())
         loss = head(embeddings, labels, mined, **columns)
     if not isinstance(loss, Tensor) or loss.ndim:
         shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -265,9 +288,15 @@ class _Chunk:
             for device, state in self.states.items():
                 torch.get_device_module(device).set_rng_state(state, device)
             again = _embedded(model, self._images())
-        if not _alike(again.detach(), self.embeddings):
-            shown = f"other embeddings for chunk {number} in the second pass"
-            hint = "let it draw from torch's global generators alone, and not write into its images"
+        shown = f"other embeddings for chunk {number} in the second pass"
+        hint = "let it draw from torch's global generators alone, and not write into its images"
+        here = again.device.type == "cpu"
+        if not here and again.shape == self.embeddings.shape:
+            shown += " of an earlier call"
+            hint += "; the call that raises this was not run"
+            error = refusal(_CALLER, "model", shown, "the same embeddings twice", hint)
+            answer_later(_alike(again.detach(), self.embeddings), error)
+        elif again.shape != self.embeddings.shape or not bool(_alike(again.detach(), self.embeddings)):
             raise refusal(_CALLER, "model", shown, "the same embeddings twice", hint)
         return again
 
@@ -286,9 +315,7 @@ def _embedded(model: nn.Module, images: Any) -> Float[Tensor, "n d"]:
     return out
 
 
-def _alike(x: Tensor, y: Tensor) -> bool:
-    """Whether two embeddings of a chunk are equal up to rounding."""
-    if x.shape != y.shape:
-        return False
+def _alike(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Bool[Tensor, ""]:
+    """Whether two embeddings of a chunk are equal up to rounding, on their device."""
     drift, size = (torch.linalg.vector_norm(v.float()) for v in (x - y, y))
-    return not bool(drift > _DRIFT * size)  # NaN in both passes counts as alike
+    return ~(drift > _DRIFT * size)  # NaN in both passes counts as alike

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tercet.core.checks import as_int, refusal
 from tercet.core.indices import References
-from tercet.pairwise.inputs import allocated, lack_of_data
+from tercet.pairwise.inputs import allocated, answer_later, lack_of_data
 from tercet.pairwise.relations import label_rows, whole_numbers
 
 __all__ = ["CrossBatchMemory"]
@@ -175,7 +175,8 @@ class CrossBatchMemory(nn.Module):
 
         Raises:
             ValueError: a batch without ids, of another dimension or device, or with ids that are rows of the
-                catalog where the memory's are not, or the other way round.
+                catalog where the memory's are not, or the other way round. Ids on an accelerator are looked
+                at without waiting, and the next call on it raises what was wrong with them.
         """
         number, has_ids = self._on_host()
         filled, oldest = min(number, self.size), number % self.size
@@ -194,9 +195,15 @@ class CrossBatchMemory(nn.Module):
             raise refusal(caller, "batch.ids", None, "ids, so that no row of the batch meets itself", hint)
         n, device = len(batch.embeddings), embeddings.device
         own = whole_numbers(caller, "batch.ids", batch.ids, n, device)
-        if n:
-            looks = torch.stack([(own >= 0).any(), (own >= 0).all()]).tolist()
-            self._checked_kind(caller, "batch.ids", own, *looks)
+        if n and batch.ids.device.type == "cpu":
+            of_catalog = batch.ids >= 0
+            looks = bool(of_catalog.any()), bool(of_catalog.all())
+            self._checked_kind(caller, "batch.ids", batch.ids, *looks)
+        elif n:  # asked without waiting
+            expected = "all of 0 or more, or all below 0, as those that it holds"
+            hint = "give ids always or never, or reset() it; the call that raises this was not run"
+            error = refusal(caller, "batch.ids", "those of an earlier call", expected, hint)
+            answer_later(((own >= 0) == (has_ids if number else own[:1] >= 0)).all(), error)
         own_labels = self._checked_labels(caller, "batch.labels", batch.labels, n)
         return batch._replace(
             embeddings=torch.cat([batch.embeddings, embeddings]),
