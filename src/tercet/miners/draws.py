@@ -15,9 +15,9 @@ from tercet.pairwise.tiles import Pairwise
 __all__ = ["batch_key", "drawn_places", "keyed", "sent_up"]
 
 
-def batch_key(caller: str, seed: int, step: int, pairwise: Pairwise) -> int:
-    """The key of a draw: a pure function of caller, seed, step, and the batch's labels and ids."""
-    key = derive_key(caller, seed, step)
+def batch_key(name: str, seed: int, step: int, pairwise: Pairwise) -> int:
+    """The key of a draw: a pure function of the miner's name, seed, step, and the batch's labels and ids."""
+    key = derive_key(name, seed, step)
     for values in pairwise.on_host():
         if values is not None:
             numbers = values.ravel()

@@ -72,12 +72,12 @@ class Relation(Protocol):
 
 
 def whole_numbers(
-    caller: str, argument: str, values: Any, count: int, device: Any, width: str = ""
+    caller: str | None, argument: str, values: Any, count: int, device: Any, width: str = ""
 ) -> Int[Tensor, "n *c"]:
     """Labels or ids as int64 on the embeddings' device: exact for any integer or bool kind.
 
     Args:
-        caller: the class or function that was called, for error messages.
+        caller: the class or function that was called, for error messages; None where a `border` names it.
         argument: the name of the argument, for error messages.
         values: a tensor [count], or [count, c] with a `width`.
         count: the number of rows.
@@ -107,7 +107,9 @@ def whole_numbers(
     return values.to(device, torch.int64, non_blocking=sent, copy=outside)
 
 
-def label_rows(caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n *c"]:
+def label_rows(
+    caller: str | None, argument: str, labels: Any, count: int, device: Any
+) -> Int[Tensor, "n *c"]:
     """Labels [count] or [count, c] as int64 on `device`, where any relation may read them later."""
     several = isinstance(labels, Tensor) and not lack_of_data(labels) and labels.ndim == 2
     return whole_numbers(caller, argument, labels, count, device, "several labels a row" if several else "")

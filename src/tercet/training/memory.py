@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tercet.core.checks import as_int, refusal
+from tercet.core.checks import Refusal, as_int, border, refusal
 from tercet.core.indices import References
 from tercet.pairwise.inputs import allocated, answer_later, lack_of_data
 from tercet.pairwise.relations import label_rows, whole_numbers
@@ -132,25 +132,24 @@ class CrossBatchMemory(nn.Module):
             ValueError: another shape or device, numbers that are not finite in the memory's precision, or
                 ids now and none before, or the other way round.
         """
-        caller = "CrossBatchMemory.update"
-        self._check(caller, "embeddings", embeddings)
-        n, device = len(embeddings), self.embeddings.device
-        labels = self._checked_labels(caller, "labels", labels, n)
-        rows = embeddings.to(self.embeddings.dtype)
-        given = ids is not None and n > 0
-        ids = (
-            torch.full((n,), _NOBODY, device=device)
-            if ids is None
-            else whole_numbers(caller, "ids", ids, n, device)
-        )
-        # One read for all that has to be looked at.
-        looks = [rows.isfinite().all(), *([(ids >= 0).any(), (ids >= 0).all()] if given else [])]
-        finite, *of_catalog = torch.stack(looks).tolist()
-        if not finite:
-            bad = ~rows.isfinite().all(1)
-            rows_that_are = f"{int(bad.sum())} of {n} rows, the first is row {int(bad.nonzero()[0])}"
-            raise refusal(caller, "embeddings", rows_that_are, f"finite embeddings in {rows.dtype}")
-        has_ids = self._checked_kind(caller, "ids", ids, *(of_catalog or (False, False)))
+        with border("CrossBatchMemory.update"):
+            labels = self._checked_labels(embeddings, labels)
+            n, device = len(embeddings), self.embeddings.device
+            rows = embeddings.to(self.embeddings.dtype)
+            given = ids is not None and n > 0
+            ids = (
+                torch.full((n,), _NOBODY, device=device)
+                if ids is None
+                else whole_numbers(None, "ids", ids, n, device)
+            )
+            # One read for all that has to be looked at.
+            looks = [rows.isfinite().all(), *([(ids >= 0).any(), (ids >= 0).all()] if given else [])]
+            finite, *of_catalog = torch.stack(looks).tolist()
+            if not finite:
+                bad = ~rows.isfinite().all(1)
+                shown = f"{int(bad.sum())} of {n} rows, the first is row {int(bad.nonzero()[0])}"
+                raise Refusal("embeddings", shown, f"finite embeddings in {rows.dtype}")
+            has_ids = self._checked_kind("ids", ids, *(of_catalog or (False, False)))
         number, had_ids = self._on_host()
         kept = slice(max(0, n - self.size), n)
         places = (number + torch.arange(n, device=device)[kept]) % self.size
@@ -186,25 +185,8 @@ class CrossBatchMemory(nn.Module):
         )
         if batch is None:
             return References(embeddings, labels, ids if filled and has_ids else None)
-        caller = "CrossBatchMemory.columns"
-        if not isinstance(batch, References):
-            raise refusal(caller, "batch", type(batch).__name__, "References(embeddings, labels, ids)")
-        self._check(caller, "batch.embeddings", batch.embeddings)
-        if batch.ids is None:
-            hint = "take ids and batch from gather(embeddings, labels), or name the catalog's rows"
-            raise refusal(caller, "batch.ids", None, "ids, so that no row of the batch meets itself", hint)
-        n, device = len(batch.embeddings), embeddings.device
-        own = whole_numbers(caller, "batch.ids", batch.ids, n, device)
-        if n and batch.ids.device.type == "cpu":
-            of_catalog = batch.ids >= 0
-            looks = bool(of_catalog.any()), bool(of_catalog.all())
-            self._checked_kind(caller, "batch.ids", batch.ids, *looks)
-        elif n:  # asked without waiting
-            expected = "all of 0 or more, or all below 0, as those that it holds"
-            hint = "give ids always or never, or reset() it; the call that raises this was not run"
-            error = refusal(caller, "batch.ids", "those of an earlier call", expected, hint)
-            answer_later(((own >= 0) == (has_ids if number else own[:1] >= 0)).all(), error)
-        own_labels = self._checked_labels(caller, "batch.labels", batch.labels, n)
+        with border("CrossBatchMemory.columns"):
+            own_labels, own = self._checked_batch(batch)
         return batch._replace(
             embeddings=torch.cat([batch.embeddings, embeddings]),
             labels=torch.cat([own_labels, labels]),
@@ -219,42 +201,64 @@ class CrossBatchMemory(nn.Module):
         """The size, the dimension and how much is filled, for `print`."""
         return f"size={self.size}, dim={self.dim}, filled={len(self)}"
 
-    def _check(self, caller: str, argument: str, embeddings: Tensor) -> None:
-        """Refuse what is no dense tensor of floats [n, dim] on the device of the memory."""
+    def _checked_batch(self, batch: References) -> tuple[Int[Tensor, "n *c"], Int[Tensor, " n"]]:
+        """The labels and the ids of columns that can stand beside the memory's."""
+        if not isinstance(batch, References):
+            raise Refusal("batch", type(batch).__name__, "References(embeddings, labels, ids)")
+        labels = self._checked_labels(batch.embeddings, batch.labels, "batch.")
+        if batch.ids is None:
+            hint = "take ids and batch from gather(embeddings, labels), or name the catalog's rows"
+            raise Refusal("batch.ids", None, "ids, so that no row of the batch meets itself", hint)
+        ids = whole_numbers(None, "batch.ids", batch.ids, len(labels), self.embeddings.device)
+        if len(ids) and batch.ids.device.type == "cpu":
+            of_catalog = batch.ids >= 0
+            self._checked_kind("batch.ids", batch.ids, bool(of_catalog.any()), bool(of_catalog.all()))
+        elif len(ids):  # asked without waiting
+            number, has_ids = self._on_host()
+            expected = "all of 0 or more, or all below 0, as those that it holds"
+            hint = "give ids always or never, or reset() it; the call that raises this was not run"
+            late = Refusal("batch.ids", "those of an earlier call", expected, hint)
+            agree = (ids >= 0) == (has_ids if number else ids[:1] >= 0)
+            answer_later(agree.all(), late.named("CrossBatchMemory.columns"))
+        return labels, ids
+
+    def _checked_labels(self, embeddings: Any, labels: Any, prefix: str = "") -> Int[Tensor, "n *c"]:
+        """The labels of a batch as int64, after its embeddings are checked but for what they hold.
+
+        Args:
+            embeddings: refused unless a dense tensor of floats [n, dim] on the device of the memory.
+            labels: refused unless [n] or [n, label_columns].
+            prefix: what stands before these names in a sentence.
+        """
+        name = f"{prefix}embeddings"
         if not isinstance(embeddings, Tensor):
-            raise refusal(caller, argument, type(embeddings).__name__, f"a tensor [n, {self.dim}]")
+            raise Refusal(name, type(embeddings).__name__, f"a tensor [n, {self.dim}]")
         if embeddings.device != self.embeddings.device:
             expected = f"the memory's device {self.embeddings.device}"
-            raise refusal(
-                caller, argument, str(embeddings.device), expected, "move it with memory.to(device)"
-            )
+            raise Refusal(name, str(embeddings.device), expected, "move it with memory.to(device)")
         lacking = lack_of_data(embeddings)
         if lacking:
-            raise refusal(caller, argument, lacking, "a dense tensor with data")
+            raise Refusal(name, lacking, "a dense tensor with data")
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim or not embeddings.is_floating_point():
             shown = f"{embeddings.dtype} of shape {tuple(embeddings.shape)}"
-            raise refusal(caller, argument, shown, f"floats of shape [n, {self.dim}]")
-
-    def _checked_labels(self, caller: str, argument: str, labels: Any, count: int) -> Int[Tensor, "n *c"]:
-        """Labels [count] or [count, label_columns]."""
-        labels = label_rows(caller, argument, labels, count, self.labels.device)
+            raise Refusal(name, shown, f"floats of shape [n, {self.dim}]")
+        labels = label_rows(None, f"{prefix}labels", labels, len(embeddings), self.labels.device)
         if labels.shape[1:] != self.labels.shape[1:]:
             shape = "n" if self.label_columns is None else f"n, {self.label_columns}"
             hint = "name the labels of a row in CrossBatchMemory(label_columns=)"
-            raise refusal(caller, argument, f"shape {tuple(labels.shape)}", f"shape [{shape}]", hint)
+            raise Refusal(f"{prefix}labels", f"shape {tuple(labels.shape)}", f"shape [{shape}]", hint)
         return labels
 
     def _checked_kind(
-        self, caller: str, argument: str, ids: Int[Tensor, " n"], any_of_catalog: bool, all_of_catalog: bool
+        self, name: str, ids: Int[Tensor, " n"], any_of_catalog: bool, all_of_catalog: bool
     ) -> bool:
         """Whether ids are rows of the catalog; refused where some are and others are not, now or before."""
         if any_of_catalog != all_of_catalog:
-            raise refusal(caller, argument, ids.tolist(), "all of 0 or more, or all below 0")
+            raise Refusal(name, ids.tolist(), "all of 0 or more, or all below 0")
         number, has_ids = self._on_host()
         if len(ids) and number and any_of_catalog != has_ids:
             kinds = "none, or below 0", "of 0 or more"
             expected = f"ids {kinds[not any_of_catalog]}, as all that it holds came with"
-            raise refusal(
-                caller, argument, kinds[any_of_catalog], expected, "give ids always or never, or reset() it"
-            )
+            hint = "give ids always or never, or reset() it"
+            raise Refusal(name, kinds[any_of_catalog], expected, hint)
         return any_of_catalog

@@ -221,6 +221,7 @@ class DeepRankingNet(nn.Module):
 
 def _refuse_others(caller: str, argument: str, values: Any, weight: Tensor) -> None:
     """Refuse what is no tensor of floats [n, …], or outside of autocast not of the weights' dtype."""
+    # Without a `border`: a context here would end the graph of `torch.compile(fullgraph=True)`.
     if not isinstance(values, Tensor):
         raise refusal(caller, argument, type(values).__name__, "a tensor of floats [n, …]")
     lacking = lack_of_data(values)
@@ -242,9 +243,9 @@ def _same(images: Float[Tensor, "n c h w"], size: int, stride: int, value: float
 
 
 @torch.no_grad()
-def _start(caller: str, layer: Any, seed: int, number: int = 0) -> None:
-    """Set the initial weights of a layer, uniform in ±1/√fan_in, without a global generator."""
-    generator = torch.Generator("cpu").manual_seed(derive_key(caller, seed, number))
+def _start(name: str, layer: Any, seed: int, number: int = 0) -> None:
+    """Set the initial weights of a layer, uniform in ±1/√fan_in, by (name, seed, number) alone."""
+    generator = torch.Generator("cpu").manual_seed(derive_key(name, seed, number))
     bound = 1 / math.sqrt(layer.weight[0].numel())
     for values in layer.parameters():
         drawn = torch.rand(values.shape, generator=generator, device="cpu", dtype=torch.float32)
