@@ -78,6 +78,21 @@ def test_the_innermost_border_names_the_caller():
         raise Refusal(None, 0, "at least 1")
 
 
+def test_a_border_decorates_a_function_that_may_be_called_again():
+    @border("make-shards", "folder")
+    def command(got):
+        """Make shards."""
+        if got:
+            raise Refusal(None, got, "nothing")
+        return "made"
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^make-shards\(folder=3\): expected nothing$"):
+            command(3)
+        assert command(0) == "made"
+    assert command.__doc__ == "Make shards."
+
+
 def test_a_border_lets_other_errors_and_values_through():
     for error in (ValueError("f(x=1): no"), OSError("gone"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught, border("f", "x"):

@@ -28,7 +28,7 @@ from tercet.cli.options import (
     refuse_input,
 )
 from tercet.cli.summary import Part, report
-from tercet.core.checks import border, refusal
+from tercet.core.checks import Refusal, border
 from tercet.data.manifests.provenance import sha256
 from tercet.data.manifests.writing import manifest_target, write_manifest
 from tercet.data.triplets.deep_ranking import DeepRankingTriplets
@@ -39,6 +39,7 @@ __all__ = ["deep_ranking_triplets"]
 TABLES = (".csv", ".parquet")
 
 
+@border("make-triplets")
 def deep_ranking_triplets(
     source: Source,
     output: Output,
@@ -78,10 +79,9 @@ def deep_ranking_triplets(
 ) -> None:
     """Deep Ranking's triplets (Wang et al. 2014): relevant queries and positives, negatives less relevant."""
     started = time.perf_counter()
-    with border("make-triplets"):
-        manifest_target(output, overwrite)  # before the images are looked at
+    manifest_target(output, overwrite)  # before the images are looked at
     file = Path(relevance)
-    refuse_input("make-triplets", output, source, file)
+    refuse_input(output, source, file)
     if one_way and file.suffix not in TABLES:
         raise typer.BadParameter("--one-way is for a --relevance table")
     known: Any = None
@@ -91,9 +91,8 @@ def deep_ranking_triplets(
         known = TableRelevance.read(file, symmetric=not one_way)
     elif relevance != "folders":
         expected = "folders, or a file ending in .npy, .csv, .parquet"
-        raise refusal("make-triplets", "--relevance", relevance, expected)
+        raise Refusal("--relevance", relevance, expected)
     catalog = opened_catalog(
-        "make-triplets",
         source,
         class_depth=class_depth,
         root=root,

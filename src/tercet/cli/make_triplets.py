@@ -11,7 +11,7 @@ import typer
 from tercet.cli.deep_ranking import deep_ranking_triplets
 from tercet.cli.random_triplets import random_triplets
 from tercet.cli.summary import Part, report
-from tercet.core.checks import border, refusal
+from tercet.core.checks import Refusal, border
 from tercet.data.catalog.scan import scan_folder
 from tercet.data.manifests.writing import manifest_target, write_manifest
 from tercet.data.triplets.random import RandomTriplets
@@ -28,6 +28,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
+@border("make-triplets")
 def four_flags(
     context: typer.Context,
     input_directory: str | None = typer.Option(None, "--input_directory", help="A folder of class folders."),
@@ -63,14 +64,11 @@ def four_flags(
             f"name a strategy, such as `random`, or give the four flags; missing: {missing}"
         )
     if not input_directory:
-        raise refusal("make-triplets", "--input_directory", input_directory, "a folder of class folders")
+        raise Refusal("--input_directory", input_directory, "a folder of class folders")
     if not output_directory or not Path(output_directory).is_dir():
-        raise refusal(
-            "make-triplets", "--output_directory", output_directory, "an existing folder", "make it first"
-        )
+        raise Refusal("--output_directory", output_directory, "an existing folder", "make it first")
     started = time.perf_counter()
-    with border("make-triplets"):
-        output = manifest_target(Path(output_directory, "triplets.txt"), overwrite)
+    output = manifest_target(Path(output_directory, "triplets.txt"), overwrite)
     catalog = scan_folder(input_directory, class_depth=1)
     triplets = RandomTriplets(catalog.labels, num_pos_images, num_neg_images, seed)
     prefix = os.path.join(input_directory, "")  # the separator is added where it is not there

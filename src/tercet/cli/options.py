@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from tercet.core.checks import refusal
+from tercet.core.checks import Refusal
 from tercet.data.catalog.catalog import Catalog
 from tercet.data.catalog.scan import scan_folder
 from tercet.data.catalog.table import read_catalog
@@ -82,7 +82,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no tab
 
 
 def opened_catalog(
-    caller: str,
     source: Path,
     *,
     class_depth: int | None,
@@ -97,7 +96,6 @@ def opened_catalog(
     """The images of a folder of class folders or of a table.
 
     Args:
-        caller: the command, for messages.
         source: the folder or the table.
         class_depth, root, outside_root, columns, path_column, label_column, verify, quiet: the options of the
             same names; `columns` is `--group`.
@@ -107,7 +105,7 @@ def opened_catalog(
         typer.BadParameter: an option for the other kind of source.
     """
     if not source.exists():
-        raise refusal(caller, "source", str(source), "an existing folder or table")
+        raise Refusal("source", str(source), "an existing folder or table")
     if source.is_dir():
         if root or outside_root or columns or path_column != "path" or label_column != "label":
             raise typer.BadParameter(
@@ -122,19 +120,18 @@ def opened_catalog(
     )
 
 
-def refuse_input(caller: str, output: Path, *inputs: Path, argument: str = "output") -> None:
+def refuse_input(output: Path, *inputs: Path, argument: str = "output") -> None:
     """Refuse an output that is also an input: `--overwrite` would destroy it."""
     for given in inputs:
         if output.resolve() == given.resolve():
             kind = "folder" if given.is_dir() else "file"
-            raise refusal(caller, argument, str(output), f"another {kind} than what is read")
+            raise Refusal(argument, str(output), f"another {kind} than what is read")
 
 
-def with_groups(caller: str, catalog: Catalog, groups: str, of_folder: bool) -> tuple[Catalog, Any]:
+def with_groups(catalog: Catalog, groups: str, of_folder: bool) -> tuple[Catalog, Any]:
     """The catalog with the column of groups in it, and the column.
 
     Args:
-        caller: the command, for messages.
         catalog: the images.
         groups: for a table, the name of a column; for a folder, the level of the folder that names the group,
             1 the highest, or a regular expression with one group, searched in each path.
@@ -155,15 +152,15 @@ def with_groups(caller: str, catalog: Catalog, groups: str, of_folder: bool) -> 
         try:
             pattern = re.compile(groups)
         except re.error as error:
-            raise refusal(caller, "--groups", groups, expected, str(error)) from None
+            raise Refusal("--groups", groups, expected, str(error)) from None
         if pattern.groups != 1:
             hint = f"put one part of it in parentheses; it has {pattern.groups}"
-            raise refusal(caller, "--groups", groups, expected, hint)
+            raise Refusal("--groups", groups, expected, hint)
         matches = map(pattern.search, catalog.paths)
         found = [match and match[1] for match in matches]
         expected = "an expression that is found in every path, its group too"
     if None in found:
         path = catalog.paths[found.index(None)]
-        raise refusal(caller, "--groups", groups, expected, f"not in {path!r}")
+        raise Refusal("--groups", groups, expected, f"not in {path!r}")
     values = np.array(found, dtype=object)
     return replace(catalog, groups={**catalog.groups, "group": values}), values

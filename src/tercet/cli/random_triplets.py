@@ -43,6 +43,7 @@ __all__ = ["random_triplets"]
 KINDS = {"triplets": RandomTriplets, "pairs": RandomPairs}
 
 
+@border("make-triplets")
 def random_triplets(
     source: Source,
     output: Output,
@@ -90,7 +91,7 @@ def random_triplets(
 ) -> None:
     """Random triplets or pairs: every image a query, positives of its class, negatives of others."""
     started = time.perf_counter()
-    strategy = KINDS[as_choice("make-triplets", "--output-kind", output_kind, KINDS)]
+    strategy = KINDS[as_choice(None, "--output-kind", output_kind, KINDS)]
     if split_by is not None and validation_fraction is None:
         raise typer.BadParameter("--split-by says how --validation-fraction is kept apart; give that too")
     outputs = _targets(source, output, validation_fraction is not None, overwrite)
@@ -99,7 +100,6 @@ def random_triplets(
     if groups is not None and groups not in columns and not source.is_dir():
         columns = [*columns, groups]
     catalog = opened_catalog(
-        "make-triplets",
         source,
         class_depth=class_depth,
         root=root,
@@ -112,7 +112,7 @@ def random_triplets(
     )
     values = None
     if groups is not None:
-        catalog, values = with_groups("make-triplets", catalog, groups, source.is_dir())
+        catalog, values = with_groups(catalog, groups, source.is_dir())
     law = {"by": split_by or "image", "fraction": validation_fraction, "seed": seed}
     options: dict[str, Any] = {"negatives_from": negatives_from, "limit": limit_per_class}
     parts, records = [], []
@@ -146,9 +146,8 @@ def _targets(source: Path, output: Path, split: bool, overwrite: bool) -> dict[s
     """The manifests to write, by the part of the split; refused before the images are looked at."""
     outputs = {"train": output, "validation": validation_part(output)} if split else {"": output}
     for target in outputs.values():
-        with border("make-triplets"):
-            manifest_target(target, overwrite)
-        refuse_input("make-triplets", target, source)
+        manifest_target(target, overwrite)
+        refuse_input(target, source)
     return outputs
 
 

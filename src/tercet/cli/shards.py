@@ -26,7 +26,7 @@ from tercet.cli.options import (
     with_groups,
 )
 from tercet.cli.summary import finish, grid, tell_left_out
-from tercet.core.checks import escaped, refusal
+from tercet.core.checks import Refusal, border, escaped
 from tercet.data.shards.index import ShardIndex
 from tercet.data.shards.layouts import as_layout
 from tercet.data.shards.writing import shards_folder, write_shards
@@ -39,6 +39,7 @@ CALLER = "make-shards"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+@border(CALLER)
 def make_shards(
     source: Source,
     folder: Annotated[
@@ -104,7 +105,6 @@ def make_shards(
     if groups is not None and source.exists() and not source.is_dir():
         raise typer.BadParameter("--groups is for folders; of a table, --group names the column")
     catalog = opened_catalog(
-        CALLER,
         source,
         class_depth=class_depth,
         root=root,
@@ -116,7 +116,7 @@ def make_shards(
         quiet=quiet,
     )
     if groups is not None:
-        catalog, _ = with_groups(CALLER, catalog, groups, of_folder=True)
+        catalog, _ = with_groups(catalog, groups, of_folder=True)
     expected = None
     if batches is not None:
         order = {"layout": layout, "images_per_shard": images_per_shard, "seed": seed}
@@ -148,10 +148,10 @@ def make_shards(
 
 def _refuse_folder(folder: Path, source: Path, split: str) -> None:
     """Refuse a folder where the shards cannot go."""
-    refuse_input(CALLER, folder, source, argument="folder")
+    refuse_input(folder, source, argument="folder")
     if source.is_dir() and source.resolve() in folder.resolve().parents:
         expected = f"a folder outside {source}, which is read"
-        raise refusal(CALLER, "folder", str(folder), expected, "else shards and images would be mixed")
+        raise Refusal("folder", str(folder), expected, "else shards and images would be mixed")
     shards_folder(folder, split)
 
 

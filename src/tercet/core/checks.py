@@ -13,6 +13,7 @@ import operator
 import os
 import re
 from collections.abc import Iterable
+from contextlib import ContextDecorator
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,8 @@ class Refusal(ValueError):
         return ValueError, (str(self),)
 
 
-class border:
-    """A context, entered by a public function, that names the function in each `Refusal` from inside.
+class border(ContextDecorator):
+    """A context or a decorator of a public function, which names the function in each `Refusal` from inside.
 
     What has a name already passes unchanged, so of nested borders the innermost one names the caller. A
     border keeps no state: one object may be entered again and by several threads.
@@ -133,8 +134,6 @@ class border:
         Traceback (most recent call last):
         ValueError: ShardIndex(tars='a.tar'): expected an existing tar
     """
-
-    __slots__ = ("_argument", "_caller")
 
     def __init__(self, caller: str, argument: str | None = None) -> None:
         self._caller, self._argument = caller, argument

@@ -10,7 +10,7 @@ from typing import Any
 from tercet.core.checks import as_int, as_seed, refusal
 from tercet.data.io.checked_json import checksum_fits, warn_unchecked, with_checksum
 
-__all__ = ["EpochCounter", "EpochIterator", "EpochSampler", "Resumable", "saved_position", "state_of"]
+__all__ = ["EpochCounter", "EpochIterator", "EpochSampler", "Resumable", "state_of"]
 
 
 class EpochCounter:
@@ -30,29 +30,29 @@ class EpochCounter:
         """Start the next iteration at (epoch, step)."""
         self._start, self.running = (epoch, step), None
 
-    def ticket(self) -> int | None:
-        """The name of the iteration that starts here, on which workers agree; None for one process."""
+    def iteration_id(self) -> int | None:
+        """A number for the iteration that starts now, the same in all workers; None in a single process."""
         return None
 
-    def peek(self, ticket: int | None = None) -> tuple[int, int]:
-        """(epoch, step) where the iteration of this ticket starts, as long as nothing else begins."""
+    def peek(self, iteration_id: int | None = None) -> tuple[int, int]:
+        """(epoch, step) where this iteration starts, if no other one begins before it."""
         return self._start
 
-    def begin(self, ticket: int | None = None) -> tuple[int, int]:
-        """(epoch, step) where the iteration of this ticket starts; the one after it is the next epoch."""
-        epoch, step = self.peek(ticket)
+    def begin(self, iteration_id: int | None = None) -> tuple[int, int]:
+        """(epoch, step) where this iteration starts; the one after it is the next epoch."""
+        epoch, step = self.peek(iteration_id)
         self.follow(epoch)
         return epoch, step
 
     def follow(self, epoch: int) -> None:
-        """Let the epoch after `epoch` be the next."""
+        """Make `epoch` + 1 the next epoch."""
         self._start = (epoch + 1, 0)
 
 
 class EpochIterator(ABC):
     """The items `part`, `part + parts`, … of one epoch, and the position among them.
 
-    The epoch is settled at the first `next`, not at `iter`: a DataLoader with workers calls `iter` twice and
+    The epoch is decided at the first `next`, not at `iter`: a DataLoader with workers calls `iter` twice and
     draws from the second iterator only, and the first must not cost an epoch.
 
     Args:
@@ -63,7 +63,7 @@ class EpochIterator(ABC):
 
     def __init__(self, source: Resumable, part: int = 0, parts: int = 1) -> None:
         self._source, self._part, self._parts = source, part, parts
-        self._ticket = source._epochs.ticket()
+        self._iteration_id = source._epochs.iteration_id()
         self._position: tuple[int, int] | None = None
 
     @abstractmethod
@@ -83,7 +83,7 @@ class EpochIterator(ABC):
 
     def __next__(self) -> Any:
         if self._position is None:
-            epoch, step = self._source._epochs.begin(self._ticket)
+            epoch, step = self._source._epochs.begin(self._iteration_id)
             self._position = epoch, step + self._part
             self._moved()
         epoch, step = self._position
@@ -97,7 +97,7 @@ class EpochIterator(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Where the next item comes from, and the settings it depends on: a few ints and strings."""
         if self._position is None:
-            epoch, step = self._source._epochs.peek(self._ticket)
+            epoch, step = self._source._epochs.peek(self._iteration_id)
             return self._source._state((epoch, step + self._part), self._parts)
         return self._source._state(self._position, self._parts)
 
@@ -112,7 +112,7 @@ class EpochIterator(ABC):
         self._moved()
 
 
-class Resumable:
+class Resumable(ABC):
     """Epochs that follow each other, and a position in them to save and restore.
 
     A subclass sets the attributes below, and is iterated by an `EpochIterator`.
@@ -120,14 +120,15 @@ class Resumable:
 
     _epochs: EpochCounter
     _settings: Mapping[str, int | str]  # all that the items depend on, save the rank
-    _sums: Mapping[str, str] = MappingProxyType({})  # as for `saved_position`
+    _checksums: Mapping[str, str] = MappingProxyType({})  # settings that are checksums: what another means
     _last_epoch: int | None = None
     _place = "this sampler has"
     _state_source = "a sampler's state_dict() returned"
     _hint = "build the sampler as it was, or start anew with set_epoch"
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """How many items an epoch has: the positions in it are 0 to this number − 1."""
 
     def set_epoch(self, epoch: int, step: int = 0) -> None:
         """Start the next iteration at (epoch, step); otherwise each iteration is the next epoch.
@@ -197,9 +198,28 @@ class Resumable:
     def _restored(self, state: Any, parts: int = 1) -> tuple[int, int]:
         """The position in `state`, refused unless it was saved under the same settings."""
         caller = f"{type(self).__name__}.load_state_dict"
-        settings, here = self._all_settings(parts), (self._state_source, self._place, self._hint)
-        epoch, step = saved_position(caller, state, settings, *here, self._sums)
+        is_state = isinstance(state, dict) and {"epoch", "step", "settings"} <= state.keys()
+        if not is_state or not isinstance(state["settings"], dict):
+            raise refusal(caller, "state", state, f"what {self._state_source}")
+        here, saved = self._all_settings(parts), state["settings"]
+        for name in sorted({*here, *saved}):
+            if not self._agree(name, saved.get(name), here.get(name)):
+                other = f"{name}={saved.get(name)!r}, but {self._place} {name}={here.get(name)!r}"
+                other = self._checksums.get(name, other)
+                raise ValueError(f"{caller}: the state was saved with {other}; {self._hint}")
+        fits = checksum_fits(state)
+        if fits is False:
+            damage = "the state does not fit its checksum: it was changed or damaged"
+            raise ValueError(f"{caller}: {damage}; {self._hint}")
+        if fits is None:
+            warn_unchecked(f"the state given to {caller}")
+        epoch, step = as_int(caller, "epoch", state["epoch"]), as_int(caller, "step", state["step"])
         return self._whole_position("load_state_dict", epoch, step, parts)
+
+    def _agree(self, name: str, saved: Any, here: Any) -> bool:
+        """Whether a setting is as it was; a checksum of 0 is not known, and agrees with any."""
+        unknown = name in self._checksums and 0 in (saved, here)
+        return isinstance(saved, (int, str)) and (saved == here or unknown)
 
 
 class _SamplerIterator(EpochIterator):
@@ -226,7 +246,7 @@ class _SamplerIterator(EpochIterator):
             self._source._epochs.running = None
 
 
-class EpochSampler(Resumable, ABC):
+class EpochSampler(Resumable):
     """A sampler whose items are a pure function of (seed, epoch, step), on one of several ranks.
 
     Args:
@@ -279,57 +299,3 @@ def state_of(position: tuple[int, int], settings: Mapping[str, int | str]) -> di
     """
     epoch, step = position
     return with_checksum({"epoch": epoch, "step": step, "settings": dict(settings)})
-
-
-def saved_position(
-    caller: str,
-    state: Any,
-    settings: Mapping[str, Any],
-    source: str,
-    place: str,
-    hint: str,
-    sums: Mapping[str, str] = MappingProxyType({}),
-) -> tuple[int, int]:
-    """The epoch and step in `state`, refused unless it was saved under these settings.
-
-    Args:
-        caller: the method that was called, for the sentence.
-        state: what came.
-        settings: all that the items depend on, by name.
-        source: what a state is, as in "what {source}".
-        place: the words before a setting as it is here.
-        hint: what to do about another setting.
-        sums: for each setting that is a checksum, what another value means. A checksum of 0 is not known,
-            and is not compared.
-
-    Returns:
-        (epoch, step), whole numbers of at least 0.
-
-    Raises:
-        ValueError: not a state, one saved under other settings, which give other items, or one that was
-            changed or damaged since.
-
-    Example:
-        >>> state = state_of((2, 5), {"seed": 0})
-        >>> saved_position("load", state, {"seed": 0}, "state_dict() gave", "here is", "keep the seed")
-        (2, 5)
-    """
-    is_state = isinstance(state, dict) and {"epoch", "step", "settings"} <= state.keys()
-    if not is_state or not isinstance(state["settings"], dict):
-        raise refusal(caller, "state", state, f"what {source}")
-    for name in sorted({*settings, *state["settings"]}):
-        saved, now = state["settings"].get(name), settings.get(name)
-        known = isinstance(saved, (int, str))
-        if known and (saved == now or (name in sums and 0 in (saved, now))):
-            continue
-        if name in sums:
-            raise ValueError(f"{caller}: the state was saved with {sums[name]}; {hint}")
-        raise ValueError(
-            f"{caller}: the state was saved with {name}={saved!r}, but {place} {name}={now!r}; {hint}"
-        )
-    fits = checksum_fits(state)
-    if fits is False:
-        raise ValueError(f"{caller}: the state does not fit its checksum: it was changed or damaged; {hint}")
-    if fits is None:
-        warn_unchecked(f"the state given to {caller}")
-    return as_int(caller, "epoch", state["epoch"]), as_int(caller, "step", state["step"])

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LAST_EPOCH", "PKStreamIterator", "SharedEpochs"]
 
-_KEPT = 64  # iterations that are noted, and seeds that a worker remembers: so no ticket stands for two notes
+# Iterations whose start is recorded, and seeds that a worker remembers. As many of both: a seed that was
+# forgotten and comes again finds no record of its first iteration, whose id it gets anew.
+_KEPT = 64
 _MOST_WORKERS = 1024
 _STEPS = 1 << 31  # an epoch and a step share one int64, which is written at once
 LAST_EPOCH = _STEPS - 1
@@ -66,24 +68,26 @@ class SharedEpochs(EpochCounter):
     """An epoch counter in shared memory, on which the workers of a loader agree.
 
     A loader does not tell its workers the number of the iteration. But they share the seed that the loader
-    drew, and each of them starts once an iteration. So the ticket (seed, workers, number of starts) names the
-    iteration. The first worker to begin it takes the next epoch and notes it under the ticket; the others
-    find the note, however late they are. No lock is needed: whoever notes an iteration notes the same.
+    drew, and each of them starts once an iteration. So a hash of (seed, workers, number of starts) is an id
+    of the iteration that all workers compute alike. The first worker to begin an iteration takes the next
+    epoch and records it under the id; the others find that record, however late they are. No lock is needed:
+    two workers that record an iteration at once write the same.
 
     Workers may be started for each epoch, or persist.
 
     Example:
         >>> epochs = SharedEpochs()
-        >>> epochs.begin(epochs.ticket()), epochs.begin(epochs.ticket())
+        >>> epochs.begin(epochs.iteration_id()), epochs.begin(epochs.iteration_id())
         ((0, 0), (1, 0))
     """
 
     def __init__(self) -> None:
         import torch
 
-        # Row w: the seeds that worker w started with, the latest first, and how many times with each. The
-        # last but one: the iterations that have begun, as (ticket, position). The last: the next position.
-        # All in one tensor, because each shared tensor takes a file descriptor.
+        # Row w, below _MOST_WORKERS: the seeds that worker w started with, the latest first, and how many
+        # times with each. The last row but one: the iterations that have begun, as (id, position). The last
+        # row: the position where the next one begins. A position is epoch · _STEPS + step. All is in one
+        # tensor, because each shared tensor takes a file descriptor.
         self._memory = torch.full((_MOST_WORKERS + 2, _KEPT, 2), -1, dtype=torch.int64)
         self._memory[-1] = 0
         self._share()
@@ -106,8 +110,8 @@ class SharedEpochs(EpochCounter):
         """Start the next iteration at (epoch, step)."""
         self._next[0] = as_int("set_epoch", "epoch", epoch, maximum=LAST_EPOCH) * _STEPS + step
 
-    def ticket(self) -> int | None:
-        """The name of the iteration that this worker starts; None outside of workers."""
+    def iteration_id(self) -> int | None:
+        """The id of the iteration that this worker starts; None outside of workers."""
         from torch.utils.data import get_worker_info
 
         worker = get_worker_info()
@@ -121,31 +125,31 @@ class SharedEpochs(EpochCounter):
         self._starts[worker.id] = self._starts.new_tensor(starts[:_KEPT])
         return derive_key(loader, times) >> 1
 
-    def peek(self, ticket: int | None = None) -> tuple[int, int]:
-        """(epoch, step) where the iteration of this ticket starts, as long as nothing else begins."""
-        upcoming = int(self._next[0])  # read before the notes: `begin` writes them in the other order
-        noted = None if ticket is None else self._noted(ticket)
-        return divmod(upcoming if noted is None else noted, _STEPS)
+    def peek(self, iteration_id: int | None = None) -> tuple[int, int]:
+        """(epoch, step) where this iteration starts, if no other one begins before it."""
+        upcoming = int(self._next[0])  # read before the records: `begin` writes them in the other order
+        recorded = None if iteration_id is None else self._recorded(iteration_id)
+        return divmod(upcoming if recorded is None else recorded, _STEPS)
 
-    def begin(self, ticket: int | None = None) -> tuple[int, int]:
-        """(epoch, step) where the iteration of this ticket starts; the one after it is the next epoch."""
-        epoch, step = self.peek(ticket)
-        if ticket is None or self._noted(ticket) is None:
-            if ticket is not None:
+    def begin(self, iteration_id: int | None = None) -> tuple[int, int]:
+        """(epoch, step) where this iteration starts; the one after it is the next epoch."""
+        epoch, step = self.peek(iteration_id)
+        if iteration_id is None or self._recorded(iteration_id) is None:
+            if iteration_id is not None:
                 row = self._begun[epoch % _KEPT]
-                row[0] = -1  # no reader may find the new position under the old ticket
+                row[0] = -1  # no reader may find the new position under the old id
                 row[1] = epoch * _STEPS + step
-                row[0] = ticket
+                row[0] = iteration_id
             self.follow(epoch)
         return epoch, step
 
     def follow(self, epoch: int) -> None:
-        """Let the epoch after `epoch` be the next."""
+        """Make `epoch` + 1 the next epoch."""
         self._next[0] = (epoch + 1) * _STEPS
 
-    def _noted(self, ticket: int) -> int | None:
-        """The position that is noted under a ticket."""
-        for name, position in self._begun.tolist():
-            if name == ticket:
+    def _recorded(self, iteration_id: int) -> int | None:
+        """The position that is recorded for an iteration; None where there is no record."""
+        for recorded_id, position in self._begun.tolist():
+            if recorded_id == iteration_id:
                 return position
         return None

@@ -118,7 +118,7 @@ class PKStream(Resumable, IterableDataset):
     _last_epoch = LAST_EPOCH
     _place, _hint = "here is", "build stream and loader as they were, or use set_epoch(epoch, step)"
     _state_source = "state_at() or an iterator's state_dict() returned"
-    _sums = MappingProxyType(
+    _checksums = MappingProxyType(
         {
             "label": "another label=",
             "image": "another image=",
