@@ -230,7 +230,8 @@ def minings() -> Iterator[tuple[str, Callable[[], Any], Tensor, Tensor, dict[str
             yield f"{title}, {words}, references without ids", make, x, labels, {"ref": plain}
             for relation in (tercet.SharedLabel(), tercet.CrossGroup(), tercet.Graded(0.6, 0.4, "depth")):
                 related = lambda k=kind, o=options, r=relation: k(**o, relation=r)  # noqa: E731
-                yield f"{title}, {words}, {relation}", related, x, several, {}
+                marks = several.clamp(max=1) if isinstance(relation, tercet.SharedLabel) else several
+                yield f"{title}, {words}, {relation}", related, x, marks, {}
             for dtype in (torch.bfloat16, torch.float16, torch.float64):
                 yield f"{title}, {words}, {dtype}", make, x.to(dtype), labels, {}
 

@@ -507,6 +507,8 @@ def batch_of(g, distance, relation, floats, n_labels, with_ref):
 
     def labels(n):
         values = torch.randint(0, n_labels, (n, 2), generator=g)
+        if isinstance(relation, SharedLabel):
+            values = values.clamp(max=1)  # one column a label
         return values[:, 0] if isinstance(relation, SameLabel) else values
 
     n = int(torch.randint(4, 17, (), generator=g))

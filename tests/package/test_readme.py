@@ -76,6 +76,15 @@ def test_commands_print_what_the_readme_says(folder):
             assert said(printed) == said(expected), command
 
 
+def test_the_share_that_a_stream_would_use_is_as_printed(folder):
+    command = next(command for command, _ in sessions() if "--batches 5 4" in command)
+    if not (folder / "digits").exists():
+        run(next(command for command, _ in sessions() if "cp -r" in command), folder)
+    printed = run(command.replace(" shards ", " counted ").removesuffix(" --quiet"), folder)
+    share = re.search(r"share of the images batches of 5 × 4 would\nuse: ([\d.]+)\.", README)[1]
+    assert re.search(r"predicted yield at 5 × 4 │ +([\d.]+) │", printed)[1] == share
+
+
 def test_make_quickstart_and_make_test_run_what_the_other_tests_run(folder):
     assert "examples/quickstart.py" in run("make quickstart", folder)
     assert "-m pytest" in run("make test", folder)

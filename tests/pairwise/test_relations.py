@@ -39,6 +39,8 @@ every_relation = pytest.mark.parametrize("name", RELATIONS)
 
 def labels_for(name, n, seed=0):
     labels = torch.randint(0, 3, (n, 2), generator=torch.Generator().manual_seed(seed))
+    if name in ("shared", "overlap"):
+        labels = labels.clamp(max=1)  # one column a label
     return labels[:, 0] if name == "same" else labels
 
 
@@ -126,6 +128,28 @@ def test_labels_of_another_shape_are_refused_with_a_sentence():
     check_refused(
         r"labels='torch.float32'\): expected a tensor of whole numbers", SharedLabel(), wide.float()
     )
+
+
+@pytest.mark.parametrize("relation", [SharedLabel(), Graded(0.5, 0.2)], ids=repr)
+def test_numbers_of_labels_are_no_columns_of_0_and_1(relation):
+    hint = (
+        r"\): expected 0 or 1 in each column, one column a label; .*one_hot\(labels\).amax\(1\), for counts"
+    )
+    numbers = torch.tensor([[0, 1], [1, 17], [17, 17]])
+    for labels in (numbers, numbers.to(torch.uint8), numbers.to(torch.uint16)):
+        check_refused(r"Miner\(labels='17 in row 1'" + hint, relation, labels)
+    check_refused(r"Miner\(labels='-1 in row 0'" + hint, relation, torch.full((3, 1), -1))
+    check_refused(
+        r"expected shape \(3, c\), .*; one label a row is for SameLabel\(\)", relation, numbers[:, 0]
+    )
+    ref = References(torch.eye(3), numbers)
+    with pytest.raises(ValueError, match=r"^Miner\(ref.labels='17 in row 1'" + hint):
+        Pairwise("Miner", torch.eye(3), numbers > 0, ref=ref, distance=euclidean, relation=relation)
+    columns = torch.nn.functional.one_hot(numbers).amax(1)
+    (tile,) = Pairwise("Miner", torch.eye(3), columns, distance=euclidean, relation=relation).tiles()
+    assert tile.negative.nonzero().tolist() == [[0, 2], [2, 0]]
+    for none in (torch.zeros(0, 2).long(), torch.zeros(0, 0).long()):
+        assert not list(Pairwise("Miner", torch.eye(0), none, distance=euclidean, relation=relation).tiles())
 
 
 def test_thresholds_and_relations_that_make_no_sense_are_refused():

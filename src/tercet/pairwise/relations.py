@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from tercet.core.checks import as_choice, as_float, refusal
-from tercet.pairwise.inputs import lack_of_data
+from tercet.pairwise.inputs import answer_later, lack_of_data
 from tercet.pairwise.torch_modes import full_precision
 
 __all__ = [
@@ -95,7 +95,8 @@ def whole_numbers(
     if lacking:
         raise refusal(caller, argument, lacking, "a dense tensor with data")
     if width and (values.ndim != 2 or len(values) != count):
-        raise refusal(caller, argument, f"shape {tuple(values.shape)}", f"shape ({count}, c), {width}")
+        hint = "one label a row is for SameLabel()" if values.ndim == 1 else ""
+        raise refusal(caller, argument, f"shape {tuple(values.shape)}", f"shape ({count}, c), {width}", hint)
     if not width and values.shape != (count,):
         expected = f"shape ({count},), one for each embedding"
         hint = "pass a relation that takes several labels a row" if values.ndim == 2 else ""
@@ -148,8 +149,9 @@ class SameLabel:
 class SharedLabel:
     """For several labels an image: positive when two images share one, negative when they share none.
 
-    Labels are [n, c], one column for each label: true, or not 0, where the image has it. An image without any
-    label is a negative of every image.
+    Labels are [n, c], one column for each label: 1 or true where the image has it, else 0 or false. An image
+    without any label is a negative of every image. `torch.nn.functional.one_hot(numbers).amax(1)` makes such
+    columns from the numbers of each image's labels, as [[3, 17], [5, 5]].
 
     Example:
         >>> tags = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 1]])
@@ -162,7 +164,9 @@ class SharedLabel:
 
     def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Float[Tensor, "n c"]:
         """Labels [n, c] as 0 and 1."""
-        return _bits(whole_numbers(caller, argument, labels, count, device, "one column a label"))
+        found = whole_numbers(caller, argument, labels, count, device, "one column a label")
+        _refuse_label_numbers(caller, argument, labels)
+        return _bits(found)
 
     def key(self, labels: Shaped[Tensor, "n c"]) -> None:
         """None: sharing a label is not transitive."""
@@ -223,9 +227,9 @@ class Graded:
         positive: T⁺, in [0, 1].
         negative: T⁻, in [0, 1], below T⁺.
         relevance: r of label rows [a, c] and [r, c], a number in [0, 1]: `"overlap"`, labels are [n, c] with
-            one column a label, r = |A ∩ B| / |A ∪ B| (0 of nothing); `"depth"`, labels are [n, c] from the
-            coarsest to the finest, r = the share of leading columns that agree; or a function of two label
-            tensors that gives r [a, r].
+            one column of 0 and 1 a label, r = |A ∩ B| / |A ∪ B| (0 of nothing); `"depth"`, labels are [n, c]
+            from the coarsest to the finest, r = the share of leading columns that agree; or a function of two
+            label tensors that gives r [a, r].
 
     Raises:
         ValueError: thresholds out of range or out of order, or an unknown relevance.
@@ -258,7 +262,10 @@ class Graded:
 
     def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n c"]:
         """Labels [n, c] as int64."""
-        return whole_numbers(caller, argument, labels, count, device, "several labels a row")
+        found = whole_numbers(caller, argument, labels, count, device, "several labels a row")
+        if self.relevance == "overlap":
+            _refuse_label_numbers(caller, argument, labels)
+        return found
 
     def key(self, labels: Shaped[Tensor, "n c"]) -> None:
         """None: relevance is not transitive."""
@@ -280,6 +287,25 @@ class Graded:
                 expected = f"a function that gives numbers of shape {shape} from 0 to 1"
                 raise refusal("Graded", "relevance", shown, expected)
         return r >= self.positive, r <= self.negative
+
+
+def _refuse_label_numbers(caller: str, argument: str, labels: Shaped[Tensor, "n c"]) -> None:
+    """Refuse numbers of labels, or counts, where each label has a column of 0 and 1.
+
+    On an accelerator the numbers are looked at without waiting; the next call on it raises what was wrong.
+    """
+    if labels.dtype == torch.bool or not labels.numel():
+        return
+    outside = (labels != 0) & (labels != 1)
+    expected = "0 or 1 in each column, one column a label"
+    hint = "for numbers of labels pass torch.nn.functional.one_hot(labels).amax(1), for counts labels > 0"
+    if labels.device.type != "cpu":
+        hint += "; the call that raises this was not run"
+        answer_later(~outside.any(), refusal(caller, argument, "those of an earlier call", expected, hint))
+    elif bool(outside.any()):
+        row = int(outside.any(1).nonzero()[0])
+        shown = f"{int(labels[outside][0])} in row {row}"
+        raise refusal(caller, argument, shown, expected, hint)
 
 
 def _bits(labels: Shaped[Tensor, "n c"]) -> Float[Tensor, "n c"]:
