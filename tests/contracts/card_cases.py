@@ -22,7 +22,7 @@ from tercet.pairwise import differences
 from tercet.pairwise.budget import override
 from tests import pretended_card as card
 
-N_OF_MINERS, N_OF_HEADS = (64, 512, 2048), (64, 512)
+N_OF_MINERS, N_OF_HEADS = (64, 512, 2048), (64, 512, 2048)
 
 MINERS: dict[str, Callable[[], Any]] = {
     "BatchAll": lambda: tercet.BatchAll(),
@@ -61,6 +61,11 @@ HEADS: dict[str, Callable[[int], Any]] = {
     "SoftTriple": lambda classes: tercet.SoftTriple(classes, 128),
 }
 PROXIED = ("ProxyNCA", "ProxyAnchor", "NormalizedSoftmax", "ArcFace", "CosFace", "SoftTriple")
+
+
+LARGE = {"difference_numbers": 0, "dense_share": 0}
+"""Sizes with which small tables are measured as large ones are: by products, and a few columns of each row by
+differences."""
 
 
 def batch(n: int, dim: int = 128, k: int = 4) -> tuple[Tensor, Tensor]:
@@ -109,11 +114,16 @@ _ROW_SUMS = differences.row_sums
 
 
 def trained(
-    make: Callable[[], Any], x: Tensor, labels: Tensor, listed: Any = None, on_host: bool = False
+    make: Callable[[], Any],
+    x: Tensor,
+    labels: Tensor,
+    listed: Any = None,
+    on_host: bool = False,
+    sizes: dict[str, int] | None = None,
 ) -> tuple[card.Census, bool]:
     """What a head asks of the card with its backward, and whether loss and gradients are the processor's.
 
-    `on_host` leaves the labels where a loader left them.
+    `on_host` leaves the labels where a loader left them; `sizes` are other ones of the card's budget.
     """
 
     def result(device: str) -> tuple[card.Census, list[Tensor]]:
@@ -124,7 +134,7 @@ def trained(
         if device == "card":
             tensors = card.up(tensors)
             tensors = (tensors[0], labels, tensors[2]) if on_host else tensors
-        with card.census() as log:
+        with card.census() as log, override(**(sizes or {}) if device == "card" else {}):
             loss = head(*tensors)
             loss.sum().backward()
         gradients = [tensors[0].grad, *(parameter.grad for parameter in head.parameters())]
@@ -167,16 +177,23 @@ def batches() -> dict[str, tuple[Tensor, Tensor]]:
         found[f"grid {n}"] = grid, torch.arange(n) % (n // 4)
     x, labels = batch(300, 16)
     twice = torch.cat([x[:150], x[:150]])
-    return found | {
-        "twice": (twice, labels),
-        "collapsed": (x * 1e-4 + 1, labels),
-        "equal": (torch.ones(20, 8), torch.arange(20) % 5),
-        "uneven": (x, torch.randint(0, 100, (300,), generator=generator)),
-        "one class": (x[:12], torch.zeros(12, dtype=torch.int64)),
-        "all alone": (x[:12], torch.arange(12)),
-        "one row": (torch.ones(1, 4), torch.zeros(1, dtype=torch.int64)),
-        "empty": (torch.ones(0, 4), torch.zeros(0, dtype=torch.int64)),
-    }
+    return (
+        found
+        | {
+            "twice": (twice, labels),
+            "sixty times": (
+                x[:5].repeat(60, 1),
+                labels,
+            ),  # more equal rows than a fixed number of near columns
+            "collapsed": (x * 1e-4 + 1, labels),
+            "equal": (torch.ones(20, 8), torch.arange(20) % 5),
+            "uneven": (x, torch.randint(0, 100, (300,), generator=generator)),
+            "one class": (x[:12], torch.zeros(12, dtype=torch.int64)),
+            "all alone": (x[:12], torch.arange(12)),
+            "one row": (torch.ones(1, 4), torch.zeros(1, dtype=torch.int64)),
+            "empty": (torch.ones(0, 4), torch.zeros(0, dtype=torch.int64)),
+        }
+    )
 
 
 RULES: list[tuple[str, dict[str, Any]]] = [
@@ -264,13 +281,14 @@ def matrix(every: int = 1) -> dict[str, Any]:
             make()(x, labels, tuples)
         except ValueError:
             continue
-        tried += 1
-        try:
-            _, same = trained(make, x, labels, tuples, on_host=number % 2 == 1)
-        except Exception as error:
-            same, words = False, f"{words}: {type(error).__name__}: {str(error).splitlines()[0]}"
-        if not same:
-            differ.append(f"{name}, {words}, {'a list' if listed else 'no list'}")
+        for sizes in ({}, LARGE):
+            tried += 1
+            try:
+                _, same = trained(make, x, labels, tuples, number % 2 == 1, sizes)
+            except Exception as error:
+                same, words = False, f"{words}: {type(error).__name__}: {str(error).splitlines()[0]}"
+            if not same:
+                differ.append(f"{name}, {words}, {'a list' if listed else 'no list'}, {sizes}")
     return {"tried": tried, "differ": differ}
 
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from tercet.core.indices import References
 from tercet.losses import pair, tile_gradients, triplet
+from tercet.losses.distance_gradients import kind_of
 from tercet.losses.listwise import InfoNCE
 from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.pair_weighting import MultiSimilarity
@@ -172,12 +173,12 @@ def test_a_tile_is_differentiated_by_its_distances_alone():
 
 def test_lowered_precision_of_products_does_not_reach_a_distance():
     x, before = batch("spread").float(), torch.get_float32_matmul_precision()
+    pairwise = Pairwise("test", x, torch.zeros(len(x)).long(), distance=as_distance("test", "euclidean"))
     found = []
     try:
         for precision in ("highest", "medium"):
             torch.set_float32_matmul_precision(precision)
-            kind = tile_gradients._kind_of(as_distance("test", "euclidean"), x)
-            found.append(kind.__name__)
+            found.append(kind_of(pairwise).__name__)
     finally:
         torch.set_float32_matmul_precision(before)
     assert found == ["_EuclideanGradient", "_TileGradient"]

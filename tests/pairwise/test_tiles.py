@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from tercet.core.checks import border
 from tercet.core.indices import Pairs, References
 from tercet.metrics.mining_stats import describe
-from tercet.pairwise import tiles as module
+from tercet.pairwise import mined as module
 from tercet.pairwise.budget import budget, override
 from tercet.pairwise.distances import euclidean
-from tercet.pairwise.tiles import Pairwise, mined_rows, tile_height
+from tercet.pairwise.mined import mined_rows
+from tercet.pairwise.tiles import Pairwise, tile_height
 from tests.contracts.heads import PAIRED
 from tests.helpers import points, unchecked
 from tests.oracles import triplets as reference

@@ -32,8 +32,9 @@ from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance, entries_of
 from tercet.pairwise.euclidean import gather_rows
 from tercet.pairwise.inputs import FiniteCheck, as_time, check_at, is_now, unchecked_features
+from tercet.pairwise.mined import mined_rows
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
-from tercet.pairwise.tiles import Pairwise, mined_rows, tile_height
+from tercet.pairwise.tiles import Pairwise, tile_height
 from tercet.pairwise.torch_modes import full_precision, outside_graph, roundoff
 
 __all__ = ["Head", "distinct", "empty_loss", "pairs_of", "reduced", "rows_of_table"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +13,7 @@ from torch.nn.functional import softplus
 from tercet.core.checks import as_float
 from tercet.losses.base import empty_loss
 from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
+from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked, counted_losses, once_differentiable, summed, tiled_mean
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import true_places
@@ -85,7 +87,10 @@ class LiftedStructure(ListwiseHead):
         What the pairs pull at a sum, Σ h(J_ij) times its share, is added up before it is handed down to the
         distances: so no pair meets the negatives one by one.
         """
-        own = len(compared.inputs) == 1
+        own, x = len(compared.inputs) == 1, compared.inputs[0]
+        if x.device.type != "cpu" and self.reduction != "none" and compared.tile_rows >= len(x):
+            loss_of = partial(self._loss_of_whole, own)
+            return loss_from_pair_gradients("LiftedStructure", compared, self.reduction, loss_of)
         if self.reduction == "none":
             sums = self._log_sums(compared.tiles(*compared.inputs), compared.inputs)
             tiles = compared.tiles(*compared.inputs)
@@ -117,6 +122,29 @@ class LiftedStructure(ListwiseHead):
                 yield slope - slope.detach(), torch.tensor(0)
 
         return tiled_mean("LiftedStructure", self.reduction, terms, *compared.inputs)
+
+    def _loss_of_whole(self, own: bool, tile: Tile, wanted: bool) -> TileLoss:
+        """The loss of a tile that has all rows, in shapes that the data do not change.
+
+        Args:
+            own: the columns are the rows.
+            tile: all rows against all columns.
+            wanted: whether pair gradients are.
+        """
+        z = self.margin - tile.distance  # [n, r]
+        rows = columns = log_sum(z, tile.negative)
+        if not own:
+            columns = log_sum(z, tile.negative, dim=0)
+        excess = self._excess(tile, rows, columns)
+        value, count = summed(Masked(excess.square() / 2, tile.positive), self.reduction)
+        if not wanted:
+            return TileLoss(value, count, None)
+        shares = torch.sigmoid(rows[:, None] - columns) * excess
+        by_row, by_column = shares.sum(1), (excess - shares).sum(0)
+        if own:
+            by_row, by_column = by_row + by_column, None
+        weights = self._weights(tile, rows, columns, by_row, by_column, excess)
+        return TileLoss(value, count, weights)
 
     def _log_sums(
         self, tiles: Iterable[Tile], inputs: Sequence[Tensor]
@@ -156,6 +184,7 @@ class LiftedStructure(ListwiseHead):
         columns: Float[Tensor, " r"],
         by_row: Float[Tensor, " n"],
         by_column: Float[Tensor, " r"] | None,
+        excess: Float[Tensor, "a r"] | None = None,
     ) -> Float[Tensor, "a r"]:
         """∂ Σℓ / ∂D: h(J) for a positive pair, for a negative one minus its share of the pull on its sums."""
         here = slice(tile.start, tile.start + len(tile.distance))
@@ -164,9 +193,9 @@ class LiftedStructure(ListwiseHead):
         if by_column is not None:
             weights -= by_column * torch.exp(z - columns)
         if weights.device.type != "cpu":
-            return weights + self._excess(tile, rows, columns)
-        i, j, excess = self._pairs(tile, rows, columns)
-        weights[i - tile.start, j] += excess
+            return weights.add_(self._excess(tile, rows, columns) if excess is None else excess)
+        i, j, pulls = self._pairs(tile, rows, columns)
+        weights[i - tile.start, j] += pulls
         return weights
 
 

@@ -16,7 +16,8 @@ from tercet.losses.tile_gradients import differentiated, loss_from_pair_gradient
 from tercet.pairwise.accumulate import Masked
 from tercet.pairwise.distances import Distance, cosine, negative_cosine
 from tercet.pairwise.inputs import FiniteCheck, check_finite, unchecked_features
-from tercet.pairwise.tiles import Pairwise, Tile, mined_rows, tile_height
+from tercet.pairwise.mined import mined_rows
+from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 
 __all__ = ["ListwiseHead", "MinedPairs", "log_sum"]
 
@@ -107,6 +108,8 @@ class MinedPairs:
         self._pairs = pairs_of(mined_rows(mined, n, r, device))
         self.given_tile_rows = tile_rows
         self.tile_rows = tile_height(r, self.inputs[0], tile_rows)
+
+    most_positives = None  # of a list the host knows the length alone
 
     def spans(self) -> Iterator[slice]:
         """The rows in blocks of `tile_rows`; none where there are no columns."""

@@ -20,7 +20,6 @@ from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.accumulate import summed, tiled_mean
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance
-from tercet.pairwise.euclidean import gather_rows
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import PairTile, Pairwise, Tile
 
@@ -113,17 +112,19 @@ class TripletMargin(Head):
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all triplets."""
-        known = pairwise.positives_on_host
-        most = int(known.max()) if known is not None and len(known) else None
+        most = pairwise.most_positives
         if not self.swap:
             loss_of = partial(self._loss_of_all, most)
             return loss_from_pair_gradients("TripletMargin", pairwise, self.reduction, loss_of)
 
-        if most and most <= budget(pairwise.inputs[0].device).positive_passes:
+        device, n = pairwise.inputs[0].device, len(pairwise.inputs[0])
+        if most and most <= budget(device).positive_passes:
+            if len(pairwise.inputs) == 1 and pairwise.tile_rows >= n:
+                loss_of = partial(self._loss_of_all_swapped, most)
+                return loss_from_pair_gradients("TripletMargin", pairwise, self.reduction, loss_of)
             return self._of_all_swapped(pairwise, most)
         if pairwise.given_tile_rows is None:
-            n, r = len(pairwise.inputs[0]), max(1, len(pairwise.inputs[-1]))
-            triplets = budget(pairwise.inputs[0].device).swap_triplets
+            r, triplets = max(1, len(pairwise.inputs[-1])), budget(device).swap_triplets
             pairwise = copy(pairwise)
             pairwise.tile_rows = min(pairwise.tile_rows, max(triplets // r, 2 * n))
 
@@ -133,6 +134,38 @@ class TripletMargin(Head):
                 yield value, active if self.reduction == "mean_active" else pairs.negative.sum()
 
         return tiled_mean("TripletMargin", self.reduction, terms, *pairwise.inputs)
+
+    def _loss_of_all_swapped(self, most: int, tile: Tile, wanted: bool) -> TileLoss:
+        """All triplets of a tile of all rows against themselves with `swap`, positive by positive.
+
+        D(p, n) is an entry of the same table, in row p. Where it is the smaller one, it has the gradient;
+        where both are equal, each has half.
+
+        Args:
+            most: how many positives a row has at most.
+            tile: all rows against themselves.
+            wanted: whether pair gradients are.
+        """
+        d = tile.distance
+        has, p = tile.positive.float().topk(most, dim=1)  # [a, q]
+        t = d.gather(1, p) + self.margin
+        value, active = d.new_zeros((), dtype=torch.float64), p.new_zeros(())
+        by_positive, by_distance = torch.zeros_like(t), torch.zeros_like(d) if wanted else None
+        for i in range(most):
+            d_pn = d[p[:, i]]  # [a, r]
+            kept = (has[:, i, None] > 0) & tile.negative
+            losses, pulls = self._pulled(t[:, i, None] - torch.minimum(d, d_pn).masked_fill_(~kept, math.inf))
+            value += losses.sum(dtype=torch.float64)
+            active += losses.count_nonzero()
+            if by_distance is not None:
+                by_positive[:, i] = pulls.sum(1)
+                swapped = (d - d_pn).sign_().add_(1).mul_(0.5).mul_(pulls)
+                by_distance -= pulls.sub_(swapped)
+                by_distance.index_put_((p[:, i],), -swapped, accumulate=True)
+        if by_distance is not None:
+            by_distance.scatter_add_(1, p, by_positive)
+        every = (tile.positive.sum(1) * tile.negative.sum(1)).sum()
+        return TileLoss(value, active if self.reduction == "mean_active" else every, by_distance)
 
     def _of_all_swapped(self, pairwise: Pairwise, most: int) -> Float[Tensor, ""]:
         """The loss of all triplets with `swap`, positive by positive, in shapes that the host knows.
@@ -151,9 +184,7 @@ class TripletMargin(Head):
                 has, p = tile.positive.float().topk(most, dim=1)  # [a, q]
                 losses = []
                 for i in range(most):
-                    # D(p, n): rows of this very table, where it has all of them.
-                    whole = len(inputs) == 1 and len(d) == len(y)
-                    d_pn = gather_rows(d, p[:, i]) if whole else self.distance.tile(y[p[:, i]], y)
+                    d_pn = self.distance.tile(y[p[:, i]], y)
                     kept = (has[:, i, None] > 0) & negative
                     d_an = torch.minimum(d, d_pn).masked_fill(~kept, math.inf)
                     losses.append(self._loss(d.gather(1, p[:, i, None]), d_an))
@@ -226,22 +257,24 @@ class TripletMargin(Head):
         t, p = tile.distance.masked_fill(~tile.positive, -math.inf).topk(most, dim=1)
         return t.add_(self.margin), p
 
+    def _pulled(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """ℓ(z) and its derivative, both above 0 where z is large; z is written over."""
+        if self.soft:
+            return softplus(z), z.sigmoid_()
+        if self.power == 1:
+            losses = z.relu_()
+            return losses, z.sign()
+        pulls = z.relu_()
+        losses = pulls.square()
+        return losses, pulls.mul_(2)
+
     def _by_positive(self, t: Float[Tensor, "a q"], d: Float[Tensor, "a r"]) -> tuple[Tensor, ...]:
         """Σ ℓ, how many ℓ > 0, and ∂/∂D of positives [a, q] and of negatives [a, r], positive by positive."""
         value = torch.zeros(len(d), dtype=torch.float64, device=d.device)
         active = torch.zeros((), dtype=torch.int64, device=d.device)
         by_positive, by_negative = torch.zeros_like(t), torch.zeros_like(d)
         for i in range(t.shape[1]):
-            z = t[:, i, None] - d  # [a, r]
-            if self.soft:
-                losses, pulls = softplus(z), z.sigmoid_()
-            elif self.power == 1:
-                losses = z.relu_()
-                pulls = z.sign()
-            else:
-                pulls = z.relu_()
-                losses = pulls.square()
-                pulls.mul_(2)
+            losses, pulls = self._pulled(t[:, i, None] - d)  # [a, r]
             value += losses.sum(1)
             active += losses.count_nonzero()
             by_positive[:, i] = pulls.sum(1)

@@ -13,8 +13,9 @@ from tercet.core.checks import as_float, border
 from tercet.core.indices import References
 from tercet.pairwise.distances import Distance, as_distance, exact_pairs
 from tercet.pairwise.inputs import all_hold, check_finite, raise_late, unchecked_features
+from tercet.pairwise.mined import mined_rows
 from tercet.pairwise.relations import label_rows
-from tercet.pairwise.tiles import mined_rows, tile_height
+from tercet.pairwise.tiles import tile_height
 
 __all__ = ["describe"]
 

@@ -102,6 +102,14 @@ class Budget:
     and make so many at once for their gradient. CPU: none, since products are faster. Accelerator: 128 MiB of
     float32, where no shape depends on how many pairs are near, so nothing is read."""
 
+    near_columns: int
+    """Columns of a row beyond its positives that heads measure by differences in larger tables, where shapes
+    are fixed: hardly a negative of real data is so near that a product has lost its digits."""
+
+    near_columns_unknown: int
+    """The same for all columns of a row together, where the host does not know how many positives there
+    are."""
+
     head_tile_numbers: int
     """The distances of one tile of a head that streams: several passes go over each tile, and beyond the
     cache each takes several times as long. CPU: 4 MiB of float32. Accelerator: no limit but `tile_bytes`."""
@@ -163,6 +171,8 @@ _CPU = Budget(
     gathered_keys=2**20,
     summed_numbers=2**18,
     difference_numbers=0,
+    near_columns=8,
+    near_columns_unknown=32,
     head_tile_numbers=2**20,
     head_tile_rows=64,
     one_graph_numbers=2**17,

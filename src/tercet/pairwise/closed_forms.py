@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tercet.pairwise.differences import by_differences, pair_squares, squares_by_differences
 from tercet.pairwise.euclidean import fast_entries, fast_tile, gather_rows, lengths
+from tercet.pairwise.near_columns import fixed_entries, fixed_tile
 from tercet.pairwise.torch_modes import full_precision
 
 __all__ = ["EuclideanForm", "ProductForm", "products"]
@@ -48,7 +49,8 @@ class EuclideanForm:
 
     def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
         """D(x_i, y_j), to 10⁻⁵ of itself and with a gradient."""
-        return self._scaled(fast_tile(self.space(x), self.space(y), self.root))
+        measure = fast_tile if x.device.type == "cpu" else fixed_tile
+        return self._scaled(measure(self.space(x), self.space(y), self.root))
 
     def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
         """D(x_i, y_i) by differences, with a gradient."""
@@ -59,7 +61,8 @@ class EuclideanForm:
         self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
     ) -> Float[Tensor, " t"]:
         """`tile(x, y)[i, j]`."""
-        return self._scaled(fast_entries(self.space(x), self.space(y), i, j, self.root))
+        measure = fast_entries if x.device.type == "cpu" else fixed_entries
+        return self._scaled(measure(self.space(x), self.space(y), i, j, self.root))
 
     def exact(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
         """D(x_i, y_j) by differences, each by its two rows alone; without a gradient."""

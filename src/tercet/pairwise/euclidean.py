@@ -8,9 +8,10 @@ are matrix products, but they lose the digits of a difference that is small besi
 those below `NEAR` of ‖u‖² + ‖v‖², are computed by differences, in the distance and in the gradient. Normally
 they are few; where they are many, the whole table is computed by differences.
 
-`fast_tile` and `fast_entries` are functions with a graph. Heads that stream over tiles without one
-(`losses/tile_gradients`) are made of the same parts: `CentredRows` finds the near pairs, and
-`weighted_differences` and `add_listed_differences` are the gradient.
+`fast_tile` and `fast_entries` are functions with a graph, for a processor: which pairs are near is looked up
+as they are computed (`pairwise/near_columns` is what an accelerator takes). Heads that stream over tiles
+without a graph (`losses/distance_gradients`) are made of the same parts: `CentredRows` finds the near pairs,
+and `weighted_differences` and `add_listed_differences` are the gradient.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ __all__ = [
     "gather_rows",
     "is_measured_by_differences",
     "lengths",
+    "pair_weights",
+    "table_of_listed",
     "weighted_differences",
 ]
 
@@ -257,10 +260,10 @@ def centre_of(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]) -> Float[Tensor,
         grain = math.ldexp(1.0, math.frexp(value - about)[1] - bits)  # the grain of all numbers is no finer
         if value != about and (not grain or value % grain):
             return centre
-    both = [v for v in ((y,) if x is y else (x, y)) if v.numel()]
-    reach = torch.stack([(v - centre).abs().amax() for v in both]).amax()
+    both = y if x is y else torch.cat([x, y])
+    reach = (both - centre).abs().amax()
     grain = torch.ldexp(torch.ones_like(reach), torch.frexp(reach).exponent - bits)
-    on_grid = torch.stack([((v / grain).frac() == 0).all() for v in both]).all()
+    on_grid = ((both / grain).frac() == 0).all()
     return torch.where(on_grid, (centre / grain).round() * grain, centre)
 
 
@@ -307,24 +310,16 @@ class _Euclidean(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:
         if ctx.dense:
             x, y, out = ctx.saved_tensors
-            if x.device.type != "cpu" and not torch.is_grad_enabled():
-                weights = _weights(out if ctx.root else None, grad)
-                totals = [
-                    torch.zeros_like(v) if n else None
-                    for v, n in zip((x, y), ctx.needs_input_grad, strict=False)
-                ]  # of five
-                add_table_differences(weights, x, y, *totals)
-                return *totals, None, None, None
             by_x = _gradient_by_differences(x, y, out, grad, ctx.root)
             by_y = _gradient_by_differences(y, x, out.mT, grad.mT, ctx.root)
             return by_x, by_y, None, None, None
         x, y, centre, out, near_rows, near_columns, *places = ctx.saved_tensors
-        weights = _weights(out, grad)  # [a, r] or [t]
+        weights = pair_weights(out, grad)  # [a, r] or [t]
         near = places[2] if ctx.listed else (near_rows, near_columns)
         near_weights = weights[near]
         weights[near] = 0.0
         if ctx.listed:
-            weights = _table_of_listed(weights, places[0], places[1], len(x), len(y))
+            weights = table_of_listed(weights, places[0], places[1], len(x), len(y))
         u, v = x - centre, y - centre
         by_x = by_y = None
         with full_precision(x.device):
@@ -346,7 +341,7 @@ class _Lengths(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         x, out = ctx.saved_tensors
-        return _weights(out, grad)[:, None] * x
+        return pair_weights(out, grad)[:, None] * x
 
 
 class _Within(torch.autograd.Function):
@@ -362,7 +357,7 @@ class _Within(torch.autograd.Function):
         grad = grad + grad.mT
         if x.device.type == "cpu" or torch.is_grad_enabled():
             return _gradient_by_differences(x, x, out, grad, root=True)
-        tables, weights = x.flatten(0, -3), _weights(out, grad).flatten(0, -3)  # [b, a, k], [b, a, a]
+        tables, weights = x.flatten(0, -3), pair_weights(out, grad).flatten(0, -3)  # [b, a, k], [b, a, a]
         step = max(1, budget(x.device).difference_numbers // max(1, tables[0].numel() * x.shape[-2]))
         parts = zip(tables.split(step), weights.split(step), strict=True)
         sums = [((some[:, :, None] - some[:, None]).mul_(w[..., None])).sum(2) for some, w in parts]
@@ -374,7 +369,7 @@ class _Within(torch.autograd.Function):
 # a mask put on afterwards would leave NaN in the second derivative.
 
 
-def _weights(out: Tensor | None, grad: Tensor) -> Tensor:
+def pair_weights(out: Tensor | None, grad: Tensor) -> Tensor:
     """w in ∂L/∂x = Σ w (x − y): grad / D for D = ‖x − y‖, 2·grad for its square, where `out` is None."""
     if out is None:
         return 2 * grad
@@ -383,7 +378,7 @@ def _weights(out: Tensor | None, grad: Tensor) -> Tensor:
     return (grad / out).masked_fill_(out == 0, 0.0)
 
 
-def _table_of_listed(
+def table_of_listed(
     weights: Float[Tensor, " t"], i: Int[Tensor, " t"], j: Int[Tensor, " t"], rows: int, columns: int
 ) -> Float[Tensor, "rows columns"]:
     """The weights summed at their places (i, j); in float64, since a pair may be listed a million times."""
@@ -399,7 +394,7 @@ def _table_of_listed(
 def _gradient_by_differences(x: Tensor, y: Tensor, out: Tensor, grad: Tensor, root: bool) -> Tensor:
     """Σ_j w_ij (x_i − y_j); with a graph of all a·r·k differences where one is recorded."""
     if torch.is_grad_enabled():
-        weight = _weights(out if root else None, grad)
+        weight = pair_weights(out if root else None, grad)
         return (weight[..., None] * (x[..., :, None, :] - y[..., None, :, :])).sum(-2)
     if not root:
         out = out.sqrt()
