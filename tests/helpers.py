@@ -225,3 +225,12 @@ class Rows(Dataset):
 def loaded(loader):
     """Batches of a loader over `Rows`, as `plain` gives them."""
     return [listed(batch) for batch in loader]
+
+
+def lowered(x, bits, cut=False):
+    """float32 with so many bits of fraction, as tensor cores take factors: rounded, or cut off."""
+    lost = 23 - bits
+    numbers = x.contiguous().view(torch.int32)
+    if not cut:
+        numbers = numbers + (1 << (lost - 1))
+    return ((numbers >> lost) << lost).view(torch.float32)

@@ -25,7 +25,9 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["CARD", "Census", "Event", "census", "down", "is_offered", "register", "up"]
+from tests.helpers import lowered
+
+__all__ = ["CARD", "Census", "Event", "census", "down", "is_offered", "register", "rounded_factors", "up"]
 
 CARD = torch.device("cpu")  # `register` puts the card in its place
 
@@ -77,6 +79,8 @@ class Census:
 
 
 _LOGS: list[Census] = []
+_BITS: list[int] = []  # the bits of fraction that products round their factors to, if any
+_FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
 def is_offered() -> bool:
@@ -170,6 +174,16 @@ def census() -> Iterator[Census]:
         _LOGS.remove(log)
 
 
+@contextmanager
+def rounded_factors(bits: int) -> Iterator[None]:
+    """While it is open, products round their factors to so many bits, as tensor cores do: TF32 to 10."""
+    _BITS.append(bits)
+    try:
+        yield
+    finally:
+        _BITS.pop()
+
+
 def _where() -> str:
     """The innermost line of tercet on the stack."""
     frame = sys._getframe(2)
@@ -200,8 +214,12 @@ def _dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     read = _read_of(name, args, kwargs, far, near, target)
     empty = not any(v.numel() for v in far) and name not in ("zeros", "full", "arange", "ones")
     launches = not (name in FREE or func.is_view or empty)
+    numbers = [*tree_map(lambda v: v.near if isinstance(v, _Card) else v, args)]
+    for place in _FACTORS.get(name, ()) if _BITS else ():
+        if numbers[place].dtype == torch.float32:
+            numbers[place] = lowered(numbers[place], _BITS[-1])
     out = func(
-        *tree_map(lambda v: v.near if isinstance(v, _Card) else v, args),
+        *numbers,
         **tree_map(lambda v: v.near if isinstance(v, _Card) else v, given),
     )
     if launches or read:

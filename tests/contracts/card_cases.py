@@ -292,6 +292,37 @@ def matrix(every: int = 1) -> dict[str, Any]:
     return {"tried": tried, "differ": differ}
 
 
+def rounded(every: int = 1) -> dict[str, Any]:
+    """Minings whose keys are products of rounded factors, which the miner is told of, or is not.
+
+    {precision: [how many were told, those of them that differ, those that differ where nobody was told]}
+    """
+    found = {}
+    some = {**batches(), "of a class": batch(512), "near": (batch(512)[0] * 1e-2 + 1, batch(512)[1])}
+    for precision, bits in {"tf32": 10, "bf16": 7}.items():
+        differ: dict[bool, list[str]] = {True: [], False: []}
+        tried = 0
+        large = [words for words, (x, _) in some.items() if len(x) > 256]  # others are measured outright
+        for number, (name, words, told) in enumerate(product(MINERS, large, (True, False))):
+            if number // 2 % every:
+                continue
+            x, labels = some[words]
+            # The lowest of all settings holds for the card.
+            torch.backends.mkldnn.matmul.fp32_precision = precision if told else "none"
+            with card.rounded_factors(bits):
+                a, b = card.up(x), labels
+                with card.census():
+                    result = card.down(tuple(MINERS[name]()(a, b)))
+            torch.backends.mkldnn.matmul.fp32_precision = "none"
+            with mock.patch.object(differences, "row_sums", _sums_of_the_card):
+                expected = tuple(MINERS[name]()(x, labels))
+            tried += told
+            if not alike(result, expected):
+                differ[told].append(f"{name}, {words}")
+        found[precision] = [tried, differ[True], differ[False]]
+    return found
+
+
 def steps() -> dict[str, Any]:
     """{name: [reads, operations, places]} of parts of a training step at N = 512, with labels on the host."""
     x, labels = batch(512)
@@ -459,7 +490,7 @@ def planted() -> dict[str, str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     card.register()
-    programs = {"census": census, "planted": planted, "matrix": matrix, "steps": steps}
+    programs = {"census": census, "planted": planted, "matrix": matrix, "steps": steps, "rounded": rounded}
     print(json.dumps(programs[sys.argv[1]](*map(int, sys.argv[2:]))))
     sys.stdout.flush()
     os._exit(0)  # the card's autograd thread has no way to end

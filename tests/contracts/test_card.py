@@ -119,6 +119,22 @@ def test_hard_batches_give_what_they_give_on_the_processor():
     assert found["differ"] == []
 
 
+def check_rounded(found: dict[str, Any], least: int) -> None:
+    for precision, (tried, differ, untold) in found.items():
+        assert tried > least
+        assert differ == [], precision
+        assert len(untold) > least // 5, f"{precision}: the rounding that nobody was told of went unnoticed"
+
+
+def test_products_in_tf32_and_bfloat16_propose_what_differences_decide_alike():
+    check_rounded(run("rounded", "7"), 10)
+
+
+@pytest.mark.campaign
+def test_all_miners_take_products_in_tf32_and_bfloat16():
+    check_rounded(run("rounded"), 100)
+
+
 @pytest.mark.campaign
 def test_all_hard_batches_give_what_they_give_on_the_processor():
     found = run("matrix")

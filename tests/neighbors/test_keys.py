@@ -9,6 +9,7 @@ from tercet.neighbors import keys as keys_module
 from tercet.neighbors.keys import ExactDistances, RankKeys, shortlist, square_bound
 from tercet.pairwise.differences import by_differences
 from tercet.pairwise.distances import Mahalanobis, as_distance, cosine
+from tests.helpers import lowered
 
 DISTANCES = {
     **{
@@ -138,15 +139,6 @@ def test_a_shortlist_holds_the_smallest(group, count):
     sorted_keys = torch.nn.functional.pad(keys.sort(1).values, (0, max(0, count - 64)), value=math.inf)
     assert torch.equal(values, sorted_keys[:, :count])
     assert torch.equal(keys.gather(1, at)[values < math.inf], values[values < math.inf])
-
-
-def lowered(x, bits, cut):
-    """float32 with so many bits of fraction, as tensor cores take factors: rounded, or cut off."""
-    lost = 23 - bits
-    numbers = x.contiguous().view(torch.int32)
-    if not cut:
-        numbers = numbers + (1 << (lost - 1))
-    return ((numbers >> lost) << lost).view(torch.float32)
 
 
 def check_lowered(distance, x, bits, cut, shrink=1.0):

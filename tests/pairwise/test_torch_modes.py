@@ -8,7 +8,7 @@ from tercet.miners.distance_weighted import DistanceWeighted
 from tercet.miners.hard import BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tercet.pairwise import torch_modes
-from tercet.pairwise.torch_modes import outside_graph
+from tercet.pairwise.torch_modes import outside_graph, product_precision
 from tests.contracts.heads import HEADS
 from tests.helpers import unchecked
 
@@ -123,11 +123,84 @@ def test_nothing_of_it_is_traced():
     assert seen == [False, False]
 
 
-@pytest.mark.parametrize(("value", "forced"), [("1", True), ("0", False), (None, False)])
-def test_tf32_that_the_environment_forces_is_seen(monkeypatch, value, forced):
-    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    if value is not None:
-        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
-    torch_modes.is_tf32_forced.cache_clear()
-    assert torch_modes.is_tf32_forced() is forced
-    torch_modes.is_tf32_forced.cache_clear()
+@pytest.fixture
+def settings():
+    """torch's settings of the precision of products, as they were afterwards."""
+    yield
+    torch.set_float32_matmul_precision("highest")  # first, since it writes the newer ones too
+    for name in ("", "cuda.matmul", "mkldnn", "mkldnn.matmul"):
+        place = torch.backends
+        for part in filter(None, name.split(".")):
+            place = getattr(place, part)
+        if hasattr(place, "fp32_precision"):
+            place.fp32_precision = "none"
+
+
+KINDS = ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("highest", "ieee ieee ieee"), ("high", "tf32 tf32 tf32"), ("medium", "bf16 tf32 bf16")],
+)
+def test_the_older_setting_of_products_is_heeded(settings, precision, expected):
+    torch.set_float32_matmul_precision(precision)
+    found = [product_precision(kind) for kind in KINDS]
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        expected = expected.replace("bf16 tf32", "bf16 bf16")  # then nothing says what CUDA makes of it
+    assert found == expected.split()
+
+
+def test_tf32_that_is_allowed_on_cuda_leaves_the_processor_alone(settings):
+    torch.backends.cuda.matmul.allow_tf32 = True
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        assert [product_precision(kind) for kind in KINDS] == ["ieee", "tf32", "tf32"]
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has the older setting alone"
+)
+@pytest.mark.parametrize(
+    ("backend", "precision", "expected"),
+    [
+        ("cuda.matmul", "tf32", "ieee tf32 tf32"),
+        ("cuda.matmul", "ieee", "ieee ieee ieee"),
+        ("mkldnn.matmul", "bf16", "bf16 ieee bf16"),
+        ("", "tf32", "tf32 tf32 tf32"),
+    ],
+)
+def test_the_newer_settings_of_products_are_heeded_and_no_exception_is_caught_twice(
+    settings, monkeypatch, backend, precision, expected
+):
+    place = torch.backends
+    for part in filter(None, backend.split(".")):
+        place = getattr(place, part)
+    place.fp32_precision = precision
+    asked = []
+    older = torch.get_float32_matmul_precision
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: asked.append(1) or older())
+    assert [product_precision(kind) for kind in KINDS] == expected.split()
+    asked.clear()
+    refused = expected != "ieee ieee ieee"
+    product_precision("cpu")
+    assert not (asked and refused)
+    place.fp32_precision = "none"
+    assert [product_precision(kind) for kind in KINDS] == ["ieee"] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("NVIDIA_TF32_OVERRIDE", "1", "ieee tf32 ieee"),
+        ("NVIDIA_TF32_OVERRIDE", "0", "ieee ieee ieee"),
+        ("DNNL_DEFAULT_FPMATH_MODE", "BF16", "bf16 ieee ieee"),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "any", "bf16 ieee ieee"),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "TF32", "tf32 ieee ieee"),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT", "ieee ieee ieee"),
+    ],
+)
+def test_precision_that_the_environment_forces_is_seen(monkeypatch, name, value, expected):
+    monkeypatch.setenv(name, value)
+    torch_modes.forced_precision.cache_clear()
+    assert [product_precision(kind) for kind in KINDS] == expected.split()
+    torch_modes.forced_precision.cache_clear()

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from tercet.core.checks import Refusal, refusal
 
-__all__ = ["full_precision", "is_tf32_forced", "outside_graph", "roundoff"]
+__all__ = ["forced_precision", "full_precision", "outside_graph", "product_precision", "roundoff"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,19 +75,53 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 def roundoff(x: Tensor) -> float:
     """The unit roundoff of matrix products of such tensors under torch's current settings."""
-    if x.dtype == torch.float64:
-        return 2.0**-53
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch refuses to answer once its newer settings have been used
-        precision = "medium"
-    if precision == "highest" and x.device.type == "cuda" and is_tf32_forced():
-        precision = "high"
-    # "high" lets a product round float32 to 10 bits (TF32), "medium" to 7 (bfloat16).
-    return {"highest": 2.0**-24, "high": 2.0**-11}.get(precision, 2.0**-8)
+    return 2.0**-53 if x.dtype == torch.float64 else _ROUNDOFF[product_precision(x.device.type)]
+
+
+_ROUNDOFF = {"ieee": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
+_asks_newer = False  # once the older question has failed, it fails at each call
+
+
+def product_precision(kind: str) -> str:
+    """To what products of float32 may round their factors: `"ieee"` (not at all), `"tf32"` or `"bf16"`.
+
+    Miners let such products propose, and decide by differences, so their results stay exact. A program that
+    wants TF32 for mining alone sets `torch.backends.cuda.matmul.fp32_precision = "tf32"` before it calls the
+    miner, and the former value after. That is a setting of the whole process, other threads included, so no
+    call of this library changes it.
+
+    Args:
+        kind: the type of a device. A processor's settings and CUDA's are apart; of other devices, which have
+            none of their own, the lower of the two is taken.
+
+    Example:
+        >>> product_precision("cpu")
+        'ieee'
+    """
+    global _asks_newer
+    forced, answer = forced_precision(kind), "highest"
+    if not _asks_newer:  # the older question is the faster one, and "highest" holds for all devices
+        try:
+            answer = torch.get_float32_matmul_precision()
+        except RuntimeError:  # torch refuses to answer once its newer settings have been used
+            _asks_newer = True
+        else:
+            if answer == "highest":
+                return forced
+    older = {"highest": "ieee", "high": "tf32"}.get(answer, "bf16")  # for a torch without newer settings
+    asked = {"cpu": ("mkldnn",), "cuda": ("cuda",)}.get(kind, ("mkldnn", "cuda"))
+    found = [getattr(getattr(torch.backends, name).matmul, "fp32_precision", older) for name in asked]
+    return max(forced, *found, key=lambda each: _ROUNDOFF.get(each, 0.0))
 
 
 @functools.cache
-def is_tf32_forced() -> bool:
-    """Whether the environment forces TF32 on every product of cuBLAS, which torch's settings do not show."""
-    return os.environ.get("NVIDIA_TF32_OVERRIDE") == "1"
+def forced_precision(kind: str) -> str:
+    """What the environment forces on every product, which torch's settings do not show; "ieee" for nothing.
+
+    cuBLAS heeds NVIDIA_TF32_OVERRIDE; oneDNN, which multiplies on ARM processors, its default math mode.
+    """
+    if kind == "cuda":
+        return "tf32" if os.environ.get("NVIDIA_TF32_OVERRIDE") == "1" else "ieee"
+    modes = {os.environ.get(f"{name}_DEFAULT_FPMATH_MODE", "").upper() for name in ("DNNL", "ONEDNN")}
+    lowered = "bf16" if modes & {"BF16", "ANY"} else "tf32" if "TF32" in modes else "ieee"
+    return lowered if kind == "cpu" else "ieee"
