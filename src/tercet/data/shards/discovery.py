@@ -236,21 +236,37 @@ def find_tables(
         _remove_leftovers({tar.parent for tar in tars} if folder is None else {folder})
     tables = []
     for tar, table in zip(track(tars, "indexing shards", **shown), found, strict=True):
-        # A table of `write_shards` is never replaced: nothing but its run knows the classes and groups.
-        if table is not None and not table.ours:
-            unchecked = keep and not table.facts["checked"]
-            if verify or unchecked or not fits(table, image, label, damaged):
-                table = None
-        if table is None and keep:
-            _refuse_no_place(tar, folder)
-        if table is None:
-            table = scan_tar(tar, image, label, damaged)
-            if keep:
-                with atomically(table_path(tar)) as unfinished:
-                    write_table(table, unfinished)
+        if table is None or _is_outdated(table, image, label, damaged, keep, verify):
+            table = _scanned(tar, image, label, damaged, keep, folder)
         tables.append(table)
     warn_without_checksums([table.tar for table in tables if not table.facts.get("checked", True)])
     return tables
+
+
+def _is_outdated(
+    table: ShardTable, image: str | None, label: str, damaged: str, keep: bool, verify: bool
+) -> bool:
+    """Whether a tar is scanned although it has a table. Arguments as for `find_tables`.
+
+    A table of `write_shards` is never replaced: nothing but its run knows the classes and groups.
+    """
+    if table.ours:
+        return False
+    without_checksums = keep and not table.facts["checked"]
+    return verify or without_checksums or not fits(table, image, label, damaged)
+
+
+def _scanned(
+    tar: Path, image: str | None, label: str, damaged: str, keep: bool, folder: Path | None
+) -> ShardTable:
+    """The table of a tar from a scan, with `keep` written beside it. Arguments as for `find_tables`."""
+    if keep:
+        _refuse_no_place(tar, folder)
+    table = scan_tar(tar, image, label, damaged)
+    if keep:
+        with atomically(table_path(tar)) as unfinished:
+            write_table(table, unfinished)
+    return table
 
 
 def _remove_leftovers(folders: Set[Path]) -> None:

@@ -227,36 +227,11 @@ class TableRelevance:
     """
 
     def __init__(self, i: Any, j: Any, r: Any, *, symmetric: bool = True) -> None:
-        caller = type(self).__name__
-        symmetric = as_bool(caller, "symmetric", symmetric)
-        with border(caller):
-            rows = [row_numbers(name, values, _MOST) for name, values in (("i", i), ("j", j))]
-        try:
-            values = np.asarray(r, dtype=np.float64)
-        except Exception:
-            raise refusal(caller, "r", r, "a number from 0 to 1 for each pair") from None
-        if not rows[0].shape == rows[1].shape == values.shape:
-            shapes = ", ".join(str(list(column.shape)) for column in (*rows, values))
-            raise refusal(caller, "r", f"i, j and r of shapes {shapes}", "three columns of equal length")
-        bad = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN too
-        if bad.size:
-            found = f"{values[bad[0]]} of rows {rows[0][bad[0]]} and {rows[1][bad[0]]}"
-            raise refusal(caller, "r", found, "a number from 0 to 1 for each pair")
-        keys = rows[0] << 32 | rows[1]
-        if symmetric:
-            keys, values = np.append(keys, rows[1] << 32 | rows[0]), np.append(values, values)
-        order = np.argsort(keys, kind="stable")
-        keys, values = keys[order], values[order]
-        again = keys[1:] == keys[:-1]
-        two = np.flatnonzero(again & (values[1:] != values[:-1]))
-        if two.size:
-            where, which = divmod(int(keys[two[0]]), 2**32), values[two[0] : two[0] + 2]
-            found = f"{which[0]} and {which[1]} of rows {where[0]} and {where[1]}"
-            hint = "pass symmetric=False if r_ij and r_ji differ" if symmetric else ""
-            raise refusal(caller, "r", found, "one relevance for each pair", hint)
-        once = np.append(True, ~again)[: len(keys)]
-        self._keys, self._values = keys[once], values[once]
-        self._highest = int(max(rows[0].max(initial=-1), rows[1].max(initial=-1)))
+        with border(type(self).__name__):
+            symmetric = as_bool(None, "symmetric", symmetric)
+            i, j, r = _columns(i, j, r)
+            self._keys, self._values = _merged(i, j, r, symmetric)
+        self._highest = int(max(i.max(initial=-1), j.max(initial=-1)))
 
     @classmethod
     def read(cls, path: str | Path, *, symmetric: bool = True) -> TableRelevance:
@@ -300,6 +275,45 @@ class TableRelevance:
             return np.zeros(wanted.shape)
         place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
         return np.where(self._keys[place] == wanted, self._values[place], 0.0)
+
+
+def _columns(
+    i: Any, j: Any, r: Any
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """The columns of a table of relevances, each checked, and against the others."""
+    i, j = (row_numbers(name, values, _MOST) for name, values in (("i", i), ("j", j)))
+    expected = "a number from 0 to 1 for each pair"
+    try:
+        values = np.asarray(r, dtype=np.float64)
+    except Exception:
+        raise Refusal("r", r, expected) from None
+    if not i.shape == j.shape == values.shape:
+        shapes = ", ".join(str(list(column.shape)) for column in (i, j, values))
+        raise Refusal("r", f"i, j and r of shapes {shapes}", "three columns of equal length")
+    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN too
+    if bad.size:
+        raise Refusal("r", f"{values[bad[0]]} of rows {i[bad[0]]} and {j[bad[0]]}", expected)
+    return i, j, values
+
+
+def _merged(
+    i: Int[np.ndarray, " m"], j: Int[np.ndarray, " m"], r: Float[np.ndarray, " m"], symmetric: bool
+) -> tuple[Int[np.ndarray, " u"], Float[np.ndarray, " u"]]:
+    """The distinct pairs as rising keys i · 2³² + j, and the relevance of each; refused where it has two."""
+    keys = i << 32 | j
+    if symmetric:
+        keys, r = np.append(keys, j << 32 | i), np.append(r, r)
+    order = np.argsort(keys, kind="stable")
+    keys, r = keys[order], r[order]
+    again = keys[1:] == keys[:-1]
+    two = np.flatnonzero(again & (r[1:] != r[:-1]))
+    if two.size:
+        (row, column), which = divmod(int(keys[two[0]]), 2**32), r[two[0] : two[0] + 2]
+        found = f"{which[0]} and {which[1]} of rows {row} and {column}"
+        hint = "pass symmetric=False if r_ij and r_ji differ" if symmetric else ""
+        raise Refusal("r", found, "one relevance for each pair", hint)
+    once = np.append(True, ~again)[: len(keys)]
+    return keys[once], r[once]
 
 
 class FunctionRelevance:

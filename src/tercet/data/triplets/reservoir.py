@@ -124,6 +124,7 @@ class ReservoirTriplets:
 
     @property
     def seen(self) -> int:
+        """How many different images were added; estimated for large classes."""
         return sum(buffer.seen for buffer in self._buffers.values())
 
     def __repr__(self) -> str:
@@ -149,45 +150,20 @@ class ReservoirTriplets:
                 shape or not finite, a negative total, totals for some images only, or relevances out of
                 [0, 1]. Nothing is added then.
         """
-        caller = "ReservoirTriplets.add"
-        number = as_int(caller, "key", key, maximum=2**63 - 1)
-        name = label if isinstance(label, str) else as_int(caller, "label", label, minimum=-(2**63))
-        buffered = self._label_of.get(number, name)
-        if buffered != name:
-            expected = f"{buffered!r}, as key {number} is in the buffer of that label"
-            raise refusal(caller, "label", label, expected)
-        try:
-            array = np.asarray(features)
-        except Exception as error:  # rows of unequal length
-            raise refusal(
-                caller, "features", type(features).__name__, "an array of finite numbers", str(error)
-            ) from error
-        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-            raise refusal(caller, "features", f"array of {array.dtype}", "an array of finite numbers")
-        if self._relevance is _cosine and array.ndim != 1:
-            hint = "pass a relevance of your own for others"
-            raise refusal(caller, "features", f"shape {array.shape}", "a vector [d]", hint)
-        known = None if total is None else as_float(caller, "total", total, 0)
-        if self._totals_given not in (None, known is not None):
-            raise refusal(caller, "total", total, "a total for every image or for none")
-        buffer = self._buffers.get(name)
-        shaped = next(iter(self._buffers.values())).features[0] if self._buffers else array
-        if array.shape != shaped.shape:
-            found = f"shape {array.shape}"
-            raise refusal(caller, "features", found, f"shape {shaped.shape}, as of the images before")
-        if buffer is not None and number in self._label_of:
-            buffer.put(int(np.flatnonzero(buffer.keys[: buffer.fill] == number)[0]), array)
-            return None
-        near = np.empty(0)
-        if known is None and buffer is not None:
-            with border(caller):
+        with border("ReservoirTriplets.add"):
+            number, name = self._named(key, label)
+            array = self._checked_features(features)
+            known = self._checked_total(total)
+            buffer = self._buffers.get(name)
+            if buffer is not None and number in self._label_of:
+                buffer.put(int(np.flatnonzero(buffer.keys[: buffer.fill] == number)[0]), array)
+                return None
+            near = np.empty(0)  # its relevance to the images in the buffer, by which totals are estimated
+            if known is None and buffer is not None:
                 near = self._asked(array[None], buffer.features[: buffer.fill])[0]
+            if buffer is None:
+                buffer = self._new_buffer(name, array)
         self._totals_given = known is not None
-        if buffer is None:
-            try:
-                buffer = self._buffers.setdefault(name, ClassBuffer(self.capacity, array))
-            except (MemoryError, ValueError):
-                raise refusal(caller, "capacity", self.capacity, "buffers that fit into memory") from None
         log_u = float(np.log(keyed_uniform(self._admission, np.int64(number)) + 2.0**-54)[0])
         gone = buffer.admit(number, array, log_u, known, near)
         if gone != number:
@@ -195,6 +171,49 @@ class ReservoirTriplets:
             if gone is not None:
                 del self._label_of[gone]
         return gone
+
+    def _named(self, key: Any, label: Any) -> tuple[int, int | str]:
+        """A key and a label as they are stored; refused where the key is in the buffer of another label."""
+        number = as_int(None, "key", key, maximum=2**63 - 1)
+        name = label if isinstance(label, str) else as_int(None, "label", label, minimum=-(2**63))
+        buffered = self._label_of.get(number, name)
+        if buffered != name:
+            raise Refusal("label", label, f"{buffered!r}, as key {number} is in the buffer of that label")
+        return number, name
+
+    def _checked_features(self, features: Any) -> np.ndarray:
+        """Features as an array of finite numbers, of the shape of those before."""
+        try:
+            array = np.asarray(features)
+        except Exception as error:  # rows of unequal length
+            kind, expected = type(features).__name__, "an array of finite numbers"
+            raise Refusal("features", kind, expected, str(error)) from error
+        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+            raise Refusal("features", f"array of {array.dtype}", "an array of finite numbers")
+        if self._relevance is _cosine and array.ndim != 1:
+            hint = "pass a relevance of your own for others"
+            raise Refusal("features", f"shape {array.shape}", "a vector [d]", hint)
+        for buffer in self._buffers.values():
+            shape = buffer.features.shape[1:]
+            if array.shape != shape:
+                expected = f"shape {shape}, as of the images before"
+                raise Refusal("features", f"shape {array.shape}", expected)
+            break  # all have that shape
+        return array
+
+    def _checked_total(self, total: Any) -> float | None:
+        """A total relevance, or None; refused where the images before had one and this has not, or not so."""
+        known = None if total is None else as_float(None, "total", total, 0)
+        if self._totals_given not in (None, known is not None):
+            raise Refusal("total", total, "a total for every image or for none")
+        return known
+
+    def _new_buffer(self, name: int | str, features: np.ndarray) -> ClassBuffer:
+        """The empty buffer of a class that has none yet."""
+        try:
+            return self._buffers.setdefault(name, ClassBuffer(self.capacity, features))
+        except (MemoryError, ValueError):
+            raise Refusal("capacity", self.capacity, "buffers that fit into memory") from None
 
     def triplets(self, n: int) -> Triplets:
         """The triplets of the next n queries; fewer if queries are given up.
