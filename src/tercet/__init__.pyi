@@ -65,6 +65,8 @@ from .miners.hard import HardestN as HardestN
 from .miners.hard import SemiHard as SemiHard
 from .miners.pairs import MultiSimilarityMiner as MultiSimilarityMiner
 from .miners.pairs import PairMargin as PairMargin
+from .neighbors.collection import Neighbors as Neighbors
+from .neighbors.collection import nearest as nearest
 from .pairwise.distances import Mahalanobis as Mahalanobis
 from .pairwise.relations import CrossGroup as CrossGroup
 from .pairwise.relations import Graded as Graded

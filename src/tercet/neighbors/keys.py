@@ -45,7 +45,16 @@ from tercet.pairwise.distances import Distance, exact, exact_pairs, form_of
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import full_precision, roundoff
 
-__all__ = ["ExactDistances", "RankKeys", "class_keys", "first_above", "shortlist", "square_bound"]
+__all__ = [
+    "ExactDistances",
+    "RankKeys",
+    "class_keys",
+    "first_above",
+    "product_error",
+    "shortlist",
+    "square_bound",
+    "square_error",
+]
 
 
 class RankKeys:
@@ -90,7 +99,7 @@ class RankKeys:
             self.error = x.new_zeros(len(x))
             if isinstance(form, ProductForm) and len(y):
                 lengths = [torch.linalg.vector_norm(v, dim=1) for v in ((x,) if y is x else (x, y))]
-                self.error = lengths[0] * lengths[-1].max() * (2 * _product_share(x.shape[1] + 8, x))
+                self.error = product_error(lengths[0], lengths[-1].max(), x)
         if order is not None:
             self._u, self._v = self._u[order[0]], self._v[order[1]]
             if self._form is not None:
@@ -190,20 +199,39 @@ def square_bound(
     Reference:
         Higham, "Accuracy and stability of numerical algorithms", 2002, chapters 3 and 4.
     """
-    k = x.shape[1]
     lengths: Any = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     others: Any = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
-    share, tiny = _shares(k, x.dtype, _product_share(k, x))
     on_cpu = x.device.type == "cpu"
     if on_cpu:  # the same arithmetic, where a call of numpy costs a fifth of torch's
         lengths, others = lengths.numpy(), others.numpy()
-    error = lengths + (others.max() if others.shape[0] else 0.0)
-    error *= error
-    error *= share
-    error += tiny
+    error = square_error(lengths, others.max() if others.shape[0] else 0.0, x)
     found = [error, lengths * lengths] if y is x else [error, lengths * lengths, others * others]
     found = [(torch.from_numpy(v) if on_cpu else v).to(x.dtype) for v in found]
     return found[0], found[1], found[-1]
+
+
+def square_error(lengths: Any, reach: Any, x: Tensor) -> Any:
+    """ε of `square_bound` for rows like x of these lengths, against columns of at most `reach`.
+
+    Args:
+        lengths: float64 [n], ‖x_i‖: a tensor or an array.
+        reach: the length of the longest column.
+        x: [_, k], for the number of features, the dtype and the device.
+
+    Returns:
+        float64 [n], of the kind of `lengths`.
+    """
+    share, tiny = _shares(x.shape[1], x.dtype, _product_share(x.shape[1], x))
+    error = lengths + reach
+    error *= error
+    error *= share
+    error += tiny
+    return error
+
+
+def product_error(lengths: Any, reach: Any, x: Tensor) -> Any:
+    """ε of the dot product, arguments as for `square_error`: twice what a product may be off by."""
+    return lengths * reach * (2 * _product_share(x.shape[1] + 8, x))
 
 
 def _product_share(k: int, x: Tensor) -> float:

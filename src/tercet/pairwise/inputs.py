@@ -35,6 +35,7 @@ __all__ = [
     "features",
     "is_now",
     "lack_of_data",
+    "prepared",
     "raise_late",
     "tensor_of",
     "unchecked_features",
@@ -325,15 +326,15 @@ def unchecked_features(
     """`features`, unchecked, and the checks."""
     checks: list[FiniteCheck] = []
     if ref is None:
-        return (_prepared("embeddings", embeddings, distance, checks),), checks
+        return (prepared("embeddings", embeddings, distance, checks),), checks
     if not isinstance(ref, References):
         raise Refusal("ref", type(ref).__name__, "References(embeddings, labels, ids)")
     one = None  # the precision to prepare both in: else equal rows would not be at distance 0
     if all(isinstance(v, Tensor) and v.is_floating_point() for v in (embeddings, ref.embeddings)):
         both = {v.dtype for v in (embeddings, ref.embeddings)}
         one = torch.float64 if torch.float64 in both else torch.float32 if len(both) > 1 else None
-    x = _prepared("embeddings", embeddings, distance, checks, one)
-    y = _prepared("ref.embeddings", ref.embeddings, distance, checks, one)
+    x = prepared("embeddings", embeddings, distance, checks, one)
+    y = prepared("ref.embeddings", ref.embeddings, distance, checks, one)
     if ref.embeddings.shape[1] != embeddings.shape[1]:
         expected = f"{embeddings.shape[1]} dimensions, as the batch has"
         raise Refusal("ref.embeddings", f"{ref.embeddings.shape[1]} dimensions", expected)
@@ -343,13 +344,25 @@ def unchecked_features(
     return (x.to(dtype), y.to(dtype)), checks
 
 
-def _prepared(
+def prepared(
     argument: str,
     embeddings: Any,
     distance: Distance,
     checks: list[FiniteCheck],
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n k"]:
+    """Features of embeddings, whose check is added to `checks`.
+
+    Args:
+        argument: the name of the argument, for the sentence.
+        embeddings: [n, d].
+        distance: a `Distance`.
+        checks: is extended by a check that the numbers are finite, where they are floats.
+        dtype: the precision to prepare them in; None for their own.
+
+    Raises:
+        ValueError: no matrix of numbers, or whole numbers under a distance of floats.
+    """
     lacking = lack_of_data(embeddings) if isinstance(embeddings, Tensor) else ""
     if lacking:
         raise Refusal(argument, lacking, "a dense tensor with data")
