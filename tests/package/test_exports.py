@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,73 @@ def test_a_missing_docstring_or_example_is_seen():
         """
 
     assert [lacks(value) for value in (bare, told, shown)] == ["a docstring", "an example", ""]
+
+
+def described(text: str, section: str) -> str:
+    """A section of a docstring, such as "Args"; empty where there is none."""
+    found = re.search(rf"^{section}:\n((?:[ ]+.*\n|\n)+)", inspect.cleandoc(text) + "\n", re.MULTILINE)
+    return found[1] if found else ""
+
+
+def undescribed(function: object, text: str) -> list[str]:
+    """What help() of a function with parameters leaves to ask: parameters and the result."""
+    signature = inspect.signature(function)
+    names = [name for name in signature.parameters if name not in ("self", "cls")]
+    heads = re.findall(r"^    ([\w, *]+):", described(text, "Args"), re.MULTILINE)
+    known = {name.strip(" *") for head in heads for name in head.split(",")}
+    lacking = [name for name in names if name not in known]
+    given = str(signature.return_annotation) not in ("None", str(inspect.Signature.empty))
+    if names and given and not described(text, "Returns"):
+        lacking.append("Returns")
+    return lacking
+
+
+def public_functions(value: type) -> dict[str, object]:
+    """The public methods of a class that this package defines, by name."""
+    found = {}
+    for name in dir(value):
+        owner = next((kind for kind in value.__mro__ if name in vars(kind)), None)
+        if not name.startswith("_") and owner is not None and owner.__module__.startswith("tercet."):
+            method = inspect.unwrap(getattr(value, name))
+            if inspect.isfunction(method) or inspect.ismethod(method):
+                found[name] = method
+    return found
+
+
+HELPED = [name for name in NAMES if not HOME[name].startswith("tercet.losses.")]
+
+
+@pytest.mark.parametrize("name", HELPED)
+def test_help_describes_each_argument_and_result(name):
+    value = getattr(tercet, name)
+    if not inspect.isclass(value):
+        assert not undescribed(value, inspect.getdoc(value))
+        return
+    own = value.__init__ if "__init__" in vars(value) else value
+    assert not [each for each in undescribed(own, value.__doc__) if each not in ("Returns", "args", "kwargs")]
+    for method, function in public_functions(value).items():
+        text = inspect.getdoc(getattr(value, method)) or ""
+        assert not (lacking := undescribed(function, text)), f"{name}.{method}: {lacking}"
+
+
+def test_an_argument_or_result_that_is_not_described_is_seen():
+    def half(a: int, *rest: int, b: int = 0) -> int:
+        """A sum.
+
+        Args:
+            a, rest: numbers.
+        """
+
+    assert undescribed(half, half.__doc__) == ["b", "Returns"]
+    assert undescribed(half, "A sum.") == ["a", "rest", "b", "Returns"]
+
+    class Held:
+        shown = property(lambda self: 1)
+
+        def given(self) -> int: ...
+
+    Held.__module__ = "tercet.test"
+    assert list(public_functions(Held)) == ["given"]
 
 
 @pytest.mark.parametrize("name", ["triplets_of_everything", "PKSamplers", "_private"])

@@ -137,6 +137,9 @@ class LabeledPairs(NamedTuple):
         Args:
             pairs: `Pairs` or another sequence of four columns of row numbers.
 
+        Returns:
+            Labeled pairs of numpy columns: [p + n] of p positive and n negative pairs.
+
         Raises:
             ValueError: not four columns, or columns of unequal length.
         """

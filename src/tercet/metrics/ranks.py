@@ -138,13 +138,13 @@ def _listed_hits(
     values, at = _smallest(keys, count)
     listed = columns[at.clamp_(max=len(columns) - 1)]
     hits = (pairwise.column_labels[listed] == pairwise.labels[rows, None]) & (values < math.inf)
-    reach = values[:, depth - 1 : depth] + error  # no column of a larger key can be among the first
-    short = (values[:, -1] <= reach[:, 0]) & (values[:, -1] < math.inf) & (count < len(columns))
+    bound = values[:, depth - 1 : depth] + error  # no column of a larger key can be among the first
+    short = (values[:, -1] <= bound[:, 0]) & (values[:, -1] < math.inf) & (count < len(columns))
     needed = torch.zeros_like(rows)
     if bool(short.any()):
-        needed[short] = 1 + (keys[short] <= reach[short]).sum(1)
+        needed[short] = 1 + (keys[short] <= bound[short]).sum(1)
     close = (values[:, 1:] - values[:, :-1] <= error) & (values[:, 1:] < math.inf)
-    decisive = close & (hits[:, 1:] != hits[:, :-1]) & (values[:, :-1] <= reach) & ~short[:, None]
+    decisive = close & (hits[:, 1:] != hits[:, :-1]) & (values[:, :-1] <= bound) & ~short[:, None]
     if bool(decisive.any()):
         run = pad(~close, (1, 0), value=True).flatten().cumsum(0).view_as(hits) - 1  # of close keys
         mixed = run.new_zeros(run.numel(), dtype=torch.bool)

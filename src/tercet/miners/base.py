@@ -65,18 +65,18 @@ class Miner:
 
     def __post_init__(self) -> None:
         caller = type(self).__name__
-        settled: dict[str, Any] = {
+        checked: dict[str, Any] = {
             "distance": as_distance(caller, self.distance),
             "relation": as_relation(caller, self.relation),
             "seed": as_seed(caller, self.seed),
         }
         for name in ("max_count", "tile_rows"):
             if getattr(self, name) is not None:
-                settled[name] = as_int(caller, name, getattr(self, name), minimum=1)
-        self._settle(**settled)
+                checked[name] = as_int(caller, name, getattr(self, name), minimum=1)
+        self._set(**checked)
 
-    def _settle(self, **options: Any) -> None:
-        """Write checked options back into a frozen dataclass."""
+    def _set(self, **options: Any) -> None:
+        """Set options to their checked values, which a frozen dataclass allows no other way."""
         for name, value in options.items():
             object.__setattr__(self, name, value)
 
@@ -116,7 +116,19 @@ class Miner:
         return self.select(pairwise, step)
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets | Pairs:
-        """The rule."""
+        """The rule: what a subclass defines and a call runs, without a graph, on inputs that are checked.
+
+        Args:
+            pairwise: the batch's rows against its columns; `pairwise.tiles()` gives them some anchors at a
+                time, with distances and with who is positive and who negative.
+            step: the `step` of the call, for draws.
+
+        Returns:
+            `Triplets` or `Pairs` of int64 row numbers, by anchor.
+
+        Raises:
+            TypeError: a miner without a rule.
+        """
         raise TypeError(f"{type(self).__name__} has no rule; a subclass defines select(pairwise, step)")
 
     def _pairwise(self, embeddings: Tensor, labels: Tensor, ids: Any, ref: Any) -> Pairwise:

@@ -1,4 +1,4 @@
-"""Every triplet of a batch: counted, drawn and listed without a list in between."""
+"""Every triplet of a batch: counted first, then listed or drawn, without a longer list in between."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class BatchAll(Miner):
     {(a, p, n) : y_a = y_p ≠ y_n, a ≠ p, and, with a margin m, D(a,p) − D(a,n) + m > 0}
 
     In a batch of N rows with K a class there are N (K − 1)(N − K), so a list is long: called without mined
-    tuples, `TripletMargin` sums the loss over all of them and makes none. Here they are counted first; then
-    the list is written once, in place, or `max_count` of them are drawn without it.
+    tuples, `TripletMargin` sums the loss over all of them and makes no list. Here they are counted first;
+    then the list is written once, into its final place, or `max_count` of them are drawn without it.
 
     Args:
         margin: m, at least 0, in units of the distance; None for every triplet.
@@ -91,7 +91,7 @@ class BatchAll(Miner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(margin=margin_of(self, self.margin))
+        self._set(margin=margin_of(self, self.margin))
 
     @outside_graph
     @torch.no_grad()
@@ -110,14 +110,24 @@ class BatchAll(Miner):
             labels: [n] integers or bools, or what `relation` takes.
             ids: [n] integers, which image each row is; equal ids are one image.
             ref: columns to mine positives and negatives from; None for the batch itself.
+
+        Returns:
+            The number of triplets.
+
+        Raises:
+            ValueError: as a call of the miner.
+
+        Example:
+            >>> BatchAll().count(torch.tensor([[0.0], [1.0], [9.0]]), torch.tensor([0, 0, 1]))
+            2
         """
         pairwise = self._pairwise(embeddings, labels, ids, ref)
         return sum(int(part.wanted.sum()) for part in self._parts(pairwise))
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        """Count the triplets of each (a, p), then write those wanted in their places."""
         if pairwise.labels.device.type != "cpu":
             return Triplets(*self._listed(pairwise, step, self._rule))
+        # The triplets of each (a, p) are counted first, then written to their places.
         sizes, kept, room = [], [], budget(pairwise.labels.device).tile_bytes
         for part in self._parts(pairwise):
             sizes.append(int(part.wanted.sum()))

@@ -5,7 +5,7 @@ the same for both kinds:
 
 | | processor | accelerator |
 |---|---|---|
-| search | `ExactSearch`: looks at what is ambiguous | `FixedShapeSearch`: notes it |
+| ambiguous rows | `ExactSearch` decides them at once | `FixedShapeSearch` marks them for a second search |
 | list | `Collected`: tuples that lack a row leave at once | `Deferred`: kept until all counts are read |
 | host reads | cost nothing | at most one, and one more if any row was ambiguous |
 """
@@ -61,7 +61,7 @@ class Collected:
 
         Args:
             columns: anchors first.
-            complete: no row is missing, as the caller knows.
+            complete: True if no row is missing; then an accelerator has nothing to count.
         """
         found = functools.reduce(torch.minimum, columns) >= 0
         self.append(columns if bool(found.all()) else [column[found] for column in columns])
@@ -72,7 +72,7 @@ class Collected:
         self.append([*(self._numbers(column, i) for column in columns[:-1]), self._numbers(columns[-1], j)])
 
     def columns(self) -> Columns:
-        """All of them, each as one; none where nothing came."""
+        """Each column as one tensor; no column where nothing was added."""
         self._close()
         if len(self._full) == 1:
             return self._full[0]
@@ -100,7 +100,9 @@ class Collected:
 
 
 class Deferred:
-    """What a rule added, until the host knows how many tuples there are: it then takes known shapes only.
+    """What a rule added, kept whole with a mask of the tuples that are wanted, until they have been counted.
+
+    Once the host has read the counts, the wanted tuples are taken out in shapes that are known.
 
     Example:
         >>> found = Deferred()
@@ -124,7 +126,7 @@ class Deferred:
         self._parts.append((wanted, columns))
 
     def leave_out(self, anchors: Bool[Tensor, " n"]) -> None:
-        """Forget the tuples of these anchors; the first column names them."""
+        """Leave out the tuples of these anchors, which the first column names."""
         for place, (wanted, columns) in enumerate(self._parts):
             kept = ~anchors[columns[0]]
             if wanted is not None:
@@ -136,7 +138,11 @@ class Deferred:
         return [wanted.sum() for wanted, _ in self._parts if wanted is not None]
 
     def columns(self, counts: Sequence[int]) -> Columns:
-        """All tuples, each column as one, given what `counts` read; none where nothing came."""
+        """Each column as one tensor; no column where nothing was added.
+
+        Args:
+            counts: the numbers that `counts()` names, on the host.
+        """
         found: list[Columns] = []
         remaining = iter(counts)
         for wanted, columns in self._parts:
@@ -167,7 +173,7 @@ def mined(
         The columns of each list, and whether they come by anchor.
 
     Raises:
-        ValueError: embeddings that are not finite, of this call or, where nothing is read, of the one before.
+        ValueError: embeddings that are not finite: of this call, or of an earlier one that did not wait.
     """
     if pairwise.labels.device.type == "cpu":
         search = ExactSearch(pairwise, ordered)
@@ -186,12 +192,12 @@ def mined(
     ambiguous, pairs = (*left, 0, 0)[:2]
     if not ambiguous:
         return _taken(first, counts), True
-    unsure = search.ambiguous > 0
-    (rows,) = torch.nonzero_static(unsure, size=ambiguous).unbind(1)
+    searched_again = search.ambiguous > 0  # [n]
+    (rows,) = torch.nonzero_static(searched_again, size=ambiguous).unbind(1)
     again, second = FixedShapeSearch(pairwise, rows, exactly=True, pairs=pairs), [Deferred() for _ in first]
     rule(again, *second)
     for each in first:
-        each.leave_out(unsure)
+        each.leave_out(searched_again)
     both = _taken([*first, *second], _read([*first, *second])[0])
     return [_by_anchor(*each) for each in zip(both[:lists], both[lists:], strict=True)], True
 

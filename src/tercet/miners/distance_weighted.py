@@ -30,9 +30,10 @@ class DistanceWeighted(Miner):
 
     P(n | a) ∝ min(λ, 1/q(D(a,n))), q(d) ∝ d^(D−2) (1 − d²/4)^((D−3)/2)
 
-    q is how distances spread on the unit sphere of D dimensions; d is the Euclidean distance of the
-    directions, √(2 − 2 cos). Below 1.4 or so 1/q falls with d, so clipping d at `cutoff` is the λ of
-    the paper: λ = 1/q(cutoff). Weights are computed as logarithms: at D = 128 they span 10³⁰ and more.
+    q is the density of distances between random points of the unit sphere in D dimensions; d is the
+    Euclidean distance of the two directions, √(2 − 2 cos). Below 1.4 or so 1/q falls with d, so clipping d at
+    `cutoff` is the λ of the paper: λ = 1/q(cutoff). Weights are computed as logarithms: at D = 128 they span
+    10³⁰ and more.
 
     The draw is a pure function of the seed, the step, and the batch's labels and ids.
 
@@ -80,15 +81,14 @@ class DistanceWeighted(Miner):
         far = as_float(caller, "nonzero_loss_cutoff", self.nonzero_loss_cutoff, 0, 2)
         if not 0 < cutoff < far:
             raise refusal(caller, "cutoff", cutoff, f"more than 0 and less than nonzero_loss_cutoff={far:g}")
-        self._settle(cutoff=cutoff, nonzero_loss_cutoff=far)
+        self._set(cutoff=cutoff, nonzero_loss_cutoff=far)
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        """One triplet for each anchor and positive, where the anchor has a negative to draw."""
         key = batch_key("DistanceWeighted", self.seed, step, pairwise)
         rule = functools.partial(self._rule, pairwise, key)
         if pairwise.labels.device.type != "cpu":
             return Triplets(*self._listed(pairwise, step, lambda search, found: rule(found)))
-        found = Collected()  # it searches for nothing
+        found = Collected()  # no search: this rule draws
         rule(found)
         return Triplets(*self._drawn(found.columns() or nothing(pairwise, 3), pairwise, step))
 
@@ -113,7 +113,7 @@ class DistanceWeighted(Miner):
             at, positive, place, width, uniform = _keyed_pairs(pairwise, rows, is_positive, key)
             drawn = cumulative.new_zeros(len(cumulative), width)  # [a, q]
             drawn[at, place] = uniform
-            # Below the total, since a draw that rounds up to it would lie behind the last column.
+            # A draw must stay below the total: rounded up to it, it would lie behind the last column.
             drawn = torch.minimum(drawn * total, torch.nextafter(total, total.new_zeros(())))
             negative = torch.searchsorted(cumulative, drawn, right=True)[at, place]
             negative = negative.masked_fill(total[at, 0] == 0, -1)
@@ -155,7 +155,7 @@ def _weights(
     square.clamp_(cutoff**2, 4 - 1e-6)
     log = (square / -4).log1p_().mul_((3 - dimensions) / 2)
     log += square.log_().mul_((2 - dimensions) / 2)
-    walls = square.copy_(wanted).sub_(0.5).mul_(torch.inf)  # ±inf floats are branch-free
-    torch.minimum(log, walls, out=log)
+    ceiling = square.copy_(wanted).sub_(0.5).mul_(torch.inf)  # ±inf floats are branch-free
+    torch.minimum(log, ceiling, out=log)
     largest = log.amax(1, keepdim=True)
     return log.sub_(largest.masked_fill_(largest == -torch.inf, 0.0)).exp_()

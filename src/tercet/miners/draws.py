@@ -38,11 +38,11 @@ def drawn_places(count: int, total: int, key: int, device: Any) -> Int[Tensor, "
 
 
 def keyed(key: int, *rows: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """A number in [0, 1) for each tuple of row numbers, float64."""
+    """A number in [0, 1) for each tuple of row numbers, float64 [t]: a function of the key and the tuple."""
     device = rows[0].device
     return sent_up(keyed_uniform(key, *(each.cpu().numpy() for each in rows)), device)
 
 
 def sent_up(values: np.ndarray, device: Any) -> Tensor:
-    """A tensor of these numbers on the device; to an accelerator the copy is asynchronous."""
+    """These numbers as a tensor on the device; the copy to an accelerator is asynchronous."""
     return torch.from_numpy(values).to(device, non_blocking=True)

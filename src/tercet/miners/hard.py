@@ -68,7 +68,6 @@ class BatchHard(Miner):
     """
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        """One triplet for each anchor that has a positive and a negative."""
         return Triplets(*self._listed(pairwise, step, self._rule))
 
     def _rule(self, search: Search, found: Tuples) -> None:
@@ -134,10 +133,9 @@ class SemiHard(Miner):
         as_choice("SemiHard", "negatives", self.negatives, ["nearest", "all"])
         if self.fallback is not None:
             as_choice("SemiHard", "fallback", self.fallback, ["easiest"])
-        self._settle(margin=margin_of(self, self.margin))
+        self._set(margin=margin_of(self, self.margin))
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        """At most one triplet for each anchor and positive, unless all negatives are asked for."""
         ordered = self.negatives != "all"
         return Triplets(*self._listed(pairwise, step, self._rule, ordered=ordered))
 
@@ -235,7 +233,6 @@ class EasyPositive(Miner):
         as_choice("EasyPositive", "negative", self.negative, ["semi_hard", "hard"])
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        """At most one triplet for each anchor."""
         return Triplets(*self._listed(pairwise, step, self._rule))
 
     def _rule(self, search: Search, found: Tuples) -> None:
@@ -296,10 +293,9 @@ class HardestN(Miner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(k=as_int("HardestN", "k", self.k, minimum=1), skip=as_int("HardestN", "skip", self.skip))
+        self._set(k=as_int("HardestN", "k", self.k, minimum=1), skip=as_int("HardestN", "skip", self.skip))
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        """At most k triplets for each anchor."""
         return Triplets(*self._listed(pairwise, step, self._rule))
 
     def _rule(self, search: Search, found: Tuples) -> None:

@@ -1,4 +1,4 @@
-"""Miners of pairs: for each anchor the positives and the negatives that a rule wants."""
+"""Miners of pairs: for each anchor the positives and the negatives that a rule selects."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ __all__ = ["MultiSimilarityMiner", "PairMargin"]
 
 
 class _PairMiner(Miner):
-    """A rule that says for each row which positives are wanted and which negatives."""
+    """A miner whose rule selects positive pairs and negative pairs of each row."""
 
     def select(self, pairwise: Pairwise, step: int) -> Pairs:
-        """The wanted positives and the wanted negatives of each row."""
         found, in_order = mined(pairwise, self._rule, lists=2, ordered=False)
         sides = [columns or nothing(pairwise, 2) for columns in found]
         return Pairs(
@@ -31,14 +30,14 @@ class _PairMiner(Miner):
 
     @abstractmethod
     def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
-        """Add the wanted positive pairs and the wanted negative pairs."""
+        """Add the selected positive pairs to one list and the selected negative pairs to the other."""
 
 
 @dataclass(frozen=True)
 class MultiSimilarityMiner(_PairMiner):
     """Negatives nearer than the farthest positive, and positives farther than the nearest negative.
 
-    (a, n) : D(a,n) < max_p D(a,p) + ε and (a, p) : D(a,p) > min_n D(a,n) − ε
+    {(a, n) : D(a,n) < max_p D(a,p) + ε} and {(a, p) : D(a,p) > min_n D(a,n) − ε}
 
     With the cosine distance 1 − s it is the paper's rule on similarities s. An anchor without positives has
     no negative pair, one without negatives no positive pair.
@@ -85,7 +84,7 @@ class MultiSimilarityMiner(_PairMiner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(epsilon=as_float("MultiSimilarityMiner", "epsilon", self.epsilon))
+        self._set(epsilon=as_float("MultiSimilarityMiner", "epsilon", self.epsilon))
 
     def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
         for block in search.blocks():
@@ -106,7 +105,9 @@ class MultiSimilarityMiner(_PairMiner):
 class PairMargin(_PairMiner):
     """Positive pairs that are too far apart, and negative pairs that are too near.
 
-    (a, p) : D(a,p) > m⁺ and (a, n) : D(a,n) < m⁻: what a contrastive loss with these margins is not 0 for
+    {(a, p) : D(a,p) > m⁺} and {(a, n) : D(a,n) < m⁻}
+
+    These are the pairs for which a contrastive loss with these margins is not 0.
 
     Args:
         pos_margin: m⁺, any finite number, in units of the distance.
@@ -154,7 +155,7 @@ class PairMargin(_PairMiner):
         margins = {
             name: as_float("PairMargin", name, getattr(self, name)) for name in ("pos_margin", "neg_margin")
         }
-        self._settle(**margins)
+        self._set(**margins)
 
     def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
         for block in search.blocks():

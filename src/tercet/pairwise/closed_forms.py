@@ -1,7 +1,7 @@
-"""What a distance is made of, where it says so: ‖u − v‖, a multiple of its square, or a product.
+"""The closed forms that a distance may have: D = ‖u − v‖, a multiple of ‖u − v‖², or −x·y.
 
-A distance with a closed form is measured by matrix products where they are precise enough, and by differences
-where something is decided by it.
+A distance that has one is computed by matrix products where these are precise enough, and by sums of squared
+differences where a comparison depends on the last digits.
 """
 
 from __future__ import annotations
@@ -60,7 +60,16 @@ class EuclideanForm:
     def entries(
         self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"], i: Int[Tensor, " t"], j: Int[Tensor, " t"]
     ) -> Float[Tensor, " t"]:
-        """`tile(x, y)[i, j]`."""
+        """`tile(x, y)[i, j]`: the distances of listed pairs of rows.
+
+        Args:
+            x: [a, k], the features of the rows.
+            y: [r, k], the features of the columns.
+            i, j: int64 [t], the row and the column of each pair.
+
+        Returns:
+            Floats [t], with a gradient.
+        """
         measure = fast_entries if x.device.type == "cpu" else fixed_entries
         return self._scaled(measure(self.space(x), self.space(y), i, j, self.root))
 

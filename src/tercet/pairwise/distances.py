@@ -318,7 +318,17 @@ class Mahalanobis(nn.Module):
             self.register_buffer("L", L)
 
     def prepare(self, embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """xᵀL for every row x."""
+        """xᵀL for every row x.
+
+        Args:
+            embeddings: [n, d] floats.
+
+        Returns:
+            Floats [n, k], with the graph of `embeddings` and of `L`.
+
+        Raises:
+            ValueError: another number of dimensions or another device than `L` has.
+        """
         x = _floats(embeddings)
         if x.shape[1] != self.L.shape[0]:
             raise refusal(
@@ -332,11 +342,27 @@ class Mahalanobis(nn.Module):
             return (x.double() @ self.L.double()).to(x.dtype)
 
     def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
-        """‖x_i − y_j‖ of prepared rows."""
+        """‖x_i − y_j‖ of prepared rows.
+
+        Args:
+            x: [a, k], from `prepare`.
+            y: [r, k], from `prepare`.
+
+        Returns:
+            Floats [a, r].
+        """
         return self.form.tile(x, y)
 
     def paired(self, x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
-        """‖x_i − y_i‖ of prepared rows."""
+        """‖x_i − y_i‖ of prepared rows.
+
+        Args:
+            x: [t, k], from `prepare`.
+            y: [t, k], from `prepare`.
+
+        Returns:
+            Floats [t].
+        """
         return self.form.paired(x, y)
 
     def extra_repr(self) -> str:

@@ -261,8 +261,8 @@ def centre_of(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]) -> Float[Tensor,
         if value != about and (not grain or value % grain):
             return centre
     both = y if x is y else torch.cat([x, y])
-    reach = (both - centre).abs().amax()
-    grain = torch.ldexp(torch.ones_like(reach), torch.frexp(reach).exponent - bits)
+    largest = (both - centre).abs().amax()
+    grain = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - bits)
     on_grid = ((both / grain).frac() == 0).all()
     return torch.where(on_grid, (centre / grain).round() * grain, centre)
 

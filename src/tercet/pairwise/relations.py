@@ -56,7 +56,20 @@ class Relation(Protocol):
     """
 
     def check(self, caller: str, argument: str, labels: Any, count: int, device: Any, /) -> Tensor:
-        """The labels of `count` rows on `device`; raises ValueError where they are not."""
+        """The labels of the rows, checked.
+
+        Args:
+            caller, argument: the function that was called and its argument, for the sentence of an error.
+            labels: what the user passed.
+            count: n, the number of rows.
+            device: where the embeddings are.
+
+        Returns:
+            [n] or [n, c] on `device`, as `key` and `sides` take them.
+
+        Raises:
+            ValueError: labels of another kind or shape.
+        """
         ...
 
     def key(self, labels: Tensor, /) -> Int[Tensor, " n"] | None:
@@ -130,17 +143,45 @@ class SameLabel:
     key_is_class = True
 
     def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, " n"]:
-        """Labels [n] as int64."""
+        """Labels [n] as int64.
+
+        Args:
+            caller, argument: the function that was called and its argument, for sentences.
+            labels: a tensor [n] of whole numbers or bools.
+            count: n, the number of rows.
+            device: where the embeddings are.
+
+        Returns:
+            int64 [n] on `device`.
+
+        Raises:
+            ValueError: labels of another kind or shape.
+        """
         return whole_numbers(caller, argument, labels, count, device)
 
     def key(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The label."""
+        """The label.
+
+        Args:
+            labels: int64 [n].
+
+        Returns:
+            int64 [n].
+        """
         return labels
 
     def sides(
         self, rows: Int[Tensor, " a"], columns: Int[Tensor, " r"]
     ) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
-        """Equal, and not."""
+        """Which labels are equal, and which are not.
+
+        Args:
+            rows: labels of a rows, as `check` gives them.
+            columns: labels of r columns.
+
+        Returns:
+            (positive, negative): bool [a, r] each, never both true.
+        """
         same = rows[:, None] == columns[None, :]  # [a, r]
         return same, ~same
 
@@ -163,18 +204,46 @@ class SharedLabel:
     is_symmetric = True
 
     def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Float[Tensor, "n c"]:
-        """Labels [n, c] as 0 and 1."""
+        """Labels [n, c] as 0 and 1.
+
+        Args:
+            caller, argument: the function that was called and its argument, for sentences.
+            labels: a tensor [n, c] of 0 and 1 or of bools.
+            count: n, the number of rows.
+            device: where the embeddings are.
+
+        Returns:
+            float32 [n, c] on `device`.
+
+        Raises:
+            ValueError: labels of another kind or shape.
+        """
         found = whole_numbers(caller, argument, labels, count, device, "one column a label")
         _refuse_label_numbers(caller, argument, labels)
         return _bits(found)
 
     def key(self, labels: Shaped[Tensor, "n c"]) -> None:
-        """None: sharing a label is not transitive."""
+        """None: sharing a label is not transitive.
+
+        Args:
+            labels: [n, c].
+
+        Returns:
+            None.
+        """
 
     def sides(
         self, rows: Shaped[Tensor, "a c"], columns: Shaped[Tensor, "r c"]
     ) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
-        """At least one label in common, and none."""
+        """Which rows share a label, and which share none.
+
+        Args:
+            rows: labels of a rows, as `check` gives them.
+            columns: labels of r columns.
+
+        Returns:
+            (positive, negative): bool [a, r] each, never both true.
+        """
         shared = _common(_bits(rows), _bits(columns)) > 0  # [a, r]
         return shared, ~shared
 
@@ -199,7 +268,20 @@ class CrossGroup:
     is_symmetric = True
 
     def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n 2"]:
-        """Labels [n, 2] as int64."""
+        """Labels [n, 2] as int64.
+
+        Args:
+            caller, argument: the function that was called and its argument, for sentences.
+            labels: a tensor [n, 2] of whole numbers: identity, group.
+            count: n, the number of rows.
+            device: where the embeddings are.
+
+        Returns:
+            int64 [n, 2] on `device`.
+
+        Raises:
+            ValueError: labels of another kind or shape.
+        """
         labels = whole_numbers(caller, argument, labels, count, device, "identity and group")
         if labels.shape[1] != 2:
             raise refusal(
@@ -208,13 +290,28 @@ class CrossGroup:
         return labels
 
     def key(self, labels: Int[Tensor, "n 2"]) -> Int[Tensor, " n"]:
-        """The identity."""
+        """The identity.
+
+        Args:
+            labels: int64 [n, 2].
+
+        Returns:
+            int64 [n].
+        """
         return labels[:, 0]
 
     def sides(
         self, rows: Int[Tensor, "a 2"], columns: Int[Tensor, "r 2"]
     ) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
-        """The same identity of another group, and another identity."""
+        """Which are the same identity of another group, and which are another identity.
+
+        Args:
+            rows: labels of a rows, as `check` gives them.
+            columns: labels of r columns.
+
+        Returns:
+            (positive, negative): bool [a, r] each, never both true.
+        """
         same = rows[:, None, 0] == columns[None, :, 0]  # [a, r]
         return same & (rows[:, None, 1] != columns[None, :, 1]), ~same
 
@@ -261,19 +358,50 @@ class Graded:
         return isinstance(self.relevance, str)
 
     def check(self, caller: str, argument: str, labels: Any, count: int, device: Any) -> Int[Tensor, "n c"]:
-        """Labels [n, c] as int64."""
+        """Labels [n, c] as int64.
+
+        Args:
+            caller, argument: the function that was called and its argument, for sentences.
+            labels: a tensor [n, c] of whole numbers or bools; of 0 and 1 for `"overlap"`.
+            count: n, the number of rows.
+            device: where the embeddings are.
+
+        Returns:
+            int64 [n, c] on `device`.
+
+        Raises:
+            ValueError: labels of another kind or shape.
+        """
         found = whole_numbers(caller, argument, labels, count, device, "several labels a row")
         if self.relevance == "overlap":
             _refuse_label_numbers(caller, argument, labels)
         return found
 
     def key(self, labels: Shaped[Tensor, "n c"]) -> None:
-        """None: relevance is not transitive."""
+        """None: relevance is not transitive.
+
+        Args:
+            labels: [n, c].
+
+        Returns:
+            None.
+        """
 
     def sides(
         self, rows: Shaped[Tensor, "a c"], columns: Shaped[Tensor, "r c"]
     ) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
-        """Relevant enough, and irrelevant enough."""
+        """Which are relevant enough, and which irrelevant enough.
+
+        Args:
+            rows: labels of a rows, as `check` gives them.
+            columns: labels of r columns.
+
+        Returns:
+            (positive, negative): bool [a, r] each, never both true.
+
+        Raises:
+            ValueError: a function `relevance` that gives another shape, or numbers out of [0, 1].
+        """
         relevance = self.relevance if callable(self.relevance) else _RELEVANCES[self.relevance]
         r = relevance(rows, columns)  # [a, r]
         if callable(self.relevance):

@@ -67,7 +67,14 @@ class EmbeddingHead(nn.Module):
         return self.linear.weight.T
 
     def forward(self, features: Float[Tensor, "n *d"]) -> Float[Tensor, "n k"]:
-        """Embeddings [n, k] of features [n, d]; features [n, d, 1, 1] and the like are flattened.
+        """Embeddings of features.
+
+        Args:
+            features: floats [n, d] of the weights' precision, or of any under autocast; [n, d, 1, 1] and the
+                like are flattened.
+
+        Returns:
+            Floats [n, k], with the graph; of length 1 and float32 with `normalize`.
 
         Raises:
             ValueError: another number of features.
@@ -189,7 +196,13 @@ class DeepRankingNet(nn.Module):
         return given.flatten(1)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n e"]:
-        """Embeddings [n, embedding_size], each of length 1, of images [n, c, h, w].
+        """Embeddings of images.
+
+        Args:
+            images: floats [n, c, h, w] of the weights' precision, or of any under autocast.
+
+        Returns:
+            float32 [n, embedding_size], each row of length 1, with the graph.
 
         Raises:
             ValueError: images of another size or with other channels than the net was built for, or another

@@ -138,6 +138,9 @@ class Catalog:
         Args:
             row: the row number; negative ones count from the end.
 
+        Returns:
+            `root` and the path in the catalog, joined. Nothing is opened.
+
         Raises:
             IndexError: a number outside the catalog.
             PermissionError: the path leads out of the root, for instance by a link, and `outside_root` is

@@ -38,6 +38,9 @@ class _Batch:
             device: the device, such as "cuda:0".
             non_blocking: copy asynchronously where possible.
 
+        Returns:
+            A new batch; tensors that are there already are not copied.
+
         Raises:
             ValueError: no such device, or `non_blocking` is not a boolean.
         """

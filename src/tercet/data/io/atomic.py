@@ -42,7 +42,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 def fresh_target(path: str | Path, overwrite: bool, suffixes: Sequence[str]) -> Path:
     """`path`, refused before any work is done for it if nothing could be written there.
 
-    Leftovers of killed runs in its folder are settled and removed first.
+    First what killed runs left in its folder is cleared: a set of files is renamed whole or undone, and
+    temporary files are removed.
 
     Args:
         path: the file to be written.
@@ -122,9 +123,8 @@ def atomically_together(targets: Sequence[Path], overwrite: bool = True) -> Iter
             _publish(files, overwrite)
     finally:
         try:
-            listed = set(
-                pending_names(targets[0].parent).values()
-            )  # the next run needs these to settle the set
+            # Those that the journal lists stay: by them the next run completes the set, or undoes it.
+            listed = set(pending_names(targets[0].parent).values())
             for file in files:
                 if file.name not in listed:
                     file.unlink(missing_ok=True)
@@ -196,7 +196,7 @@ def _publish(files: Mapping[Path, Path], overwrite: bool) -> None:
             for file, target in files.items():
                 _rename(file, target, overwrite)
         except BaseException:
-            record.settle()
+            record.complete_or_undo()
             raise
         record.clear()
 
@@ -223,7 +223,7 @@ def _exists(target: Path) -> OSError:
 
 @contextmanager
 def journal(folder: Path) -> Iterator[Journal]:
-    """Hold the journal of a folder, after settling what a dead run listed there.
+    """Hold the journal of a folder, after the set that a dead run listed there is completed or undone.
 
     Args:
         folder: an existing folder that may be written.
@@ -232,7 +232,8 @@ def journal(folder: Path) -> Iterator[Journal]:
         An empty journal. It is removed when the block ends, unless it still lists a set.
 
     Raises:
-        OSError: its name is taken by something else, or what a dead run listed cannot be settled.
+        OSError: its name is taken by something else, or a set of a dead run can neither be completed nor
+            undone.
 
     Example:
         >>> with journal(Path(".")):
@@ -248,7 +249,7 @@ def journal(folder: Path) -> Iterator[Journal]:
         if os.fstat(descriptor).st_nlink > 1:  # a hard link: writing would change another file
             raise not_ours(path)
         held = Journal(folder, descriptor)
-        held.settle()
+        held.complete_or_undo()
         try:
             yield held
         finally:

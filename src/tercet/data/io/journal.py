@@ -80,7 +80,7 @@ class Journal:
         os.fsync(self._descriptor)
         fsync(self._folder)
 
-    def settle(self) -> None:
+    def complete_or_undo(self) -> None:
         """Complete the renaming that the journal lists, or undo it, and empty the journal.
 
         Raises:

@@ -30,6 +30,13 @@ class Manifest:
     disk, and rows are read on demand. Unpickling it opens the file again; if the file was replaced, that is a
     ValueError.
 
+    Args:
+        columns: the columns of row numbers.
+        catalog: the catalog, or a function that reads it when it is first asked for.
+        provenance: as the attribute.
+        reopen: what `read_manifest` was called with, for unpickling an .arrow manifest; None for the others.
+        kind: as the attribute.
+
     Attributes:
         kind: "triplets" or "pairs".
         provenance: strategy, parameters, seed, counts, catalog fingerprint and library version; {} for a
@@ -137,6 +144,9 @@ def read_manifest(
         outside_root: allow paths that lead out of the root: by `..`, by a link, or as absolute paths. By
             default such paths are refused (for an .arrow manifest, when its catalog is first used), and
             links when an image is opened.
+
+    Returns:
+        The `Manifest`: a sequence of triplets or pairs with `catalog` and `provenance`.
 
     Raises:
         ValueError: the file does not exist, is not a manifest, is empty or cut short, or has a path that is

@@ -155,6 +155,9 @@ class Resumable(ABC):
             step: how many of its items the training loop has seen: batches of what yields batches; of a
                 sampler that yields rows, `min(batches · batch_size, len(sampler))` rows.
 
+        Returns:
+            A dict that `json` and `torch.save` can write: epoch, step, the settings and a checksum.
+
         Raises:
             ValueError: not whole numbers, or a step beyond the end.
 

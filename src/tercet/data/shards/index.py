@@ -219,7 +219,17 @@ class ShardIndex:
         return f"ShardIndex({len(self)} images, {len(self.classes)} classes, {len(self.tars)} tars{left_out})"
 
     def file(self, row: int) -> Path:
-        """Tar and member of image `row`, as a path for messages; the file system has no such path."""
+        """Tar and member of image `row`, as a path for messages; the file system has no such path.
+
+        Args:
+            row: the row number; negative ones count from the end.
+
+        Returns:
+            The path of the tar, and behind it the name of the member.
+
+        Raises:
+            IndexError: a number outside the index.
+        """
         row = row_number("ShardIndex.file", row, len(self))
         return self.tars[self._shard[row]] / f"{self._key[row]}.{self._suffix[row]}"
 

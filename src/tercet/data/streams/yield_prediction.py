@@ -1,4 +1,4 @@
-"""What P×K batching of a stream will give, before it is run: share of the samples, delay and memory."""
+"""What P×K batches a stream will give, by a simulation on labels: share of the samples, delay, memory."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ _MOST = 200_000  # samples that are simulated, unless the buffer is larger than 
 
 @dataclass(frozen=True)
 class StreamYield:
-    """What a stream gives.
+    """What a stream gives, as `predict_yield` computes it.
+
+    Each worker has a buffer; in a `PKStream` each of the `lanes` into which the shards of a rank are divided.
 
     Args:
-        share: the share of the samples that ends in a batch, for one order of the shards: that of the first
-            epoch of a `PKStream`.
+        share: the share of the samples that end in a batch. It is computed for one order of the shards, for
+            a `PKStream` that of the first epoch.
         batches: batches an epoch, of all workers and ranks together.
-        first_batch: samples that a worker (of `PKStream` a lane) reads before its first batch, on average.
-        held: the most samples in a buffer at a time; a worker (of `PKStream` a lane) has one.
-        memory: bytes of the images in all buffers of a rank; for `PKStream`, as if no two workers read the
-            same lane.
+        first_batch: samples that go into a buffer before its first batch, on average.
+        held: the most samples in a buffer at any time.
+        memory: bytes of the images in all buffers of a rank. A lane of a `PKStream` that several workers of
+            a loader read has a buffer in each, which is not counted.
     """
 
     share: float
@@ -58,7 +60,7 @@ def predict_yield(
     least: float = 0.1,
     seed: int = 0,
 ) -> StreamYield:
-    """How much of a stream of these labels ends in P×K batches, how late they begin, and what they hold.
+    """What share of a stream of these labels ends in P×K batches, how late they begin, and their memory.
 
     `pk_batched` is simulated on labels alone, with the shards in a keyed order, divided into ranks and then
     into workers. Up to 200,000 samples are simulated, or 20 buffers if that is more: many workers get alike
@@ -193,7 +195,7 @@ def simulate(
     seed: int,
     partitions: int | None = None,
 ) -> StreamYield:
-    """Run the buffers of some workers on labels alone, until enough samples have come.
+    """Simulate buffers on labels alone, worker after worker, until 200,000 samples or 20 buffers have come.
 
     Args:
         parts: for each worker of each rank, the labels of its shards.
@@ -201,9 +203,12 @@ def simulate(
         bytes_a_sample: bytes that a rank keeps for each sample in the buffer of one worker, its other workers
             included.
         seed: names the draws.
-        partitions: the parts are this many partitions of each rank, which take turns, and all ranks make
-            equally many steps: a partition with more samples keeps a rest, one with fewer begins again. None
-            for workers that end with their samples.
+        partitions: for a `PKStream`, how many partitions each rank has. They give batches in turn, and all
+            ranks make equally many steps: a partition with more samples does not use them all, one with
+            fewer reads them again. None for workers that each stop when their samples are used up.
+
+    Returns:
+        The prediction.
 
     Example:
         >>> simulate([[np.arange(8) // 4]], {"p": 2, "k": 4, "buffer": 8}, 10, 0)

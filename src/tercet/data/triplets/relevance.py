@@ -35,17 +35,40 @@ class Relevance(Protocol):
     """The protocol of `relevance=`: r of pairs of row numbers, independent of the other pairs of a call."""
 
     def check(self, caller: str, count: int, /) -> None:
-        """Raise a ValueError unless it covers rows 0 to count − 1."""
+        """Check that it covers rows 0 to count − 1.
+
+        Args:
+            caller: the function that was called, for the sentence.
+            count: the number of images.
+
+        Raises:
+            ValueError: it does not.
+        """
         ...
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"], /
     ) -> Float[np.ndarray, "*b a r"]:
-        """The relevance of columns to rows, each in [0, 1], as a new array; leading axes are batches."""
+        """The relevance of columns to rows, as a new array.
+
+        Args:
+            rows: int [*b, a], row numbers of images; leading axes are batches.
+            columns: int [*b, r], row numbers of images.
+
+        Returns:
+            Floats [*b, a, r], each from 0 to 1.
+        """
         ...
 
     def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"], /) -> Float[np.ndarray, " t"]:
-        """The relevance of row j[k] to row i[k]."""
+        """The relevance of row j[k] to row i[k].
+
+        Args:
+            i, j: int [t] each, row numbers of images.
+
+        Returns:
+            Floats [t], each from 0 to 1.
+        """
         ...
 
 
@@ -103,13 +126,32 @@ class TeacherRelevance:
         return f"TeacherRelevance({len(self)} images, {self._steps.shape[1]} dimensions)"
 
     def check(self, caller: str, count: int) -> None:
-        """Raise a ValueError unless there is one embedding for each of `count` images."""
+        """Check that there is one embedding for each image.
+
+        Args:
+            caller: the function that was called, for the sentence.
+            count: the number of images.
+
+        Raises:
+            ValueError: another number of embeddings.
+        """
         _same_count(caller, self, count)
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
     ) -> Float[np.ndarray, "*b a r"]:
-        """The relevance of columns to rows, float32."""
+        """The relevance of columns to rows, float32.
+
+        Args:
+            rows: int [*b, a], row numbers of images; leading axes are batches.
+            columns: int [*b, r], row numbers of images.
+
+        Returns:
+            float32 [*b, a, r], each from 0 to 1.
+
+        Raises:
+            ValueError: a row number of no image.
+        """
         rows, columns = _known(self, rows), _known(self, columns)
         a, r, d = rows.shape[-1], columns.shape[-1], self._steps.shape[1]
         batches = math.prod(rows.shape[:-1])
@@ -128,7 +170,17 @@ class TeacherRelevance:
         return out.reshape(*rows.shape, r)
 
     def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
-        """The relevance of row j[k] to row i[k], float32."""
+        """The relevance of row j[k] to row i[k], float32.
+
+        Args:
+            i, j: int [t] each, row numbers of images.
+
+        Returns:
+            float32 [t], each from 0 to 1.
+
+        Raises:
+            ValueError: a row number of no image.
+        """
         i, j = _known(self, i), _known(self, j)
         out = np.empty(len(i), dtype=np.float32)
         step = max(1, CELLS // self._steps.shape[1])
@@ -186,17 +238,46 @@ class FolderRelevance:
         return f"FolderRelevance({len(self)} images, {len(self._depth)} folders)"
 
     def check(self, caller: str, count: int) -> None:
-        """Raise a ValueError unless there is one path for each of `count` images."""
+        """Check that there is one path for each image.
+
+        Args:
+            caller: the function that was called, for the sentence.
+            count: the number of images.
+
+        Raises:
+            ValueError: another number of paths.
+        """
         _same_count(caller, self, count)
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
     ) -> Float[np.ndarray, "*b a r"]:
-        """The relevance of columns to rows, float64."""
+        """The relevance of columns to rows, float64.
+
+        Args:
+            rows: int [*b, a], row numbers of images; leading axes are batches.
+            columns: int [*b, r], row numbers of images.
+
+        Returns:
+            float64 [*b, a, r], each from 0 to 1.
+
+        Raises:
+            ValueError: a row number of no image.
+        """
         return self._share(_known(self, rows)[..., :, None], _known(self, columns)[..., None, :])
 
     def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
-        """The relevance of row j[k] to row i[k], float64."""
+        """The relevance of row j[k] to row i[k], float64.
+
+        Args:
+            i, j: int [t] each, row numbers of images.
+
+        Returns:
+            float64 [t], each from 0 to 1.
+
+        Raises:
+            ValueError: a row number of no image.
+        """
         return self._share(_known(self, i), _known(self, j))
 
     def _share(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -241,8 +322,16 @@ class TableRelevance:
             path: the table.
             symmetric: r_ji = r_ij for each pair; False takes the table as it is.
 
+        Returns:
+            The relevance of the pairs in the table.
+
         Raises:
             ValueError: not such a table, invalid row numbers, r out of [0, 1], or a pair with two relevances.
+
+        Example:
+            >>> _ = Path("relevance.csv").write_text("i,j,r\\n0,1,0.9\\n")
+            >>> TableRelevance.read("relevance.csv")
+            TableRelevance(2 pairs)
         """
         with border(f"{cls.__name__}.read"):
             columns = read_columns(path, others=(), numbers=("r",), integers=("i", "j"))
@@ -252,7 +341,15 @@ class TableRelevance:
         return f"TableRelevance({len(self._keys)} pairs)"
 
     def check(self, caller: str, count: int) -> None:
-        """Raise a ValueError if the table has a row number of `count` or more."""
+        """Check that all row numbers of the table are those of images.
+
+        Args:
+            caller: the function that was called, for the sentence.
+            count: the number of images.
+
+        Raises:
+            ValueError: the table has a row number of `count` or more.
+        """
         if self._highest >= count:
             expected = f"row numbers from 0 to {count - 1}, as there are {count} labels"
             raise refusal(caller, "relevance", f"{self} with row {self._highest}", expected)
@@ -260,11 +357,32 @@ class TableRelevance:
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
     ) -> Float[np.ndarray, "*b a r"]:
-        """The relevance of columns to rows, float64."""
+        """The relevance of columns to rows, float64.
+
+        Args:
+            rows: int [*b, a], row numbers of images; leading axes are batches.
+            columns: int [*b, r], row numbers of images.
+
+        Returns:
+            float64 [*b, a, r], each from 0 to 1; 0 for pairs that are not in the table.
+
+        Raises:
+            ValueError: not row numbers.
+        """
         return self._found(rows[..., :, None], columns[..., None, :])
 
     def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
-        """The relevance of row j[k] to row i[k], float64."""
+        """The relevance of row j[k] to row i[k], float64.
+
+        Args:
+            i, j: int [t] each, row numbers of images.
+
+        Returns:
+            float64 [t], each from 0 to 1; 0 for pairs that are not in the table.
+
+        Raises:
+            ValueError: not row numbers.
+        """
         return self._found(i, j)
 
     def _found(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -342,17 +460,43 @@ class FunctionRelevance:
         return f"FunctionRelevance({name})"
 
     def check(self, caller: str, count: int) -> None:
-        """Accept any count: the function is only called for existing rows."""
+        """Accept any number of images: the function is only called for existing rows.
+
+        Args:
+            caller: the function that was called, for the sentence.
+            count: the number of images.
+        """
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
     ) -> Float[np.ndarray, "*b a r"]:
-        """The relevance of columns to rows, float64."""
+        """The relevance of columns to rows, float64.
+
+        Args:
+            rows: int [*b, a], row numbers of images; leading axes are batches.
+            columns: int [*b, r], row numbers of images.
+
+        Returns:
+            float64 [*b, a, r], each from 0 to 1.
+
+        Raises:
+            ValueError: the function gives another shape, or numbers out of [0, 1].
+        """
         i, j = np.broadcast_arrays(rows[..., :, None], columns[..., None, :])
         return self.pairs(i.ravel(), j.ravel()).reshape(i.shape)
 
     def pairs(self, i: Int[np.ndarray, " t"], j: Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
-        """The relevance of row j[k] to row i[k], float64."""
+        """The relevance of row j[k] to row i[k], float64.
+
+        Args:
+            i, j: int [t] each, row numbers of images.
+
+        Returns:
+            float64 [t], each from 0 to 1.
+
+        Raises:
+            ValueError: the function gives another shape, or numbers out of [0, 1].
+        """
         caller, result = type(self).__name__, self._function(i, j)
         expected = "a number from 0 to 1 for each pair"
         try:
