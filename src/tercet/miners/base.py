@@ -30,8 +30,9 @@ class Miner:
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
-            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
+        relation: which rows are positive and which negative to an anchor. By `SameLabel()`, those of its
+            label and all others; else `SharedLabel()` for several labels an image, `CrossGroup()`,
+            `Graded(positive, negative)`, or a `Relation` of your own.
         max_count: the most tuples to return, drawn uniformly from all that the rule gives; None for all. A
             subclass applies it by `_drawn`.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
@@ -91,7 +92,7 @@ class Miner:
         ref: References | None = None,
         step: int = 0,
     ) -> Triplets | Pairs:
-        """The mined tuples, by anchor.
+        """The mined tuples, by anchor. They are found without a graph: no gradient flows through a miner.
 
         Args:
             embeddings: [n, d] floats of any precision; they are compared in float32 or float64.
@@ -100,7 +101,7 @@ class Miner:
                 itself. None where every row is another image.
             ref: `References`, rows to mine positives and negatives from; None for the batch itself.
             step: the number of the training step. A miner keeps no state, so batches of equal labels and ids
-                draw the same unless their steps differ; without a draw it is not read.
+                draw the same unless their steps differ; a miner that does not draw ignores it.
 
         Returns:
             `Triplets`, or `Pairs`, of int64 row numbers. Their number follows from the data, so a call waits

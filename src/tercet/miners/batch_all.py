@@ -55,8 +55,9 @@ class BatchAll(Miner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
-            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
+        relation: which rows are positive and which negative to an anchor. By `SameLabel()`, those of its
+            label and all others; else `SharedLabel()` for several labels an image, `CrossGroup()`,
+            `Graded(positive, negative)`, or a `Relation` of your own.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
@@ -65,8 +66,8 @@ class BatchAll(Miner):
 
     Returns:
         When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
-        `Triplets(anchor, positive, negative)`: int64 [t] each, by anchor, then by positive,
-        then by negative. Anchors are rows of the batch; positives and negatives are too, or rows of `ref`
+        `Triplets(anchor, positive, negative)`, int64 [t] each, by anchor, then by positive, then by negative,
+        without gradient. Anchors are rows of the batch; positives and negatives are too, or rows of `ref`
         where the call has it. Nothing to mine gives empty tensors.
 
     Raises:

@@ -41,8 +41,9 @@ class DistanceWeighted(Miner):
         cutoff: d below it counts as `cutoff`: λ is the weight there.
         nonzero_loss_cutoff: negatives this far away or farther are never drawn; an anchor with no others
             gives no triplet.
-        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
-            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
+        relation: which rows are positive and which negative to an anchor. By `SameLabel()`, those of its
+            label and all others; else `SharedLabel()` for several labels an image, `CrossGroup()`,
+            `Graded(positive, negative)`, or a `Relation` of your own.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides all draws, with the `step` of the call and the batch's labels
             and ids.
@@ -51,7 +52,7 @@ class DistanceWeighted(Miner):
 
     Returns:
         When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
-        `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        `Triplets(anchor, positive, negative)`, int64 [t] each, in the order of the anchors, without gradient.
         Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
         it. Nothing to mine gives empty tensors.
 

@@ -37,8 +37,9 @@ class BatchHard(Miner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
-            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
+        relation: which rows are positive and which negative to an anchor. By `SameLabel()`, those of its
+            label and all others; else `SharedLabel()` for several labels an image, `CrossGroup()`,
+            `Graded(positive, negative)`, or a `Relation` of your own.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
@@ -47,7 +48,7 @@ class BatchHard(Miner):
 
     Returns:
         When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
-        `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        `Triplets(anchor, positive, negative)`, int64 [t] each, in the order of the anchors, without gradient.
         Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
         it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 
@@ -93,8 +94,9 @@ class SemiHard(Miner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
-            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
+        relation: which rows are positive and which negative to an anchor. By `SameLabel()`, those of its
+            label and all others; else `SharedLabel()` for several labels an image, `CrossGroup()`,
+            `Graded(positive, negative)`, or a `Relation` of your own.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
@@ -103,7 +105,7 @@ class SemiHard(Miner):
 
     Returns:
         When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
-        `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        `Triplets(anchor, positive, negative)`, int64 [t] each, in the order of the anchors, without gradient.
         Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
         it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 
@@ -197,8 +199,9 @@ class EasyPositive(Miner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
-            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
+        relation: which rows are positive and which negative to an anchor. By `SameLabel()`, those of its
+            label and all others; else `SharedLabel()` for several labels an image, `CrossGroup()`,
+            `Graded(positive, negative)`, or a `Relation` of your own.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
@@ -207,7 +210,7 @@ class EasyPositive(Miner):
 
     Returns:
         When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
-        `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        `Triplets(anchor, positive, negative)`, int64 [t] each, in the order of the anchors, without gradient.
         Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
         it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 
@@ -259,8 +262,9 @@ class HardestN(Miner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
-            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
+        relation: which rows are positive and which negative to an anchor. By `SameLabel()`, those of its
+            label and all others; else `SharedLabel()` for several labels an image, `CrossGroup()`,
+            `Graded(positive, negative)`, or a `Relation` of your own.
         max_count: the most triplets to return, drawn uniformly from all that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
             and ids.
@@ -269,7 +273,7 @@ class HardestN(Miner):
 
     Returns:
         When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
-        `Triplets(anchor, positive, negative)`: int64 [t] each, in the order of the anchors.
+        `Triplets(anchor, positive, negative)`, int64 [t] each, in the order of the anchors, without gradient.
         Anchors are rows of the batch; positives and negatives are too, or rows of `ref` where the call has
         it. Among equal distances the lower row number comes first. Nothing to mine gives empty tensors.
 

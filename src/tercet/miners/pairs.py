@@ -47,8 +47,9 @@ class MultiSimilarityMiner(_PairMiner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
-            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
+        relation: which rows are positive and which negative to an anchor. By `SameLabel()`, those of its
+            label and all others; else `SharedLabel()` for several labels an image, `CrossGroup()`,
+            `Graded(positive, negative)`, or a `Relation` of your own.
         max_count: the most positive pairs, and the most negative pairs, to return, drawn uniformly from all
             that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
@@ -58,7 +59,7 @@ class MultiSimilarityMiner(_PairMiner):
 
     Returns:
         When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
-        `Pairs(pos_anchor, positive, neg_anchor, negative)`: int64, the positive pairs in the
+        `Pairs(pos_anchor, positive, neg_anchor, negative)`, int64 without gradient: the positive pairs in the
         first two [p] and the negative pairs in the others [q], each in the order of the anchors. Anchors are
         rows of the batch; positives and negatives are too, or rows of `ref` where the call has it. Nothing to
         mine gives empty tensors.
@@ -115,8 +116,9 @@ class PairMargin(_PairMiner):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
-        relation: which rows are positive and which negative, by their labels: `SameLabel()` takes equal and
-            unequal ones; or `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, a `Relation`.
+        relation: which rows are positive and which negative to an anchor. By `SameLabel()`, those of its
+            label and all others; else `SharedLabel()` for several labels an image, `CrossGroup()`,
+            `Graded(positive, negative)`, or a `Relation` of your own.
         max_count: the most positive pairs, and the most negative pairs, to return, drawn uniformly from all
             that the rule gives; None for all.
         seed: a whole number from 0. It decides that draw, with the `step` of the call and the batch's labels
@@ -126,7 +128,7 @@ class PairMargin(_PairMiner):
 
     Returns:
         When called as `miner(embeddings, labels, ids=, ref=, step=)`, whose arguments `__call__` lists:
-        `Pairs(pos_anchor, positive, neg_anchor, negative)`: int64, the positive pairs in the
+        `Pairs(pos_anchor, positive, neg_anchor, negative)`, int64 without gradient: the positive pairs in the
         first two [p] and the negative pairs in the others [q], each in the order of the anchors. Anchors are
         rows of the batch; positives and negatives are too, or rows of `ref` where the call has it. Nothing to
         mine gives empty tensors.

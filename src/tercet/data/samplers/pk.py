@@ -31,11 +31,11 @@ class PKSampler(EpochSampler):
 
         S = max(max_c m_c, ⌈Σ_c m_c / (p · world_size)⌉),
 
-    and the classes share evenly what is left of its S · p · world_size places: each is in as many batches
-    more as any other, to within one, unless it is in all. The images of a class are drawn equally often, to
-    within one. So a small class beside a large one comes back often, and its images with it, as further
-    views: the view of a row counts how often its image came before in the epoch, so each time it is augmented
-    differently.
+    and the classes share evenly what is left of its S · p · world_size places: each class gets as many
+    further batches as any other, to within one, unless it is in every batch already. The images of a class
+    are drawn equally often, to within one. So a small class beside a large one comes back often, and its
+    images with it, as further views: the view of a row counts how often its image came before in the epoch,
+    so each time it is augmented differently.
 
     With super-labels, coarser labels of which each has several classes, a batch takes `supers_per_batch` of
     them and q = p / supers_per_batch classes of each. A super-label is in at least max(max_c m_c,
@@ -64,7 +64,7 @@ class PKSampler(EpochSampler):
         world_size: the number of processes. The p · world_size classes of a step are distinct.
 
     Attributes:
-        left_out: the classes that are in no batch, each with its number of images.
+        left_out: a dict of the classes that are in no batch, with the number of images of each.
 
     Raises:
         ValueError: an argument out of range, an image whose super-label differs from that of its class, or
@@ -132,7 +132,7 @@ class PKSampler(EpochSampler):
     def _index_classes(
         self, codes: np.ndarray, names: np.ndarray, super_of: np.ndarray | None, short_classes: str
     ) -> None:
-        """Note which classes batches are drawn from, and where the rows of each are."""
+        """Find which classes batches are drawn from, and where the rows of each are."""
         sizes = np.bincount(codes)
         usable = self._usable(sizes, names, super_of, short_classes)
         unusable = names[~usable].tolist(), sizes[~usable].tolist()
@@ -199,7 +199,7 @@ class PKSampler(EpochSampler):
         )
 
     def _size_epoch(self, epoch_length: int | str) -> int:
-        """The number of steps. It notes in how many of them each class and each super-label has to be.
+        """The number of steps; sets in how many of them each class and each super-label has to be.
 
         Each step has `_width` distinct items: classes, or super-labels where there are such. Item i is in at
         least `_demand[i]` steps.
@@ -216,13 +216,10 @@ class PKSampler(EpochSampler):
             np.maximum.at(self._demand, self._super, self._class_demand)
             self._width = self.supers_per_batch * self.world_size
         if isinstance(epoch_length, int):
-            most = (
-                1 << 32
-            ) // self._width  # the plan of an epoch is in memory, 16 bytes for each of its classes
+            most = (1 << 32) // self._width  # the plan of an epoch is in memory, 16 bytes a place
             if epoch_length > most:
-                raise refusal(
-                    "PKSampler", "epoch_length", epoch_length, f"at most {most} steps of this width"
-                )
+                expected = f"at most {most} steps of this width"
+                raise refusal("PKSampler", "epoch_length", epoch_length, expected)
             return epoch_length
         return max(int(self._demand.max()), -(-int(self._demand.sum()) // self._width))
 
