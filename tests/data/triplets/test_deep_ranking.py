@@ -297,7 +297,7 @@ class Given:
     def __init__(self, r):
         self.r = r
 
-    def check(self, caller, count): ...
+    def check(self, count): ...
 
     def of(self, rows, columns):
         return self.r[rows[..., :, None], columns[..., None, :]]
@@ -382,7 +382,7 @@ class Wild:
     def __init__(self, value):
         self.value = value
 
-    def check(self, caller, count): ...
+    def check(self, count): ...
 
     def of(self, rows, columns):
         return np.full((*rows.shape, columns.shape[-1]), self.value)

@@ -212,8 +212,10 @@ def _known_file(
 
 
 def _run_of(table: ShardTable | None) -> dict[str, Any]:
-    """What an index says of the run of `write_shards`, as arguments of `KnownShard`; it holds whatever became
-    of the tar."""
+    """What an index says of the run of `write_shards`, as arguments of `KnownShard`.
+
+    It is taken even where the tar has changed since.
+    """
     facts = {} if table is None else table.facts
     return {
         "plan": facts.get("plan"),

@@ -98,7 +98,8 @@ class DeepRankingTriplets:
         if isinstance(relevance, type) or not isinstance(relevance, Relevance):
             expected = "TeacherRelevance(embeddings), FolderRelevance(paths), TableRelevance(i, j, r) or "
             raise refusal(caller, "relevance", relevance, f"{expected}FunctionRelevance(function)")
-        relevance.check(caller, len(codes))
+        with border(caller):
+            relevance.check(len(codes))
         self.relevance = relevance
         self.count = as_int(caller, "count", count, minimum=1, maximum=sys.maxsize)
         self.seed = as_seed(caller, seed)

@@ -34,11 +34,10 @@ _MOST = 2**31  # the bound of row numbers, so that two of them fit into one int6
 class Relevance(Protocol):
     """The protocol of `relevance=`: r of pairs of row numbers, independent of the other pairs of a call."""
 
-    def check(self, caller: str, count: int, /) -> None:
+    def check(self, count: int, /) -> None:
         """Check that it covers rows 0 to count − 1.
 
         Args:
-            caller: the function that was called, for the sentence.
             count: the number of images.
 
         Raises:
@@ -125,17 +124,16 @@ class TeacherRelevance:
     def __repr__(self) -> str:
         return f"TeacherRelevance({len(self)} images, {self._steps.shape[1]} dimensions)"
 
-    def check(self, caller: str, count: int) -> None:
+    def check(self, count: int) -> None:
         """Check that there is one embedding for each image.
 
         Args:
-            caller: the function that was called, for the sentence.
             count: the number of images.
 
         Raises:
             ValueError: another number of embeddings.
         """
-        _same_count(caller, self, count)
+        _same_count(self, count)
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
@@ -237,17 +235,16 @@ class FolderRelevance:
     def __repr__(self) -> str:
         return f"FolderRelevance({len(self)} images, {len(self._depth)} folders)"
 
-    def check(self, caller: str, count: int) -> None:
+    def check(self, count: int) -> None:
         """Check that there is one path for each image.
 
         Args:
-            caller: the function that was called, for the sentence.
             count: the number of images.
 
         Raises:
             ValueError: another number of paths.
         """
-        _same_count(caller, self, count)
+        _same_count(self, count)
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
@@ -340,11 +337,10 @@ class TableRelevance:
     def __repr__(self) -> str:
         return f"TableRelevance({len(self._keys)} pairs)"
 
-    def check(self, caller: str, count: int) -> None:
+    def check(self, count: int) -> None:
         """Check that all row numbers of the table are those of images.
 
         Args:
-            caller: the function that was called, for the sentence.
             count: the number of images.
 
         Raises:
@@ -352,7 +348,7 @@ class TableRelevance:
         """
         if self._highest >= count:
             expected = f"row numbers from 0 to {count - 1}, as there are {count} labels"
-            raise refusal(caller, "relevance", f"{self} with row {self._highest}", expected)
+            raise Refusal("relevance", f"{self} with row {self._highest}", expected)
 
     def of(
         self, rows: Int[np.ndarray, "*b a"], columns: Int[np.ndarray, "*b r"]
@@ -459,11 +455,10 @@ class FunctionRelevance:
         name = getattr(self._function, "__qualname__", type(self._function).__qualname__)
         return f"FunctionRelevance({name})"
 
-    def check(self, caller: str, count: int) -> None:
+    def check(self, count: int) -> None:
         """Accept any number of images: the function is only called for existing rows.
 
         Args:
-            caller: the function that was called, for the sentence.
             count: the number of images.
         """
 
@@ -545,9 +540,9 @@ def _cosine(sums: Float[np.ndarray, "*n"], scale: Float[np.ndarray, "*n"]) -> Fl
     return np.clip(sums, 0, 1, out=sums)
 
 
-def _same_count(caller: str, relevance: Any, count: int) -> None:
+def _same_count(relevance: Any, count: int) -> None:
     if len(relevance) != count:
-        raise refusal(caller, "relevance", relevance, f"one of {count} images, as there are {count} labels")
+        raise Refusal("relevance", relevance, f"one of {count} images, as there are {count} labels")
 
 
 def _known(relevance: Any, rows: np.ndarray) -> np.ndarray:
