@@ -445,6 +445,13 @@ def planted() -> dict[str, str]:
                 found[f"{name}, next call after {time}"] = caught(lambda: HEADS["Circle"](4)(a, labels).ndim)
         found["ArcFace, class 3 on the host"] = caught(lambda: proxies(a, labels).ndim)
     with card.census() as log:
+        related, numbers = tercet.Contrastive(relation=tercet.SharedLabel()), torch.stack([labels] * 2, 1)
+        before = log.reads
+        first = caught(lambda: related(a, card.up(numbers)).ndim)
+        found["numbers of labels"] = f"{first}, {log.reads - before} reads"
+        found["numbers of labels, at the next call"] = caught(lambda: HEADS["Circle"](4)(a, labels).ndim)
+        found["numbers of labels on the host"] = caught(lambda: related(a, numbers).ndim)
+    with card.census() as log:
         own = torch.Generator().manual_seed(0)  # one that no second pass can set back
         model = torch.nn.Linear(128, 128).to(card.CARD)
         model.register_forward_hook(lambda m, i, out: out + card.up(torch.rand(8, 128, generator=own)))

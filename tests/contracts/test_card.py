@@ -173,6 +173,13 @@ def test_planted_faults_are_caught_and_every_read_is_counted():
         for told in ("class 3 never", "class 3 later", "next call after now", "next call after never"):
             assert found.pop(f"{name}, {told}") == "passed: 0", told
     assert found.pop("ArcFace, class 3 on the host").startswith("ValueError: ArcFace(labels=3)")
+    expected = "expected 0 or 1 in each column, one column a label"
+    first = found.pop("numbers of labels")  # this card has answered before the call looks at embeddings
+    assert first.startswith(f"ValueError: Contrastive(labels='other numbers'): {expected}"), first
+    assert first.endswith(", 0 reads")
+    assert found.pop("numbers of labels, at the next call") == "passed: 0"
+    at_once = f"ValueError: Contrastive(labels='3 in row 0'): {expected}"
+    assert found.pop("numbers of labels on the host").startswith(at_once)
     assert found.pop("cached_backward, other embeddings") == "passed: 0, 0 reads"
     late = "ValueError: cached_backward(model='other embeddings for chunk 0 in the second pass of an earlier"
     assert found.pop("cached_backward, at the next call").startswith(late)

@@ -420,7 +420,7 @@ class Graded:
 def _refuse_label_numbers(caller: str, argument: str, labels: Shaped[Tensor, "n c"]) -> None:
     """Refuse numbers of labels, or counts, where each label has a column of 0 and 1.
 
-    On an accelerator the numbers are looked at without waiting; the next call on it raises what was wrong.
+    On an accelerator they are looked at without waiting: this call or a later one raises what was wrong.
     """
     if labels.dtype == torch.bool or not labels.numel():
         return
@@ -428,8 +428,8 @@ def _refuse_label_numbers(caller: str, argument: str, labels: Shaped[Tensor, "n 
     hint = "for numbers of labels pass torch.nn.functional.one_hot(labels).amax(1), for counts labels > 0"
     if labels.device.type != "cpu":
         outside = (labels != 0) & (labels != 1)
-        hint += "; the call that raises this was not run"
-        answer_later(~outside.any(), refusal(caller, argument, "those of an earlier call", expected, hint))
+        hint += "; an accelerator has found it, in this call or an earlier one"
+        answer_later(~outside.any(), refusal(caller, argument, "other numbers", expected, hint))
         return
     numbers = labels.to(torch.int64)
     low, high = numbers.aminmax()  # a fifth of the time of two comparisons
