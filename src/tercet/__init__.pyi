@@ -67,6 +67,9 @@ from .miners.pairs import MultiSimilarityMiner as MultiSimilarityMiner
 from .miners.pairs import PairMargin as PairMargin
 from .neighbors.collection import Neighbors as Neighbors
 from .neighbors.collection import nearest as nearest
+from .offline.embed import embed as embed
+from .offline.embeddings import Embeddings as Embeddings
+from .offline.embeddings import read_embeddings as read_embeddings
 from .pairwise.distances import Mahalanobis as Mahalanobis
 from .pairwise.relations import CrossGroup as CrossGroup
 from .pairwise.relations import Graded as Graded

@@ -148,7 +148,7 @@ def campaign(case: dict[str, Any]) -> dict[str, Any]:
     Args:
         case: `place`, an empty folder; `before` and `command` with `{}` for the folder to write in;
             `targets`, the manifests; `given`, a folder whose files are there from the beginning; `steps` and
-            `calls`, how many kills of either kind at most.
+            `calls`, how many kills of either kind at most; `every`, to take each so many steps one alone.
 
     Returns:
         Counts of kills, of runs that were through, and what failed.
@@ -180,7 +180,7 @@ def campaign(case: dict[str, Any]) -> dict[str, Any]:
     wanted = contents(whole)
     draw = random.Random(case["command"][-1])
     calls = [draw.randrange(1, int(number.read_text())) for _ in range(case["calls"])]
-    plans = [(kill_before_step, step) for step in range(1, case["steps"] + 1)]
+    plans = [(kill_before_step, step) for step in range(1, case["steps"] + 1, case.get("every", 1))]
     plans += [(kill_at_call, call) for call in calls]
     counts: dict[str, Any] = {"killed": 0, "through": 0, "complete": 0, "failed": []}
     stepped = False  # a run was through before so many steps: further ones would be too
@@ -219,5 +219,6 @@ if __name__ == "__main__":
     from tercet.data.manifests import manifest  # noqa: F401
     from tercet.data.manifests import writing as manifest_writing  # noqa: F401
     from tercet.data.shards import writing as shard_writing  # noqa: F401
+    from tercet.offline import embed, model_files  # noqa: F401
 
     print(json.dumps(campaign(json.loads(sys.argv[1]))))

@@ -50,18 +50,39 @@ def others():
     yield case("shards in threads", *shards, "--workers", "3")
     yield case("shards again", *shards, "--workers", "1", "--seed", "1", "--overwrite", before=shards)
     yield case("index", "index-shards", "{}", "--quiet", given="tars")
+    embed = ["embed", "pictures", "{}/x.npy", "--model", "models_of_kills:mean", "--workers", "0", "--quiet"]
+    embed += ["--size", "4", "--batch-size", "2", "--part-size", "2", "--device", "cpu", "--class-depth", "1"]
+    yield case("embed", *embed)
+    yield case("embed again", *embed, "--normalize", "--overwrite", before=embed)
+    yield case("embed with other labels", *embed[:-2], "--class-depth", "2", before=embed)
     for suffix in (".csv", ".parquet"):
         yield case(f"catalog{suffix}", "catalog", "photos", "{}/c" + suffix, "--overwrite")
 
 
+MODEL = """
+import torch
+
+class Mean(torch.nn.Module):
+    def forward(self, images):
+        return images.mean((2, 3))
+
+mean = Mean
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with images and foreign tars in it."""
+    """A folder with files named as images, pictures that decode, a model and foreign tars in it."""
     folder = tmp_path_factory.mktemp("kills")
     for number in range(16):
         image = folder / "photos" / "ab"[number % 2] / "xy"[number // 8] / f"{number}.jpg"
         image.parent.mkdir(parents=True, exist_ok=True)
         image.write_bytes(bytes([number]) * 50)
+    for number in range(7):
+        image = folder / "pictures" / "ab"[number % 2] / "xy"[number // 4] / f"{number}.pgm"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(b"P5 2 1 255 " + bytes([number, 9]) if number != 3 else b"none")
+    (folder / "models_of_kills.py").write_text(MODEL)
     (folder / "tars").mkdir()
     for shard in range(3):
         with tarfile.open(folder / "tars" / f"s-{shard}.tar", "w") as tar:
@@ -97,6 +118,14 @@ def test_the_next_run_after_a_kill_ends_well(place, tmp_path):
     (chosen,) = (one.values[0] for one in manifests() if one.id == "split.csv")
     found = kill(place, tmp_path, chosen, steps=0, calls=2)
     assert found == {"killed": 2, "through": 0, "complete": 0, "failed": []}
+
+
+def test_the_next_run_after_embed_was_killed_ends_well(place, tmp_path):
+    """Of the campaign too, a sample of the steps of the file system."""
+    (chosen,) = (one.values[0] for one in others() if one.id == "embed again")
+    found = kill(place, tmp_path, {**chosen, "every": 6}, steps=100, calls=2)
+    assert found["failed"] == []
+    assert found["killed"] > 5
 
 
 def test_the_campaign_names_a_run_that_is_refused_and_files_that_are_left(tmp_path, monkeypatch):

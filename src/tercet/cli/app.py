@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from tercet.cli import make_triplets
+from tercet.cli.embed import embed
 from tercet.cli.shards import index_shards, make_shards
 from tercet.core.checks import escaped
 
@@ -36,6 +37,7 @@ def main() -> None:
     app.add_typer(make_triplets.app, name="make-triplets")
     app.command("make-shards")(make_shards)
     app.command("index-shards")(index_shards)
+    app.command("embed")(embed)
     run(app)
 
 

@@ -20,7 +20,7 @@ from tercet.data.io.atomic import fresh_target
 from tercet.data.io.path_traversal import refuse_leading_out
 from tercet.data.io.tables import write_columns
 
-__all__ = ["Catalog", "LeftOut", "refuse_unwritable"]
+__all__ = ["Catalog", "LeftOut", "refuse_unwritable", "root_prefix", "table_columns"]
 
 _KINDS = (bool, int, float, str)  # types of the values of a group; bool first, as True is an int
 
@@ -200,14 +200,45 @@ class Catalog:
         with border("Catalog.write"):
             target = fresh_target(path, overwrite, (".csv", ".parquet"))
             refuse_unwritable(self)
-        base = os.path.relpath(self.root, target.parent)
-        if base.startswith(".."):  # behind a link, ".." is the parent of the link's target
-            base = os.path.relpath(os.path.realpath(self.root), os.path.realpath(target.parent))
-        prefix = "" if base == "." else f"{Path(base).as_posix()}/"
-        names = np.array(self.classes, dtype=object)[self.labels]
-        located = [name if os.path.isabs(name) else prefix + name for name in self.paths]
-        paths = np.array(located, dtype=object)
-        write_columns({"path": paths, "label": names, **self.groups}, target, overwrite)
+        write_columns(table_columns(self, target.parent), target, overwrite)
+
+
+def table_columns(catalog: Catalog, folder: Path) -> dict[str, Any]:
+    """The columns of the table that `Catalog.write` writes.
+
+    Args:
+        catalog: the catalog.
+        folder: the folder of the table, which the paths are relative to.
+
+    Returns:
+        By name, each [n]: path, label and the groups.
+
+    Example:
+        >>> catalog = Catalog(["1.png", "2.png"], [0, 1], ["ant", "bee"], root=Path("photos"))
+        >>> table_columns(catalog, Path())["path"].tolist()
+        ['photos/1.png', 'photos/2.png']
+    """
+    prefix = root_prefix(catalog, folder)
+    names = np.array(catalog.classes, dtype=object)[catalog.labels]
+    located = [name if os.path.isabs(name) else prefix + name for name in catalog.paths]
+    return {"path": np.array(located, dtype=object), "label": names, **catalog.groups}
+
+
+def root_prefix(catalog: Catalog, folder: Path) -> str:
+    """The way from a folder to the root of a catalog, "" or ending in a slash.
+
+    Args:
+        catalog: the catalog.
+        folder: the folder.
+
+    Example:
+        >>> root_prefix(Catalog(["1.png"], [0], ["ant"], root=Path("photos")), Path("tables"))
+        '../photos/'
+    """
+    base = os.path.relpath(catalog.root, folder)
+    if base.startswith(".."):  # behind a link, ".." is the parent of the link's target
+        base = os.path.relpath(os.path.realpath(catalog.root), os.path.realpath(folder))
+    return "" if base == "." else f"{Path(base).as_posix()}/"
 
 
 def _listed(argument: str, names: Any, *kinds: type) -> list[Any]:

@@ -20,6 +20,7 @@ __all__ = [
     "MAX_PIXELS",
     "claimed_pixels",
     "decode_image",
+    "decoded",
     "file_content",
     "read_image",
     "why_unreadable",
@@ -80,7 +81,7 @@ def read_image(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> UI
         [[[0, 0, 0], [255, 255, 255]]]
     """
     try:
-        return _decoded(file_content(path), max_pixels)
+        return decoded(file_content(path), max_pixels)
     except ValueError as error:
         hint = _WAY_OUT if os.path.exists(path) else "is the root of the catalog the right folder?"
         raise ValueError(f"read_image: {escaped(Path(path))}: {error}; {hint}") from None
@@ -105,7 +106,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> UIn
         (1, 2, 3)
     """
     try:
-        return _decoded(data, max_pixels)
+        return decoded(data, max_pixels)
     except ValueError as error:
         raise ValueError(f"decode_image: {escaped(name)}: {error}") from None
 
@@ -124,7 +125,7 @@ def why_unreadable(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -
         'the file is empty'
     """
     try:
-        _decoded(file_content(path), max_pixels)
+        decoded(file_content(path), max_pixels)
     except ValueError as error:
         return str(error)
     return None
@@ -164,8 +165,20 @@ def file_content(path: str | PathLike[str]) -> bytes:
         raise ValueError("the file cannot be read: its name is no text that the system takes") from None
 
 
-def _decoded(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The image; a ValueError's text is a phrase that says why there is none."""
+def decoded(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in the content of a file, as `decode_image` gives it, for callers that keep the reason.
+
+    Args:
+        data: the content of the file.
+        max_pixels: the most pixels it may have.
+
+    Raises:
+        ValueError: there is none; the text is a phrase that says why.
+
+    Example:
+        >>> decoded(b"P5 2 1 255 " + bytes([0, 255])).shape
+        (1, 2, 3)
+    """
     import cv2
 
     if not data:

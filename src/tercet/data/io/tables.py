@@ -14,7 +14,7 @@ from tercet.core.checks import Refusal, as_path
 from tercet.data.io.atomic import atomically
 from tercet.data.io.parquet_files import opened_parquet, parquet_writer
 
-__all__ = ["read_columns", "sorted_classes", "write_columns"]
+__all__ = ["fill_table", "read_columns", "sorted_classes", "write_columns"]
 
 # A whole number as Python writes it, within the number of digits that Python reads.
 _WHOLE = r"^(0|-?[1-9][0-9]{0,599})$"
@@ -32,17 +32,28 @@ def write_columns(columns: Mapping[str, Any], target: Path, overwrite: bool = Fa
     Raises:
         OSError: it cannot be written, or it exists and `overwrite` is False.
     """
+    with atomically(target, overwrite) as unfinished:
+        fill_table(columns, unfinished, target.suffix)
+
+
+def fill_table(columns: Mapping[str, Any], file: Path, suffix: str) -> None:
+    """Write columns as `write_columns` does into a file of any name, such as one of `atomically_together`.
+
+    Args:
+        columns: by name, each [n].
+        file: where to.
+        suffix: the format, ".csv" or ".parquet".
+    """
     import pyarrow as pa
 
-    table = pa.table({name: _array(values, target.suffix == ".csv") for name, values in columns.items()})
-    with atomically(target, overwrite) as unfinished:
-        if target.suffix == ".parquet":
-            with parquet_writer(unfinished, table.schema) as writer:
-                writer.write_table(table)
-        else:
-            from pyarrow import csv
+    table = pa.table({name: _array(values, suffix == ".csv") for name, values in columns.items()})
+    if suffix == ".parquet":
+        with parquet_writer(file, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        from pyarrow import csv
 
-            csv.write_csv(table, unfinished)
+        csv.write_csv(table, file)
 
 
 def _array(values: Any, text: bool) -> Any:
@@ -62,6 +73,7 @@ def read_columns(
     others: Sequence[str] | None = None,
     numbers: Sequence[str] = (),
     integers: Sequence[str] = (),
+    suffix: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Read columns of a table, CSV or Parquet by its suffix, without changing how values are written.
 
@@ -75,6 +87,7 @@ def read_columns(
         others: further columns to read; None for all.
         numbers: columns that are read as numbers, with a value in every row.
         integers: columns that are read as whole numbers, with a value in every row.
+        suffix: the format, ".csv" or ".parquet", of a file that has no name yet; by default that of the path.
 
     Returns:
         By name, object arrays of str, or int64, float64 or bool [n]; float64 for `numbers`, int64 for
@@ -87,12 +100,13 @@ def read_columns(
     import pyarrow as pa
 
     source = as_path(None, "path", path)
-    if source.suffix not in (".csv", ".parquet"):
+    suffix = source.suffix if suffix is None else suffix
+    if suffix not in (".csv", ".parquet"):
         raise Refusal("path", str(path), "a table ending in .csv or .parquet")
     if not source.is_file():
         raise Refusal("path", str(path), "an existing file")
     try:
-        table = _parquet(source) if source.suffix == ".parquet" else _csv(source)
+        table = _parquet(source) if suffix == ".parquet" else _csv(source)
     except (pa.ArrowException, OSError) as error:
         said = str(error).splitlines()[0][:200]  # the error may quote a line of the table
         raise Refusal("path", str(path), "a readable table", said) from error
@@ -105,7 +119,7 @@ def read_columns(
     columns = {}
     for name, kind in kinds.items():
         try:
-            columns[name], missing = _values(table[name], kind, guess=source.suffix == ".csv")
+            columns[name], missing = _values(table[name], kind, guess=suffix == ".csv")
         except pa.ArrowException as error:
             expected, said = _refused(name, kind, table[name], error)
             raise Refusal("path", str(path), expected, said) from None

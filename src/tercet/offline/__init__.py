@@ -1,0 +1,1 @@
+"""Jobs over a whole collection: its embeddings on disk, made once and known by what they were made of."""
