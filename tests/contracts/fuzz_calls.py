@@ -29,7 +29,7 @@ COUNTS = """
     label_columns embedding_size channels filters backbone_features positives negatives limit count
     capacity tries every warmup buffer images_per_shard workers ranks image_bytes lanes steps bins
     centers skip views max_open chunk_size class_depth images max_files max_pixels in_features out_features
-    supers_per_batch total n
+    supers_per_batch total n batch_size part_size
 """.split()
 REALS = """
     margin scale alpha beta gamma m base temperature epsilon cutoff nonzero_loss_cutoff nu l2 la tau
@@ -37,7 +37,7 @@ REALS = """
 """.split()
 FLAGS = """
     easy_margin plus_plus normalize soft swap overwrite progress verify describe return_rows
-    return_keys symmetric write_index csv_safe outside_root urls non_blocking
+    return_keys symmetric write_index csv_safe outside_root urls non_blocking hash
 """.split()
 CHOICES = """
     reduction fallback negatives_from short_classes on_short layout unreadable on_unreadable damaged
@@ -540,6 +540,33 @@ def rows() -> dict[str, Row]:
             kinds={"path": "target", "embeddings": "object", "labels": "labels of rows"},
             dear=20,
         ),
+        "embed": Row(
+            lambda: (
+                tercet.embed,
+                {"model": _embedder, "data": tercet.scan_folder("photos"), "out": _new(".npy"), "size": 4},
+            ),
+            len,
+            {
+                "model": "callable",
+                "data": "object",
+                "out": "target",
+                "device": "object",
+                "dtype": "choice",
+                "precision": "choice",
+                "compile": "dear flag",
+                "views": "object",
+                "key": "text",
+            },
+            dear=20,
+        ),
+        "read_embeddings": _row("read_embeddings", len, path="e.npy"),
+        "Embeddings": _row(
+            "Embeddings",
+            kinds=dict.fromkeys(("array", "catalog", "facts", "computed"), "anything"),
+            array=POINTS.numpy(),
+            catalog=None,
+            facts={},
+        ),
         "cached_backward": _row(
             "cached_backward",
             None,
@@ -596,6 +623,10 @@ def _checked_labels(name: str) -> Row:
     return Row(lambda: (check, {"labels": torch.ones(N, 2).long() if several else LABELS}), kinds=kinds)
 
 
+def _embedder(images: Any) -> Any:
+    return images.mean((2, 3))
+
+
 def _reservoir() -> Any:
     reservoir = tercet.ReservoirTriplets(4)
     for n in range(N):
@@ -618,6 +649,7 @@ def world(folder: Path) -> None:
         catalog.write("t.csv")
         tercet.write_manifest("m.parquet", tercet.RandomTriplets(catalog.labels)[:], catalog)
         tercet.write_shards("shards", catalog, k=2, workers=1)
+        tercet.embed(_embedder, catalog, "e.npy", size=4)
     finally:
         os.chdir(before)
     (folder / "relevance.csv").write_text("i,j,r\n0,1,0.5\n")

@@ -182,6 +182,9 @@ KINDS = {
     """
         ),
     ),
+    "dear flag": Kind(
+        pool("'no'; 0; 1; 2.5; []; object(); math.nan; b''; Unreadable(); torch.ones(2).bool()")
+    ),
     "choice": Kind(
         pool(
             r"""

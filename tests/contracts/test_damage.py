@@ -35,6 +35,8 @@ from tercet.data.streams.pk_stream import PKStream
 from tercet.data.triplets.pairs import RandomPairs
 from tercet.data.triplets.random import RandomTriplets
 from tercet.data.triplets.relevance import TableRelevance
+from tercet.offline.embed import embed
+from tercet.offline.embeddings import read_embeddings
 
 N = 40
 CATALOG = Catalog(
@@ -117,6 +119,23 @@ def _state(sampler: Any) -> Kind:
     return Kind(lambda folder: (folder / "state.json").write_text(state), read, "*")
 
 
+def _mean(images: Any) -> Any:
+    return images.mean((2, 3))
+
+
+def _embed(folder: Path) -> None:
+    catalog = replace(SMALL, root=folder / "photos")
+    for number, name in enumerate(SMALL.paths):
+        (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "photos" / name).write_bytes(b"P5 2 1 255 " + bytes([number, 255 - number]))
+    embed(_mean, catalog, folder / "e.npy", size=2)
+
+
+def _embedded(folder: Path) -> Any:
+    found = read_embeddings(folder / "e.npy")
+    return found.array.tobytes(), found.catalog.fingerprint, found.facts
+
+
 SHARD_FILES = ("*.tar", "*.index.parquet", "info.json")
 PAIRS = {"i": np.arange(N - 1), "j": np.arange(1, N), "r": np.linspace(0, 1, N - 1)}
 KINDS = {
@@ -125,6 +144,7 @@ KINDS = {
         lambda path: read_catalog(path).fingerprint,
     ),
     "relevance.parquet": _table(lambda path: write_columns(PAIRS, path), _relevance),
+    **{f"embeddings, {files}": Kind(_embed, _embedded, files) for files in ("e.*", "e.npy.json", "e.cat*")},
     "state.json": _state(PKSampler(CATALOG.labels, p=5, k=2, seed=3)),
     **{f"shards, {files}": Kind(_write_shards, _read_at_random, files) for files in SHARD_FILES},
     **{f"stream, {files}": Kind(_write_shards, _read_through, files) for files in SHARD_FILES},

@@ -97,7 +97,7 @@ def place(tmp_path_factory):
 def kill(place, tmp_path, case, steps, calls):
     words = json.dumps({**case, "place": str(tmp_path), "steps": steps, "calls": calls})
     command = [sys.executable, "-m", killing.__name__, words]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=1200, env=env)
     assert done.returncode == 0, done.stderr

@@ -368,6 +368,7 @@ def test_an_error_of_the_model_passes_with_a_note(catalog, out):
         ({"views": ["flip"]}, 'expected "flip", a list of callables, or None'),
         ({"device": "nosuch"}, "embed(device='nosuch'): expected a device"),
         ({"key": 3}, "embed(key=3): expected a string"),
+        ({"key": "\udcff"}, "expected text that UTF-8 can write"),
         *[
             ({name: "no"}, f"embed({name}='no'): expected True or False")
             for name in ("hash", "compile", "overwrite")

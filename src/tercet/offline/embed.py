@@ -157,7 +157,7 @@ differs: weights; overwrite=True or --overwrite makes all anew
             "normalize": as_bool(None, "normalize", normalize),
             "precision": as_choice(None, "precision", precision, PRECISIONS),
             "dtype": as_choice(None, "dtype", dtype, ("float32", "float16")),
-            "key": as_string(None, "key", key),
+            "key": _as_key(key),
         }
         flags = {"compile": compile, "hash": hash, "overwrite": overwrite, "progress": progress}
         compile, hash, overwrite, progress = (as_bool(None, name, flag) for name, flag in flags.items())
@@ -217,6 +217,13 @@ def _catalog_of(data: Any) -> Catalog:
         if "" in values:
             raise Refusal(f"data.{name}", "", "names that are not empty")
     return catalog
+
+
+def _as_key(key: Any) -> str:
+    text = as_string(None, "key", key)
+    if text != text.encode(errors="ignore").decode():
+        raise Refusal("key", text, "text that UTF-8 can write")
+    return text
 
 
 def _said(value: Any) -> str:
