@@ -103,9 +103,8 @@ def main() -> None:
 
     print(f"\nThe {len(unseen)} images of {', '.join(UNSEEN)}, classes that training never saw:")
     for name, embeddings in (("untrained", before), ("trained", after)):
-        recall = tercet.recall_at_k(embeddings, unseen.labels, k=1)
-        mean_precision = tercet.map_at_r(embeddings, unseen.labels)
-        print(f"  {name:>9}: Recall@1 {recall:.3f}   MAP@R {mean_precision:.3f}")
+        found = tercet.evaluate(embeddings, unseen.labels, k=1)
+        print(f"  {name:>9}: Recall@1 {found['Recall@1']:.3f}   MAP@R {found['MAP@R']:.3f}")
     picture = output / "similarities.png"
     plot_similarities(
         picture, {"unseen, untrained": before, "unseen, trained": after}, unseen.labels, overwrite=True

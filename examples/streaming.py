@@ -78,9 +78,8 @@ def main() -> None:
     print(f"  predicted {predicted.share:.3f}   counted {sum(used) / len(used):.3f}")
     print(f"The {len(test)} images of {', '.join(UNSEEN)}, classes that training never saw:")
     for name, embeddings in (("untrained", before), ("trained", after)):
-        recall = tercet.recall_at_k(embeddings, test.labels, k=1)
-        mean_precision = tercet.map_at_r(embeddings, test.labels)
-        print(f"  {name:>9}: Recall@1 {recall:.3f}   MAP@R {mean_precision:.3f}")
+        found = tercet.evaluate(embeddings, test.labels, k=1)
+        print(f"  {name:>9}: Recall@1 {found['Recall@1']:.3f}   MAP@R {found['MAP@R']:.3f}")
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def evaluate(model: nn.Module, catalog: tercet.Catalog, resize: A.Compose) -> st
     model.eval()
     loader = DataLoader(tercet.ImageDataset(catalog, resize), batch_size=256)
     embeddings = torch.cat([model(images) for images, _ in loader])
-    recall = tercet.recall_at_k(embeddings, catalog.labels, k=1)
-    return f"Recall@1 {recall:.3f}   MAP@R {tercet.map_at_r(embeddings, catalog.labels):.3f}"
+    found = tercet.evaluate(embeddings, catalog.labels, k=1)
+    return f"Recall@1 {found['Recall@1']:.3f}   MAP@R {found['MAP@R']:.3f}"
 
 
 def main() -> None:

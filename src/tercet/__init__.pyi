@@ -52,6 +52,7 @@ from .losses.softmax import CosFace as CosFace
 from .losses.softmax import NormalizedSoftmax as NormalizedSoftmax
 from .losses.triplet import TripletMargin as TripletMargin
 from .metrics.mining_stats import describe as describe
+from .metrics.retrieval import evaluate as evaluate
 from .metrics.retrieval import map_at_r as map_at_r
 from .metrics.retrieval import recall_at_k as recall_at_k
 from .metrics.triplet_ranking import score_at_top_k as score_at_top_k

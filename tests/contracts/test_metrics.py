@@ -13,7 +13,7 @@ import torch
 
 from tercet.core.indices import References, Triplets
 from tercet.metrics.mining_stats import describe
-from tercet.metrics.retrieval import map_at_r, recall_at_k
+from tercet.metrics.retrieval import evaluate, map_at_r, recall_at_k
 from tercet.metrics.triplet_ranking import score_at_top_k, similarity_precision
 from tests.helpers import grid, points
 from tests.oracles import figures
@@ -161,6 +161,23 @@ def recall_row(*ks):
     return Row(call, loop)
 
 
+def evaluation_row(*ks):
+    """Every figure of `evaluate`."""
+
+    def call(case, **options):
+        found = evaluate(case.x, case.labels, ks, ids=case.ids, ref=case.ref, **options)
+        return {key: v for name, score in found.items() for key, v in score_figures(score, name).items()}
+
+    def loop(case, d, sides):
+        hits = figures.ranked_hits(d, *sides)
+        values = {f"Recall@{k}": figures.recall(hits, k) for k in ks}
+        values |= {"R-precision": figures.r_precision(hits), "MAP@R": figures.map_at_r(hits)}
+        found = [of_queries(each, case, name) for name, each in values.items()]
+        return {key: v for each in found for key, v in each.items()}
+
+    return Row(call, loop)
+
+
 def list_row(k, with_groups):
     """`score_at_top_k`, whose candidates are the images of the query's group, or all others."""
 
@@ -218,6 +235,8 @@ METRICS = {
         ),
         lambda case, d, sides: of_queries(figures.map_at_r(figures.ranked_hits(d, *sides)), case),
     ),
+    "evaluate, k of 1": evaluation_row(1),
+    "evaluate, several k": evaluation_row(1, 2, 5, 30, 1000),
     "similarity precision": Row(
         lambda case, **options: triplet_figures(
             similarity_precision(case.x, case.triplets, ref=case.ref, **options)

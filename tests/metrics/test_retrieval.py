@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tercet.core.indices import References
-from tercet.metrics.retrieval import map_at_r, recall_at_k
+from tercet.metrics import ranks
+from tercet.metrics.retrieval import evaluate, map_at_r, recall_at_k
 from tercet.metrics.scores import Score
 from tests.helpers import grid, points, unchecked
 from tests.oracles import triplets as reference
@@ -162,3 +163,33 @@ def test_the_check_against_the_loop_can_fail():
     for wrong in (Score(0.6, 2, 1), Score(0.5, 3, 0), Score(0.5, 2, 0), 0.5):
         with pytest.raises(AssertionError):
             check_equal(wrong, [0.0, 1.0], 3)
+
+
+def test_one_evaluation_is_what_the_single_figures_are():
+    x, labels = BATCHES["uneven, with singletons"]
+    found = evaluate(x, labels, k=(1, 3))
+    assert list(found) == ["Recall@1", "Recall@3", "R-precision", "MAP@R"]
+    assert dict(found)["Recall@3"] == recall_at_k(x, labels, 3)
+    assert found["MAP@R"] == map_at_r(x, labels)
+    assert all((score.queries, score.left_out) == (14, 3) for score in found.values())
+    assert str(found).splitlines()[-1] == "14 queries, 3 left out: no other image of their class"
+    assert dict(pickle.loads(pickle.dumps(found))) == dict(found)
+
+
+def test_an_evaluation_searches_once(monkeypatch):
+    searches = []
+
+    class Counted(ranks.ExactSearch):
+        def __init__(self, pairwise):
+            searches.append(pairwise)
+            super().__init__(pairwise)
+
+    monkeypatch.setattr(ranks, "ExactSearch", Counted)
+    evaluate(*BATCHES["balanced"], k=(1, 2, 19))
+    assert len(searches) == 1
+
+
+@pytest.mark.parametrize("k", [0, (), 1.5, "two", (1, 0)])
+def test_evaluate_refuses_what_is_no_depth(k):
+    with unchecked(), pytest.raises(ValueError, match=r"^evaluate\(k="):
+        evaluate(*BATCHES["balanced"], k)

@@ -41,6 +41,11 @@ def recall(hits, k):
     return [float(any(each[:k])) for each in hits]
 
 
+def r_precision(hits):
+    """The share of hits among the first R for each query."""
+    return [sum(each[: sum(each)]) / sum(each) for each in hits]
+
+
 def map_at_r(hits):
     """(1/R) Σ_{i ≤ R} P(i) · 1[the i-th is a hit] for each query."""
     values = []

@@ -82,6 +82,7 @@ NAMES = [
     "deep_ranking_batched",
     "describe",
     "embed",
+    "evaluate",
     "gather",
     "map_at_r",
     "nearest",

@@ -122,7 +122,7 @@ def test_python_blocks_run(folder, monkeypatch):
     assert model[1].weight.grad.abs().sum() > 0
     assert len(names["streamed"]) == len(names["stream"])
     assert all(labels.unique(return_counts=True)[1].tolist() == [4] * 5 for labels in names["streamed"])
-    assert names["recall"] == 1.0
+    assert names["found"]["Recall@1"] == 1.0
 
 
 def test_the_reader_of_blocks_finds_them():

@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ ABOUT = """
 Seconds of the processor, medians of rounds in which all sides and the bare product `x @ x.T` run by turns
 in one process. MiB is the peak of one call above its inputs in a process of its own. The peer is
 pytorch-metric-learning's AccuracyCalculator with `k="max_bin_count"` and {search}; *apart* is the largest
-difference of a figure. It takes Recall@1 and MAP@R from one search. Ours are two functions with a search
-each, so the row of both is the sum of two searches. Deep Ranking's metrics take {triplets:,} triplets and
+difference of a figure. Recall@1 and MAP@R together are one search on either side, ours by `evaluate`, which
+gives R-precision too. Deep Ranking's metrics take {triplets:,} triplets and
 have no peer. Unit vectors of {dim} float32 numbers, K images of a class.
 """
 
@@ -77,14 +78,14 @@ def product(x: Tensor, labels: Tensor) -> None:
 
 def sides() -> dict[str, dict[str, Callable[[Tensor, Tensor], Any]]]:
     """Ours and the peer's by the case; each gives its figures in the same order."""
-    from tercet.metrics.retrieval import map_at_r, recall_at_k
+    from tercet.metrics.retrieval import evaluate, map_at_r, recall_at_k
     from tercet.metrics.triplet_ranking import score_at_top_k, similarity_precision
 
     return {
         "Recall@1": {"tercet": lambda x, y: [recall_at_k(x, y)], PEER: calculator(BOTH[0])},
         "MAP@R": {"tercet": lambda x, y: [map_at_r(x, y)], PEER: calculator(BOTH[1])},
         "Recall@1 and MAP@R": {
-            "tercet": lambda x, y: [recall_at_k(x, y), map_at_r(x, y)],
+            "tercet": lambda x, y: itemgetter("Recall@1", "MAP@R")(evaluate(x, y, 1)),
             PEER: calculator(*BOTH),
         },
         "similarity precision": {"tercet": lambda x, y: [similarity_precision(x, drawn(len(x)))]},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +24,23 @@ from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import kept_where, true_places
 from tercet.pairwise.tiles import Pairwise
 
-__all__ = ["first_ranks", "hits_at_r"]
+__all__ = ["RankedBlock", "first_ranks", "ranked_blocks"]
+
+
+class RankedBlock(NamedTuple):
+    """What a block of queries finds.
+
+    Args:
+        rows: int64 [a], the queries.
+        found: int64 [a], R of each, how many images it has to find.
+        hits: bool [a, k], whether each of the first k results is a positive, k the largest R of the block.
+        first: int64 [a], the rank of the nearest positive, 0 where R = 0; see `ranked_blocks`.
+    """
+
+    rows: Int[Tensor, " a"]
+    found: Int[Tensor, " a"]
+    hits: Bool[Tensor, "a k"]
+    first: Int[Tensor, " a"]
 
 
 def first_ranks(pairwise: Pairwise) -> Int[Tensor, " n"]:
@@ -47,32 +64,41 @@ def first_ranks(pairwise: Pairwise) -> Int[Tensor, " n"]:
     return ranks
 
 
-def hits_at_r(
-    pairwise: Pairwise,
-) -> Iterator[tuple[Int[Tensor, " a"], Int[Tensor, " a"], Bool[Tensor, "a k"]]]:
-    """Blocks of queries: their rows, R of each, and whether each of the first k results is a positive.
+def ranked_blocks(pairwise: Pairwise, depth: int = 0) -> Iterator[RankedBlock]:
+    """What each query finds, by one search: its first R results and the rank of its nearest positive.
 
     Args:
         pairwise: queries and columns under `SameLabel`.
+        depth: ranks up to this one are needed; a larger one may be given as any number above `depth`.
 
     Yields:
-        k is the largest R of the block. Blocks are in no order of rows.
+        Blocks, in no order of rows.
 
     Example:
         >>> from tercet.pairwise.distances import euclidean
         >>> x = torch.tensor([[0.0], [1.0], [1.4], [2.0]])
         >>> pairwise = Pairwise("doc", x, torch.tensor([0, 0, 1, 0]), distance=euclidean)
-        >>> for rows, found, hits in hits_at_r(pairwise):
-        ...     print(hits.long())
+        >>> for block in ranked_blocks(pairwise, depth=3):
+        ...     print(block.hits.long(), block.first)
         tensor([[1, 0],
                 [0, 1],
                 [0, 0],
-                [0, 1]])
+                [0, 1]]) tensor([1, 2, 0, 2])
     """
     search = ExactSearch(pairwise)
     for block in search.blocks():
         found = block.positive.sum(1)
-        yield block.rows, found, _hits(pairwise, search, block, int(found.max()))
+        hits = _hits(pairwise, search, block, int(found.max()))
+        columns, width = len(block.columns), hits.shape[1]
+        first = torch.where(found > 0, columns, 0)  # above any depth that is not looked at here
+        if width:
+            has_hit = hits.any(1)
+            first = torch.where(has_hit, 1 + hits.byte().argmax(1), first)
+            (left,) = (~has_hit & (found > 0)).nonzero(as_tuple=True)
+            if depth > width and len(left):
+                nearest = search.nearest(block.positives().take(left))[:, 0]
+                first[left] = 1 + _negatives_ahead(search, block.all_columns().take(left), nearest)
+        yield RankedBlock(block.rows, found, hits, first)
 
 
 def _negatives_ahead(

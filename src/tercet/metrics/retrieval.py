@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
 from tercet.core.checks import as_int, refusal
 from tercet.core.indices import References
 from tercet.metrics.inputs import as_pairwise
-from tercet.metrics.ranks import first_ranks, hits_at_r
-from tercet.metrics.scores import Score
+from tercet.metrics.ranks import RankedBlock, first_ranks, ranked_blocks
+from tercet.metrics.scores import Evaluation, Score
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.tiles import Pairwise
 
-__all__ = ["map_at_r", "recall_at_k"]
+__all__ = ["evaluate", "map_at_r", "recall_at_k"]
 
 
 @torch.no_grad()
@@ -70,15 +70,11 @@ def recall_at_k(
         Jégou, Douze & Schmid, "Product quantization for nearest neighbor search", 2011; for classes,
         Song, Xiang, Jegelka & Savarese, "Deep metric learning via lifted structured feature embedding", 2016.
     """
-    several = k if isinstance(k, Iterable) and getattr(k, "ndim", 1) > 0 else None
-    ks = [as_int("recall_at_k", "k", each, minimum=1) for each in ([k] if several is None else several)]
-    if not ks:
-        raise refusal("recall_at_k", "k", k, "one number or more")
+    ks, several = _depths("recall_at_k", k)
     pairwise = as_pairwise("recall_at_k", embeddings, labels, ids, ref, distance, tile_rows)
     ranks = first_ranks(pairwise)
-    answered = ranks[ranks > 0].cpu()
-    scores = {each: _score((answered <= each).double(), len(ranks)) for each in ks}
-    return scores if several is not None else scores[ks[0]]
+    scores = {each: _recall(ranks, each) for each in ks}
+    return scores if several else scores[ks[0]]
 
 
 @torch.no_grad()
@@ -119,15 +115,97 @@ def map_at_r(
         Musgrave, Belongie & Lim, "A metric learning reality check", 2020.
     """
     pairwise = as_pairwise("map_at_r", embeddings, labels, ids, ref, distance, tile_rows)
-    n, device = len(pairwise.inputs[0]), pairwise.labels.device
-    value = torch.full((n,), math.nan, dtype=torch.float64, device=device)
-    width = _largest_class(pairwise)  # one for all blocks, so that no sum depends on the block
-    place = torch.arange(1, width + 1, device=device)
-    for rows, found, hits in hits_at_r(pairwise):
-        hits = pad(hits, (0, width - hits.shape[1])) & (place <= found[:, None])  # [a, width]
-        precision = hits.cumsum(1) / place.double()
-        value[rows] = (precision * hits).sum(1) / found  # NaN where R = 0
-    return _score(value[~value.isnan()].cpu(), n)
+    precision, width = _no_figures(pairwise), _largest_class(pairwise)
+    for block in ranked_blocks(pairwise):
+        precision[block.rows] = _average_precision(block, width)
+    return _score(precision)
+
+
+@torch.no_grad()
+def evaluate(
+    embeddings: Shaped[Tensor, "n d"] | Shaped[np.ndarray, "n d"],
+    labels: Any,
+    k: int | Iterable[int] = (1, 2, 4, 8),
+    *,
+    ids: Any = None,
+    ref: References | None = None,
+    distance: Distance | str = "euclidean",
+    tile_rows: int | None = None,
+) -> Evaluation:
+    """Recall@k, R-precision and MAP@R from one search, which costs about what one of them does.
+
+    R-precision = mean over queries of the share of the first R results that are of the query's class, R the
+    number of images of that class to find; Recall@k as in `recall_at_k`, MAP@R as in `map_at_r`
+
+    Args:
+        embeddings: [n, d], torch or numpy.
+        labels: [n] integers, bools or strings: a tensor, an array or a list.
+        k: how many are retrieved for Recall@k; one number or several.
+        ids: [n] integers, which image each row is; an image never retrieves itself.
+        ref: the gallery, torch or numpy; None for the batch itself.
+        distance: a `Distance` or its name.
+        tile_rows: queries compared at once; None for as many as fit the memory of a tile.
+
+    Returns:
+        An `Evaluation`: a `Score` by the name of each figure, printed as a table.
+
+    Raises:
+        ValueError: k below 1, labels of mixed kinds, embeddings that are NaN or infinite, or shapes
+            that do not fit.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [1.4], [2.0], [9.0]])
+        >>> print(evaluate(x, ["a", "a", "b", "a", "c"], k=(1, 2)))
+        Recall@1     0.333
+        Recall@2     1.000
+        R-precision  0.500
+        MAP@R        0.333
+        3 queries, 2 left out: no other image of their class
+
+    Reference:
+        Musgrave, Belongie & Lim, "A metric learning reality check", 2020.
+    """
+    ks, _ = _depths("evaluate", k)
+    pairwise = as_pairwise("evaluate", embeddings, labels, ids, ref, distance, tile_rows)
+    average, share, width = _no_figures(pairwise), _no_figures(pairwise), _largest_class(pairwise)
+    ranks = torch.zeros_like(pairwise.labels)
+    for block in ranked_blocks(pairwise, max(ks)):
+        ranks[block.rows] = block.first
+        average[block.rows] = _average_precision(block, width)
+        share[block.rows] = _within_r(block, width).sum(1) / block.found.double()
+    recalls = {f"Recall@{each}": _recall(ranks, each) for each in ks}
+    return Evaluation({**recalls, "R-precision": _score(share), "MAP@R": _score(average)})
+
+
+def _depths(caller: str, k: Any) -> tuple[list[int], bool]:
+    """The numbers k, and whether there may be several."""
+    several = isinstance(k, Iterable) and getattr(k, "ndim", 1) > 0
+    ks = [as_int(caller, "k", each, minimum=1) for each in (k if several else [k])]
+    if not ks:
+        raise refusal(caller, "k", k, "one number or more")
+    return ks, several
+
+
+def _within_r(block: RankedBlock, width: int) -> Bool[Tensor, "a width"]:
+    """Whether each of a query's first R results is a positive."""
+    place = torch.arange(1, width + 1, device=block.hits.device)
+    return pad(block.hits, (0, width - block.hits.shape[1])) & (place <= block.found[:, None])
+
+
+def _average_precision(block: RankedBlock, width: int) -> Float[Tensor, " a"]:
+    """(1/R) Σ_{i ≤ R} P(i) of each query, NaN where R = 0.
+
+    Args:
+        block: what the queries find.
+        width: at least each R; one for all blocks, so that no sum depends on the block.
+    """
+    hits = _within_r(block, width)
+    precision = hits.cumsum(1) / torch.arange(1, width + 1, device=hits.device).double()
+    return (precision * hits).sum(1) / block.found
+
+
+def _no_figures(pairwise: Pairwise) -> Float[Tensor, " n"]:
+    return torch.full_like(pairwise.labels, math.nan, dtype=torch.float64)
 
 
 def _largest_class(pairwise: Pairwise) -> int:
@@ -138,6 +216,12 @@ def _largest_class(pairwise: Pairwise) -> int:
     return int(counts.max()) - pairwise.own_column
 
 
-def _score(values: Float[Tensor, " q"], rows: int) -> Score:
+def _recall(ranks: Int[Tensor, " n"], k: int) -> Score:
+    return _score(torch.where(ranks > 0, (ranks <= k).double(), math.nan))
+
+
+def _score(figures: Float[Tensor, " n"]) -> Score:
+    """The mean over queries; NaN stands for one that has nothing to find."""
+    values = figures[~figures.isnan()].cpu()
     mean = float(values.mean()) if len(values) else math.nan
-    return Score(mean, len(values), rows - len(values))
+    return Score(mean, len(values), len(figures) - len(values))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Score", "TripletScore"]
+from collections.abc import Iterator, Mapping
+
+__all__ = ["Evaluation", "Score", "TripletScore"]
 
 
 class Score(float):
@@ -60,3 +62,44 @@ class TripletScore(float):
 
     def __getnewargs__(self) -> tuple[float, int, int, int]:
         return float(self), self.correct, self.counted, self.triplets
+
+
+class Evaluation(Mapping[str, Score]):
+    """Figures of one evaluation by name, each a `Score`; printed, they are a table.
+
+    Args:
+        figures: the scores by name, all over the same queries, in the order in which they are shown.
+
+    Example:
+        >>> found = Evaluation({"Recall@1": Score(0.5, queries=8, left_out=1)})
+        >>> found["Recall@1"], list(found)
+        (0.5, ['Recall@1'])
+        >>> print(found)
+        Recall@1  0.500
+        8 queries, 1 left out: no other image of their class
+    """
+
+    def __init__(self, figures: Mapping[str, Score]) -> None:
+        self._figures = dict(figures)
+
+    def __getitem__(self, name: str) -> Score:
+        return self._figures[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._figures)
+
+    def __len__(self) -> int:
+        return len(self._figures)
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self._figures})"
+
+    def __str__(self) -> str:
+        width = max(map(len, self._figures), default=0)
+        lines = [f"{name:<{width}}  {score:.3f}" for name, score in self._figures.items()]
+        for score in list(self._figures.values())[:1]:
+            left_out = (
+                f", {score.left_out:,} left out: no other image of their class" if score.left_out else ""
+            )
+            lines.append(f"{score.queries:,} queries{left_out}")
+        return "\n".join(lines)
