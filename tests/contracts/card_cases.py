@@ -63,9 +63,32 @@ HEADS: dict[str, Callable[[int], Any]] = {
 PROXIED = ("ProxyNCA", "ProxyAnchor", "NormalizedSoftmax", "ArcFace", "CosFace", "SoftTriple")
 
 
+MINED: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "BatchHard, TripletMargin": (lambda: tercet.BatchHard(), lambda: tercet.TripletMargin(0.4)),
+    "BatchHard, swap": (lambda: tercet.BatchHard(), lambda: tercet.TripletMargin(0.4, swap=True)),
+    "BatchHard, soft": (lambda: tercet.BatchHard(), lambda: tercet.TripletMargin(soft=True)),
+    "SemiHard, TripletMargin": (
+        lambda: tercet.SemiHard(None, fallback="easiest"),
+        lambda: tercet.TripletMargin(0.4),
+    ),
+    "SemiHard all, TripletMargin": (
+        lambda: tercet.SemiHard(negatives="all"),
+        lambda: tercet.TripletMargin(0.4),
+    ),
+    "SemiHard all, Contrastive": (lambda: tercet.SemiHard(negatives="all"), lambda: tercet.Contrastive()),
+    "BatchHard, MarginLoss": (lambda: tercet.BatchHard(), lambda: tercet.MarginLoss()),
+    "BatchHard, LiftedStructure": (lambda: tercet.BatchHard(), lambda: tercet.LiftedStructure()),
+    "BatchHard, NPair": (lambda: tercet.BatchHard(), lambda: tercet.NPair()),
+    "BatchHard, Histogram": (lambda: tercet.BatchHard(), lambda: tercet.Histogram()),
+    "PairMargin, Contrastive": (lambda: tercet.PairMargin(1.2, 1.4), lambda: tercet.Contrastive()),
+    "PairMargin, InfoNCE": (lambda: tercet.PairMargin(1.2, 1.4), lambda: tercet.InfoNCE()),
+    "MultiSimilarity": (lambda: tercet.MultiSimilarityMiner(), lambda: tercet.MultiSimilarity()),
+}
 LARGE = {"difference_numbers": 0, "dense_share": 0}
 """Sizes with which small tables are measured as large ones are: by products, and a few columns of each row by
 differences."""
+LONG = {**LARGE, "one_graph_numbers": 0, "table_numbers": 2**14, "table_tuples": 2**12, "tile_bytes": 2**18}
+"""Sizes with which a list is long for 512 rows: in several parts, of several tiles."""
 
 
 def batch(n: int, dim: int = 128, k: int = 4) -> tuple[Tensor, Tensor]:
@@ -164,6 +187,35 @@ def census() -> dict[str, Any]:
         for name, make in HEADS.items():
             log, same = trained(lambda make=make, n=n: make(n // 4), x, labels, on_host=True)
             found.setdefault(name, {})[n] = [log.reads, log.operations, same, log.places()]
+    return found
+
+
+def mined_and_trained(
+    make: tuple[Callable[[], Any], Callable[[], Any]], x: Tensor, labels: Tensor, sizes: dict[str, int]
+) -> tuple[card.Census, bool]:
+    """What a miner, a head and its backward ask of the card together, and whether all is the processor's."""
+
+    def result(x: Tensor, head: Any) -> list[Tensor]:
+        loss = head(x, labels, make[0]()(x, labels))
+        loss.backward()
+        return card.down([loss.detach(), x.grad])
+
+    with card.census():
+        head = make[1]().to(card.CARD)
+    leaf = card.up(x.clone().requires_grad_())
+    with card.census() as log, override(**sizes):
+        found = result(leaf, head)
+    return log, alike(found, result(x.clone().requires_grad_(), make[1]()))
+
+
+def lists() -> dict[str, Any]:
+    """{name: [[reads, operations, same, places] at 64 rows, at 512, with a long list]} of miner and head."""
+    found: dict[str, Any] = {}
+    for n, sizes in ((64, {}), (512, {}), (512, LONG)):
+        x, labels = batch(n)
+        for name, make in MINED.items():
+            log, same = mined_and_trained(make, x, labels, sizes)
+            found.setdefault(name, []).append([log.reads, log.operations, same, log.places()])
     return found
 
 
@@ -497,7 +549,14 @@ def planted() -> dict[str, str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     card.register()
-    programs = {"census": census, "planted": planted, "matrix": matrix, "steps": steps, "rounded": rounded}
+    programs = {
+        "census": census,
+        "planted": planted,
+        "matrix": matrix,
+        "steps": steps,
+        "rounded": rounded,
+        "lists": lists,
+    }
     print(json.dumps(programs[sys.argv[1]](*map(int, sys.argv[2:]))))
     sys.stdout.flush()
     os._exit(0)  # the card's autograd thread has no way to end

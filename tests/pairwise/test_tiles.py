@@ -245,9 +245,10 @@ def test_pairs_on_both_sides_are_found_by_marks_and_by_sorting(n):
     g = torch.Generator().manual_seed(0)
     for positives, negatives in ((3, 40), (40, 3)):
         sides = [torch.randint(0, 6, (2, count), generator=g) for count in (positives, negatives)]
-        found = module._on_both_sides(*sides[0], *sides[1], n, n)
+        pairs, which = module._of_both_sides(*sides[0], *sides[1], n, n)
+        found = pairs[which]
         expected = set.intersection(*(set(map(tuple, side.T.tolist())) for side in sides))
         assert expected
         assert {(int(key) // n, int(key) % n) for key in found} == expected
     apart = torch.tensor([[0], [1]]), torch.tensor([[1, 0, 5], [0, 0, 5]])
-    assert not len(module._on_both_sides(*apart[0], *apart[1], n, n))
+    assert not module._of_both_sides(*apart[0], *apart[1], n, n)[1].any()

@@ -78,8 +78,9 @@ class Head(nn.Module, ABC):
     ) -> Float[Tensor, "..."]:
         """The loss of the mined tuples, or of all.
 
-        A call stays outside the graph of `torch.compile`. It waits for an accelerator where there are mined
-        tuples, to check them; without them seldom, and where labels are on the host, mostly not at all.
+        A call stays outside the graph of `torch.compile`. It does not wait for an accelerator, where labels
+        are on the host and mined tuples come from a miner of this library, unchanged; other tuples that are
+        on the accelerator are read once, to check them.
 
         With `reduction="none"` the loss can be differentiated twice, except that of `Circle`, whose weights
         are constants to the gradient. With any other reduction `create_graph=True` is refused.
@@ -269,7 +270,7 @@ def reduced(
     return tiled_mean(caller, reduction, terms, *inputs)
 
 
-def pairs_of(rows: tuple[Int[Tensor, " _"], ...]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def pairs_of(rows: Sequence[Int[Tensor, " _"]]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The positive and the negative pairs (row, column) of a list; of triplets (a, p) and (a, n)."""
     return (rows[0], rows[1]), (rows[2] if len(rows) == 4 else rows[0], rows[-1])
 
@@ -291,8 +292,8 @@ def rows_of_table(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], i: Int[Tenso
     Args:
         x: rows [n, k].
         y: columns [r, k].
-        i: [t], the row of each listed pair. A table has all rows from the lowest to the highest; finding them
-            waits for the device, and is skipped where the list is too short.
+        i: [t], the row of each listed pair. A table has all rows from the lowest to the highest; on an
+            accelerator, which would be read to find them, simply all.
 
     Returns:
         A slice of rows; None where the list is too short for a table, the table would be larger than a tile,
@@ -302,5 +303,7 @@ def rows_of_table(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], i: Int[Tenso
     most = min(sizes.table_share * len(i), sizes.tile_bytes // x.element_size())
     if len(i) * x.shape[1] < sizes.table_numbers or most < len(y) or roundoff(x) > 2.0**-24:
         return None
+    if x.device.type != "cpu":
+        return slice(0, len(x)) if len(x) * len(y) <= most else None
     low, high = torch.stack(i.aminmax()).tolist()
     return slice(low, high + 1) if (high + 1 - low) * len(y) <= most else None

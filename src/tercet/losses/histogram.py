@@ -17,6 +17,7 @@ from torch import Tensor
 from tercet.core.checks import as_int, refusal
 from tercet.core.indices import References
 from tercet.losses.base import Head, distinct, pairs_of
+from tercet.losses.rowwise import MinedPairs
 from tercet.pairwise.accumulate import tiled_mean, tiled_sum
 from tercet.pairwise.distances import negative_cosine
 from tercet.pairwise.relations import Relation, SameLabel
@@ -100,6 +101,8 @@ class Histogram(Head):
     ) -> Float[Tensor, ""]:
         """The loss of listed pairs."""
         inputs, rows = self.listed(embeddings, mined, ref)
+        if inputs[0].device.type != "cpu":
+            return self._of_marks(MinedPairs(inputs, rows, self.distance, self.tile_rows))
         pairs = [distinct(i, j, len(inputs[-1]), unordered=ref is None) for i, j in pairs_of(rows)]
 
         def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -109,6 +112,22 @@ class Histogram(Head):
                     yield v, torch.full_like(a, side)
 
         return self._loss(parts, inputs)
+
+    def _of_marks(self, pairs: MinedPairs) -> Float[Tensor, ""]:
+        """The loss of pairs that are marks in a table: those are distinct, and no accelerator is read for it.
+
+        Where (i, j) and (j, i) are one pair, each row has the marks of both, which changes no share.
+        """
+        unordered = len(pairs.inputs) == 1
+
+        def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            mirrored = pairs.mirrored() if unordered else pairs
+            for side in (0, 1):  # one after the other: a list may have a pair on both sides
+                for rows, tile in zip(pairs.spans(), pairs.tiles(*inputs), strict=True):
+                    marked = (tile.positive, tile.negative)[side] | mirrored.sides(rows)[side]
+                    yield tile.distance, marked.byte() * (side + 1)
+
+        return self._loss(parts, pairs.inputs)
 
     def _loss(self, parts: _Parts, inputs: tuple[Tensor, ...], fold: int = 1) -> Float[Tensor, ""]:
         """L over parts of the pairs: −s of each, and 1 if positive, 2 if negative, 0 if neither.

@@ -242,7 +242,11 @@ class NPair(Head):
             raise refusal("NPair", "labels", None, expected)
         inputs, (anchor, positive, *_) = self.listed(embeddings, mined, ref)
         labels = self.relation.check("NPair", "labels", labels, len(inputs[0]), anchor.device)
-        first = _first_of_each(self._classes(labels)[anchor])
+        classes = self._classes(labels)[anchor]
+        if classes.device.type != "cpu" and self.reduction != "none":
+            first, chosen = _first_of_each_at_most(classes, len(inputs[0]))
+            return self._of_pairs(inputs, anchor[first], positive[first], chosen=chosen)
+        first = _first_of_each(classes)
         return self._of_pairs(inputs, anchor[first], positive[first])
 
     def _classes(self, labels: Tensor) -> Int[Tensor, " n"]:
@@ -309,3 +313,20 @@ def _first_of_each(values: Int[Tensor, " t"]) -> Int[Tensor, " u"]:
     values, order = values.sort(stable=True)
     new = values[1:] != values[:-1]
     return torch.cat([order[:1], order[1:][new]]).sort().values
+
+
+def _first_of_each_at_most(
+    values: Int[Tensor, " t"], most: int
+) -> tuple[Int[Tensor, " u"], Bool[Tensor, " u"]]:
+    """`_first_of_each` of at most so many distinct values, in a shape that they do not change: and which are.
+
+    Example:
+        >>> _first_of_each_at_most(torch.tensor([5, 5, 3]), 4)
+        (tensor([2, 0, 0]), tensor([ True,  True, False]))
+    """
+    values, order = values.sort(stable=True)
+    new = torch.ones_like(values, dtype=torch.bool)
+    new[1:] = values[1:] != values[:-1]
+    size = min(most, len(values))
+    place = torch.nonzero_static(new, size=size, fill_value=-1)[:, 0]  # [u]
+    return order[place.clamp(min=0)] if size else place, place >= 0

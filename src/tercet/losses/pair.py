@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from tercet.core.checks import as_float, as_int, refusal
 from tercet.core.indices import References
 from tercet.losses.base import Head, distinct, pairs_of, reduced
+from tercet.losses.rowwise import MinedPairs
 from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.euclidean import gather_rows
 from tercet.pairwise.inputs import allocated, clamped_classes
+from tercet.pairwise.mined import is_remembered
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile
 
@@ -99,6 +101,10 @@ class Contrastive(Head):
         """The loss of listed pairs."""
         inputs, rows = self.listed(embeddings, mined, ref)
         pairs = pairs_of(rows)
+        if len(rows) == 3 and self._fits_marks(inputs, mined):
+            # Marks in a table are distinct, and an accelerator is not read to count them.
+            marked = MinedPairs(inputs, rows, self.distance, self.tile_rows)
+            return loss_from_pair_gradients("Contrastive", marked, self.reduction, self._loss_of)
         if len(rows) == 3:
             pairs = tuple(distinct(*side, len(inputs[-1])) for side in pairs)
 
@@ -128,6 +134,11 @@ class Contrastive(Head):
             count = positive.sum() + negative.sum()
         value = torch.linalg.vecdot(excess, excess).sum(dtype=torch.float64)
         return TileLoss(value, count, excess.mul_(2) if wanted else None)
+
+    def _fits_marks(self, inputs: tuple[Tensor, ...], mined: Any) -> bool:
+        """Whether triplets may become marks of pairs: on an accelerator, if no pair is on both sides."""
+        known = is_remembered(mined, len(inputs[0]), len(inputs[-1]))
+        return known and inputs[0].device.type != "cpu" and self.reduction != "none"
 
     def _apart(self, d_ap: Float[Tensor, " u"]) -> Float[Tensor, " u"]:
         return torch.relu(d_ap - self.pos_margin).square()

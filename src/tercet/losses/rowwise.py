@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.core.indices import References
@@ -15,8 +16,6 @@ from tercet.losses.base import Head, pairs_of, reduced
 from tercet.losses.tile_gradients import differentiated, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked
 from tercet.pairwise.distances import Distance, cosine, negative_cosine
-from tercet.pairwise.inputs import FiniteCheck, check_finite, unchecked_features
-from tercet.pairwise.mined import mined_rows
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 
 __all__ = ["ListwiseHead", "MinedPairs", "log_sum"]
@@ -47,7 +46,7 @@ class ListwiseHead(Head):
         self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
     ) -> Float[Tensor, "..."]:
         """The loss of the pairs of a list."""
-        return self.loss_of(MinedPairs(embeddings, mined, self.measured, ref, self.tile_rows, self.look))
+        return self.loss_of(MinedPairs(*self.listed(embeddings, mined, ref), self.measured, self.tile_rows))
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns, whose positives come from labels or from a list."""
@@ -73,41 +72,30 @@ class MinedPairs:
     """A list of mined tuples in the form of `Pairwise`: the listed columns are positive or negative.
 
     Args:
-        embeddings: [n, d] floats, the rows.
-        mined: `Triplets`, which count as their pairs (a, p) and (a, n), or `Pairs`, or index tensors like
-            them.
+        inputs: features of the rows and of the columns, or one tensor that is both.
+        mined: three index tensors, which count as their pairs (a, p) and (a, n), or four; of rows that exist.
         distance: a `Distance`.
-        ref: the columns; None for the rows themselves.
         tile_rows: rows in a tile; None for as many as fit one table of distances.
-        look: what looks at the embeddings.
-
-    Raises:
-        ValueError: embeddings, references or tuples that `features` or `mined_rows` refuse.
 
     Example:
         >>> from tercet.pairwise.distances import euclidean
-        >>> mined = ([0, 0], [1, 1], [2, 3])
-        >>> pairs = MinedPairs(torch.eye(4), [torch.tensor(v) for v in mined], euclidean)
+        >>> mined = [torch.tensor(v) for v in ([0, 0], [1, 1], [2, 3])]
+        >>> pairs = MinedPairs((torch.eye(4),), mined, euclidean)
         >>> [(tile.positive.nonzero().tolist(), tile.negative.nonzero().tolist()) for tile in pairs.tiles()]
         [([[0, 1]], [[0, 2], [0, 3]])]
     """
 
     def __init__(
         self,
-        embeddings: Shaped[Tensor, "n d"],
-        mined: Any,
+        inputs: tuple[Float[Tensor, "_ k"], ...],
+        mined: Sequence[Int[Tensor, " _"]],
         distance: Distance,
-        ref: References | None = None,
         tile_rows: int | None = None,
-        look: Callable[[Sequence[FiniteCheck]], None] = check_finite,
     ) -> None:
-        self.distance = distance
-        self.inputs, checks = unchecked_features(embeddings, distance, ref)
-        look(checks)
-        n, r, device = len(self.inputs[0]), len(self.inputs[-1]), self.inputs[0].device
-        self._pairs = pairs_of(mined_rows(mined, n, r, device))
+        self.distance, self.inputs = distance, inputs
+        self._pairs = pairs_of(mined)
         self.given_tile_rows = tile_rows
-        self.tile_rows = tile_height(r, self.inputs[0], tile_rows)
+        self.tile_rows = tile_height(len(inputs[-1]), inputs[0], tile_rows)
 
     most_positives = None  # of a list the host knows the length alone
 
@@ -119,10 +107,18 @@ class MinedPairs:
 
     def sides(self, rows: slice) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
         """Which columns are listed as positive and which as negative for each of `rows`."""
-        masks, height = [], rows.stop - rows.start
+        masks, height, r = [], rows.stop - rows.start, len(self.inputs[-1])
         every = height == len(self.inputs[0])
-        for anchor, column in self._pairs if every else self._by_anchor:
-            mask = anchor.new_zeros(height, len(self.inputs[-1]), dtype=torch.bool)
+        fixed = not every and self.inputs[0].device.type != "cpu"
+        for anchor, column in self._pairs if every or fixed else self._by_anchor:
+            if fixed:  # the pairs of other rows are written to a place behind the table
+                place = (anchor - rows.start) * r + column
+                outside = (place < 0) | (place >= height * r)
+                mask = anchor.new_zeros(height * r + 1, dtype=torch.bool)
+                mask[place.masked_fill_(outside, height * r)] = True
+                masks.append(mask[:-1].view(height, r))
+                continue
+            mask = anchor.new_zeros(height, r, dtype=torch.bool)
             if not every:
                 ends = anchor.new_tensor([rows.start, rows.stop])
                 here = slice(*torch.searchsorted(anchor, ends).tolist())
@@ -130,6 +126,12 @@ class MinedPairs:
             mask[anchor, column] = True
             masks.append(mask)
         return masks[0], masks[1]
+
+    def mirrored(self) -> MinedPairs:
+        """The pairs (j, i) for (i, j), where the columns are the rows."""
+        turned = copy(self)
+        turned._pairs = tuple((column, anchor) for anchor, column in self._pairs)  # type: ignore[assignment]
+        return turned
 
     @cached_property
     def _by_anchor(self) -> list[tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ from tercet.core.indices import Pairs, References, Triplets
 from tercet.miners.collected import mined
 from tercet.miners.draws import batch_key, drawn_places
 from tercet.pairwise.distances import Distance, as_distance
+from tercet.pairwise.mined import remember
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import outside_graph
@@ -114,7 +115,10 @@ class Miner:
         """
         pairwise = self._pairwise(embeddings, labels, ids, ref)
         step = as_int(type(self).__name__, "step", step)
-        return self.select(pairwise, step)
+        found = self.select(pairwise, step)
+        if type(self).select.__module__.startswith("tercet.miners."):  # a rule of one's own may be wrong
+            remember(found, len(pairwise.inputs[0]), len(pairwise.inputs[-1]))
+        return found
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets | Pairs:
         """The rule: what a subclass defines and a call runs, without a graph, on inputs that are checked.

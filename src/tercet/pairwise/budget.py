@@ -119,7 +119,8 @@ class Budget:
 
     one_graph_numbers: int
     """Lists of mined tuples whose features are at most so many numbers are differentiated as one autograd
-    graph, which has fewer calls; longer lists are accumulated in chunks, in bounded memory."""
+    graph, which has fewer calls; longer lists are accumulated in chunks, in bounded memory. CPU: 512 KiB of
+    float32. Accelerator: 64 MiB."""
 
     table_numbers: int
     """Shorter lists, by the numbers of their features, are measured pair by pair: setting up a table of
@@ -130,7 +131,8 @@ class Budget:
     entry of a product costs about so many times less than a listed pair."""
 
     table_tuples: int
-    """So many tuples of a list are taken at once where a table serves them."""
+    """So many tuples of a list are taken at once where a table serves them. Accelerator: more, since the
+    table of all rows is computed for each such part."""
 
     swap_triplets: int
     """Triplets of one tile of all triplets with `swap`; their graph takes a dozen times as much memory."""
@@ -208,6 +210,8 @@ def accelerator(free_bytes: int) -> Budget:
         gathered_keys=2**24,
         summed_numbers=2**22,
         difference_numbers=2**25,
+        one_graph_numbers=2**24,
+        table_tuples=2**22,
         head_tile_numbers=_UNLIMITED,
     )
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tercet.core.checks import Refusal, with_length
 from tercet.pairwise.budget import budget
 from tercet.pairwise.inputs import lack_of_data
 
-__all__ = ["mined_rows"]
+__all__ = ["is_remembered", "mined_rows", "remember"]
 
 
 def mined_rows(
@@ -32,7 +34,8 @@ def mined_rows(
 
     Raises:
         ValueError: another form, unequal lengths, rows that do not exist, or a pair that is listed both as
-            positive and as negative. Checking that waits for the device.
+            positive and as negative. Checking that reads an accelerator once, where the tensors are on it
+            and are not what a miner gave.
     """
     if not isinstance(mined, (tuple, list)) or len(mined) not in kinds:
         names = {3: "Triplets (three index tensors)", 4: "Pairs (four index tensors)"}
@@ -55,34 +58,52 @@ def mined_rows(
     if lengths[0] != lengths[1] or lengths[-2] != lengths[-1]:
         shown = f"index tensors of {', '.join(map(str, lengths))}"
         raise Refusal("mined", shown, "as many positives, and as many negatives, as anchors")
-    out = [index.to(device, torch.int64) for index in out]
+    if not (came_mined := is_remembered(mined, rows, columns)):
+        # Where all of them are on the host they are checked there, before they are sent.
+        here = device if any(index.device.type != "cpu" for index in out) else torch.device("cpu")
+        out = [index.to(here, torch.int64) for index in out]
+        _check_rows(out, rows, columns)
+    sent = device.type != "cpu" and not came_mined
+    return tuple(index.to(device, torch.int64, non_blocking=sent) for index in out)
+
+
+def _check_rows(out: list[Int[Tensor, " _"]], rows: int, columns: int) -> None:
+    """Refuse row numbers that do not exist and pairs on both sides: on an accelerator, one read."""
     sizes = (rows, columns, columns) if len(out) == 3 else (rows, columns, rows, columns)
     some = [(index, size) for index, size in zip(out, sizes, strict=True) if len(index)]
-    ends = torch.stack([end for index, _ in some for end in index.aminmax()]).tolist() if some else []
-    for (index, size), low, high in zip(some, ends[::2], ends[1::2], strict=True):
+    if not some:
+        return
+    ends, shared = torch.stack([end for index, _ in some for end in index.aminmax()]), None
+    paired = len(out) == 4 and len(out[0]) > 0 and len(out[2]) > 0
+    if paired and ends.device.type != "cpu":
+        # Counted before it is known that the rows exist; where they do not, nobody looks at the count.
+        a, p, b, n = (index.clamp(0, max(0, size - 1)) for index, size in zip(out, sizes, strict=True))
+        shared = _of_both_sides(a, p, b, n, rows, columns)[1].sum()
+        ends = torch.cat([ends, shared[None]])
+    found = ends.tolist()
+    for (index, size), low, high in zip(some, found[::2], found[1::2], strict=False):
         if low < 0 or high >= size:
             first = int(index[(index < 0) | (index >= size)][0])
             hint = "pass the embeddings, and the ref, that were mined"
             raise Refusal("mined", f"row {first}", f"rows below {size}", hint)
-    if len(out) == 4 and len(out[0]) and len(out[2]):
-        anchor, positive, other_anchor, negative = out
-        both = _on_both_sides(anchor, positive, other_anchor, negative, rows, columns)
+    if paired and (shared is None or found[-1]):
+        pairs, which = _of_both_sides(out[0], out[1], out[2], out[3], rows, columns)
+        both = pairs[which]
         if len(both):
             pair = f"pair ({int(both[0]) // columns}, {int(both[0]) % columns})"
             expected = "pairs (anchor, column) listed as positive or as negative, not as both"
             raise Refusal("mined", pair, expected, "take it out of one of the two sides")
-    return tuple(out)
 
 
-def _on_both_sides(
+def _of_both_sides(
     anchor: Int[Tensor, " p"],
     positive: Int[Tensor, " p"],
     other: Int[Tensor, " n"],
     negative: Int[Tensor, " n"],
     rows: int,
     columns: int,
-) -> Int[Tensor, " b"]:
-    """The pairs that both lists name, as row · columns + column.
+) -> tuple[Int[Tensor, " c"], Bool[Tensor, " c"]]:
+    """One list's pairs, as row · columns + column, and which of them the other list names too.
 
     They are found in a table of marks, one for each possible pair, or by sorting the shorter list where that
     table would be too large.
@@ -92,7 +113,60 @@ def _on_both_sides(
     if rows * columns <= sizes.mark_bytes * (len(pairs) + len(others)) + sizes.free_mark_bytes:
         marks = torch.zeros(rows * columns, dtype=torch.bool, device=anchor.device)
         marks[pairs] = True
-        return others[marks.index_select(0, others)]
+        return others, marks.index_select(0, others)
     few, many = sorted((pairs, others), key=len)
     few = few.sort().values
-    return many[few[torch.searchsorted(few, many).clamp_(max=len(few) - 1)] == many]
+    return many, few[torch.searchsorted(few, many).clamp_(max=len(few) - 1)] == many
+
+
+class _Remembered(NamedTuple):
+    """Index tensors that a miner gave, none of them changed since.
+
+    Args:
+        tensors: weak references to them.
+        versions: of their numbers, which torch counts up with every change.
+        rows: the number of rows that were mined.
+        columns: the number of columns.
+    """
+
+    tensors: tuple[weakref.ref[Tensor], ...]
+    versions: tuple[int, ...]
+    rows: int
+    columns: int
+
+
+_REMEMBERED: dict[int, _Remembered] = {}  # by the id of the first tensor, until that one is gone
+
+
+def remember(mined: Sequence[Any], rows: int, columns: int) -> None:
+    """Note that tuples are right, since a miner of ours has just made them: no head looks at them again.
+
+    Args:
+        mined: three or four index tensors.
+        rows: the number of rows that were mined.
+        columns: the number of columns.
+
+    Example:
+        >>> mined = [torch.tensor([v]) for v in (0, 1, 2)]
+        >>> remember(mined, 3, 3)
+        >>> is_remembered(mined, 3, 3), is_remembered(mined, 2, 2)
+        (True, False)
+        >>> mined[2] += 1
+        >>> is_remembered(mined, 3, 3)
+        False
+    """
+    if any(index.is_inference() for index in mined):  # torch does not count their changes
+        return
+    key = id(mined[0])
+    first = weakref.ref(mined[0], lambda _: _REMEMBERED.pop(key, None))
+    tensors = first, *(weakref.ref(index) for index in mined[1:])
+    _REMEMBERED[key] = _Remembered(tensors, tuple(index._version for index in mined), rows, columns)
+
+
+def is_remembered(mined: Sequence[Any], rows: int, columns: int) -> bool:
+    """Whether these are tuples that a miner gave for so many rows and columns, unchanged and together."""
+    known = _REMEMBERED.get(id(mined[0]))
+    if known is None or (known.rows, known.columns, len(known.tensors)) != (rows, columns, len(mined)):
+        return False
+    parts = zip(known.tensors, known.versions, mined, strict=True)
+    return all(tensor() is index and index._version == version for tensor, version, index in parts)
