@@ -148,9 +148,9 @@ class SemiHard(Miner):
             easiest = search.farthest(negatives) if self.fallback == "easiest" else None
             if self.negatives == "all":
                 for i, p in split_rows(block.keys.shape[1], at, column):
-                    instead = None if easiest is None else easiest[i]
+                    fallback = None if easiest is None else easiest[i]
                     some = negatives.take(i)
-                    found.add_where(self._all(search, some, p, instead), some.rows, p, some.columns)
+                    found.add_where(self._all(search, some, p, fallback), some.rows, p, some.columns)
                 continue
             rows = block.rows[at]
             d_ap = search.distances(rows, column)
@@ -169,7 +169,7 @@ class SemiHard(Miner):
         positive: Int[Tensor, " c"],
         easiest: Int[Tensor, " c"] | None,
     ) -> Bool[Tensor, "c r"]:
-        """Which negatives of each (anchor, positive) lie where one is wanted."""
+        """Which negatives are selected for each (anchor, positive): the semi-hard ones, else the easiest."""
         d_ap = search.distances(negatives.rows, positive)
         wanted = ~search.closer_than(negatives, d_ap, equal=True)  # [c, r]
         if self.margin is None:

@@ -13,9 +13,10 @@ from tercet.core.randomness import derive_key, keyed_bits
 
 __all__ = ["assign", "occurrences", "water_fill"]
 
-# A round of swaps divides by 4 what the co-occurrences of items deviate beyond chance, and before any round
-# they deviate at most S times beyond it in S batches: so log₄ S rounds are enough, and a few more. Measured
-# over 3200 batches of 16 of 32 items: χ² per pair is 800 before any round, 1.3 after 6, 1.1 from 8 to 100.
+# How many rounds of swaps. Two items meet in some number of batches, which differs from that of a random
+# assignment by a factor of at most S in S batches; each round divides the difference by 4. So log₄ S rounds
+# are enough, and a few more are made. Measured over 3200 batches of 16 of 32 items: χ² per pair of items is
+# 800 before any round, 1.3 after 6, 1.1 from 8 to 100.
 ROUNDS = 12
 
 

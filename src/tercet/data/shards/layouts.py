@@ -50,8 +50,8 @@ def by_class(
     """The rows of each shard: a class is in one shard, its images in groups of at least k, side by side.
 
     A class of n images makes max(1, ⌊n / k⌋) groups, equal to within one image. The groups of all classes of
-    a shard are shuffled. Classes in shuffled order fill the shards; one that reaches over the end of a shard
-    lies where its middle is.
+    a shard are shuffled. Classes in shuffled order fill the shards; one that would lie in two of them goes
+    whole into the one where its middle lies.
 
     Args:
         labels: [n] class numbers of at least 0, n ≥ 1.
