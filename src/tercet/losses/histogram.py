@@ -279,8 +279,8 @@ def _cells(
     """Where numbers in [−1, 1] are counted: the node to the left, and the share of the one to the right.
 
     The nodes are numbered on from side to side, `bins + 1` for each. A number within `rounding` of a node is
-    counted on it, in the cell to its right, whose slopes are its gradient: the last bits of a product depend
-    on the tile, and the gradient does not follow them.
+    counted on it, and has the derivative of the cell to its right: the last bits of a product depend on the
+    tile, and the gradient must not.
     """
     place = (v * (bins / 2)).add_(bins / 2).clamp_(0, bins)  # 1 + 10⁻⁷ is rounding: on the last node
     left = (place + rounding * bins / 2).floor_().clamp_(max=bins - 1)

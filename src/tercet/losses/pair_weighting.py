@@ -82,10 +82,11 @@ class LiftedStructure(ListwiseHead):
         self.margin = as_float("LiftedStructure", "margin", margin)
 
     def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
-        """The loss of rows against columns: one walk for the sums, one for the pairs, one for the gradient.
+        """The loss of rows against columns, in three passes over the tiles: sums, pairs, gradients.
 
-        What the pairs pull at a sum, Σ h(J_ij) times its share, is added up before it is handed down to the
-        distances: so no pair meets the negatives one by one.
+        Each J_ij depends on the sum over the negatives of i and on that of j. The derivative of the loss by
+        each sum is added up over all pairs first, and then applied to the distances of its negatives, so the
+        time is O(pairs + negatives) and not their product.
         """
         own, x = len(compared.inputs) == 1, compared.inputs[0]
         if x.device.type != "cpu" and self.reduction != "none" and compared.tile_rows >= len(x):
