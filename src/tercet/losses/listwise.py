@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy, softplus
 from tercet.core.checks import as_float, promised, refusal
 from tercet.core.indices import References
 from tercet.losses.base import Head, reduced
-from tercet.losses.rowwise import ListwiseHead, log_sum
+from tercet.losses.log_sums import log_sum
+from tercet.losses.rowwise import ListwiseHead
 from tercet.pairwise.accumulate import Masked, counted_losses
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import Distance, dot

@@ -12,7 +12,8 @@ from torch.nn.functional import softplus
 
 from tercet.core.checks import as_float
 from tercet.losses.base import empty_loss
-from tercet.losses.rowwise import ListwiseHead, MinedPairs, log_sum
+from tercet.losses.log_sums import log_sum
+from tercet.losses.rowwise import ListwiseHead, MinedPairs
 from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked, counted_losses, once_differentiable, summed, tiled_mean
 from tercet.pairwise.distances import Distance

@@ -1,4 +1,4 @@
-"""What listwise heads share: the tiles of a list of mined tuples, and log Σ exp over part of a row."""
+"""What listwise heads share: one loss for each anchor, and the tiles of a list of mined tuples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tercet.pairwise.accumulate import Masked
 from tercet.pairwise.distances import Distance, cosine, negative_cosine
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 
-__all__ = ["ListwiseHead", "MinedPairs", "log_sum"]
+__all__ = ["ListwiseHead", "MinedPairs"]
 
 
 class ListwiseHead(Head):
@@ -149,9 +149,3 @@ class MinedPairs:
         x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
         for rows in self.spans():
             yield Tile(rows.start, self.distance.tile(x[rows], y), *self.sides(rows))
-
-
-def log_sum(logits: Float[Tensor, "a r"], mask: Bool[Tensor, "a r"], dim: int = 1) -> Float[Tensor, " _"]:
-    """log Σ exp of the entries where `mask` is true, along `dim`; of none, the lowest finite number."""
-    # Not −∞: logsumexp of −∞ alone has the derivative NaN.
-    return torch.logsumexp(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=dim)

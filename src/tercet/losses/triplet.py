@@ -20,6 +20,7 @@ from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.accumulate import summed, tiled_mean
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance
+from tercet.pairwise.masked import kept_where, true_places
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import PairTile, Pairwise, Tile
 
@@ -241,7 +242,7 @@ class TripletMargin(Head):
         if tile.error is not None and not self.soft:  # which triplets are active is decided as by a miner
             tile.resolve(_ambiguous(t, p, tile))
             t, p = self._thresholds(tile, most)
-        d_an = tile.distance.masked_fill(~tile.negative, math.inf)  # [a, r]
+        d_an = kept_where(tile.negative, tile.distance)  # [a, r]
         if self.soft or most <= budget(d_an.device).positive_passes:
             value, active, by_positive, by_negative = self._by_positive(t, d_an)
         else:
@@ -254,8 +255,17 @@ class TripletMargin(Head):
 
         A missing positive stands at −∞, a missing negative at ∞: their triplets have no loss and no gradient.
         """
-        t, p = tile.distance.masked_fill(~tile.positive, -math.inf).topk(most, dim=1)
-        return t.add_(self.margin), p
+        d, width = tile.distance, tile.positive.shape[1]
+        if d.device.type != "cpu" or most * budget(d.device).dense_share > width:
+            t, p = d.masked_fill(~tile.positive, -math.inf).topk(most, dim=1)
+            return t.add_(self.margin), p
+        i, j = true_places(tile.positive)  # few: their places take less time than a pass over the table
+        first = torch.searchsorted(i, torch.arange(len(d)))
+        at = torch.arange(len(i)).sub_(first[i])  # which of its row's positives each is
+        t, p = d.new_full((len(d), most), -math.inf), first.new_zeros(len(d), most)
+        t[i, at], p[i, at] = d[i, j], j
+        t, order = t.sort(1, descending=True)
+        return t.add_(self.margin), p.gather(1, order)
 
     def _pulled(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """ℓ(z) and its derivative, both above 0 where z is large; z is written over."""
@@ -272,12 +282,15 @@ class TripletMargin(Head):
         """Σ ℓ, how many ℓ > 0, and ∂/∂D of positives [a, q] and of negatives [a, r], positive by positive."""
         value = torch.zeros(len(d), dtype=torch.float64, device=d.device)
         active = torch.zeros((), dtype=torch.int64, device=d.device)
-        by_positive, by_negative = torch.zeros_like(t), torch.zeros_like(d)
+        by_positive, by_negative, z = torch.zeros_like(t), torch.zeros_like(d), torch.empty_like(d)
         for i in range(t.shape[1]):
-            losses, pulls = self._pulled(t[:, i, None] - d)  # [a, r]
+            # Into the same memory each time: fresh memory would cost a pass more.
+            losses, pulls = self._pulled(torch.sub(t[:, i, None], d, out=z))  # [a, r]
             value += losses.sum(1)
-            active += losses.count_nonzero()
-            by_positive[:, i] = pulls.sum(1)
+            count = by_positive[:, i] = pulls.sum(1)
+            if self.soft or self.power == 2:
+                count = losses.sign_().sum(1)  # where ℓ > 0, in an eighth of the time of `count_nonzero`
+            active += count.sum(dtype=torch.int64)
             by_negative -= pulls
         return value.sum(), active, by_positive, by_negative
 

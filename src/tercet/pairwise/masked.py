@@ -78,9 +78,17 @@ def kept_where_numpy(mask: Tensor, table: Tensor, inplace: bool) -> Tensor:
 
 
 def kept_where_torch(mask: Tensor, table: Tensor, inplace: bool) -> Tensor:
-    """`kept_where` by torch."""
-    kept = table if inplace else torch.empty_like(table).copy_(table)
-    return kept.masked_fill_(~mask, math.inf)
+    """`kept_where` by torch, on a processor in parts that its cache holds."""
+    kept = table if inplace else torch.empty_like(table)
+    if table.device.type != "cpu":
+        return (kept if inplace else kept.copy_(table)).masked_fill_(~mask, math.inf)
+    rows = max(1, budget(table.device).masked_numbers // max(1, table.shape[1]))
+    walls = table.new_empty(min(rows, len(table)), table.shape[1])
+    for wanted, part, out in zip(mask.split(rows), table.split(rows), kept.split(rows), strict=True):
+        wall = walls[: len(part)].copy_(wanted)
+        wall.sub_(0.5).mul_(-math.inf)  # −inf where the mask is true, inf where not
+        torch.maximum(part, wall, out=out)
+    return kept
 
 
 def kept_above(
