@@ -376,6 +376,13 @@ X = points(6, 3)
         ({"distance": "l1"}, "nearest(distance='l1'): expected one of"),
         ({"relation": SameLabel}, "expected a relation: SameLabel()"),
         ({"device": "nowhere"}, "nearest(device='nowhere'): expected a device"),
+        (
+            {"backend": "faiss"},
+            "nearest(backend='faiss'): expected one of 'exact', 'faiss-ivf', 'faiss-hnsw'",
+        ),
+        ({"min_recall": 0.9}, "expected a backend of FAISS: the exact search has recall 1"),
+        ({"backend": "faiss-ivf", "min_recall": 2}, "nearest(min_recall=2): expected a finite number from 0"),
+        ({"backend": "faiss-ivf", "progress": True}, 'expected backend="exact": FAISS does not tell how far'),
         ({"progress": "no"}, "nearest(progress='no'): expected True or False"),
     ],
 )

@@ -12,6 +12,7 @@ result depends on tiles, memory or threads.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ class CollectionSearch:
         skip_nan: leave out rows with NaN; else they are refused.
 
     Attributes:
+        keys: the rank keys.
         dim: numbers of a prepared row.
         dtype: of keys and distances.
 
@@ -74,12 +76,13 @@ class CollectionSearch:
         k: int,
         skip_nan: bool,
     ) -> None:
-        self._distance, self._source, self._target, self._rows, self._k = distance, source, target, rows, k
+        self.distance, self.source, self.target, self.rows, self.k = distance, source, target, rows, k
         sample = target.sample(_SAMPLED)
-        self._keys = CollectionKeys(distance, sample)
+        self.keys = CollectionKeys(distance, sample)
         self.dim, self.dtype = sample.shape[1], sample.dtype
         step = max(1, budget(rows.device).gathered_numbers // max(1, target.width))
-        target.check(skip_nan, step, self._keys.measure)
+        target.check(skip_nan, step, self.keys.measure)
+        self.keys.settle()
         if source is not target:
             source.check(skip_nan, step)
 
@@ -104,14 +107,14 @@ class CollectionSearch:
         Returns:
             Rows int64 [q, k] and distances [q, k].
         """
-        q, r, k = len(self._rows), len(self._target), self._k
+        q, r, k = len(self.rows), len(self.target), self.k
         found = np.full((q, k), -1, np.int64)
         distances = np.full((q, k), math.inf, np.float64 if self.dtype == torch.float64 else np.float32)
         if not q or not r:
             return found, distances
-        exclusions.nowhere = self._target.bad
+        exclusions.nowhere = self.target.bad
         order = None
-        every = torch.arange(q, device=self._rows.device)
+        every = torch.arange(q, device=self.rows.device)
         if classes is not None:
             every, order = (numbers.argsort(stable=True) for numbers in classes)
         tiles = -(-r // plan.width)
@@ -127,6 +130,12 @@ class CollectionSearch:
                 block.write(found, distances)
         return found, distances
 
+    def of_queries(self, some: Int[Tensor, " a"]) -> CollectionSearch:
+        """The same search for some of the queries, which are then numbered from 0 on."""
+        found = copy.copy(self)
+        found.rows = self.rows[some]
+        return found
+
     def exact(self, queries: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
         """The exact distance of each listed pair (number of a query, column)."""
         step = max(1, budget(queries.device).gathered_numbers // max(1, self.dim))
@@ -134,8 +143,8 @@ class CollectionSearch:
         for i, j in zip(queries.split(step), columns.split(step), strict=True):
             rows, i = i.unique(return_inverse=True)
             others, j = j.unique(return_inverse=True)
-            x, y = self._source.features(self._rows[rows]), self._target.features(others)
-            parts.append(ExactDistances(self._distance, x, y).pairs(i, j))
+            x, y = self.source.features(self.rows[rows]), self.target.features(others)
+            parts.append(ExactDistances(self.distance, x, y).pairs(i, j))
         return torch.cat(parts)
 
 
@@ -152,13 +161,13 @@ class _Block:
         in_order: bool,
     ) -> None:
         self._search, self._plan, self._numbers, self._exclusions = search, plan, numbers, exclusions
-        self._keys, self._target = search._keys, search._target
-        rows = search._rows[numbers]
-        parts = [self._keys.queries(search._source.features(some)) for some in rows.split(plan.width)]
+        self._keys, self._target = search.keys, search.target
+        rows = search.rows[numbers]
+        parts = [self._keys.queries(search.source.features(some)) for some in rows.split(plan.width)]
         self._queries = Queries(*(torch.cat(each) for each in zip(*parts, strict=True)))
         error, constant = self._queries.error, self._queries.constant
         self._pool = CandidatePool(
-            min(search._k, len(self._target)),
+            min(search.k, len(self._target)),
             error,
             lambda i, j: search.exact(numbers[i], j),
             lambda d, i: self._keys.of_distance(d, constant[i]),
@@ -168,6 +177,7 @@ class _Block:
         if without_duplicates:
             self._zero = self._keys.of_distance(torch.zeros_like(error), constant) + error
         width = -(-plan.width // plan.chunk) * plan.chunk
+        self._inside = torch.arange(plan.chunk, device=error.device)
         self._buffer = error.new_empty(plan.height * width)
 
     def search(
@@ -191,9 +201,8 @@ class _Block:
             some = slice(first, min(first + plan.height, high))
             keys = self._buffer[: (some.stop - first) * width].view(-1, width)
             keys[:, len(columns) :] = math.inf
-            table = keys[:, : len(columns)]
-            self._keys.table(self._queries.features[some], side, table)
-            excluded.apply(table, some)
+            self._keys.table(self._queries.features[some], side, keys[:, : len(columns)])
+            excluded.apply(keys, some)
             self._propose(some, keys, columns)
 
     def _propose(self, some: slice, keys: Float[Tensor, "a w"], columns: Int[Tensor, " c"]) -> None:
@@ -210,11 +219,11 @@ class _Block:
             pool.lower(some, sure.topk(pool.k, dim=1, largest=False).values[:, -1])
         limit = pool.limit[some]
         row, group = true_places(least <= limit[:, None])
-        inside = torch.arange(chunk, device=row.device) * groups
-        values = keys.view(-1)[(row * width + group)[:, None] + inside]  # [t, chunk]
-        i, j = true_places(values <= limit[row, None])
-        row, place, key = row[i], group[i] + j * groups, values[i, j]
-        column = columns[place]
+        at = (row * width + group)[:, None] + self._inside * groups  # [t, chunk]
+        values = keys.view(-1).index_select(0, at.view(-1)).view(-1, chunk)
+        i, j = true_places(values <= limit.index_select(0, row)[:, None])
+        row, key = row.index_select(0, i), values[i, j]
+        column = columns.index_select(0, group.index_select(0, i) + j * groups)
         if self._zero is not None:
             (near,) = (key <= self._zero[some][row]).nonzero(as_tuple=True)
             if len(near):
@@ -227,7 +236,7 @@ class _Block:
     def write(self, found: np.ndarray, distances: np.ndarray) -> None:
         """Write the results of the block's queries."""
         k = self._pool.k
-        source, rows = self._search._source, self._search._rows
+        source, rows = self._search.source, self._search.rows
         for first in range(0, len(self._numbers), self._plan.height):
             some = slice(first, min(first + self._plan.height, len(self._numbers)))
             columns, d = self._pool.first(some)

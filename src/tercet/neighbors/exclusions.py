@@ -64,6 +64,11 @@ class Exclusions:
         self.nowhere: Bool[Tensor, " r"] | None = None
         self._sizes = [1 + int(torch.cat(pair).amax()) if len(pair.columns) else 0 for pair in codes]
 
+    @property
+    def by_pairs(self) -> bool:
+        """Whether a relation is asked for every pair."""
+        return self._sides is not None
+
     def of_queries(self, some: slice | Int[Tensor, " a"]) -> Exclusions:
         """The same for some of the queries, which are then numbered from 0 on."""
         found = Exclusions(None if self._own is None else self._own[some], [], self._sides)
@@ -74,6 +79,15 @@ class Exclusions:
             relation, labels, others, positive = self._sides
             found._sides = relation, labels[some], others, positive
         return found
+
+    def of_pairs(self, queries: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Bool[Tensor, " t"]:
+        """Whether the column of each listed pair is left out; a relation that needs tables is not asked."""
+        barred = torch.zeros_like(queries, dtype=torch.bool)
+        if self._own is not None:
+            barred |= self._own[queries] == columns
+        for pair in self._codes:
+            barred |= pair.queries[queries] == pair.columns[columns]
+        return barred if self.nowhere is None else barred | self.nowhere[columns]
 
     def tile(self, columns: Int[Tensor, " w"]) -> TileExclusions:
         """What is left out of a tile of these columns, in this order."""
@@ -107,7 +121,7 @@ class TileExclusions:
         """The keys, with inf written where a column is left out for a query.
 
         Args:
-            keys: a table [a, w]; it is changed.
+            keys: a table [a, w], whose first columns are those of the tile; it is changed.
             queries: the numbers of its queries.
         """
         a, w = keys.shape
@@ -117,16 +131,16 @@ class TileExclusions:
             if not total:
                 continue
             if codes is not None and _MASKED_SHARE * total > a * w:
-                keys.masked_fill_(codes[0][queries, None] == codes[1], math.inf)
+                keys[:, : len(codes[1])].masked_fill_(codes[0][queries, None] == codes[1], math.inf)
                 continue
             row = torch.repeat_interleave(count, output_size=total)
             skipped = first[queries] - (count.cumsum(0) - count)
-            place = order[torch.arange(total, device=keys.device) + skipped[row]]
-            keys[row, place] = math.inf
+            place = order[torch.arange(total, device=keys.device) + skipped.index_select(0, row)]
+            keys.view(-1).index_fill_(0, row * w + place, math.inf)
         if self._sides is not None:
             relation, labels, others, wanted = self._sides
             positive, negative = relation.sides(labels[queries], others)
-            keys.masked_fill_(~(positive if wanted else negative), math.inf)
+            keys[:, : len(others)].masked_fill_(~(positive if wanted else negative), math.inf)
         if self._bad is not None and len(self._bad):
             keys[:, self._bad] = math.inf
         return keys
