@@ -36,6 +36,7 @@ bench: .venv/bench/installed  ## figures beside the peers'; TREE=<alphabet/chara
 	.venv/bench/bin/python tools/bench/bench_peers.py $(PAGE)
 	.venv/bench/bin/python tools/bench/bench_card.py $(PAGE)
 	.venv/bench/bin/python tools/bench/bench_metrics.py $(PAGE)
+	.venv/bench/bin/python tools/bench/bench_nearest.py $(PAGE)
 	$(if $(TREE),.venv/bench/bin/python tools/bench/bench_learning.py "$(TREE)" $(PAGE))
 
 .venv/quickstart/installed: pyproject.toml tools/constraints.txt

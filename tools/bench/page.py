@@ -16,6 +16,7 @@ LIBRARIES = [
     "pytorch-metric-learning",
     "sentence-transformers",
     "open-metric-learning",
+    "faiss-cpu",
     "webdataset",
     "torch",
     "numpy",
