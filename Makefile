@@ -3,7 +3,7 @@ PYTHON ?= python3
 PAGE = --markdown tools/bench/RESULTS.md
 PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt
 
-.PHONY: quickstart test lint types graph check bench clean
+.PHONY: quickstart test lint types graph check bench bench-gpu clean
 
 quickstart: .venv/quickstart/installed  ## the main job on real images, with a result to look at
 	.venv/quickstart/bin/python examples/quickstart.py
@@ -38,6 +38,9 @@ bench: .venv/bench/installed  ## figures beside the peers'; TREE=<alphabet/chara
 	.venv/bench/bin/python tools/bench/bench_metrics.py $(PAGE)
 	.venv/bench/bin/python tools/bench/bench_nearest.py $(PAGE)
 	$(if $(TREE),.venv/bench/bin/python tools/bench/bench_learning.py "$(TREE)" $(PAGE))
+
+bench-gpu: .venv/bench/installed  ## the same figures on a CUDA card, with host reads; it needs a card
+	.venv/bench/bin/python tools/bench/bench_gpu.py $(PAGE)
 
 .venv/quickstart/installed: pyproject.toml tools/constraints.txt
 	$(PYTHON) -m venv .venv/quickstart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -53,6 +54,19 @@ def versions() -> str:
 def told(device: str = "cpu") -> str:
     """Machine, versions and day, as lines of Markdown."""
     return f"{machine(device)}. {versions()}. {time.strftime('%Y-%m-%d')}."
+
+
+def short(value: float | None, unit: str = "") -> str:
+    """Three significant digits at most."""
+    if value is None:
+        return "–"
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:,.{min(digits, 2)}f}{unit}"
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    """One figure as a share of another, where there are both."""
+    return None if above is None or below is None or below <= 0 else above / below
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -10,25 +10,13 @@ from pathlib import Path
 
 from cases import CASES, OML, OURS, PML, ST
 from measure import MATMUL, Figures, Setting
-from page import table
+from page import ratio, short, table
 
 Row = tuple[Setting, dict[str, Figures]]
 PEERS = {PML: "PML", ST: "S-T", OML: "OML"}
 HEADS = ["case", "N", "K", "D", "ms", "× matmul", "MiB", "peer", "peer ms", "× faster", "peer MiB", "× less"]
 GROWTH = ["batch hard", "hinge, all triplets"]
 COLOURS = {OURS: "#c1272d", PML: "#0f4c81", ST: "#e08a1e", OML: "#3a7d44", MATMUL: "#8a8a8a"}
-
-
-def short(value: float | None, unit: str = "") -> str:
-    """Three significant digits at most."""
-    if value is None:
-        return "–"
-    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:,.{min(digits, 2)}f}{unit}"
-
-
-def ratio(above: float | None, below: float | None) -> float | None:
-    return None if above is None or below is None or below <= 0 else above / below
 
 
 def lines(row: Row) -> list[list[str]]:
