@@ -27,7 +27,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.helpers import lowered
 
-__all__ = ["CARD", "Census", "Event", "census", "down", "is_offered", "register", "rounded_factors", "up"]
+__all__ = [
+    "CARD",
+    "Census",
+    "Event",
+    "census",
+    "down",
+    "is_offered",
+    "register",
+    "rounded_factors",
+    "up",
+    "without_float64",
+]
 
 CARD = torch.device("cpu")  # `register` puts the card in its place
 
@@ -80,6 +91,7 @@ class Census:
 
 _LOGS: list[Census] = []
 _BITS: list[int] = []  # the bits of fraction that products round their factors to, if any
+_SINGLE: list[bool] = []  # open while the card has no float64
 _FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
@@ -184,6 +196,16 @@ def rounded_factors(bits: int) -> Iterator[None]:
         _BITS.pop()
 
 
+@contextmanager
+def without_float64() -> Iterator[None]:
+    """While it is open, the card refuses float64, as Apple's MPS does."""
+    _SINGLE.append(True)
+    try:
+        yield
+    finally:
+        _SINGLE.pop()
+
+
 def _where() -> str:
     """The innermost line of tercet on the stack."""
     frame = sys._getframe(2)
@@ -228,6 +250,8 @@ def _dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             log.events.append(event)
     if not target:
         return out
+    if _SINGLE and any(isinstance(v, torch.Tensor) and v.dtype == torch.float64 for v in tree_leaves(out)):
+        raise TypeError(f"the card does not support float64 (aten::{name} at {_where()})")
     out = tree_map(lambda v: _Card(v) if isinstance(v, torch.Tensor) else v, out)
     return return_and_correct_aliasing(func, args, kwargs, out)
 

@@ -375,6 +375,50 @@ def rounded(every: int = 1) -> dict[str, Any]:
     return found
 
 
+def single(every: int = 1) -> dict[str, Any]:
+    """Everything on a card without float64, as Apple's MPS: how many were tried, and those that differ."""
+    with card.without_float64():
+        found = matrix(every)
+        refused = [title for title in found["differ"] if "expected a device with float64" in title]
+        # Embeddings of float64 cannot be on such a device.
+        differ = [title for title in found["differ"] if title not in refused and "float64" not in title]
+        tried = found["tried"]
+        for n, (name, make) in product((64, 512), {**MINERS, **HEADS}.items()):
+            x, labels = batch(n)
+            if name == "DistanceWeighted":
+                continue
+            count = lambda m=make, k=n // 4: m(k)  # noqa: E731
+            same = mined(make, x, labels)[1] if name in MINERS else trained(count, x, labels)[1]
+            tried += 1
+            differ += [] if same else [f"{name}, N = {n}"]
+        x, labels = batch(300, 16)
+        generator = torch.Generator().manual_seed(0)
+        metric = tercet.Mahalanobis(torch.randn(16, 8, generator=generator))
+        codes = torch.randint(0, 3, (300, 16), generator=generator)
+        tuples = tercet.BatchHard()(x, labels)
+        calls = {
+            "Mahalanobis": lambda x, y, t, c: tercet.BatchHard(distance=metric.to(x.device))(x, y),
+            "codes": lambda x, y, t, c: tercet.BatchHard(distance="hamming")(c, y),
+            "a list": lambda x, y, t, c: [tercet.Contrastive()(x, y, t)],
+            "recall_at_k": lambda x, y, t, c: torch.tensor([tercet.recall_at_k(x, y)]),
+            "map_at_r": lambda x, y, t, c: torch.tensor([tercet.map_at_r(x, y)]),
+            "describe": lambda x, y, t, c: torch.tensor([*tercet.describe(x, y, t).values()]),
+        }
+        for name, call in calls.items():
+            with card.census():
+                result = card.down(tuple(call(*card.up((x, labels, tuple(tuples), codes)))))
+                metric.to("cpu")
+            tried += 1
+            differ += [] if alike(result, tuple(call(x, labels, tuple(tuples), codes))) else [name]
+        with card.census():
+            try:
+                tercet.BatchHard(distance="hamming")(card.up(codes + 2**24), card.up(labels))
+                said = ""
+            except ValueError as error:
+                said = str(error)
+    return {"tried": tried, "differ": differ, "refused": refused, "large codes": said}
+
+
 def steps() -> dict[str, Any]:
     """{name: [reads, operations, places]} of parts of a training step at N = 512, with labels on the host."""
     x, labels = batch(512)
@@ -449,6 +493,9 @@ def planted() -> dict[str, str]:
         found["mixed in place"] = caught(lambda: x.add_(a))
         found["mixed index"] = caught(lambda: x[card.up(labels)])
         found["numpy"] = caught(lambda: a.numpy())
+        with card.without_float64():
+            found["float64"] = caught(lambda: a.double())
+            found["float64 made"] = caught(lambda: torch.zeros(2, dtype=torch.float64, device=card.CARD))
     for name, call in {
         "item": lambda: a[0, 0].item(),
         "bool": lambda: bool(a.any()),
@@ -549,14 +596,8 @@ def planted() -> dict[str, str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     card.register()
-    programs = {
-        "census": census,
-        "planted": planted,
-        "matrix": matrix,
-        "steps": steps,
-        "rounded": rounded,
-        "lists": lists,
-    }
+    every = (census, lists, matrix, planted, rounded, single, steps)
+    programs = {each.__name__: each for each in every}
     print(json.dumps(programs[sys.argv[1]](*map(int, sys.argv[2:]))))
     sys.stdout.flush()
     os._exit(0)  # the card's autograd thread has no way to end

@@ -169,6 +169,22 @@ def test_all_hard_batches_give_what_they_give_on_the_processor():
     assert found["differ"] == []
 
 
+def check_single(found: dict[str, Any], least: int) -> None:
+    assert found["tried"] > least
+    assert found["differ"] == []
+    assert all(title.startswith("DistanceWeighted") for title in found["refused"])
+    assert found["large codes"].endswith("below 2²⁴ in size, since card:0 has no float64")
+
+
+def test_a_card_without_float64_gives_what_the_processor_gives():
+    check_single(run("single", "97"), 60)
+
+
+@pytest.mark.campaign
+def test_a_card_without_float64_gives_what_the_processor_gives_on_all_hard_batches():
+    check_single(run("single"), 1500)
+
+
 def test_planted_faults_are_caught_and_every_read_is_counted():
     found = run("planted")
     mixed = "RuntimeError: expected all tensors on one device, found card:0 and cpu"
@@ -178,6 +194,8 @@ def test_planted_faults_are_caught_and_every_read_is_counted():
     assert found.pop("mixed index").startswith(index)
     assert found.pop("numpy").startswith("RuntimeError: .numpy() is not supported")
     assert found.pop("wrong result") == "False"
+    for name in ("float64", "float64 made"):
+        assert found.pop(name).startswith("TypeError: the card does not support float64")
     finite = "expected finite embeddings, none larger than"
     rows = f"ValueError: SemiHard(embeddings='1 of 16 rows, the first is row 3'): {finite}"
     assert found.pop("NaN, read with the result").startswith(rows)

@@ -1,4 +1,5 @@
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -171,3 +172,12 @@ def test_the_check_of_lowered_precision_fails_where_the_bound_is_too_small():
 
     with pytest.raises(AssertionError):
         check_all()
+
+
+def test_keys_stay_within_their_bound_where_a_device_has_no_float64(monkeypatch):
+    monkeypatch.setattr(keys_module, "widest_float", lambda device: torch.float32)
+    full = square_bound(torch.ones(2, 64), torch.ones(3, 64))
+    assert {part.dtype for part in full} == {torch.float32}
+    for seed, name in product(range(12), ("euclidean", "squared_euclidean", "cosine")):
+        for spread, shift in ((1.0, 0.0), (1e-3, 0.0), (1e-6, 10.0), (0.0, 0.0)):
+            check_the_lemma(DISTANCES[name], batch(seed, torch.float32, 1.0, shift, spread))

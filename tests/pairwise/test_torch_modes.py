@@ -8,7 +8,7 @@ from tercet.miners.distance_weighted import DistanceWeighted
 from tercet.miners.hard import BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tercet.pairwise import torch_modes
-from tercet.pairwise.torch_modes import outside_graph, product_precision
+from tercet.pairwise.torch_modes import outside_graph, product_precision, with_float64
 from tests.contracts.heads import HEADS
 from tests.helpers import unchecked
 
@@ -204,3 +204,20 @@ def test_precision_that_the_environment_forces_is_seen(monkeypatch, name, value,
     torch_modes.forced_precision.cache_clear()
     assert [product_precision(kind) for kind in KINDS] == expected.split()
     torch_modes.forced_precision.cache_clear()
+
+
+def test_float64_is_taken_on_the_host_where_a_device_has_none(monkeypatch):
+    x = torch.tensor([2.0**24, 1.0, 1.0], requires_grad=True)
+
+    def sums(x, digits):
+        return x.double().sum(), (x > 1).sum() + digits
+
+    here = with_float64(sums, x, 2)
+    monkeypatch.setattr(torch_modes, "widest_float", lambda device: torch.float32)
+    there = with_float64(sums, x, 2)
+    assert [v.dtype for v in here] == [torch.float64, torch.int64]
+    assert [v.dtype for v in there] == [torch.float32, torch.int64]
+    assert [v.item() for v in there] == [v.item() for v in here] == [2.0**24 + 2, 3]
+    there[0].backward()
+    assert x.grad.tolist() == [1, 1, 1]
+    assert with_float64(lambda x: x.double(), x).dtype == torch.float32

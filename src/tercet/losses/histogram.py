@@ -22,6 +22,7 @@ from tercet.pairwise.accumulate import tiled_mean, tiled_sum
 from tercet.pairwise.distances import negative_cosine
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
+from tercet.pairwise.torch_modes import widest_float, with_float64
 
 __all__ = ["FastAP", "Histogram"]
 
@@ -138,13 +139,13 @@ class Histogram(Head):
             fold: L has so many times the gradient of its parts.
         """
         nothing = torch.zeros((), dtype=torch.int64, device=inputs[0].device)
-        rounding = _rounding(inputs[0])
+        rounding, wide = _rounding(inputs[0]), widest_float(inputs[0].device)
 
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            counts, tiles, last = nothing.new_zeros(3, self.bins + 1, dtype=torch.float64), 0, []
+            counts, tiles, last = nothing.new_zeros(3, self.bins + 1, dtype=wide), 0, []
             for v, side in parts(*inputs):
                 cell, share = _cells(v, side, self.bins, rounding)
-                counts += _soft_counts(cell.view(1, -1), share.double().view(1, -1), self.bins)[0]
+                counts += with_float64(_counts_of_all, cell, share, self.bins)
                 tiles, last = tiles + 1, [(v, cell)]
             loss, slopes = _overlap(counts)
             yield loss, nothing
@@ -209,8 +210,8 @@ class FastAP(Head):
 
     def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The mean loss over the rows that have a positive."""
-        widest = tile_height(3 * (self.bins + 1), pairwise.inputs[0], None)
-        pairwise.tile_rows = min(pairwise.tile_rows, widest)  # a row's histograms may be wider than the row
+        tallest = tile_height(3 * (self.bins + 1), pairwise.inputs[0], None)
+        pairwise.tile_rows = min(pairwise.tile_rows, tallest)  # a row's histograms may be wider than the row
 
         rounding = _rounding(pairwise.inputs[0])
 
@@ -224,7 +225,7 @@ class FastAP(Head):
                 losses = 1 - _average_precision(v, side, self.bins, rounding)
                 if v.device.type != "cpu":
                     losses = losses.masked_fill(~apart, 0.0)
-                yield losses.sum(dtype=torch.float64), asked.sum()
+                yield losses.sum(dtype=widest_float(losses.device)), asked.sum()
 
         return tiled_mean("FastAP", "mean", terms, *pairwise.inputs)
 
@@ -288,6 +289,13 @@ def _cells(
         left.nan_to_num_(0.0)
     share = (place - left).clamp_(min=0)
     return left.add_(side, alpha=bins + 1).long(), share
+
+
+def _counts_of_all(
+    cell: Int[Tensor, "*shape"], share: Float[Tensor, "*shape"], bins: int
+) -> Float[Tensor, "3 nodes"]:
+    """The histograms of the three sides, in float64, since a node may count more than 2²⁴ pairs."""
+    return _soft_counts(cell.view(1, -1), share.double().view(1, -1), bins)[0]
 
 
 def _soft_counts(

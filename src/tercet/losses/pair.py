@@ -20,6 +20,7 @@ from tercet.pairwise.inputs import allocated, clamped_classes
 from tercet.pairwise.mined import is_remembered
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile
+from tercet.pairwise.torch_modes import widest_float
 
 __all__ = ["Contrastive", "MarginLoss"]
 
@@ -132,7 +133,7 @@ class Contrastive(Head):
             count = excess.count_nonzero()
         else:
             count = positive.sum() + negative.sum()
-        value = torch.linalg.vecdot(excess, excess).sum(dtype=torch.float64)
+        value = torch.linalg.vecdot(excess, excess).sum(dtype=widest_float(excess.device))
         return TileLoss(value, count, excess.mul_(2) if wanted else None)
 
     def _fits_marks(self, inputs: tuple[Tensor, ...], mined: Any) -> bool:
@@ -250,7 +251,7 @@ class MarginLoss(Head):
             losses = excess().relu_().mul_(sign.abs())
             active = losses > 0
             count = active.sum() if self.reduction == "mean_active" else positive.sum() + negative.sum()
-            value = losses.sum(dtype=torch.float64)
+            value = losses.sum(dtype=widest_float(losses.device))
             if not wanted:
                 return TileLoss(value, count, None)
             pair_gradients = torch.mul(sign, active, out=losses)

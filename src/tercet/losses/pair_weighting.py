@@ -20,6 +20,7 @@ from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile
+from tercet.pairwise.torch_modes import widest_float
 
 __all__ = ["Circle", "LiftedStructure", "MultiSimilarity"]
 
@@ -120,7 +121,7 @@ class LiftedStructure(ListwiseHead):
                 by_column.index_add_(0, j, excess * (1 - share))
             for tile in compared.tiles(*inputs) if torch.is_grad_enabled() else ():
                 weights = self._weights(tile, rows, columns, by_row, None if own else by_column)
-                slope = (weights * tile.distance).sum(dtype=torch.float64)
+                slope = (weights * tile.distance).sum(dtype=widest_float(weights.device))
                 yield slope - slope.detach(), torch.tensor(0)
 
         return tiled_mean("LiftedStructure", self.reduction, terms, *compared.inputs)

@@ -20,7 +20,7 @@ from tercet.losses.distance_gradients import Compared, kind_of
 from tercet.pairwise.accumulate import Masked, summed, with_gradient
 from tercet.pairwise.budget import budget
 from tercet.pairwise.tiles import Tile
-from tercet.pairwise.torch_modes import full_precision
+from tercet.pairwise.torch_modes import full_precision, widest_float
 
 __all__ = ["TileLoss", "differentiated", "loss_from_pair_gradients"]
 
@@ -87,7 +87,8 @@ def loss_from_pair_gradients(
     if extra is not None:
         gradients = [*gradients, extra[1]]
     if value is None or count is None:
-        value, count = columns.new_zeros((), dtype=torch.float64), columns.new_zeros((), dtype=torch.int64)
+        value = columns.new_zeros((), dtype=widest_float(columns.device))
+        count = columns.new_zeros((), dtype=torch.int64)
     return with_gradient(caller, reduction, value, count, gradients if any(sought) else [], inputs)
 
 

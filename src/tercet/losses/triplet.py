@@ -23,6 +23,7 @@ from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import kept_where, true_places
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import PairTile, Pairwise, Tile
+from tercet.pairwise.torch_modes import widest_float, with_float64
 
 __all__ = ["TripletMargin"]
 
@@ -150,13 +151,14 @@ class TripletMargin(Head):
         d = tile.distance
         has, p = tile.positive.float().topk(most, dim=1)  # [a, q]
         t = d.gather(1, p) + self.margin
-        value, active = d.new_zeros((), dtype=torch.float64), p.new_zeros(())
+        wide = widest_float(d.device)
+        value, active = d.new_zeros((), dtype=wide), p.new_zeros(())
         by_positive, by_distance = torch.zeros_like(t), torch.zeros_like(d) if wanted else None
         for i in range(most):
             d_pn = d[p[:, i]]  # [a, r]
             kept = (has[:, i, None] > 0) & tile.negative
             losses, pulls = self._pulled(t[:, i, None] - torch.minimum(d, d_pn).masked_fill_(~kept, math.inf))
-            value += losses.sum(dtype=torch.float64)
+            value += losses.sum(dtype=wide)
             active += losses.count_nonzero()
             if by_distance is not None:
                 by_positive[:, i] = pulls.sum(1)
@@ -246,7 +248,7 @@ class TripletMargin(Head):
         if self.soft or most <= budget(d_an.device).positive_passes:
             value, active, by_positive, by_negative = self._by_positive(t, d_an)
         else:
-            value, active, by_positive, by_negative = _by_bucket(t, d_an, self.power)
+            value, active, by_positive, by_negative = with_float64(_by_bucket, t, d_an, self.power)
         count = active if self.reduction == "mean_active" else (positives * tile.negative.sum(1)).sum()
         return TileLoss(value, count, by_negative.scatter_add_(1, p, by_positive) if wanted else None)
 
@@ -280,7 +282,7 @@ class TripletMargin(Head):
 
     def _by_positive(self, t: Float[Tensor, "a q"], d: Float[Tensor, "a r"]) -> tuple[Tensor, ...]:
         """Σ ℓ, how many ℓ > 0, and ∂/∂D of positives [a, q] and of negatives [a, r], positive by positive."""
-        value = torch.zeros(len(d), dtype=torch.float64, device=d.device)
+        value = torch.zeros(len(d), dtype=widest_float(d.device), device=d.device)
         active = torch.zeros((), dtype=torch.int64, device=d.device)
         by_positive, by_negative, z = torch.zeros_like(t), torch.zeros_like(d), torch.empty_like(d)
         for i in range(t.shape[1]):

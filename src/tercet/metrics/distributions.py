@@ -38,7 +38,7 @@ def similarity_histograms(
     """
     bins = as_int("similarity_histograms", "bins", bins, minimum=1)
     caller = "similarity_histograms"
-    rows = torch.as_tensor(embeddings).detach().double().cpu()
+    rows = torch.as_tensor(embeddings).detach().cpu().double()
     classes = torch.from_numpy(label_codes(caller, labels)[0])
     if rows.ndim != 2 or classes.shape != rows.shape[:1]:
         shapes = f"embeddings {tuple(rows.shape)}, labels {tuple(classes.shape)}"

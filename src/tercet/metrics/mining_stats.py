@@ -16,6 +16,7 @@ from tercet.pairwise.inputs import all_hold, check_finite, raise_late, unchecked
 from tercet.pairwise.mined import mined_rows
 from tercet.pairwise.relations import label_rows
 from tercet.pairwise.tiles import tile_height
+from tercet.pairwise.torch_modes import widest_float
 
 __all__ = ["describe"]
 
@@ -97,19 +98,20 @@ def describe(
         anchors, count = torch.cat([a, b]), len(a) + len(b)
         d_ap, d_an = _distances(metric, x, y, a, p), _distances(metric, x, y, b, q)
         bound = d_ap.mean() + margin
-    points = embeddings.double()
+    wide = widest_float(x.device)
+    points = embeddings.to(wide)
     common, energy = points.mean(0).square().sum(), points.square().sum(1).mean()
     marked = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, anchors, True)
     numbers = [  # read at once, with the checks that an accelerator has not answered yet
         all_hold(checks) if checks else marked.new_ones(()),
         _count_of_different(classes),
         marked.sum(),
-        d_ap.double().mean(),
-        d_an.double().mean(),
-        (d_an < bound).double().masked_fill(bound.isnan(), math.nan).mean(),
+        d_ap.to(wide).mean(),
+        d_an.to(wide).mean(),
+        (d_an < bound).to(wide).masked_fill(bound.isnan(), math.nan).mean(),
         torch.where(energy == 0, 1.0, common / energy),
     ]
-    finite, distinct, named, *means = torch.stack([number.double() for number in numbers]).tolist()
+    finite, distinct, named, *means = torch.stack([number.to(wide) for number in numbers]).tolist()
     if not finite:
         with border("describe"):
             check_finite(checks)

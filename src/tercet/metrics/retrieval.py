@@ -24,6 +24,7 @@ from tercet.metrics.ranks import RankedBlock, first_ranks, ranked_blocks
 from tercet.metrics.scores import Evaluation, Score
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.tiles import Pairwise
+from tercet.pairwise.torch_modes import widest_float
 
 __all__ = ["evaluate", "map_at_r", "recall_at_k"]
 
@@ -172,7 +173,7 @@ def evaluate(
     for block in ranked_blocks(pairwise, max(ks)):
         ranks[block.rows] = block.first
         average[block.rows] = _average_precision(block, width)
-        share[block.rows] = _within_r(block, width).sum(1) / block.found.double()
+        share[block.rows] = _within_r(block, width).sum(1) / block.found.to(share.dtype)
     recalls = {f"Recall@{each}": _recall(ranks, each) for each in ks}
     return Evaluation({**recalls, "R-precision": _score(share), "MAP@R": _score(average)})
 
@@ -200,12 +201,13 @@ def _average_precision(block: RankedBlock, width: int) -> Float[Tensor, " a"]:
         width: at least each R; one for all blocks, so that no sum depends on the block.
     """
     hits = _within_r(block, width)
-    precision = hits.cumsum(1) / torch.arange(1, width + 1, device=hits.device).double()
+    place = torch.arange(1, width + 1, dtype=widest_float(hits.device), device=hits.device)
+    precision = hits.cumsum(1) / place
     return (precision * hits).sum(1) / block.found
 
 
 def _no_figures(pairwise: Pairwise) -> Float[Tensor, " n"]:
-    return torch.full_like(pairwise.labels, math.nan, dtype=torch.float64)
+    return torch.full_like(pairwise.labels, math.nan, dtype=widest_float(pairwise.labels.device))
 
 
 def _largest_class(pairwise: Pairwise) -> int:
@@ -217,11 +219,11 @@ def _largest_class(pairwise: Pairwise) -> int:
 
 
 def _recall(ranks: Int[Tensor, " n"], k: int) -> Score:
-    return _score(torch.where(ranks > 0, (ranks <= k).double(), math.nan))
+    return _score(torch.where(ranks > 0, (ranks <= k).to(widest_float(ranks.device)), math.nan))
 
 
 def _score(figures: Float[Tensor, " n"]) -> Score:
     """The mean over queries; NaN stands for one that has nothing to find."""
-    values = figures[~figures.isnan()].cpu()
+    values = figures[~figures.isnan()].cpu().double()
     mean = float(values.mean()) if len(values) else math.nan
     return Score(mean, len(values), len(figures) - len(values))

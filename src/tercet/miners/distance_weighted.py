@@ -20,6 +20,7 @@ from tercet.miners.draws import batch_key, keyed, sent_up
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
+from tercet.pairwise.torch_modes import widest_float
 
 __all__ = ["DistanceWeighted"]
 
@@ -85,6 +86,11 @@ class DistanceWeighted(Miner):
         self._set(cutoff=cutoff, nonzero_loss_cutoff=far)
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
+        device = pairwise.labels.device
+        if widest_float(device) != torch.float64:
+            expected = "a device with float64, in which it draws the same everywhere"
+            hint = "mine embeddings.cpu() with labels.cpu(), and send the triplets up"
+            raise refusal("DistanceWeighted", "embeddings", str(device), expected, hint)
         key = batch_key("DistanceWeighted", self.seed, step, pairwise)
         rule = functools.partial(self._rule, pairwise, key)
         if pairwise.labels.device.type != "cpu":

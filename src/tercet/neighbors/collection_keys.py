@@ -16,7 +16,7 @@ from torch import Tensor
 from tercet.neighbors.keys import product_error, square_error
 from tercet.pairwise.closed_forms import EuclideanForm, ProductForm
 from tercet.pairwise.distances import Distance, form_of
-from tercet.pairwise.torch_modes import full_precision
+from tercet.pairwise.torch_modes import full_precision, widest_float
 
 __all__ = ["CollectionKeys", "Queries"]
 
@@ -149,4 +149,4 @@ class CollectionKeys:
 
 
 def _lengths(features: Float[Tensor, "a k"]) -> Float[Tensor, " a"]:
-    return torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
+    return torch.linalg.vector_norm(features, dim=1, dtype=widest_float(features.device))

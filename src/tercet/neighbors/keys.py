@@ -43,7 +43,7 @@ from tercet.pairwise.budget import budget
 from tercet.pairwise.closed_forms import EuclideanForm, ProductForm
 from tercet.pairwise.distances import Distance, exact, exact_pairs, form_of
 from tercet.pairwise.tiles import Pairwise
-from tercet.pairwise.torch_modes import full_precision, roundoff
+from tercet.pairwise.torch_modes import full_precision, roundoff, widest_float
 
 __all__ = [
     "ExactDistances",
@@ -199,8 +199,9 @@ def square_bound(
     Reference:
         Higham, "Accuracy and stability of numerical algorithms", 2002, chapters 3 and 4.
     """
-    lengths: Any = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-    others: Any = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
+    wide = widest_float(x.device)
+    lengths: Any = torch.linalg.vector_norm(x, dim=1, dtype=wide)
+    others: Any = lengths if y is x else torch.linalg.vector_norm(y, dim=1, dtype=wide)
     on_cpu = x.device.type == "cpu"
     if on_cpu:  # the same arithmetic, where a call of numpy costs a fifth of torch's
         lengths, others = lengths.numpy(), others.numpy()
@@ -214,14 +215,18 @@ def square_error(lengths: Any, reach: Any, x: Tensor) -> Any:
     """ε of `square_bound` for rows like x of these lengths, against columns of at most `reach`.
 
     Args:
-        lengths: float64 [n], ‖x_i‖: a tensor or an array.
+        lengths: [n], ‖x_i‖ in `widest_float`: a tensor or an array.
         reach: the length of the longest column.
         x: [_, k], for the number of features, the dtype and the device.
 
     Returns:
-        float64 [n], of the kind of `lengths`.
+        [n], of the kind of `lengths`.
     """
-    share, tiny = _shares(x.shape[1], x.dtype, _product_share(x.shape[1], x))
+    k = x.shape[1]
+    share, tiny = _shares(k, x.dtype, _product_share(k, x))
+    if lengths.dtype.itemsize < 8:  # then lengths and squares are off by (k + 6)u of themselves, and ε too
+        room = (k + 8) * torch.finfo(torch.float32).eps / 2
+        share = (share + room) * (1 + 2 * room)
     error = lengths + reach
     error *= error
     error *= share

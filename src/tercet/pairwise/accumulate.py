@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.core.checks import refusal
-from tercet.pairwise.torch_modes import full_precision
+from tercet.pairwise.torch_modes import full_precision, widest_float
 
 __all__ = [
     "REDUCTIONS",
@@ -45,8 +45,8 @@ def tiled_sum(
         inputs: what the gradient flows to.
 
     Returns:
-        The sum, added up in float64 and given in the inputs' precision, and the int64 sum of the counts.
-        Without terms it is 0, with a graph whose gradient is 0.
+        The sum, added up in float64 where the device has it and given in the inputs' precision, and the int64
+        sum of the counts. Without terms it is 0, with a graph whose gradient is 0.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -95,7 +95,7 @@ def summed(losses: Float[Tensor, " t"] | Masked, reduction: str) -> tuple[Float[
         count = counts.sum()
     else:  # filled by a launch, where `torch.tensor` would copy the number up and wait
         count = torch.full((), len(losses), dtype=torch.int64, device=losses.device)
-    return losses.sum(dtype=torch.float64), count
+    return losses.sum(dtype=widest_float(losses.device)), count
 
 
 def tiled_mean(
@@ -144,11 +144,12 @@ def with_gradient(
 def _accumulated(
     terms: Callable[..., Iterator[tuple[Tensor, Tensor]]], inputs: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """The sum of the terms in float64, the sum of the counts, and the gradients that are wanted."""
+    """The sum of the terms in `widest_float`, the sum of the counts, and the gradients that are wanted."""
     enabled = torch.is_grad_enabled()
     leaves = [v.detach().requires_grad_(enabled and v.requires_grad) for v in inputs]
     sought = [v for v in leaves if v.requires_grad]
-    total = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
+    device = inputs[0].device
+    total = torch.zeros((), dtype=widest_float(device), device=device)
     count = torch.zeros((), dtype=torch.int64, device=inputs[0].device)
     gradients = [torch.zeros_like(v) if v.requires_grad else None for v in leaves] if sought else []
     kept = [v for v in gradients if v is not None]

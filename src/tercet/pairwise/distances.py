@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tercet.core.checks import as_choice, promised, refusal
 from tercet.pairwise.closed_forms import EuclideanForm, ProductForm
 from tercet.pairwise.differences import mapped_rows
-from tercet.pairwise.torch_modes import full_precision
+from tercet.pairwise.torch_modes import full_precision, widest_float, with_float64
 
 __all__ = [
     "Distance",
@@ -155,15 +155,19 @@ def _lifted(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
 
 
 def _codes(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Floats by sign, integers by value: float64 holds each integer up to 2⁵³."""
+    """Floats by sign, integers by value: float64 holds each integer up to 2⁵³, float32 up to 2²⁴."""
     if embeddings.is_floating_point():
         return (embeddings > 0).float()
     if embeddings.is_complex():
         raise refusal("distance", "embeddings", str(embeddings.dtype), "floats, or whole numbers")
-    codes = embeddings.double()
-    if codes.numel() and not float(codes.abs().amax()) < 2.0**53:
+    codes = embeddings.to(widest_float(embeddings.device))
+    digits = 53 if codes.dtype == torch.float64 else 24
+    if codes.numel() and not float(codes.abs().amax()) < 2.0**digits:
         shown = f"codes up to {float(codes.abs().amax()):g}"
-        raise refusal("distance", "embeddings", shown, "floats, or whole numbers below 2⁵³ in size")
+        expected = "floats, or whole numbers below 2⁵³ in size"
+        if digits == 24:
+            expected = f"floats, or whole numbers below 2²⁴ in size, since {codes.device} has no float64"
+        raise refusal("distance", "embeddings", shown, expected)
     return codes
 
 
@@ -338,8 +342,9 @@ class Mahalanobis(nn.Module):
             raise refusal("Mahalanobis", "L", str(self.L.device), f"the embeddings' device {x.device}")
         if x.dtype == torch.float64:
             return mapped_rows(x, self.L.double())
-        with full_precision(x.device):  # in float64, so that equal rows of other batches stay equal
-            return (x.double() @ self.L.double()).to(x.dtype)
+        # In float64, so that equal rows of other batches stay equal.
+        with full_precision(x.device), full_precision(torch.device("cpu")):
+            return with_float64(lambda x, L: x.double() @ L.double(), x, self.L).to(x.dtype)
 
     def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
         """‖x_i − y_j‖ of prepared rows.

@@ -27,7 +27,7 @@ from torch import Tensor
 from tercet.pairwise.budget import budget
 from tercet.pairwise.differences import by_differences, chunks, listed_squares, squares_by_differences
 from tercet.pairwise.masked import true_places
-from tercet.pairwise.torch_modes import full_precision, roundoff
+from tercet.pairwise.torch_modes import full_precision, roundoff, with_float64
 
 __all__ = [
     "CentredRows",
@@ -382,13 +382,15 @@ def table_of_listed(
     weights: Float[Tensor, " t"], i: Int[Tensor, " t"], j: Int[Tensor, " t"], rows: int, columns: int
 ) -> Float[Tensor, "rows columns"]:
     """The weights summed at their places (i, j); in float64, since a pair may be listed a million times."""
-    table = weights.new_zeros(rows * columns, dtype=torch.float64)
-    place = i * columns + j
-    if table.device.type == "cpu":
-        table.index_add_(0, place, weights.double())
-    else:  # `index_add_` of a GPU adds in no fixed order
-        table.index_put_((place,), weights.double(), accumulate=True)
-    return table.to(weights.dtype).view(rows, columns)
+
+    def summed(weights: Tensor, place: Tensor) -> Tensor:
+        table = weights.new_zeros(rows * columns, dtype=torch.float64)
+        if table.device.type == "cpu":
+            return table.index_add_(0, place, weights.double())
+        # `index_add_` of a GPU adds in no fixed order
+        return table.index_put_((place,), weights.double(), accumulate=True)
+
+    return with_float64(summed, weights, i * columns + j).to(weights.dtype).view(rows, columns)
 
 
 def _gradient_by_differences(x: Tensor, y: Tensor, out: Tensor, grad: Tensor, root: bool) -> Tensor:

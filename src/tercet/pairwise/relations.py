@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tercet.core.checks import as_choice, as_float, refusal
 from tercet.pairwise.inputs import answer_later, lack_of_data
-from tercet.pairwise.torch_modes import full_precision
+from tercet.pairwise.torch_modes import full_precision, widest_float
 
 __all__ = [
     "CrossGroup",
@@ -452,13 +452,14 @@ def _overlap(rows: Tensor, columns: Tensor) -> Tensor:
     a, b = _bits(rows), _bits(columns)
     shared = _common(a, b)  # [a, r]
     either = a.sum(1)[:, None] + b.sum(1)[None, :] - shared
-    return shared.double() / either.double().clamp(min=1)
+    wide = widest_float(shared.device)
+    return shared.to(wide) / either.to(wide).clamp(min=1)
 
 
 def _depth(rows: Tensor, columns: Tensor) -> Tensor:
     width = rows.shape[1]
     agree = torch.ones(len(rows), len(columns), dtype=torch.bool, device=rows.device)
-    depth = torch.zeros(len(rows), len(columns), dtype=torch.float64, device=rows.device)
+    depth = torch.zeros(len(rows), len(columns), dtype=widest_float(rows.device), device=rows.device)
     for level in range(width):
         agree &= rows[:, None, level] == columns[None, :, level]
         depth += agree

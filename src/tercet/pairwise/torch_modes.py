@@ -14,7 +14,15 @@ from torch.autograd import forward_ad
 
 from tercet.core.checks import Refusal, refusal
 
-__all__ = ["forced_precision", "full_precision", "outside_graph", "product_precision", "roundoff"]
+__all__ = [
+    "forced_precision",
+    "full_precision",
+    "outside_graph",
+    "product_precision",
+    "roundoff",
+    "widest_float",
+    "with_float64",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,6 +79,49 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, in which sums are taken; float32 on a device that has no more, as Apple's MPS.
+
+    Example:
+        >>> widest_float(torch.device("cpu"))
+        torch.float64
+    """
+    return torch.float64 if device.type in ("cpu", "cuda") else _widest(device)
+
+
+@functools.cache
+def _widest(device: torch.device) -> torch.dtype:
+    try:
+        return torch.empty(0, dtype=torch.float64, device=device).dtype
+    except (TypeError, RuntimeError):
+        return torch.float32
+
+
+def with_float64(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function that computes in float64 where that is: on the tensors' device, or on the host.
+
+    Args:
+        function: gives a tensor or several.
+        args: its arguments; tensors are of one device.
+
+    Returns:
+        What it gives; from the host it is sent back, float64 as float32.
+
+    Example:
+        >>> with_float64(lambda x: x.double().sum(), torch.tensor([0.5, 1.0]))
+        tensor(1.5000, dtype=torch.float64)
+    """
+    device = next(v.device for v in args if isinstance(v, Tensor))
+    if widest_float(device) == torch.float64:
+        return function(*args)
+
+    def back(v: Tensor) -> Tensor:
+        return (v.float() if v.dtype == torch.float64 else v).to(device)
+
+    found = function(*(v.cpu() if isinstance(v, Tensor) else v for v in args))
+    return back(found) if isinstance(found, Tensor) else tuple(map(back, found))
 
 
 def roundoff(x: Tensor) -> float:
