@@ -124,6 +124,9 @@ class _Card(torch.Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    def numpy(self, *, force: bool = False) -> Any:
+        return self.cpu().numpy() if force else super().numpy()
+
     def __repr__(self) -> str:
         return f"_Card({self.near})"
 

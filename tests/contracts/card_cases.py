@@ -402,6 +402,8 @@ def single(every: int = 1) -> dict[str, Any]:
             "a list": lambda x, y, t, c: [tercet.Contrastive()(x, y, t)],
             "recall_at_k": lambda x, y, t, c: torch.tensor([tercet.recall_at_k(x, y)]),
             "map_at_r": lambda x, y, t, c: torch.tensor([tercet.map_at_r(x, y)]),
+            "evaluate": lambda x, y, t, c: torch.tensor([*tercet.evaluate(x, y).values()]),
+            "nearest": lambda x, y, t, c: [torch.as_tensor(tercet.nearest(x, k=3).rows)],
             "describe": lambda x, y, t, c: torch.tensor([*tercet.describe(x, y, t).values()]),
         }
         for name, call in calls.items():
@@ -449,8 +451,10 @@ def steps() -> dict[str, Any]:
         head(leaf, labels, miner(leaf, labels)).backward()
 
     def loaded(rows: int, miner: Any = miner) -> None:
-        loader = tercet.MiningLoader([(a[:rows], labels[:rows])], torch.nn.Identity(), miner)
-        next(iter(loader))
+        order = labels.argsort(stable=True)[:rows]  # whole classes
+        batches = [(x[order], labels[order])]
+        found = next(iter(tercet.MiningLoader(batches, torch.nn.Identity(), miner, device=card.CARD)))
+        assert found.labels.device == card.CARD
 
     def cached(**more: Any) -> None:
         tercet.cached_backward(model, chunks, head, **more)
@@ -467,6 +471,7 @@ def steps() -> dict[str, Any]:
         "memory and batch, mined and trained": with_memory_and_batch,
         "mined and trained": plain,
         "MiningLoader with describe": lambda: loaded(512),
+        "MiningLoader with describe, 256 rows": lambda: loaded(256),
         "cached_backward": lambda: cached(miner=miner),
         "cached_backward, all triplets": lambda: cached(),
     }.items():

@@ -81,6 +81,7 @@ READS_OF_STEPS = {
     "memory and batch, mined and trained": 2,
     "mined and trained": 1,
     "MiningLoader with describe": 2,
+    "MiningLoader with describe, 256 rows": 1,
     "cached_backward": 1,
     "cached_backward, all triplets": 0,
 }
