@@ -97,7 +97,7 @@ class CollectionKeys:
             return
         spread = (self._high**2 - self._low**2) / 2
         one = self._centre[None]
-        if spread <= square_error(torch.tensor([self._high]), self._high, one)[0] / 16:
+        if spread <= square_error(torch.tensor([self._high], dtype=torch.float64), self._high, one)[0] / 16:
             self._shift, self._spread = (self._high**2 + self._low**2) / 2, spread * 1.01
             self._reach, self._equal = self._high, True
             self._centre = torch.zeros_like(self._centre)
