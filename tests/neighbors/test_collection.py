@@ -135,6 +135,30 @@ def test_many_tiles_with_chunks_are_brute_force(distance, kind, exclude):
             same(nearest(x, k=k, exclude=exclude, distance=distance, **asked), expected)
 
 
+@pytest.mark.parametrize("distance", ["euclidean", "cosine", "dot"])
+@pytest.mark.parametrize("exclude", [("self", "class"), ("self", "duplicates"), ("group",)])
+def test_rows_of_one_length_are_brute_force(distance, exclude):
+    """One product then serves both its rows and its columns."""
+    if distance == "dot" and "duplicates" in exclude:
+        return
+    n, k = 600, 2
+    x = torch.nn.functional.normalize(points(n, 5))
+    x[300:500], x[590] = x[:200], x[1]  # duplicates far apart, and one row thrice
+    labels = torch.arange(n) % 7
+    d = plain(distance, x, x)
+    barred = d == 0 if "duplicates" in exclude else labels[:, None] == labels
+    barred |= torch.eye(n).bool()
+    asked = {"class": {"labels": labels}, "group": {"groups": labels}}.get(exclude[-1], {})
+    broken, bad = x.clone(), torch.zeros(n, dtype=torch.bool)
+    broken[[5, 450]] = math.nan
+    bad[[5, 450]] = True
+    for tile in (2**16, 2**15):
+        with override(tile_bytes=tile):
+            same(nearest(x, k=k, exclude=exclude, distance=distance, **asked), brute(d, barred, k))
+            found = nearest(broken, k=k, exclude=exclude, distance=distance, nan="skip", **asked)
+        same(found, brute(d, barred | bad | bad[:, None], k))
+
+
 def test_less_memory_is_more_passes_and_the_same_result():
     x, labels = points(1500, 8), torch.arange(1500) % 50
     found = []
@@ -165,11 +189,14 @@ def test_the_number_of_threads_changes_nothing():
     same(found[0], found[2])
 
 
-@pytest.mark.parametrize("distance", DISTANCES[:4])
-def test_collapsed_embeddings_give_the_lowest_rows(distance):
-    n = 3 * slots_of(2)
+@pytest.mark.parametrize(
+    ("distance", "tile"),
+    [("euclidean", 2**15), ("cosine", 2**13), ("dot", 2**15), ("squared_euclidean", 2**13)],
+)
+def test_collapsed_embeddings_give_the_lowest_rows(distance, tile):
+    n = 25 * slots_of(2)
     x = torch.full((n, 4), 0.3)
-    with override(tile_bytes=2000):
+    with override(tile_bytes=tile):
         found = nearest(x, k=2, distance=distance).rows
         classes = nearest(x, k=2, labels=torch.arange(n) % 2, exclude="class", distance=distance).rows
     assert found[:3].tolist() == [[1, 2], [0, 2], [0, 1]]

@@ -67,6 +67,11 @@ class CollectionKeys:
         self._equal, self._shift, self._spread = False, 0.0, 0.0
         self._centre = space.mean(0) if len(space) else space.new_zeros(space.shape[1])
 
+    @property
+    def is_product(self) -> bool:
+        """Whether a key is a product alone, the same for a query and a column as the other way round."""
+        return self._equal or self._by_product
+
     def _centred(self, features: Float[Tensor, "a k"]) -> Float[Tensor, "a s"]:
         if self._form is None:
             return features

@@ -5,6 +5,10 @@
             for each group of queries: rank keys, exclusions, least keys of small chunks → candidates
         exact distances of the few candidates, in order
 
+Where a whole collection is searched by itself and a key is a product alone, as of normalised rows, a product
+of two groups of rows serves both: half of the products are enough. Each query still meets the columns in
+rising order.
+
 A tile of keys stays in the processor's cache. One pass over it finds the least key of each chunk of columns;
 only chunks below a query's limit are looked at again (`candidate_pool`). All that decides is exact, so no
 result depends on tiles, memory or threads.
@@ -123,12 +127,26 @@ class CollectionSearch:
                 block = _Block(
                     self, plan, some, exclusions.of_queries(some), without_duplicates, order is None
                 )
+                block.is_symmetric = order is None and self._is_symmetric(plan, exclusions)
                 own = None if classes is None else (classes[0][some], classes[1])
                 for start in range(0, r, plan.width):
                     block.search(start, order, own)
                     advance()
                 block.write(found, distances)
         return found, distances
+
+    def _is_symmetric(self, plan: SearchPlan, exclusions: Exclusions) -> bool:
+        """Whether a product of two groups of rows serves both, each as the other's columns."""
+        n = len(self.target)
+        return (
+            self.source is self.target
+            and plan.passes == 1
+            and self.keys.is_product
+            and not exclusions.by_pairs
+            and plan.width % plan.height == plan.height % plan.chunk == 0
+            and plan.height // plan.chunk >= 2 * self.k  # else there is no limit after so few columns
+            and torch.equal(self.rows, torch.arange(n, device=self.rows.device))
+        )
 
     def of_queries(self, some: Int[Tensor, " a"]) -> CollectionSearch:
         """The same search for some of the queries, which are then numbered from 0 on."""
@@ -177,6 +195,7 @@ class _Block:
         if without_duplicates:
             self._zero = self._keys.of_distance(torch.zeros_like(error), constant) + error
         width = -(-plan.width // plan.chunk) * plan.chunk
+        self.is_symmetric = False
         self._inside = torch.arange(plan.chunk, device=error.device)
         self._buffer = error.new_empty(plan.height * width)
 
@@ -197,6 +216,8 @@ class _Block:
         features = self._target.features(slice(start, stop) if order is None else columns)
         side, excluded = self._keys.columns(features), self._exclusions.tile(columns)
         width = -(-len(columns) // plan.chunk) * plan.chunk
+        if self.is_symmetric:  # later queries are served when they are columns themselves
+            high = stop
         for first in range(low, high, plan.height):
             some = slice(first, min(first + plan.height, high))
             keys = self._buffer[: (some.stop - first) * width].view(-1, width)
@@ -204,14 +225,29 @@ class _Block:
             self._keys.table(self._queries.features[some], side, keys[:, : len(columns)])
             excluded.apply(keys, some)
             self._propose(some, keys, columns)
+            if self.is_symmetric and some.stop <= start:
+                if self._target.bad is not None:
+                    keys[self._target.bad[some]] = math.inf
+                self._propose(slice(start, stop), keys, self._numbers[some], crossed=True)
 
-    def _propose(self, some: slice, keys: Float[Tensor, "a w"], columns: Int[Tensor, " c"]) -> None:
-        """Add the columns of a tile that are within the limits of their queries."""
-        a, width = keys.shape
-        chunk = self._plan.chunk
-        groups, pool = width // chunk, self._pool
+    def _propose(
+        self, some: slice, keys: Float[Tensor, "h w"], columns: Int[Tensor, " c"], crossed: bool = False
+    ) -> None:
+        """Add the columns of a tile that are within the limits of their queries.
+
+        Args:
+            some: the queries.
+            keys: their keys, a row each, or where `crossed` a column each.
+            columns: the numbers of the columns.
+            crossed: whether the table is turned.
+        """
+        chunk, pool, (height, width) = self._plan.chunk, self._pool, keys.shape
+        groups = (height if crossed else width) // chunk
         # Group g is the columns g, g + groups, …: then the minimum runs over whole lines of memory.
-        least = keys.view(a, chunk, groups).amin(1) if chunk > 1 else keys  # [a, groups]
+        if crossed:
+            least = keys.view(chunk, groups, width).amin(0)[:, : some.stop - some.start].T.contiguous()
+        else:
+            least = keys.view(height, chunk, groups).amin(1) if chunk > 1 else keys  # [a, groups]
         if pool.is_fresh(some) and groups >= pool.k:
             sure = least
             if self._zero is not None:
@@ -219,7 +255,8 @@ class _Block:
             pool.lower(some, sure.topk(pool.k, dim=1, largest=False).values[:, -1])
         limit = pool.limit[some]
         row, group = true_places(least <= limit[:, None])
-        at = (row * width + group)[:, None] + self._inside * groups  # [t, chunk]
+        by_query, by_column = (1, width) if crossed else (width, 1)
+        at = (row * by_query + group * by_column)[:, None] + self._inside * (groups * by_column)  # [t, chunk]
         values = keys.view(-1).index_select(0, at.view(-1)).view(-1, chunk)
         i, j = true_places(values <= limit.index_select(0, row)[:, None])
         row, key = row.index_select(0, i), values[i, j]

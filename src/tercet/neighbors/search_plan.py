@@ -65,7 +65,7 @@ def plan_search(
     numbers = max(1, min(sizes.tile_bytes, (memory or DEFAULT_MEMORY) // 8) // item)
     width = 1 << max(0, round(math.log2(numbers * _WIDE) / 2))
     width = min(max(width, 1 << (4 * k - 1).bit_length()), numbers, 1 << max(0, columns - 1).bit_length())
-    height = min(max(1, numbers // width), max(1, queries))
+    height = min(1 << max(0, (numbers // width).bit_length() - 1), max(1, queries))
     chunk = _CHUNK
     while chunk > 1 and (width % chunk or width // chunk < 4 * k):
         chunk //= 2
