@@ -195,6 +195,31 @@ def rows() -> dict[str, Row]:
         "recall_at_k": _row(
             "recall_at_k", None, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2]
         ),
+        "nearest": _row(
+            "nearest",
+            None,
+            {
+                **dict.fromkeys(("queries", "columns"), "points"),
+                **dict.fromkeys(("column_labels", "column_groups", "column_ids", "ids"), "labels of rows"),
+                **dict.fromkeys(("exclude", "nan", "backend"), "choice"),
+                "labels": "labels of rows",
+                "memory": "count",
+                "device": "object",
+                "min_recall": "real",
+            },
+            queries=POINTS,
+            k=2,
+            labels=LABELS,
+            groups=LABELS,
+            ids=LABELS,
+            exclude=("class", "group", "id"),
+        ),
+        "Neighbors": _row(
+            "Neighbors",
+            kinds=dict.fromkeys(("rows", "distances", "recall"), "anything"),
+            rows=LABELS.numpy()[:, None],
+            distances=POINTS.numpy()[:, :1],
+        ),
         "score_at_top_k": _row(
             "score_at_top_k",
             None,

@@ -27,6 +27,7 @@ __all__ = ["Neighbors", "nearest"]
 
 EXCLUDED = ("self", "class", "other classes", "group", "id", "duplicates")
 BACKENDS = ("exact", "faiss-ivf", "faiss-hnsw")
+_MOST = 2**20  # columns that are asked for, where there are fewer; the rest is −1
 _NAMED_BY = {"labels": ("class", "other classes"), "groups": ("group",), "ids": ("id",)}
 
 
@@ -163,6 +164,8 @@ def nearest(
         if rows is not None and columns is not None:
             raise Refusal("rows", "given beside columns", "rows of a collection that is searched by itself")
         n, r = len(source), len(target)
+        if k > max(r, _MOST):
+            raise Refusal("k", k, f"at most {max(r, _MOST)}, as there are {r} columns")
         chosen = torch.arange(n, device=where) if rows is None else rows_of("rows", rows, n, where)
         if memory is not None:
             memory = as_int(None, "memory", memory, minimum=1)

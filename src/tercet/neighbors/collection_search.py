@@ -34,6 +34,7 @@ from tercet.neighbors.search_plan import SearchPlan
 from tercet.neighbors.stored_rows import StoredRows
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance
+from tercet.pairwise.inputs import allocated
 from tercet.pairwise.masked import true_places
 
 __all__ = ["CollectionSearch"]
@@ -112,8 +113,9 @@ class CollectionSearch:
             Rows int64 [q, k] and distances [q, k].
         """
         q, r, k = len(self.rows), len(self.target), self.k
-        found = np.full((q, k), -1, np.int64)
-        distances = np.full((q, k), math.inf, np.float64 if self.dtype == torch.float64 else np.float32)
+        with allocated("nearest", queries=q, k=k):
+            found = np.full((q, k), -1, np.int64)
+            distances = np.full((q, k), math.inf, np.float64 if self.dtype == torch.float64 else np.float32)
         if not q or not r:
             return found, distances
         exclusions.nowhere = self.target.bad

@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.core.checks import Refusal, as_array, label_codes
-from tercet.pairwise.inputs import tensor_of
-from tercet.pairwise.relations import Relation, whole_numbers
+from tercet.pairwise.relations import Relation
 
 __all__ = ["Codes", "Exclusions", "codes_of", "rows_of"]
 
@@ -183,14 +182,13 @@ def rows_of(argument: str, values: Any, count: int, device: torch.device) -> Int
     Raises:
         ValueError: no whole numbers [a], or rows that do not exist.
     """
-    if isinstance(values, (list, tuple, range)):
-        values = np.asarray(values) if len(values) else np.zeros(0, np.int64)
-    values = tensor_of(values)
-    if isinstance(values, Tensor) and values.dtype == torch.bool:
-        raise Refusal(argument, "a mask", "row numbers", "pass mask.nonzero()[0]")
-    size = len(values) if isinstance(values, Tensor) and values.ndim else 0
-    rows = whole_numbers(None, argument, values, size, device)
-    outside = rows[(rows < 0) | (rows >= count)]
+    array = as_array(None, argument, values, "whole row numbers [q]")
+    if array.ndim == 1 and not array.size:
+        return torch.zeros(0, dtype=torch.int64, device=device)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        hint = "of a mask take mask.nonzero()[0]" if array.dtype.kind == "b" else ""
+        raise Refusal(argument, f"{array.dtype} of shape {array.shape}", "whole row numbers [q]", hint)
+    outside = array[(array < 0) | (array >= count)]
     if len(outside):
         raise Refusal(argument, int(outside[0]), f"rows from 0 to {count - 1}, as there are {count}")
-    return rows
+    return torch.from_numpy(array.astype(np.int64)).to(device)
