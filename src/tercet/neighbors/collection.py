@@ -113,7 +113,7 @@ def nearest(
         nan: `"error"`, or `"skip"`: rows with NaN, as of images that do not decode, find nothing and are not
             found.
         memory: bytes that the search may take above the inputs, the result included; None for 256 MiB. With
-            less memory the columns are read more often. `plan_search` tells it before.
+            less memory the columns are read more often. `neighbors.search_plan` tells both before a search.
         device: where to compute; None for the device of the inputs.
         backend: `"exact"`; or an index of FAISS (`pip install "tercet[faiss]"`), approximate and on the
             processor: `"faiss-ivf"`, or `"faiss-hnsw"`, which several threads build a little differently each

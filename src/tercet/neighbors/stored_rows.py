@@ -57,12 +57,6 @@ class StoredRows:
         return int(self._starts[-1])
 
     @property
-    def on(self) -> torch.device:
-        """Where the rows lie."""
-        part = self._parts[0]
-        return part.device if isinstance(part, Tensor) else torch.device("cpu")
-
-    @property
     def is_floating_point(self) -> bool:
         """Whether the rows are floats, not whole numbers."""
         return _dtype(self._parts[0]).is_floating_point
