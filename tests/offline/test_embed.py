@@ -527,15 +527,125 @@ def test_what_is_made_anew_goes_on_too_and_the_old_stays_until_then(undisturbed,
     assert embed(network(), catalog, again, **anew).computed == N  # and when all is done, anew again
 
 
-def test_images_that_change_meanwhile_are_refused(tmp_path, out):
+def test_images_that_change_meanwhile_are_told_and_a_later_call_is_refused(tmp_path, out):
     catalog = pictures(tmp_path / "photos")
 
     def model(images):
         os.utime(catalog.file(5), (1, 1))
         return images.mean((2, 3))
 
-    said = refusal_of(embed, model, catalog, out, size=8, key="1")
-    assert (
-        "expected images that stay as they are while they are embedded; some were changed meanwhile" in said
+    with pytest.warns(
+        UserWarning, match="images were changed while they were embedded, so a later call is ref"
+    ):
+        found = embed(model, catalog, out, size=8, key="1")
+    assert found.computed == N
+    assert "what differs: images (size or time of change)" in refusal_of(
+        embed, model, catalog, out, size=8, key="1"
     )
-    assert names(tmp_path) == ["photos"]
+
+
+# Models with a state
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed, as windowed transformers keep their masks."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.mask = network(), None
+
+    def forward(self, images):
+        self.mask = torch.ones(images.shape[2:])
+        return self.net(images)
+
+
+def test_a_model_that_keeps_what_it_computed_is_the_same_before_and_after(catalog, out, monkeypatch):
+    model = Keeping()
+    first = embed(model, catalog, out, size=8)
+    assert embed(model, catalog, out, size=8).computed == 0
+    assert embed(Keeping(), catalog, out, size=8).computed == 0
+    assert read_embeddings(out).array.tobytes() == first.array.tobytes()
+    model.mask = None
+    with torch.no_grad():
+        model.net[0].weight[0, 0, 0, 0] += 1
+    assert "what differs: weights" in refusal_of(embed, model, catalog, out, size=8)
+
+
+def test_such_a_model_goes_on_after_an_error_too(undisturbed, again, monkeypatch):
+    catalog, _ = undisturbed
+    model = Keeping()
+    interrupted(monkeypatch, 10, model, catalog, again, **OPTIONS)
+    assert model.mask is not None
+    assert embed(model, catalog, again, **OPTIONS).computed == N - 8
+    assert embed(Keeping(), catalog, again, **OPTIONS).computed == 0
+
+
+class Encoder(nn.Module):
+    """A module of which a method embeds."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def encode(self, images):
+        assert not self.net[2].training
+        return self.net(images)
+
+
+@pytest.mark.parametrize("around", [lambda m: m.encode, lambda m: lambda x: m.encode(x)])
+def test_modules_within_a_function_run_in_eval_mode_too(catalog, out, around):
+    model = Encoder()
+    found = embed(around(model), catalog, out, size=8)
+    np.testing.assert_allclose(found.array, expected(network(), catalog, Resize(8)), rtol=1e-5, atol=1e-6)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_folder_that_may_not_be_written_gives_what_is_there(catalog, out, monkeypatch):
+    first = embed(network(), catalog, out, size=8).array.tobytes()
+    before = contents(out.parent)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert embed(network(), catalog, out, size=8).array.tobytes() == first
+    assert contents(out.parent) == before
+    assert "what differs: weights" in refusal_of(embed, network(1), catalog, out, size=8)
+    said = refusal_of(embed, network(), catalog, out.with_name("b.npy"), size=8)
+    assert said.endswith("expected a folder that may be written")
+
+
+# Errors of workers
+
+
+class Odd(Exception):
+    """An error that cannot be sent from one process to another."""
+
+    def __init__(self, one, two):
+        super().__init__(one + two)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_of_workers_are_sentences(catalog, out, workers):
+    said = refusal_of(embed, network(), catalog, out, transform=lambda image: "text", workers=workers)
+    assert (
+        said
+        == "embed: the transform gives str; expected a tensor, or a numpy array of uint8 or floats, [h, w] "
+        "or [h, w, c] with c up to 4"
+    )
+
+    def fails(image):
+        raise Odd("no ", "luck")
+
+    with pytest.raises(RuntimeError, match=r"^embed: the transform fails on .*0/00.png: Odd: no luck$"):
+        embed(network(), catalog, out, transform=fails, workers=workers)
+    sizes = [lambda image: image[: 4 + image[0, 2, 0] % 4]]
+    said = refusal_of(embed, network(), catalog, out, transform=sizes[0], workers=workers)
+    assert said.startswith("embed: images of one batch have different sizes, ")
+
+
+def test_an_error_that_cannot_be_sent_is_told_by_its_text(catalog, out, monkeypatch):
+    def fails(self, row):
+        raise Odd("no ", "luck")
+
+    monkeypatch.setattr(Catalog, "file", fails)
+    monkeypatch.setattr("tercet.offline.embedding_cache.images_digest", lambda data: "")
+    monkeypatch.setattr("tercet.offline.embed.images_digest", lambda data: "")
+    with pytest.raises(RuntimeError, match=r"^Odd: no luck$"):
+        embed(network(), catalog, out, size=8, workers=1)

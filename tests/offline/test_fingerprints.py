@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from tercet.offline.fingerprints import fingerprint
+from tercet.offline.fingerprints import fingerprint, modules_within
 
 SCALE = 2
 
@@ -63,6 +63,10 @@ class Kept:
     @property
     def double(self):
         return self.size * self.factor
+
+    @functools.cached_property
+    def half(self):
+        return self.size / 2
 
     def __call__(self, x):
         return x * self.double
@@ -191,6 +195,13 @@ def test_a_method_of_a_class_is_seen(monkeypatch):
     assert fingerprint(Kept(3)) != before
 
 
+def test_what_a_property_has_computed_is_no_parameter():
+    kept = Kept(3)
+    before = fingerprint(kept)
+    assert kept.half == 1.5
+    assert fingerprint(kept) == before
+
+
 def test_a_docstring_is_no_code():
     def one(x):
         """One text."""
@@ -233,3 +244,11 @@ def test_what_cannot_be_told(value, what):
         warnings.simplefilter("ignore")  # albumentations, of a Lambda without a name
         with pytest.raises(ValueError, match=what):
             fingerprint(value)
+
+
+def test_modules_within():
+    net = Hooked(same)
+    assert modules_within([net.forward, lambda x: net.layer(x)]) == [net]
+    assert modules_within(functools.partial(net.layer.forward, 3)) == [net.layer]
+    assert modules_within(Locked()) == []
+    assert modules_within((lambda x: net(x), threading.Lock())) == [net]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +21,12 @@ from tercet.core.checks import (
     as_path,
     as_string,
     border,
+    escaped,
     shown,
 )
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import remove_leftovers
-from tercet.offline.embedding_cache import Parts, differing, images_digest, key_of, parts_of
+from tercet.offline.embedding_cache import Parts, differing, images_digest, key_of, model_digests, parts_of
 from tercet.offline.embeddings import (
     Embeddings,
     catalog_facts,
@@ -34,8 +36,9 @@ from tercet.offline.embeddings import (
     read_facts,
     rewrite_catalog,
 )
+from tercet.offline.fingerprints import modules_within
 from tercet.offline.image_batches import ImageBatches, as_transform, loaded
-from tercet.offline.model_run import PRECISIONS, ModelRun, as_views, device_of_model, evaluating, fill
+from tercet.offline.model_run import PRECISIONS, ModelRun, as_views, device_of_modules, evaluating, fill
 from tercet.pairwise.inputs import device_of
 
 __all__ = ["embed"]
@@ -145,7 +148,6 @@ differs: weights; overwrite=True or --overwrite makes all anew
     """
     with border(_CALLER, "out"):
         target = _target(out)
-        model = getattr(model, "_orig_mod", model)  # of torch.compile: it has other names for the weights
         if not callable(model):
             raise Refusal("model", model, "a torch.nn.Module or another callable")
         catalog = _catalog_of(data)
@@ -161,7 +163,8 @@ differs: weights; overwrite=True or --overwrite makes all anew
         }
         flags = {"compile": compile, "hash": hash, "overwrite": overwrite, "progress": progress}
         compile, hash, overwrite, progress = (as_bool(None, name, flag) for name, flag in flags.items())
-        place = device_of_model(model) if device is None else device_of(_CALLER, device)
+        modules = modules_within(model)
+        place = device_of_modules(modules) if device is None else device_of(_CALLER, device)
         seen, kind = as_views(views), np.dtype(dtype)
         plan = {
             "key": key_of(data, model, transform, seen, options, hash),
@@ -170,20 +173,37 @@ differs: weights; overwrite=True or --overwrite makes all anew
             "device": place.type,
             "compile": compile,
         }
+        if not os.access(target.parent, os.W_OK):
+            return _read_only(target, plan, catalog)
         with parts_of(target, kind) as parts:
-            if _prepare(target, parts, plan, catalog):
+            begun = _prepare(target, parts, plan, catalog)
+            if begun is None:
                 return _opened(target, catalog, 0)
             batches = ImageBatches(_CALLER, data, transform, batch_size)
             compiled = torch.compile(model) if compile else model
             run = ModelRun(compiled, seen, place, precision, normalize, kind, lambda row: str(data.file(row)))
             first = parts.rows
-            with evaluating(model), _bar(progress, len(catalog), first) as advance:
-                stream = loaded(batches, -(-first // batch_size), workers, place.type == "cuda")
-                fill(parts, run, stream, -(-part_size // batch_size), advance)
-            _refuse_useless(parts, data, plan["key"]["images"])
+            try:
+                with evaluating(modules), _bar(progress, len(catalog), first) as advance:
+                    stream = loaded(batches, -(-first // batch_size), workers, place.type == "cuda")
+                    fill(parts, run, stream, -(-part_size // batch_size), advance)
+            finally:
+                after = _left_by_running(model, plan["key"])
+                if after != begun.get("after"):
+                    begun = {**begun, "after": after}
+                    parts.note(begun)
+            if not parts.width:
+                reason = parts.done[0].unreadable[0][1]
+                parts.clear()
+                raise Refusal("data", data, "at least one image that decodes", f"of the first: {reason}")
+            if images_digest(data) != plan["key"]["images"]:
+                text = (
+                    f"embed(out={str(out)!r}): images were changed while they were embedded, so a later call"
+                )
+                warnings.warn(escaped(text + f" is refused; {_HINT}"), UserWarning, stacklevel=2)
             made = {name: plan[name] for name in _HOW} | {"torch": str(torch.__version__)}
             made |= {"model": _said(model), "transform": _said(transform), "views": _said(views)}
-            facts = {"kind": "embeddings", "key": plan["key"], "made": made}
+            facts = {"kind": "embeddings", "key": begun["key"], "after": after, "made": made}
             publish(target, parts, catalog, facts, overwrite)
             parts.clear()
             return _opened(target, catalog, len(catalog) - first)
@@ -199,8 +219,6 @@ def _target(out: Any) -> Path:
     for file in files_of(target):
         if file.is_dir():
             raise Refusal("out", str(out), "no folder at the name of a file", f"move {file.name} away")
-    if not os.access(target.parent, os.W_OK):
-        raise Refusal("out", str(out), "a folder that may be written")
     return target
 
 
@@ -232,8 +250,44 @@ def _said(value: Any) -> str:
     return type(value).__name__ if " at 0x" in text or isinstance(value, nn.Module) else text
 
 
-def _prepare(target: Path, parts: Parts, plan: Mapping[str, Any], catalog: Catalog) -> bool:
-    """Whether the embeddings are there already; otherwise the parts are ready to be added to.
+def _left_by_running(model: Any, key: Mapping[str, Any]) -> dict[str, Any]:
+    """Digests of the model that are others once it has run: some keep what they computed, as Swin does."""
+    try:
+        found = model_digests(model, key["key"])
+    except ValueError:  # it keeps something that cannot be told
+        return {}
+    return {name: one for name, one in found.items() if one != key[name]}
+
+
+def _is_there(target: Path, plan: Mapping[str, Any], catalog: Catalog, rewrite: bool) -> bool:
+    """Whether the embeddings are there already, of the key of the plan; their catalog is brought up to date.
+
+    Raises:
+        ValueError: what is there is of another key, or of another program.
+    """
+    array, _, sidecar = files_of(target)
+    there = [file for file in files_of(target) if os.path.lexists(file)]
+    if not there or plan["overwrite"]:
+        return False
+    if array not in there or sidecar not in there:
+        hint = f"{there[0].name} is there, and embed has not written it with these names; {_HINT}"
+        raise Refusal("out", str(target), "new files, or those of an earlier call", hint)
+    facts = read_facts(target, sidecar)
+    _refuse_other_key(target, facts, plan["key"], "embeddings")
+    if rewrite and facts["catalog"] != catalog_facts(catalog, target):
+        rewrite_catalog(target, catalog, facts)
+    return True
+
+
+def _read_only(target: Path, plan: Mapping[str, Any], catalog: Catalog) -> Embeddings:
+    """The embeddings of a folder that may not be written, where they are there."""
+    if not _is_there(target, plan, catalog, rewrite=False):
+        raise Refusal("out", str(target), "a folder that may be written")
+    return _opened(target, catalog, 0)
+
+
+def _prepare(target: Path, parts: Parts, plan: Mapping[str, Any], catalog: Catalog) -> dict[str, Any] | None:
+    """The plan of the run that the parts are ready for; None where the embeddings are there already.
 
     An unfinished run of the same plan is resumed. With `overwrite` it is if it was begun with it: so the same
     call goes on, wherever it was killed.
@@ -242,48 +296,33 @@ def _prepare(target: Path, parts: Parts, plan: Mapping[str, Any], catalog: Catal
         ValueError: what is there, or an unfinished run, is of another key.
     """
     remove_leftovers(target.parent)
-    array, _, sidecar = files_of(target)
-    there = [file for file in files_of(target) if os.path.lexists(file)]
-    if there and not plan["overwrite"]:
-        if array not in there or sidecar not in there:
-            hint = f"{there[0].name} is there, and embed has not written it with these names; {_HINT}"
-            raise Refusal("out", str(target), "new files, or those of an earlier call", hint)
-        facts = read_facts(target, sidecar)
-        _refuse_other_key(target, facts["key"], plan["key"], "embeddings")
-        if facts["catalog"] != catalog_facts(catalog, target):
-            rewrite_catalog(target, catalog, facts)
+    if _is_there(target, plan, catalog, rewrite=True):
         parts.clear()
-        return True
+        return None
     begun = parts.plan()
     how = [name for name in _HOW if begun.get(name) != plan[name]]
-    same = begun.get("key") == plan["key"] and not how
-    if same and begun.get("overwrite") in (True, plan["overwrite"]):
+    other = _differing(begun, plan["key"]) if begun else ""
+    if begun and not other and not how and begun.get("overwrite") in (True, plan["overwrite"]):
         parts.resume()
-        return False
+        return begun
     if begun and not plan["overwrite"] and parts.exist():
-        _refuse_other_key(target, begun.get("key", {}), plan["key"], "an unfinished run")
+        _refuse_other_key(target, begun, plan["key"], "an unfinished run")
         hint = f"with {begun.get(how[0])!r} the unfinished run goes on; {_HINT}"
         raise Refusal(how[0], plan[how[0]], f"that of an unfinished run, {begun.get(how[0])!r}", hint)
     parts.begin(plan)
-    return False
+    return dict(plan)
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """How a key differs from that of a run, before or after its model had run, whichever is nearer."""
+    before = there.get("key", {})
+    return min((differing(key, here) for key in (before, {**before, **there.get("after", {})})), key=len)
 
 
 def _refuse_other_key(target: Path, there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
-    if other := differing(there, here):
+    if other := _differing(there, here):
         expected = f"{what} of the same model, images and options"
         raise Refusal("out", str(target), expected, f"what differs: {other}; {_HINT}")
-
-
-def _refuse_useless(parts: Parts, data: Any, images: str) -> None:
-    """Refuse a run in which no image decodes, or whose images were changed meanwhile."""
-    if not parts.width:
-        reason = parts.done[0].unreadable[0][1]
-        parts.clear()
-        raise Refusal("data", data, "at least one image that decodes", f"of the first: {reason}")
-    if images_digest(data) != images:
-        parts.clear()
-        expected = "images that stay as they are while they are embedded"
-        raise Refusal("data", data, expected, "some were changed meanwhile; embed them again")
 
 
 def _opened(target: Path, catalog: Catalog, computed: int) -> Embeddings:

@@ -20,9 +20,9 @@ from tercet.data.io.atomic import atomically, lock_file, locked, remove_leftover
 from tercet.data.io.checked_json import JsonRecord, to_json
 from tercet.data.io.images import file_content
 from tercet.data.io.positional import open_plain
-from tercet.offline.fingerprints import fingerprint
+from tercet.offline.fingerprints import Fingerprint, fingerprint
 
-__all__ = ["FIELDS", "Part", "Parts", "differing", "images_digest", "key_of", "parts_of"]
+__all__ = ["FIELDS", "Part", "Parts", "differing", "images_digest", "key_of", "model_digests", "parts_of"]
 
 FIELDS = {
     "version": "version of tercet",
@@ -58,23 +58,44 @@ def key_of(
     Raises:
         ValueError: nothing tells what one of the callables is, and `options["key"]` is empty.
     """
-    facts: dict[str, Any] = {"version": version("tercet")}
-    digests = {}
-    for argument, value in (("model", model), ("transform", transform), ("views", views)):
-        try:
-            digests[argument] = fingerprint(value)
-        except (ValueError, RecursionError) as error:
-            if not options["key"]:
-                expected = "one whose changes can be told; it holds "
-                hint = 'pass key="v1" (--key v1), and another one whenever it changes'
-                raise Refusal(argument, value, expected + str(error), hint) from None
-            digests[argument] = fingerprint(None)
-    facts |= {name: _digest(map(str.encode, digest)) for name, digest in digests.items()}
-    facts |= {"model": digests["model"].code, "weights": digests["model"].weights, **options}
+    facts: dict[str, Any] = {"version": version("tercet"), **options}
+    facts |= model_digests(model, options["key"])
+    for argument, value in (("transform", transform), ("views", views)):
+        facts[argument] = _digest(map(str.encode, _told(argument, value, options["key"])))
     facts |= {"paths": _digest(map(os.fsencode, data.paths.tolist())), "images": images_digest(data)}
     if content:
         facts["content"] = _content_digest(data)
     return {name: facts[name] for name in FIELDS if name in facts}
+
+
+def model_digests(model: Any, key: str) -> dict[str, str]:
+    """The fields of a key that tell of the model.
+
+    Args:
+        model: the callable.
+        key: the caller's text; where it is not empty, it stands for what cannot be told.
+
+    Raises:
+        ValueError: as `key_of`.
+
+    Example:
+        >>> sorted(model_digests(len, ""))
+        ['model', 'weights']
+    """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile: it has other names for the weights
+    digest = _told("model", model, key)
+    return {"model": digest.code, "weights": digest.weights}
+
+
+def _told(argument: str, value: Any, key: str) -> Fingerprint:
+    try:
+        return fingerprint(value)
+    except (ValueError, RecursionError) as error:
+        if key:
+            return fingerprint(None)
+        expected = f"one whose changes can be told; it holds {error}"
+        hint = 'pass key="v1" (--key v1), and another one whenever it changes'
+        raise Refusal(argument, value, expected, hint) from None
 
 
 def _digest(items: Iterator[bytes]) -> str:
@@ -218,9 +239,13 @@ class Parts:
         """Remove what lies there and begin a run."""
         self.clear()
         self.folder.mkdir(exist_ok=True)
+        self.done = []
+        self.note(plan)
+
+    def note(self, plan: Mapping[str, Any]) -> None:
+        """Write the plan down."""
         with atomically(self.folder / _PLAN) as unfinished:
             unfinished.write_text(to_json(plan), "utf-8")
-        self.done = []
 
     def add(self, start: int, numbers: np.ndarray, unreadable: list[tuple[int, str]]) -> None:
         """Keep the embeddings [count, width] of the next rows."""

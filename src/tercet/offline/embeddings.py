@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tercet.data.io.checked_json import JsonRecord, to_json
 from tercet.data.io.journal import read_consistently
 from tercet.data.io.positional import NpyFile, PositionalFile
 from tercet.data.io.tables import fill_table, read_columns
-from tercet.offline.embedding_cache import Parts
+from tercet.offline.embedding_cache import Part, Parts
 
 __all__ = [
     "Embeddings",
@@ -137,25 +139,31 @@ def catalog_facts(catalog: Catalog, target: Path) -> dict[str, Any]:
 
 def _write_array(file: Path, parts: Parts, shape: tuple[int, int]) -> list[int]:
     """Write the .npy file; the CRC of each block of it."""
-    head = {"descr": np.lib.format.dtype_to_descr(parts.dtype), "fortran_order": False, "shape": shape}
-    sums, rest = [], b""
+    head = io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(parts.dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, facts)
+    sums: list[int] = []
+    last, length = 0, 0  # CRC and length of the block that is not full
     with open(file, "wb") as opened:
-        np.lib.format.write_array_header_1_0(opened, head)
-    rest = file.read_bytes()
-    with open(file, "ab") as opened:
-        for part in parts.done:
-            numbers = (
-                part.numbers(parts.dtype)
-                if part.width
-                else np.full((part.count, shape[1]), np.nan, parts.dtype)
-            )
-            content = numbers.tobytes()
+        for content in chain(
+            [head.getbuffer()], (_content(part, parts.dtype, shape[1]) for part in parts.done)
+        ):
             opened.write(content)
-            rest += content
-            while len(rest) >= BLOCK:
-                sums.append(zlib.crc32(rest[:BLOCK]))
-                rest = rest[BLOCK:]
-    return [*sums, zlib.crc32(rest)] if rest else sums
+            place = 0
+            while place < len(content):
+                piece = content[place : place + BLOCK - length]
+                last, length = zlib.crc32(piece, last), length + len(piece)
+                place += len(piece)
+                if length == BLOCK:
+                    sums.append(last)
+                    last, length = 0, 0
+    return [*sums, last] if length else sums
+
+
+def _content(part: Part, dtype: np.dtype, width: int) -> memoryview:
+    """The bytes of the rows of a part."""
+    numbers = part.numbers(dtype) if part.width else np.full((part.count, width), np.nan, dtype)
+    return numbers.data.cast("B")
 
 
 def read_embeddings(path: str | Path, *, root: str | Path | None = None, verify: bool = False) -> Embeddings:
@@ -220,6 +228,7 @@ def read_facts(target: Path, place: Path) -> dict[str, Any]:
         raise Refusal(None, str(place), "a checksum in it", f"it was changed or damaged; {_HINT}")
     record.part("key")
     record.part("made")
+    record.part("after", {})
     record.integers("shape", low=1)
     record.integers("checksums")
     n = record.part("counts").integer("images")

@@ -9,6 +9,7 @@ import inspect
 import sys
 import sysconfig
 import types
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Fingerprint", "fingerprint"]
+__all__ = ["Fingerprint", "fingerprint", "modules_within"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, torch.dtype, torch.device, np.dtype)
 # Of a class body what Python or ABC put there, besides what decides nothing.
@@ -71,6 +72,20 @@ def fingerprint(value: Any) -> Fingerprint:
     for module in walk.modules:
         walk.weigh(module)
     return Fingerprint(walk.code.hexdigest(), walk.weights.hexdigest())
+
+
+def modules_within(value: Any) -> list[nn.Module]:
+    """The outermost modules of a callable: itself, that of a method, those that a function reads.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> modules_within(layer.forward) == modules_within(lambda x: layer(x)) == [layer]
+        True
+    """
+    walk = _Walk()
+    with suppress(ValueError, RecursionError):  # what it holds besides is not asked for
+        walk.visit(value)
+    return walk.modules
 
 
 class _Walk:
@@ -239,9 +254,14 @@ class _Walk:
             self._feed("global", kept)
             return
         made, given, *rest = kept
-        items = [
-            list(part) if inspect.isgenerator(part) or hasattr(part, "__next__") else part for part in rest
-        ]
+        if rest and isinstance(rest[0], dict):  # without what a property has computed from the others
+            lazy = functools.cached_property
+            rest[0] = {
+                name: one
+                for name, one in rest[0].items()
+                if not isinstance(inspect.getattr_static(type(value), str(name), None), lazy)
+            }
+        items = [list(part) if hasattr(part, "__next__") else part for part in rest]
         name = getattr(made, "__qualname__", "")
         self._visit_all(name if _is_installed(made) else made, given, items)
 

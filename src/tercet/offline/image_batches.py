@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -155,18 +157,47 @@ def loaded(batches: ImageBatches, first: int, workers: int, pinned: bool) -> Ite
         >>> [batch.unreadable[0][0] for batch in loaded(batches, 1, 0, False)]
         [2]
     """
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(first, len(batches)),
-            num_workers=workers,
-            pin_memory=pinned,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # otherwise the global one is advanced
-        )
+    if not workers:
+        yield from (batches[number] for number in range(first, len(batches)))
+        return
+    loader = DataLoader(
+        _Carried(batches),
+        batch_size=None,
+        sampler=range(first, len(batches)),
+        num_workers=workers,
+        pin_memory=pinned,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals,
+        generator=torch.Generator(),  # otherwise the global one is advanced
     )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+class _Carried(Dataset):
+    """Batches of a worker, or its error: a DataLoader would raise a traceback of the worker as text."""
+
+    def __init__(self, batches: ImageBatches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self._batches[number]
+        except Exception as error:
+            try:
+                return pickle.loads(pickle.dumps(error))
+            except Exception:  # one that cannot be sent
+                return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _leave_signals(number: int) -> None:
+    """Leave an interrupt, which a terminal sends to all processes, to the one that waits for the workers."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

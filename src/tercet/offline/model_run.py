@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tercet.offline.embedding_cache import Parts
 from tercet.offline.image_batches import ImageBatch
 from tercet.pairwise.distances import cosine
 
-__all__ = ["PRECISIONS", "ModelRun", "as_views", "device_of_model", "evaluating", "fill"]
+__all__ = ["PRECISIONS", "ModelRun", "as_views", "device_of_modules", "evaluating", "fill"]
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,43 +53,41 @@ def _mirrored(images: Any) -> Any:
     return images.flip(-1)
 
 
-def device_of_model(model: Any) -> torch.device:
-    """Where the parameters and buffers of a model are; the CPU for one without.
+def device_of_modules(modules: Sequence[nn.Module]) -> torch.device:
+    """Where the parameters and buffers of the modules are; the CPU where there are none.
 
     Example:
-        >>> device_of_model(nn.Linear(1, 1))
+        >>> device_of_modules([nn.Linear(1, 1)])
         device(type='cpu')
     """
-    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
-    return tensors[0].device if tensors else torch.device("cpu")
+    tensors = (one for module in modules for one in chain(module.parameters(), module.buffers()))
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Put a module into eval mode in the block, and give each of its modules its mode back.
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put modules into eval mode in the block, and give each module in them its mode back.
 
     Example:
         >>> net = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-        >>> with evaluating(net):
+        >>> with evaluating([net]):
         ...     print(net.training, net[0].training)
         False False
         >>> [module.training for module in net.modules()]
         [True, True, False]
     """
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    modes = [(module, module.training) for module in model.modules()]
-    trained = model.training
+    modes = [(module, module.training) for outer in modules for module in outer.modules()]
+    trained: list[nn.Module] = []
     try:
-        try:
-            model.eval()
-        except NotImplementedError:  # a program of torch.export is what it was exported as
-            trained = False
+        for module in modules:
+            with suppress(NotImplementedError):  # a program of torch.export is what it was exported as
+                was = module.training
+                module.eval()
+                trained += [module] * was
         yield
     finally:
-        if trained:
-            model.train()  # it may do more than to set the modes
+        for module in trained:
+            module.train()  # it may do more than to set the modes
         for module, mode in modes:
             module.training = mode
 
