@@ -152,6 +152,13 @@ class Budget:
     free_mark_bytes: int
     """A table of marks of so many bytes more is always made: it costs less than the calls of a sort."""
 
+    found_candidates: int
+    """Offline mining searches so many anchors at once as have so many candidates in all, 128 MiB: each search
+    reads the whole collection, so few long ones cost less than many short ones."""
+
+    judged_candidates: int
+    """Offline mining judges so many candidates of pairs at once; they take some 100 bytes each meanwhile."""
+
 
 _CPU = Budget(
     tile_bytes=8 * 2**20,
@@ -186,6 +193,8 @@ _CPU = Budget(
     collected_tuples=2**16,
     mark_bytes=64,
     free_mark_bytes=2**16,
+    found_candidates=11 * 2**20,
+    judged_candidates=2**21,
 )
 
 

@@ -1,0 +1,391 @@
+"""`mine_hard_triplets`: hard negatives of a whole collection, chosen by rank and score, all accounted for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+
+from tercet.core.checks import Refusal, as_bool, as_choice, as_float, as_int, as_seed, border, refusal
+from tercet.core.indices import Triplets
+from tercet.neighbors.collection import nearest
+from tercet.offline.filters import Candidates, Limits, Reason, as_limits, scores_of
+from tercet.offline.mining_inputs import (
+    as_anchors,
+    as_teacher,
+    as_window,
+    cluster_codes,
+    codes_of,
+    matrix_of,
+    scorer,
+    usable_rows,
+)
+from tercet.offline.mining_report import Account, MiningReport, quantiles
+from tercet.offline.pair_mining import SHORT, Chosen, PairBlock, PairMiner, Rules
+from tercet.offline.positives import as_positives, class_pairs, reference_scores, select_positives
+from tercet.offline.random_negatives import Forbidden
+from tercet.offline.selection import as_strategy
+from tercet.offline.verdicts import SetAside, Verdicts, as_verdicts, suspected_labels
+from tercet.pairwise.budget import budget
+from tercet.pairwise.distances import Distance, as_distance
+
+__all__ = ["MinedTriplets", "mine_hard_triplets"]
+
+_HOST = torch.device("cpu")
+_TAKEN = (Reason.CHOSEN, Reason.RESERVE, Reason.NOT_NEEDED, Reason.SELF, Reason.CLASS, Reason.GROUP)
+_REFUSALS = [reason for reason in Reason if reason not in _TAKEN]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MinedTriplets:
+    """Hard triplets of a collection: for each (anchor, positive) its negatives and a reserve list.
+
+    Args:
+        anchor: int64 [u] rows of the collection, rising.
+        positive: int64 [u].
+        positive_score: float32 [u].
+        negatives: int64 [u, k], in the order of choice; −1 where a pair has fewer.
+        scores: float32 [u, k]; NaN where there is none.
+        ranks: int64 [u, k] among the rows of other classes, from 1; 0 for a row drawn at random that is not
+            among the candidates.
+        reserve: int64 [u, m] further allowed candidates; −1 where there are fewer.
+        reserve_scores: float32 [u, m].
+        reserve_ranks: int64 [u, m].
+        suspects: the images that were set aside, for `write_verdicts`.
+        report: what became of every candidate.
+
+    Example:
+        >>> mined = mine_hard_triplets(np.array([[1.0, 0], [1, 0.1], [1, 1], [0, 1]]), [0, 0, 1, 1])
+        >>> mined
+        MinedTriplets(4 pairs × 1 negatives, 4 triplets)
+        >>> mined.triplets.negative.tolist()
+        [2, 2, 1, 1]
+    """
+
+    anchor: Int64[np.ndarray, " u"]
+    positive: Int64[np.ndarray, " u"]
+    positive_score: Float[np.ndarray, " u"]
+    negatives: Int64[np.ndarray, "u k"]
+    scores: Float[np.ndarray, "u k"]
+    ranks: Int64[np.ndarray, "u k"]
+    reserve: Int64[np.ndarray, "u m"]
+    reserve_scores: Float[np.ndarray, "u m"]
+    reserve_ranks: Int64[np.ndarray, "u m"]
+    suspects: Verdicts
+    report: MiningReport
+
+    @property
+    def triplets(self) -> Triplets:
+        """Every (anchor, positive, negative), int64 [t], by pair and then in the order of choice."""
+        pair, slot = np.nonzero(self.negatives >= 0)
+        return Triplets(self.anchor[pair], self.positive[pair], self.negatives[pair, slot])
+
+    def __len__(self) -> int:
+        return int((self.negatives >= 0).sum())
+
+    def __repr__(self) -> str:
+        pairs, k = self.negatives.shape
+        return f"MinedTriplets({pairs:,} pairs × {k} negatives, {len(self):,} triplets)"
+
+
+@torch.no_grad()
+def mine_hard_triplets(
+    embeddings: Any,
+    labels: Any = None,
+    *,
+    negatives: int = 1,
+    positives: str | int = "all",
+    strategy: str = "hardest",
+    ranks: tuple[int, int] = (1, 100),
+    margin: float | None = None,
+    relative_margin: float | None = None,
+    reference: str = "own",
+    max_score: float | None = None,
+    min_score: float | None = None,
+    max_quantile: float | None = None,
+    per_class: int | None = None,
+    clusters: int | None = None,
+    teacher: Any = None,
+    teacher_margin: float = 0.0,
+    suspects: float = 0.0,
+    verdicts: Verdicts | None = None,
+    uniform: float = 0.0,
+    reserve: int = 0,
+    on_short: str = "keep",
+    anchors: Any = None,
+    groups: Any = None,
+    ids: Any = None,
+    group_negatives: bool = False,
+    temperature: float | None = None,
+    sharpness: float | None = None,
+    shift: float | None = None,
+    distance: Distance | str = "cosine",
+    seed: int = 0,
+    memory: int | None = None,
+    progress: bool = False,
+) -> MinedTriplets:
+    """Hard negatives for every anchor and positive of a collection, from the nearest rows of other classes.
+
+    Rows of other classes are ordered by (distance, row). Those in the window are candidates; filters refuse
+    some; the strategy chooses among the rest. A score is 1 − D under "cosine", else −D. No anchor,
+    positive, row of the anchor's class or image, or duplicate of the anchor is ever a negative.
+
+    Args:
+        embeddings: [n, d]: numpy, a memory map, a tensor, or `Embeddings`. Rows of NaN are left out.
+        labels: [n] whole numbers or strings; None for those of `Embeddings`.
+        negatives: how many for each pair.
+        positives: "all" of the anchor's class, its "hardest" (farthest), "easiest" (nearest), or k for the
+            k-th nearest (the farthest of a class with fewer).
+        strategy: "hardest"; "semi-hard", the hardest that is farther than the positive; "random" in the
+            window; "softmax" of score / `temperature`; "simans" with density exp(−a (s_n − s_p − b)²).
+        ranks: (first, last) of the window, counted from 1 among all rows of other classes, before any filter.
+        margin: a negative's score is at most the reference's, less this.
+        relative_margin: at most s − |s| · this of the reference's score s: 0.05 is 95 % of a positive score.
+        reference: the "own" positive's score, or the "min", "mean" or "max" of the anchor's positives.
+        max_score: at most this.
+        min_score: at least this.
+        max_quantile: at most this quantile of the scores of all positive pairs, so that one number fits
+            every model: 0.05 keeps candidates that are farther than 95 % of positives.
+        per_class: at most so many negatives of one class for a pair.
+        clusters: count `per_class` by this many k-means clusters of the collection (scikit-learn) instead.
+        teacher: a second opinion: embeddings [n, e] compared by cosine, or a function of (rows, rows) that
+            gives scores [t]. A negative that it scores above the positive, less `teacher_margin`, is refused.
+        teacher_margin: see `teacher`.
+        suspects: the share of images that may be set aside as wrongly labelled, the most doubtful first, as
+            by `suspected_labels`: not mined against the class that they look like.
+        verdicts: what a person said of suspects. "same" sets the image aside for that class, "duplicate" the
+            pair, "skip" the image; "different" and no verdict change nothing, and "different" is not
+            suspected again.
+        uniform: the share of negatives that are drawn from all rows of other classes instead.
+        reserve: how many further candidates are listed for each pair.
+        on_short: what becomes of a pair with too few negatives: "keep" it with fewer, "drop" it, "relax" the
+            filters for it, the farthest first, fill it at "random" from the collection, or "error".
+        anchors: rows that are anchors; None for all.
+        groups: [n] camera, session or family of each image: positives are of another group than the anchor,
+            and so are negatives.
+        ids: [n] which image each row is: rows of one image are not mined against each other.
+        group_negatives: negatives may be of the anchor's group, as in re-identification.
+        temperature: of "softmax"; None for 0.05.
+        sharpness: a of "simans"; None for 100.
+        shift: b of "simans"; None for 0.
+        distance: a `Distance` or its name.
+        seed: of everything that is drawn.
+        memory: bytes of the search above the inputs, as for `nearest`.
+        progress: show a progress bar.
+
+    Returns:
+        `MinedTriplets`; its `triplets` go into `write_manifest`, its `report` is printed.
+
+    Raises:
+        ValueError: arguments out of range or that do not fit, embeddings that are not finite, or pairs with
+            too few negatives under `on_short="error"`.
+
+    Example:
+        >>> x = np.array([[0.0], [1.0], [1.2], [3.0], [9.0], [9.5]])
+        >>> mined = mine_hard_triplets(x, list("aabbcc"), margin=1.0, distance="euclidean")
+        >>> mined.triplets.negative.tolist()
+        [3, 3, 4, 0, 3, 3]
+        >>> mined.report.counts[Reason.MARGIN]
+        5
+
+    Reference:
+        Xiong et al., "Approximate nearest neighbor negative contrastive learning", 2021;
+        Zhou et al., "SimANS: simple ambiguous negatives sampling for dense text retrieval", 2022;
+        Moreira et al., "NV-Retriever", 2024, for bounds by the positive's score.
+    """
+    with border("mine_hard_triplets"):
+        x, given_labels = matrix_of(embeddings, labels)
+        n = len(x)
+        codes = codes_of("labels", given_labels, n)
+        family, image = codes_of("groups", groups, n), codes_of("ids", ids, n)
+        if as_bool(None, "group_negatives", group_negatives) and family is None:
+            raise Refusal("group_negatives", True, "groups=, of which they may be")
+        metric = as_distance("mine_hard_triplets", distance)
+        first_rank, depth = as_window(ranks)
+        seed = as_seed(None, seed)
+        limits = as_limits(
+            max_score=max_score,
+            max_quantile=max_quantile,
+            min_score=min_score,
+            semi_hard=strategy == "semi-hard",
+            margin=margin,
+            relative_margin=relative_margin,
+            reference=reference,
+        )
+        rules = Rules(
+            limits=limits,
+            first_rank=first_rank,
+            strategy=as_strategy(strategy, temperature, sharpness, shift, seed),
+            negatives=as_int(None, "negatives", negatives, minimum=1),
+            reserve=as_int(None, "reserve", reserve),
+            uniform=as_float(None, "uniform", uniform, 0, 1),
+            on_short=as_choice(None, "on_short", on_short, SHORT),
+            per_class=None if per_class is None else as_int(None, "per_class", per_class, minimum=1),
+            teacher_margin=as_float(None, "teacher_margin", teacher_margin),
+        )
+        second = as_teacher(teacher, n)
+        if clusters is not None and per_class is None:
+            raise Refusal("clusters", clusters, "per_class=, the number of negatives of one cluster")
+        chosen_positives = as_positives(positives)
+        asked = as_anchors(anchors, n)
+        said = as_verdicts(verdicts, n)
+        share = as_float(None, "suspects", suspects, 0, 1)
+        usable = usable_rows(x)
+        kinds = codes if clusters is None else cluster_codes(x, usable, clusters, seed)
+
+        search = {"distance": metric, "memory": memory, "progress": as_bool(None, "progress", progress)}
+        doubtful = as_verdicts(None, n)
+        if share:
+            doubtful = suspected_labels(x, codes, share=share, groups=family, ids=image, **search)
+            doubtful = doubtful.without(said.image)
+        both = {
+            Reason.VERDICT: said.set_aside(codes),
+            Reason.SUSPECT: SetAside(codes, doubtful.image, doubtful.other),
+        }
+        aside = {reason: found for reason, found in both.items() if found}
+        classes = np.where(usable, codes, -1)
+        score_of = scorer(x, metric)
+        pairs, bound = _pairs(classes, asked, said, (family, image), chosen_positives, limits, score_of)
+        named = {} if group_negatives or family is None else {"group": family}
+        named |= {} if image is None else {"id": image}
+        same = list(named.values())
+        miner = PairMiner(
+            rules=rules,
+            bound=bound,
+            kinds=kinds,
+            teacher=second,
+            set_aside=aside,
+            forbidden=Forbidden(classes, same, list(aside.values())),
+            measure=score_of,
+        )
+        search |= {"k": depth, "labels": codes, "exclude": ["class", *named], "nan": "skip"}
+        search |= {f"{name}s": column for name, column in named.items()}
+        account = Account(classes, same)
+        parts = [_mined_block(miner, block, x, search, account) for block in _blocks(pairs, depth)]
+    lone = len(asked) - len(np.unique(pairs.anchor))
+    return _joined(parts, pairs, rules, account, n, lone, doubtful)
+
+
+class _Part(NamedTuple):
+    """What a block of pairs gave: negatives, and the pairs that are kept."""
+
+    chosen: Chosen
+    kept: Bool[np.ndarray, " t"]
+    candidate_scores: Float[np.ndarray, " s"]
+
+
+def _pairs(
+    classes: Int64[np.ndarray, " n"],
+    asked: Int64[np.ndarray, " a"],
+    said: Verdicts,
+    apart: tuple[np.ndarray | None, ...],
+    chosen_positives: str | int,
+    limits: Limits,
+    score_of: Callable[[Any, Any], Any],
+) -> tuple[PairBlock, float]:
+    """The pairs that are mined, by anchor, and the score of `max_quantile` of all that could be."""
+    skipped = said.named("skip").image
+    there = classes.copy()
+    there[skipped] = -1
+    rows = asked[there[asked] >= 0]
+    at, positive = class_pairs(there, rows)
+    for column in apart:
+        if column is not None:
+            other = column[rows[at]] != column[positive]
+            at, positive = at[other], positive[other]
+    own = score_of(rows[at], positive)
+    bound = math.inf
+    if limits.max_quantile is not None and len(own):
+        bound = float(np.quantile(own.astype(np.float64), limits.max_quantile))
+    against = reference_scores(limits.reference, own, at)
+    chosen = select_positives(chosen_positives, at, -own)
+    return PairBlock(rows[at[chosen]], positive[chosen], own[chosen], against[chosen]), bound
+
+
+def _blocks(pairs: PairBlock, depth: int) -> Iterator[PairBlock]:
+    """The pairs in blocks of whole anchors whose candidates fit into memory; one empty block of none."""
+    starts = np.flatnonzero(np.diff(pairs.anchor, prepend=-1))
+    step = max(1, budget(_HOST).found_candidates // depth)
+    cuts = [0, *starts[step::step].tolist(), len(pairs.anchor)]
+    for first, stop in itertools.pairwise(cuts):
+        yield PairBlock(*(column[first:stop] for column in pairs))
+
+
+def _mined_block(
+    miner: PairMiner, pairs: PairBlock, x: Any, search: dict[str, Any], account: Account
+) -> list[_Part]:
+    """Search the candidates of some anchors, and choose."""
+    anchors, of_anchor = np.unique(pairs.anchor, return_inverse=True)
+    found = nearest(x, rows=anchors, **search)
+    is_cosine = search["distance"] is as_distance("mine_hard_triplets", "cosine")
+    scores = scores_of(found.distances, is_cosine)
+    seen = scores[found.rows >= 0]
+    parts = []
+    step = max(1, budget(_HOST).judged_candidates // search["k"])
+    for first in range(0, max(1, len(of_anchor)), step):
+        some = PairBlock(*(column[first : first + step] for column in pairs))
+        at = of_anchor[first : first + step]
+        candidates = Candidates(found.rows[at], scores[at], found.distances[at] == 0)
+        chosen = miner.mine(some, candidates)
+        kept = ~chosen.short if miner.rules.on_short == "drop" else np.ones(len(at), dtype=bool)
+        account.add(some.anchor, chosen.reasons, candidates.rows, chosen.outside, ~kept)
+        parts.append(
+            _Part(chosen._replace(reasons=chosen.reasons[:0]), kept, seen if not first else seen[:0])
+        )
+    return parts
+
+
+def _joined(
+    parts: list[list[_Part]],
+    pairs: PairBlock,
+    rules: Rules,
+    account: Account,
+    n: int,
+    lone: int,
+    doubtful: Verdicts,
+) -> MinedTriplets:
+    """The blocks as one result, with its report."""
+    flat = [part for block in parts for part in block]
+    kept = np.concatenate([part.kept for part in flat])
+    columns = {
+        name: np.concatenate([getattr(part.chosen, name) for part in flat])
+        for name in ("rows", "scores", "ranks", "reserve", "reserve_scores", "reserve_ranks", "short")
+    }
+    short = int(columns.pop("short").sum())
+    if rules.on_short == "error" and short:
+        expected = f"{rules.negatives} negatives for each pair, and {short:,} pairs have fewer"
+        worst = max(_REFUSALS, key=lambda reason: account.counts[reason])
+        hint = f"most candidates are {worst.text}; widen it, or pass on_short='keep'"
+        raise refusal("mine_hard_triplets", "on_short", "error", expected, hint)
+    columns = {name: column[kept] for name, column in columns.items()}
+    negatives = columns.pop("rows")
+    seen = np.concatenate([part.candidate_scores for part in flat])
+    report = MiningReport(
+        rows=account.rows,
+        unusable=n - account.rows,
+        lone=lone,
+        pairs=len(pairs.anchor),
+        triplets=int((negatives >= 0).sum()),
+        short=short,
+        relaxed=sum(part.chosen.relaxed for part in flat),
+        drawn=sum(part.chosen.drawn for part in flat),
+        counts=dict(account.counts),
+        positive_scores=quantiles(pairs.own),
+        candidate_scores=quantiles(seen),
+        negative_scores=quantiles(columns["scores"].ravel()),
+    )
+    return MinedTriplets(
+        pairs.anchor[kept],
+        pairs.positive[kept],
+        pairs.own[kept].astype(np.float32),
+        negatives,
+        suspects=doubtful,
+        report=report,
+        **columns,
+    )

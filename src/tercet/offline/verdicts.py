@@ -1,0 +1,218 @@
+"""Images whose label is doubtful, and what a person said of them: a table that is edited and read back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+from tercet.core.checks import Refusal, as_choice, as_float, border, label_codes
+from tercet.neighbors.collection import nearest
+from tercet.offline.filters import scores_of
+from tercet.pairwise.distances import Distance, as_distance
+
+__all__ = ["VERDICTS", "SetAside", "Verdicts", "as_verdicts", "suspected_labels"]
+
+VERDICTS = ("", "same", "different", "duplicate", "skip")
+_VOTES = 3  # neighbours of each class that are compared
+_LOOKED_AT = 10  # neighbours of other classes
+
+
+class Verdicts(NamedTuple):
+    """Images that look like another class, each beside its nearest image there, the most doubtful first.
+
+    Args:
+        image: int64 [v], rows of the collection.
+        other: int64 [v], the nearest row of the class that the image looks like.
+        score: [v] mean score of the nearest images of that class.
+        own_score: [v] mean score of the nearest images of its own class; −inf where it has none.
+        verdict: [v] what a person says: `"same"`, both show what one class shows; `"different"`, they do not;
+            `"duplicate"`, they are one picture; `"skip"`, leave the image out; `""`, nothing yet.
+
+    Example:
+        >>> found = Verdicts(np.array([4]), np.array([9]), np.array([0.9]), np.array([0.2]), [""])
+        >>> found.doubt.round(1).tolist()
+        [0.7]
+    """
+
+    image: Int64[np.ndarray, " v"]
+    other: Int64[np.ndarray, " v"]
+    score: Float[np.ndarray, " v"]
+    own_score: Float[np.ndarray, " v"]
+    verdict: Sequence[str]
+
+    @property
+    def doubt(self) -> Float[np.ndarray, " v"]:
+        """[v] by how much the other class is nearer than the image's own."""
+        return self.score - self.own_score
+
+    def without(self, images: Int64[np.ndarray, " s"]) -> Verdicts:
+        """Those of other images."""
+        return self._at(np.flatnonzero(~np.isin(self.image, images)))
+
+    def named(self, *verdicts: str) -> Verdicts:
+        """Those of some verdicts."""
+        return self._at(np.flatnonzero([verdict in verdicts for verdict in self.verdict]))
+
+    def set_aside(self, classes: Int64[np.ndarray, " n"]) -> SetAside:
+        """What the verdicts forbid: "same" an image and a class, "duplicate" a pair, "skip" an image."""
+        same, twice = self.named("same"), self.named("duplicate")
+        pairs = twice.image, twice.other
+        return SetAside(classes, same.image, same.other, pairs, self.named("skip").image)
+
+    def _at(self, places: Int64[np.ndarray, " s"]) -> Verdicts:
+        arrays = (self.image, self.other, self.score, self.own_score)
+        return Verdicts(*(column[places] for column in arrays), [self.verdict[k] for k in places.tolist()])
+
+
+class SetAside:
+    """Which rows are not mined against each other: an image and a class that it looks like, or single pairs.
+
+    Args:
+        classes: [n] class numbers.
+        images: [v] rows, each set aside for the class of the row in `others`, in both directions.
+        others: [v] rows.
+        pairs: (rows, rows) set aside for each other alone.
+        skipped: rows that are set aside for every other.
+
+    Example:
+        >>> aside = SetAside(np.array([0, 0, 1, 1]), np.array([1]), np.array([2]))
+        >>> aside(np.array([1, 0, 3]), np.array([3, 3, 1])).tolist()
+        [True, False, True]
+    """
+
+    def __init__(
+        self,
+        classes: Int64[np.ndarray, " n"],
+        images: Int64[np.ndarray, " v"],
+        others: Int64[np.ndarray, " v"],
+        pairs: tuple[np.ndarray, np.ndarray] | None = None,
+        skipped: Int64[np.ndarray, " s"] | None = None,
+    ) -> None:
+        n = len(classes)
+        self._classes, self._n = classes, n
+        self._involved = np.zeros(n, dtype=bool)
+        self._involved[images] = True
+        # Each (row, class) and (row, row) is one number, row · n + class, so that one search finds it.
+        self._row_class = np.unique(images * n + classes[others])
+        first, second = (np.empty(0, np.int64),) * 2 if pairs is None else pairs
+        self._involved[first] = self._involved[second] = True
+        self._pairs = np.unique(np.concatenate([first * n + second, second * n + first]))
+        self._skipped = np.zeros(n, dtype=bool)
+        if skipped is not None:
+            self._skipped[skipped] = True
+
+    def __bool__(self) -> bool:
+        return bool(len(self._row_class) or len(self._pairs) or self._skipped.any())
+
+    def __call__(
+        self, anchors: Int64[np.ndarray, "..."], rows: Int64[np.ndarray, "..."]
+    ) -> Bool[np.ndarray, "..."]:
+        """Whether each row is set aside for its anchor."""
+        found = self._skipped[rows] | self._skipped[anchors]
+        at = np.nonzero(self._involved[rows] | self._involved[anchors])
+        a, r = anchors[at], rows[at]
+        found[at] |= np.isin(a * self._n + self._classes[r], self._row_class)
+        found[at] |= np.isin(r * self._n + self._classes[a], self._row_class)
+        found[at] |= np.isin(a * self._n + r, self._pairs)
+        return found
+
+
+def suspected_labels(
+    embeddings: Any,
+    labels: Any,
+    *,
+    share: float = 1.0,
+    groups: Any = None,
+    ids: Any = None,
+    distance: Distance | str = "cosine",
+    memory: int | None = None,
+    progress: bool = False,
+) -> Verdicts:
+    """Images that are nearer to another class than to their own, the most doubtful first.
+
+    doubt(i) = max over classes c ≠ y_i of mean{ s(i, j) : j of the 3 nearest of c } − mean{ s(i, j) : j of
+    the 3 nearest of y_i }, where c is among the classes of the 10 nearest images of other classes and has as
+    many images there as are compared. Images of a doubt above 0 are listed.
+
+    Args:
+        embeddings: [n, d], as for `nearest`; rows of NaN are left out.
+        labels: [n] whole numbers or strings.
+        share: at most so many of the images are listed, from 0 to 1.
+        groups: [n] groups whose images are not compared, such as cameras, or None.
+        ids: [n] which image each row is, or None.
+        distance: a `Distance` or its name.
+        memory: bytes of the search, as for `nearest`.
+        progress: show a progress bar.
+
+    Returns:
+        `Verdicts` with no verdict yet.
+
+    Raises:
+        ValueError: what `nearest` refuses, or a share outside of 0 to 1.
+
+    Example:
+        >>> x = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [0.3]])
+        >>> suspected_labels(x, list("aaabbbb"), distance="euclidean").image.tolist()
+        [6]
+    """
+    with border("suspected_labels"):
+        share = as_float(None, "share", share, 0, 1)
+        metric = as_distance("suspected_labels", distance)
+        codes, _ = label_codes(None, labels)
+    is_cosine = metric is as_distance("suspected_labels", "cosine")
+    given = {"labels": codes, "groups": groups, "ids": ids, "distance": metric, "nan": "skip"}
+    aside = [name for name, values in (("group", groups), ("id", ids)) if values is not None]
+    search = {**given, "memory": memory, "progress": progress}
+    own = nearest(embeddings, k=_VOTES, exclude=["self", "other classes", *aside], **search)
+    far = nearest(embeddings, k=_LOOKED_AT, exclude=["class", *aside], **search)
+    own_score = _mean(scores_of(own.distances, is_cosine))
+    scores = scores_of(far.distances, is_cosine)
+    kinds = np.where(far.rows >= 0, codes[far.rows], -1)
+    size = np.bincount(codes)
+    best, at = np.full(len(codes), -math.inf), np.zeros(len(codes), dtype=np.int64)
+    for place in range(far.rows.shape[1]):  # the class of the place-th neighbour, where it is its first
+        kind = kinds[:, place]
+        member = (kinds == kind[:, None]) & (kinds >= 0)
+        nth = member.cumsum(1)
+        compared = member & (nth <= _VOTES)
+        enough = compared.sum(1) == np.minimum(_VOTES, size[np.maximum(kind, 0)])
+        mean = _mean(np.where(compared, scores, -math.inf))
+        better = (kind >= 0) & enough & (nth[:, place] == 1) & (mean > best)
+        best, at = np.where(better, mean, best), np.where(better, place, at)
+    doubt = np.where(best > -math.inf, best - own_score, -math.inf)
+    listed = np.flatnonzero(doubt > 0)
+    listed = listed[np.lexsort((listed, -doubt[listed]))][: math.ceil(share * len(codes))]
+    other = far.rows[listed, at[listed]]
+    return Verdicts(listed, other, best[listed], own_score[listed], [""] * len(listed))
+
+
+def as_verdicts(verdicts: Any, n: int) -> Verdicts:
+    """Checked verdicts over n rows; none for None.
+
+    Raises:
+        ValueError: no `Verdicts`, rows that do not exist, or an unknown word.
+    """
+    if verdicts is None:
+        none = np.empty(0, dtype=np.int64)
+        return Verdicts(none, none, np.empty(0), np.empty(0), [])
+    if not isinstance(verdicts, Verdicts):
+        raise Refusal("verdicts", type(verdicts).__name__, "Verdicts, of suspected_labels or read_verdicts")
+    for name, rows in (("image", verdicts.image), ("other", verdicts.other)):
+        rows = np.asarray(rows)
+        if rows.dtype.kind not in "iu" or ((rows < 0) | (rows >= n)).any():
+            raise Refusal("verdicts", f"{name} {rows.tolist()[:5]}", f"rows from 0 to {n - 1}")
+    for word in verdicts.verdict:
+        as_choice(None, "verdicts", word, VERDICTS)
+    return verdicts
+
+
+def _mean(scores: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+    """The mean of the finite scores of each row; −inf where there is none."""
+    finite = np.isfinite(scores)
+    count = finite.sum(1)
+    total = np.where(finite, scores, 0).sum(1, dtype=np.float64)
+    return np.where(count > 0, total / np.maximum(count, 1), -math.inf)
