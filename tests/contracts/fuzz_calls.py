@@ -43,6 +43,14 @@ CHOICES = """
     reduction fallback negatives_from short_classes on_short layout unreadable on_unreadable damaged
     by negative check_finite
 """.split()
+_REALS_OF_MINING = """
+    relative_margin max_score min_score max_quantile teacher_margin suspects uniform temperature
+    sharpness shift
+""".split()
+_MINED_FIELDS = """
+    anchor positive positive_score negatives scores ranks reserve reserve_scores reserve_ranks suspects report
+""".split()
+_VERDICT_FIELDS = "image other score own_score verdict".split()
 KIND_OF = {
     **dict.fromkeys(COUNTS, "count"),
     **dict.fromkeys(REALS, "real"),
@@ -191,6 +199,7 @@ def rows() -> dict[str, Row]:
         table[f"{name}.forward"] = Row(lambda head=head: (head.forward, dict(batch)), kinds=proxies)
     table |= {
         "describe": _row("describe", None, {**tensors, "ref": "columns"}, **batch, mined=MINED),
+        "evaluate": _row("evaluate", str, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2]),
         "map_at_r": _row("map_at_r", None, {"labels": "labels of rows"}, **batch),
         "recall_at_k": _row(
             "recall_at_k", None, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2]
@@ -592,6 +601,90 @@ def rows() -> dict[str, Row]:
             catalog=None,
             facts={},
         ),
+        "nearest": _row(
+            "nearest",
+            None,
+            {
+                "queries": "points",
+                "columns": "object",
+                "column_labels": "groups",
+                "column_groups": "groups",
+                "column_ids": "groups",
+                "ids": "groups",
+                "labels": "groups",
+                "exclude": "object",
+                "nan": "choice",
+                "memory": "count",
+                "device": "object",
+            },
+            queries=POINTS,
+            k=3,
+        ),
+        "Neighbors": _row(
+            "Neighbors", kinds=dict.fromkeys(("rows", "distances"), "anything"), rows=0, distances=0
+        ),
+        "mine_hard_triplets": _row(
+            "mine_hard_triplets",
+            lambda mined: (mined.triplets, str(mined.report)),
+            {
+                "embeddings": "object",
+                "labels": "labels of rows",
+                "ids": "groups",
+                **dict.fromkeys(("positives", "ranks", "clusters", "teacher", "verdicts"), "object"),
+                **dict.fromkeys(("strategy", "reference"), "choice"),
+                **dict.fromkeys(_REALS_OF_MINING, "real"),
+                **dict.fromkeys(("per_class", "reserve", "memory"), "count"),
+                "anchors": "index",
+                "group_negatives": "flag",
+            },
+            dear=4,
+            embeddings=POINTS,
+            labels=LABELS,
+        ),
+        "suspected_labels": _row(
+            "suspected_labels",
+            None,
+            {
+                "embeddings": "object",
+                "labels": "labels of rows",
+                "ids": "groups",
+                "share": "real",
+                "memory": "count",
+            },
+            dear=4,
+            embeddings=POINTS,
+            labels=LABELS,
+        ),
+        "MinedTriplets": _row(
+            "MinedTriplets",
+            kinds=dict.fromkeys(_MINED_FIELDS, "anything"),
+            **dict.fromkeys(_MINED_FIELDS),
+        ),
+        "Verdicts": _row(
+            "Verdicts", kinds=dict.fromkeys(_VERDICT_FIELDS, "anything"), **dict.fromkeys(_VERDICT_FIELDS)
+        ),
+        "write_verdicts": Row(
+            lambda: (
+                tercet.write_verdicts,
+                {"path": _new(".csv"), "verdicts": _verdicts(), "catalog": tercet.scan_folder("photos")},
+            ),
+            kinds={"path": "target", "verdicts": "object", "catalog": "object"},
+        ),
+        "read_verdicts": Row(
+            lambda: (tercet.read_verdicts, {"path": "v.csv", "catalog": tercet.scan_folder("photos")}),
+            kinds={"catalog": "object"},
+        ),
+        "write_mined_table": Row(
+            lambda: (
+                tercet.write_mined_table,
+                {
+                    "path": _new(".csv"),
+                    "mined": tercet.mine_hard_triplets(POINTS, LABELS),
+                    "catalog": tercet.scan_folder("photos"),
+                },
+            ),
+            kinds={"path": "target", "mined": "object", "catalog": "object"},
+        ),
         "cached_backward": _row(
             "cached_backward",
             None,
@@ -648,6 +741,10 @@ def _checked_labels(name: str) -> Row:
     return Row(lambda: (check, {"labels": torch.ones(N, 2).long() if several else LABELS}), kinds=kinds)
 
 
+def _verdicts() -> Any:
+    return tercet.Verdicts(np.array([0]), np.array([2]), np.array([0.5]), np.array([0.1]), ["?"])
+
+
 def _embedder(images: Any) -> Any:
     return images.mean((2, 3))
 
@@ -675,6 +772,7 @@ def world(folder: Path) -> None:
         tercet.write_manifest("m.parquet", tercet.RandomTriplets(catalog.labels)[:], catalog)
         tercet.write_shards("shards", catalog, k=2, workers=1)
         tercet.embed(_embedder, catalog, "e.npy", size=4)
+        tercet.write_verdicts("v.csv", _verdicts(), catalog)
     finally:
         os.chdir(before)
     (folder / "relevance.csv").write_text("i,j,r\n0,1,0.5\n")

@@ -95,6 +95,9 @@ def test_equals_the_loop(n, classes, seed, options, with_groups, with_ids, sizes
         "groups": rng.integers(0, 3, n) if with_groups else None,
         "ids": rng.integers(0, n, n) if with_ids else None,
     }
+    for name in ("negatives", "reserve"):
+        if name in options:
+            options[name] = min(options[name], max(1, n - 1))
     if options.get("min_score", -100) > options.get("max_score", 100):
         options.pop("min_score")
     expected, counts = oracle.mine(squared(x), labels.tolist(), **options, **more)
@@ -349,7 +352,7 @@ def test_suspects_are_not_mined_against_the_class_that_they_look_like():
 def test_verdicts_are_kept():
     x, given, _ = with_wrong_labels()
     found = suspected_labels(x, given)
-    words = ["same", "duplicate", "skip", "different", ""]
+    words = ["same", "duplicate", "skip", "different", "?"]
     first = Verdicts(*(column[:5] for column in found[:4]), words)
     mined_again = mine_hard_triplets(x, given, verdicts=first, suspects=1.0, negatives=20)
     check_whole(mined_again, given)
@@ -365,7 +368,8 @@ def test_verdicts_are_kept():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"negatives": 0}, r"negatives=0\): expected a whole number of at least 1"),
+        ({"negatives": 0}, r"negatives=0\): expected a whole number"),
+        ({"negatives": 240}, r"negatives=240\): expected a whole number"),
         ({"strategy": "hard"}, r"strategy='hard'\): expected one of|strategy='hard'\): expected"),
         ({"ranks": (5, 2)}, r"ranks=\(5, 2\)\): expected two ranks"),
         ({"ranks": 5}, r"ranks=5\): expected two ranks"),

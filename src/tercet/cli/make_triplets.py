@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from tercet.cli.deep_ranking import deep_ranking_triplets
+from tercet.cli.mine import mine
 from tercet.cli.random_triplets import random_triplets
 from tercet.cli.summary import Part, report
 from tercet.core.checks import Refusal, border
@@ -84,3 +85,4 @@ def _given(context: typer.Context, name: str) -> bool:
 
 app.command("random")(random_triplets)
 app.command("deep-ranking")(deep_ranking_triplets)
+app.command("hard")(mine)

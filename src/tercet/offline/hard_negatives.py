@@ -31,7 +31,16 @@ from tercet.offline.pair_mining import SHORT, Chosen, PairBlock, PairMiner, Rule
 from tercet.offline.positives import as_positives, class_pairs, reference_scores, select_positives
 from tercet.offline.random_negatives import Forbidden
 from tercet.offline.selection import as_strategy
-from tercet.offline.verdicts import SetAside, Verdicts, as_verdicts, suspected_labels
+from tercet.offline.verdicts import (
+    SetAside,
+    Verdicts,
+    as_verdicts,
+    named,
+    no_verdicts,
+    set_aside,
+    suspected_labels,
+    without,
+)
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance
 
@@ -139,7 +148,7 @@ def mine_hard_triplets(
     Args:
         embeddings: [n, d]: numpy, a memory map, a tensor, or `Embeddings`. Rows of NaN are left out.
         labels: [n] whole numbers or strings; None for those of `Embeddings`.
-        negatives: how many for each pair.
+        negatives: how many for each pair, fewer than the rows of the collection.
         positives: "all" of the anchor's class, its "hardest" (farthest), "easiest" (nearest), or k for the
             k-th nearest (the farthest of a class with fewer).
         strategy: "hardest"; "semi-hard", the hardest that is farther than the positive; "random" in the
@@ -222,8 +231,8 @@ def mine_hard_triplets(
             limits=limits,
             first_rank=first_rank,
             strategy=as_strategy(strategy, temperature, sharpness, shift, seed),
-            negatives=as_int(None, "negatives", negatives, minimum=1),
-            reserve=as_int(None, "reserve", reserve),
+            negatives=as_int(None, "negatives", negatives, 1, max(1, n - 1)),
+            reserve=as_int(None, "reserve", reserve, 0, max(1, n - 1)),
             uniform=as_float(None, "uniform", uniform, 0, 1),
             on_short=as_choice(None, "on_short", on_short, SHORT),
             per_class=None if per_class is None else as_int(None, "per_class", per_class, minimum=1),
@@ -234,18 +243,18 @@ def mine_hard_triplets(
             raise Refusal("clusters", clusters, "per_class=, the number of negatives of one cluster")
         chosen_positives = as_positives(positives)
         asked = as_anchors(anchors, n)
-        said = as_verdicts(verdicts, n)
+        said = no_verdicts() if verdicts is None else as_verdicts(verdicts, n)
         share = as_float(None, "suspects", suspects, 0, 1)
         usable = usable_rows(x)
         kinds = codes if clusters is None else cluster_codes(x, usable, clusters, seed)
 
         search = {"distance": metric, "memory": memory, "progress": as_bool(None, "progress", progress)}
-        doubtful = as_verdicts(None, n)
+        doubtful = no_verdicts()
         if share:
             doubtful = suspected_labels(x, codes, share=share, groups=family, ids=image, **search)
-            doubtful = doubtful.without(said.image)
+            doubtful = without(doubtful, said.image)
         both = {
-            Reason.VERDICT: said.set_aside(codes),
+            Reason.VERDICT: set_aside(said, codes),
             Reason.SUSPECT: SetAside(codes, doubtful.image, doubtful.other),
         }
         aside = {reason: found for reason, found in both.items() if found}
@@ -290,7 +299,7 @@ def _pairs(
     score_of: Callable[[Any, Any], Any],
 ) -> tuple[PairBlock, float]:
     """The pairs that are mined, by anchor, and the score of `max_quantile` of all that could be."""
-    skipped = said.named("skip").image
+    skipped = named(said, "skip").image
     there = classes.copy()
     there[skipped] = -1
     rows = asked[there[asked] >= 0]

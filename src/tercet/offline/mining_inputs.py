@@ -99,12 +99,22 @@ def as_anchors(anchors: Any, n: int) -> Int64[np.ndarray, " a"]:
 
 
 def usable_rows(x: Any) -> Bool[np.ndarray, " n"]:
-    """Which rows have no NaN: others stand for images that do not decode."""
+    """Which rows have no NaN: others stand for images that do not decode.
+
+    Raises:
+        ValueError: infinite numbers.
+    """
     usable = np.empty(len(x), dtype=bool)
     step = max(1, _READ // max(1, x.shape[1]))
     for first in range(0, len(x), step):
         part = x[first : first + step]
-        bad = part.isnan().any(1).cpu().numpy() if isinstance(part, Tensor) else np.isnan(part).any(1)
+        if isinstance(part, Tensor):
+            bad, infinite = (found.any(1).cpu().numpy() for found in (part.isnan(), part.isinf()))
+        else:
+            bad, infinite = np.isnan(part).any(1), np.isinf(part).any(1)
+        if infinite.any():
+            row = first + int(infinite.argmax())
+            raise Refusal("embeddings", f"an infinite number in row {row}", "finite numbers, or rows of NaN")
         usable[first : first + step] = ~bad
     return usable
 
@@ -127,7 +137,7 @@ def as_teacher(teacher: Any, n: int) -> Callable[[Any, Any], Any] | None:
     """
     if teacher is None:
         return None
-    if callable(teacher):
+    if callable(teacher) and not isinstance(teacher, type):
 
         def checked(i: np.ndarray, j: np.ndarray) -> np.ndarray:
             scores = as_array(None, "teacher", teacher(i, j), "scores [t] of t pairs of rows")

@@ -9,14 +9,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from tercet.core.checks import Refusal, as_choice, as_float, border, label_codes
+from tercet.core.checks import Refusal, as_choice, as_float, border
 from tercet.neighbors.collection import nearest
 from tercet.offline.filters import scores_of
+from tercet.offline.mining_inputs import codes_of, matrix_of, usable_rows
 from tercet.pairwise.distances import Distance, as_distance
 
-__all__ = ["VERDICTS", "SetAside", "Verdicts", "as_verdicts", "suspected_labels"]
+__all__ = [
+    "UNDECIDED",
+    "VERDICTS",
+    "SetAside",
+    "Verdicts",
+    "as_verdicts",
+    "named",
+    "no_verdicts",
+    "set_aside",
+    "suspected_labels",
+    "without",
+]
 
-VERDICTS = ("", "same", "different", "duplicate", "skip")
+UNDECIDED = "?"
+VERDICTS = (UNDECIDED, "same", "different", "duplicate", "skip")
 _VOTES = 3  # neighbours of each class that are compared
 _LOOKED_AT = 10  # neighbours of other classes
 
@@ -30,10 +43,10 @@ class Verdicts(NamedTuple):
         score: [v] mean score of the nearest images of that class.
         own_score: [v] mean score of the nearest images of its own class; −inf where it has none.
         verdict: [v] what a person says: `"same"`, both show what one class shows; `"different"`, they do not;
-            `"duplicate"`, they are one picture; `"skip"`, leave the image out; `""`, nothing yet.
+            `"duplicate"`, they are one picture; `"skip"`, leave the image out; `"?"`, nothing yet.
 
     Example:
-        >>> found = Verdicts(np.array([4]), np.array([9]), np.array([0.9]), np.array([0.2]), [""])
+        >>> found = Verdicts(np.array([4]), np.array([9]), np.array([0.9]), np.array([0.2]), ["?"])
         >>> found.doubt.round(1).tolist()
         [0.7]
     """
@@ -48,24 +61,6 @@ class Verdicts(NamedTuple):
     def doubt(self) -> Float[np.ndarray, " v"]:
         """[v] by how much the other class is nearer than the image's own."""
         return self.score - self.own_score
-
-    def without(self, images: Int64[np.ndarray, " s"]) -> Verdicts:
-        """Those of other images."""
-        return self._at(np.flatnonzero(~np.isin(self.image, images)))
-
-    def named(self, *verdicts: str) -> Verdicts:
-        """Those of some verdicts."""
-        return self._at(np.flatnonzero([verdict in verdicts for verdict in self.verdict]))
-
-    def set_aside(self, classes: Int64[np.ndarray, " n"]) -> SetAside:
-        """What the verdicts forbid: "same" an image and a class, "duplicate" a pair, "skip" an image."""
-        same, twice = self.named("same"), self.named("duplicate")
-        pairs = twice.image, twice.other
-        return SetAside(classes, same.image, same.other, pairs, self.named("skip").image)
-
-    def _at(self, places: Int64[np.ndarray, " s"]) -> Verdicts:
-        arrays = (self.image, self.other, self.score, self.own_score)
-        return Verdicts(*(column[places] for column in arrays), [self.verdict[k] for k in places.tolist()])
 
 
 class SetAside:
@@ -121,9 +116,31 @@ class SetAside:
         return found
 
 
+def without(verdicts: Verdicts, images: Int64[np.ndarray, " s"]) -> Verdicts:
+    """Those of other images."""
+    return _at(verdicts, np.flatnonzero(~np.isin(verdicts.image, images)))
+
+
+def named(verdicts: Verdicts, word: str) -> Verdicts:
+    """Those of one verdict."""
+    return _at(verdicts, np.flatnonzero([each == word for each in verdicts.verdict]))
+
+
+def set_aside(verdicts: Verdicts, classes: Int64[np.ndarray, " n"]) -> SetAside:
+    """What the verdicts forbid: "same" an image and a class, "duplicate" a pair, "skip" an image."""
+    same, twice = named(verdicts, "same"), named(verdicts, "duplicate")
+    skipped = named(verdicts, "skip").image
+    return SetAside(classes, same.image, same.other, (twice.image, twice.other), skipped)
+
+
+def _at(verdicts: Verdicts, places: Int64[np.ndarray, " s"]) -> Verdicts:
+    words = [verdicts.verdict[place] for place in places.tolist()]
+    return Verdicts(*(column[places] for column in verdicts[:4]), words)
+
+
 def suspected_labels(
     embeddings: Any,
-    labels: Any,
+    labels: Any = None,
     *,
     share: float = 1.0,
     groups: Any = None,
@@ -139,8 +156,8 @@ def suspected_labels(
     many images there as are compared. Images of a doubt above 0 are listed.
 
     Args:
-        embeddings: [n, d], as for `nearest`; rows of NaN are left out.
-        labels: [n] whole numbers or strings.
+        embeddings: [n, d]: numpy, a memory map, a tensor, or `Embeddings`. Rows of NaN are left out.
+        labels: [n] whole numbers or strings; None for those of `Embeddings`.
         share: at most so many of the images are listed, from 0 to 1.
         groups: [n] groups whose images are not compared, such as cameras, or None.
         ids: [n] which image each row is, or None.
@@ -152,7 +169,8 @@ def suspected_labels(
         `Verdicts` with no verdict yet.
 
     Raises:
-        ValueError: what `nearest` refuses, or a share outside of 0 to 1.
+        ValueError: embeddings that are no matrix or infinite, columns that do not fit, or a share outside
+            of 0 to 1.
 
     Example:
         >>> x = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [0.3]])
@@ -162,13 +180,16 @@ def suspected_labels(
     with border("suspected_labels"):
         share = as_float(None, "share", share, 0, 1)
         metric = as_distance("suspected_labels", distance)
-        codes, _ = label_codes(None, labels)
+        x, labels = matrix_of(embeddings, labels)
+        codes = codes_of("labels", labels, len(x))
+        groups, ids = codes_of("groups", groups, len(x)), codes_of("ids", ids, len(x))
+        usable_rows(x)
     is_cosine = metric is as_distance("suspected_labels", "cosine")
     given = {"labels": codes, "groups": groups, "ids": ids, "distance": metric, "nan": "skip"}
     aside = [name for name, values in (("group", groups), ("id", ids)) if values is not None]
     search = {**given, "memory": memory, "progress": progress}
-    own = nearest(embeddings, k=_VOTES, exclude=["self", "other classes", *aside], **search)
-    far = nearest(embeddings, k=_LOOKED_AT, exclude=["class", *aside], **search)
+    own = nearest(x, k=_VOTES, exclude=["self", "other classes", *aside], **search)
+    far = nearest(x, k=_LOOKED_AT, exclude=["class", *aside], **search)
     own_score = _mean(scores_of(own.distances, is_cosine))
     scores = scores_of(far.distances, is_cosine)
     kinds = np.where(far.rows >= 0, codes[far.rows], -1)
@@ -187,18 +208,21 @@ def suspected_labels(
     listed = np.flatnonzero(doubt > 0)
     listed = listed[np.lexsort((listed, -doubt[listed]))][: math.ceil(share * len(codes))]
     other = far.rows[listed, at[listed]]
-    return Verdicts(listed, other, best[listed], own_score[listed], [""] * len(listed))
+    return Verdicts(listed, other, best[listed], own_score[listed], [UNDECIDED] * len(listed))
+
+
+def no_verdicts() -> Verdicts:
+    """Nothing suspected, nothing said."""
+    none = np.empty(0, dtype=np.int64)
+    return Verdicts(none, none, np.empty(0), np.empty(0), [])
 
 
 def as_verdicts(verdicts: Any, n: int) -> Verdicts:
-    """Checked verdicts over n rows; none for None.
+    """Checked verdicts over n rows.
 
     Raises:
         ValueError: no `Verdicts`, rows that do not exist, or an unknown word.
     """
-    if verdicts is None:
-        none = np.empty(0, dtype=np.int64)
-        return Verdicts(none, none, np.empty(0), np.empty(0), [])
     if not isinstance(verdicts, Verdicts):
         raise Refusal("verdicts", type(verdicts).__name__, "Verdicts, of suspected_labels or read_verdicts")
     for name, rows in (("image", verdicts.image), ("other", verdicts.other)):
