@@ -201,13 +201,12 @@ def _read(verdicts: Path | None, catalog: Any) -> Any:
 def _add(verdicts: Path, said: Any, suspects: Any, catalog: Any) -> None:
     """Write the table with what stands in it, as it is, and new suspects behind."""
     from tercet.offline.verdict_table import write_verdicts
-    from tercet.offline.verdicts import Verdicts
+    from tercet.offline.verdicts import joined
 
     if said is not None:
         if not len(suspects.image):
             return
-        pairs = zip(said[:4], suspects[:4], strict=True)
-        suspects = Verdicts(*(np.concatenate(pair) for pair in pairs), [*said.verdict, *suspects.verdict])
+        suspects = joined(said, suspects)
     write_verdicts(verdicts, suspects, catalog, overwrite=True)
 
 

@@ -212,7 +212,8 @@ def mine_hard_triplets(
         x, given_labels = matrix_of(embeddings, labels)
         n = len(x)
         codes = codes_of("labels", given_labels, n)
-        family, image = codes_of("groups", groups, n), codes_of("ids", ids, n)
+        family = None if groups is None else codes_of("groups", groups, n)
+        image = None if ids is None else codes_of("ids", ids, n)
         if as_bool(None, "group_negatives", group_negatives) and family is None:
             raise Refusal("group_negatives", True, "groups=, of which they may be")
         metric = as_distance("mine_hard_triplets", distance)

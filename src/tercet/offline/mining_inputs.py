@@ -67,14 +67,12 @@ def as_window(ranks: Any) -> tuple[int, int]:
     return first, last
 
 
-def codes_of(argument: str, values: Any, n: int) -> Int64[np.ndarray, " n"] | None:
-    """Names as numbers; None for None.
+def codes_of(argument: str, values: Any, n: int) -> Int64[np.ndarray, " n"]:
+    """Names as numbers.
 
     Raises:
         ValueError: not one for each row.
     """
-    if values is None:
-        return None
     codes, _ = label_codes(None, values, argument)
     if len(codes) != n:
         raise Refusal(argument, f"{len(codes)} values", f"one for each of the {n} embeddings")
@@ -168,6 +166,6 @@ def cluster_codes(
     codes = np.zeros(len(x), dtype=np.int64)
     if len(rows):
         picked = x[rows].cpu().float().numpy() if isinstance(x, Tensor) else np.asarray(x[rows], np.float32)
-        model = MiniBatchKMeans(clusters, random_state=seed % (1 << 32), n_init=1)
+        model = MiniBatchKMeans(clusters, random_state=seed % (1 << 32))
         codes[rows] = model.fit_predict(picked)
     return codes

@@ -21,6 +21,7 @@ __all__ = [
     "SetAside",
     "Verdicts",
     "as_verdicts",
+    "joined",
     "named",
     "no_verdicts",
     "set_aside",
@@ -134,8 +135,9 @@ def set_aside(verdicts: Verdicts, classes: Int64[np.ndarray, " n"]) -> SetAside:
 
 
 def _at(verdicts: Verdicts, places: Int64[np.ndarray, " s"]) -> Verdicts:
-    words = [verdicts.verdict[place] for place in places.tolist()]
-    return Verdicts(*(column[places] for column in verdicts[:4]), words)
+    image, other, score, own_score, words = verdicts
+    of_places = [words[place] for place in places.tolist()]
+    return Verdicts(image[places], other[places], score[places], own_score[places], of_places)
 
 
 def suspected_labels(
@@ -182,7 +184,8 @@ def suspected_labels(
         metric = as_distance("suspected_labels", distance)
         x, labels = matrix_of(embeddings, labels)
         codes = codes_of("labels", labels, len(x))
-        groups, ids = codes_of("groups", groups, len(x)), codes_of("ids", ids, len(x))
+        groups = None if groups is None else codes_of("groups", groups, len(x))
+        ids = None if ids is None else codes_of("ids", ids, len(x))
         usable_rows(x)
     is_cosine = metric is as_distance("suspected_labels", "cosine")
     given = {"labels": codes, "groups": groups, "ids": ids, "distance": metric, "nan": "skip"}
@@ -215,6 +218,14 @@ def no_verdicts() -> Verdicts:
     """Nothing suspected, nothing said."""
     none = np.empty(0, dtype=np.int64)
     return Verdicts(none, none, np.empty(0), np.empty(0), [])
+
+
+def joined(first: Verdicts, second: Verdicts) -> Verdicts:
+    """The verdicts of both, one after the other."""
+    image, other, score, own_score = (
+        np.concatenate(pair) for pair in zip(first[:4], second[:4], strict=True)
+    )
+    return Verdicts(image, other, score, own_score, [*first.verdict, *second.verdict])
 
 
 def as_verdicts(verdicts: Any, n: int) -> Verdicts:
