@@ -12,7 +12,7 @@ from tercet.data.catalog.catalog import Catalog
 from tercet.data.io.atomic import atomically_together, fresh_target
 from tercet.data.io.checked_json import to_json
 from tercet.data.io.parquet_files import parquet_writer
-from tercet.offline.hard_negatives import MinedTriplets
+from tercet.offline.mined_triplets import MinedTriplets
 from tercet.offline.verdict_table import as_catalog
 
 __all__ = ["write_mined_table"]
