@@ -46,8 +46,6 @@ from tercet.pairwise.distances import Distance, as_distance
 __all__ = ["mine_hard_triplets"]
 
 _HOST = torch.device("cpu")
-_TAKEN = (Reason.CHOSEN, Reason.RESERVE, Reason.NOT_NEEDED, Reason.SELF, Reason.CLASS, Reason.GROUP)
-_REFUSALS = [reason for reason in Reason if reason not in _TAKEN]
 
 
 @torch.no_grad()
@@ -317,7 +315,7 @@ def _joined(
     short = int(columns.pop("short").sum())
     if rules.on_short == "error" and short:
         expected = f"{rules.negatives} negatives for each pair, and {short:,} pairs have fewer"
-        worst = max(_REFUSALS, key=lambda reason: account.counts[reason])
+        worst = account.most_frequent_refusal()
         hint = f"most candidates are {worst.text}; widen it, or pass on_short='keep'"
         raise refusal("mine_hard_triplets", "on_short", "error", expected, hint)
     columns = {name: column[kept] for name, column in columns.items()}

@@ -19,6 +19,10 @@ QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _SAMPLED = 1 << 22  # scores that quantiles are taken of: of more, evenly spaced ones
 
 
+_TAKEN = (Reason.CHOSEN, Reason.RESERVE, Reason.NOT_NEEDED, Reason.SELF, Reason.CLASS, Reason.GROUP)
+_REFUSALS = [reason for reason in Reason if reason not in _TAKEN]
+
+
 @dataclass(frozen=True)
 class MiningReport:
     """The account of one run: each (pair, row of the collection) has one reason, and all are counted.
@@ -142,6 +146,10 @@ class Account:
         self.counts[Reason.GROUP] += int(self._of_same[anchor].sum())
         behind = self.rows - self._of_class[anchor] - self._of_same[anchor] - there.sum(1) - outside
         self.counts[Reason.BEHIND_WINDOW] += int(behind.sum())
+
+    def most_frequent_refusal(self) -> Reason:
+        """The reason that cost most candidates, of those that an option decides."""
+        return max(_REFUSALS, key=lambda reason: self.counts[reason])
 
 
 def _sizes(columns: list[np.ndarray], usable: Bool[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
