@@ -45,8 +45,6 @@ from tercet.pairwise.distances import Distance, as_distance
 
 __all__ = ["mine_hard_triplets"]
 
-_HOST = torch.device("cpu")
-
 
 @torch.no_grad()
 def mine_hard_triplets(
@@ -207,8 +205,8 @@ def mine_hard_triplets(
         classes = np.where(usable, codes, -1)
         score_of = scorer(x, metric)
         pairs, bound = _pairs(classes, asked, said, (family, image), chosen_positives, limits, score_of)
-        named = {} if group_negatives or family is None else {"group": family}
-        named |= {} if image is None else {"id": image}
+        columns = {"group": None if group_negatives else family, "id": image}
+        named = {name: column for name, column in columns.items() if column is not None}
         same = list(named.values())
         miner = PairMiner(
             rules=rules,
@@ -223,8 +221,7 @@ def mine_hard_triplets(
         search |= {f"{name}s": column for name, column in named.items()}
         account = Account(classes, same)
         parts = [_mined_block(miner, block, x, search, account) for block in _blocks(pairs, depth)]
-    lone = len(asked) - len(np.unique(pairs.anchor))
-    return _joined(parts, pairs, rules, account, n, lone, doubtful)
+    return _joined(parts, pairs, rules, account, n, len(asked), doubtful)
 
 
 class _Part(NamedTuple):
@@ -266,7 +263,7 @@ def _pairs(
 def _blocks(pairs: PairBlock, depth: int) -> Iterator[PairBlock]:
     """The pairs in blocks of whole anchors whose candidates fit into memory; one empty block of none."""
     starts = np.flatnonzero(np.diff(pairs.anchor, prepend=-1))
-    step = max(1, budget(_HOST).found_candidates // depth)
+    step = max(1, budget(torch.device("cpu")).found_candidates // depth)
     cuts = [0, *starts[step::step].tolist(), len(pairs.anchor)]
     for first, stop in itertools.pairwise(cuts):
         yield PairBlock(*(column[first:stop] for column in pairs))
@@ -282,7 +279,7 @@ def _mined_block(
     scores = scores_of(found.distances, is_cosine)
     seen = scores[found.rows >= 0]
     parts = []
-    step = max(1, budget(_HOST).judged_candidates // search["k"])
+    step = max(1, budget(torch.device("cpu")).judged_candidates // search["k"])
     for first in range(0, max(1, len(of_anchor)), step):
         some = PairBlock(*(column[first : first + step] for column in pairs))
         at = of_anchor[first : first + step]
@@ -302,7 +299,7 @@ def _joined(
     rules: Rules,
     account: Account,
     n: int,
-    lone: int,
+    asked: int,
     doubtful: Verdicts,
 ) -> MinedTriplets:
     """The blocks as one result, with its report."""
@@ -324,7 +321,7 @@ def _joined(
     report = MiningReport(
         rows=account.rows,
         unusable=n - account.rows,
-        lone=lone,
+        lone=asked - len(np.unique(pairs.anchor)),
         pairs=len(pairs.anchor),
         triplets=int((negatives >= 0).sum()),
         short=short,
