@@ -55,6 +55,16 @@ def test_deep_ranking_learns_the_teacher_s_order_of_images_that_it_never_saw(tmp
     assert triplets.provenance["strategy"] == "deep ranking"
 
 
+def test_offline_mining_learns_in_two_rounds(tmp_path):
+    printed = run("offline_mining.py", folder=tmp_path)
+    figures_of = figures(printed)
+    assert len(figures_of) == 4
+    assert figures_of[-1][1] > figures_of[0][1] + 0.1
+    assert "of its (anchor, negative) were not in the last round" in printed
+    manifest = read_manifest(tmp_path / "out/offline_mining/round2.parquet")
+    assert manifest.provenance["mining"]["triplets"] == len(manifest)
+
+
 def test_streaming_learns_and_uses_what_was_predicted(tmp_path):
     printed = run("streaming.py", "--epochs", 4, folder=tmp_path)
     before, after = figures(printed)

@@ -206,8 +206,8 @@ def mine_hard_triplets(
         score_of = scorer(x, metric)
         pairs, bound = _pairs(classes, asked, said, (family, image), chosen_positives, limits, score_of)
         columns = {"group": None if group_negatives else family, "id": image}
-        named = {name: column for name, column in columns.items() if column is not None}
-        same = list(named.values())
+        apart = {name: column for name, column in columns.items() if column is not None}
+        same = list(apart.values())
         miner = PairMiner(
             rules=rules,
             bound=bound,
@@ -217,8 +217,8 @@ def mine_hard_triplets(
             forbidden=Forbidden(classes, same, list(aside.values())),
             measure=score_of,
         )
-        search |= {"k": depth, "labels": codes, "exclude": ["class", *named], "nan": "skip"}
-        search |= {f"{name}s": column for name, column in named.items()}
+        search |= {"k": depth, "labels": codes, "exclude": ["class", *apart], "nan": "skip"}
+        search |= {f"{name}s": column for name, column in apart.items()}
         account = Account(classes, same)
         parts = [_mined_block(miner, block, x, search, account) for block in _blocks(pairs, depth)]
     return _joined(parts, pairs, rules, account, n, len(asked), doubtful)

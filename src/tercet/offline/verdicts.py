@@ -135,9 +135,9 @@ def set_aside(verdicts: Verdicts, classes: Int64[np.ndarray, " n"]) -> SetAside:
 
 
 def _at(verdicts: Verdicts, places: Int64[np.ndarray, " s"]) -> Verdicts:
-    image, other, score, own_score, words = verdicts
-    of_places = [words[place] for place in places.tolist()]
-    return Verdicts(image[places], other[places], score[places], own_score[places], of_places)
+    words = [verdicts.verdict[place] for place in places.tolist()]
+    image, other = verdicts.image[places], verdicts.other[places]
+    return Verdicts(image, other, verdicts.score[places], verdicts.own_score[places], words)
 
 
 def suspected_labels(

@@ -1,0 +1,100 @@
+"""Hard negatives of the whole collection, twice: embed, mine, train on the triplets, and again.
+
+The digits of scikit-learn, without three of the ten classes, are embedded by a network that has had one
+epoch of random batches. Its hardest safe negatives become a manifest; the network trains on that; a second
+round mines with what it has become. The report says why each candidate is, or is not, a negative.
+
+    python examples/offline_mining.py [--output out/offline_mining]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations makes no network call
+
+import albumentations as A
+import numpy as np
+import torch
+from quickstart import UNSEEN, SmallNet, write_digits
+from torch.utils.data import DataLoader
+
+import tercet
+
+ROUNDS = 2
+
+
+def as_given(image: np.ndarray) -> np.ndarray:
+    """The pixels of an image from 0 to 1, as the transform of `embed`."""
+    return image.astype(np.float32) / 255
+
+
+def figures(model: torch.nn.Module, catalog: tercet.Catalog, out: Path) -> str:
+    """Recall@1 and MAP@R of images that training never saw."""
+    embeddings = tercet.embed(model, catalog, out, transform=as_given, workers=0, overwrite=True)
+    found = tercet.evaluate(np.asarray(embeddings.array), catalog.labels, k=1)
+    return f"Recall@1 {found['Recall@1']:.3f}   MAP@R {found['MAP@R']:.3f}"
+
+
+def train(model: torch.nn.Module, batches: DataLoader, rate: float) -> None:
+    """One pass over batches of images and, where there are any, their triplets."""
+    head, miner = tercet.TripletMargin(margin=0.2), tercet.SemiHard(margin=0.2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    model.train()
+    for batch in batches:
+        if isinstance(batch, tercet.TripletBatch):
+            loss = head(model(batch.images), batch.labels, batch.triplets)
+        else:
+            images, labels = batch
+            embeddings = model(images)
+            loss = head(embeddings, labels, miner(embeddings, labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("out/offline_mining"))
+    output = parser.parse_args().output
+    write_digits(output / "digits")
+    catalog = tercet.scan_folder(output / "digits")
+    unseen = catalog.select([catalog.classes[label] in UNSEEN for label in catalog.labels])
+    seen = catalog.select([catalog.classes[label] not in UNSEEN for label in catalog.labels])
+    transform = A.Affine(rotate=(-20, 20), scale=(0.85, 1.15), translate_percent=(-0.1, 0.1), p=1)
+
+    torch.manual_seed(0)
+    model = SmallNet()
+    print(f"{'untrained':>20}: {figures(model, unseen, output / 'unseen.npy')}")
+    sampler = tercet.PKSampler(seen.labels, p=7, k=8, seed=0)
+    train(model, DataLoader(tercet.ImageDataset(seen, transform), batch_sampler=sampler), 2e-3)
+    print(f"{'after random batches':>20}: {figures(model, unseen, output / 'unseen.npy')}")
+
+    before: set[tuple[int, int]] = set()
+    for number in range(1, ROUNDS + 1):
+        out = output / "seen.npy"
+        embeddings = tercet.embed(model, seen, out, transform=as_given, workers=0, overwrite=True)
+        mined = tercet.mine_hard_triplets(
+            embeddings, positives="easiest", negatives=2, max_quantile=0.05, strategy="random", ranks=(1, 30)
+        )
+        print(f"\nround {number}\n{mined.report}")
+        pairs = set(zip(mined.triplets.anchor.tolist(), mined.triplets.negative.tolist(), strict=True))
+        if before:
+            print(
+                f"{len(pairs - before) / len(pairs):.0%} of its (anchor, negative) were not in the last round"
+            )
+        before = pairs
+        path = output / f"round{number}.parquet"
+        record = {"mining": mined.report.as_dict()}
+        tercet.write_manifest(path, mined.triplets, seen, overwrite=True, provenance=record)
+        manifest = tercet.read_manifest(path, root=output / "digits")
+        dataset = tercet.TripletDataset(manifest, transform)
+        sampler = tercet.AnchorSampler(manifest, anchors=24, images=96, seed=number)
+        train(model, DataLoader(dataset, batch_sampler=sampler), 1e-3)
+        print(f"{f'after round {number}':>20}: {figures(model, unseen, output / 'unseen.npy')}")
+
+
+if __name__ == "__main__":
+    main()
