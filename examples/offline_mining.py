@@ -82,9 +82,7 @@ def main() -> None:
         print(f"\nround {number}\n{mined.report}")
         pairs = set(zip(mined.triplets.anchor.tolist(), mined.triplets.negative.tolist(), strict=True))
         if before:
-            print(
-                f"{len(pairs - before) / len(pairs):.0%} of its (anchor, negative) were not in the last round"
-            )
+            print(f"{len(pairs - before) / len(pairs):.0%} of (anchor, negative) were not in the last round")
         before = pairs
         path = output / f"round{number}.parquet"
         record = {"mining": mined.report.as_dict()}

@@ -60,7 +60,7 @@ def test_offline_mining_learns_in_two_rounds(tmp_path):
     figures_of = figures(printed)
     assert len(figures_of) == 4
     assert figures_of[-1][1] > figures_of[0][1] + 0.1
-    assert "of its (anchor, negative) were not in the last round" in printed
+    assert "of (anchor, negative) were not in the last round" in printed
     manifest = read_manifest(tmp_path / "out/offline_mining/round2.parquet")
     assert manifest.provenance["mining"]["triplets"] == len(manifest)
 

@@ -135,7 +135,7 @@ def set_aside(verdicts: Verdicts, classes: Int64[np.ndarray, " n"]) -> SetAside:
 
 
 def _at(verdicts: Verdicts, places: Int64[np.ndarray, " s"]) -> Verdicts:
-    words = [verdicts.verdict[place] for place in places.tolist()]
+    words = np.asarray(verdicts.verdict, dtype=object)[places].tolist()
     image, other = verdicts.image[places], verdicts.other[places]
     return Verdicts(image, other, verdicts.score[places], verdicts.own_score[places], words)
 
