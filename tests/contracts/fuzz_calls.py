@@ -601,28 +601,6 @@ def rows() -> dict[str, Row]:
             catalog=None,
             facts={},
         ),
-        "nearest": _row(
-            "nearest",
-            None,
-            {
-                "queries": "points",
-                "columns": "object",
-                "column_labels": "groups",
-                "column_groups": "groups",
-                "column_ids": "groups",
-                "ids": "groups",
-                "labels": "groups",
-                "exclude": "object",
-                "nan": "choice",
-                "memory": "count",
-                "device": "object",
-            },
-            queries=POINTS,
-            k=3,
-        ),
-        "Neighbors": _row(
-            "Neighbors", kinds=dict.fromkeys(("rows", "distances"), "anything"), rows=0, distances=0
-        ),
         "mine_hard_triplets": _row(
             "mine_hard_triplets",
             lambda mined: (mined.triplets, str(mined.report)),
