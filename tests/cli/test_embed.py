@@ -14,7 +14,7 @@ import torch
 
 import tercet as tercet_package
 from tercet import embed, read_embeddings, scan_folder, write_shards
-from tests.helpers import names, picture
+from tests.helpers import names, picture, write_tar
 
 torch.set_num_threads(1)
 MODEL = "embedders_of_a_test:mean"
@@ -190,6 +190,15 @@ def test_options_of_folders_are_refused_for_tars(tercet, here):
     found, _, err = tercet("embed", "shards", "x.npy", "--model", MODEL, "--class-depth", 1)
     assert found == 2
     assert "of tars, --split alone says what is read" in err
+
+
+def test_tars_beside_class_folders_are_refused(tercet, here):
+    write_tar(here / "photos" / "a.tar", ("0.pgm", b"P5 2 1 255 ab"), ("0.cls", b"1"))
+    found, _, err = tercet("embed", "photos", "x.npy", "--model", MODEL)
+    assert found == 1
+    assert (
+        "embed(source='photos'): expected class folders or tars; it holds both; move one of them away" in err
+    )
 
 
 def test_the_tool_is_the_command(here):

@@ -535,7 +535,7 @@ def test_images_that_change_meanwhile_are_told_and_a_later_call_is_refused(tmp_p
         return images.mean((2, 3))
 
     with pytest.warns(
-        UserWarning, match="images were changed while they were embedded, so a later call is ref"
+        UserWarning, match="images were changed meanwhile, so a later call is refused; overwrite=True"
     ):
         found = embed(model, catalog, out, size=8, key="1")
     assert found.computed == N

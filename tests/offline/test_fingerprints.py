@@ -110,6 +110,7 @@ SAME = {
         [A.Resize(8, 8), A.RandomCrop(4, 4), A.OneOf([A.Normalize(), A.ToFloat()])]
     ),
     "lambda of albumentations": lambda: A.Lambda(image=same, name="same"),
+    "set": lambda: functools.partial(sorted, frozenset({"a", "b", "c", "d"})),
     "array": lambda: functools.partial(np.add, np.arange(3)),
     "hooks": lambda: Hooked(lambda module, given, found: found * 2),
     "parametrized": lambda: nn.utils.parametrizations.weight_norm(Hooked(same).layer),
@@ -200,6 +201,57 @@ def test_what_a_property_has_computed_is_no_parameter():
     before = fingerprint(kept)
     assert kept.half == 1.5
     assert fingerprint(kept) == before
+
+
+@dataclasses.dataclass
+class Holding:
+    first: object
+    second: object
+
+
+def test_equal_values_are_equal_whether_they_are_one_or_two():
+    one, two = (1, 2.5), tuple([1, 2.5])
+    assert one is not two
+    assert fingerprint(Holding(one, one)) == fingerprint(Holding(one, two))
+    code, again = (compile("x + (1, 2)", "f", "eval") for _ in range(2))
+    assert fingerprint(Holding(code, code)) == fingerprint(Holding(code, again))
+    shared = [1]
+    assert fingerprint(Holding(shared, shared)) != fingerprint(Holding(shared, [1]))  # a list may change
+
+
+def test_a_method_of_a_named_tuple_is_seen(monkeypatch):
+    before = fingerprint(Pair(3))
+    monkeypatch.setattr(Pair, "__call__", lambda self, x: x)
+    assert fingerprint(Pair(3)) != before
+
+
+def test_sets_of_words_have_no_order():
+    assert fingerprint({"a", "b", "c"}) == fingerprint({"c", "b", "a"})
+    assert fingerprint({"a"}) != fingerprint(frozenset({"a"}))
+
+
+@pytest.mark.parametrize("dtype", ["f2", ">f4", "c8", "M8[s]", "bool", "O", [("a", "i4")]])
+def test_arrays_of_any_type(dtype):
+    zeros, other = np.zeros(2, dtype), np.zeros((2, 1), dtype)
+    assert fingerprint(zeros) == fingerprint(zeros.copy())
+    assert fingerprint(zeros) != fingerprint(other)
+
+
+def test_a_handler_of_errors_is_code():
+    def one(x):
+        try:
+            return x.a
+        except ValueError:
+            return 0
+
+    def two(x):
+        try:
+            return x.a
+        except KeyError:
+            return 0
+
+    two.__name__ = "one"
+    assert fingerprint(one) != fingerprint(two)
 
 
 def test_a_docstring_is_no_code():

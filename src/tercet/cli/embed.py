@@ -158,12 +158,16 @@ def _first_device() -> str:
 
 
 def _is_of_tars(source: Path) -> bool:
-    """Whether a source is a tar, or a folder with tars and no class folders beside them."""
+    """Whether a source is a tar, or a folder of tars; one with tars and folders is refused."""
     if not source.exists():
         raise Refusal("source", str(source), "an existing folder, table or tar")
     if not source.is_dir():
         return source.suffix == ".tar"
-    return any(file.suffix == ".tar" for file in source.iterdir())
+    entries = [entry for entry in source.iterdir() if not entry.name.startswith(".")]
+    tars = any(entry.suffix == ".tar" and entry.is_file() for entry in entries)
+    if tars and any(entry.is_dir() for entry in entries):
+        raise Refusal("source", str(source), "class folders or tars", "it holds both; move one of them away")
+    return tars
 
 
 def _report(found: Any, output: Path, left_out: Any, seconds: float, quiet: bool) -> None:

@@ -26,7 +26,7 @@ from tercet.core.checks import (
 )
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
 from tercet.data.io.atomic import remove_leftovers
-from tercet.offline.embedding_cache import Parts, differing, images_digest, key_of, model_digests, parts_of
+from tercet.offline.embedding_cache import Parts, differing, digests_of, images_digest, key_of, parts_of
 from tercet.offline.embeddings import (
     Embeddings,
     catalog_facts,
@@ -188,8 +188,8 @@ differs: weights; overwrite=True or --overwrite makes all anew
                     stream = loaded(batches, -(-first // batch_size), workers, place.type == "cuda")
                     fill(parts, run, stream, -(-part_size // batch_size), advance)
             finally:
-                after = _left_by_running(model, plan["key"])
-                if after != begun.get("after"):
+                after = _left_by_running(model, transform, seen, plan["key"])
+                if after != begun.get("after", {}):
                     begun = {**begun, "after": after}
                     parts.note(begun)
             if not parts.width:
@@ -197,10 +197,8 @@ differs: weights; overwrite=True or --overwrite makes all anew
                 parts.clear()
                 raise Refusal("data", data, "at least one image that decodes", f"of the first: {reason}")
             if images_digest(data) != plan["key"]["images"]:
-                text = (
-                    f"embed(out={str(out)!r}): images were changed while they were embedded, so a later call"
-                )
-                warnings.warn(escaped(text + f" is refused; {_HINT}"), UserWarning, stacklevel=2)
+                text = f"embed(out={str(out)!r}): images were changed meanwhile, so a later call is refused"
+                warnings.warn(escaped(f"{text}; {_HINT}"), UserWarning, stacklevel=2)
             made = {name: plan[name] for name in _HOW} | {"torch": str(torch.__version__)}
             made |= {"model": _said(model), "transform": _said(transform), "views": _said(views)}
             facts = {"kind": "embeddings", "key": begun["key"], "after": after, "made": made}
@@ -247,13 +245,14 @@ def _as_key(key: Any) -> str:
 def _said(value: Any) -> str:
     """A model or a transform in words that are the same in every run."""
     text = shown(value)
-    return type(value).__name__ if " at 0x" in text or isinstance(value, nn.Module) else text
+    name = getattr(value, "__qualname__", type(value).__name__)
+    return name if " at 0x" in text or isinstance(value, nn.Module) else text
 
 
-def _left_by_running(model: Any, key: Mapping[str, Any]) -> dict[str, Any]:
-    """Digests of the model that are others once it has run: some keep what they computed, as Swin does."""
+def _left_by_running(model: Any, transform: Any, views: Any, key: Mapping[str, Any]) -> dict[str, Any]:
+    """Digests that are others once the model has run: some models keep what they computed, as Swin does."""
     try:
-        found = model_digests(model, key["key"])
+        found = digests_of(model, transform, views, key["key"])
     except ValueError:  # it keeps something that cannot be told
         return {}
     return {name: one for name, one in found.items() if one != key[name]}

@@ -22,7 +22,7 @@ from tercet.data.io.images import file_content
 from tercet.data.io.positional import open_plain
 from tercet.offline.fingerprints import Fingerprint, fingerprint
 
-__all__ = ["FIELDS", "Part", "Parts", "differing", "images_digest", "key_of", "model_digests", "parts_of"]
+__all__ = ["FIELDS", "Part", "Parts", "differing", "digests_of", "images_digest", "key_of", "parts_of"]
 
 FIELDS = {
     "version": "version of tercet",
@@ -59,32 +59,32 @@ def key_of(
         ValueError: nothing tells what one of the callables is, and `options["key"]` is empty.
     """
     facts: dict[str, Any] = {"version": version("tercet"), **options}
-    facts |= model_digests(model, options["key"])
-    for argument, value in (("transform", transform), ("views", views)):
-        facts[argument] = _digest(map(str.encode, _told(argument, value, options["key"])))
+    facts |= digests_of(model, transform, views, options["key"])
     facts |= {"paths": _digest(map(os.fsencode, data.paths.tolist())), "images": images_digest(data)}
     if content:
         facts["content"] = _content_digest(data)
     return {name: facts[name] for name in FIELDS if name in facts}
 
 
-def model_digests(model: Any, key: str) -> dict[str, str]:
-    """The fields of a key that tell of the model.
+def digests_of(model: Any, transform: Any, views: Any, key: str) -> dict[str, str]:
+    """The fields of a key that tell of callables.
 
     Args:
-        model: the callable.
+        model, transform, views: the callables.
         key: the caller's text; where it is not empty, it stands for what cannot be told.
 
     Raises:
         ValueError: as `key_of`.
 
     Example:
-        >>> sorted(model_digests(len, ""))
-        ['model', 'weights']
+        >>> sorted(digests_of(len, None, [], ""))
+        ['model', 'transform', 'views', 'weights']
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile: it has other names for the weights
-    digest = _told("model", model, key)
-    return {"model": digest.code, "weights": digest.weights}
+    code, weights = _told("model", model, key)
+    others = (_told("transform", transform, key), _told("views", views, key))
+    joined = [_digest(map(str.encode, digest)) for digest in others]
+    return {"model": code, "weights": weights, "transform": joined[0], "views": joined[1]}
 
 
 def _told(argument: str, value: Any, key: str) -> Fingerprint:

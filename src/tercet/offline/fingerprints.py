@@ -6,6 +6,8 @@ import dis
 import functools
 import hashlib
 import inspect
+import os
+import re
 import sys
 import sysconfig
 import types
@@ -20,13 +22,17 @@ from torch import Tensor, nn
 
 __all__ = ["Fingerprint", "fingerprint", "modules_within"]
 
+# Python may keep one or several of these where their values are equal, so it does not matter which it is.
+_BY_VALUE = (tuple, frozenset, types.CodeType, np.generic)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, torch.dtype, torch.device, np.dtype)
 # Of a class body what Python or ABC put there, besides what decides nothing.
 _NOT_CODE = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "_abc_impl"}
 _NOT_CODE |= {"__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__", "__slotnames__"}
 _OF_ANY_MODULE = frozenset(vars(nn.Module())) | {"_is_torch_compile", "_compiled_call_impl"}
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_INSTALLED += (str(Path(__file__).parents[1]),)  # this library's version is compared
+_INSTALLED = tuple(
+    path + os.sep for path in (*_INSTALLED, str(Path(__file__).parents[1]))
+)  # and this library
 
 
 class Fingerprint(NamedTuple):
@@ -101,18 +107,19 @@ class _Walk:
         if isinstance(value, _PLAIN):
             self._feed(type(value).__name__, repr(value))
             return
-        if id(value) in self._seen:
-            self._feed("again", self._seen[id(value)][0])
-            return
-        self._seen[id(value)] = len(self._seen), value
-        if isinstance(value, (list, tuple)):
-            self._feed(type(value).__name__, len(value))
+        if not issubclass(kind := type(value), _BY_VALUE):
+            if id(value) in self._seen:
+                self._feed("again", self._seen[id(value)][0])
+                return
+            self._seen[id(value)] = len(self._seen), value
+        if kind in (list, tuple):
+            self._feed(kind.__name__, len(value))
             self._visit_all(*value)
-        elif isinstance(value, (dict, types.MappingProxyType)):
+        elif kind in (dict, types.MappingProxyType):
             self._feed("dict", len(value))
             self._visit_all(*value.items())
         elif isinstance(value, (set, frozenset)):
-            self._feed("set", sorted(fingerprint(item) for item in value))
+            self._feed(kind.__name__, sorted(fingerprint(item) for item in value))
         elif isinstance(value, (np.ndarray, np.generic, Tensor)):
             self._numbers(self.code, value)
         elif isinstance(value, types.CodeType):
@@ -155,7 +162,7 @@ class _Walk:
             if array.dtype.hasobject:
                 self.visit(array.tolist())
             else:
-                digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+                digest.update(array.tobytes())
             return
         digest.update(repr(("tensor", str(value.dtype), tuple(value.shape))).encode())
         try:
@@ -184,9 +191,7 @@ class _Walk:
         text = getattr(module, "code", None) if isinstance(module, torch.fx.GraphModule) else None
         if isinstance(module, torch.jit.ScriptModule):
             text = str(module.inlined_graph)
-            text = "\n".join(
-                line.partition(" # ")[0] for line in text.splitlines()
-            )  # without places in files
+            text = re.sub(r" # .*", "", text)  # places in files
         if text is not None:
             self._feed("program", text)
             return
@@ -225,11 +230,10 @@ class _Walk:
         return True
 
     def _code(self, code: types.CodeType) -> None:
-        self._feed("code", code.co_code, code.co_names, code.co_varnames, code.co_freevars)
-        # A docstring is the first constant, and decides nothing.
-        self._visit_all(*(one for one in code.co_consts[1:] if one is not code.co_consts[0]))
-        if not isinstance(code.co_consts[0] if code.co_consts else None, str):
-            self.visit(code.co_consts[0] if code.co_consts else None)
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        self._feed("code", code.co_code, code.co_exceptiontable, code.co_flags, *names)
+        documented = bool(code.co_consts) and isinstance(code.co_consts[0], str)
+        self._visit_all(*code.co_consts[documented:])  # a docstring, which decides nothing, is the first
 
     def _object(self, value: Any) -> None:
         """An object: its class, and what `pickle` would keep of it."""
