@@ -89,7 +89,7 @@ class MultiSimilarityMiner(_PairMiner):
 
     def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
         for block in search.blocks():
-            sides, a = block.extremes(), len(block.rows)
+            sides, a = block.extremes(consume=True), len(block.rows)
             columns = torch.stack(search.hardest(sides))  # [2, a]
             rows = block.rows.repeat(2)
             d_ap, d_an = search.distances(rows, columns.clamp(min=0).flatten()).view(columns.shape)
