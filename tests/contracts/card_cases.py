@@ -450,6 +450,16 @@ def steps() -> dict[str, Any]:
         leaf = a.detach().requires_grad_()
         head(leaf, labels, miner(leaf, labels)).backward()
 
+    def shared() -> None:
+        leaf = a.detach().requires_grad_()
+        pairwise = miner.pairwise(leaf, labels)
+        head(pairwise, mined=miner(pairwise)).backward()
+
+    def shared_by_head_first() -> None:
+        leaf = a.detach().requires_grad_()
+        pairwise = miner.pairwise(leaf, labels)
+        (head(pairwise) + head(pairwise, mined=miner(pairwise))).backward()
+
     def loaded(rows: int, miner: Any = miner) -> None:
         order = labels.argsort(stable=True)[:rows]  # whole classes
         batches = [(x[order], labels[order])]
@@ -470,6 +480,8 @@ def steps() -> dict[str, Any]:
         "memory, mined and trained": with_memory,
         "memory and batch, mined and trained": with_memory_and_batch,
         "mined and trained": plain,
+        "mined and trained, one look": shared,
+        "trained on all, mined and trained, one look": shared_by_head_first,
         "MiningLoader with describe": lambda: loaded(512),
         "MiningLoader with describe, 256 rows": lambda: loaded(256),
         "cached_backward": lambda: cached(miner=miner),
@@ -479,6 +491,19 @@ def steps() -> dict[str, Any]:
             call()
         found[name] = [log.reads, log.operations, log.places()]
     return found
+
+
+def deterministic() -> dict[str, Any]:
+    """{name: [running sums that CUDA refuses, same]} where torch is told to be deterministic."""
+    x, labels = batch(64)
+    found = {}
+    torch.use_deterministic_algorithms(True)
+    for name in ("TripletMargin", "TripletMargin, swap", "Histogram", "FastAP", "LiftedStructure"):
+        log, same = trained(lambda name=name: HEADS[name](16), x, labels, None, True, {"positive_passes": 0})
+        found[name] = [sum(event.op == "cumsum" for event in log.events), same]
+    torch.use_deterministic_algorithms(False)
+    log, _ = trained(lambda: HEADS["FastAP"](16), x, labels)
+    return found | {"FastAP, otherwise": [sum(event.op == "cumsum" for event in log.events), True]}
 
 
 def planted() -> dict[str, str]:
@@ -601,7 +626,7 @@ def planted() -> dict[str, str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     card.register()
-    every = (census, lists, matrix, planted, rounded, single, steps)
+    every = (census, deterministic, lists, matrix, planted, rounded, single, steps)
     programs = {each.__name__: each for each in every}
     print(json.dumps(programs[sys.argv[1]](*map(int, sys.argv[2:]))))
     sys.stdout.flush()

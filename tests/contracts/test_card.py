@@ -80,6 +80,8 @@ READS_OF_STEPS = {
     "memory, mined and trained": 2,
     "memory and batch, mined and trained": 2,
     "mined and trained": 1,
+    "mined and trained, one look": 1,
+    "trained on all, mined and trained, one look": 1,
     "MiningLoader with describe": 2,
     "MiningLoader with describe, 256 rows": 1,
     "cached_backward": 1,
@@ -132,6 +134,13 @@ def test_miner_head_and_backward_together_ask_no_more_than_this():
             assert same, name
             assert reads <= most, "\n".join([name, *places])
             assert launched is None or operations <= launched, (name, operations)
+
+
+def test_no_running_sum_is_asked_for_where_torch_is_to_be_deterministic():
+    found = run("deterministic")
+    assert found.pop("FastAP, otherwise")[0] > 0
+    assert len(found) == 5
+    assert set(map(tuple, found.values())) == {(0, True)}
 
 
 def test_parts_of_a_training_step_read_no_more_than_this():

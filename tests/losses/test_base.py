@@ -91,7 +91,7 @@ def test_a_list_of_all_triplets_in_long_parts_gives_the_loss_of_all(long):
     mined = BatchAll()(x, labels)
     head = TripletMargin(reduction="mean")
     with override(table_tuples=long):
-        parts = [len(a) for a, *_ in head.chunks(x, x, *mined)]
+        parts = [len(a) for a, *_ in head._chunks(x, x, *mined)]
         listed = gradient_of(head, x, labels, mined=mined)
     assert len(parts) > 1
     assert max(parts) == max(long, 2**23 // (128 * 8))
@@ -107,10 +107,10 @@ def test_parts_of_a_list_are_long_for_a_table_alone():
         (sorted_rows, x[:10], {"tables": False}, height),
         (shuffled, x, {}, height),
     ):
-        parts = list(head.chunks(x, y, rows, rows, **options))
+        parts = list(head._chunks(x, y, rows, rows, **options))
         assert max(len(a) for a, _ in parts) == most
         assert torch.equal(torch.cat([a for a, _ in parts]), rows)
-    parts = list(TripletMargin(tile_rows=7).chunks(x, x[:10], sorted_rows, sorted_rows))
+    parts = list(TripletMargin(tile_rows=7)._chunks(x, x[:10], sorted_rows, sorted_rows))
     assert max(len(a) for a, _ in parts) == 7
 
 

@@ -347,6 +347,6 @@ def test_swap_positive_by_positive_equals_swap_by_lists_of_pairs(options, tile_r
         loss = of_all(pairwise)
         return loss, *torch.autograd.grad(loss, x)
 
-    expected = result(head.of_all)
+    expected = result(head._of_all)
     for most in (4, 5):  # at least as many as a row has
         torch.testing.assert_close(result(lambda pairwise: head._of_all_swapped(pairwise, most)), expected)  # noqa: B023

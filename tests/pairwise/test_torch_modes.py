@@ -221,3 +221,15 @@ def test_float64_is_taken_on_the_host_where_a_device_has_none(monkeypatch):
     there[0].backward()
     assert x.grad.tolist() == [1, 1, 1]
     assert with_float64(lambda x: x.double(), x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 7, 64, 100])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_sums_by_doubling_are_running_sums_with_their_gradient(length, dim):
+    shape = (length, 3) if dim == 0 else (3, length)
+    v = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    found, expected = torch_modes.sums_by_doubling(v, dim), v.cumsum(dim)
+    torch.testing.assert_close(found, expected)
+    weights = torch.arange(v.numel()).double().view(shape)
+    grads = [torch.autograd.grad((sums * weights).sum(), v)[0] for sums in (found, expected)]
+    torch.testing.assert_close(*grads)

@@ -4,7 +4,7 @@ A list is measured and differentiated in one of four ways, from the fastest to t
 
 | way       | taken                                       | distances          | gradient       |
 |-----------|---------------------------------------------|--------------------|----------------|
-| one graph | short lists (`fits_one_graph`)              | pair by pair       | one graph      |
+| one graph | short lists (`_fits_one_graph`)              | pair by pair       | one graph      |
 | table     | lists long for their rows (`rows_of_table`) | a table by product | chunk by chunk |
 | chunks    | all other lists                             | pair by pair       | chunk by chunk |
 | none      | `reduction="none"`                          | pair by pair       | one graph      |
@@ -27,14 +27,22 @@ from torch import Tensor, nn
 
 from tercet.core.checks import as_choice, as_int, refusal
 from tercet.core.indices import GatheredReferences, References
+from tercet.losses.traced import is_traced, traced_loss
 from tercet.pairwise.accumulate import REDUCTIONS, Masked, once_differentiable, summed, tiled_mean
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance, entries_of
 from tercet.pairwise.euclidean import gather_rows
-from tercet.pairwise.inputs import FiniteCheck, as_time, check_at, is_now, unchecked_features
+from tercet.pairwise.inputs import (
+    FiniteCheck,
+    as_time,
+    beside_pairwise,
+    check_at,
+    is_now,
+    unchecked_features,
+)
 from tercet.pairwise.mined import mined_rows
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
-from tercet.pairwise.tiles import Pairwise, tile_height
+from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 from tercet.pairwise.torch_modes import full_precision, outside_graph, roundoff
 
 __all__ = ["Head", "distinct", "empty_loss", "pairs_of", "reduced", "rows_of_table"]
@@ -43,12 +51,12 @@ __all__ = ["Head", "distinct", "empty_loss", "pairs_of", "reduced", "rows_of_tab
 class Head(nn.Module, ABC):
     """A loss of rows against columns, whose positives and negatives come from labels or from mined tuples.
 
-    A head adds its options, `of_all` for all pairs or triplets and `of_mined` for a list of them.
+    A head adds its options, `_of_all` for all pairs or triplets and `_of_mined` for a list of them.
     """
 
-    tuples = "pairs"  # what a list consists of, for error messages
-    listing: str | None = None  # how to list all tuples, where reduction="none" takes a list only
-    sums_over_anchors: bool = True  # whether the losses of parts of the batch against all of it add up
+    _tuples = "pairs"  # what a list consists of, for error messages
+    _listing: str | None = None  # how to list all tuples, where reduction="none" takes a list only
+    _sums_over_anchors: bool = True  # whether the losses of parts of the batch against all of it add up
 
     def __init__(
         self,
@@ -66,10 +74,9 @@ class Head(nn.Module, ABC):
         self.tile_rows = None if tile_rows is None else as_int(caller, "tile_rows", tile_rows, minimum=1)
         self.check_finite = as_time(caller, check_finite)
 
-    @outside_graph
     def forward(
         self,
-        embeddings: Shaped[Tensor, "n d"],
+        embeddings: Shaped[Tensor, "n d"] | Pairwise,
         labels: Shaped[Tensor, "n *c"] | None = None,
         mined: Any = None,
         *,
@@ -78,16 +85,21 @@ class Head(nn.Module, ABC):
     ) -> Float[Tensor, "..."]:
         """The loss of the mined tuples, or of all.
 
-        A call stays outside the graph of `torch.compile`. It does not wait for an accelerator, where labels
-        are on the host and mined tuples come from a miner of this library, unchanged; other tuples that are
-        on the accelerator are read once, to check them.
+        Without mined tuples, ids and references, a head with a named distance and a usual relation is traced
+        into the graph of `torch.compile`, but for `Histogram`, `FastAP`, `MarginLoss` with ν or classes, and
+        `soft` or `swap` of large batches. With `check_finite="later"` it raises what was wrong when the graph
+        is run, on an accelerator at the next call. Any other call stays outside the graph.
+
+        It does not wait for an accelerator, where labels are on the host and mined tuples come from a miner
+        of this library, unchanged; other tuples that are on the accelerator are read once, to check them.
 
         With `reduction="none"` the loss can be differentiated twice, except that of `Circle`, whose weights
         are constants to the gradient. With any other reduction `create_graph=True` is refused.
 
         Args:
             embeddings: [n, d] floats of any precision; compared in float32, or in float64 if they are
-                float64, also under autocast.
+                float64, also under autocast. Or what `miner.pairwise(embeddings, labels, ids=, ref=)` gave,
+                in place of labels, ids and ref too: what the miner has checked and prepared is then shared.
             labels: [n] integers or bools, or [n, c] where `relation` takes that; may be None beside `mined`.
             mined: `Triplets` or `Pairs` of row numbers, or three or four int tensors [t] like them; None for
                 all tuples.
@@ -107,74 +119,108 @@ class Head(nn.Module, ABC):
                 `check_finite="later"`, of an earlier one; row numbers that do not exist; columns from
                 `gather` where the loss is no sum over anchors.
         """
-        caller = type(self).__name__
-        if isinstance(ref, GatheredReferences) and not self.sums_over_anchors:
+        plain = mined is None and labels is not None and ids is None and ref is None
+        if torch.compiler.is_compiling() and plain and self._is_traced(embeddings):
+            return traced_loss(self, embeddings, labels)  # type: ignore[arg-type]
+        return self._called(embeddings, labels, mined, ids, ref)
+
+    def _is_traced(self, embeddings: Any) -> bool:
+        """Whether `torch.compile` may trace a call without mined tuples, ids and references."""
+        floats = isinstance(embeddings, Tensor) and embeddings.ndim == 2 and embeddings.is_floating_point()
+        known = type(self)._traced_sum is not Head._traced_sum
+        return known and floats and is_traced(self._measured, self.relation, self.reduction)
+
+    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The sum of the losses of a tile of all rows, with a graph, and how many the mean is over."""
+        raise NotImplementedError
+
+    @outside_graph
+    def _called(self, embeddings: Any, labels: Any, mined: Any, ids: Any, ref: Any) -> Float[Tensor, "..."]:
+        caller, shared = type(self).__name__, None
+        if isinstance(embeddings, Pairwise):
+            beside_pairwise(caller, labels=labels, ids=ids, ref=ref)
+            relation = self.relation if mined is None else None
+            taken_by = embeddings.taken_by
+            shared = taken_by(caller, self.distance, relation, self.tile_rows, self._measured)
+            labels, ref = shared.given_labels, shared.ref
+        if isinstance(ref, GatheredReferences) and not self._sums_over_anchors:
             expected = "columns of one process, since this loss is no sum over anchors"
             hint = "call it on every rank with (ref.embeddings, ref.labels, ids=ref.ids) and no ref"
             raise refusal(caller, "ref", "columns from gather", expected, hint)
         if mined is not None:
-            return self.of_mined(embeddings, labels, mined, ref)
+            if shared is None:
+                inputs, checks = unchecked_features(embeddings, self._measured, ref)  # type: ignore[arg-type]
+            else:
+                inputs, checks = shared.inputs, shared.checks
+            self._look(checks)
+            return self._of_mined(inputs, labels, mined)
         if labels is None:
-            raise refusal(caller, "labels", None, f"labels, or mined {self.tuples}")
-        if self.listing and self.reduction == "none":
+            raise refusal(caller, "labels", None, f"labels, or mined {self._tuples}")
+        if self._listing and self.reduction == "none":
             raise refusal(
-                caller, "mined", None, f'mined {self.tuples} with reduction="none"', f"pass {self.listing}"
+                caller, "mined", None, f'mined {self._tuples} with reduction="none"', f"pass {self._listing}"
             )
         looks_now = is_now(self.check_finite, embeddings)
-        pairwise = Pairwise(
+        pairwise = shared or Pairwise(
             caller,
-            embeddings,
+            embeddings,  # type: ignore[arg-type]
             labels,
             ids=ids,
             ref=ref,
-            distance=self.measured,
+            distance=self._measured,
             relation=self.relation,
             tile_rows=self.tile_rows,
             check=looks_now,
         )
-        if not looks_now:
-            self.look(pairwise.checks)
-        return self.of_all(pairwise)
+        if shared is not None or not looks_now:
+            self._look(pairwise.checks)
+        return self._of_all(pairwise)
 
     @property
-    def measured(self) -> Distance:
+    def _measured(self) -> Distance:
         """The distance that is computed: `distance`, or that less a constant which cancels in the loss."""
         return self.distance
 
     @abstractmethod
-    def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
+    def _of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
         """The loss of rows against columns."""
 
     @abstractmethod
-    def of_mined(
-        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    def _of_mined(
+        self, inputs: tuple[Float[Tensor, "_ k"], ...], labels: Tensor | None, mined: Any
     ) -> Float[Tensor, "..."]:
-        """The loss of a list."""
+        """The loss of a list.
 
-    def look(self, checks: Sequence[FiniteCheck]) -> None:
-        """Look at embeddings when `check_finite` says."""
+        Args:
+            inputs: the features of the rows and of the columns, or one tensor that is both.
+            labels: of the rows, as they were given.
+            mined: as it was given.
+        """
+
+    def _look(self, checks: list[FiniteCheck]) -> None:
+        """Look at embeddings when `check_finite` says, and not once more if others share them."""
         check_at(self.check_finite, checks, type(self).__name__)
+        if self.check_finite != "never":
+            checks.clear()
 
-    def listed(
-        self, embeddings: Tensor, mined: Any, ref: References | None, kinds: tuple[int, ...] = (3, 4)
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Checked and prepared features, and the list as row numbers."""
-        inputs, checks = unchecked_features(embeddings, self.measured, ref)
-        self.look(checks)
-        return inputs, mined_rows(mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
+    def _listed(
+        self, inputs: tuple[Float[Tensor, "_ k"], ...], mined: Any, kinds: tuple[int, ...] = (3, 4)
+    ) -> tuple[Int[Tensor, " _"], ...]:
+        """A list as row numbers."""
+        return mined_rows(mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
 
-    def fits_one_graph(self, inputs: tuple[Tensor, ...], rows: tuple[Int[Tensor, " _"], ...]) -> bool:
+    def _fits_one_graph(self, inputs: tuple[Tensor, ...], rows: tuple[Int[Tensor, " _"], ...]) -> bool:
         """True if one autograd graph over the whole list is cheaper than accumulating it in chunks."""
         count = len(rows[0]) + (len(rows[-1]) if len(rows) == 4 else 0)
         most = budget(inputs[0].device).one_graph_numbers // max(1, inputs[0].shape[1])
         return self.tile_rows is None and 0 < count <= most
 
-    def chunks(
+    def _chunks(
         self, x: Float[Tensor, "n k"], y: Float[Tensor, "r k"], *rows: Int[Tensor, " t"], tables: bool = True
     ) -> Iterator[tuple[Int[Tensor, " c"], ...]]:
         """A list in chunks whose features are as many numbers as a tile has.
 
-        Chunks are longer where `listed_distances` would use a table for all of one. `tables` is False where
+        Chunks are longer where `_listed_distances` would use a table for all of one. `tables` is False where
         distances between other rows are needed too, for which a table may not serve.
         """
         height = tile_height(x.shape[1], x, self.tile_rows)
@@ -187,7 +233,7 @@ class Head(nn.Module, ABC):
             else:
                 yield from zip(*(index.split(height) for index in chunk), strict=True)
 
-    def listed_distances(
+    def _listed_distances(
         self,
         x: Float[Tensor, "n k"],
         y: Float[Tensor, "r k"],

@@ -15,14 +15,13 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from tercet.core.checks import as_int, refusal
-from tercet.core.indices import References
 from tercet.losses.base import Head, distinct, pairs_of
 from tercet.losses.rowwise import MinedPairs
 from tercet.pairwise.accumulate import tiled_mean, tiled_sum
 from tercet.pairwise.distances import negative_cosine
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
-from tercet.pairwise.torch_modes import widest_float, with_float64
+from tercet.pairwise.torch_modes import running_sums, widest_float, with_float64
 
 __all__ = ["FastAP", "Histogram"]
 
@@ -72,7 +71,7 @@ class Histogram(Head):
         Ustinova & Lempitsky, "Learning deep embeddings with histogram loss", 2016.
     """
 
-    sums_over_anchors = False
+    _sums_over_anchors = False
 
     def __init__(
         self,
@@ -85,7 +84,7 @@ class Histogram(Head):
         super().__init__(negative_cosine, relation, "mean", tile_rows, check_finite)
         self.bins = as_int("Histogram", "bins", bins, minimum=1, maximum=_MOST_BINS)
 
-    def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
+    def _of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""
         # Where (i, j) and (j, i) are one pair they double every count, which changes no share, and the
         # columns' part of the gradient is the rows' part once more.
@@ -97,19 +96,17 @@ class Histogram(Head):
 
         return self._loss(parts, pairwise.inputs, fold=2 if once else 1)
 
-    def of_mined(
-        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
-    ) -> Float[Tensor, ""]:
+    def _of_mined(self, inputs: tuple[Tensor, ...], labels: Tensor | None, mined: Any) -> Float[Tensor, ""]:
         """The loss of listed pairs."""
-        inputs, rows = self.listed(embeddings, mined, ref)
+        rows = self._listed(inputs, mined)
         if inputs[0].device.type != "cpu":
             return self._of_marks(MinedPairs(inputs, rows, self.distance, self.tile_rows))
-        pairs = [distinct(i, j, len(inputs[-1]), unordered=ref is None) for i, j in pairs_of(rows)]
+        pairs = [distinct(i, j, len(inputs[-1]), unordered=len(inputs) == 1) for i, j in pairs_of(rows)]
 
         def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for side, listed in enumerate(pairs, start=1):
-                for a, b in self.chunks(inputs[0], inputs[-1], *listed):
-                    (v,) = self.listed_distances(inputs[0], inputs[-1], a, b)
+                for a, b in self._chunks(inputs[0], inputs[-1], *listed):
+                    (v,) = self._listed_distances(inputs[0], inputs[-1], a, b)
                     yield v, torch.full_like(a, side)
 
         return self._loss(parts, inputs)
@@ -208,7 +205,7 @@ class FastAP(Head):
         super().__init__(negative_cosine, relation, "mean", tile_rows, check_finite)
         self.bins = as_int("FastAP", "bins", bins, minimum=1, maximum=_MOST_BINS)
 
-    def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
+    def _of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The mean loss over the rows that have a positive."""
         tallest = tile_height(3 * (self.bins + 1), pairwise.inputs[0], None)
         pairwise.tile_rows = min(pairwise.tile_rows, tallest)  # a row's histograms may be wider than the row
@@ -229,9 +226,7 @@ class FastAP(Head):
 
         return tiled_mean("FastAP", "mean", terms, *pairwise.inputs)
 
-    def of_mined(
-        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
-    ) -> Float[Tensor, ""]:
+    def _of_mined(self, inputs: tuple[Tensor, ...], labels: Tensor | None, mined: Any) -> Float[Tensor, ""]:
         """A refusal."""
         hint = "call it with embeddings and labels"
         raise refusal("FastAP", "mined", type(mined).__name__, "None: a row ranks all columns", hint)
@@ -248,7 +243,7 @@ def _overlap(counts: Float[Tensor, "3 nodes"]) -> tuple[Float[Tensor, ""], Float
     slopes[1, :-1] = negative[1:]
     slopes[2, :-1] = -positive[:-1]
     bins_a_unit = (len(positive) - 1) / 2  # 1/Δ
-    return (negative * positive.flip(0).cumsum(0).flip(0)).sum(), slopes / number * bins_a_unit
+    return (negative * running_sums(positive.flip(0), 0).flip(0)).sum(), slopes / number * bins_a_unit
 
 
 def _average_precision(
@@ -259,8 +254,8 @@ def _average_precision(
     share = share + (v - v.detach()) * (bins / 2)  # adds 0, and the gradient
     _, h_pos, h_neg = _soft_counts(cell, share, bins).unbind(1)  # [a, nodes]
     # Where H_j is 0 nothing is counted yet, and the term is 0.
-    until = (h_pos + h_neg).cumsum(1).clamp(min=torch.finfo(v.dtype).tiny)
-    return (h_pos * h_pos.cumsum(1) / until).sum(1) / (side == 1).sum(1).clamp(min=1)
+    until = running_sums(h_pos + h_neg, 1).clamp(min=torch.finfo(v.dtype).tiny)
+    return (h_pos * running_sums(h_pos, 1) / until).sum(1) / (side == 1).sum(1).clamp(min=1)
 
 
 def _sides(tile: Tile) -> Integer[Tensor, "a r"]:

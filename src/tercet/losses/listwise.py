@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
 from tercet.core.checks import as_float, promised, refusal
-from tercet.core.indices import References
 from tercet.losses.base import Head, reduced
 from tercet.losses.log_sums import log_sum
 from tercet.losses.rowwise import ListwiseHead
-from tercet.pairwise.accumulate import Masked, counted_losses
+from tercet.pairwise.accumulate import Masked, counted_losses, summed
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import Distance, dot
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
+from tercet.pairwise.torch_modes import has_fixed_shapes
 
 __all__ = ["InfoNCE", "NPair", "SupCon"]
 
@@ -80,11 +80,11 @@ class InfoNCE(ListwiseHead):
         super().__init__(distance, relation, reduction, tile_rows, check_finite)
         self.temperature = as_float("InfoNCE", "temperature", temperature, above=0)
 
-    def losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
+    def _losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
         """ℓ of each positive pair."""
         logits = tile.distance * (-1 / self.temperature)  # [a, r]
         negatives = log_sum(logits, tile.negative)
-        if self.reduction == "none" or logits.device.type == "cpu":
+        if self.reduction == "none" or not has_fixed_shapes(logits):
             row, column = true_places(tile.positive)
             return softplus(negatives[row] - logits[row, column])
         return Masked(softplus(negatives[:, None] - logits), tile.positive)
@@ -144,7 +144,7 @@ class SupCon(ListwiseHead):
         super().__init__(distance, relation, reduction, tile_rows, check_finite)
         self.temperature = as_float("SupCon", "temperature", temperature, above=0)
 
-    def losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
+    def _losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
         """ℓ of each anchor that has a positive."""
         logits = tile.distance * (-1 / self.temperature)  # [a, r]
         count = tile.positive.sum(1)
@@ -195,7 +195,7 @@ class NPair(Head):
         Sohn, "Improved deep metric learning with multi-class N-pair loss objective", 2016.
     """
 
-    sums_over_anchors = False
+    _sums_over_anchors = False
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class NPair(Head):
         super().__init__(dot, relation, reduction, tile_rows, check_finite)
         self.l2 = as_float("NPair", "l2", l2, minimum=0)
 
-    def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
+    def _of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
         """The loss of the first pair of each class."""
         classes = self._classes(pairwise.labels)
         if pairwise.own_column and promised(self.relation, "key_is_class", "key", "sides"):
@@ -234,14 +234,27 @@ class NPair(Head):
             images = pairwise.ids[anchor], pairwise.column_ids[positive]
         return self._of_pairs(pairwise.inputs, anchor, positive, images)
 
-    def of_mined(
-        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The sum over the classes that have a pair; each stands where its first row is in their order."""
+        ordered, order = self._classes(labels).sort(stable=True)
+        chosen, first, second = _begins_pair(ordered), order[:-1], order[1:]
+        logits = -tile.distance[first][:, second]
+        logits = logits.masked_fill(~chosen, torch.finfo(logits.dtype).min)
+        own = torch.arange(len(first), device=first.device)
+        loss = cross_entropy(logits, own, reduction="none")
+        if self.l2:
+            sizes = -tile.distance.diagonal()  # ‖x‖²
+            loss = loss + self.l2 / 2 * (sizes[first] + sizes[second])
+        return summed(Masked(loss, chosen), self.reduction)
+
+    def _of_mined(
+        self, inputs: tuple[Tensor, ...], labels: Tensor | None, mined: Any
     ) -> Float[Tensor, "..."]:
         """The loss of the first listed pair of each class."""
         if labels is None:
             expected = "labels, beside mined pairs too, since one pair of each class is taken"
             raise refusal("NPair", "labels", None, expected)
-        inputs, (anchor, positive, *_) = self.listed(embeddings, mined, ref)
+        anchor, positive, *_ = self._listed(inputs, mined)
         labels = self.relation.check("NPair", "labels", labels, len(inputs[0]), anchor.device)
         classes = self._classes(labels)[anchor]
         if classes.device.type != "cpu" and self.reduction != "none":
@@ -323,7 +336,7 @@ def _first_of_each_at_most(
 
     Example:
         >>> _first_of_each_at_most(torch.tensor([5, 5, 3]), 4)
-        (tensor([2, 0, 0]), tensor([ True,  True, False]))
+        (tensor([2, 0, 2]), tensor([ True,  True, False]))
     """
     values, order = values.sort(stable=True)
     new = torch.ones_like(values, dtype=torch.bool)

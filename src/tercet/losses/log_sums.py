@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tercet.pairwise.masked import kept_where
+from tercet.pairwise.torch_modes import has_fixed_shapes
 
 __all__ = ["log_sum"]
 
@@ -20,7 +21,7 @@ def log_sum(logits: Float[Tensor, "a r"], mask: Bool[Tensor, "a r"], dim: int = 
         >>> log_sum(torch.tensor([[0.0, 5.0, 0.0]]), torch.tensor([[True, False, True]]))  # log 2
         tensor([0.6931])
     """
-    if logits.device.type == "cpu" and dim == 1 and logits.numel():
+    if not has_fixed_shapes(logits) and dim == 1 and logits.numel():
         return _LogSum.apply(logits, mask)  # type: ignore[return-value]
     # Not −∞: logsumexp of −∞ alone has the derivative NaN.
     return torch.logsumexp(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=dim)

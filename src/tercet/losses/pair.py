@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tercet.core.checks import as_float, as_int, refusal
-from tercet.core.indices import References
 from tercet.losses.base import Head, distinct, pairs_of, reduced
 from tercet.losses.rowwise import MinedPairs
 from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
+from tercet.pairwise.accumulate import Masked, summed
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.euclidean import gather_rows
 from tercet.pairwise.inputs import allocated, clamped_classes
@@ -72,7 +72,7 @@ class Contrastive(Head):
         Hadsell, Chopra & LeCun, "Dimensionality reduction by learning an invariant mapping", 2006.
     """
 
-    listing = "Pairs of the rows to compare"
+    _listing = "Pairs of the rows to compare"
 
     def __init__(
         self,
@@ -89,18 +89,18 @@ class Contrastive(Head):
         self.margin = as_float("Contrastive", "margin", margin)
         self.pos_margin = as_float("Contrastive", "pos_margin", pos_margin)
 
-    def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
+    def _of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""
         symmetric = pairwise.is_symmetric
         return loss_from_pair_gradients(
             "Contrastive", pairwise, self.reduction, self._loss_of, symmetric=symmetric
         )
 
-    def of_mined(
-        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    def _of_mined(
+        self, inputs: tuple[Tensor, ...], labels: Tensor | None, mined: Any
     ) -> Float[Tensor, "..."]:
         """The loss of listed pairs."""
-        inputs, rows = self.listed(embeddings, mined, ref)
+        rows = self._listed(inputs, mined)
         pairs = pairs_of(rows)
         if len(rows) == 3 and self._fits_marks(inputs, mined):
             # Marks in a table are distinct, and an accelerator is not read to count them.
@@ -111,13 +111,18 @@ class Contrastive(Head):
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for side, loss in zip(pairs, (self._apart, self._inside), strict=True):
-                for i, j in self.chunks(inputs[0], inputs[-1], *side):
-                    yield loss(*self.listed_distances(inputs[0], inputs[-1], i, j))
+                for i, j in self._chunks(inputs[0], inputs[-1], *side):
+                    yield loss(*self._listed_distances(inputs[0], inputs[-1], i, j))
 
         listed = tuple(column for side in pairs for column in side)
         return reduced(
-            "Contrastive", self.reduction, losses, *inputs, one_graph=self.fits_one_graph(inputs, listed)
+            "Contrastive", self.reduction, losses, *inputs, one_graph=self._fits_one_graph(inputs, listed)
         )
+
+    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The sum over all pairs."""
+        losses = torch.where(tile.positive, self._apart(tile.distance), self._inside(tile.distance))
+        return summed(Masked(losses, tile.positive | tile.negative), self.reduction)
 
     def _loss_of(self, tile: Tile, wanted: bool) -> TileLoss:
         """All pairs of a tile. Each loss is a square, so its derivative is twice what is squared."""
@@ -141,10 +146,10 @@ class Contrastive(Head):
         known = is_remembered(mined, len(inputs[0]), len(inputs[-1]))
         return known and inputs[0].device.type != "cpu" and self.reduction != "none"
 
-    def _apart(self, d_ap: Float[Tensor, " u"]) -> Float[Tensor, " u"]:
+    def _apart(self, d_ap: Float[Tensor, "*u"]) -> Float[Tensor, "*u"]:
         return torch.relu(d_ap - self.pos_margin).square()
 
-    def _inside(self, d_an: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+    def _inside(self, d_an: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
         return torch.relu(self.margin - d_an).square()
 
 
@@ -202,7 +207,7 @@ class MarginLoss(Head):
         Wu, Manmatha, Smola & Krähenbühl, "Sampling matters in deep embedding learning", 2017.
     """
 
-    listing = "Pairs of the rows to compare"
+    _listing = "Pairs of the rows to compare"
 
     def __init__(
         self,
@@ -229,11 +234,11 @@ class MarginLoss(Head):
             self.beta = nn.Parameter(torch.full(shape, as_float(caller, "beta", beta)))
 
     @property
-    def sums_over_anchors(self) -> bool:  # type: ignore[override]
+    def _sums_over_anchors(self) -> bool:  # type: ignore[override]
         """False where ν pulls at a sum: each rank would pull once more."""
         return not (self.nu and self.reduction == "sum")
 
-    def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
+    def _of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""
         bounds = self._bounds(pairwise.labels, pairwise.inputs[0])
         by_bound = torch.zeros_like(bounds)
@@ -263,11 +268,11 @@ class MarginLoss(Head):
         loss = loss_from_pair_gradients("MarginLoss", pairwise, self.reduction, loss_of, symmetric, extra)
         return self._pulled(loss, bounds)
 
-    def of_mined(
-        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    def _of_mined(
+        self, inputs: tuple[Tensor, ...], labels: Tensor | None, mined: Any
     ) -> Float[Tensor, "..."]:
         """The loss of listed pairs."""
-        inputs, rows = self.listed(embeddings, mined, ref)
+        rows = self._listed(inputs, mined)
         if self.beta.ndim:
             if labels is None:
                 expected = "labels, beside mined pairs too, since β is one a class"
@@ -276,16 +281,26 @@ class MarginLoss(Head):
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for pairs, sign in zip(pairs_of(rows), (1, -1), strict=True):
-                for i, j in self.chunks(inputs[0], inputs[-2], *pairs):
-                    (d,) = self.listed_distances(inputs[0], inputs[-2], i, j)
+                for i, j in self._chunks(inputs[0], inputs[-2], *pairs):
+                    (d,) = self._listed_distances(inputs[0], inputs[-2], i, j)
                     beyond = d - gather_rows(inputs[-1], i)
                     yield torch.relu(self.margin + sign * beyond)
 
         bounds = self._bounds(labels, inputs[0])
-        whole = self.fits_one_graph(inputs, rows)
+        whole = self._fits_one_graph(inputs, rows)
         return self._pulled(
             reduced("MarginLoss", self.reduction, losses, *inputs, bounds, one_graph=whole), bounds
         )
+
+    def _is_traced(self, embeddings: Any) -> bool:
+        # The checks of class numbers, and ν, stand outside a graph.
+        return self.beta.ndim == 0 and not self.nu and super()._is_traced(embeddings)
+
+    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The sum over all pairs."""
+        beyond = tile.distance - self.beta.to(tile.distance)
+        losses = torch.relu(self.margin + torch.where(tile.positive, beyond, -beyond))
+        return summed(Masked(losses, tile.positive | tile.negative), self.reduction)
 
     def extra_repr(self) -> str:
         """The options, for `print`."""

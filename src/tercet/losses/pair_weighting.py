@@ -68,7 +68,7 @@ class LiftedStructure(ListwiseHead):
         2016.
     """
 
-    sums_over_anchors = False
+    _sums_over_anchors = False
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class LiftedStructure(ListwiseHead):
         super().__init__(distance, relation, reduction, tile_rows, check_finite)
         self.margin = as_float("LiftedStructure", "margin", margin)
 
-    def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
+    def _loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns, in three passes over the tiles: sums, pairs, gradients.
 
         Each J_ij depends on the sum over the negatives of i and on that of j. The derivative of the loss by
@@ -148,6 +148,12 @@ class LiftedStructure(ListwiseHead):
             by_row, by_column = by_row + by_column, None
         weights = self._weights(tile, rows, columns, by_row, by_column, excess)
         return TileLoss(value, count, weights)
+
+    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The sum over all positive pairs."""
+        sums = log_sum(self.margin - tile.distance, tile.negative)
+        excess = torch.relu(torch.logaddexp(sums[:, None], sums) + tile.distance)
+        return summed(Masked(excess.square() / 2, tile.positive), self.reduction)
 
     def _log_sums(
         self, tiles: Iterable[Tile], inputs: Sequence[Tensor]
@@ -258,7 +264,7 @@ class MultiSimilarity(ListwiseHead):
         self.beta = as_float("MultiSimilarity", "beta", beta, above=0)
         self.base = as_float("MultiSimilarity", "base", base)
 
-    def losses_of(self, tile: Tile) -> Float[Tensor, " a"]:
+    def _losses_of(self, tile: Tile) -> Float[Tensor, " a"]:
         """ℓ of each row."""
         above = -self.base - tile.distance  # [a, r], s − λ
         positive = softplus(log_sum(-self.alpha * above, tile.positive)) / self.alpha
@@ -319,7 +325,7 @@ class Circle(ListwiseHead):
         self.m = as_float("Circle", "m", m)
         self.gamma = as_float("Circle", "gamma", gamma, above=0)
 
-    def losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
+    def _losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
         """ℓ of each anchor that has a positive and a negative."""
         s = -tile.distance  # [a, r]
         positive = self.gamma * torch.relu(1 + self.m - s).detach() * (1 - self.m - s)

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 from tercet.core.checks import as_bool, as_float, as_int, as_seed, refusal
 from tercet.core.indices import References
 from tercet.core.randomness import derive_key
+from tercet.losses.traced import checked, finite
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import cosine
 from tercet.pairwise.euclidean import distances_within
@@ -85,7 +86,6 @@ class ProxyHead(nn.Module, ABC):
     ) -> Float[Tensor, ""]:
         """The loss of one or more unit vectors against unit proxies."""
 
-    @outside_graph
     def forward(
         self,
         embeddings: Shaped[Tensor, "n d"],
@@ -97,7 +97,8 @@ class ProxyHead(nn.Module, ABC):
     ) -> Float[Tensor, ""]:
         """The loss of the batch.
 
-        A call stays outside the graph of `torch.compile`. It waits for an accelerator with
+        `torch.compile` traces the call into its graph, where what is wrong with embeddings and class numbers
+        is raised when the graph is run. It waits for an accelerator with
         `check_finite="now"` alone. The loss can be differentiated twice.
 
         Args:
@@ -116,6 +117,35 @@ class ProxyHead(nn.Module, ABC):
                 or references, NaN or infinite embeddings, or those of another dimension or device than the
                 proxies.
         """
+        plain = mined is None and ref is None and ids is None and isinstance(labels, Tensor)
+        if torch.compiler.is_compiling() and plain and labels.ndim == 1 and self._is_traced(embeddings):  # type: ignore[union-attr]
+            return self._traced(embeddings, labels)  # type: ignore[arg-type]
+        return self._called(embeddings, labels, mined, ids, ref)
+
+    def _is_traced(self, embeddings: Any) -> bool:
+        """Whether `torch.compile` may trace the call."""
+        floats = isinstance(embeddings, Tensor) and embeddings.ndim == 2 and embeddings.is_floating_point()
+        return floats and embeddings.shape[1] == self.dim and len(embeddings) > 0
+
+    def _traced(self, embeddings: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+        """The loss, in a graph that is traced."""
+        caller, time = type(self).__name__, self.check_finite
+        with torch.autocast(embeddings.device.type, enabled=False):
+            x = cosine.prepare(embeddings)
+            there = whole_numbers(caller, "labels", labels, len(x), x.device)
+            within = there.clamp(0, self.num_classes - 1)
+            loss = self._loss(x, cosine.prepare(self.proxies.to(x.dtype)), within)
+        loss = finite(loss, x, caller, time)
+        holds, (expected, hint) = (within == there).all(), self._class_numbers()
+        return checked(loss, holds, time, caller, "labels", "others", expected, hint)
+
+    def _class_numbers(self) -> tuple[str, str]:
+        """What is expected of labels, and a hint."""
+        expected = f"class numbers from 0 to {self.num_classes - 1}, as num_classes says"
+        return expected, "torch.unique(all_labels, return_inverse=True) numbers classes"
+
+    @outside_graph
+    def _called(self, embeddings: Any, labels: Any, mined: Any, ids: Any, ref: Any) -> Float[Tensor, ""]:
         caller = type(self).__name__
         for argument, value in (("mined", mined), ("ref", ref)):
             if value is not None:
@@ -154,8 +184,7 @@ class ProxyHead(nn.Module, ABC):
         """
         caller = type(self).__name__
         here = labels.long() if labels.device.type == "cpu" else there
-        expected = f"class numbers from 0 to {self.num_classes - 1}, as num_classes says"
-        hint = "torch.unique(all_labels, return_inverse=True) numbers classes"
+        expected, hint = self._class_numbers()
         if here.device.type != "cpu" and self.check_finite != "now":
             error = refusal(caller, "labels", "those of an earlier call", expected, hint)
             return clamped_classes(there, self.num_classes, self.check_finite, error)

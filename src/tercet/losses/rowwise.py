@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tercet.core.indices import References
 from tercet.losses.base import Head, pairs_of, reduced
 from tercet.losses.tile_gradients import differentiated, loss_from_pair_gradients
-from tercet.pairwise.accumulate import Masked
+from tercet.pairwise.accumulate import Masked, summed
 from tercet.pairwise.distances import Distance, cosine, negative_cosine
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 
@@ -24,35 +23,39 @@ __all__ = ["ListwiseHead", "MinedPairs"]
 class ListwiseHead(Head):
     """A head whose losses of an anchor depend on its row alone; from a list each distinct pair counts once.
 
-    A head adds its options and `losses_of(tile)`, the losses of a tile that the mean is over. The memory is
+    A head adds its options and `_losses_of(tile)`, the losses of a tile that the mean is over. The memory is
     that of a few tiles, never positives × negatives.
 
     A constant added to every distance cancels in each of these losses. So `cosine`, 1 − s, is computed as −s
     (`negative_cosine`), which is a product.
     """
 
-    losses_of: Callable[[Tile], Tensor | Masked]
+    _losses_of: Callable[[Tile], Tensor | Masked]
 
     @property
-    def measured(self) -> Distance:
+    def _measured(self) -> Distance:
         """`negative_cosine` for `cosine`."""
         return negative_cosine if self.distance == cosine else self.distance
 
-    def of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
+    def _of_all(self, pairwise: Pairwise) -> Float[Tensor, "..."]:
         """The loss of rows against columns."""
-        return self.loss_of(pairwise)
+        return self._loss_of(pairwise)
 
-    def of_mined(
-        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The sum of `_losses_of` the tile."""
+        return summed(self._losses_of(tile), self.reduction)
+
+    def _of_mined(
+        self, inputs: tuple[Tensor, ...], labels: Tensor | None, mined: Any
     ) -> Float[Tensor, "..."]:
         """The loss of the pairs of a list."""
-        return self.loss_of(MinedPairs(*self.listed(embeddings, mined, ref), self.measured, self.tile_rows))
+        return self._loss_of(MinedPairs(inputs, self._listed(inputs, mined), self._measured, self.tile_rows))
 
-    def loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
+    def _loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns, whose positives come from labels or from a list."""
         caller = type(self).__name__
         if self.reduction != "none":
-            loss_of = partial(differentiated, self.losses_of, self.reduction)
+            loss_of = partial(differentiated, self._losses_of, self.reduction)
             return loss_from_pair_gradients(caller, compared, self.reduction, loss_of)
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
@@ -61,7 +64,7 @@ class ListwiseHead(Head):
                 d = compared.distance.tile(inputs[0], inputs[-1])  # [n, 0]
                 tiles = [Tile(0, d, *compared.sides(slice(0, len(d))))]
             for tile in tiles:
-                part = self.losses_of(tile)
+                part = self._losses_of(tile)
                 assert isinstance(part, Tensor)  # one by one they are chosen, not masked
                 yield part
 

@@ -14,16 +14,15 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from tercet.core.checks import as_bool, as_float, as_int, refusal
-from tercet.core.indices import References
 from tercet.losses.base import Head, reduced
 from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
-from tercet.pairwise.accumulate import summed, tiled_mean
+from tercet.pairwise.accumulate import Masked, summed, tiled_mean
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import kept_where, true_places
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import PairTile, Pairwise, Tile
-from tercet.pairwise.torch_modes import widest_float, with_float64
+from tercet.pairwise.torch_modes import has_fixed_shapes, running_sums, widest_float, with_float64
 
 __all__ = ["TripletMargin"]
 
@@ -84,8 +83,8 @@ class TripletMargin(Head):
         descriptors with triplets and shallow convolutional neural networks", 2016 (swap).
     """
 
-    tuples = "triplets"
-    listing = "BatchAll()(embeddings, labels) to list every one"
+    _tuples = "triplets"
+    _listing = "BatchAll()(embeddings, labels) to list every one"
 
     def __init__(
         self,
@@ -112,7 +111,7 @@ class TripletMargin(Head):
         )
         self.power = as_int(caller, "power", power, minimum=1, maximum=2)
 
-    def of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
+    def _of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all triplets."""
         most = pairwise.most_positives
         if not self.swap:
@@ -197,24 +196,24 @@ class TripletMargin(Head):
 
         return tiled_mean("TripletMargin", self.reduction, terms, *pairwise.inputs)
 
-    def of_mined(
-        self, embeddings: Tensor, labels: Tensor | None, mined: Any, ref: References | None
+    def _of_mined(
+        self, inputs: tuple[Tensor, ...], labels: Tensor | None, mined: Any
     ) -> Float[Tensor, "..."]:
         """The loss of listed triplets."""
-        inputs, rows = self.listed(embeddings, mined, ref, kinds=(3,))
+        rows = self._listed(inputs, mined, kinds=(3,))
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
-            for a, p, n in self.chunks(inputs[0], inputs[-1], *rows, tables=not self.swap):
+            for a, p, n in self._chunks(inputs[0], inputs[-1], *rows, tables=not self.swap):
                 yield self._losses(inputs[0], inputs[-1], a, p, n)
 
         return reduced(
-            "TripletMargin", self.reduction, losses, *inputs, one_graph=self.fits_one_graph(inputs, rows)
+            "TripletMargin", self.reduction, losses, *inputs, one_graph=self._fits_one_graph(inputs, rows)
         )
 
     def _losses(self, x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
-        d_ap, d_an = self.listed_distances(x, y, a, p, n)
+        d_ap, d_an = self._listed_distances(x, y, a, p, n)
         if self.swap:
-            d_an = torch.minimum(d_an, *self.listed_distances(y, y, p, n))
+            d_an = torch.minimum(d_an, *self._listed_distances(y, y, p, n))
         return self._loss(d_ap, d_an)
 
     def _losses_of_pairs(self, pairs: PairTile, y: Tensor) -> Float[Tensor, "c r"]:
@@ -238,14 +237,18 @@ class TripletMargin(Head):
         positives = tile.positive.sum(1)
         if most is None:
             # The hinge sorts every column of an accelerator sooner than it waits for their number.
-            read = self.soft or positives.device.type == "cpu"
+            read = self.soft or not has_fixed_shapes(positives)
             most = int(positives.max()) if read else tile.positive.shape[1]
         t, p = self._thresholds(tile, most)
         if tile.error is not None and not self.soft:  # which triplets are active is decided as by a miner
             tile.resolve(_ambiguous(t, p, tile))
             t, p = self._thresholds(tile, most)
-        d_an = kept_where(tile.negative, tile.distance)  # [a, r]
-        if self.soft or most <= budget(d_an.device).positive_passes:
+        if torch.compiler.is_compiling():
+            d_an, few = tile.distance.masked_fill(~tile.negative, math.inf), False
+        else:
+            d_an = kept_where(tile.negative, tile.distance)  # [a, r]
+            few = most <= budget(d_an.device).positive_passes
+        if self.soft or few:
             value, active, by_positive, by_negative = self._by_positive(t, d_an)
         else:
             value, active, by_positive, by_negative = with_float64(_by_bucket, t, d_an, self.power)
@@ -258,7 +261,7 @@ class TripletMargin(Head):
         A missing positive stands at −∞, a missing negative at ∞: their triplets have no loss and no gradient.
         """
         d, width = tile.distance, tile.positive.shape[1]
-        if d.device.type != "cpu" or most * budget(d.device).dense_share > width:
+        if has_fixed_shapes(d) or most * budget(d.device).dense_share > width:
             t, p = d.masked_fill(~tile.positive, -math.inf).topk(most, dim=1)
             return t.add_(self.margin), p
         i, j = true_places(tile.positive)  # few: their places take less time than a pass over the table
@@ -268,6 +271,24 @@ class TripletMargin(Head):
         t[i, at], p[i, at] = d[i, j], j
         t, order = t.sort(1, descending=True)
         return t.add_(self.margin), p.gather(1, order)
+
+    def _is_traced(self, embeddings: Any) -> bool:
+        # Of the soft margin and of `swap` each triplet is a number inside a graph.
+        known = super()._is_traced(embeddings)
+        cube = len(embeddings) ** 3 if self.soft or self.swap else 0
+        return known and cube <= budget(embeddings.device).traced_numbers
+
+    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The sum over all triplets, and how many the mean is over."""
+        d = tile.distance
+        if not (self.soft or self.swap):
+            loss = self._loss_of_all(None, tile._replace(distance=d.detach().clone()), True)
+            assert loss.pair_gradients is not None  # they were asked for
+            by_distance = (loss.pair_gradients * (d - d.detach())).sum()  # 0 to the loss
+            return loss.value + by_distance, loss.count
+        d_an = torch.minimum(d[:, None], d) if self.swap else d[:, None]  # [a, p, n] or [a, 1, n]
+        triplets = tile.positive[:, :, None] & tile.negative[:, None]
+        return summed(Masked(self._loss(d[:, :, None], d_an), triplets), self.reduction)
 
     def _pulled(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """ℓ(z) and its derivative, both above 0 where z is large; z is written over."""
@@ -334,7 +355,7 @@ def _by_bucket(t: Float[Tensor, "a q"], d: Float[Tensor, "a r"], power: int) -> 
     def below(v: Tensor) -> Tensor:
         """For each threshold, the sum of v over the negatives nearer than it."""
         sums = torch.zeros(len(v), q + 1, dtype=v.dtype, device=v.device)
-        return sums.scatter_add_(1, bucket, v).cumsum(1)[:, :q]  # [a, q]
+        return running_sums(sums.scatter_add_(1, bucket, v), 1)[:, :q]  # [a, q]
 
     k, s1 = below(torch.ones_like(d64)), below(d64)
     t.masked_fill_(k == 0, 0.0)
@@ -343,7 +364,8 @@ def _by_bucket(t: Float[Tensor, "a q"], d: Float[Tensor, "a r"], power: int) -> 
     if power == 1:
         value, by_positive, by_negative = excess, k, -beyond
     else:
-        sums = torch.cat([t, torch.zeros_like(t[:, :1])], dim=1).flip(1).cumsum(1).flip(1)  # [a, q + 1]
+        falling = torch.cat([t, torch.zeros_like(t[:, :1])], dim=1).flip(1)
+        sums = running_sums(falling, 1).flip(1)  # [a, q + 1]
         value = t * (excess - s1) + below(d64 * d64)
         by_positive, by_negative = 2 * excess, -2 * (sums.gather(1, bucket) - beyond * d64)
     by_positive = by_positive.flip(1).to(d.dtype)

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from tercet.core.checks import as_float, as_int, as_seed
+from tercet.core.checks import as_float, as_int, as_seed, refusal
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.miners.collected import mined
 from tercet.miners.draws import batch_key, drawn_places
 from tercet.pairwise.distances import Distance, as_distance
+from tercet.pairwise.inputs import beside_pairwise, check_finite
 from tercet.pairwise.mined import remember
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
 from tercet.pairwise.tiles import Pairwise
@@ -83,11 +84,49 @@ class Miner:
             object.__setattr__(self, name, value)
 
     @outside_graph
-    @torch.no_grad()
-    def __call__(
+    def pairwise(
         self,
         embeddings: Shaped[Tensor, "n d"],
         labels: Shaped[Tensor, "n *c"],
+        *,
+        ids: Shaped[Tensor, " n"] | None = None,
+        ref: References | None = None,
+    ) -> Pairwise:
+        """One look at a batch, which this miner and heads with the same distance share.
+
+        Embeddings are checked and prepared once (for `"cosine"` divided by their lengths), and so are labels
+        and ids, instead of once in the miner and once in each head. On an accelerator one check is made.
+
+        Args:
+            embeddings: [n, d] floats of any precision, with the graph that a head's gradient goes through.
+            labels: [n] integers or bools, or what `relation` takes.
+            ids: [n] integers, which image each row is; None where every row is another image.
+            ref: `References`, the columns; None for the batch itself.
+
+        Returns:
+            What `miner(pairwise)` and `head(pairwise, mined=…)` take in place of embeddings, labels, ids and
+            references. Results are those of passing them. Another distance or relation is refused, and so are
+            embeddings that were changed in between.
+
+        Raises:
+            ValueError: shapes, kinds or devices that do not fit together, or embeddings that are not finite.
+
+        Example:
+            >>> from tercet import BatchHard, TripletMargin
+            >>> miner, head = BatchHard(), TripletMargin(margin=1.0)
+            >>> x = torch.tensor([[0.0], [1.0], [1.5], [9.0]], requires_grad=True)
+            >>> pairwise = miner.pairwise(x, torch.tensor([0, 0, 1, 1]))
+            >>> head(pairwise, mined=miner(pairwise)).item()
+            2.625
+        """
+        return self._pairwise(embeddings, labels, ids, ref)
+
+    @outside_graph
+    @torch.no_grad()
+    def __call__(
+        self,
+        embeddings: Shaped[Tensor, "n d"] | Pairwise,
+        labels: Shaped[Tensor, "n *c"] | None = None,
         *,
         ids: Shaped[Tensor, " n"] | None = None,
         ref: References | None = None,
@@ -96,7 +135,8 @@ class Miner:
         """The mined tuples, by anchor. They are found without a graph: no gradient flows through a miner.
 
         Args:
-            embeddings: [n, d] floats of any precision; they are compared in float32 or float64.
+            embeddings: [n, d] floats of any precision; they are compared in float32 or float64. Or what
+                `pairwise` gave, in place of the next three arguments too.
             labels: [n] integers or bools, or what `relation` takes.
             ids: [n] integers, which image each row is; equal ids are one image, which is never paired with
                 itself. None where every row is another image.
@@ -113,10 +153,22 @@ class Miner:
             ValueError: shapes, kinds or devices that do not fit together, or embeddings that are not finite.
                 Where a call does not wait, those are refused by the next call on that device, by name.
         """
-        pairwise = self._pairwise(embeddings, labels, ids, ref)
-        step = as_int(type(self).__name__, "step", step)
+        caller = type(self).__name__
+        if isinstance(embeddings, Pairwise):
+            beside_pairwise(caller, labels=labels, ids=ids, ref=ref)
+            options: Any = self.distance, self.relation, self.tile_rows
+            pairwise = embeddings.taken_by(caller, *options)
+        elif labels is None:
+            raise refusal(caller, "labels", None, "labels")
+        else:
+            pairwise = self._pairwise(embeddings, labels, ids, ref)
+        step = as_int(caller, "step", step)
+        own = type(self).select.__module__.startswith("tercet.miners.")
+        if not own and pairwise.labels.device.type != "cpu":
+            check_finite(pairwise.checks)  # a rule of one's own does not look
         found = self.select(pairwise, step)
-        if type(self).select.__module__.startswith("tercet.miners."):  # a rule of one's own may be wrong
+        pairwise.checks.clear()  # of all who share it
+        if own:  # a rule of one's own may be wrong
             remember(found, len(pairwise.inputs[0]), len(pairwise.inputs[-1]))
         return found
 

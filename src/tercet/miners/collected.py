@@ -186,7 +186,9 @@ def mined(
         check_finite_later(pairwise.checks, pairwise.caller)
         return _taken(first, []), True
     raise_late(pairwise.labels.device)
-    counts, (finite, *left) = _read(first, [all_hold(pairwise.checks), *search.doubts()])
+    counts, (finite, *left) = _read(
+        first, [all_hold(pairwise.checks, pairwise.labels.device), *search.doubts()]
+    )
     if not finite:
         check_finite(pairwise.checks)
     ambiguous, pairs = (*left, 0, 0)[:2]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.core.checks import refusal
-from tercet.pairwise.torch_modes import full_precision, widest_float
+from tercet.pairwise.torch_modes import full_precision, has_fixed_shapes, widest_float
 
 __all__ = [
     "REDUCTIONS",
@@ -80,7 +80,7 @@ def counted_losses(
         >>> counted_losses(torch.tensor([1.0, 2.0]), torch.tensor([False, True]), "mean")
         tensor([2.])
     """
-    chosen = reduction == "none" or losses.device.type == "cpu"
+    chosen = reduction == "none" or not has_fixed_shapes(losses)
     return losses[counts] if chosen else Masked(losses, counts)
 
 

@@ -137,6 +137,10 @@ class Budget:
     swap_triplets: int
     """Triplets of one tile of all triplets with `swap`; their graph takes a dozen times as much memory."""
 
+    traced_numbers: int
+    """Triplets [n, n, n] up to which `torch.compile` traces the soft margin and `swap` of all of them; larger
+    batches stay outside its graph. CPU: N = 128. Accelerator: N = 322, 128 MiB of float32."""
+
     positive_passes: int
     """Up to so many positives an anchor, the hinge takes one pass over the negatives for each positive; more
     positives are searched in sorted order, which costs about as much as so many passes."""
@@ -189,6 +193,7 @@ _CPU = Budget(
     table_share=8,
     table_tuples=2**15,
     swap_triplets=2**16,
+    traced_numbers=2**21,
     positive_passes=32,
     collected_tuples=2**16,
     mark_bytes=64,
@@ -219,6 +224,7 @@ def accelerator(free_bytes: int) -> Budget:
         gathered_keys=2**24,
         summed_numbers=2**22,
         difference_numbers=2**25,
+        traced_numbers=2**25,
         one_graph_numbers=2**24,
         table_tuples=2**22,
         head_tile_numbers=_UNLIMITED,

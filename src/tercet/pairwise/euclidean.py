@@ -27,7 +27,7 @@ from torch import Tensor
 from tercet.pairwise.budget import budget
 from tercet.pairwise.differences import by_differences, chunks, listed_squares, squares_by_differences
 from tercet.pairwise.masked import true_places
-from tercet.pairwise.torch_modes import full_precision, roundoff, with_float64
+from tercet.pairwise.torch_modes import full_precision, has_fixed_shapes, roundoff, with_float64
 
 __all__ = [
     "CentredRows",
@@ -255,7 +255,7 @@ def centre_of(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]) -> Float[Tensor,
     if not y.numel():
         return y.new_zeros(y.shape[1])
     centre, bits = y.mean(0), _exact_bits(y.shape[1], y.dtype)
-    if y.device.type == "cpu":  # one number off the grid is enough, and the first nearly always is
+    if not has_fixed_shapes(y):  # one number off the grid is enough, and the first nearly always is
         value, about = float(y.numpy()[0, 0]), float(centre.numpy()[0])
         grain = math.ldexp(1.0, math.frexp(value - about)[1] - bits)  # the grain of all numbers is no finer
         if value != about and (not grain or value % grain):
@@ -267,7 +267,6 @@ def centre_of(x: Float[Tensor, "n k"], y: Float[Tensor, "r k"]) -> Float[Tensor,
     return torch.where(on_grid, (centre / grain).round() * grain, centre)
 
 
-@functools.cache
 def _exact_bits(k: int, dtype: torch.dtype) -> int:
     """How many bits numbers on a grid may have, and one more, so that 3·k squares of them add up exactly."""
     digits = 53 if dtype == torch.float64 else 24

@@ -27,18 +27,22 @@ __all__ = [
     "allocated",
     "answer_later",
     "as_time",
+    "beside_pairwise",
     "check_at",
     "check_finite",
     "check_finite_later",
     "clamped_classes",
     "device_of",
     "features",
+    "finite_limit",
     "is_now",
     "lack_of_data",
     "prepared",
     "raise_late",
     "tensor_of",
     "unchecked_features",
+    "versions_of",
+    "what_is_finite",
 ]
 
 
@@ -147,19 +151,21 @@ class FiniteCheck(NamedTuple):
         bad = ~functools.reduce(torch.logical_and, [(v.abs() <= self.limit).all(1) for v in self._given])
         rows = bad.nonzero()[:, 0].tolist()
         shown = f"{len(rows)} of {len(bad)} rows, the first is row {rows[0]}"
-        return Refusal(self.argument, shown, *_finite(self.limit))
+        return Refusal(self.argument, shown, *what_is_finite(self.limit))
 
 
-def _finite(limit: float) -> tuple[str, str]:
+def what_is_finite(limit: float) -> tuple[str, str]:
     """What is expected of embeddings, and where to look if they are not so."""
     expected = f"finite embeddings, none larger than {limit:.1g}"
     return expected, "look for NaN or infinite values in what the model gives"
 
 
-def all_hold(checks: Sequence[FiniteCheck]) -> Bool[Tensor, ""]:
-    """Whether all checks hold, on their device; true on the host where there are none."""
+def all_hold(checks: Sequence[FiniteCheck], device: torch.device | None = None) -> Bool[Tensor, ""]:
+    """Whether all checks hold, on their device; true where there are none, on `device` or the host."""
     answers = [check.holds() for check in checks]
-    return answers[0] if len(answers) == 1 else torch.stack(answers).all() if answers else torch.tensor(True)
+    if not answers:
+        return torch.ones((), dtype=torch.bool, device=device)
+    return answers[0] if len(answers) == 1 else torch.stack(answers).all()
 
 
 def check_finite(checks: Sequence[FiniteCheck]) -> None:
@@ -252,7 +258,7 @@ def check_finite_later(checks: Sequence[FiniteCheck], caller: str) -> None:
     if checks:
         raise_late(checks[0].features.device)
     for check in checks:
-        expected, hint = _finite(check.limit)
+        expected, hint = what_is_finite(check.limit)
         hint += "; the call that raises this was not run"
         error = refusal(caller, check.argument, "those of an earlier call", expected, hint)
         answer_later(check.holds(), error)
@@ -383,8 +389,46 @@ def prepared(
         embeddings = embeddings.to(dtype)
     x = distance.prepare(embeddings)
     if embeddings.is_floating_point() and x.numel():
-        # Centred on the columns' mean, (‖x‖ + ‖y‖)² ≤ 16·d·limit². So no distance between accepted rows
-        # overflows, nor its rank key. NaN fails every comparison.
-        limit = math.sqrt(torch.finfo(x.dtype).max / (16 * max(x.shape[1], embeddings.shape[1])))
+        limit = finite_limit(x, embeddings.shape[1])
         checks.append(FiniteCheck(argument, embeddings, x, limit))
     return x
+
+
+def finite_limit(x: Float[Tensor, "n k"], width: int = 0) -> float:
+    """The largest number that embeddings may have, of which x is made.
+
+    Centred on the columns' mean, (‖x‖ + ‖y‖)² ≤ 16·d·limit². So no distance between accepted rows overflows,
+    nor its rank key. NaN fails every comparison.
+
+    Example:
+        >>> finite_limit(torch.zeros(3, 1)) < torch.finfo(torch.float32).max ** 0.5
+        True
+    """
+    return math.sqrt(torch.finfo(x.dtype).max / (16 * max(x.shape[1], width)))
+
+
+def beside_pairwise(caller: str, **others: Any) -> None:
+    """Refuse arguments that a `Pairwise` has already, beside it."""
+    for name, value in others.items():
+        if value is not None:
+            expected = "None beside a pairwise, which has its own"
+            hint = "pass mined tuples as mined=" if name == "labels" else ""
+            raise refusal(caller, name, type(value).__name__, expected, hint)
+
+
+def versions_of(*values: Any) -> list[tuple[Tensor, int]]:
+    """How often the numbers of each tensor were changed, and of each parameter of a module.
+
+    torch does not count changes of tensors that were made under inference mode.
+
+    Example:
+        >>> x = torch.zeros(2)
+        >>> before = versions_of(x, None)
+        >>> versions_of(x.add_(1))[0][1] - before[0][1]
+        1
+    """
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    for module in values:
+        if isinstance(module, torch.nn.Module):
+            tensors += [*module.parameters(), *module.buffers()]
+    return [(v, v._version) for v in tensors if not v.is_inference()]

@@ -115,7 +115,8 @@ def whole_numbers(
         hint = "pass a relation that takes several labels a row" if values.ndim == 2 else ""
         raise refusal(caller, argument, f"shape {tuple(values.shape)}", expected, hint)
     # A tensor made under inference_mode cannot be saved as an index by a graph outside it.
-    outside = values.is_inference() and not torch.is_inference_mode_enabled()
+    compiling = torch.compiler.is_compiling()  # which does not trace the question
+    outside = not compiling and values.is_inference() and not torch.is_inference_mode_enabled()
     # Up to an accelerator the copy is asynchronous; down to the host the numbers have to have arrived.
     sent = torch.device(device).type != "cpu"
     return values.to(device, torch.int64, non_blocking=sent, copy=outside)

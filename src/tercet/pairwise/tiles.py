@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from tercet.core.checks import as_int, border, promised, refusal
 from tercet.core.indices import References
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, exact
-from tercet.pairwise.inputs import check_finite, unchecked_features
+from tercet.pairwise.inputs import check_finite, unchecked_features, versions_of
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel, whole_numbers
 
@@ -169,10 +170,59 @@ class Pairwise:
                     )
                 self.column_ids = whole_numbers(caller, "ref.ids", ref.ids, r, device)
         others = (labels, None) if ref is None else (ref.labels, ref.ids)
+        self.ref = ref
+        self._embeddings = embeddings
+        self._versions = versions_of(embeddings, labels, given_ids, *(ref or ()), distance)
         self._given = labels, others[0], given_ids, others[1] if ref is not None else given_ids
         self.given_tile_rows = tile_rows
         with named:
             self.tile_rows = tile_height(r, x, tile_rows)
+
+    @property
+    def given_labels(self) -> Shaped[Tensor, "n *c"]:
+        """The labels of the rows as they were given."""
+        return self._given[0]
+
+    def taken_by(
+        self,
+        caller: str,
+        distance: Distance,
+        relation: Relation | None,
+        tile_rows: int | None,
+        measured: Distance | None = None,
+    ) -> Pairwise:
+        """The same rows and columns for another miner or head; what was computed of them is shared.
+
+        Args:
+            caller: the miner or head that was called.
+            distance: its distance.
+            relation: its relation; None where it does not ask for one.
+            tile_rows: its height of a tile.
+            measured: the distance that it computes of the same features; None for `distance`.
+
+        Raises:
+            ValueError: another distance or relation than these were made with, numbers that were changed
+                since, or features without the graph that a gradient needs.
+        """
+        own = {"distance": (self.distance, distance), "relation": (self.relation, relation)}
+        for name, (here, there) in own.items():
+            if there is not None and here != there:
+                hint = f"make it by a miner with {name}={there!r}, or pass embeddings and labels"
+                raise refusal(
+                    caller, "pairwise", f"{name}={here!r}", f"{name}={there!r}, as {caller} has", hint
+                )
+        hint = "make it anew, by miner.pairwise(embeddings, labels)"
+        if any(tensor._version != version for tensor, version in self._versions):
+            expected = "embeddings, labels and parameters that were not changed since it was made"
+            raise refusal(caller, "pairwise", "numbers that were changed", expected, hint)
+        if torch.is_grad_enabled() and self._embeddings.requires_grad and not self.inputs[0].requires_grad:
+            expected = "embeddings with a graph, where a gradient is wanted"
+            raise refusal(caller, "pairwise", "one that was made under no_grad", expected, hint)
+        taken = copy(self)
+        taken.caller, taken.given_tile_rows = caller, tile_rows
+        taken.distance = distance if measured is None else measured
+        taken.tile_rows = tile_height(len(self.inputs[-1]), self.inputs[0], tile_rows)
+        return taken
 
     def on_host(self) -> list[np.ndarray | None]:
         """Labels, column labels, ids and column ids as int64 arrays; None where there are none.

@@ -17,9 +17,12 @@ from tercet.core.checks import Refusal, refusal
 __all__ = [
     "forced_precision",
     "full_precision",
+    "has_fixed_shapes",
     "outside_graph",
     "product_precision",
     "roundoff",
+    "running_sums",
+    "sums_by_doubling",
     "widest_float",
     "with_float64",
 ]
@@ -72,6 +75,45 @@ def outside_graph(function: Callable[P, T]) -> Callable[P, T]:
         return named(*args, **kwargs)
 
     return called
+
+
+def running_sums(v: Tensor, dim: int) -> Tensor:
+    """`v.cumsum(dim)`, also where torch is told to be deterministic, for which CUDA has no sum of floats.
+
+    There each of log2 steps adds what stands 1, 2, 4, … places before, which differs by rounding.
+
+    Example:
+        >>> running_sums(torch.tensor([1.0, 2.0, 3.0]), 0)
+        tensor([1., 3., 6.])
+    """
+    if v.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return v.cumsum(dim)
+    return sums_by_doubling(v, dim)
+
+
+def sums_by_doubling(v: Tensor, dim: int) -> Tensor:
+    """Running sums by additions of whole tensors alone.
+
+    Example:
+        >>> sums_by_doubling(torch.tensor([[1.0, 2.0, 3.0]]), 1)
+        tensor([[1., 3., 6.]])
+    """
+    length, step = v.shape[dim], 1
+    while step < length:
+        before = v.narrow(dim, 0, length - step)
+        v = torch.cat([v.narrow(dim, 0, step), v.narrow(dim, step, length - step) + before], dim=dim)
+        step *= 2
+    return v
+
+
+def has_fixed_shapes(x: Tensor) -> bool:
+    """Whether no shape may depend on numbers: on an accelerator, which would be read, and in a traced graph.
+
+    Example:
+        >>> has_fixed_shapes(torch.zeros(1))
+        False
+    """
+    return x.device.type != "cpu" or torch.compiler.is_compiling()
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -163,6 +205,11 @@ def product_precision(kind: str) -> str:
     asked = {"cpu": ("mkldnn",), "cuda": ("cuda",)}.get(kind, ("mkldnn", "cuda"))
     found = [getattr(getattr(torch.backends, name).matmul, "fp32_precision", older) for name in asked]
     return max(forced, *found, key=lambda each: _ROUNDOFF.get(each, 0.0))
+
+
+# A constant to `torch.compile`, which traces no question about settings. torch's own decorator for it would
+# load the compiler.
+product_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

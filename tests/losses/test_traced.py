@@ -1,0 +1,64 @@
+"""Heads without mined tuples lie inside the graph of `torch.compile`, whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILDS = shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()
+SOME = ["TripletMargin", "TripletMargin, swap", "InfoNCE", "SoftTriple"]
+
+
+def run(*program):
+    """What `traced_cases` prints, in a process whose code is not wrapped in type checks."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.contracts.traced_cases", *program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+def check(found, count):
+    assert len(found) == count
+    assert [name for name, same in found.items() if not same] == []
+
+
+def test_heads_are_traced_whole_with_the_plain_loss_and_gradient():
+    check(run("aot_eager", *SOME), 2 * len(SOME))
+
+
+@pytest.mark.skipif(not BUILDS, reason="no C++ compiler, or no headers of Python")
+def test_generated_code_has_the_plain_loss_and_gradient():
+    check(run("inductor", "Contrastive"), 2)
+
+
+def test_bad_numbers_are_refused_when_a_graph_is_run_and_two_heads_stand_outside():
+    found = run("refusals")
+    finite = "expected finite embeddings, none larger than 4e+17; look for NaN or infinite values in what the"
+    for name in ("Contrastive", "ArcFace"):
+        assert found.pop(name) == "passed: 0"
+        text = f"ValueError: {name}(embeddings='not finite'): {finite} model gives"
+        assert found.pop(f"{name}, NaN") == text
+    text = "ValueError: ArcFace(labels='others'): expected class numbers from 0 to 3, as num_classes says; "
+    assert found.pop("ArcFace, class 4").startswith(text)
+    assert found.pop("ArcFace, never") == "passed: 0"
+    assert found.pop("sizes that change")
+    assert set(found) == {"Histogram", "FastAP"}
+    assert all(text.startswith("Unsupported") for text in found.values())
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_every_head_is_traced_whole(backend):
+    check(run(backend), 34)
