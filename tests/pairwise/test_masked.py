@@ -60,31 +60,24 @@ def test_what_is_kept_above_a_bound_is_strictly_above_it(kept_above, seed, rows,
 
 @tables
 @settings(max_examples=40, deadline=None)
-@pytest.mark.parametrize("bounded", [False, True])
 @both("row_argmin")
-def test_the_first_place_of_a_row_and_what_may_come_before_it(
-    row_argmin, seed, rows, columns, missing, bounded
-):
+def test_the_first_place_of_a_row_and_what_may_come_before_it(row_argmin, seed, rows, columns, missing):
     table = table_of(seed, rows, columns, missing)
     before, error = table.clone(), torch.arange(rows) / 4
-    bound = torch.arange(rows).flip(0) / 2 if bounded else None
-    place, (i, j), ambiguous = row_argmin(table, error, bound)
+    place, (i, j) = row_argmin(table, error)
     assert torch.equal(table, before)
-    assert i.dtype == j.dtype == ambiguous.dtype == place.dtype == torch.int64
+    assert i.dtype == j.dtype == place.dtype == torch.int64
     for row, (numbers, width) in enumerate(zip(before.tolist(), error.tolist(), strict=True)):
-        edge = -math.inf if bound is None else float(bound[row])
-        above = {column: number for column, number in enumerate(numbers) if edge - width < number < math.inf}
+        kept = {column: number for column, number in enumerate(numbers) if number < math.inf}
         others = j[i == row].tolist()
-        if not above:
+        if not kept:
             assert place[row] == -1
-            assert row not in ambiguous
             assert not others
             continue
-        least = min(above.values())
-        assert above[int(place[row])] == least
-        assert (row in ambiguous) == (least <= edge + width)
-        near = [column for column, number in above.items() if number <= least + 2 * width]
-        assert others == (near if len(near) > 1 and row not in ambiguous else [])
+        least = min(kept.values())
+        assert kept[int(place[row])] == least
+        near = [column for column, number in kept.items() if number <= least + 2 * width]
+        assert others == (near if len(near) > 1 else [])
 
 
 @tables
@@ -138,7 +131,7 @@ def results(operation, table, rows, side):
         kept_where: (side, table),
         kept_above: (bound, table),
         signed_keys: (table, side, ~side),
-        row_argmin: (table, error, bound),
+        row_argmin: (table, error),
         below_bound: (table, bound, error),
     }[operation]
     found = operation(*given)

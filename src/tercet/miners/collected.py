@@ -63,8 +63,11 @@ class Collected:
             columns: anchors first.
             complete: True if no row is missing; then an accelerator has nothing to count.
         """
+        if all(int(column.numpy().min(initial=0)) >= 0 for column in columns):  # a fifth of torch's calls
+            self.append(columns)
+            return
         found = functools.reduce(torch.minimum, columns) >= 0
-        self.append(columns if bool(found.all()) else [column[found] for column in columns])
+        self.append([column[found] for column in columns])
 
     def add_where(self, wanted: Bool[Tensor, "c r"], *columns: Int[Tensor, " _"]) -> None:
         """Take in a tuple for each true place: of `columns`, all but the last are [c], the last is [r]."""

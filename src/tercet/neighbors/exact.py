@@ -22,12 +22,12 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
+from tercet.neighbors.above import first_of_table, least_above, write_least
 from tercet.neighbors.blocks import Candidates, RowBlock, split_rows
 from tercet.neighbors.keys import ExactDistances, RankKeys, class_keys, first_above, shortlist
 from tercet.pairwise.budget import budget
-from tercet.pairwise.masked import below_bound, kept_above, row_argmin, true_places
+from tercet.pairwise.masked import Places, below_bound, kept_above, row_argmin, true_places
 from tercet.pairwise.tiles import Pairwise
 
 __all__ = ["ExactSearch"]
@@ -84,7 +84,6 @@ class ExactSearch:
         if not self.in_order:  # the class block is about as wide as the block is high
             height = min(height, max(sizes.product_rows, n // sizes.class_order_blocks))
         self._height = min(pairwise.given_tile_rows or height, max(1, n))
-        self._buffer: Tensor | None = None
         self._rows: Tensor | None = None  # of the block that was given last, where rows are in order
         self._first = 0
 
@@ -154,27 +153,53 @@ class ExactSearch:
     ) -> Int[Tensor, " a"]:
         """`nearest` for k = 1, as int64 [a]."""
         rows, keys, columns, _ = candidates
+        if above is not None and len(columns):
+            return self._first_above(candidates, torch.arange(len(rows)), above)
         if not 0 < len(columns) <= self._budget.argmin_columns:
             return self._first_k(candidates, 1, above, consume)[:, 0]
-        limit = None if above is None else candidates.signed(above)
-        bound = None if above is None else candidates.signed(self._keys_of(above, rows))
-        # One by one, since ambiguous entries of a small table are few.
-        at, (i, j), left = row_argmin(keys, self._of_rows(self.keys.error, rows), bound)
+        at, listed = row_argmin(keys, self._of_rows(self.keys.error, rows))
         chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
-        if i.shape[0] > self._budget.crowded_entries * keys.shape[0]:  # as when all are equal
-            left, i = torch.cat([left, i.unique_consecutive()]), i[:0]
-        if left.shape[0]:
-            chosen[left] = self._first_of_rows(candidates, left, 1, limit)[:, 0]
-        if not i.shape[0]:
-            return chosen
-        j = self.numbers(columns, j)
-        d = candidates.signed(self.distances(self.numbers(rows, i), j), i)
-        best: dict[int, tuple[float, int]] = {}  # (distance, column): the least is the lower of equal columns
-        for row, entry in zip(i.tolist(), zip(d.tolist(), j.tolist(), strict=True), strict=True):
-            best[row] = min(best.get(row, entry), entry)
-        places = chosen.new_tensor(list(best))
-        chosen[places] = chosen.new_tensor([column for _, column in best.values()])
+        if len(listed[0]):
+            self._write_first(candidates, None, None, listed, chosen)
         return chosen
+
+    def _first_above(
+        self, candidates: Candidates, at: Int[Tensor, " t"], above: Float[Tensor, " t"]
+    ) -> Int[Tensor, " t"]:
+        """`nearest_above` by arg-minima."""
+        rows, columns = candidates.rows, candidates.columns
+        limit = candidates.signed(above, at)
+        bound = candidates.signed(self.keys.of_distance(above, rows[at]), at)
+        error = self._of_rows(self.keys.error, rows)
+        least, (i, j) = least_above(candidates.keys, at, bound, error, self._budget.argmin_numbers)
+        chosen = torch.where(least < 0, least, columns[least])
+        if len(i):
+            self._write_first(candidates, at, limit, (i, j), chosen)
+        return chosen
+
+    def _write_first(
+        self, candidates: Candidates, at: Tensor | None, limit: Tensor | None, listed: Places, chosen: Tensor
+    ) -> None:
+        """Write the first of the listed candidates above a limit into `chosen`, by differences.
+
+        Args:
+            candidates: [a] rows and what may be chosen.
+            at: int64 [t], the place in `candidates.rows` of each item of `chosen`; None for the same place.
+            limit: float [t], distances times the row's sign; None for none.
+            listed: items of `chosen`, in rising order, and the places in `candidates.columns` that may be
+                their first.
+            chosen: int64 [t], written over where items are listed.
+        """
+        (i, j), width = listed, len(candidates.columns)
+        if self._budget.dense_share * len(i) > width * len(chosen):  # as when all are equal
+            for (item,) in split_rows(2 * width, i.unique_consecutive()):
+                some = candidates.take(item if at is None else at[item])
+                bound = None if limit is None else limit[item]
+                chosen[item] = self._first_of_rows(some, torch.arange(len(item)), 1, bound)[:, 0]
+            return
+        row, names = i if at is None else at[i], self.numbers(candidates.columns, j)
+        d = candidates.signed(self.distances(self.numbers(candidates.rows, row), names), row)
+        write_least(chosen, i, names, d, limit)
 
     def _first_k(
         self, candidates: Candidates, k: int, above: Float[Tensor, " a"] | None, consume: bool
@@ -200,12 +225,7 @@ class ExactSearch:
 
     def farthest(self, candidates: Candidates) -> Int[Tensor, " a"]:
         """The last candidate of each row, −1 where there is none: the farthest where the sign is 1."""
-        rows, keys, columns, sign = candidates
-        found = [rows[:0]]
-        for row, part, each in split_rows(keys.shape[1], rows, keys, sign):
-            some = Candidates(row, part, columns, each).reversed(out=self._room(keys, len(row)))
-            found.append(self.first(some, consume=True))
-        return torch.cat(found)
+        return self.first(candidates.reversed(), consume=True)
 
     def nearest_above(
         self, candidates: Candidates, at: Int[Tensor, " t"], above: Float[Tensor, " t"]
@@ -220,16 +240,17 @@ class ExactSearch:
         Returns:
             int64 [t], column numbers.
         """
-        chosen, left = torch.full_like(at, -1), torch.arange(len(at), device=at.device)
-        if len(at) > self._budget.sorted_bounds * len(candidates.rows):
-            rows, columns = candidates.rows[at], candidates.columns
-            bound = self._keys_of(above, rows) * candidates.sign[at]
-            place, ambiguous = first_above(candidates.keys, at, bound, self.keys.error[rows])
-            chosen = columns[place.clamp(0, len(columns) - 1)].masked_fill(place < 0, -1)
-            (left,) = ambiguous.nonzero(as_tuple=True)
-        for (part,) in split_rows(candidates.keys.shape[1], left):
-            some = candidates.take(at[part], out=self._room(candidates.keys, len(part)))
-            chosen[part] = self.first(some, above[part], consume=True)
+        if not len(candidates.columns):
+            return torch.full_like(at, -1)
+        if len(at) <= self._budget.sorted_bounds * len(candidates.rows):
+            return self._first_above(candidates, at, above)
+        rows, columns = candidates.rows[at], candidates.columns
+        bound = self._keys_of(above, rows) * candidates.sign[at]
+        place, ambiguous = first_above(candidates.keys, at, bound, self.keys.error[rows])
+        chosen = columns[place.clamp(0, len(columns) - 1)].masked_fill(place < 0, -1)
+        (left,) = ambiguous.nonzero(as_tuple=True)
+        if len(left):
+            chosen[left] = self._first_above(candidates, at[left], above[left])
         return chosen
 
     def closer_than(
@@ -332,14 +353,7 @@ class ExactSearch:
         d.masked_fill_(candidates.keys[some][:, order] == math.inf, math.inf)
         if limit is not None:
             d.masked_fill_(d <= limit[some, None], math.inf)
-        if k == 1:  # `min` may name any of several equal columns
-            least = d.amin(1, keepdim=True)
-            place = torch.arange(len(columns), device=d.device).expand_as(d)
-            best = place.masked_fill(d != least, len(columns) - 1).amin(1, keepdim=True)
-            return columns[best].masked_fill_(least == math.inf, -1)
-        d, order = d.sort(dim=1, stable=True)
-        best = columns[order[:, :k]].masked_fill_(d[:, :k] == math.inf, -1)
-        return pad(best, (0, k - best.shape[1]), value=-1)
+        return first_of_table(d, columns, k)
 
     def _keys_of(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
         """The rank key of a distance from each row."""
@@ -359,9 +373,3 @@ class ExactSearch:
     def _is_every(self, names: Int[Tensor, " a"]) -> bool:
         """Whether they are all rows, or all columns, so that each stands at the place of its number."""
         return self.in_order and (names is self._order[0] or names is self._order[1])
-
-    def _room(self, keys: Float[Tensor, "a w"], rows: int) -> Float[Tensor, "c w"]:
-        """Memory for so many rows of such keys, the same each time: fresh memory costs a pass of its own."""
-        if self._buffer is None or len(self._buffer) < rows:
-            self._buffer = keys.new_empty((rows, keys.shape[1]))
-        return self._buffer[:rows]

@@ -33,6 +33,7 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -207,7 +208,11 @@ def square_bound(
         lengths, others = lengths.numpy(), others.numpy()
     error = square_error(lengths, others.max() if others.shape[0] else 0.0, x)
     found = [error, lengths * lengths] if y is x else [error, lengths * lengths, others * others]
-    found = [(torch.from_numpy(v) if on_cpu else v).to(x.dtype) for v in found]
+    if on_cpu:
+        kind = np.float32 if x.dtype == torch.float32 else np.float64
+        found = [torch.from_numpy(v.astype(kind, copy=False)) for v in found]
+    else:
+        found = [v.to(x.dtype) for v in found]
     return found[0], found[1], found[-1]
 
 

@@ -60,6 +60,10 @@ class Budget:
     """Tables of at most so many columns give the nearest column by an arg-minimum; wider ones by a shortlist,
     which reads the table once and finds further candidates at the same time."""
 
+    argmin_numbers: int
+    """Differences of rank keys and bounds that are made at once where a nearest column above a bound is
+    looked for. CPU: 1 MiB of float32, which stay in the cache between passes."""
+
     class_order_blocks: int
     """A batch in class order is cut into at least so many blocks of rows: a block's positives lie in as many
     columns as it has rows, more or less, so higher blocks look at more columns that are no positives."""
@@ -78,10 +82,6 @@ class Budget:
     sorted_bounds: int
     """Where rows have more bounds than this on average, their rank keys are sorted once and each bound is
     found by bisection; fewer bounds take a pass over the keys each."""
-
-    crowded_entries: int
-    """Where the rows of a table have more ambiguous entries than this on average, whole rows are compared
-    exactly instead of single entries."""
 
     dense_share: int
     """Where more than one entry in so many is compared exactly, the whole table is: a listed pair costs about
@@ -173,12 +173,12 @@ _CPU = Budget(
     masked_numbers=2**19,
     class_order_rows=512,
     argmin_columns=512,
+    argmin_numbers=2**18,
     class_order_blocks=8,
     product_rows=256,
     longer_shortlist=8,
     shortlist_share=4,
     sorted_bounds=32,
-    crowded_entries=2,
     dense_share=8,
     gathered_numbers=2**20,
     gathered_keys=2**20,

@@ -19,7 +19,9 @@ from torch import Tensor
 from tercet.pairwise.budget import budget
 
 __all__ = [
+    "Places",
     "below_bound",
+    "flat_places",
     "kept_above",
     "kept_where",
     "row_argmin",
@@ -47,10 +49,21 @@ def true_places(mask: Bool[Tensor, "a r"]) -> Places:
     if mask.device.type != "cpu" or not mask.numel():
         row, column = mask.nonzero(as_tuple=True)
         return row, column
-    place = np.flatnonzero(mask.numpy())  # faster at any size
+    row, column = flat_places(mask.numpy())
+    return torch.from_numpy(row), torch.from_numpy(column)
+
+
+def flat_places(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`mask.nonzero()` of a table, by places of the flat table, which is faster at any size.
+
+    Example:
+        >>> [numbers.tolist() for numbers in flat_places(np.array([[False, True], [True, True]]))]
+        [[0, 1, 1], [1, 0, 1]]
+    """
+    place = np.flatnonzero(mask)
     row = place // mask.shape[1]
     place -= row * mask.shape[1]
-    return torch.from_numpy(row), torch.from_numpy(place)
+    return row, place
 
 
 def kept_where(
@@ -85,7 +98,7 @@ def kept_where_torch(mask: Tensor, table: Tensor, inplace: bool) -> Tensor:
     rows = max(1, budget(table.device).masked_numbers // max(1, table.shape[1]))
     walls = table.new_empty(min(rows, len(table)), table.shape[1])
     for wanted, part, out in zip(mask.split(rows), table.split(rows), kept.split(rows), strict=True):
-        wall = walls[: len(part)].copy_(wanted)
+        wall = walls[: len(part)].copy_(wanted.view(torch.uint8))  # bools are converted one by one
         wall.sub_(0.5).mul_(-math.inf)  # −inf where the mask is true, inf where not
         torch.maximum(part, wall, out=out)
     return kept
@@ -165,82 +178,57 @@ def signed_keys_torch(table: Tensor, positive: Tensor, negative: Tensor) -> Tens
     return torch.cat([above, below])
 
 
-def row_argmin(
-    table: Float[Tensor, "a r"], error: Float[Tensor, " a"], bound: Float[Tensor, " a"] | None = None
-) -> tuple[Int[Tensor, " a"], Places, Int[Tensor, " u"]]:
-    """The column of each row's smallest number above a bound, and where that is ambiguous.
+def row_argmin(table: Float[Tensor, "a r"], error: Float[Tensor, " a"]) -> tuple[Int[Tensor, " a"], Places]:
+    """The column of each row's smallest number, and where that is ambiguous.
 
     The numbers of a row are off by at most its error: two of them may be in either order up to twice the
-    error apart, a number may be on either side of the bound up to the error off it.
+    error apart.
 
     Args:
         table: [a, r].
         error: [a].
-        bound: [a]; None for no bound.
 
     Returns:
         [a], the column, −1 where all numbers are inf; (row, column) of all that may be the smallest of a row,
-        where they are several; [u], the rows whose smallest may not be above the bound.
+        where they are several.
 
     Example:
         >>> table, error = torch.tensor([[3.0, 1.0, 2.0], [1.1, 1.0, 9.0]]), torch.tensor([0.25, 0.25])
-        >>> at, (row, column), ambiguous = row_argmin(table, error)
-        >>> at.tolist(), row.tolist(), column.tolist(), ambiguous.tolist()
-        ([1, 1], [1, 1], [0, 1], [])
-        >>> at, _, ambiguous = row_argmin(table, error, torch.tensor([1.5, 1.05]))
-        >>> at.tolist(), ambiguous.tolist()
-        ([2, 1], [1])
+        >>> at, (row, column) = row_argmin(table, error)
+        >>> at.tolist(), row.tolist(), column.tolist()
+        ([1, 1], [1, 1], [0, 1])
     """
-    return (row_argmin_numpy if _is_small(table) else row_argmin_torch)(table, error, bound)
+    return (row_argmin_numpy if _is_small(table) else row_argmin_torch)(table, error)
 
 
-def row_argmin_numpy(
-    table: Tensor, error: Tensor, bound: Tensor | None = None
-) -> tuple[Tensor, Places, Tensor]:
+def row_argmin_numpy(table: Tensor, error: Tensor) -> tuple[Tensor, Places]:
     """`row_argmin` by numpy."""
-    numbers, width, every = table.numpy(), error.numpy(), np.arange(table.shape[0])
-    if bound is not None:
-        numbers = kept_above_numpy(bound - error, table, False).numpy()
+    numbers = table.numpy()
     place = numbers.argmin(1)
-    first = numbers[every, place]
-    numbers[every, place] = np.inf
-    second = numbers[every, numbers.argmin(1)]  # numpy vectorises an arg-minimum, but not a minimum
-    numbers[every, place] = first
-    limit = first + 2 * width
-    place[first == np.inf] = -1
-    several, ambiguous = (second <= limit) & (second < np.inf), _NONE
-    if bound is not None:
-        early = first <= np.minimum(bound.numpy() + width, np.finfo(first.dtype).max)
-        several &= ~early
-        (ambiguous,) = early.nonzero()
-    (some,) = several.nonzero()
+    first = numbers[np.arange(len(place)), place]
+    missing = first == np.inf
+    place[missing] = -1
+    limit = np.minimum(first + 2 * error.numpy(), np.finfo(numbers.dtype).max)
+    close = numbers <= limit[:, None]
     row, column = _NONE, _NONE
-    if some.size:
-        row, column = (numbers[some] <= limit[some, None]).nonzero()
-        row = some[row]
-    places = torch.from_numpy(row), torch.from_numpy(column)
-    return torch.from_numpy(place), places, torch.from_numpy(ambiguous)
+    # Mostly the count says that no row has another.
+    if np.count_nonzero(close) > len(place) - np.count_nonzero(missing):
+        row, column = flat_places(close)
+        several = (np.bincount(row, minlength=len(place)) > 1)[row]
+        row, column = row[several], column[several]
+    return torch.from_numpy(place), (torch.from_numpy(row), torch.from_numpy(column))
 
 
-def row_argmin_torch(
-    table: Tensor, error: Tensor, bound: Tensor | None = None
-) -> tuple[Tensor, Places, Tensor]:
+def row_argmin_torch(table: Tensor, error: Tensor) -> tuple[Tensor, Places]:
     """`row_argmin` by torch."""
-    if bound is not None:
-        table = kept_above_torch(bound - error, table, False)
     at = table.argmin(1, keepdim=True)
     least = table.gather(1, at)  # [a, 1]
     second = table.scatter(1, at, math.inf).amin(1)
     least, at = least[:, 0], at[:, 0].masked_fill(least[:, 0] == math.inf, -1)
     limit = least + 2 * error
-    several, ambiguous = (second <= limit) & (second < math.inf), at[:0]
-    if bound is not None:
-        early = (least <= bound + error) & (at >= 0)
-        several &= ~early
-        (ambiguous,) = early.nonzero(as_tuple=True)
-    (some,) = several.nonzero(as_tuple=True)
+    (some,) = ((second <= limit) & (second < math.inf)).nonzero(as_tuple=True)
     i, j = true_places(table[some] <= limit[some, None])
-    return at, (some[i], j), ambiguous
+    return at, (some[i], j)
 
 
 def below_bound(
