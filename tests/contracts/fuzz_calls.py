@@ -187,6 +187,7 @@ def rows() -> dict[str, Row]:
         table[name] = _row(name, _mine, {"negatives": "choice"} if name == "SemiHard" else None, **options)
         miner = getattr(tercet, name)(**options)
         table[f"{name}.__call__"] = _method(lambda miner=miner: miner, "__call__", None, tensors, **batch)
+    table["Miner.pairwise"] = _method(tercet.BatchHard, "pairwise", None, tensors, **batch)
     table["BatchAll.count"] = _method(lambda: tercet.BatchAll(0.2), "count", None, tensors, **batch)
     for name, options in HEADS.items():
         listed = name in ("Contrastive", "TripletMargin", "MarginLoss", "Circle")
