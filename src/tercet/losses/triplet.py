@@ -243,11 +243,11 @@ class TripletMargin(Head):
         if tile.error is not None and not self.soft:  # which triplets are active is decided as by a miner
             tile.resolve(_ambiguous(t, p, tile))
             t, p = self._thresholds(tile, most)
-        if torch.compiler.is_compiling():
-            d_an, few = tile.distance.masked_fill(~tile.negative, math.inf), False
+        if has_fixed_shapes(tile.distance):
+            d_an = tile.distance.masked_fill(~tile.negative, math.inf)  # [a, r]
         else:
-            d_an = kept_where(tile.negative, tile.distance)  # [a, r]
-            few = most <= budget(d_an.device).positive_passes
+            d_an = kept_where(tile.negative, tile.distance)
+        few = most <= budget(d_an.device).positive_passes and not torch.compiler.is_compiling()
         if self.soft or few:
             value, active, by_positive, by_negative = self._by_positive(t, d_an)
         else:
@@ -311,9 +311,11 @@ class TripletMargin(Head):
             losses, pulls = self._pulled(torch.sub(t[:, i, None], d, out=z))  # [a, r]
             value += losses.sum(1)
             count = by_positive[:, i] = pulls.sum(1)
-            if self.soft or self.power == 2:
+            if d.device.type != "cpu":  # one launch
+                count = losses.count_nonzero()
+            elif self.soft or self.power == 2:
                 count = losses.sign_().sum(1)  # where ℓ > 0, in an eighth of the time of `count_nonzero`
-            active += count.sum(dtype=torch.int64)
+            active += count if count.ndim == 0 else count.sum(dtype=torch.int64)
             by_negative -= pulls
         return value.sum(), active, by_positive, by_negative
 
