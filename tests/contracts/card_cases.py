@@ -240,6 +240,7 @@ def batches() -> dict[str, tuple[Tensor, Tensor]]:
             "collapsed": (x * 1e-4 + 1, labels),
             "equal": (torch.ones(20, 8), torch.arange(20) % 5),
             "uneven": (x, torch.randint(0, 100, (300,), generator=generator)),
+            "uneven, none alone": (x[:299], torch.arange(100).repeat_interleave(2 + torch.arange(100) % 3)),
             "one class": (x[:12], torch.zeros(12, dtype=torch.int64)),
             "all alone": (x[:12], torch.arange(12)),
             "one row": (torch.ones(1, 4), torch.zeros(1, dtype=torch.int64)),
@@ -315,13 +316,14 @@ def matrix(every: int = 1) -> dict[str, Any]:
             make()(x, labels, **more)
         except ValueError:
             continue  # refused on the processor too
-        tried += 1
-        try:
-            _, same = mined(make, x, labels, **more)
-        except Exception as error:
-            same, title = False, f"{title}: {type(error).__name__}: {str(error).splitlines()[0]}"
-        if not same:
-            differ.append(title)
+        for on_host in (False, True):  # then searches of fewer launches
+            tried += 1
+            try:
+                _, same = mined(make, x, labels, on_host=on_host, **more)
+            except Exception as error:
+                same, title = False, f"{title}: {type(error).__name__}: {str(error).splitlines()[0]}"
+            if not same:
+                differ.append(f"{title}, labels on the {'host' if on_host else 'card'}")
     for number, (words, name, listed) in enumerate(product(batches(), HEADS, (False, True))):
         x, labels = batches()[words]
         if number % every or (listed and name in PROXIED):

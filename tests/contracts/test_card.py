@@ -21,19 +21,19 @@ pytestmark = pytest.mark.skipif(
 
 # (reads, operations) at each N, as ceilings: a change may lower them.
 CEILINGS: dict[str, list[tuple[int, int]]] = {
-    "BatchAll": [(1, 25), (1, 37), (1, 37)],
-    "BatchAll, margin": [(1, 34), (1, 67), (1, 67)],
-    "BatchAll, max_count": [(1, 28), (1, 40), (1, 40)],
-    "BatchHard": [(0, 25), (1, 66), (1, 66)],
-    "SemiHard": [(1, 47), (1, 86), (1, 86)],
-    "SemiHard, all": [(1, 37), (1, 89), (1, 89)],
-    "SemiHard, easiest": [(1, 54), (1, 113), (1, 113)],
-    "EasyPositive": [(1, 38), (1, 88), (1, 88)],
-    "EasyPositive, hard": [(0, 25), (1, 76), (1, 76)],
-    "HardestN": [(1, 36), (1, 84), (1, 84)],
-    "DistanceWeighted": [(1, 65), (1, 77), (1, 77)],
-    "MultiSimilarityMiner": [(1, 84), (1, 148), (1, 148)],
-    "PairMargin": [(1, 35), (1, 83), (1, 83)],
+    "BatchAll": [(1, 21), (1, 34), (1, 34)],
+    "BatchAll, margin": [(1, 13), (1, 32), (1, 32)],
+    "BatchAll, max_count": [(1, 24), (1, 37), (1, 37)],
+    "BatchHard": [(0, 9), (1, 21), (1, 21)],
+    "SemiHard": [(1, 16), (1, 36), (1, 36)],
+    "SemiHard, all": [(1, 15), (1, 39), (1, 39)],
+    "SemiHard, easiest": [(0, 15), (1, 44), (1, 44)],
+    "EasyPositive": [(1, 13), (1, 33), (1, 33)],
+    "EasyPositive, hard": [(0, 9), (1, 24), (1, 24)],
+    "HardestN": [(0, 12), (1, 26), (1, 26)],
+    "DistanceWeighted": [(1, 58), (1, 71), (1, 71)],
+    "MultiSimilarityMiner": [(1, 30), (1, 59), (1, 59)],
+    "PairMargin": [(1, 17), (1, 36), (1, 36)],
     "TripletMargin": [(0, 71), (0, 71), (0, 110)],
     "TripletMargin, soft": [(0, 71), (0, 71), (0, 110)],
     "TripletMargin, swap": [(0, 113), (0, 113), (0, 152)],
@@ -151,7 +151,7 @@ def test_parts_of_a_training_step_read_no_more_than_this():
 
 
 def test_hard_batches_give_what_they_give_on_the_processor():
-    found = run("matrix", "23")  # each 23rd comparison; the campaign makes them all
+    found = run("matrix", "37")  # each 37th batch and call; the campaign makes them all
     assert found["tried"] > 60
     assert found["differ"] == []
 
@@ -175,7 +175,7 @@ def test_all_miners_take_products_in_tf32_and_bfloat16():
 @pytest.mark.campaign
 def test_all_hard_batches_give_what_they_give_on_the_processor():
     found = run("matrix")
-    assert found["tried"] > 1500
+    assert found["tried"] > 2500
     assert found["differ"] == []
 
 

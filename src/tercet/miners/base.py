@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tercet.core.checks import as_float, as_int, as_seed, refusal
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.miners.collected import mined
+from tercet.miners.collected import KnownRule, mined
 from tercet.miners.draws import batch_key, drawn_places
 from tercet.pairwise.distances import Distance, as_distance
 from tercet.pairwise.inputs import beside_pairwise, check_finite
@@ -21,7 +21,7 @@ from tercet.pairwise.relations import Relation, SameLabel, as_relation
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import outside_graph
 
-__all__ = ["Miner", "margin_of", "nothing"]
+__all__ = ["Miner", "is_moderate", "margin_of", "nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,13 @@ class Miner:
         )
 
     def _listed(
-        self, pairwise: Pairwise, step: int, rule: Callable[..., None], *, ordered: bool = True
+        self,
+        pairwise: Pairwise,
+        step: int,
+        rule: Callable[..., None],
+        *,
+        ordered: bool = True,
+        known: KnownRule | None = None,
     ) -> tuple[Tensor, ...]:
         """The triplets that a rule finds, by anchor, or `max_count` of them.
 
@@ -212,8 +218,9 @@ class Miner:
             step: the number of the training step.
             rule: called as `rule(search, found)`.
             ordered: whether a processor may search the rows in class order.
+            known: the rule for batches whose positives the host knows; None where there is none.
         """
-        (columns,), in_order = mined(pairwise, rule, ordered=ordered)
+        (columns,), in_order = mined(pairwise, rule, ordered=ordered, known=known)
         return self._drawn(columns or nothing(pairwise, 3), pairwise, step, in_order)
 
     def _drawn(
@@ -245,3 +252,8 @@ def nothing(pairwise: Pairwise, width: int) -> tuple[Tensor, ...]:
 def margin_of(miner: Miner, value: float | None) -> float | None:
     """A margin of at least 0, or None."""
     return None if value is None else as_float(type(miner).__name__, "margin", value, minimum=0)
+
+
+def is_moderate(*bounds: float | None) -> bool:
+    """Whether bounds are so small that their squares and their sums with distances never overflow."""
+    return all(bound is not None and abs(bound) <= 1e15 for bound in bounds)

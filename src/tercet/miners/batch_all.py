@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from tercet.core.indices import References, Triplets
-from tercet.miners.base import Miner, margin_of
-from tercet.miners.collected import Search, Tuples
+from tercet.miners.base import Miner, is_moderate, margin_of
+from tercet.miners.collected import Deferred, KnownRule, Search, Tuples
 from tercet.miners.draws import batch_key, drawn_places
 from tercet.neighbors.blocks import RowBlock, split_rows
 from tercet.neighbors.exact import ExactSearch
+from tercet.neighbors.known_positives import KnownPositives
 from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
@@ -127,7 +128,8 @@ class BatchAll(Miner):
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         if pairwise.labels.device.type != "cpu":
-            return Triplets(*self._listed(pairwise, step, self._rule))
+            known = KnownRule(self._known_rule) if is_moderate(self.margin) else None
+            return Triplets(*self._listed(pairwise, step, self._rule, known=known))
         # The triplets of each (a, p) are counted first, then written to their places.
         sizes, kept, room = [], [], budget(pairwise.labels.device).tile_bytes
         for part in self._parts(pairwise):
@@ -168,6 +170,12 @@ class BatchAll(Miner):
         search = ExactSearch(pairwise, ordered=False)
         for block in search.blocks():
             yield from self._parts_of(search, block)
+
+    def _known_rule(self, search: KnownPositives, found: Deferred) -> None:
+        margin = search.keys.scaled(cast(float, self.margin))
+        for block in search.blocks():
+            wanted = block.only_positives(block.nearer_than(block.distances + margin))
+            found.add_places(wanted, block.rows, block.positives, None)
 
     def _rule(self, search: Search, found: Tuples) -> None:
         for block in search.blocks():

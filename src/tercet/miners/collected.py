@@ -1,7 +1,8 @@
 """Run a miner's rule over all rows and gather what it finds into one list, on each kind of device.
 
 A rule is `rule(search, *lists)`: it walks `search.blocks()`, asks `search`, and adds tuples to lists. It is
-the same for both kinds:
+the same for both kinds, save for batches whose positives the host knows: on an accelerator a miner may have a
+rule of fewer launches for these (`neighbors/known_positives`).
 
 | | processor | accelerator |
 |---|---|---|
@@ -13,8 +14,9 @@ the same for both kinds:
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -22,12 +24,14 @@ from torch import Tensor
 
 from tercet.neighbors.exact import ExactSearch
 from tercet.neighbors.fixed import FixedShapeSearch
+from tercet.neighbors.known_positives import search_known_positives
 from tercet.pairwise.budget import budget
-from tercet.pairwise.inputs import all_hold, check_finite, check_finite_later, raise_late
+from tercet.pairwise.inputs import check_finite, check_finite_later, raise_late
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
+from tercet.pairwise.transfer import bits_of, number_of
 
-__all__ = ["Collected", "Deferred", "Search", "Tuples", "mined"]
+__all__ = ["Collected", "Deferred", "KnownRule", "Search", "Tuples", "mined"]
 
 Columns = tuple[Int[Tensor, " t"], ...]
 Search: TypeAlias = "ExactSearch | FixedShapeSearch"
@@ -102,6 +106,48 @@ class Collected:
         self._block, self._filled = None, 0
 
 
+class KnownRule(NamedTuple):
+    """A rule for batches whose positives the host knows, and what `search_known_positives` is asked for.
+
+    Args:
+        rule: called as `rule(search, *lists)`, search a `KnownPositives`, lists `Deferred`.
+        listed: the most negatives of a row that it asks for.
+        padded: whether it asks for the hardest.
+    """
+
+    rule: Callable[..., None]
+    listed: int = 1
+    padded: bool = False
+
+
+class _Part(NamedTuple):
+    """Some tuples that a rule added: those where `wanted` is true, or all where it is None.
+
+    Args:
+        wanted: bool [c], [c, r] or [c, q, r].
+        columns: anchors first.
+        by_place: a column with m dimensions is taken at the first m of a place, and None is the last of it;
+            else all but the last column are taken at the first, and the last at the last.
+    """
+
+    wanted: Bool[Tensor, "..."] | None
+    columns: tuple[Any, ...]
+    by_place: bool = False
+
+    def taken(self, count: int) -> Columns:
+        """The wanted tuples, which are so many."""
+        if self.wanted is None or (self.wanted.ndim == 1 and count == len(self.wanted)):
+            return self.columns
+        places = torch.nonzero_static(self.wanted, size=count).unbind(1)  # [count] each
+        if not self.by_place:
+            at = [*([places[0]] * (len(self.columns) - 1)), places[-1]]
+            return tuple(column[place] for column, place in zip(self.columns, at, strict=True))
+        return tuple(
+            places[-1].contiguous() if column is None else column[places[: column.ndim]]
+            for column in self.columns
+        )
+
+
 class Deferred:
     """What a rule added, kept whole with a mask of the tuples that are wanted, until they have been counted.
 
@@ -117,28 +163,37 @@ class Deferred:
     """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Bool[Tensor, "..."] | None, Columns]] = []  # None where all are wanted
+        self._parts: list[_Part] = []
 
     def add(self, *columns: Int[Tensor, " t"], complete: bool = False) -> None:
         """As `Collected.add`."""
         wanted = None if complete else functools.reduce(torch.minimum, columns[1:]) >= 0
-        self._parts.append((wanted, columns))
+        self._parts.append(_Part(wanted, columns))
 
     def add_where(self, wanted: Bool[Tensor, "c r"], *columns: Int[Tensor, " _"]) -> None:
         """As `Collected.add_where`."""
-        self._parts.append((wanted, columns))
+        self._parts.append(_Part(wanted, columns))
+
+    def add_places(self, wanted: Bool[Tensor, "c *q"], *columns: Int[Tensor, "c *q"] | None) -> None:
+        """Take in a tuple for each true place, whose members stand at that place of tables.
+
+        Args:
+            wanted: a table of rows, of rows × positives, or of rows × positives × columns.
+            columns: tables of as many dimensions or fewer; None for the last number of a place itself.
+        """
+        self._parts.append(_Part(wanted, columns, by_place=True))
 
     def leave_out(self, anchors: Bool[Tensor, " n"]) -> None:
         """Leave out the tuples of these anchors, which the first column names."""
-        for place, (wanted, columns) in enumerate(self._parts):
-            kept = ~anchors[columns[0]]
-            if wanted is not None:
-                kept = wanted & (kept if wanted.ndim == 1 else kept[:, None])
-            self._parts[place] = kept, columns
+        for place, part in enumerate(self._parts):
+            kept = ~anchors[part.columns[0]]
+            if part.wanted is not None:
+                kept = part.wanted & kept.view(-1, *[1] * (part.wanted.ndim - 1))
+            self._parts[place] = part._replace(wanted=kept)
 
     def counts(self) -> list[Int[Tensor, ""]]:
         """How many tuples each part has, on the device; those that are complete are not counted."""
-        return [wanted.sum() for wanted, _ in self._parts if wanted is not None]
+        return [part.wanted.sum() for part in self._parts if part.wanted is not None]
 
     def columns(self, counts: Sequence[int]) -> Columns:
         """Each column as one tensor; no column where nothing was added.
@@ -146,23 +201,19 @@ class Deferred:
         Args:
             counts: the numbers that `counts()` names, on the host.
         """
-        found: list[Columns] = []
         remaining = iter(counts)
-        for wanted, columns in self._parts:
-            count = -1 if wanted is None else next(remaining)
-            if wanted is None or (wanted.ndim == 1 and count == len(wanted)):
-                found.append(columns)
-                continue
-            places = torch.nonzero_static(wanted, size=count).unbind(1)  # [count] each
-            at = [*([places[0]] * (len(columns) - 1)), places[-1]]
-            found.append(tuple(column[place] for column, place in zip(columns, at, strict=True)))
+        found = [part.taken(-1 if part.wanted is None else next(remaining)) for part in self._parts]
         if len(found) == 1:
             return found[0]
         return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 def mined(
-    pairwise: Pairwise, rule: Callable[..., None], lists: int = 1, ordered: bool = True
+    pairwise: Pairwise,
+    rule: Callable[..., None],
+    lists: int = 1,
+    ordered: bool = True,
+    known: KnownRule | None = None,
 ) -> tuple[list[Columns], bool]:
     """Walk a rule over all rows.
 
@@ -171,6 +222,7 @@ def mined(
         rule: called as `rule(search, *lists)`.
         lists: how many lists it fills.
         ordered: whether a processor may take the rows in class order.
+        known: the same rule for batches whose positives the host knows; None where there is none.
 
     Returns:
         The columns of each list, and whether they come by anchor.
@@ -183,41 +235,45 @@ def mined(
         found = [Collected(search) for _ in range(lists)]
         rule(search, *found)
         return [each.columns() for each in found], search.in_order
-    search, first = FixedShapeSearch(pairwise), [Deferred() for _ in range(lists)]
-    rule(search, *first)
-    if search.complete and not any(each.counts() for each in first):
+    first = [Deferred() for _ in range(lists)]
+    search = None if known is None else search_known_positives(pairwise, known.listed, known.padded)
+    if known is not None and search is not None:
+        known.rule(search, *first)
+    else:
+        search = FixedShapeSearch(pairwise)
+        rule(search, *first)
+    doubts, unread = search.doubts(), [each.counts() for each in first]
+    if search.complete and not doubts and not any(unread):
         check_finite_later(pairwise.checks, pairwise.caller)
-        return _taken(first, []), True
+        return [each.columns([]) for each in first], True
     raise_late(pairwise.labels.device)
-    counts, (finite, *left) = _read(
-        first, [all_hold(pairwise.checks, pairwise.labels.device), *search.doubts()]
-    )
-    if not finite:
-        check_finite(pairwise.checks)
-    ambiguous, pairs = (*left, 0, 0)[:2]
+    sizes = [(size, check.limit) for check in pairwise.checks for size in check.sizes()]
+    counts, left = _read(unread, [*doubts, *(bits_of(size) for size, _ in sizes)])
+    for (size, limit), bits in zip(sizes, left[len(doubts) :], strict=True):
+        if not number_of(bits, size.dtype) <= limit:
+            check_finite(pairwise.checks)
+    ambiguous, pairs = search.judged(left[: len(doubts)])
     if not ambiguous:
-        return _taken(first, counts), True
-    searched_again = search.ambiguous > 0  # [n]
-    (rows,) = torch.nonzero_static(searched_again, size=ambiguous).unbind(1)
+        return [each.columns(count) for each, count in zip(first, counts, strict=True)], True
+    unsure = search.unsure
+    (rows,) = torch.nonzero_static(unsure, size=ambiguous).unbind(1)
     again, second = FixedShapeSearch(pairwise, rows, exactly=True, pairs=pairs), [Deferred() for _ in first]
     rule(again, *second)
     for each in first:
-        each.leave_out(searched_again)
-    both = _taken([*first, *second], _read([*first, *second])[0])
+        each.leave_out(unsure)
+    lists_of_both = [*first, *second]
+    counts, _ = _read([each.counts() for each in lists_of_both])
+    both = [each.columns(count) for each, count in zip(lists_of_both, counts, strict=True)]
     return [_by_anchor(*each) for each in zip(both[:lists], both[lists:], strict=True)], True
 
 
-def _read(lists: Sequence[Deferred], more: Sequence[Tensor] = ()) -> tuple[list[int], list[int]]:
-    """The counts of all parts of all lists, and some numbers more: the one time that the host waits."""
-    counts = [count for each in lists for count in each.counts()]
-    numbers = torch.stack([number.to(torch.int64) for number in (*counts, *more)]).tolist()
-    return numbers[: len(counts)], numbers[len(counts) :]
-
-
-def _taken(lists: Sequence[Deferred], counts: Sequence[int]) -> list[Columns]:
-    """The columns of each list, given the counts of their parts one after the other."""
-    remaining: Any = iter(counts)
-    return [each.columns([next(remaining) for _ in each.counts()]) for each in lists]
+def _read(
+    unread: Sequence[Sequence[Tensor]], more: Sequence[Tensor] = ()
+) -> tuple[list[list[int]], list[int]]:
+    """The counts of each list, and some whole numbers more: the one time that the host waits."""
+    numbers = [*itertools.chain(*unread), *more]
+    read: Any = iter(torch.stack(numbers).tolist() if numbers else [])
+    return [list(itertools.islice(read, len(counts))) for counts in unread], list(read)
 
 
 def _by_anchor(first: Columns, second: Columns) -> Columns:

@@ -16,11 +16,12 @@ from tercet.core.indices import Triplets
 from tercet.core.randomness import keyed_uniform
 from tercet.miners.base import Miner, nothing
 from tercet.miners.collected import Collected, Tuples
-from tercet.miners.draws import batch_key, keyed, sent_up
+from tercet.miners.draws import batch_key, keyed
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import widest_float
+from tercet.pairwise.transfer import sent_up
 
 __all__ = ["DistanceWeighted"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tercet.core.randomness import derive_key, keyed_bits, keyed_uniform, permute
 from tercet.pairwise.tiles import Pairwise
+from tercet.pairwise.transfer import sent_up
 
-__all__ = ["batch_key", "drawn_places", "keyed", "sent_up"]
+__all__ = ["batch_key", "drawn_places", "keyed"]
 
 
 def batch_key(name: str, seed: int, step: int, pairwise: Pairwise) -> int:
@@ -41,8 +41,3 @@ def keyed(key: int, *rows: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
     """A number in [0, 1) for each tuple of row numbers, float64 [t]: a function of the key and the tuple."""
     device = rows[0].device
     return sent_up(keyed_uniform(key, *(each.cpu().numpy() for each in rows)), device)
-
-
-def sent_up(values: np.ndarray, device: Any) -> Tensor:
-    """These numbers as a tensor on the device; the copy to an accelerator is asynchronous."""
-    return torch.from_numpy(values).to(device, non_blocking=True)

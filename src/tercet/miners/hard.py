@@ -10,6 +10,7 @@ the batch's labels and ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from tercet.core.checks import as_choice, as_int
 from tercet.core.indices import Triplets
-from tercet.miners.base import Miner, margin_of
-from tercet.miners.collected import Search, Tuples
+from tercet.miners.base import Miner, is_moderate, margin_of
+from tercet.miners.collected import Deferred, KnownRule, Search, Tuples
 from tercet.neighbors.blocks import Candidates, split_rows
+from tercet.neighbors.known_positives import KnownPositives
 from tercet.pairwise.tiles import Pairwise
 
 __all__ = ["BatchHard", "EasyPositive", "HardestN", "SemiHard"]
@@ -69,7 +71,12 @@ class BatchHard(Miner):
     """
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        return Triplets(*self._listed(pairwise, step, self._rule))
+        known = KnownRule(self._known_rule, padded=True)
+        return Triplets(*self._listed(pairwise, step, self._rule, known=known))
+
+    def _known_rule(self, search: KnownPositives, found: Deferred) -> None:
+        for block in search.blocks():
+            found.add(block.rows, *block.hardest(), complete=True)
 
     def _rule(self, search: Search, found: Tuples) -> None:
         for block in search.blocks():
@@ -138,8 +145,32 @@ class SemiHard(Miner):
         self._set(margin=margin_of(self, self.margin))
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        ordered = self.negatives != "all"
-        return Triplets(*self._listed(pairwise, step, self._rule, ordered=ordered))
+        every = self.negatives == "all"
+        known = None
+        if is_moderate(self.margin) and not (every and self.fallback):
+            known = KnownRule(self._known_all if every else self._known_rule)
+        return Triplets(*self._listed(pairwise, step, self._rule, ordered=not every, known=known))
+
+    def _known_rule(self, search: KnownPositives, found: Deferred) -> None:
+        margin = search.keys.scaled(cast(float, self.margin))
+        for block in search.blocks():
+            d_ap = block.distances
+            n, d_an = block.nearest_above(d_ap)
+            wanted = d_an < d_ap + margin
+            if self.fallback == "easiest":
+                n, wanted = torch.where(wanted, n, block.farthest()[:, None]), block.is_positive
+            if wanted is None:  # then every positive gives a triplet
+                a = block.rows[:, None].expand_as(n).flatten()
+                found.add(a, block.positives.flatten(), n.flatten(), complete=True)
+            else:
+                found.add_places(block.only_positives(wanted), block.rows, block.positives, n)
+
+    def _known_all(self, search: KnownPositives, found: Deferred) -> None:
+        margin = search.keys.scaled(cast(float, self.margin))
+        for block in search.blocks():
+            d_ap = block.distances
+            wanted = block.only_positives(block.between(d_ap, d_ap + margin))
+            found.add_places(wanted, block.rows, block.positives, None)
 
     def _rule(self, search: Search, found: Tuples) -> None:
         for block in search.blocks():
@@ -236,7 +267,17 @@ class EasyPositive(Miner):
         as_choice("EasyPositive", "negative", self.negative, ["semi_hard", "hard"])
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        return Triplets(*self._listed(pairwise, step, self._rule))
+        known = KnownRule(self._known_rule)
+        return Triplets(*self._listed(pairwise, step, self._rule, known=known))
+
+    def _known_rule(self, search: KnownPositives, found: Deferred) -> None:
+        for block in search.blocks():
+            p, d_ap = block.nearest_positive()
+            if self.negative == "hard":
+                found.add(block.rows, p, block.nearest(1)[:, 0], complete=True)
+            else:
+                n, d_an = block.nearest_above(d_ap[:, None])
+                found.add_places(d_an[:, 0] < search.keys.beyond, block.rows, p, n[:, 0])
 
     def _rule(self, search: Search, found: Tuples) -> None:
         hard = self.negative == "hard"
@@ -300,7 +341,14 @@ class HardestN(Miner):
         self._set(k=as_int("HardestN", "k", self.k, minimum=1), skip=as_int("HardestN", "skip", self.skip))
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        return Triplets(*self._listed(pairwise, step, self._rule))
+        known = KnownRule(self._known_rule, listed=self.skip + self.k)
+        return Triplets(*self._listed(pairwise, step, self._rule, known=known))
+
+    def _known_rule(self, search: KnownPositives, found: Deferred) -> None:
+        for block in search.blocks():
+            n = block.nearest(self.skip + self.k)[:, self.skip :]
+            a, p = (each[:, None].expand_as(n).flatten() for each in (block.rows, block.farthest_positive()))
+            found.add(a, p, n.flatten(), complete=True)
 
     def _rule(self, search: Search, found: Tuples) -> None:
         for block in search.blocks():

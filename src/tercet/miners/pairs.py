@@ -9,8 +9,9 @@ import torch
 
 from tercet.core.checks import as_float
 from tercet.core.indices import Pairs
-from tercet.miners.base import Miner, nothing
-from tercet.miners.collected import Search, Tuples, mined
+from tercet.miners.base import Miner, is_moderate, nothing
+from tercet.miners.collected import Deferred, KnownRule, Search, Tuples, mined
+from tercet.neighbors.known_positives import KnownPositives
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.tiles import Pairwise
 
@@ -21,7 +22,8 @@ class _PairMiner(Miner):
     """A miner whose rule selects positive pairs and negative pairs of each row."""
 
     def select(self, pairwise: Pairwise, step: int) -> Pairs:
-        found, in_order = mined(pairwise, self._rule, lists=2, ordered=False)
+        known = KnownRule(self._known_rule) if is_moderate(*self._bounds()) else None
+        found, in_order = mined(pairwise, self._rule, lists=2, ordered=False, known=known)
         sides = [columns or nothing(pairwise, 2) for columns in found]
         return Pairs(
             *self._drawn(sides[0], pairwise, 2 * step, in_order),
@@ -31,6 +33,14 @@ class _PairMiner(Miner):
     @abstractmethod
     def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
         """Add the selected positive pairs to one list and the selected negative pairs to the other."""
+
+    @abstractmethod
+    def _known_rule(self, search: KnownPositives, positives: Deferred, negatives: Deferred) -> None:
+        """`_rule` for batches whose positives the host knows."""
+
+    @abstractmethod
+    def _bounds(self) -> tuple[float, ...]:
+        """What it compares distances with, or adds to them."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,19 @@ class MultiSimilarityMiner(_PairMiner):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set(epsilon=as_float("MultiSimilarityMiner", "epsilon", self.epsilon))
+
+    def _bounds(self) -> tuple[float, ...]:
+        return (self.epsilon,)
+
+    def _known_rule(self, search: KnownPositives, positives: Deferred, negatives: Deferred) -> None:
+        epsilon = search.keys.scaled(self.epsilon)
+        for block in search.blocks():
+            d_ap = block.distances
+            wanted = block.only_positives(d_ap > (block.nearest_distance() - epsilon)[:, None])
+            positives.add_places(wanted, block.rows, block.positives)
+            bound = d_ap.amax(1, keepdim=True) + epsilon
+            nearer = block.nearer_than(bound if epsilon >= 0 else bound.clamp_(min=0))[:, 0]
+            negatives.add_places(nearer, block.rows, None)
 
     def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
         for block in search.blocks():
@@ -158,6 +181,17 @@ class PairMargin(_PairMiner):
             name: as_float("PairMargin", name, getattr(self, name)) for name in ("pos_margin", "neg_margin")
         }
         self._set(**margins)
+
+    def _bounds(self) -> tuple[float, ...]:
+        return self.pos_margin, self.neg_margin
+
+    def _known_rule(self, search: KnownPositives, positives: Deferred, negatives: Deferred) -> None:
+        far, near = search.keys.scaled(self.pos_margin), max(0.0, search.keys.scaled(self.neg_margin))
+        for block in search.blocks():
+            wanted = block.only_positives(block.distances > far)
+            positives.add_places(wanted, block.rows, block.positives)
+            nearer = block.nearer_than(block.distances.new_full((len(block.rows), 1), near))[:, 0]
+            negatives.add_places(nearer, block.rows, None)
 
     def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
         for block in search.blocks():

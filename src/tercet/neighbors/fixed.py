@@ -130,11 +130,21 @@ class FixedShapeSearch:
         """
         if self._keys is None:
             return []
-        ambiguous = self.ambiguous > 0
+        ambiguous = self.unsure
         if not self._positives:
             return [ambiguous.sum()]
         positives = self._positives[0] if len(self._positives) == 1 else torch.cat(self._positives)
         return [ambiguous.sum(), (positives * ambiguous).sum()]
+
+    @property
+    def unsure(self) -> Bool[Tensor, " n"]:
+        """The rows of which something may have been decided wrongly."""
+        return self.ambiguous > 0
+
+    def judged(self, numbers: list[int]) -> tuple[int, int]:
+        """How many rows are ambiguous, and how many of the pairs are theirs, given what `doubts` read."""
+        count, pairs = (*numbers, 0, 0)[:2]
+        return count, pairs
 
     def first(
         self, candidates: Candidates, above: Float[Tensor, " a"] | None = None, consume: bool = False

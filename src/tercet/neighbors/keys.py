@@ -55,6 +55,7 @@ __all__ = [
     "shortlist",
     "square_bound",
     "square_error",
+    "square_share",
 ]
 
 
@@ -189,8 +190,9 @@ def square_bound(
 
     That square is `pair_squares`, or `by_differences` squared. A sum of k products is off by at most
     k·u·‖x‖‖y‖ in any order of summation, u the unit roundoff (`_product_share` has the case of lowered
-    precision); a sum of k squares of differences by (k/8 + 2)·u of itself, eight lanes at a time. Both are
-    shares of (‖x‖ + ‖y‖)², which is at least 4‖x‖‖y‖, the products at most u·k/2 of it.
+    precision); a sum of k squares of differences by (k/8 + 2)·u of itself, eight lanes at a time, or on an
+    accelerator by (2√k + 2)·u (`row_sums`). Both are shares of (‖x‖ + ‖y‖)², which is at least 4‖x‖‖y‖, the
+    products at most u·k/2 of it.
     The bound holds where nothing overflows, 2(‖x‖² + ‖y‖²) below the largest number. Distances below the root
     of the smallest normal number, about 10⁻¹⁹, are not told apart.
 
@@ -227,11 +229,7 @@ def square_error(lengths: Any, reach: Any, x: Tensor) -> Any:
     Returns:
         [n], of the kind of `lengths`.
     """
-    k = x.shape[1]
-    share, tiny = _shares(k, x.dtype, _product_share(k, x))
-    if lengths.dtype.itemsize < 8:  # then lengths and squares are off by (k + 6)u of themselves, and ε too
-        room = (k + 8) * torch.finfo(torch.float32).eps / 2
-        share = (share + room) * (1 + 2 * room)
+    share, tiny = square_share(x, lengths.dtype)
     error = lengths + reach
     error *= error
     error *= share
@@ -242,6 +240,21 @@ def square_error(lengths: Any, reach: Any, x: Tensor) -> Any:
 def product_error(lengths: Any, reach: Any, x: Tensor) -> Any:
     """ε of the dot product, arguments as for `square_error`: twice what a product may be off by."""
     return lengths * reach * (2 * _product_share(x.shape[1] + 8, x))
+
+
+def square_share(x: Float[Tensor, "n k"], wide: Any) -> tuple[float, float]:
+    """The share of (‖x‖ + ‖y‖)² in `square_bound`, and what may underflow beside it, as torch is set now.
+
+    Args:
+        x: [n, k], for the number of features, the dtype and the device.
+        wide: the dtype that lengths are taken in, of torch or numpy.
+    """
+    k = x.shape[1]
+    share, tiny = _shares(k, x.dtype, _product_share(k, x))
+    if wide.itemsize < 8:  # then lengths and squares are off by (k + 6)u of themselves, and ε too
+        room = (k + 8) * torch.finfo(torch.float32).eps / 2
+        share = (share + room) * (1 + 2 * room)
+    return share, tiny
 
 
 def _product_share(k: int, x: Tensor) -> float:

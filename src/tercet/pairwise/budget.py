@@ -48,6 +48,10 @@ class Budget:
     """Columns measured by differences beyond the k that are asked for, where shapes are fixed: with so many,
     hardly a row of real data stays ambiguous."""
 
+    listed_positives: int
+    """Rows that have more positives are searched by passes over tables, even where the host knows them: each
+    positive that is listed is measured by differences."""
+
     masked_numbers: int
     """Larger tables are masked in parts of so many numbers, so that a part stays in the cache between passes.
     CPU: 2 MiB of float32. Accelerator: never, since each part is a launch."""
@@ -170,6 +174,7 @@ _CPU = Budget(
     numpy_numbers=2**19,
     direct_numbers=0,
     measured_more=7,
+    listed_positives=32,
     masked_numbers=2**19,
     class_order_rows=512,
     argmin_columns=512,

@@ -6,12 +6,14 @@ may differ in its last bit between two tables. Ties and bounds are decided by th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, mse_loss
 
 from tercet.pairwise.budget import budget
 
@@ -41,8 +43,13 @@ def pair_squares(x: Float[Tensor, "t k"], y: Float[Tensor, "t k"]) -> Float[Tens
 
 def squares_by_differences(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
     """`pair_squares` of every row with every column, in bounded memory; without a gradient."""
-    out, width = x.new_empty(len(x), len(y)), max(1, x.shape[1])
+    width = max(1, x.shape[1])
     numbers = budget(x.device).summed_numbers
+    if len(x) * len(y) * width <= numbers:
+        shape = len(x), len(y), x.shape[1]
+        squares = mse_loss(x[:, None].expand(shape), y.expand(shape), reduction="none")  # (x − y)² at once
+        return row_sums(squares.flatten(0, 1)).view(shape[:2])
+    out = x.new_empty(len(x), len(y))
     step = max(1, numbers // width)
     for first in range(0, len(y), step):
         columns = y[first : first + step]
@@ -93,13 +100,17 @@ def row_sums(numbers: Float[Tensor, "t k"]) -> Float[Tensor, " t"]:
     k = numbers.shape[1]
     if numbers.device.type == "cpu" or k == 0:
         return numbers.sum(1)
-    # An accelerator's own sum takes another order for few rows than for many: halves are added to each other.
-    lead = 1 << (k.bit_length() - 1)
-    part = numbers[:, :lead]
-    while part.shape[1] > 1:
-        half = part.shape[1] // 2
-        part = part[:, :half] + part[:, half:]
-    return part[:, 0] if lead == k else part[:, 0] + row_sums(numbers[:, lead:])
+    # An accelerator's own sum takes another order for few rows than for many. Pooling adds up a window in
+    # order: windows of √k numbers, then the windows. So at most 2√k additions follow each other.
+    if k == 1:
+        return numbers[:, 0]
+    windows = _window_sums(numbers[:, None, None], math.isqrt(k - 1) + 1)
+    return _window_sums(windows, windows.shape[-1])[:, 0, 0, 0]
+
+
+def _window_sums(numbers: Float[Tensor, "t 1 1 k"], width: int) -> Float[Tensor, "t 1 1 s"]:
+    """The sums of windows that do not overlap; the last one may be shorter."""
+    return avg_pool2d(numbers, (1, width), ceil_mode=True, divisor_override=1)
 
 
 def chunks(x: Float[Tensor, "n k"], *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -151,7 +151,7 @@ def _directions(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 def _lifted(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
     """Directions with a last coordinate that is 1 for a zero row, so that it is √2 from every other row."""
-    return torch.cat([x, (~x.any(-1, keepdim=True)).to(x.dtype)], dim=-1)
+    return torch.cat([x, ~x.any(-1, keepdim=True)], dim=-1)  # false and true become 0 and 1
 
 
 def _codes(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:

@@ -131,9 +131,13 @@ class FiniteCheck(NamedTuple):
         same = self.features is self.embeddings
         return [v.detach() for v in ((self.features,) if same else (self.embeddings, self.features))]
 
+    def sizes(self) -> list[Float[Tensor, ""]]:
+        """The largest size of a number, on the device, for the host to compare with the limit."""
+        return [torch.linalg.vector_norm(v, math.inf) for v in self._given]
+
     def holds(self) -> Bool[Tensor, ""]:
         """The answer, on the device. NaN passes no comparison."""
-        sizes = [torch.linalg.vector_norm(v, math.inf) for v in self._given]
+        sizes = self.sizes()
         if len(sizes) == 1:
             return sizes[0] <= self.limit
         return (torch.stack([v.to(sizes[-1].dtype) for v in sizes]) <= self.limit).all()

@@ -22,6 +22,7 @@ from tercet.core.indices import References
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, exact
 from tercet.pairwise.inputs import check_finite, unchecked_features, versions_of
+from tercet.pairwise.known_labels import positive_pairs
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel, whole_numbers
 
@@ -137,7 +138,6 @@ class Pairwise:
     ) -> None:
         self.distance = distance
         self.relation = relation
-        self.own_column = False  # whether each row is one column, its own, and no other
         self.caller, named = caller, border(caller)
         with named:
             self.inputs, self.checks = unchecked_features(embeddings, distance, ref)
@@ -149,16 +149,14 @@ class Pairwise:
         given_ids = ids
         if ids is not None:
             ids = whole_numbers(caller, "ids", ids, n, device)
-        elif ref is None:
-            ids = torch.arange(n, device=device)
-            self.own_column = True
-        self.ids = self.column_ids = ids
+        self.own_column = ids is None and ref is None  # each row is one column, its own, and no other
+        self._ids = self._column_ids = ids
         if ref is not None:
             self.column_labels = relation.check(caller, "ref.labels", ref.labels, r, device)
             if self.column_labels.shape[1:] != self.labels.shape[1:]:
                 shown = f"{self.column_labels.shape[1]} columns"
                 raise refusal(caller, "ref.labels", shown, f"{self.labels.shape[1]} columns, as labels have")
-            self.column_ids = None
+            self._column_ids = None
             if ref.ids is not None:
                 if ids is None:
                     raise refusal(
@@ -168,7 +166,7 @@ class Pairwise:
                         "the batch's ids, since ref has ids",
                         "pass ids=, or make References without ids where no column can be a row of the batch",
                     )
-                self.column_ids = whole_numbers(caller, "ref.ids", ref.ids, r, device)
+                self._column_ids = whole_numbers(caller, "ref.ids", ref.ids, r, device)
         others = (labels, None) if ref is None else (ref.labels, ref.ids)
         self.ref = ref
         self._embeddings = embeddings
@@ -224,18 +222,33 @@ class Pairwise:
         taken.tile_rows = tile_height(len(self.inputs[-1]), self.inputs[0], tile_rows)
         return taken
 
+    @property
+    def ids(self) -> Int[Tensor, " n"] | None:
+        """Which image each row is: the row numbers where each is its own column alone."""
+        return self._row_numbers if self.own_column else self._ids
+
+    @property
+    def column_ids(self) -> Int[Tensor, " r"] | None:
+        """Which image each column is; None where no column is a row of the batch."""
+        return self._row_numbers if self.own_column else self._column_ids
+
+    @functools.cached_property
+    def _row_numbers(self) -> Int[Tensor, " n"]:
+        """Made where they are asked for: on an accelerator each tensor is a launch."""
+        return torch.arange(len(self.inputs[0]), device=self.inputs[0].device)
+
     def on_host(self) -> list[np.ndarray | None]:
         """Labels, column labels, ids and column ids as int64 arrays; None where there are none.
 
         What the caller gave on the host is taken from there, without a host read.
         """
         found: list[np.ndarray | None] = []
-        here = (self.labels, self.column_labels, self.ids, self.column_ids)
+        here = (self.labels, self.column_labels, self._ids, self._column_ids)
         for place, (given, values) in enumerate(zip(self._given, here, strict=True)):
-            if values is None:
+            if place > 1 and self.own_column:
+                found.append(np.arange(len(self.inputs[0])))  # the row numbers
+            elif values is None:
                 found.append(None)
-            elif place > 1 and self.own_column:
-                found.append(np.arange(len(values)))  # the row numbers
             else:
                 if values.device.type != "cpu" and given is not None and given.device.type == "cpu":
                     values = given
@@ -288,14 +301,7 @@ class Pairwise:
         """The rows and columns of all positive pairs, by row, where that takes no host read; else None."""
         if self._classes_on_host is None:
             return None
-        of_row, sizes = self._classes_on_host
-        by_class, first = of_row.argsort(kind="stable"), sizes.cumsum() - sizes
-        count = sizes[of_row]
-        row = np.repeat(np.arange(len(of_row)), count)
-        within = np.arange(len(row)) - np.repeat(count.cumsum() - count, count)
-        column = by_class[first[of_row[row]] + within]
-        other = row != column
-        return row[other], column[other]
+        return positive_pairs(*self._classes_on_host)
 
     @property
     def is_surely_complete(self) -> bool:
