@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import backend_registration
@@ -31,6 +31,7 @@ __all__ = [
     "CARD",
     "Census",
     "Event",
+    "Numbers",
     "census",
     "down",
     "is_offered",
@@ -59,14 +60,26 @@ FREE = frozenset(
 )
 
 
+class Numbers(NamedTuple):
+    """The shape of a tensor and the bytes of a number."""
+
+    shape: tuple[int, ...]
+    itemsize: int
+
+
 @dataclass(frozen=True)
 class Event:
-    """One operation on the card: its name, where it comes from, whether it launches, why the host waits."""
+    """One operation on the card: its name, where it comes from, whether it launches, why the host waits.
+
+    `given` and `made` are the card's tensors that it takes and gives.
+    """
 
     op: str
     where: str
     launches: bool
     read: str
+    given: tuple[Numbers, ...] = ()
+    made: tuple[Numbers, ...] = ()
 
 
 @dataclass(eq=False)  # one that is open is told apart by identity
@@ -220,6 +233,10 @@ def _where() -> str:
     return "autograd"
 
 
+def _numbers(values: list[Any]) -> tuple[Numbers, ...]:
+    return tuple(Numbers(tuple(v.shape), v.dtype.itemsize) for v in values if isinstance(v, torch.Tensor))
+
+
 def _refuse(name: str, text: str) -> None:
     raise RuntimeError(f"{text} (aten::{name} at {_where()})")
 
@@ -248,7 +265,7 @@ def _dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         **tree_map(lambda v: v.near if isinstance(v, _Card) else v, given),
     )
     if launches or read:
-        event = Event(name, _where(), launches, read)
+        event = Event(name, _where(), launches, read, _numbers(far), _numbers(tree_leaves(out)))
         for log in _LOGS:
             log.events.append(event)
     if not target:

@@ -175,7 +175,7 @@ class BatchAll(Miner):
         margin = search.keys.scaled(cast(float, self.margin))
         for block in search.blocks():
             wanted = block.only_positives(block.nearer_than(block.distances + margin))
-            found.add_places(wanted, block.rows, block.positives, None)
+            found.add_places(wanted, block.start, block.positives, None)
 
     def _rule(self, search: Search, found: Tuples) -> None:
         for block in search.blocks():

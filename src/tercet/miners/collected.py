@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -125,27 +125,37 @@ class _Part(NamedTuple):
 
     Args:
         wanted: bool [c], [c, r] or [c, q, r].
-        columns: anchors first.
-        by_place: a column with m dimensions is taken at the first m of a place, and None is the last of it;
-            else all but the last column are taken at the first, and the last at the last.
+        columns: anchors first; of `add_places` without the anchors.
+        start: of `add_places`, the number of the first row; else None.
     """
 
     wanted: Bool[Tensor, "..."] | None
     columns: tuple[Any, ...]
-    by_place: bool = False
+    start: int | None = None
 
     def taken(self, count: int) -> Columns:
         """The wanted tuples, which are so many."""
-        if self.wanted is None or (self.wanted.ndim == 1 and count == len(self.wanted)):
+        if self.wanted is None or (
+            self.start is None and self.wanted.ndim == 1 and count == len(self.wanted)
+        ):
             return self.columns
         places = torch.nonzero_static(self.wanted, size=count).unbind(1)  # [count] each
-        if not self.by_place:
+        if self.start is None:
             at = [*([places[0]] * (len(self.columns) - 1)), places[-1]]
             return tuple(column[place] for column, place in zip(self.columns, at, strict=True))
-        return tuple(
-            places[-1].contiguous() if column is None else column[places[: column.ndim]]
-            for column in self.columns
-        )
+        anchors = places[0] + self.start if self.start else places[0]
+        others = (places[-1] if column is None else column[places[: column.ndim]] for column in self.columns)
+        return anchors, *others
+
+    def without(self, anchors: Bool[Tensor, " n"]) -> _Part:
+        """Those of other anchors."""
+        if self.start is None:
+            kept = ~anchors[self.columns[0]]
+        else:
+            kept = ~anchors[self.start : self.start + len(cast(Tensor, self.wanted))]
+        if self.wanted is not None:
+            kept = self.wanted & kept.view(-1, *[1] * (self.wanted.ndim - 1))
+        return self._replace(wanted=kept)
 
 
 class Deferred:
@@ -174,22 +184,21 @@ class Deferred:
         """As `Collected.add_where`."""
         self._parts.append(_Part(wanted, columns))
 
-    def add_places(self, wanted: Bool[Tensor, "c *q"], *columns: Int[Tensor, "c *q"] | None) -> None:
+    def add_places(
+        self, wanted: Bool[Tensor, "c *q"], start: int, *columns: Int[Tensor, "c *q"] | None
+    ) -> None:
         """Take in a tuple for each true place, whose members stand at that place of tables.
 
         Args:
             wanted: a table of rows, of rows × positives, or of rows × positives × columns.
+            start: the number of the first row: rows are the anchors, and follow each other.
             columns: tables of as many dimensions or fewer; None for the last number of a place itself.
         """
-        self._parts.append(_Part(wanted, columns, by_place=True))
+        self._parts.append(_Part(wanted, columns, start))
 
     def leave_out(self, anchors: Bool[Tensor, " n"]) -> None:
         """Leave out the tuples of these anchors, which the first column names."""
-        for place, part in enumerate(self._parts):
-            kept = ~anchors[part.columns[0]]
-            if part.wanted is not None:
-                kept = part.wanted & kept.view(-1, *[1] * (part.wanted.ndim - 1))
-            self._parts[place] = part._replace(wanted=kept)
+        self._parts = [part.without(anchors) for part in self._parts]
 
     def counts(self) -> list[Int[Tensor, ""]]:
         """How many tuples each part has, on the device; those that are complete are not counted."""

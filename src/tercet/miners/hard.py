@@ -163,14 +163,14 @@ class SemiHard(Miner):
                 a = block.rows[:, None].expand_as(n).flatten()
                 found.add(a, block.positives.flatten(), n.flatten(), complete=True)
             else:
-                found.add_places(block.only_positives(wanted), block.rows, block.positives, n)
+                found.add_places(block.only_positives(wanted), block.start, block.positives, n)
 
     def _known_all(self, search: KnownPositives, found: Deferred) -> None:
         margin = search.keys.scaled(cast(float, self.margin))
         for block in search.blocks():
             d_ap = block.distances
             wanted = block.only_positives(block.between(d_ap, d_ap + margin))
-            found.add_places(wanted, block.rows, block.positives, None)
+            found.add_places(wanted, block.start, block.positives, None)
 
     def _rule(self, search: Search, found: Tuples) -> None:
         for block in search.blocks():
@@ -277,7 +277,7 @@ class EasyPositive(Miner):
                 found.add(block.rows, p, block.nearest(1)[:, 0], complete=True)
             else:
                 n, d_an = block.nearest_above(d_ap[:, None])
-                found.add_places(d_an[:, 0] < search.keys.beyond, block.rows, p, n[:, 0])
+                found.add_places(d_an[:, 0] < search.keys.beyond, block.start, p, n[:, 0])
 
     def _rule(self, search: Search, found: Tuples) -> None:
         hard = self.negative == "hard"

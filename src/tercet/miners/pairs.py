@@ -103,12 +103,13 @@ class MultiSimilarityMiner(_PairMiner):
     def _known_rule(self, search: KnownPositives, positives: Deferred, negatives: Deferred) -> None:
         epsilon = search.keys.scaled(self.epsilon)
         for block in search.blocks():
+            least = block.nearest_distance() - epsilon
             d_ap = block.distances
-            wanted = block.only_positives(d_ap > (block.nearest_distance() - epsilon)[:, None])
-            positives.add_places(wanted, block.rows, block.positives)
+            wanted = block.only_positives(d_ap > least[:, None])
+            positives.add_places(wanted, block.start, block.positives)
             bound = d_ap.amax(1, keepdim=True) + epsilon
             nearer = block.nearer_than(bound if epsilon >= 0 else bound.clamp_(min=0))[:, 0]
-            negatives.add_places(nearer, block.rows, None)
+            negatives.add_places(nearer, block.start, None)
 
     def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
         for block in search.blocks():
@@ -189,9 +190,9 @@ class PairMargin(_PairMiner):
         far, near = search.keys.scaled(self.pos_margin), max(0.0, search.keys.scaled(self.neg_margin))
         for block in search.blocks():
             wanted = block.only_positives(block.distances > far)
-            positives.add_places(wanted, block.rows, block.positives)
+            positives.add_places(wanted, block.start, block.positives)
             nearer = block.nearer_than(block.distances.new_full((len(block.rows), 1), near))[:, 0]
-            negatives.add_places(nearer, block.rows, None)
+            negatives.add_places(nearer, block.start, None)
 
     def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
         for block in search.blocks():

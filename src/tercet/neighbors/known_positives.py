@@ -131,13 +131,14 @@ class KnownRows:
         counts: how many positives each has, [a].
 
     Attributes:
+        start: the number of the first row.
         rows: int64 [a], row numbers.
         positives: int64 [a, p], their positives.
         is_positive: bool [a, p], false where one is repeated; None where each row has as many.
     """
 
     def __init__(self, search: KnownPositives, rows: slice, columns: np.ndarray, counts: np.ndarray) -> None:
-        self._search, self._keys, self._rows = search, search.keys, rows
+        self._search, self._keys, self._rows, self.start = search, search.keys, rows, rows.start
         (a, p), n = columns.shape, len(self._keys.x)
         numbers = np.arange(rows.start, rows.stop)
         own = np.concatenate([columns, numbers[:, None]], 1) + n * np.arange(a)[:, None]
@@ -149,11 +150,12 @@ class KnownRows:
         self.positives, self._signs = positives.view(a, p), signs.view(2, 1)
         real = np.arange(p) < counts[:, None]
         self.is_positive = None if real.all() else sent_up(real, search.device)
+        self._near: Tensor | None = None
         if search.is_exact:
             self._table = self._keys.exact_table(rows)
             self._near = self._table.gather(1, self.positives)
         else:
-            self._table, self._near = self._keys.table(rows), None
+            self._table = self._keys.table(rows)
         self._table.view(-1).index_fill_(0, self._own, math.inf if search.is_exact else -math.inf)
         self._unsure: list[Tensor] = []
 
@@ -162,10 +164,12 @@ class KnownRows:
         """The rows of which a question so far may have been decided wrongly."""
         return functools.reduce(torch.logical_or, self._unsure)
 
-    @functools.cached_property
+    @property
     def distances(self) -> Float[Tensor, "a p"]:
         """The distance of each row to each of its positives."""
-        return self._keys.listed(self.positives, self._rows) if self._near is None else self._near
+        if self._near is None:
+            self._near = self._keys.listed(self.positives, self._rows)
+        return self._near
 
     def only_positives(self, wanted: Bool[Tensor, "a p *n"]) -> Bool[Tensor, "a p *n"]:
         """`wanted` without repeated positives."""
@@ -183,7 +187,7 @@ class KnownRows:
         bits = self._keys.listed(at, self._rows).view(torch.int32)
         both = torch.addcmul(at.view(a, 2, w), bits.view(a, 2, w), self._signs).amin(2)  # [a, 2]
         words = both.view(torch.int32).view(a, 2, 2)
-        self._unsure.append(self._low(words[:, 1, 1].view(dtype)) <= values[:, -1])
+        self._unsure.append(self._keys.low_edge(words[:, 1, 1].view(dtype), self._rows) <= values[:, -1])
         positive, negative = words[:, :, 0].T.to(torch.int64, memory_format=torch.contiguous_format)
         return positive, negative
 
@@ -204,7 +208,7 @@ class KnownRows:
             return self._table.sort(dim=1, stable=True).indices[:, :k]
         values, at = self._table.topk(k + self._search.more, dim=1)
         column, distance = first_listed(at, self._keys.listed(at, self._rows), k)
-        self._unsure.append(self._low(distance[:, -1]) <= values[:, -1])
+        self._unsure.append(self._keys.low_edge(distance[:, -1], self._rows) <= values[:, -1])
         return column
 
     def nearest_distance(self) -> Float[Tensor, " a"]:
@@ -212,8 +216,13 @@ class KnownRows:
         if self._search.is_exact:
             return self._table.amin(1)
         values, at = self._table.topk(1 + self._search.more, dim=1)
-        least = self._keys.listed(at, self._rows).amin(1)
-        self._unsure.append(self._low(least) <= values[:, -1])
+        if self._near is None:  # both are measured at once
+            p = self.positives.shape[1]
+            both = self._keys.listed(torch.cat([self.positives, at], 1), self._rows)
+            self._near, least = both[:, :p], both[:, p:].amin(1)
+        else:
+            least = self._keys.listed(at, self._rows).amin(1)
+        self._unsure.append(self._keys.low_edge(least, self._rows) <= values[:, -1])
         return least
 
     def farthest(self) -> Int[Tensor, " a"]:
@@ -225,7 +234,7 @@ class KnownRows:
         values, at = table.topk(1 + self._search.more, dim=1, largest=False)
         d = self._keys.listed(at, self._rows)
         last = d.amax(1)
-        self._unsure.append(self._high(last) >= values[:, -1])
+        self._unsure.append(self._keys.edges(last, self._rows)[1] >= values[:, -1])
         return at.masked_fill(d != last[:, None], table.shape[1]).amin(1)
 
     def nearest_above(self, bound: Float[Tensor, "a q"]) -> tuple[Int[Tensor, "a q"], Float[Tensor, "a q"]]:
@@ -238,13 +247,19 @@ class KnownRows:
         if self._search.is_exact:
             distance, at = torch.where(table > bound[:, :, None], table, math.inf).min(2)
             return at, distance
-        nearer = self._high(bound, rows)  # keys from here on are surely not above the bound
+        _, nearer = self._keys.edges(
+            bound, self._numbers(rows)
+        )  # keys from here on are surely not above the bound
         table = torch.where(table < nearer[:, :, None], table, torch.finfo(table.dtype).min)
         values, at = table.topk(1 + self._search.more, dim=2)  # [a, q, w]
         d = self._keys.listed(at, self._numbers(rows))
         d = torch.where(d > bound[:, :, None], d, self._keys.beyond)
         column, distance = (v.view(bound.shape) for v in first_listed(at.flatten(0, 1), d.flatten(0, 1), 1))
-        return column, distance, (self._low(distance, rows) <= values[:, :, -1]).any(1)
+        return (
+            column,
+            distance,
+            _of_rows(self._keys.low_edge(distance, self._numbers(rows)) <= values[:, :, -1]),
+        )
 
     def nearer_than(self, bound: Float[Tensor, "a q"]) -> Bool[Tensor, "a q n"]:
         """Which columns are negatives nearer than each bound."""
@@ -254,12 +269,13 @@ class KnownRows:
         table = self._table[rows, None]  # [a, 1, n]
         if self._search.is_exact:
             return (table < bound[:, :, None],)
-        found = table > self._high(bound, rows)[:, :, None]
+        farther, nearer = self._keys.edges(bound, self._numbers(rows))
+        found = table > nearer[:, :, None]
         rest = torch.where(found, torch.finfo(table.dtype).min, table)
         values, at = rest.topk(1 + self._search.more, dim=2)  # [a, q, w]
-        unsure = values[:, :, -1] >= self._low(bound, rows)
+        unsure = values[:, :, -1] >= farther
         decided = self._keys.listed(at, self._numbers(rows)) < bound[:, :, None]
-        return found.scatter_(2, at, decided), unsure.any(1)
+        return found.scatter_(2, at, decided), _of_rows(unsure)
 
     def between(self, low: Float[Tensor, "a q"], high: Float[Tensor, "a q"]) -> Bool[Tensor, "a q n"]:
         """Which columns are negatives farther than the low bound and nearer than the high one."""
@@ -278,7 +294,7 @@ class KnownRows:
         values, at = gap.abs_().topk(1 + self._search.more, dim=2, largest=False)  # [a, q, w]
         d = self._keys.listed(at, self._numbers(rows))
         decided = (d < edges[1]).logical_and_(d > edges[0])
-        return found.scatter_(2, at, decided), (values[:, :, -1] <= self._keys.error).any(1)
+        return found.scatter_(2, at, decided), _of_rows(values[:, :, -1] <= self._keys.error)
 
     def _in_parts(
         self, question: Callable[..., tuple[Tensor, ...]], *bounds: Float[Tensor, "a q"]
@@ -301,10 +317,6 @@ class KnownRows:
         start, stop, _ = rows.indices(len(self.rows))
         return slice(self._rows.start + start, self._rows.start + stop)
 
-    def _low(self, distance: Float[Tensor, "a *q"], rows: slice = slice(None)) -> Float[Tensor, "a *q"]:
-        """The negated key of a distance, less ε."""
-        return self._keys.edge(self._keys.low[self._numbers(rows)], distance)
 
-    def _high(self, distance: Float[Tensor, "a *q"], rows: slice = slice(None)) -> Float[Tensor, "a *q"]:
-        """The negated key of a distance, plus ε."""
-        return self._keys.edge(self._keys.high[self._numbers(rows)], distance)
+def _of_rows(unsure: Bool[Tensor, "a q"]) -> Bool[Tensor, " a"]:
+    return unsure[:, 0] if unsure.shape[1] == 1 else unsure.any(1)

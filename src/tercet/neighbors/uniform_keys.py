@@ -25,7 +25,7 @@ from tercet.neighbors.keys import square_share
 from tercet.pairwise.budget import budget
 from tercet.pairwise.closed_forms import EuclideanForm
 from tercet.pairwise.differences import by_differences, row_sums, squares_by_differences
-from tercet.pairwise.torch_modes import full_precision
+from tercet.pairwise.torch_modes import full_precision, widest_float
 
 __all__ = ["HIGH_WORD", "UniformKeys", "first_listed"]
 
@@ -57,8 +57,9 @@ class UniformKeys:
         self.form, self.x = form, form.space(embeddings)
         limits = torch.finfo(self.x.dtype)
         self.beyond = 0.95 * (math.sqrt(limits.max) if form.root else limits.max)
-        share, tiny = square_share(self.x)
-        self._share = 4 * (share + 4 * limits.eps)  # with room for `tiny`, and for what rounds bounds
+        self._wide = widest_float(self.x.device)
+        share, tiny = square_share(self.x, self._wide)
+        self._share = 4 * (share + 6 * limits.eps)  # with room for `tiny`, and for what rounds bounds
         self._floor = tiny * 2**14 / self._share
         self._gathered = budget(self.x.device).gathered_numbers
 
@@ -68,8 +69,8 @@ class UniformKeys:
 
     @functools.cached_property
     def squares(self) -> Float[Tensor, " n"]:
-        """‖u‖², taken in float64."""
-        lengths = torch.linalg.vector_norm(self._centred, dim=1, dtype=torch.float64)
+        """‖u‖², taken in float64 where the device has it."""
+        lengths = torch.linalg.vector_norm(self._centred, dim=1, dtype=self._wide)
         return torch.mul(lengths, lengths, out=self.x.new_empty(len(lengths)))
 
     @functools.cached_property
@@ -86,11 +87,6 @@ class UniformKeys:
     def low(self) -> Float[Tensor, " n"]:
         """‖u‖² − ε."""
         return torch.add(self.squares, self.reach, alpha=-self._share)
-
-    @functools.cached_property
-    def high(self) -> Float[Tensor, " n"]:
-        """‖u‖² + ε."""
-        return torch.add(self.squares, self.reach, alpha=self._share)
 
     def underflows(self, reach: float) -> bool:
         """Whether the rows are so near each other that products underflow, so that keys tell nothing."""
@@ -109,12 +105,19 @@ class UniformKeys:
         """The distances of some rows to all columns."""
         return (by_differences if self.form.root else squares_by_differences)(self.x[rows], self.x)
 
-    def edge(self, side: Float[Tensor, " a"], distance: Float[Tensor, "a *q"]) -> Float[Tensor, "a *q"]:
-        """The negated key of distances: `low` of the rows for ε less, `high` for ε more."""
-        side = side if distance.ndim == 1 else side[:, None]
+    def low_edge(self, distance: Float[Tensor, "a *q"], rows: slice) -> Float[Tensor, "a *q"]:
+        """The negated key of distances from these rows, less ε: keys below it are of farther columns."""
+        side = self.low[rows] if distance.ndim == 1 else self.low[rows, None]
         if self.form.root:
             return torch.addcmul(side, distance, distance, value=-1)
         return side - distance
+
+    def edges(
+        self, distance: Float[Tensor, "a *q"], rows: slice
+    ) -> tuple[Float[Tensor, "a *q"], Float[Tensor, "a *q"]]:
+        """`low_edge`, and the negated key plus ε: keys above that are of nearer columns."""
+        low = self.low_edge(distance, rows)
+        return low, torch.add(low, self.reach, alpha=2 * self._share)
 
     def listed(self, at: Int[Tensor, "a *q w"], rows: slice) -> Float[Tensor, "a *q w"]:
         """The distance of each row to its listed columns."""

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch.nn.functional import threshold
 
 from tercet.core.checks import as_choice, promised, refusal
 from tercet.pairwise.closed_forms import EuclideanForm, ProductForm
@@ -146,7 +147,7 @@ def _directions(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Rows divided by their length; a zero row stays zero and gets no gradient."""
     x = _floats(embeddings).contiguous()  # else equal rows in other layouts would differ in their last bit
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # [n, 1]
-    return x / length.masked_fill(length == 0, math.inf)
+    return x / threshold(length, 0, math.inf)  # a length of 0 becomes inf
 
 
 def _lifted(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
