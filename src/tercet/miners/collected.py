@@ -135,10 +135,12 @@ class _Part(NamedTuple):
 
     def taken(self, count: int) -> Columns:
         """The wanted tuples, which are so many."""
-        if self.wanted is None or (
-            self.start is None and self.wanted.ndim == 1 and count == len(self.wanted)
-        ):
+        if self.wanted is None:
             return self.columns
+        if self.wanted.ndim == 1 and count == len(self.wanted):  # all of them
+            if self.start is None:
+                return self.columns
+            return torch.arange(self.start, self.start + count, device=self.wanted.device), *self.columns
         places = torch.nonzero_static(self.wanted, size=count).unbind(1)  # [count] each
         if self.start is None:
             at = [*([places[0]] * (len(self.columns) - 1)), places[-1]]
