@@ -153,14 +153,24 @@ class ExactSearch:
     ) -> Int[Tensor, " a"]:
         """`nearest` for k = 1, as int64 [a]."""
         rows, keys, columns, _ = candidates
-        if above is not None and len(columns):
-            return self._first_above(candidates, torch.arange(len(rows)), above)
         if not 0 < len(columns) <= self._budget.argmin_columns:
+            if above is not None and len(columns):
+                return self._first_above(candidates, torch.arange(len(rows)), above)
             return self._first_k(candidates, 1, above, consume)[:, 0]
-        at, listed = row_argmin(keys, self._of_rows(self.keys.error, rows))
+        error, limit, bound = self._of_rows(self.keys.error, rows), None, None
+        if above is not None:
+            limit, bound = candidates.signed(above), candidates.signed(self._keys_of(above, rows))
+            candidates = candidates._replace(keys=kept_above(bound - error, keys, inplace=consume))
+        at, listed = row_argmin(candidates.keys, error)
         chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
+        left = at[:0]
+        if bound is not None:  # a column whose least key is so near the bound may not be above it
+            least = candidates.keys.gather(1, at.clamp(min=0)[:, None])[:, 0]
+            (left,) = (least <= bound + error).nonzero(as_tuple=True)
         if len(listed[0]):
-            self._write_first(candidates, None, None, listed, chosen)
+            self._write_first(candidates, None, limit, listed, chosen)
+        if len(left):
+            chosen[left] = self._first_of_rows(candidates, left, 1, limit)[:, 0]
         return chosen
 
     def _first_above(
