@@ -6,6 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tercet.neighbors import exact
 from tercet.neighbors.blocks import Candidates
 from tercet.neighbors.exact import ExactSearch
 from tercet.pairwise.budget import override
@@ -189,9 +190,9 @@ def test_a_crowd_is_told_apart_by_a_longer_shortlist_and_a_larger_one_by_all(
     with override(class_order_rows=0, argmin_columns=0):
         pairwise = Pairwise("test", x, labels, distance=as_distance("test", "euclidean"))
         search = ExactSearch(pairwise, ordered=False)
-    rank, rank_all = Mock(wraps=search._resolve_listed), Mock(wraps=search._first_of_rows)
+    rank, rank_all = Mock(wraps=search._resolve_listed), Mock(wraps=exact.first_of_rows)
     monkeypatch.setattr(search, "_resolve_listed", rank)
-    monkeypatch.setattr(search, "_first_of_rows", rank_all)
+    monkeypatch.setattr(exact, "first_of_rows", rank_all)
     (block,) = search.blocks()
     field = block.negatives()
     bound = search.distances(torch.tensor([0]), torch.tensor([1]))

@@ -16,9 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tercet.neighbors.blocks import Candidates
+from tercet.neighbors.keys import ExactDistances
 from tercet.pairwise.masked import Places, flat_places
 
-__all__ = ["first_of_table", "least_above", "write_least"]
+__all__ = ["first_of_rows", "first_of_table", "least_above", "write_least"]
 
 
 def least_above(
@@ -133,6 +135,31 @@ def first_of_table(distances: Float[Tensor, "u c"], columns: Int[Tensor, " c"], 
     d, order = distances.sort(dim=1, stable=True)
     best = columns[order[:, :k]].masked_fill_(d[:, :k] == math.inf, -1)
     return pad(best, (0, k - best.shape[1]), value=-1)
+
+
+def first_of_rows(
+    exact: ExactDistances,
+    candidates: Candidates,
+    some: Int[Tensor, " u"],
+    k: int,
+    limit: Float[Tensor, " a"] | None,
+) -> Int[Tensor, "u k"]:
+    """The first k of all candidates of some rows, by differences; −1 where there are fewer.
+
+    Args:
+        exact: the distances.
+        candidates: [a] rows and what may be chosen.
+        some: places in `candidates.rows`.
+        k: how many.
+        limit: [a], distances times the row's sign that a column must be beyond; None for none.
+    """
+    columns, order = candidates.columns.sort()
+    d = exact.table(candidates.rows[some], columns)
+    d *= candidates.sign[some, None]
+    d.masked_fill_(candidates.keys[some][:, order] == math.inf, math.inf)
+    if limit is not None:
+        d.masked_fill_(d <= limit[some, None], math.inf)
+    return first_of_table(d, columns, k)
 
 
 def _two_least(keys: Tensor, start: Tensor, numbers: int) -> tuple[np.ndarray, np.ndarray]:

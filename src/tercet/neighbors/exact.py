@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tercet.neighbors.above import first_of_table, least_above, write_least
+from tercet.neighbors.above import first_of_rows, least_above, write_least
 from tercet.neighbors.blocks import Candidates, RowBlock, split_rows
 from tercet.neighbors.keys import ExactDistances, RankKeys, class_keys, first_above, shortlist
 from tercet.pairwise.budget import budget
@@ -154,8 +154,6 @@ class ExactSearch:
         """`nearest` for k = 1, as int64 [a]."""
         rows, keys, columns, _ = candidates
         if not 0 < len(columns) <= self._budget.argmin_columns:
-            if above is not None and len(columns):
-                return self._first_above(candidates, torch.arange(len(rows)), above)
             return self._first_k(candidates, 1, above, consume)[:, 0]
         error, limit, bound = self._of_rows(self.keys.error, rows), None, None
         if above is not None:
@@ -170,7 +168,7 @@ class ExactSearch:
         if len(listed[0]):
             self._write_first(candidates, None, limit, listed, chosen)
         if len(left):
-            chosen[left] = self._first_of_rows(candidates, left, 1, limit)[:, 0]
+            chosen[left] = first_of_rows(self.exact, candidates, left, 1, limit)[:, 0]
         return chosen
 
     def _first_above(
@@ -205,7 +203,7 @@ class ExactSearch:
             for (item,) in split_rows(2 * width, i.unique_consecutive()):
                 some = candidates.take(item if at is None else at[item])
                 bound = None if limit is None else limit[item]
-                chosen[item] = self._first_of_rows(some, torch.arange(len(item)), 1, bound)[:, 0]
+                chosen[item] = first_of_rows(self.exact, some, torch.arange(len(item)), 1, bound)[:, 0]
             return
         row, names = i if at is None else at[i], self.numbers(candidates.columns, j)
         d = candidates.signed(self.distances(self.numbers(candidates.rows, row), names), row)
@@ -320,7 +318,7 @@ class ExactSearch:
             listed = shortlist(candidates.keys[left], longer, self._group)
             left = self._resolve_listed(candidates, limit, left, *listed, chosen)
         for (some,) in split_rows(2 * width, left):
-            chosen[some] = self._first_of_rows(candidates, some, k, limit)
+            chosen[some] = first_of_rows(self.exact, candidates, some, k, limit)
 
     def _resolve_listed(
         self,
@@ -352,18 +350,6 @@ class ExactSearch:
         complete = values[:, -1] == math.inf
         resolved = (d[:, k - 1] < math.inf) & (last < values[:, -1] - self.keys.error[rows])
         return some[~(complete | resolved)]
-
-    def _first_of_rows(
-        self, candidates: Candidates, some: Int[Tensor, " u"], k: int, limit: Float[Tensor, " a"] | None
-    ) -> Int[Tensor, "u k"]:
-        """The first k of all candidates of some rows, by differences."""
-        columns, order = candidates.columns.sort()
-        d = self.exact.table(candidates.rows[some], columns)
-        d *= candidates.sign[some, None]
-        d.masked_fill_(candidates.keys[some][:, order] == math.inf, math.inf)
-        if limit is not None:
-            d.masked_fill_(d <= limit[some, None], math.inf)
-        return first_of_table(d, columns, k)
 
     def _keys_of(self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
         """The rank key of a distance from each row."""
