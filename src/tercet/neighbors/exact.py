@@ -248,8 +248,10 @@ class ExactSearch:
         Returns:
             int64 [t], column numbers.
         """
-        if not len(candidates.columns):
+        if not len(at) or not len(candidates.columns):
             return torch.full_like(at, -1)
+        if len(at) * len(candidates.columns) <= self._budget.copied_numbers:
+            return self.first(candidates.take(at), above, consume=True)
         if len(at) <= self._budget.sorted_bounds * len(candidates.rows):
             return self._first_above(candidates, at, above)
         rows, columns = candidates.rows[at], candidates.columns
