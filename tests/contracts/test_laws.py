@@ -7,7 +7,7 @@ change: they agree to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -200,6 +200,11 @@ SUBJECTS = {
         "metric",
         ties=True,
     ),
+    "evaluate": Subject(
+        lambda s: partial(tercet.evaluate, k=(1, 2, 4), distance=s.distance, tile_rows=s.tile_rows),
+        "metric",
+        ties=True,
+    ),
     "map_at_r": Subject(
         lambda s: partial(tercet.map_at_r, distance=s.distance, tile_rows=s.tile_rows), "metric", ties=True
     ),
@@ -254,7 +259,7 @@ def outcome(subject: Subject, setting: Setting, batch: Batch, mined: Any = None)
     if function == "score_at_top_k":
         return {"figure": float(call(x, batch.triplets, **more))}
     found = call(x, batch.labels, **more)
-    return {str(k): float(v) for k, v in (found if isinstance(found, dict) else {1: found}).items()}
+    return {str(k): float(v) for k, v in (found if isinstance(found, Mapping) else {1: found}).items()}
 
 
 def agree(one: dict[str, Any], other: dict[str, Any], rounding: float = 0.0) -> None:
