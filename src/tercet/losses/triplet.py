@@ -261,7 +261,9 @@ class TripletMargin(Head):
         A missing positive stands at −∞, a missing negative at ∞: their triplets have no loss and no gradient.
         """
         d, width = tile.distance, tile.positive.shape[1]
-        if has_fixed_shapes(d) or most * budget(d.device).dense_share > width:
+        sizes = budget(d.device)
+        small = d.numel() <= sizes.topk_numbers or most * sizes.dense_share > width
+        if has_fixed_shapes(d) or small:
             t, p = d.masked_fill(~tile.positive, -math.inf).topk(most, dim=1)
             return t.add_(self.margin), p
         i, j = true_places(tile.positive)  # few: their places take less time than a pass over the table

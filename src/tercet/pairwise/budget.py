@@ -72,6 +72,10 @@ class Budget:
     """Where all bounds together have at most so many candidates, each bound gets a copy of its row, masked
     below it: fewer calls. CPU: where both ways take as long, between N = 128 and 256 of K = 4."""
 
+    topk_numbers: int
+    """Tables of at most so many numbers give the positives of a row by one topk; in larger ones their places
+    take less time than a pass. CPU: 256 × 256, where both take as long."""
+
     class_order_blocks: int
     """A batch in class order is cut into at least so many blocks of rows: a block's positives lie in as many
     columns as it has rows, more or less, so higher blocks look at more columns that are no positives."""
@@ -184,6 +188,7 @@ _CPU = Budget(
     argmin_columns=512,
     argmin_numbers=2**18,
     copied_numbers=2**16,
+    topk_numbers=2**16,
     class_order_blocks=8,
     product_rows=256,
     longer_shortlist=8,
