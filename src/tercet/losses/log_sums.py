@@ -37,7 +37,7 @@ class _LogSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Any, mask: Any) -> Any:
         lowest = torch.finfo(logits.dtype).min
-        kept = kept_where(mask, -logits).neg_()  # [a, r], −∞ where the mask is false
+        kept = kept_where(mask, -logits, inplace=True).neg_()  # [a, r], −∞ where the mask is false
         most = kept.amax(1)  # [a]
         shares = torch.softmax(kept, 1)  # [a, r], NaN where a row has none
         # The largest share is exp(most − log Σ exp), at least 1/r.
