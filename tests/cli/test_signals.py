@@ -20,6 +20,17 @@ from tercet.data.shards.writing import write_shards
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Signals as a shell leaves them, also where the tests run in the background and ignore some."""
+    before = {one: signal.getsignal(one) for one in ENDING}
+    for one in ENDING:
+        signal.signal(one, signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for one, handler in before.items():
+        signal.signal(one, handler)
+
+
 def command(work):
     app = typer.Typer()
     app.command()(work)

@@ -163,16 +163,12 @@ class Miner:
         else:
             pairwise = self._pairwise(embeddings, labels, ids, ref)
         step = as_int(caller, "step", step)
-        if pairwise.labels.device.type == "cpu":
-            found = self.select(pairwise, step)
-            pairwise.checks.clear()  # of all who share it
-            return found
         own = type(self).select.__module__.startswith("tercet.miners.")
-        if not own:
+        if not own and pairwise.labels.device.type != "cpu":
             check_finite(pairwise.checks)  # a rule of one's own does not look
         found = self.select(pairwise, step)
-        pairwise.checks.clear()
-        if own:  # a rule of one's own may be wrong; on a processor looking again costs no more than this
+        pairwise.checks.clear()  # of all who share it
+        if own:  # a rule of one's own may be wrong
             remember(found, len(pairwise.inputs[0]), len(pairwise.inputs[-1]))
         return found
 

@@ -154,7 +154,7 @@ class PairMiner:
         left = np.take_along_axis(order, np.argsort(~kept, axis=1, kind="stable"), 1)
         spare = _first(left, np.minimum(kept.sum(1), self.rules.reserve), self.rules.reserve)
         _mark(reasons, spare, Reason.RESERVE)
-        scores = _at(candidates.scores, places, np.nan)
+        scores = _at(candidates.scores, places, np.nan).astype(np.float32)
         far = (rows >= 0) & (places < 0)
         if far.any():
             anchors = np.broadcast_to(pairs.anchor[:, None], rows.shape)
@@ -164,7 +164,7 @@ class PairMiner:
             scores,
             np.where(places >= 0, places + 1, 0),
             _at(candidates.rows, spare, -1),
-            _at(candidates.scores, spare, np.nan),
+            _at(candidates.scores, spare, np.nan).astype(np.float32),
             np.where(spare >= 0, spare + 1, 0),
             reasons,
             outside,
