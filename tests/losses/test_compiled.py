@@ -39,6 +39,7 @@ def gradients(model, head, step, x):
 def check_compiled(name, backend):
     """A step, model and head, has the same loss and gradients when it is compiled."""
     torch.compiler.reset()
+    torch.manual_seed(0)
     row, model = HEADS[name], nn.Linear(6, 4)
     head = row.head().float()
 
@@ -48,7 +49,8 @@ def check_compiled(name, backend):
     expected = gradients(model, head, step, images())
     with unchecked():  # the checker's own code is not to be compiled
         found = gradients(model, head, torch.compile(step, backend=backend), images())
-    check_alike(found, expected)
+    for u, v in zip(found, expected, strict=True):  # a gradient may be a small sum of large terms
+        torch.testing.assert_close(u, v, rtol=1e-5, atol=1e-5 * max(1.0, float(v.abs().max())))
     assert expected[1].any()
 
 
