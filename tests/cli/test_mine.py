@@ -69,6 +69,10 @@ def test_suspects_are_written_edited_and_read_back(tercet, here):
     found = read_verdicts("suspects.csv", catalog)
     assert found.image.tolist()[0] == 0
     assert catalog.paths[found.other[0]].startswith("b/")
+    mined = (here / "hard.csv").read_bytes()
+    assert tercet(*words)[0] == 0  # with the table as it is: the same suspects, set aside again
+    assert read_verdicts("suspects.csv", catalog).image.tolist() == found.image.tolist()
+    assert (here / "hard.csv").read_bytes() == mined
     text = (here / "suspects.csv").read_text()
     (here / "suspects.csv").write_text(re.sub(r'"\?"', '"skip"', text))
     assert tercet(*words)[0] == 0

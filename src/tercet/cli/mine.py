@@ -201,12 +201,12 @@ def _read(verdicts: Path | None, catalog: Any) -> Any:
 def _add(verdicts: Path, said: Any, suspects: Any, catalog: Any) -> None:
     """Write the table with what stands in it, as it is, and new suspects behind."""
     from tercet.offline.verdict_table import write_verdicts
-    from tercet.offline.verdicts import joined
+    from tercet.offline.verdicts import joined, without
 
     if said is not None:
         if not len(suspects.image):
             return
-        suspects = joined(said, suspects)
+        suspects = joined(said, without(suspects, said.image))
     write_verdicts(verdicts, suspects, catalog, overwrite=True)
 
 

@@ -38,7 +38,7 @@ from tercet.offline.verdicts import (
     no_verdicts,
     set_aside,
     suspected_labels,
-    without,
+    undecided,
 )
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance
@@ -112,8 +112,7 @@ def mine_hard_triplets(
         suspects: the share of images that may be set aside as wrongly labelled, the most doubtful first, as
             by `suspected_labels`: not mined against the class that they look like.
         verdicts: what a person said of suspects. "same" sets the image aside for that class, "duplicate" the
-            pair, "skip" the image; "different" and no verdict change nothing, and "different" is not
-            suspected again.
+            pair, "skip" the image; "different" is not suspected again, "?" is not decided yet.
         uniform: the share of negatives that are drawn from all rows of other classes instead.
         reserve: how many further candidates are listed for each pair.
         on_short: what becomes of a pair with too few negatives: "keep" it with fewer, "drop" it, "relax" the
@@ -195,8 +194,8 @@ def mine_hard_triplets(
         search = {"distance": metric, "memory": memory, "progress": as_bool(None, "progress", progress)}
         doubtful = no_verdicts()
         if share:
-            doubtful = suspected_labels(x, codes, share=share, groups=family, ids=image, **search)
-            doubtful = without(doubtful, said.image)
+            found = suspected_labels(x, codes, groups=family, ids=image, **search)
+            doubtful = undecided(found, said, math.ceil(share * n))
         both = {
             Reason.VERDICT: set_aside(said, codes),
             Reason.SUSPECT: SetAside(codes, doubtful.image, doubtful.other),

@@ -26,6 +26,7 @@ __all__ = [
     "no_verdicts",
     "set_aside",
     "suspected_labels",
+    "undecided",
     "without",
 ]
 
@@ -120,6 +121,13 @@ class SetAside:
 def without(verdicts: Verdicts, images: Int64[np.ndarray, " s"]) -> Verdicts:
     """Those of other images."""
     return _at(verdicts, np.flatnonzero(~np.isin(verdicts.image, images)))
+
+
+def undecided(suspects: Verdicts, said: Verdicts, most: int) -> Verdicts:
+    """The most doubtful suspects of which a person has not decided yet."""
+    waiting = np.isin(suspects.image, named(said, UNDECIDED).image)
+    known = np.isin(suspects.image, said.image)
+    return _at(suspects, np.flatnonzero(waiting | ~known)[:most])
 
 
 def named(verdicts: Verdicts, word: str) -> Verdicts:
