@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
 
-from tercet.core.checks import Refusal, as_bool, as_choice, as_float, as_int, as_seed, border, refusal
+from tercet.core.checks import Refusal, as_bool, as_choice, as_float, as_int, as_seed, border
 from tercet.neighbors.collection import nearest
-from tercet.offline.filters import Candidates, Limits, Reason, as_limits, scores_of
+from tercet.offline.filters import Reason, as_limits
 from tercet.offline.mined_triplets import MinedTriplets
 from tercet.offline.mining_inputs import (
     as_anchors,
@@ -25,22 +22,21 @@ from tercet.offline.mining_inputs import (
     scorer,
     usable_rows,
 )
-from tercet.offline.mining_report import Account, MiningReport, quantiles
-from tercet.offline.pair_mining import SHORT, Chosen, PairBlock, PairMiner, Rules
-from tercet.offline.positives import as_positives, class_pairs, reference_scores, select_positives
+from tercet.offline.mining_report import Account
+from tercet.offline.mining_steps import blocks_of, joined, mined_block, pairs_of
+from tercet.offline.pair_mining import SHORT, PairMiner, Rules
+from tercet.offline.positives import as_positives
 from tercet.offline.random_negatives import Forbidden
 from tercet.offline.selection import as_strategy
 from tercet.offline.verdicts import (
     SetAside,
     Verdicts,
     as_verdicts,
-    named,
     no_verdicts,
     set_aside,
     suspected_labels,
     undecided,
 )
-from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance
 
 __all__ = ["mine_hard_triplets"]
@@ -194,8 +190,8 @@ def mine_hard_triplets(
         search = {"distance": metric, "memory": memory, "progress": as_bool(None, "progress", progress)}
         doubtful = no_verdicts()
         if share:
-            found = suspected_labels(x, codes, groups=family, ids=image, **search)
-            doubtful = undecided(found, said, math.ceil(share * n))
+            suspected = suspected_labels(x, codes, groups=family, ids=image, **search)
+            doubtful = undecided(suspected, said, math.ceil(share * n))
         both = {
             Reason.VERDICT: set_aside(said, codes),
             Reason.SUSPECT: SetAside(codes, doubtful.image, doubtful.other),
@@ -203,7 +199,7 @@ def mine_hard_triplets(
         aside = {reason: found for reason, found in both.items() if found}
         classes = np.where(usable, codes, -1)
         score_of = scorer(x, metric)
-        pairs, bound = _pairs(classes, asked, said, (family, image), chosen_positives, limits, score_of)
+        pairs, bound = pairs_of(classes, asked, said, (family, image), chosen_positives, limits, score_of)
         columns = {"group": None if group_negatives else family, "id": image}
         apart = {name: column for name, column in columns.items() if column is not None}
         same = list(apart.values())
@@ -219,124 +215,9 @@ def mine_hard_triplets(
         search |= {"k": depth, "labels": codes, "exclude": ["class", *apart], "nan": "skip"}
         search |= {f"{name}s": column for name, column in apart.items()}
         account = Account(classes, same)
-        parts = [_mined_block(miner, block, x, search, account) for block in _blocks(pairs, depth)]
-    return _joined(parts, pairs, rules, account, n, len(asked), doubtful)
-
-
-class _Part(NamedTuple):
-    """What a block of pairs gave: negatives, and the pairs that are kept."""
-
-    chosen: Chosen
-    kept: Bool[np.ndarray, " t"]
-    candidate_scores: Float[np.ndarray, " s"]
-
-
-def _pairs(
-    classes: Int64[np.ndarray, " n"],
-    asked: Int64[np.ndarray, " a"],
-    said: Verdicts,
-    apart: tuple[np.ndarray | None, ...],
-    chosen_positives: str | int,
-    limits: Limits,
-    score_of: Callable[[Any, Any], Any],
-) -> tuple[PairBlock, float]:
-    """The pairs that are mined, by anchor, and the score of `max_quantile` of all that could be."""
-    skipped = named(said, "skip").image
-    there = classes.copy()
-    there[skipped] = -1
-    rows = asked[there[asked] >= 0]
-    at, positive = class_pairs(there, rows)
-    for column in apart:
-        if column is not None:
-            other = column[rows[at]] != column[positive]
-            at, positive = at[other], positive[other]
-    own = score_of(rows[at], positive)
-    bound = math.inf
-    if limits.max_quantile is not None and len(own):
-        bound = float(np.quantile(own.astype(np.float64), limits.max_quantile))
-    against = reference_scores(limits.reference, own, at)
-    chosen = select_positives(chosen_positives, at, -own)
-    return PairBlock(rows[at[chosen]], positive[chosen], own[chosen], against[chosen]), bound
-
-
-def _blocks(pairs: PairBlock, depth: int) -> Iterator[PairBlock]:
-    """The pairs in blocks of whole anchors whose candidates fit into memory; one empty block of none."""
-    starts = np.flatnonzero(np.diff(pairs.anchor, prepend=-1))
-    step = max(1, budget(torch.device("cpu")).found_candidates // depth)
-    cuts = [0, *starts[step::step].tolist(), len(pairs.anchor)]
-    for first, stop in itertools.pairwise(cuts):
-        yield PairBlock(*(column[first:stop] for column in pairs))
-
-
-def _mined_block(
-    miner: PairMiner, pairs: PairBlock, x: Any, search: dict[str, Any], account: Account
-) -> list[_Part]:
-    """Search the candidates of some anchors, and choose."""
-    anchors, of_anchor = np.unique(pairs.anchor, return_inverse=True)
-    found = nearest(x, rows=anchors, **search)
-    is_cosine = search["distance"] is as_distance("mine_hard_triplets", "cosine")
-    scores = scores_of(found.distances, is_cosine)
-    seen = scores[found.rows >= 0]
-    parts = []
-    step = max(1, budget(torch.device("cpu")).judged_candidates // search["k"])
-    for first in range(0, max(1, len(of_anchor)), step):
-        some = PairBlock(*(column[first : first + step] for column in pairs))
-        at = of_anchor[first : first + step]
-        candidates = Candidates(found.rows[at], scores[at], found.distances[at] == 0)
-        chosen = miner.mine(some, candidates)
-        kept = ~chosen.short if miner.rules.on_short == "drop" else np.ones(len(at), dtype=bool)
-        account.add(some.anchor, chosen.reasons, candidates.rows, chosen.outside, ~kept)
-        parts.append(
-            _Part(chosen._replace(reasons=chosen.reasons[:0]), kept, seen if not first else seen[:0])
-        )
-    return parts
-
-
-def _joined(
-    parts: list[list[_Part]],
-    pairs: PairBlock,
-    rules: Rules,
-    account: Account,
-    n: int,
-    asked: int,
-    doubtful: Verdicts,
-) -> MinedTriplets:
-    """The blocks as one result, with its report."""
-    flat = [part for block in parts for part in block]
-    kept = np.concatenate([part.kept for part in flat])
-    columns = {
-        name: np.concatenate([getattr(part.chosen, name) for part in flat])
-        for name in ("rows", "scores", "ranks", "reserve", "reserve_scores", "reserve_ranks", "short")
-    }
-    short = int(columns.pop("short").sum())
-    if rules.on_short == "error" and short:
-        expected = f"{rules.negatives} negatives for each pair, and {short:,} pairs have fewer"
-        worst = account.most_frequent_refusal()
-        hint = f"most candidates are {worst.text}; widen it, or pass on_short='keep'"
-        raise refusal("mine_hard_triplets", "on_short", "error", expected, hint)
-    columns = {name: column[kept] for name, column in columns.items()}
-    negatives = columns.pop("rows")
-    seen = np.concatenate([part.candidate_scores for part in flat])
-    report = MiningReport(
-        rows=account.rows,
-        unusable=n - account.rows,
-        lone=asked - len(np.unique(pairs.anchor)),
-        pairs=len(pairs.anchor),
-        triplets=int((negatives >= 0).sum()),
-        short=short,
-        relaxed=sum(part.chosen.relaxed for part in flat),
-        drawn=sum(part.chosen.drawn for part in flat),
-        counts=dict(account.counts),
-        positive_scores=quantiles(pairs.own),
-        candidate_scores=quantiles(seen),
-        negative_scores=quantiles(columns["scores"].ravel()),
-    )
-    return MinedTriplets(
-        pairs.anchor[kept],
-        pairs.positive[kept],
-        pairs.own[kept].astype(np.float32),
-        negatives,
-        suspects=doubtful,
-        report=report,
-        **columns,
-    )
+        is_cosine = metric is as_distance("mine_hard_triplets", "cosine")
+        parts = []
+        for block in blocks_of(pairs, depth):
+            found = nearest(x, rows=np.unique(block.anchor), **search)
+            parts.append(mined_block(miner, block, found, is_cosine, account))
+    return joined(parts, pairs, rules, account, n, len(asked), doubtful)
