@@ -119,7 +119,7 @@ class Miner:
             >>> head(pairwise, mined=miner(pairwise)).item()
             2.625
         """
-        return self._pairwise(embeddings, labels, ids, ref)
+        return self._pairwise(embeddings, labels, ids, ref).shared()
 
     @outside_graph
     @torch.no_grad()
@@ -169,7 +169,7 @@ class Miner:
         found = self.select(pairwise, step)
         pairwise.checks.clear()  # of all who share it
         if own:  # a rule of one's own may be wrong
-            remember(found, len(pairwise.inputs[0]), len(pairwise.inputs[-1]))
+            remember(found, pairwise.inputs[0].shape[0], pairwise.inputs[-1].shape[0])
         return found
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets | Pairs:

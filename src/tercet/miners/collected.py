@@ -67,10 +67,13 @@ class Collected:
             columns: anchors first.
             complete: True if no row is missing; then an accelerator has nothing to count.
         """
-        if all(int(column.numpy().min(initial=0)) >= 0 for column in columns):  # a fifth of torch's calls
+        found: Any = None
+        for column in columns[1:]:  # no anchor is missing
+            if int(column.numpy().min(initial=0)) < 0:  # a fifth of torch's calls
+                found = column >= 0 if found is None else found & (column >= 0)
+        if found is None:
             self.append(columns)
             return
-        found = functools.reduce(torch.minimum, columns) >= 0
         self.append([column[found] for column in columns])
 
     def add_where(self, wanted: Bool[Tensor, "c r"], *columns: Int[Tensor, " _"]) -> None:
@@ -87,7 +90,7 @@ class Collected:
 
     def append(self, columns: Sequence[Int[Tensor, " t"]]) -> None:
         """Take in columns of one length, as many each time."""
-        count = len(columns[0])
+        count = columns[0].shape[0]
         self._count += count
         if not self._full:  # mostly it is the only one
             self._full.append(tuple(columns))

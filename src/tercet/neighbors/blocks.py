@@ -47,7 +47,7 @@ class Candidates(NamedTuple):
         Rows that are all nearest first share one sign tensor, which is recognised and left out: in a small
         batch, or on an accelerator, each call counts.
         """
-        if self.sign is _signs(len(self.sign), 0, self.sign.dtype, self.sign.device):
+        if self.sign is _signs(self.sign.shape[0], 0, self.sign.dtype, self.sign.device):
             return values
         sign = self.sign if places is None else self.sign.index_select(0, places)
         return values * (sign[:, None] if values.ndim == 2 else sign)
@@ -88,7 +88,7 @@ class RowBlock(NamedTuple):
         """The positives of each row, nearest first, or farthest first; their keys are new."""
         keys = self.keys[:, self.class_block]
         keys = kept_where(self.positive, -keys if farthest else keys, inplace=farthest)
-        count = len(keys)
+        count = keys.shape[0]
         sign = _signs(0 if farthest else count, count if farthest else 0, keys.dtype, keys.device)
         return Candidates(self.rows, keys, self.columns[self.class_block], sign)
 
@@ -100,7 +100,7 @@ class RowBlock(NamedTuple):
         """
         keys = self.keys if consume else self.keys.clone()
         kept_where(self.negative, keys[:, self.class_block], inplace=True)
-        return Candidates(self.rows, keys, self.columns, _signs(len(keys), 0, keys.dtype, keys.device))
+        return Candidates(self.rows, keys, self.columns, _signs(keys.shape[0], 0, keys.dtype, keys.device))
 
     def all_columns(self) -> Candidates:
         """Every column of each row, nearest first, with the block's own keys."""
@@ -118,7 +118,7 @@ class RowBlock(NamedTuple):
             Two candidates of [a] rows; of a small table one of [2a], since one pass costs half of two.
         """
         a, b = self.positive.shape
-        if b < len(self.columns) or b > budget(self.keys.device).argmin_columns:
+        if b < self.columns.shape[0] or b > budget(self.keys.device).argmin_columns:
             return self.positives(farthest=True), self.negatives(consume)
         keys = signed_keys(self.keys[:, :b], self.positive, self.negative)
         sign = _signs(a, a, keys.dtype, keys.device)

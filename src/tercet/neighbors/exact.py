@@ -62,7 +62,7 @@ class ExactSearch:
     def __init__(self, pairwise: Pairwise, ordered: bool = True) -> None:
         self._pairwise = pairwise
         inputs = [v.detach() for v in pairwise.inputs]
-        n, r, device = len(inputs[0]), len(inputs[-1]), inputs[0].device
+        n, r, device = inputs[0].shape[0], inputs[-1].shape[0], inputs[0].device
         self._budget = sizes = budget(device)
         classes = class_keys(pairwise) if ordered and n > sizes.class_order_rows else None
         self.in_order, self.complete = classes is None, False
@@ -89,7 +89,7 @@ class ExactSearch:
 
     def blocks(self) -> Iterator[RowBlock]:
         """All rows, some at a time. The keys of a block are overwritten by the next block's."""
-        n, r = len(self._x), len(self._y)
+        n, r = self._x.shape[0], self._y.shape[0]
         if not r:
             return
         if self.in_order and self._height == n and r <= self._budget.argmin_columns:
@@ -153,7 +153,7 @@ class ExactSearch:
     ) -> Int[Tensor, " a"]:
         """`nearest` for k = 1, as int64 [a]."""
         rows, keys, columns, _ = candidates
-        if not 0 < len(columns) <= self._budget.argmin_columns:
+        if not 0 < columns.shape[0] <= self._budget.argmin_columns:
             return self._first_k(candidates, 1, above, consume)[:, 0]
         error, limit, bound = self._of_rows(self.keys.error, rows), None, None
         if above is not None:
@@ -161,14 +161,14 @@ class ExactSearch:
             candidates = candidates._replace(keys=kept_above(bound - error, keys, inplace=consume))
         at, listed = row_argmin(candidates.keys, error)
         chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
-        left = at[:0]
+        near: Any = None
         if bound is not None:  # a column whose least key is so near the bound may not be above it
             least = candidates.keys.gather(1, at.clamp(min=0)[:, None])[:, 0]
-            (left,) = (least <= bound + error).nonzero(as_tuple=True)
-        if len(listed[0]):
+            near = (least <= bound + error).nonzero()[:, 0]
+        if listed[0].shape[0]:
             self._write_first(candidates, None, limit, listed, chosen)
-        if len(left):
-            chosen[left] = first_of_rows(self.exact, candidates, left, 1, limit)[:, 0]
+        if near is not None and near.shape[0]:
+            chosen[near] = first_of_rows(self.exact, candidates, near, 1, limit)[:, 0]
         return chosen
 
     def _first_above(
@@ -281,8 +281,10 @@ class ExactSearch:
         rows, keys, columns, _ = candidates
         middle = candidates.signed(self._keys_of(bound, rows))
         error = self._of_rows(self.keys.error, rows)
-        found, (i, j) = below_bound(keys[:, : len(columns)], middle, error, among)  # [a, c]
-        if len(i):
+        if keys.shape[1] > columns.shape[0]:  # padding
+            keys = keys[:, : columns.shape[0]]
+        found, (i, j) = below_bound(keys, middle, error, among)  # [a, c]
+        if i.shape[0]:
             if self._budget.dense_share * len(i) > found.numel():
                 d = self.exact.table(rows, columns)[i, j]
             else:

@@ -92,7 +92,7 @@ class RankKeys:
         self._distance = distance
         self._form = form if isinstance(form, EuclideanForm) else None
         if self._form is not None:
-            centre = y.mean(0) if len(y) else 0.0  # smaller norms, smaller error; the same differences
+            centre = y.mean(0) if y.shape[0] else 0.0  # smaller norms, smaller error; the same differences
             self._u = x - centre
             self._v = self._u if y is x else y - centre
             self.error, self._constant, self._squares = square_bound(self._u, self._v)
@@ -157,10 +157,10 @@ class ExactDistances:
     def pairs(self, rows: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
         """The distance of each row to its column, [t]."""
         step = max(1, budget(rows.device).gathered_numbers // max(1, self.x.shape[1]))
-        if len(rows) > step:
+        if rows.shape[0] > step:
             parts = zip(rows.split(step), columns.split(step), strict=True)
             return torch.cat([self.pairs(*part) for part in parts])
-        if not len(rows):
+        if not rows.shape[0]:
             return self.x.new_empty(0)
         x, y = self.x.index_select(0, rows), self.y.index_select(0, columns)
         if self._form is None:

@@ -205,14 +205,16 @@ def row_argmin_numpy(table: Tensor, error: Tensor) -> tuple[Tensor, Places]:
     """`row_argmin` by numpy."""
     numbers = table.numpy()
     place = numbers.argmin(1)
-    first = numbers[np.arange(len(place)), place]
+    first = numbers[np.arange(place.shape[0]), place]
+    limit = first + 2 * error.numpy()
     missing = first == np.inf
-    place[missing] = -1
-    limit = np.minimum(first + 2 * error.numpy(), np.finfo(numbers.dtype).max)
+    none = np.count_nonzero(missing)
+    if none:
+        place[missing], limit[missing] = -1, -np.inf
     close = numbers <= limit[:, None]
     row, column = _NONE, _NONE
     # Mostly the count says that no row has another.
-    if np.count_nonzero(close) > len(place) - np.count_nonzero(missing):
+    if np.count_nonzero(close) > place.shape[0] - none:
         row, column = flat_places(close)
         several = (np.bincount(row, minlength=len(place)) > 1)[row]
         row, column = row[several], column[several]
@@ -257,12 +259,13 @@ def below_bound_numpy(
     table: Tensor, bound: Tensor, error: Tensor, among: Tensor | None = None
 ) -> tuple[Tensor, Places]:
     """`below_bound` by numpy."""
-    largest = torch.finfo(table.dtype).max
     numbers, middle, width = table.numpy(), bound.numpy(), error.numpy()
-    below, near = numbers < (middle - width)[:, None], numbers <= np.minimum(middle + width, largest)[:, None]
+    upper = np.minimum(middle + width, np.finfo(numbers.dtype).max)
+    below, near = numbers < (middle - width)[:, None], numbers <= upper[:, None]
     if among is not None:
-        below &= among.numpy()
-        near &= among.numpy()
+        wanted = among.numpy()
+        below &= wanted
+        near &= wanted
     if np.count_nonzero(near) > np.count_nonzero(below):
         places = true_places(torch.from_numpy(near & ~below))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -119,23 +119,9 @@ def _of_both_sides(
     return many, few[torch.searchsorted(few, many).clamp_(max=len(few) - 1)] == many
 
 
-class _Remembered(NamedTuple):
-    """Index tensors that a miner gave, none of them changed since.
-
-    Args:
-        tensors: weak references to them.
-        versions: of their numbers, which torch counts up with every change.
-        rows: the number of rows that were mined.
-        columns: the number of columns.
-    """
-
-    tensors: tuple[weakref.ref[Tensor], ...]
-    versions: tuple[int, ...]
-    rows: int
-    columns: int
-
-
-_REMEMBERED: dict[int, _Remembered] = {}  # by the id of the first tensor, until that one is gone
+# By the id of their first tensor, until that one is gone: a reference to it, the other tensors, the versions
+# of all, which torch counts up with every change of their numbers, and how many rows and columns were mined.
+_REMEMBERED: dict[int, tuple[weakref.ref[Tensor], list[Tensor], list[int], int, int]] = {}
 
 
 def remember(mined: Sequence[Any], rows: int, columns: int) -> None:
@@ -155,18 +141,20 @@ def remember(mined: Sequence[Any], rows: int, columns: int) -> None:
         >>> is_remembered(mined, 3, 3)
         False
     """
-    if any(index.is_inference() for index in mined):  # torch does not count their changes
+    first, *others = mined
+    if first.is_inference():  # torch does not count their changes
         return
-    key = id(mined[0])
-    first = weakref.ref(mined[0], lambda _: _REMEMBERED.pop(key, None))
-    tensors = first, *(weakref.ref(index) for index in mined[1:])
-    _REMEMBERED[key] = _Remembered(tensors, tuple(index._version for index in mined), rows, columns)
+    key = id(first)
+    # At exit a tensor may outlive this module's names.
+    weak = weakref.ref(first, lambda _, known=_REMEMBERED: known.pop(key, None))
+    _REMEMBERED[key] = weak, others, [index._version for index in mined], rows, columns
 
 
 def is_remembered(mined: Sequence[Any], rows: int, columns: int) -> bool:
     """Whether these are tuples that a miner gave for so many rows and columns, unchanged and together."""
     known = _REMEMBERED.get(id(mined[0]))
-    if known is None or (known.rows, known.columns, len(known.tensors)) != (rows, columns, len(mined)):
+    if known is None or known[3:] != (rows, columns) or len(known[2]) != len(mined):
         return False
-    parts = zip(known.tensors, known.versions, mined, strict=True)
-    return all(tensor() is index and index._version == version for tensor, version, index in parts)
+    tensors = known[0](), *known[1]
+    parts = zip(tensors, known[2], mined, strict=True)
+    return all(tensor is index and index._version == version for tensor, version, index in parts)

@@ -138,13 +138,14 @@ class Pairwise:
     ) -> None:
         self.distance = distance
         self.relation = relation
-        self.caller, named = caller, border(caller)
-        with named:
+        self.caller = caller
+        with border(caller):
             self.inputs, self.checks = unchecked_features(embeddings, distance, ref)
             if check:
                 check_finite(self.checks)
-        x, y = self.inputs[0], self.inputs[-1]
-        n, r, device = x.shape[0], y.shape[0], x.device
+            x, y = self.inputs[0], self.inputs[-1]
+            n, r, device = x.shape[0], y.shape[0], x.device
+            self.tile_rows = tile_height(r, x, tile_rows)
         self.labels = self.column_labels = relation.check(caller, "labels", labels, n, device)
         given_ids = ids
         if ids is not None:
@@ -170,16 +171,20 @@ class Pairwise:
         others = (labels, None) if ref is None else (ref.labels, ref.ids)
         self.ref = ref
         self._embeddings = embeddings
-        self._versions = versions_of(embeddings, labels, given_ids, *(ref or ()), distance)
+        self._versions: list[tuple[Tensor, int]] = []
         self._given = labels, others[0], given_ids, others[1] if ref is not None else given_ids
         self.given_tile_rows = tile_rows
-        with named:
-            self.tile_rows = tile_height(r, x, tile_rows)
 
     @property
     def given_labels(self) -> Shaped[Tensor, "n *c"]:
         """The labels of the rows as they were given."""
         return self._given[0]
+
+    def shared(self) -> Pairwise:
+        """These rows and columns, for others to take while their numbers do not change, which is noted here."""
+        labels, _, ids, _ = self._given
+        self._versions = versions_of(self._embeddings, labels, ids, *(self.ref or ()), self.distance)
+        return self
 
     def taken_by(
         self,
@@ -235,7 +240,7 @@ class Pairwise:
     @functools.cached_property
     def _row_numbers(self) -> Int[Tensor, " n"]:
         """Made where they are asked for: on an accelerator each tensor is a launch."""
-        return torch.arange(len(self.inputs[0]), device=self.inputs[0].device)
+        return torch.arange(self.inputs[0].shape[0], device=self.inputs[0].device)
 
     def on_host(self) -> list[np.ndarray | None]:
         """Labels, column labels, ids and column ids as int64 arrays; None where there are none.
