@@ -231,10 +231,7 @@ def public_functions(value: type) -> dict[str, object]:
     return found
 
 
-HELPED = [name for name in NAMES if not HOME[name].startswith("tercet.losses.")]
-
-
-@pytest.mark.parametrize("name", HELPED)
+@pytest.mark.parametrize("name", NAMES)
 def test_help_describes_each_argument_and_result(name):
     value = getattr(tercet, name)
     if not inspect.isclass(value):

@@ -144,15 +144,15 @@ class Histogram(Head):
                 cell, share = _cells(v, side, self.bins, rounding)
                 counts += with_float64(_counts_of_all, cell, share, self.bins)
                 tiles, last = tiles + 1, [(v, cell)]
-            loss, slopes = _overlap(counts)
+            loss, derivatives = _overlap(counts)
             yield loss, nothing
             if not torch.is_grad_enabled():
                 return
-            slopes = (fold * slopes).to(inputs[0].dtype).flatten()
+            derivatives = (fold * derivatives).to(inputs[0].dtype).flatten()
             made_again = ((v, _cells(v, side, self.bins, rounding)[0]) for v, side in parts(*inputs))
             for v, cell in last if tiles == 1 else made_again:
-                line = slopes.index_select(0, cell.flatten()) @ v.flatten()
-                yield line - line.detach(), nothing  # 0 to the loss, its slopes to the gradient
+                linear = derivatives.index_select(0, cell.flatten()) @ v.flatten()
+                yield linear - linear.detach(), nothing  # 0 to the loss, its derivatives to the gradient
 
         return tiled_sum("Histogram", terms, *inputs)[0]
 
@@ -239,11 +239,11 @@ def _overlap(counts: Float[Tensor, "3 nodes"]) -> tuple[Float[Tensor, ""], Float
     """
     number = counts.sum(1, keepdim=True).clamp(min=1)  # [3, 1]
     _, positive, negative = counts / number  # [nodes]
-    slopes = torch.zeros_like(counts)
-    slopes[1, :-1] = negative[1:]
-    slopes[2, :-1] = -positive[:-1]
+    derivatives = torch.zeros_like(counts)
+    derivatives[1, :-1] = negative[1:]
+    derivatives[2, :-1] = -positive[:-1]
     bins_a_unit = (len(positive) - 1) / 2  # 1/Δ
-    return (negative * running_sums(positive.flip(0), 0).flip(0)).sum(), slopes / number * bins_a_unit
+    return (negative * running_sums(positive.flip(0), 0).flip(0)).sum(), derivatives / number * bins_a_unit
 
 
 def _average_precision(

@@ -121,8 +121,8 @@ class LiftedStructure(ListwiseHead):
                 by_column.index_add_(0, j, excess * (1 - share))
             for tile in compared.tiles(*inputs) if torch.is_grad_enabled() else ():
                 weights = self._weights(tile, rows, columns, by_row, None if own else by_column)
-                slope = (weights * tile.distance).sum(dtype=widest_float(weights.device))
-                yield slope - slope.detach(), torch.tensor(0)
+                linear = (weights * tile.distance).sum(dtype=widest_float(weights.device))
+                yield linear - linear.detach(), torch.tensor(0)  # 0 to the loss, its weights to the gradient
 
         return tiled_mean("LiftedStructure", self.reduction, terms, *compared.inputs)
 
