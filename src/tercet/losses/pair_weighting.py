@@ -197,10 +197,10 @@ class LiftedStructure(ListwiseHead):
     ) -> Float[Tensor, "a r"]:
         """∂ Σℓ / ∂D: h(J) for a positive pair, for a negative one minus its share of the pull on its sums."""
         here = slice(tile.start, tile.start + len(tile.distance))
-        z = (self.margin - tile.distance).masked_fill(~tile.negative, -torch.inf)  # [a, r]
-        weights = -by_row[here, None] * torch.exp(z - rows[here, None])
+        z = (self.margin - tile.distance).masked_fill_(~tile.negative, -torch.inf)  # [a, r]
+        weights = (z - rows[here, None]).exp_().mul_(-by_row[here, None])
         if by_column is not None:
-            weights -= by_column * torch.exp(z - columns)
+            weights -= (z - columns).exp_().mul_(by_column)
         if weights.device.type != "cpu":
             return weights.add_(self._excess(tile, rows, columns) if excess is None else excess)
         i, j, pulls = self._pairs(tile, rows, columns)
@@ -268,7 +268,8 @@ class MultiSimilarity(ListwiseHead):
         """ℓ of each row."""
         above = -self.base - tile.distance  # [a, r], s − λ
         positive = softplus(log_sum(-self.alpha * above, tile.positive)) / self.alpha
-        return positive + softplus(log_sum(self.beta * above, tile.negative)) / self.beta
+        # In place, since neither the positives' gradient nor anything below needs `above` itself.
+        return positive + softplus(log_sum(above.mul_(self.beta), tile.negative)) / self.beta
 
 
 class Circle(ListwiseHead):

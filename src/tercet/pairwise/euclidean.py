@@ -111,7 +111,7 @@ class CentredRows:
 def _is_near(
     squares: Float[Tensor, "*p"], uu: Float[Tensor, "..."], vv: Float[Tensor, "..."]
 ) -> Bool[Tensor, "*p"]:
-    return squares <= NEAR * (uu + vv)
+    return squares <= (uu + vv).mul_(NEAR)
 
 
 def weighted_differences(
