@@ -161,7 +161,7 @@ class ExactSearch:
             candidates = candidates._replace(keys=kept_above(bound - error, keys, inplace=consume))
         at, listed = row_argmin(candidates.keys, error)
         chosen = at if self.in_order else torch.where(at < 0, at, columns[at])
-        near: Any = None
+        near: Tensor | None = None
         if bound is not None:  # a column whose least key is so near the bound may not be above it
             least = candidates.keys.gather(1, at.clamp(min=0)[:, None])[:, 0]
             near = (least <= bound + error).nonzero()[:, 0]

@@ -181,7 +181,7 @@ class Pairwise:
         return self._given[0]
 
     def shared(self) -> Pairwise:
-        """These rows and columns, for others to take while their numbers do not change, which is noted here."""
+        """These rows and columns, for others to take while their numbers do not change."""
         labels, _, ids, _ = self._given
         self._versions = versions_of(self._embeddings, labels, ids, *(self.ref or ()), self.distance)
         return self
