@@ -255,6 +255,7 @@ RULES: list[tuple[str, dict[str, Any]]] = [
     ("BatchAll", {"margin": 0.3, "max_count": 50}),
     ("BatchHard", {}),
     ("BatchHard", {"max_count": 5}),
+    ("BatchHard", {"complete": True}),
     ("SemiHard", {}),
     ("SemiHard", {"margin": None}),
     ("SemiHard", {"negatives": "all"}),
@@ -462,6 +463,10 @@ def steps() -> dict[str, Any]:
         pairwise = miner.pairwise(leaf, labels)
         (head(pairwise) + head(pairwise, mined=miner(pairwise))).backward()
 
+    def complete(rows: int) -> None:
+        order = labels.argsort(stable=True)[:rows]
+        tercet.BatchHard(complete=True)(card.up(x[order]), card.up(labels[order]))
+
     def loaded(rows: int, miner: Any = miner) -> None:
         order = labels.argsort(stable=True)[:rows]  # whole classes
         batches = [(x[order], labels[order])]
@@ -484,6 +489,8 @@ def steps() -> dict[str, Any]:
         "mined and trained": plain,
         "mined and trained, one look": shared,
         "trained on all, mined and trained, one look": shared_by_head_first,
+        "complete batches, labels on the card": lambda: complete(512),
+        "complete batches, labels on the card, 256 rows": lambda: complete(256),
         "MiningLoader with describe": lambda: loaded(512),
         "MiningLoader with describe, 256 rows": lambda: loaded(256),
         "cached_backward": lambda: cached(miner=miner),
@@ -558,6 +565,9 @@ def planted() -> dict[str, str]:
         MINERS["BatchHard"]()(card.up(spoiled), labels)
         found["NaN, nothing read"] = f"{log.reads - before} reads"
         found["NaN, at the next call"] = caught(lambda: MINERS["EasyPositive"]()(a, labels))
+        alone = card.up(labels.index_fill(0, labels[:1], 9))
+        found["a row alone, nothing read"] = caught(lambda: tercet.BatchHard(complete=True)(a, alone).count)
+        found["a row alone, at the next call"] = caught(lambda: MINERS["EasyPositive"]()(a, labels))
         found["NaN, once"] = caught(lambda: len(MINERS["EasyPositive"]()(a, labels)))
     with card.census() as log:
         for time in ("now", "never", "later"):

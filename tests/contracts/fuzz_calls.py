@@ -37,7 +37,7 @@ REALS = """
 """.split()
 FLAGS = """
     easy_margin plus_plus normalize soft swap overwrite progress verify describe return_rows
-    return_keys symmetric write_index csv_safe outside_root urls non_blocking hash
+    return_keys symmetric write_index csv_safe outside_root urls non_blocking hash complete
 """.split()
 CHOICES = """
     reduction fallback negatives_from short_classes on_short layout unreadable on_unreadable damaged

@@ -82,6 +82,8 @@ READS_OF_STEPS = {
     "mined and trained": 1,
     "mined and trained, one look": 1,
     "trained on all, mined and trained, one look": 1,
+    "complete batches, labels on the card": 1,
+    "complete batches, labels on the card, 256 rows": 0,
     "MiningLoader with describe": 2,
     "MiningLoader with describe, 256 rows": 1,
     "cached_backward": 1,
@@ -212,6 +214,9 @@ def test_planted_faults_are_caught_and_every_read_is_counted():
     assert found.pop("NaN, nothing read") == "0 reads"
     late = f"ValueError: BatchHard(embeddings='those of an earlier call'): {finite}"
     assert found.pop("NaN, at the next call").startswith(late)
+    assert found.pop("a row alone, nothing read") == "passed: 16"
+    late = "ValueError: BatchHard(labels='those of an earlier call'): expected a positive and a"
+    assert found.pop("a row alone, at the next call").startswith(late)
     assert found.pop("NaN, once") == "passed: 3"
     assert found.pop("heads that take NaN") == ""
     assert found.pop("head, NaN now").startswith("ValueError: Contrastive(embeddings='1 of 16 rows")

@@ -1,7 +1,7 @@
-"""Heads inside the graph of `torch.compile`, in a process without the type checks of the test run.
+"""Heads and batch hard inside the graph of `torch.compile`, in a process without type checks.
 
 python -m tests.contracts.traced_cases aot_eager
-python -m tests.contracts.traced_cases inductor TripletMargin CosFace
+python -m tests.contracts.traced_cases inductor TripletMargin "mined, swap"
 python -m tests.contracts.traced_cases refusals
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import tercet
 from tercet.pairwise.budget import override
 from tests.contracts.card_cases import HEADS, LARGE, batch
 
@@ -32,17 +33,66 @@ def compiled(name: str, backend: str, n: int, sizes: dict[str, int]) -> bool:
     def step(x: Tensor) -> Tensor:
         return head(nn.functional.normalize(model(x)), labels)
 
+    return is_plain(step, x, (model, head), backend, sizes)
+
+
+def is_plain(
+    step: Callable[[Tensor], Tensor],
+    x: Tensor,
+    modules: tuple[nn.Module, ...],
+    backend: str,
+    sizes: dict[str, int],
+) -> bool:
+    """Whether a step in one graph has the loss and the gradients that it has outside."""
+
     def result(call: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        for module in (model, head):
+        for module in modules:
             module.zero_grad()
         loss = call(x)
         loss.backward()
-        return [loss.detach(), *(v.grad.clone() for module in (model, head) for v in module.parameters())]
+        return [loss.detach(), *(v.grad.clone() for module in modules for v in module.parameters())]
 
     expected = result(step)
     with override(**sizes):
         found = result(torch.compile(step, backend=backend, fullgraph=True))
     return all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
+MINED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # a distance, options of miner and head
+    "mined, hinge": ("euclidean", {}, {"margin": 0.4}),
+    "mined, soft": ("squared_euclidean", {}, {"soft": True}),
+    "mined, swap": ("cosine", {}, {"margin": 0.4, "swap": True, "reduction": "mean"}),
+    "mined, product": ("dot", {}, {"margin": 0.4, "power": 2, "reduction": "sum"}),
+    "mined, groups": ("euclidean", {"relation": tercet.CrossGroup()}, {"margin": 0.4}),
+}
+
+
+def compiled_with_miner(name: str, backend: str, n: int) -> bool:
+    """Whether a step of model, batch hard and head in one graph has the plain loss and gradients."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    x, labels = batch(n)
+    if name == "mined, groups":
+        labels = torch.stack([labels, labels.argsort().argsort() % 2], 1)  # two of a class in each group
+    distance, *options = MINED[name]
+    model, head = nn.Linear(128, 128), tercet.TripletMargin(distance=distance, **options[1])
+    miner = tercet.BatchHard(complete=True, distance=distance, **options[0])
+
+    def step(x: Tensor) -> Tensor:
+        embeddings = nn.functional.normalize(model(x))
+        return head(embeddings, labels, miner(embeddings, labels))
+
+    return is_plain(step, x, (model, head), backend, {})
+
+
+def same_triplets(n: int) -> bool:
+    """Whether a traced miner gives what it gives outside: ties, repeated rows and all."""
+    torch.compiler.reset()
+    labels = torch.arange(n) % (n // 4)
+    grid = torch.randint(0, 3, (n, 4), generator=torch.Generator().manual_seed(n)).float()
+    miner = tercet.BatchHard(complete=True)
+    traced = torch.compile(miner, backend="aot_eager", fullgraph=True)
+    return all(torch.equal(a, b) for a, b in zip(traced(grid, labels), miner(grid, labels), strict=True))
 
 
 def refused(call: Callable[[], Any]) -> str:
@@ -68,6 +118,20 @@ def refusals() -> dict[str, str]:
     torch.compiler.reset()
     never = torch.compile(type(head)(4, 128, check_finite="never"), backend="aot_eager", fullgraph=True)
     found["ArcFace, never"] = refused(lambda: never(spoiled, labels).ndim)
+    torch.compiler.reset()
+    miner, listing = tercet.BatchHard(complete=True), tercet.TripletMargin()
+    mine = torch.compile(miner, backend="aot_eager", fullgraph=True)
+    found["BatchHard"] = refused(lambda: mine(x, labels).count)
+    found["BatchHard, NaN"] = refused(lambda: mine(spoiled, labels).count)
+    found["BatchHard, a row alone"] = refused(lambda: mine(x, labels.index_fill(0, labels[:1], 9)).count)
+    torch.compiler.reset()
+    step, rows = torch.compile(listing, backend="aot_eager", fullgraph=True), miner(x, labels)
+    found["listed"] = refused(lambda: step(x, mined=rows).ndim)
+    found["listed, row 16"] = refused(lambda: step(x, mined=rows._replace(negative=rows.negative + 16)).ndim)
+    for name, call in {"BatchHard, not complete": tercet.BatchHard(), "BatchHard, 260 rows": miner}.items():
+        torch.compiler.reset()
+        far = batch(260 if call is miner else 16)
+        found[name] = refused(lambda call=call, far=far: torch.compile(call, fullgraph=True)(*far).count)
     for name in OUTSIDE:
         torch.compiler.reset()
         found[name] = refused(lambda name=name: torch.compile(HEADS[name](4), fullgraph=True)(x, labels))
@@ -88,10 +152,13 @@ if __name__ == "__main__":
     backend, *names = sys.argv[1:]
     if backend == "refusals":
         said: dict[str, Any] = refusals() | {"sizes that change": sizes_that_change()}
+        said["the same triplets"] = same_triplets(24) and same_triplets(256)
     else:
         said = {
             f"{name}, {n}, {bool(sizes)}": compiled(name, backend, n, sizes)
             for name in names or [name for name in HEADS if name not in OUTSIDE]
             for n, sizes in ((16, {}), (40, LARGE))
+            if name in HEADS
         }
+        said |= {name: compiled_with_miner(name, backend, 32) for name in names or MINED if name in MINED}
     print(json.dumps(said))

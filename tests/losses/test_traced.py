@@ -1,4 +1,4 @@
-"""Heads without mined tuples lie inside the graph of `torch.compile`, whole."""
+"""What `torch.compile` traces whole: heads without mined tuples, and batch hard with its head."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BUILDS = shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()
 SOME = ["TripletMargin", "TripletMargin, swap", "InfoNCE", "SoftTriple"]
+MINED = [f"mined, {name}" for name in ("hinge", "soft", "swap", "product", "groups")]
 
 
 def run(*program):
@@ -38,12 +39,16 @@ def test_heads_are_traced_whole_with_the_plain_loss_and_gradient():
     check(run("aot_eager", *SOME), 2 * len(SOME))
 
 
+def test_batch_hard_is_traced_with_its_head():
+    check(run("aot_eager", *MINED), len(MINED))
+
+
 @pytest.mark.skipif(not BUILDS, reason="no C++ compiler, or no headers of Python")
 def test_generated_code_has_the_plain_loss_and_gradient():
-    check(run("inductor", "Contrastive"), 2)
+    check(run("inductor", "Contrastive", MINED[0]), 3)
 
 
-def test_bad_numbers_are_refused_when_a_graph_is_run_and_two_heads_stand_outside():
+def test_bad_numbers_are_refused_when_a_graph_is_run_and_some_calls_stand_outside():
     found = run("refusals")
     finite = "expected finite embeddings, none larger than 4e+17; look for NaN or infinite values in what the"
     for name in ("Contrastive", "ArcFace"):
@@ -53,12 +58,22 @@ def test_bad_numbers_are_refused_when_a_graph_is_run_and_two_heads_stand_outside
     text = "ValueError: ArcFace(labels='others'): expected class numbers from 0 to 3, as num_classes says; "
     assert found.pop("ArcFace, class 4").startswith(text)
     assert found.pop("ArcFace, never") == "passed: 0"
+    assert found.pop("BatchHard") == "passed: 16"
+    text = f"ValueError: BatchHard(embeddings='not finite'): {finite} model gives"
+    assert found.pop("BatchHard, NaN") == text
+    text = "ValueError: BatchHard(labels='rows that lack one of them'): expected a positive and a negative"
+    assert found.pop("BatchHard, a row alone").startswith(text)
+    assert found.pop("listed") == "passed: 0"
+    assert found.pop("listed, row 16").startswith(
+        "ValueError: TripletMargin(mined='other rows'): expected rows"
+    )
     assert found.pop("sizes that change")
-    assert set(found) == {"Histogram", "FastAP"}
+    assert found.pop("the same triplets")
+    assert set(found) == {"BatchHard, not complete", "BatchHard, 260 rows", "Histogram", "FastAP"}
     assert all(text.startswith("Unsupported") for text in found.values())
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_every_head_is_traced_whole(backend):
-    check(run(backend), 34)
+def test_all_that_is_traced_is_traced_whole(backend):
+    check(run(backend), 34 + len(MINED))

@@ -154,6 +154,22 @@ def test_a_margin_that_is_none_is_refused_with_a_sentence():
         BatchAll(margin="all")
 
 
+def test_a_promise_of_complete_batches_is_held_to():
+    x = points(12, 4)
+    for n in (0, 12):
+        labels = torch.arange(n) // 3
+        promised = BatchHard(complete=True)(x[:n], labels)
+        assert all(torch.equal(u, v) for u, v in zip(promised, BatchHard()(x[:n], labels), strict=True))
+    for labels, lacking in {(0, 0, 0, 1): 1, (0, 0, 0, 0): 4, (0, 1, 2, 2): 2}.items():
+        text = (
+            rf"BatchHard\(labels='{lacking} of 4 rows lack one of them'\): expected a positive and a negative"
+        )
+        with pytest.raises(ValueError, match=text):
+            BatchHard(complete=True)(x[:4], torch.tensor(labels))
+    with pytest.raises(ValueError, match=r"BatchHard\(max_count=3\): expected None with complete=True"):
+        BatchHard(complete=True, max_count=3)
+
+
 def test_semi_hard_is_strict_on_both_sides():
     x, labels = torch.tensor([[0.0], [1.0], [-1.0], [2.0], [1.5]]), torch.tensor([0, 0, 1, 1, 1])
     mined = SemiHard(margin=1.0)(x, labels)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tercet.core.checks import as_choice, as_int, refusal
 from tercet.core.indices import GatheredReferences, References
-from tercet.losses.traced import is_traced, traced_loss
+from tercet.losses.traced import is_one_a_row, traced_list_loss, traced_loss
 from tercet.pairwise.accumulate import REDUCTIONS, Masked, once_differentiable, summed, tiled_mean
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance, entries_of
@@ -44,6 +44,7 @@ from tercet.pairwise.mined import mined_rows
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 from tercet.pairwise.torch_modes import full_precision, outside_graph, roundoff
+from tercet.pairwise.traced import is_traced
 
 __all__ = ["Head", "distinct", "empty_loss", "pairs_of", "reduced", "rows_of_table"]
 
@@ -87,7 +88,8 @@ class Head(nn.Module, ABC):
 
         Without mined tuples, ids and references, a head with a named distance and a usual relation is traced
         into the graph of `torch.compile`, but for `Histogram`, `FastAP`, `MarginLoss` with ν or classes, and
-        `soft` or `swap` of large batches. With `check_finite="later"` it raises what was wrong when the graph
+        `soft` or `swap` of large batches; so is `TripletMargin` of as many triplets as rows, which
+        `BatchHard(complete=True)` gives. With `check_finite="later"` it raises what was wrong when the graph
         is run, on an accelerator at the next call. Any other call stays outside the graph.
 
         It does not wait for an accelerator, where labels are on the host and mined tuples come from a miner
@@ -119,19 +121,31 @@ class Head(nn.Module, ABC):
                 `check_finite="later"`, of an earlier one; row numbers that do not exist; columns from
                 `gather` where the loss is no sum over anchors.
         """
-        plain = mined is None and labels is not None and ids is None and ref is None
-        if torch.compiler.is_compiling() and plain and self._is_traced(embeddings):
-            return traced_loss(self, embeddings, labels)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling() and ids is None and ref is None:
+            if mined is None and labels is not None and self._is_traced(embeddings):
+                return traced_loss(self, embeddings, labels)  # type: ignore[arg-type]
+            if mined is not None and self._is_traced_list(embeddings, mined):
+                return traced_list_loss(self, embeddings, mined)  # type: ignore[arg-type]
         return self._called(embeddings, labels, mined, ids, ref)
 
     def _is_traced(self, embeddings: Any) -> bool:
         """Whether `torch.compile` may trace a call without mined tuples, ids and references."""
-        floats = isinstance(embeddings, Tensor) and embeddings.ndim == 2 and embeddings.is_floating_point()
-        known = type(self)._traced_sum is not Head._traced_sum
-        return known and floats and is_traced(self._measured, self.relation, self.reduction)
+        known = type(self)._traced_sum is not Head._traced_sum and self.reduction != "none"
+        return known and is_traced(self._measured, self.relation, embeddings)
+
+    def _is_traced_list(self, embeddings: Any, mined: Any) -> bool:
+        """Whether `torch.compile` may trace a call with these mined tuples."""
+        known = type(self)._traced_losses is not Head._traced_losses and self.reduction != "none"
+        return (
+            known and is_traced(self._measured, self.relation, embeddings) and is_one_a_row(mined, embeddings)
+        )
 
     def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The sum of the losses of a tile of all rows, with a graph, and how many the mean is over."""
+        raise NotImplementedError
+
+    def _traced_losses(self, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
+        """The losses of triplets whose members have these features, with a graph."""
         raise NotImplementedError
 
     @outside_graph

@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 from tercet.core.checks import as_bool, as_float, as_int, as_seed, refusal
 from tercet.core.indices import References
 from tercet.core.randomness import derive_key
-from tercet.losses.traced import checked, finite
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import cosine
 from tercet.pairwise.euclidean import distances_within
@@ -33,6 +32,7 @@ from tercet.pairwise.inputs import (
 )
 from tercet.pairwise.relations import whole_numbers
 from tercet.pairwise.torch_modes import outside_graph
+from tercet.pairwise.traced import checked, finite
 
 __all__ = ["ProxyAnchor", "ProxyHead", "ProxyNCA", "SoftTriple"]
 

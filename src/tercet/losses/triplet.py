@@ -280,6 +280,10 @@ class TripletMargin(Head):
         cube = len(embeddings) ** 3 if self.soft or self.swap else 0
         return known and cube <= budget(embeddings.device).traced_numbers
 
+    def _traced_losses(self, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
+        d_ap, d_an = self.distance.paired(a, p), self.distance.paired(a, n)
+        return self._loss(d_ap, torch.minimum(d_an, self.distance.paired(p, n)) if self.swap else d_an)
+
     def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The sum over all triplets, and how many the mean is over."""
         d = tile.distance

@@ -121,8 +121,6 @@ class Miner:
         """
         return self._pairwise(embeddings, labels, ids, ref).shared()
 
-    @outside_graph
-    @torch.no_grad()
     def __call__(
         self,
         embeddings: Shaped[Tensor, "n d"] | Pairwise,
@@ -147,12 +145,29 @@ class Miner:
         Returns:
             `Triplets`, or `Pairs`, of int64 row numbers. Their number follows from the data, so a call waits
             for an accelerator, once, and `torch.compile` leaves it out of its graph. A batch of P × K, of up
-            to 256 rows with labels on the host, gives one triplet a row without waiting.
+            to 256 rows with labels on the host, gives one triplet a row without waiting; so does
+            `BatchHard(complete=True)`, which is then traced into the graph too.
 
         Raises:
             ValueError: shapes, kinds or devices that do not fit together, or embeddings that are not finite.
                 Where a call does not wait, those are refused by the next call on that device, by name.
         """
+        plain = ids is None and ref is None
+        if torch.compiler.is_compiling() and plain and self._is_traced(embeddings, labels):
+            return self._traced(embeddings, labels)  # type: ignore[arg-type]
+        return self._called(embeddings, labels, ids, ref, step)
+
+    def _is_traced(self, embeddings: Any, labels: Any) -> bool:
+        """Whether `torch.compile` may trace a call without ids and references."""
+        return False
+
+    def _traced(self, embeddings: Tensor, labels: Tensor) -> Triplets | Pairs:
+        """The tuples of a call that is traced."""
+        raise NotImplementedError
+
+    @outside_graph
+    @torch.no_grad()
+    def _called(self, embeddings: Any, labels: Any, ids: Any, ref: Any, step: Any) -> Triplets | Pairs:
         caller = type(self).__name__
         if isinstance(embeddings, Pairwise):
             beside_pairwise(caller, labels=labels, ids=ids, ref=ref)

@@ -10,19 +10,23 @@ the batch's labels and ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tercet.core.checks import as_choice, as_int
+from tercet.core.checks import as_bool, as_choice, as_int, refusal
 from tercet.core.indices import Triplets
 from tercet.miners.base import Miner, is_moderate, margin_of
 from tercet.miners.collected import Deferred, KnownRule, Search, Tuples
 from tercet.neighbors.blocks import Candidates, split_rows
+from tercet.neighbors.fixed import FixedShapeSearch
 from tercet.neighbors.known_positives import KnownPositives
+from tercet.pairwise.budget import budget
+from tercet.pairwise.inputs import answer_later
 from tercet.pairwise.tiles import Pairwise
+from tercet.pairwise.traced import hardest_in_graph, incomplete, is_traced
 
 __all__ = ["BatchHard", "EasyPositive", "HardestN", "SemiHard"]
 
@@ -36,6 +40,11 @@ class BatchHard(Miner):
     Every row is an anchor once; one without a positive or without a negative gives no triplet.
 
     Args:
+        complete: True promises that each row of a batch has a positive and a negative, as in batches of
+            P × K; a batch that breaks the promise is refused. An accelerator is then not waited for where up
+            to 256 rows are compared with each other, wherever the labels are, and refuses at the next call.
+            So many rows, by a named distance and a usual relation, are traced into the graph of
+            `torch.compile`.
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
@@ -70,9 +79,34 @@ class BatchHard(Miner):
         Hermans, Beyer & Leibe, "In defense of the triplet loss for person re-identification", 2017.
     """
 
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(complete=as_bool("BatchHard", "complete", self.complete))
+        if self.complete and self.max_count is not None:
+            hint = "leave one of the two away"
+            raise refusal("BatchHard", "max_count", self.max_count, "None with complete=True", hint)
+
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
         known = KnownRule(self._known_rule, padded=True)
-        return Triplets(*self._listed(pairwise, step, self._rule, known=known))
+        found, rows = Triplets(*self._listed(pairwise, step, self._rule, known=known)), len(pairwise.labels)
+        if self.complete and found.count < rows:
+            shown = f"{rows - found.count} of {rows} rows lack one of them"
+            raise refusal("BatchHard", *incomplete(shown))
+        if self.complete and found.anchor.device.type != "cpu" and not pairwise.is_surely_complete:
+            every = torch.minimum(found.positive, found.negative).amin() >= 0  # −1 where there is none
+            answer_later(every, refusal("BatchHard", *incomplete("those of an earlier call")))
+            found = Triplets(found.anchor, found.positive.clamp(min=0), found.negative.clamp(min=0))
+        return found
+
+    def _is_traced(self, embeddings: Any, labels: Any) -> bool:
+        known = self.complete and type(self) is BatchHard and isinstance(labels, Tensor)
+        known = known and is_traced(self.distance, self.relation, embeddings)
+        return known and 0 < len(embeddings) ** 2 <= budget(embeddings.device).traced_distances
+
+    def _traced(self, embeddings: Tensor, labels: Tensor) -> Triplets:
+        return Triplets(*hardest_in_graph("BatchHard", self.distance, self.relation, embeddings, labels))
 
     def _known_rule(self, search: KnownPositives, found: Deferred) -> None:
         for block in search.blocks():
@@ -81,7 +115,8 @@ class BatchHard(Miner):
     def _rule(self, search: Search, found: Tuples) -> None:
         for block in search.blocks():
             hardest = search.hardest(block.extremes(consume=True))
-            found.add(block.rows, *hardest, complete=search.complete)
+            promised = self.complete and isinstance(search, FixedShapeSearch) and search.decides
+            found.add(block.rows, *hardest, complete=search.complete or promised)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class FixedShapeSearch:
 
     Attributes:
         ambiguous: int64 [n], how many searches of each row may have been decided wrongly.
-        complete: whether the host knows that nothing is ambiguous and each row has a positive and a negative.
+        decides: whether all rows are searched and nothing is ambiguous: then counts alone are left to read.
+        complete: whether the host knows, beside that, that each row has a positive and a negative.
 
     Example:
         >>> from tercet.pairwise.distances import euclidean
@@ -73,7 +74,8 @@ class FixedShapeSearch:
         if not (exactly or form_of(pairwise.distance) is None or n * r <= sizes.direct_numbers):
             self._keys = RankKeys(pairwise.distance, self._exact.x, self._exact.y)
         self._rows, self._pairs = rows, pairs
-        self.complete = rows is None and self._keys is None and pairwise.is_surely_complete
+        self.decides = rows is None and self._keys is None
+        self.complete = self.decides and pairwise.is_surely_complete
         self._positives: list[Tensor] = []  # of each row, once pairs were asked for
         numbers = pairwise.ids if pairwise.own_column else None  # then the ids are the row numbers
         self._every = torch.arange(n, device=device) if numbers is None else numbers

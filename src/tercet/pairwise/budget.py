@@ -153,6 +153,10 @@ class Budget:
     """Triplets [n, n, n] up to which `torch.compile` traces the soft margin and `swap` of all of them; larger
     batches stay outside its graph. CPU: N = 128. Accelerator: N = 322, 128 MiB of float32."""
 
+    traced_distances: int
+    """Distances [n, n] up to which `torch.compile` traces a miner, which measures all of them by differences;
+    larger batches stay outside its graph."""
+
     positive_passes: int
     """Up to so many positives an anchor, the hinge takes one pass over the negatives for each positive; more
     positives are searched in sorted order, which costs about as much as so many passes."""
@@ -209,6 +213,7 @@ _CPU = Budget(
     table_tuples=2**15,
     swap_triplets=2**16,
     traced_numbers=2**21,
+    traced_distances=2**16,
     positive_passes=32,
     collected_tuples=2**16,
     mark_bytes=64,
