@@ -74,6 +74,7 @@ from .offline.embeddings import read_embeddings as read_embeddings
 from .offline.hard_negatives import mine_hard_triplets as mine_hard_triplets
 from .offline.mined_table import write_mined_table as write_mined_table
 from .offline.mined_triplets import MinedTriplets as MinedTriplets
+from .offline.remining import Remining as Remining
 from .offline.verdict_table import read_verdicts as read_verdicts
 from .offline.verdict_table import write_verdicts as write_verdicts
 from .offline.verdicts import Verdicts as Verdicts

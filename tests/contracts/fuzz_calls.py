@@ -620,6 +620,34 @@ def rows() -> dict[str, Row]:
             embeddings=POINTS,
             labels=LABELS,
         ),
+        "Remining": Row(
+            lambda: (tercet.Remining, {**_remined(), "folder": _new()}),
+            lambda remining: remining.state_dict(),
+            {
+                "model": "callable",
+                "data": "object",
+                "folder": "target",
+                **dict.fromkeys(("parts", "keep"), "count"),
+                **dict.fromkeys(("stale", "patience"), "real"),
+                **dict.fromkeys(("embedding", "mining"), "object"),
+                "beside": "choice",
+            },
+        ),
+        "Remining.batches": _method(
+            lambda: tercet.Remining(**_remined(), folder=_new()),
+            "batches",
+            len,
+            {"loader": "callable"},
+            loader=list,
+        ),
+        "Remining.serve": _method(_served, "serve", steps=2),
+        "Remining.load_state_dict": Row(
+            lambda: (
+                (remining := tercet.Remining(**_remined(), folder=_new())).load_state_dict,
+                {"state": remining.state_dict()},
+            )
+        ),
+        "Remining.callback": _method(lambda: tercet.Remining(**_remined(), folder=_new()), "callback"),
         "suspected_labels": _row(
             "suspected_labels",
             None,
@@ -726,6 +754,17 @@ def _verdicts() -> Any:
 
 def _embedder(images: Any) -> Any:
     return images.mean((2, 3))
+
+
+def _remined() -> dict[str, Any]:
+    return {"model": torch.nn.Identity(), "data": tercet.scan_folder("photos"), "every": 2}
+
+
+def _served() -> tercet.Remining:
+    """One that has nothing to mine: its only round is there."""
+    remining = tercet.Remining(**_remined(), folder=(folder := _new()), beside="wait", patience=0)
+    Path(folder, "000000.npz").touch()
+    return remining
 
 
 def _reservoir() -> Any:

@@ -65,6 +65,7 @@ NAMES = [
     "RandomPairs",
     "RandomTriplets",
     "References",
+    "Remining",
     "ReservoirTriplets",
     "SameLabel",
     "SemiHard",
