@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -472,6 +473,9 @@ def steps() -> dict[str, Any]:
         batches = [(x[order], labels[order])]
         found = next(iter(tercet.MiningLoader(batches, torch.nn.Identity(), miner, device=card.CARD)))
         assert found.labels.device == card.CARD
+        tuples = card.down(tuple(found.mined))
+        expected = tercet.describe(*batches[0], tuples, margin=None)
+        assert dict(found.stats) == pytest.approx(expected, nan_ok=True)
 
     def cached(**more: Any) -> None:
         tercet.cached_backward(model, chunks, head, **more)

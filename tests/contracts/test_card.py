@@ -84,8 +84,8 @@ READS_OF_STEPS = {
     "trained on all, mined and trained, one look": 1,
     "complete batches, labels on the card": 1,
     "complete batches, labels on the card, 256 rows": 0,
-    "MiningLoader with describe": 2,
-    "MiningLoader with describe, 256 rows": 1,
+    "MiningLoader with describe": 1,
+    "MiningLoader with describe, 256 rows": 0,
     "cached_backward": 1,
     "cached_backward, all triplets": 0,
 }

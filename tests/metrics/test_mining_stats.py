@@ -1,12 +1,15 @@
 import math
+import pickle
 
 import pytest
 import torch
 
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.metrics.mining_stats import describe
+from tercet.metrics.mining_stats import describe, describe_later
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.hard import BatchHard
+from tercet.miners.pairs import PairMargin
+from tercet.pairwise.distances import cosine
 from tests.helpers import points, unchecked
 from tests.oracles import triplets as reference
 
@@ -112,3 +115,16 @@ def test_what_cannot_be_described_is_refused():
         describe(x, labels[:2], (row, row, row))
     with unchecked(), pytest.raises(ValueError, match=r"describe\(margin='wide'\): expected a finite number"):
         describe(x, labels, (row, row, row), margin="wide")
+
+
+@pytest.mark.parametrize("miner", [BatchHard(), PairMargin(0.5, 2.0)])
+def test_figures_that_are_read_later_are_the_same(miner):
+    x, labels = points(12, 5), torch.arange(12) % 5
+    mined = miner(x, labels)
+    later = describe_later(x, labels, mined, 0.3, cosine)
+    stats = describe(x, labels, mined, margin=0.3, distance="cosine")
+    assert later == stats
+    assert (dict(later), len(later), repr(later)) == (stats, 8, repr(stats))
+    assert type(pickle.loads(pickle.dumps(later))) is dict
+    with pytest.raises(KeyError):
+        later["loss"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from tercet.pairwise.mined import mined_rows
 from tercet.pairwise.relations import label_rows
 from tercet.pairwise.tiles import tile_height
 from tercet.pairwise.torch_modes import widest_float
+from tercet.pairwise.transfer import SentDown
 
-__all__ = ["describe"]
+__all__ = ["LateFigures", "describe", "describe_later"]
 
 
 @torch.no_grad()
@@ -88,22 +90,118 @@ def describe(
     classes = label_rows("describe", "labels", labels, len(x), x.device)
     with border("describe"):
         rows = mined_rows(mined, len(x), len(y), x.device)
+    numbers = _numbers(metric, embeddings, inputs, classes, rows, margin)
+    # Read at once, with the checks that an accelerator has not answered yet.
+    finite = [all_hold(checks).to(numbers[0])] if checks else []
+    read = torch.stack([*finite, *numbers]).tolist()
+    if not all(read[: len(finite)]):
+        with border("describe"):
+            check_finite(checks)
+    return _named(len(x), _count(rows), *read[len(finite) :])
+
+
+class LateFigures(Mapping[str, float]):
+    """The eight figures of `describe`, which an accelerator has not given yet: a look at any reads them all.
+
+    `dict(figures)` is the dict that `describe` gives.
+
+    Args:
+        sent: the numbers that come from the accelerator.
+        rows: how many rows the batch has.
+        count: how many tuples were mined.
+    """
+
+    def __init__(self, sent: SentDown, rows: int, count: int) -> None:
+        self._sent, self._sizes = sent, (rows, count)
+        self._found: dict[str, float] | None = None
+
+    def _read(self) -> dict[str, float]:
+        if self._found is None:
+            self._found = _named(*self._sizes, *self._sent.read())
+        return self._found
+
+    def __getitem__(self, name: str) -> float:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __repr__(self) -> str:
+        return repr(self._read())
+
+    def __reduce__(self) -> Any:
+        return dict, (self._read(),)
+
+
+@torch.no_grad()
+def describe_later(
+    embeddings: Shaped[Tensor, "n d"],
+    labels: Int[Tensor, "n *c"],
+    mined: Any,
+    margin: float,
+    metric: Distance,
+) -> Mapping[str, float]:
+    """`describe` of what a miner of this library gave for a batch, and has checked, without waiting.
+
+    Args:
+        embeddings: [n, d] floats, on an accelerator.
+        labels: [n], or [n, c], on the same device.
+        mined: `Triplets` or `Pairs`, as the miner gave them.
+        margin: m, in units of the distance; NaN for none.
+        metric: the miner's distance.
+    """
+    with border("describe"):
+        inputs, _ = unchecked_features(embeddings, metric)
+        rows = mined_rows(mined, len(embeddings), len(embeddings), embeddings.device)
+    classes = label_rows("describe", "labels", labels, len(embeddings), embeddings.device)
+    numbers = torch.stack(_numbers(metric, embeddings, inputs, classes, rows, margin))
+    return LateFigures(SentDown(numbers), len(embeddings), _count(rows))
+
+
+def _named(rows: int, count: int, distinct: float, named: float, *means: float) -> dict[str, float]:
+    """The figures by name; `means` are `d_ap`, `d_an`, `active` and `collapse`."""
+    return {
+        "rows": float(rows),
+        "classes": distinct,
+        "mined": float(count),
+        "anchors": named / max(1, rows),
+        **dict(zip(("d_ap", "d_an", "active", "collapse"), means, strict=True)),
+    }
+
+
+def _count(rows: tuple[Tensor, ...]) -> int:
+    """How many tuples a list has."""
+    return len(rows[0]) + (len(rows[2]) if len(rows) == 4 else 0)
+
+
+def _numbers(
+    metric: Distance,
+    embeddings: Shaped[Tensor, "n d"],
+    inputs: tuple[Float[Tensor, "_ k"], ...],
+    classes: Int[Tensor, "n *c"],
+    rows: tuple[Int[Tensor, " _"], ...],
+    margin: float,
+) -> list[Float[Tensor, ""]]:
+    """How many classes and anchors there are, and the means that `_named` takes, in the widest float."""
+    x, y = inputs[0], inputs[-1]
     if len(rows) == 3:
         a, p, q = rows
-        anchors, count = a, len(a)
+        anchors = a
         d_ap, d_an = _distances(metric, x, y, a, p), _distances(metric, x, y, a, q)
         bound = d_ap + margin
     else:
         a, p, b, q = rows
-        anchors, count = torch.cat([a, b]), len(a) + len(b)
+        anchors = torch.cat([a, b])
         d_ap, d_an = _distances(metric, x, y, a, p), _distances(metric, x, y, b, q)
         bound = d_ap.mean() + margin
     wide = widest_float(x.device)
     points = embeddings.to(wide)
     common, energy = points.mean(0).square().sum(), points.square().sum(1).mean()
     marked = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, anchors, True)
-    numbers = [  # read at once, with the checks that an accelerator has not answered yet
-        all_hold(checks) if checks else marked.new_ones(()),
+    numbers = [
         _count_of_different(classes),
         marked.sum(),
         d_ap.to(wide).mean(),
@@ -111,17 +209,7 @@ def describe(
         (d_an < bound).to(wide).masked_fill(bound.isnan(), math.nan).mean(),
         torch.where(energy == 0, 1.0, common / energy),
     ]
-    finite, distinct, named, *means = torch.stack([number.to(wide) for number in numbers]).tolist()
-    if not finite:
-        with border("describe"):
-            check_finite(checks)
-    return {
-        "rows": float(len(x)),
-        "classes": distinct,
-        "mined": float(count),
-        "anchors": named / max(1, len(x)),
-        **dict(zip(("d_ap", "d_an", "active", "collapse"), means, strict=True)),
-    }
+    return [number.to(wide) for number in numbers]
 
 
 def _count_of_different(labels: Int[Tensor, "n *c"]) -> Int[Tensor, ""]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tercet.core.checks import Refusal, as_choice, refusal
 from tercet.core.indices import References
 from tercet.pairwise.distances import Distance, takes_floats_only
+from tercet.pairwise.transfer import SentDown
 
 __all__ = [
     "TIMES",
@@ -246,7 +247,7 @@ def clamped_classes(
     return within
 
 
-_LATE: dict[torch.device, list[tuple[Tensor, Any, ValueError]]] = {}
+_LATE: dict[torch.device, list[tuple[SentDown, ValueError]]] = {}
 
 
 def check_finite_later(checks: Sequence[FiniteCheck], caller: str) -> None:
@@ -270,15 +271,7 @@ def check_finite_later(checks: Sequence[FiniteCheck], caller: str) -> None:
 
 def answer_later(holds: Bool[Tensor, ""], error: ValueError) -> None:
     """Send an answer to the host without waiting; the next check on the device raises `error` if it is no."""
-    module: Any = None if holds.device.type == "cpu" else getattr(torch, holds.device.type, None)
-    has_events = hasattr(module, "Event")
-    answer = torch.empty((), dtype=torch.bool, pin_memory=has_events)
-    answer.copy_(holds, non_blocking=True)
-    event: Any = None
-    if has_events:
-        event = module.Event()
-        event.record()
-    _LATE.setdefault(holds.device, []).append((answer, event, error))
+    _LATE.setdefault(holds.device, []).append((SentDown(holds), error))
 
 
 def raise_late(device: torch.device) -> None:
@@ -288,11 +281,11 @@ def raise_late(device: torch.device) -> None:
         ValueError: a check that did not hold; its caller and argument are named.
     """
     waiting = _LATE.pop(device, [])
-    for place, (answer, event, error) in enumerate(waiting):
-        if event is not None and not event.query():
+    for place, (answer, error) in enumerate(waiting):
+        if not answer.has_arrived():
             _LATE[device] = waiting[place:]
             return
-        if not bool(answer):
+        if not answer.read():
             if rest := waiting[place + 1 :]:
                 _LATE[device] = rest
             raise error
@@ -301,11 +294,9 @@ def raise_late(device: torch.device) -> None:
 @atexit.register
 def _warn_late() -> None:
     """Say at the end what no later call could raise: the answers of the last calls."""
-    for answer, event, error in [each for waiting in _LATE.values() for each in waiting]:
+    for answer, error in [each for waiting in _LATE.values() for each in waiting]:
         with contextlib.suppress(Exception):  # the device may be gone
-            if event is not None:
-                event.synchronize()
-            if not bool(answer):
+            if not answer.read():
                 warnings.warn(f"unread until now: {error}", RuntimeWarning, stacklevel=1)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from tercet.core.checks import as_bool, as_float, as_int, refusal, with_length
 from tercet.data.io.checked_json import CHECKSUM, checksum_fits, warn_unchecked, with_checksum
 from tercet.metrics.mining_stats import describe as describe_mined
+from tercet.metrics.mining_stats import describe_later
 from tercet.miners.base import Miner
 from tercet.pairwise.inputs import device_of
 
@@ -25,7 +27,8 @@ class MinedBatch(NamedTuple):
         embeddings: float [n, d], with the model's graph.
         labels: int [n], on the embeddings' device.
         mined: `Triplets` or `Pairs` of rows of the batch.
-        stats: the figures of `describe` for them; {} with `describe=False`.
+        stats: the figures of `describe` for them; {} with `describe=False`. A dict, but on an accelerator a
+            mapping that is read when it is looked at: `dict(stats)` makes it a dict.
 
     Example:
         >>> import torch
@@ -39,7 +42,7 @@ class MinedBatch(NamedTuple):
     embeddings: Any
     labels: Any
     mined: Any
-    stats: dict[str, float]
+    stats: Mapping[str, float]
 
 
 class MiningLoader:
@@ -58,7 +61,8 @@ class MiningLoader:
         device: where images and labels are moved to; None leaves them where the loader put them. A miner of
             this library counts labels that are on the host there, which saves waiting for the device.
         describe: fill `stats`, by the distance of a miner of this library, otherwise by the Euclidean one.
-            That waits for the device once a batch.
+            A miner of this library is waited for alone: its figures are sent after it, and reading them waits
+            only where they have not arrived.
         margin: the head's margin, for the share of active triplets in `stats`; None for the miner's own, and
             NaN for the share where that has none.
 
@@ -190,11 +194,15 @@ class MiningLoader:
         self.step += 1
         mined = self.miner(embeddings, labels if ours else there, **given, **named)
         labels = there
-        stats = {}
+        stats: Mapping[str, float] = {}
         if self.describe:
             margin = getattr(self.miner, "margin", None) if self.margin is None else self.margin
-            metric = self.miner.distance if isinstance(self.miner, Miner) else "euclidean"
-            stats = describe_mined(embeddings, labels, mined, margin=margin, distance=metric)
+            metric: Any = self.miner.distance if ours else "euclidean"
+            if ours and embeddings.device.type != "cpu":
+                margin = math.nan if margin is None else margin
+                stats = describe_later(embeddings, labels, mined, margin, metric)
+            else:
+                stats = describe_mined(embeddings, labels, mined, margin=margin, distance=metric)
         return MinedBatch(embeddings, labels, mined, stats)
 
     def _moved(self, part: Any) -> Any:
