@@ -66,8 +66,8 @@ from .miners.hard import HardestN as HardestN
 from .miners.hard import SemiHard as SemiHard
 from .miners.pairs import MultiSimilarityMiner as MultiSimilarityMiner
 from .miners.pairs import PairMargin as PairMargin
-from .neighbors.collection import Neighbors as Neighbors
 from .neighbors.collection import nearest as nearest
+from .neighbors.nearest_search import Neighbors as Neighbors
 from .offline.embed import embed as embed
 from .offline.embeddings import Embeddings as Embeddings
 from .offline.embeddings import read_embeddings as read_embeddings

@@ -103,3 +103,22 @@ def test_what_does_not_fit_is_one_sentence_and_writes_nothing(tercet, here, word
     assert code != 0
     assert re.search(sentence, err)
     assert names(here) == before
+
+
+def test_the_memory_is_told_before_and_the_backend_is_kept(tercet, here):
+    pytest.importorskip("faiss")
+    words = ("--backend", "faiss-ivf", "--min-recall", 1, "--ranks", 1, 5)
+    code, out, err = tercet("mine", "x.npy", "hard.parquet", *words)
+    assert code == 0
+    assert re.match(
+        r"at most [\d,]+ MiB above the inputs: search \d+, index 1, judging 1, 120 pairs 1; 1 pass", err
+    )
+    assert "faiss-ivf found 100.00% of the nearest candidates" in out
+    mining = read_manifest("hard.parquet").provenance["mining"]
+    assert (mining["backend"], mining["recall"]) == ("faiss-ivf", 1.0)
+    assert mining["options"]["min_recall"] == 1.0
+    assert mining["plan"]["index"] == 24 * (8 * 4 + 8)
+    assert not tercet("mine", "x.npy", "exact.csv", "--quiet")[2]
+    code, _, err = tercet("mine", "x.npy", "t.csv", "--min-recall", 0.9)
+    assert code != 0
+    assert "mine_hard_triplets(min_recall=0.9): expected a backend of FAISS" in err

@@ -45,7 +45,7 @@ CHOICES = """
 """.split()
 _REALS_OF_MINING = """
     relative_margin max_score min_score max_quantile teacher_margin suspects uniform temperature
-    sharpness shift
+    sharpness shift min_recall
 """.split()
 _MINED_FIELDS = """
     anchor positive positive_score negatives scores ranks reserve reserve_scores reserve_ranks suspects report
@@ -610,7 +610,7 @@ def rows() -> dict[str, Row]:
                 "labels": "labels of rows",
                 "ids": "groups",
                 **dict.fromkeys(("positives", "ranks", "clusters", "teacher", "verdicts"), "object"),
-                **dict.fromkeys(("strategy", "reference"), "choice"),
+                **dict.fromkeys(("strategy", "reference", "backend"), "choice"),
                 **dict.fromkeys(_REALS_OF_MINING, "real"),
                 **dict.fromkeys(("per_class", "reserve", "memory"), "count"),
                 "anchors": "index",

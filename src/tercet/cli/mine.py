@@ -102,6 +102,13 @@ def mine(
     memory: Annotated[
         int | None, typer.Option(help="MiB of the search above its inputs; if not given, 256.")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="exact, or an index of FAISS: faiss-ivf or faiss-hnsw (tercet[faiss]).")
+    ] = "exact",
+    min_recall: Annotated[
+        float | None,
+        typer.Option(help="Of FAISS: the least measured share of the nearest candidates; else 0.95."),
+    ] = None,
     root: Annotated[
         Path | None, typer.Option(parser=path, help="The folder that the images' paths start from.")
     ] = None,
@@ -112,7 +119,8 @@ def mine(
 ) -> None:
     """Mine hard negatives from embeddings of a whole collection, and account for every candidate.
 
-    The closing table says for each candidate why it is, or is not, a negative; it is kept in the manifest.
+    Before it starts it tells how much memory it takes. The closing table says for each candidate why it is,
+    or is not, a negative; it is kept in the manifest.
     """
     from tercet.offline.embeddings import read_embeddings
     from tercet.offline.hard_negatives import mine_hard_triplets
@@ -157,6 +165,8 @@ def mine(
         "sharpness": sharpness,
         "shift": shift,
         "distance": distance,
+        "backend": backend,
+        "min_recall": min_recall,
         "seed": seed,
     }
     mined = mine_hard_triplets(

@@ -113,7 +113,7 @@ class CollectionSearch:
             Rows int64 [q, k] and distances [q, k].
         """
         q, r, k = len(self.rows), len(self.target), self.k
-        with allocated("nearest", queries=q, k=k):
+        with allocated(None, queries=q, k=k):
             found = np.full((q, k), -1, np.int64)
             distances = np.full((q, k), math.inf, np.float64 if self.dtype == torch.float64 else np.float32)
         if not q or not r:

@@ -27,7 +27,7 @@ from tercet.neighbors.search_plan import SearchPlan
 from tercet.pairwise.closed_forms import EuclideanForm, ProductForm
 from tercet.pairwise.distances import form_of
 
-__all__ = ["FaissIndex", "index_bytes", "search_by_index"]
+__all__ = ["FaissIndex", "IndexSearch", "index_bytes"]
 
 _LINKS = 32  # of a column in HNSW, twice as many at the bottom
 _SAMPLED = 1000  # queries on which recall is measured
@@ -106,14 +106,7 @@ class FaissIndex:
         return self._kept[torch.from_numpy(found)].to(features.device)
 
 
-def search_by_index(
-    kind: str,
-    search: CollectionSearch,
-    plan: SearchPlan,
-    exclusions: Exclusions,
-    without_duplicates: bool,
-    min_recall: float,
-) -> tuple[np.ndarray, np.ndarray, float]:
+class IndexSearch:
     """Approximate nearest columns, with as little effort as gives the recall on sampled queries.
 
     recall = the share of the sampled queries' exact results that are found; a column at most as far as the
@@ -121,71 +114,48 @@ def search_by_index(
 
     Args:
         kind: `"faiss-ivf"` or `"faiss-hnsw"`.
-        search: what is searched.
+        search: what is searched; neither queries nor columns are empty.
         plan: sizes of the exact search of sampled queries, and of those that the index leaves short.
         exclusions: what is left out; not by a relation that is asked for every pair.
         without_duplicates: leave out columns at distance 0 too.
         min_recall: in (0, 1].
 
-    Returns:
-        Rows [q, k], distances [q, k] and the measured recall.
+    Attributes:
+        recall: what was measured.
 
     Raises:
         ValueError: the recall is not reached.
     """
-    q = len(search.rows)
-    exclusions.nowhere = search.target.bad
-    if not q or not len(search.target):
-        return (*search.run(plan, exclusions, without_duplicates), 1.0)
-    index = FaissIndex(kind, search)
-    sample = torch.linspace(0, q - 1, min(q, _SAMPLED), dtype=torch.float64).round().long()
-    sample = sample.to(search.rows.device)
-    exact = search.of_queries(sample).run(plan, exclusions.of_queries(sample), without_duplicates)
-    effort = _EFFORTS[kind]
-    while True:
-        run = _Run(index, search, plan, exclusions, without_duplicates, effort)
-        recall = recall_of(exact[1], run.of(sample)[1])
-        if recall >= min_recall:
-            break
-        if effort >= index.most:
-            expected = f"at most {recall:.4f}, the recall of {len(sample)} queries with effort {effort}"
-            hint = 'take backend="exact"' if kind == "faiss-ivf" else 'take backend="faiss-ivf" or "exact"'
-            raise Refusal("min_recall", min_recall, expected, hint)
-        effort *= 2
-    return (*run.of(torch.arange(q, device=sample.device)), recall)
-
-
-def recall_of(exact: np.ndarray, found: np.ndarray) -> float:
-    """The share of results that are as near as those of the exact search.
-
-    Args:
-        exact: [s, k], distances, inf where there are none.
-        found: [s, k].
-
-    Example:
-        >>> recall_of(np.array([[1.0, 2.0], [3.0, math.inf]]), np.array([[1.0, 5.0], [3.0, math.inf]]))
-        0.6666666666666666
-    """
-    wanted = np.isfinite(exact).sum(1)
-    last = np.where(np.isfinite(exact), exact, -math.inf).max(1, initial=-math.inf)
-    hits = np.minimum((found <= last[:, None]).sum(1), wanted)
-    return float(hits.sum() / max(1, wanted.sum())) if wanted.sum() else 1.0
-
-
-class _Run:
-    """Searches with one effort."""
 
     def __init__(
         self,
-        index: FaissIndex,
+        kind: str,
         search: CollectionSearch,
         plan: SearchPlan,
         exclusions: Exclusions,
         without_duplicates: bool,
-        effort: int,
+        min_recall: float,
     ) -> None:
-        self._index, self._search, self._plan, self._exclusions = index, search, plan, exclusions
-        self._without_duplicates, self._effort = without_duplicates, effort
+        exclusions.nowhere = search.target.bad
+        self._index, self._effort = FaissIndex(kind, search), _EFFORTS[kind]
+        self._search, self._plan, self._exclusions = search, plan, exclusions
+        self._without_duplicates = without_duplicates
+        q = len(search.rows)
+        sample = torch.linspace(0, q - 1, min(q, _SAMPLED), dtype=torch.float64).round().long()
+        sample = sample.to(search.rows.device)
+        exact = self._exact(sample)[1]
+        while (recall := recall_of(exact, self.of(sample)[1])) < min_recall:
+            if self._effort >= self._index.most:
+                tried = f"{len(sample)} queries with effort {self._effort}"
+                others = '"exact"' if kind == "faiss-ivf" else '"faiss-ivf" or "exact"'
+                expected = f"at most {recall:.4f}, the recall of {tried}"
+                raise Refusal("min_recall", min_recall, expected, f"take backend={others}")
+            self._effort *= 2
+        self.recall = recall
+
+    def _exact(self, numbers: Int[Tensor, " m"]) -> tuple[np.ndarray, np.ndarray]:
+        excluded = self._exclusions.of_queries(numbers)
+        return self._search.of_queries(numbers).run(self._plan, excluded, self._without_duplicates)
 
     def of(self, numbers: Int[Tensor, " m"]) -> tuple[np.ndarray, np.ndarray]:
         """Rows [m, k] and distances [m, k] of some queries."""
@@ -210,12 +180,8 @@ class _Run:
                 break
             count = min(2 * count, most)
         if len(left):
-            some = numbers[left]
-            rest = search.of_queries(some).run(
-                self._plan, self._exclusions.of_queries(some), self._without_duplicates
-            )
             at = left.numpy(force=True)
-            found[at], distances[at] = rest
+            found[at], distances[at] = self._exact(numbers[left])
         return found, distances
 
     def _fetched(
@@ -235,6 +201,23 @@ class _Run:
 
         found, d, _ = by_row(columns, exact, search.k)
         return found, d
+
+
+def recall_of(exact: np.ndarray, found: np.ndarray) -> float:
+    """The share of results that are as near as those of the exact search.
+
+    Args:
+        exact: [s, k], distances, inf where there are none.
+        found: [s, k].
+
+    Example:
+        >>> recall_of(np.array([[1.0, 2.0], [3.0, math.inf]]), np.array([[1.0, 5.0], [3.0, math.inf]]))
+        0.6666666666666666
+    """
+    wanted = np.isfinite(exact).sum(1)
+    last = np.where(np.isfinite(exact), exact, -math.inf).max(1, initial=-math.inf)
+    hits = np.minimum((found <= last[:, None]).sum(1), wanted)
+    return float(hits.sum() / max(1, wanted.sum())) if wanted.sum() else 1.0
 
 
 def _faiss(kind: str) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 import torch
 
 from tercet.core.checks import Refusal, as_bool, as_choice, as_float, as_int, as_seed, border
-from tercet.neighbors.collection import nearest
+from tercet.neighbors.nearest_search import NearestSearch, as_backend
 from tercet.offline.filters import Reason, as_limits
 from tercet.offline.mined_triplets import MinedTriplets
 from tercet.offline.mining_inputs import (
@@ -22,7 +23,8 @@ from tercet.offline.mining_inputs import (
     scorer,
     usable_rows,
 )
-from tercet.offline.mining_report import Account
+from tercet.offline.mining_plan import plan_mining, searched_at_once
+from tercet.offline.mining_report import Account, ScoreSample
 from tercet.offline.mining_steps import blocks_of, joined, mined_block, pairs_of
 from tercet.offline.pair_mining import SHORT, PairMiner, Rules
 from tercet.offline.positives import as_positives
@@ -32,9 +34,9 @@ from tercet.offline.verdicts import (
     SetAside,
     Verdicts,
     as_verdicts,
+    find_suspects,
     no_verdicts,
     set_aside,
-    suspected_labels,
     undecided,
 )
 from tercet.pairwise.distances import Distance, as_distance
@@ -76,6 +78,8 @@ def mine_hard_triplets(
     distance: Distance | str = "cosine",
     seed: int = 0,
     memory: int | None = None,
+    backend: str = "exact",
+    min_recall: float | None = None,
     progress: bool = False,
 ) -> MinedTriplets:
     """Hard negatives for every anchor and positive of a collection, from the nearest rows of other classes.
@@ -124,14 +128,18 @@ def mine_hard_triplets(
         distance: a `Distance` or its name.
         seed: of everything that is drawn.
         memory: bytes of the search above the inputs, as for `nearest`.
-        progress: show a progress bar.
+        backend: how candidates are searched, as for `nearest`. An index of FAISS finds most of the nearest
+            rows, not all, and ranks are among those that it finds; distances and exclusions are exact.
+        min_recall: of FAISS, as for `nearest`: the least measured share of the candidates.
+        progress: tell what the run takes, on standard error, and show a bar of the exact search.
 
     Returns:
         `MinedTriplets`; its `triplets` go into `write_manifest`, its `report` is printed.
 
     Raises:
-        ValueError: arguments out of range or that do not fit, embeddings that are not finite, or pairs with
-            too few negatives under `on_short="error"`.
+        ValueError: arguments out of range or that do not fit, embeddings that are not finite, less memory
+            than the search takes, a recall that is not reached, or pairs with too few negatives under
+            `on_short="error"`.
 
     Example:
         >>> x = np.array([[0.0], [1.0], [1.2], [3.0], [9.0], [9.5]])
@@ -154,8 +162,12 @@ def mine_hard_triplets(
         image = None if ids is None else codes_of("ids", ids, n)
         if as_bool(None, "group_negatives", group_negatives) and family is None:
             raise Refusal("group_negatives", True, "groups=, of which they may be")
-        metric = as_distance("mine_hard_triplets", distance)
+        metric = as_distance(None, distance)
         first_rank, depth = as_window(ranks)
+        depth = min(depth, n)  # there are no more
+        backend, _ = as_backend(backend, min_recall)
+        if memory is not None:
+            memory = as_int(None, "memory", memory, minimum=1)
         seed = as_seed(None, seed)
         limits = as_limits(
             max_score=max_score,
@@ -186,18 +198,30 @@ def mine_hard_triplets(
         share = as_float(None, "suspects", suspects, 0, 1)
         usable = usable_rows(x)
         kinds = codes if clusters is None else cluster_codes(x, usable, clusters, seed)
-
-        search = {"distance": metric, "memory": memory, "progress": as_bool(None, "progress", progress)}
+        classes = np.where(usable, codes, -1)
+        plan = plan_mining(
+            x,
+            classes,
+            asked,
+            metric,
+            depth=depth,
+            every_positive=chosen_positives == "all",
+            slots=rules.negatives + rules.reserve,
+            memory=memory,
+            backend=backend,
+        )
+        search = {"distance": metric, "memory": memory, "backend": backend, "min_recall": min_recall}
+        if as_bool(None, "progress", progress):
+            print(plan, file=sys.stderr)
+            search["progress"] = backend == "exact"
         doubtful = no_verdicts()
         if share:
-            suspected = suspected_labels(x, codes, groups=family, ids=image, **search)
-            doubtful = undecided(suspected, said, math.ceil(share * n))
+            doubtful = undecided(find_suspects(x, codes, family, image, **search), said, math.ceil(share * n))
         both = {
             Reason.VERDICT: set_aside(said, codes),
             Reason.SUSPECT: SetAside(codes, doubtful.image, doubtful.other),
         }
         aside = {reason: found for reason, found in both.items() if found}
-        classes = np.where(usable, codes, -1)
         score_of = scorer(x, metric)
         pairs, bound = pairs_of(classes, asked, said, (family, image), chosen_positives, limits, score_of)
         columns = {"group": None if group_negatives else family, "id": image}
@@ -212,12 +236,25 @@ def mine_hard_triplets(
             forbidden=Forbidden(classes, same, list(aside.values())),
             measure=score_of,
         )
-        search |= {"k": depth, "labels": codes, "exclude": ["class", *apart], "nan": "skip"}
         search |= {f"{name}s": column for name, column in apart.items()}
-        account = Account(classes, same)
-        is_cosine = metric is as_distance("mine_hard_triplets", "cosine")
-        parts = []
-        for block in blocks_of(pairs, depth):
-            found = nearest(x, rows=np.unique(block.anchor), **search)
-            parts.append(mined_block(miner, block, found, is_cosine, account))
-    return joined(parts, pairs, rules, account, n, len(asked), doubtful)
+        at_once = searched_at_once(depth, memory)
+        anchors, is_cosine = np.unique(pairs.anchor), metric is as_distance(None, "cosine")
+        candidates = NearestSearch(
+            x,
+            k=depth,
+            rows=anchors,
+            labels=codes,
+            exclude=["class", *apart],
+            nan="skip",
+            argument="embeddings",
+            at_once=at_once,
+            **search,
+        )
+        account, seen = Account(classes, same), ScoreSample(len(anchors) * depth)
+        parts, done = [], 0
+        for block in blocks_of(pairs, at_once):
+            some = slice(done, done + len(np.unique(block.anchor)))
+            parts.append(mined_block(miner, block, candidates.found(some), is_cosine, account, seen))
+            done = some.stop
+        facts = {"backend": backend, "recall": candidates.recall, "plan": plan}
+        return joined(parts, pairs, rules, account, n, len(asked), doubtful, seen, **facts)

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from tercet.offline.filters import Reason
+from tercet.offline.mining_plan import MiningPlan
 
-__all__ = ["QUANTILES", "Account", "MiningReport", "quantiles"]
+__all__ = ["QUANTILES", "Account", "MiningReport", "ScoreSample", "quantiles"]
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _SAMPLED = 1 << 22  # scores that quantiles are taken of: of more, evenly spaced ones
@@ -40,6 +41,9 @@ class MiningReport:
         positive_scores: quantiles `QUANTILES` of the scores of the pairs.
         candidate_scores: of all candidates that were looked at, once an anchor.
         negative_scores: of the chosen negatives.
+        backend: how candidates were searched.
+        recall: the share of the nearest rows that the search found, as measured; 1 of the exact search.
+        plan: what the run was to take at most.
 
     Example:
         >>> report = MiningReport(4, 0, 0, 2, 2, 0, 0, 0, {Reason.CHOSEN: 2, Reason.SELF: 6}, (), (), ())
@@ -59,11 +63,16 @@ class MiningReport:
     positive_scores: tuple[float, ...]
     candidate_scores: tuple[float, ...]
     negative_scores: tuple[float, ...]
+    backend: str = "exact"
+    recall: float = 1.0
+    plan: MiningPlan | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON takes it, reasons by name."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**plain, "counts": {reason.name.lower(): count for reason, count in self.counts.items()}}
+        plan = None if self.plan is None else {**self.plan._asdict(), "bytes": self.plan.bytes}
+        counts = {reason.name.lower(): count for reason, count in self.counts.items()}
+        return {**plain, "counts": counts, "plan": plan}
 
     def __str__(self) -> str:
         total = max(1, self.pairs * self.rows)
@@ -80,6 +89,10 @@ class MiningReport:
         }
         lines += [f"{count:,} {text}" for text, count in facts.items() if count]
         lines.append(f"{self.triplets:,} triplets")
+        if self.backend != "exact":
+            lines.append(f"{self.backend} found {self.recall:.2%} of the nearest candidates, as measured")
+        if self.plan is not None:
+            lines.append(f"planned: {self.plan}")
         if self.positive_scores:
             head = "".join(f"{q:>8.0%}" for q in QUANTILES)
             lines.append(f"{'scores at quantile':<20}{head}")
@@ -156,6 +169,37 @@ def _sizes(columns: list[np.ndarray], usable: Bool[np.ndarray, " n"]) -> Int64[n
     """How many usable rows have the same numbers in all columns as each row, itself among them."""
     _, code = np.unique(np.stack(columns), axis=1, return_inverse=True)
     return np.bincount(code[usable], minlength=int(code.max(initial=-1)) + 1)[code]
+
+
+class ScoreSample:
+    """Scores that are evenly spaced among all that go by, up to 2²² of them, whatever the blocks.
+
+    Args:
+        total: how many scores will go by.
+
+    Example:
+        >>> sample = ScoreSample(4)
+        >>> sample.add(np.array([[1.0, 2.0]]))
+        >>> sample.add(np.array([[3.0, 4.0]]))
+        >>> sample.values.tolist()
+        [1.0, 2.0, 3.0, 4.0]
+    """
+
+    def __init__(self, total: int) -> None:
+        self._step = max(1, -(-total // _SAMPLED))
+        self._passed = 0
+        self._parts: list[np.ndarray] = []
+
+    def add(self, scores: Float[np.ndarray, "a m"]) -> None:
+        """Take some of a block of scores."""
+        first = -self._passed % self._step
+        self._parts.append(scores.ravel()[first :: self._step].astype(np.float32))
+        self._passed += scores.size
+
+    @property
+    def values(self) -> Float[np.ndarray, " s"]:
+        """float32 [s], in the order in which they went by."""
+        return np.concatenate([np.empty(0, np.float32), *self._parts])
 
 
 def quantiles(scores: Float[np.ndarray, " s"]) -> tuple[float, ...]:

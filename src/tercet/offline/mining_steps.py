@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Int64
 
-from tercet.core.checks import refusal
-from tercet.neighbors.collection import Neighbors
+from tercet.core.checks import Refusal
+from tercet.neighbors.nearest_search import Neighbors
 from tercet.offline.filters import Candidates, Limits, scores_of
 from tercet.offline.mined_triplets import MinedTriplets
-from tercet.offline.mining_report import Account, MiningReport, quantiles
+from tercet.offline.mining_report import Account, MiningReport, ScoreSample, quantiles
 from tercet.offline.pair_mining import Chosen, PairBlock, PairMiner, Rules
 from tercet.offline.positives import class_pairs, reference_scores, select_positives
 from tercet.offline.verdicts import Verdicts, named
@@ -30,12 +30,10 @@ class MinedPart(NamedTuple):
     Args:
         chosen: its negatives; their reasons have been counted, and are left out.
         kept: the pairs that are not dropped.
-        candidate_scores: of all candidates, once an anchor.
     """
 
     chosen: Chosen
     kept: Bool[np.ndarray, " t"]
-    candidate_scores: Float[np.ndarray, " s"]
 
 
 def pairs_of(
@@ -66,12 +64,12 @@ def pairs_of(
     return PairBlock(rows[at[chosen]], positive[chosen], own[chosen], against[chosen]), bound
 
 
-def blocks_of(pairs: PairBlock, depth: int) -> Iterator[PairBlock]:
+def blocks_of(pairs: PairBlock, at_once: int) -> Iterator[PairBlock]:
     """The pairs in blocks of whole anchors whose candidates fit into memory; one empty block of none.
 
     Args:
         pairs: by anchor.
-        depth: candidates of an anchor.
+        at_once: anchors of a block.
 
     Example:
         >>> pairs = PairBlock(*np.array([[0, 0, 1], [1, 2, 0], [0, 0, 0], [0, 0, 0]]))
@@ -79,14 +77,18 @@ def blocks_of(pairs: PairBlock, depth: int) -> Iterator[PairBlock]:
         [[1, 2, 0]]
     """
     starts = np.flatnonzero(np.diff(pairs.anchor, prepend=-1))
-    step = max(1, budget(torch.device("cpu")).found_candidates // depth)
-    cuts = [0, *starts[step::step].tolist(), len(pairs.anchor)]
+    cuts = [0, *starts[at_once::at_once].tolist(), len(pairs.anchor)]
     for first, stop in itertools.pairwise(cuts):
         yield PairBlock(*(column[first:stop] for column in pairs))
 
 
 def mined_block(
-    miner: PairMiner, pairs: PairBlock, found: Neighbors, is_cosine: bool, account: Account
+    miner: PairMiner,
+    pairs: PairBlock,
+    found: Neighbors,
+    is_cosine: bool,
+    account: Account,
+    seen: ScoreSample,
 ) -> list[MinedPart]:
     """Choose the negatives of some pairs.
 
@@ -96,10 +98,11 @@ def mined_block(
         found: the nearest rows of other classes, a line for each anchor of the pairs, in rising order.
         is_cosine: whether a score is 1 − D, else −D.
         account: is added to.
+        seen: takes the scores of the candidates, once an anchor.
     """
     _, of_anchor = np.unique(pairs.anchor, return_inverse=True)
     scores = scores_of(found.distances, is_cosine)
-    seen = scores[found.rows >= 0]
+    seen.add(scores)
     parts = []
     step = max(1, budget(torch.device("cpu")).judged_candidates // max(1, found.rows.shape[1]))
     for first in range(0, max(1, len(of_anchor)), step):
@@ -109,9 +112,7 @@ def mined_block(
         chosen = miner.mine(some, candidates)
         kept = ~chosen.short if miner.rules.on_short == "drop" else np.ones(len(at), dtype=bool)
         account.add(some.anchor, chosen.reasons, candidates.rows, chosen.outside, ~kept)
-        parts.append(
-            MinedPart(chosen._replace(reasons=chosen.reasons[:0]), kept, seen if not first else seen[:0])
-        )
+        parts.append(MinedPart(chosen._replace(reasons=chosen.reasons[:0].copy()), kept))
     return parts
 
 
@@ -123,8 +124,25 @@ def joined(
     n: int,
     asked: int,
     doubtful: Verdicts,
+    seen: ScoreSample,
+    **searched: Any,
 ) -> MinedTriplets:
-    """The blocks as one result, with its report."""
+    """The blocks as one result, with its report.
+
+    Args:
+        parts: what the blocks gave.
+        pairs: of all blocks.
+        rules: how negatives were chosen.
+        account: of all candidates.
+        n: rows of the collection.
+        asked: anchors asked for.
+        doubtful: the images that were set aside.
+        seen: scores of candidates.
+        searched: facts of the search that the report tells: backend, recall, plan.
+
+    Raises:
+        ValueError: pairs with too few negatives under `on_short="error"`: a `Refusal`.
+    """
     flat = [part for block in parts for part in block]
     kept = np.concatenate([part.kept for part in flat])
     columns = {
@@ -136,10 +154,9 @@ def joined(
         expected = f"{rules.negatives} negatives for each pair, and {short:,} pairs have fewer"
         worst = account.most_frequent_refusal()
         hint = f"most candidates are {worst.text}; widen it, or pass on_short='keep'"
-        raise refusal("mine_hard_triplets", "on_short", "error", expected, hint)
+        raise Refusal("on_short", "error", expected, hint)
     columns = {name: column[kept] for name, column in columns.items()}
     negatives = columns.pop("rows")
-    seen = np.concatenate([part.candidate_scores for part in flat])
     report = MiningReport(
         rows=account.rows,
         unusable=n - account.rows,
@@ -151,8 +168,9 @@ def joined(
         drawn=sum(part.chosen.drawn for part in flat),
         counts=dict(account.counts),
         positive_scores=quantiles(pairs.own),
-        candidate_scores=quantiles(seen),
+        candidate_scores=quantiles(seen.values),
         negative_scores=quantiles(columns["scores"].ravel()),
+        **searched,
     )
     return MinedTriplets(
         pairs.anchor[kept],

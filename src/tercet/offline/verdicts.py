@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from tercet.core.checks import Refusal, as_choice, as_float, border
-from tercet.neighbors.collection import nearest
+from tercet.neighbors.nearest_search import NearestSearch
 from tercet.offline.filters import scores_of
 from tercet.offline.mining_inputs import codes_of, matrix_of, usable_rows
 from tercet.pairwise.distances import Distance, as_distance
@@ -21,6 +21,7 @@ __all__ = [
     "SetAside",
     "Verdicts",
     "as_verdicts",
+    "find_suspects",
     "joined",
     "named",
     "no_verdicts",
@@ -189,18 +190,49 @@ def suspected_labels(
     """
     with border("suspected_labels"):
         share = as_float(None, "share", share, 0, 1)
-        metric = as_distance("suspected_labels", distance)
+        metric = as_distance(None, distance)
         x, labels = matrix_of(embeddings, labels)
         codes = codes_of("labels", labels, len(x))
         groups = None if groups is None else codes_of("groups", groups, len(x))
         ids = None if ids is None else codes_of("ids", ids, len(x))
         usable_rows(x)
-    is_cosine = metric is as_distance("suspected_labels", "cosine")
-    given = {"labels": codes, "groups": groups, "ids": ids, "distance": metric, "nan": "skip"}
+        search = {"distance": metric, "memory": memory, "progress": progress}
+        found = find_suspects(x, codes, groups, ids, **search)
+    return _at(found, np.arange(len(found.image))[: math.ceil(share * len(codes))])
+
+
+def find_suspects(
+    x: Any,
+    codes: Int64[np.ndarray, " n"],
+    groups: Int64[np.ndarray, " n"] | None,
+    ids: Int64[np.ndarray, " n"] | None,
+    *,
+    distance: Distance,
+    backend: str = "exact",
+    min_recall: float | None = None,
+    **search: Any,
+) -> Verdicts:
+    """`suspected_labels` of checked arguments: all that are listed.
+
+    Args:
+        x: [n, d].
+        codes: class numbers.
+        groups: group numbers, or None.
+        ids: image numbers, or None.
+        distance: a `Distance`.
+        backend, min_recall: of the search of other classes, as for `nearest`; a class is searched exactly.
+        search: memory and progress, as for `nearest`.
+
+    Raises:
+        ValueError: what the search refuses: a `Refusal`.
+    """
+    is_cosine = distance is as_distance(None, "cosine")
+    search |= {"labels": codes, "groups": groups, "ids": ids, "distance": distance, "nan": "skip"}
+    search |= {"argument": "embeddings"}
     aside = [name for name, values in (("group", groups), ("id", ids)) if values is not None]
-    search = {**given, "memory": memory, "progress": progress}
-    own = nearest(x, k=_VOTES, exclude=["self", "other classes", *aside], **search)
-    far = nearest(x, k=_LOOKED_AT, exclude=["class", *aside], **search)
+    own = NearestSearch(x, k=_VOTES, exclude=["self", "other classes", *aside], **search).found()
+    search |= {"backend": backend, "min_recall": min_recall}
+    far = NearestSearch(x, k=_LOOKED_AT, exclude=["class", *aside], **search).found()
     own_score = _mean(scores_of(own.distances, is_cosine))
     scores = scores_of(far.distances, is_cosine)
     kinds = np.where(far.rows >= 0, codes[far.rows], -1)
@@ -215,9 +247,10 @@ def suspected_labels(
         mean = _mean(np.where(compared, scores, -math.inf))
         better = (kind >= 0) & enough & (nth[:, place] == 1) & (mean > best)
         best, at = np.where(better, mean, best), np.where(better, place, at)
-    doubt = np.where(best > -math.inf, best - own_score, -math.inf)
+    doubt, known = np.full(len(codes), -math.inf), best > -math.inf
+    doubt[known] = best[known] - own_score[known]
     listed = np.flatnonzero(doubt > 0)
-    listed = listed[np.lexsort((listed, -doubt[listed]))][: math.ceil(share * len(codes))]
+    listed = listed[np.lexsort((listed, -doubt[listed]))]
     other = far.rows[listed, at[listed]]
     return Verdicts(listed, other, best[listed], own_score[listed], [UNDECIDED] * len(listed))
 

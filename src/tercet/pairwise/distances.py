@@ -419,11 +419,11 @@ def exact_pairs(distance: Distance, x: Float[Tensor, "t k"], y: Float[Tensor, "t
     return distance.paired(x, y)
 
 
-def as_distance(caller: str, distance: Any, *, gradient: bool = False) -> Distance:
+def as_distance(caller: str | None, distance: Any, *, gradient: bool = False) -> Distance:
     """The distance that an object or a name stands for.
 
     Args:
-        caller: the class or function that was called, for error messages.
+        caller: the class or function that was called, for error messages; None for a `Refusal`.
         distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"dot"`, `"hamming"`, or a `Distance`.
         gradient: refuse a distance that a loss cannot train on.
 

@@ -63,7 +63,7 @@ def lack_of_data(values: Tensor) -> str:
     return ""
 
 
-def device_of(caller: str, device: Any) -> torch.device:
+def device_of(caller: str | None, device: Any) -> torch.device:
     """`device` as torch names it, with its number.
 
     Raises:
@@ -81,7 +81,7 @@ def device_of(caller: str, device: Any) -> torch.device:
 
 
 @contextmanager
-def allocated(caller: str, **sizes: int) -> Iterator[None]:
+def allocated(caller: str | None, **sizes: int) -> Iterator[None]:
     """A context in which a failed allocation is reported with these sizes.
 
     Raises:

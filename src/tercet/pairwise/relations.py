@@ -470,7 +470,7 @@ def _depth(rows: Tensor, columns: Tensor) -> Tensor:
 _RELEVANCES = {"overlap": _overlap, "depth": _depth}
 
 
-def as_relation(caller: str, relation: Any) -> Relation:
+def as_relation(caller: str | None, relation: Any) -> Relation:
     """The relation itself, refused unless it has the three functions.
 
     Raises:
