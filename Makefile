@@ -3,7 +3,7 @@ PYTHON ?= python3
 PAGE = --markdown tools/bench/RESULTS.md
 PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt
 
-.PHONY: quickstart test lint types graph check bench bench-gpu clean
+.PHONY: quickstart test lint types graph docs check bench bench-gpu clean
 
 quickstart: .venv/quickstart/installed  ## the main job on real images, with a result to look at
 	.venv/quickstart/bin/python examples/quickstart.py
@@ -21,7 +21,10 @@ types: .venv/dev/installed  ## its wheel brings the checker and node along, so n
 graph: .venv/dev/installed  ## docs/architecture.md shows the imports as they are, and its laws hold
 	.venv/dev/bin/python tools/import_graph.py --check
 
-check: lint types graph  ## lint, format, types and the import graph
+docs: .venv/dev/installed  ## the documentation, into out/site
+	NO_MKDOCS_2_WARNING=1 .venv/dev/bin/mkdocs build --quiet --strict
+
+check: lint types graph docs  ## lint, format, types, the import graph and the documentation
 
 bench: .venv/bench/installed  ## figures beside the peers'; TREE=<alphabet/character/*.png> adds the learning
 	.venv/bench/bin/python tools/bench/bench_manifest.py

@@ -27,8 +27,8 @@ MOST_CODE = 250  # lines of code of a file; docstrings, comments and empty lines
 MOST_ARROWS = 60
 WITH_TORCH = {"data/datasets", "data/streams"}  # the folders of data/ that load torch
 MATHEMATICS = {"pairwise", "neighbors", "miners", "losses", "metrics"}
-# Old names that stay importable for a while, each no more than a warning and an import.
-SHIMS = {"distributed.py"}
+# No more than an import: an old name that stays importable for a while, with a warning; `python -m tercet`.
+SHIMS = {"distributed.py", "__main__.py"}
 LIBRARIES = {
     "numpy": "everywhere",
     "jaxtyping": "everywhere",
