@@ -115,11 +115,13 @@ class KnownRule(NamedTuple):
     Args:
         rule: called as `rule(search, *lists)`, search a `KnownPositives`, lists `Deferred`.
         listed: the most negatives of a row that it asks for.
-        padded: whether it asks for the hardest.
+        together: whether it measures positives and nearest negatives at once.
+        padded: whether it asks for the hardest, which does so.
     """
 
     rule: Callable[..., None]
     listed: int = 1
+    together: bool = False
     padded: bool = False
 
 
@@ -250,7 +252,7 @@ def mined(
         rule(search, *found)
         return [each.columns() for each in found], search.in_order
     first = [Deferred() for _ in range(lists)]
-    search = None if known is None else search_known_positives(pairwise, known.listed, known.padded)
+    search = None if known is None else search_known_positives(pairwise, *known[1:])
     if known is not None and search is not None:
         known.rule(search, *first)
     else:

@@ -89,7 +89,7 @@ class BatchHard(Miner):
             raise refusal("BatchHard", "max_count", self.max_count, "None with complete=True", hint)
 
     def select(self, pairwise: Pairwise, step: int) -> Triplets:
-        known = KnownRule(self._known_rule, padded=True)
+        known = KnownRule(self._known_rule, together=True, padded=True)
         found, rows = Triplets(*self._listed(pairwise, step, self._rule, known=known)), len(pairwise.labels)
         if self.complete and found.count < rows:
             shown = f"{rows - found.count} of {rows} rows lack one of them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -21,8 +22,10 @@ __all__ = ["MultiSimilarityMiner", "PairMargin"]
 class _PairMiner(Miner):
     """A miner whose rule selects positive pairs and negative pairs of each row."""
 
+    _together: ClassVar[bool] = False  # as `KnownRule` has it
+
     def select(self, pairwise: Pairwise, step: int) -> Pairs:
-        known = KnownRule(self._known_rule) if is_moderate(*self._bounds()) else None
+        known = KnownRule(self._known_rule, together=self._together) if is_moderate(*self._bounds()) else None
         found, in_order = mined(pairwise, self._rule, lists=2, ordered=False, known=known)
         sides = [columns or nothing(pairwise, 2) for columns in found]
         return Pairs(
@@ -90,6 +93,7 @@ class MultiSimilarityMiner(_PairMiner):
         learning", CVPR 2019.
     """
 
+    _together = True
     epsilon: float = 0.1
     distance: Distance | str = field(default="cosine", kw_only=True)
 

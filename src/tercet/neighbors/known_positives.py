@@ -35,12 +35,15 @@ from tercet.pairwise.transfer import bits_of, number_of, sent_up
 __all__ = ["KnownPositives", "KnownRows", "search_known_positives"]
 
 
-def search_known_positives(pairwise: Pairwise, listed: int, padded: bool = False) -> KnownPositives | None:
+def search_known_positives(
+    pairwise: Pairwise, listed: int, together: bool = False, padded: bool = False
+) -> KnownPositives | None:
     """The search; None where the host does not know enough for it, or where it would be a waste.
 
     Args:
         pairwise: rows and columns, on an accelerator.
         listed: the most negatives of a row that a question asks for.
+        together: leave room beside the positives for the negatives that are measured with them.
         padded: repeat each row's last positive until as many are listed as negatives are measured.
     """
     form, n = form_of(pairwise.distance), len(pairwise.inputs[0])
@@ -57,7 +60,7 @@ def search_known_positives(pairwise: Pairwise, listed: int, padded: bool = False
         return None
     if padded and not is_small:
         columns = np.pad(columns, ((0, 0), (0, width - columns.shape[1])), "edge")
-    return KnownPositives(pairwise, form, columns, counts)
+    return KnownPositives(pairwise, form, columns, counts, width if together and not is_small else 0)
 
 
 class KnownPositives:
@@ -68,6 +71,7 @@ class KnownPositives:
         form: of the distance.
         columns: the positives of each row in rising order, [n, p]; a row that has fewer repeats its last.
         counts: how many positives each row has, [n].
+        room: how many negatives of each row are measured together with its positives.
 
     Attributes:
         complete: each row has a positive and a negative.
@@ -76,13 +80,13 @@ class KnownPositives:
     complete = True
 
     def __init__(
-        self, pairwise: Pairwise, form: EuclideanForm, columns: np.ndarray, counts: np.ndarray
+        self, pairwise: Pairwise, form: EuclideanForm, columns: np.ndarray, counts: np.ndarray, room: int
     ) -> None:
         self.keys = UniformKeys(form, pairwise.inputs[0].detach())
         n, self.device = len(counts), self.keys.x.device
         sizes = budget(self.device)
         self.is_exact, self.more = n * n <= sizes.direct_numbers, sizes.measured_more
-        self._columns, self._counts = columns, counts
+        self._columns, self._counts, self.room = columns, counts, room
         self._blocks: list[KnownRows] = []
         self._height = pairwise.given_tile_rows or max(
             1, sizes.tile_bytes // (n * self.keys.x.dtype.itemsize)
@@ -143,11 +147,14 @@ class KnownRows:
         numbers = np.arange(rows.start, rows.stop)
         own = np.concatenate([columns, numbers[:, None]], 1) + n * np.arange(a)[:, None]
         # All that the host knows goes up in one copy.
+        width = p + search.room
+        beside = np.concatenate([columns, np.zeros((a, search.room), columns.dtype)], 1)
         sent = sent_up(
-            np.concatenate([numbers, columns.ravel(), own.ravel(), [-HIGH_WORD, HIGH_WORD]]), search.device
+            np.concatenate([numbers, beside.ravel(), own.ravel(), [-HIGH_WORD, HIGH_WORD]]), search.device
         )
-        self.rows, positives, self._own, signs = sent.split([a, a * p, own.size, 2])
-        self.positives, self._signs = positives.view(a, p), signs.view(2, 1)
+        self.rows, beside, self._own, signs = sent.split([a, a * width, own.size, 2])
+        self._beside, self._signs = beside.view(a, width), signs.view(2, 1)
+        self.positives = self._beside[:, :p]
         real = np.arange(p) < counts[:, None]
         self.is_positive = None if real.all() else sent_up(real, search.device)
         self._near: Tensor | None = None
@@ -182,14 +189,20 @@ class KnownRows:
         (a, w), dtype = self.positives.shape, self._table.dtype
         if self._search.is_exact or dtype != torch.float32 or w <= self._search.more:
             return self.farthest_positive(), self.nearest(1)[:, 0]
-        values, at = self._table.topk(w, dim=1)
-        at = torch.cat([self.positives, at], 1)  # [a, 2w]
+        values, at = self._nearest_beside(), self._beside  # [a, w], [a, 2w]
         bits = self._keys.listed(at, self._rows).view(torch.int32)
         both = torch.addcmul(at.view(a, 2, w), bits.view(a, 2, w), self._signs).amin(2)  # [a, 2]
         words = both.view(torch.int32).view(a, 2, 2)
         self._unsure.append(self._keys.low_edge(words[:, 1, 1].view(dtype), self._rows) <= values[:, -1])
         positive, negative = words[:, :, 0].T.to(torch.int64, memory_format=torch.contiguous_format)
         return positive, negative
+
+    def _nearest_beside(self) -> Float[Tensor, "a w"]:
+        """The first negated keys of each row; their columns are written beside the positives."""
+        at = self._beside[:, self.positives.shape[1] :]
+        values = self._table.new_empty(at.shape)
+        torch.topk(self._table, at.shape[1], dim=1, out=(values, at))
+        return values
 
     def farthest_positive(self) -> Int[Tensor, " a"]:
         """The farthest positive of each row."""
@@ -215,13 +228,9 @@ class KnownRows:
         """The distance of each row to its nearest negative."""
         if self._search.is_exact:
             return self._table.amin(1)
-        values, at = self._table.topk(1 + self._search.more, dim=1)
-        if self._near is None:  # both are measured at once
-            p = self.positives.shape[1]
-            both = self._keys.listed(torch.cat([self.positives, at], 1), self._rows)
-            self._near, least = both[:, :p], both[:, p:].amin(1)
-        else:
-            least = self._keys.listed(at, self._rows).amin(1)
+        values, p = self._nearest_beside(), self.positives.shape[1]
+        both = self._keys.listed(self._beside, self._rows)
+        self._near, least = both[:, :p], both[:, p:].amin(1)
         self._unsure.append(self._keys.low_edge(least, self._rows) <= values[:, -1])
         return least
 

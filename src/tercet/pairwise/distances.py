@@ -40,6 +40,7 @@ __all__ = [
     "exact_pairs",
     "form_of",
     "hamming",
+    "keeps_finite",
     "negative_cosine",
     "squared_euclidean",
     "takes_floats_only",
@@ -130,6 +131,11 @@ def takes_floats_only(distance: Distance) -> bool:
     return bool(promised(distance, "floats_only", "prepare"))
 
 
+def keeps_finite(distance: Distance) -> bool:
+    """Whether embeddings that `FiniteCheck` accepts give features that it accepts; known of ours alone."""
+    return bool(promised(distance, "_keeps_finite", "prepare"))
+
+
 def _floats(embeddings: Shaped[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """The embeddings as they are, in float32 or float64."""
     if not embeddings.is_floating_point():
@@ -179,6 +185,7 @@ class _Named:
     form: ClassVar[EuclideanForm | ProductForm]
     differentiable: bool = True
     floats_only: bool = True
+    _keeps_finite: bool = True
     prepare = staticmethod(_floats)
 
     def tile(self, x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
@@ -216,14 +223,14 @@ class _Cosine(_Named):
     name = "cosine"
     form = EuclideanForm(scale=0.5, space=_lifted)
     prepare = staticmethod(_directions)
-    floats_only = True  # `prepare` is overridden, so the promise is stated again
+    floats_only = _keeps_finite = True  # `prepare` is overridden, so the promises are stated again
 
 
 class _NegativeCosine(_Named):
     name = "cosine"
     form = ProductForm()
     prepare = staticmethod(_directions)
-    floats_only = True  # `prepare` is overridden, so the promise is stated again
+    floats_only = _keeps_finite = True  # `prepare` is overridden, so the promises are stated again
 
 
 class _Dot(_Named):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tercet.core.checks import Refusal, as_choice, refusal
 from tercet.core.indices import References
-from tercet.pairwise.distances import Distance, takes_floats_only
+from tercet.pairwise.distances import Distance, keeps_finite, takes_floats_only
 from tercet.pairwise.transfer import SentDown
 
 __all__ = [
@@ -118,7 +118,7 @@ class FiniteCheck(NamedTuple):
     Args:
         argument: the name of the argument, for the sentence.
         embeddings: float [n, d], as they came.
-        features: float [n, k], what was made of them; the same tensor where nothing was.
+        features: float [n, k], what was made of them; `embeddings` where that is finite as they are.
         limit: the largest size that is accepted.
     """
 
@@ -385,7 +385,7 @@ def prepared(
     x = distance.prepare(embeddings)
     if embeddings.is_floating_point() and x.numel():
         limit = finite_limit(x, embeddings.shape[1])
-        checks.append(FiniteCheck(argument, embeddings, x, limit))
+        checks.append(FiniteCheck(argument, embeddings, embeddings if keeps_finite(distance) else x, limit))
     return x
 
 
