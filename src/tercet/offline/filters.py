@@ -17,7 +17,17 @@ from jaxtyping import Bool, Float, Int64, UInt8
 
 from tercet.core.checks import Refusal, as_choice, as_float
 
-__all__ = ["REFERENCES", "Candidates", "Limits", "Reason", "as_limits", "judge", "refuse", "scores_of"]
+__all__ = [
+    "FILTERS",
+    "REFERENCES",
+    "Candidates",
+    "Limits",
+    "Reason",
+    "as_limits",
+    "judge",
+    "refuse",
+    "scores_of",
+]
 
 REFERENCES = ("own", "min", "mean", "max")
 
@@ -74,6 +84,22 @@ _TEXTS = {
     Reason.CLASS_USED: "its class already has per_class negatives",
     Reason.SHORT_PAIR: "of pairs dropped as too short",
 }
+
+
+# What an option decides of candidates that are looked at: lifted, each lets more of them through.
+FILTERS = (
+    Reason.VERDICT,
+    Reason.SUSPECT,
+    Reason.BEFORE_WINDOW,
+    Reason.MAX_SCORE,
+    Reason.QUANTILE,
+    Reason.MIN_SCORE,
+    Reason.HARDER_THAN_POSITIVE,
+    Reason.MARGIN,
+    Reason.RELATIVE_MARGIN,
+    Reason.TEACHER,
+    Reason.CLASS_USED,
+)
 
 
 class Limits(NamedTuple):
@@ -145,8 +171,8 @@ def judge(
     bound: float,
     first_rank: int,
     set_aside: Mapping[Reason, Bool[np.ndarray, "t m"]] | None = None,
-) -> UInt8[np.ndarray, "t m"]:
-    """The `Reason` of each candidate so far: NOT_NEEDED for all that may be chosen.
+) -> tuple[UInt8[np.ndarray, "t m"], UInt8[np.ndarray, "t m"]]:
+    """The `Reason` of each candidate so far, NOT_NEEDED for all that may be chosen, and how many refuse it.
 
     Args:
         candidates: of t pairs; the first has rank 1.
@@ -160,9 +186,9 @@ def judge(
     Example:
         >>> found = Candidates(np.array([[5, 7]]), np.array([[0.9, 0.2]]), np.zeros((1, 2), bool))
         >>> s = np.array([0.8])
-        >>> reasons = judge(found, s, s, Limits(margin=0.1), math.inf, 1)
-        >>> [Reason(each).text for each in reasons[0]]
-        ['within margin of the positive', 'allowed, not needed']
+        >>> reasons, refusals = judge(found, s, s, Limits(margin=0.1, max_score=0.85), math.inf, 1)
+        >>> [Reason(each).text for each in reasons[0]], refusals.tolist()
+        (['score above max_score', 'allowed, not needed'], [[2, 0]])
     """
     scores, p, s = candidates.scores, own[:, None], reference[:, None]
     reasons = np.full(scores.shape, Reason.NOT_NEEDED, dtype=np.uint8)
@@ -180,9 +206,11 @@ def judge(
         refusals[Reason.MARGIN] = scores > s - limits.margin
     if limits.relative_margin is not None:
         refusals[Reason.RELATIVE_MARGIN] = scores > s - np.abs(s) * limits.relative_margin
+    times = np.zeros(scores.shape, dtype=np.uint8)
     for reason, refused in refusals.items():
         refuse(reasons, refused, reason)
-    return reasons
+        times += refused
+    return reasons, times
 
 
 def refuse(reasons: UInt8[np.ndarray, "t m"], refused: Bool[np.ndarray, "_ m"], reason: Reason) -> None:

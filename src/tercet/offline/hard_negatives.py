@@ -24,11 +24,12 @@ from tercet.offline.mining_inputs import (
     usable_rows,
 )
 from tercet.offline.mining_plan import plan_mining, searched_at_once
-from tercet.offline.mining_report import Account, ScoreSample
+from tercet.offline.mining_report import Account
 from tercet.offline.mining_steps import blocks_of, joined, mined_block, pairs_of
 from tercet.offline.pair_mining import SHORT, PairMiner, Rules
 from tercet.offline.positives import as_positives
 from tercet.offline.random_negatives import Forbidden
+from tercet.offline.seen_scores import SeenScores
 from tercet.offline.selection import as_strategy
 from tercet.offline.verdicts import (
     SetAside,
@@ -250,7 +251,7 @@ def mine_hard_triplets(
             at_once=at_once,
             **search,
         )
-        account, seen = Account(classes, same), ScoreSample(len(anchors) * depth)
+        account, seen = Account(classes, same), SeenScores(pairs.own, len(anchors), depth)
         parts, done = [], 0
         for block in blocks_of(pairs, at_once):
             some = slice(done, done + len(np.unique(block.anchor)))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
-from tercet.offline.filters import Reason
+from tercet.offline.filters import FILTERS, Reason
 from tercet.offline.mining_plan import MiningPlan
+from tercet.offline.seen_scores import Suggested
 
-__all__ = ["QUANTILES", "Account", "MiningReport", "ScoreSample", "quantiles"]
+__all__ = ["QUANTILES", "Account", "MiningReport", "quantiles"]
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _SAMPLED = 1 << 22  # scores that quantiles are taken of: of more, evenly spaced ones
@@ -44,6 +45,9 @@ class MiningReport:
         backend: how candidates were searched.
         recall: the share of the nearest rows that the search found, as measured; 1 of the exact search.
         plan: what the run was to take at most.
+        alone: how many of `counts` each filter refused that no other filter refuses: lifted by itself, it
+            would let these through. A teacher and `per_class` are asked last, of what all others let through.
+        suggested: thresholds that the scores suggest; None where nothing was seen.
 
     Example:
         >>> report = MiningReport(4, 0, 0, 2, 2, 0, 0, 0, {Reason.CHOSEN: 2, Reason.SELF: 6}, (), (), ())
@@ -66,20 +70,30 @@ class MiningReport:
     backend: str = "exact"
     recall: float = 1.0
     plan: MiningPlan | None = None
+    alone: Mapping[Reason, int] = field(default_factory=dict)
+    suggested: Suggested | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON takes it, reasons by name."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         plan = None if self.plan is None else {**self.plan._asdict(), "bytes": self.plan.bytes}
-        counts = {reason.name.lower(): count for reason, count in self.counts.items()}
-        return {**plain, "counts": counts, "plan": plan}
+        tables = {
+            name: {reason.name.lower(): count for reason, count in getattr(self, name).items()}
+            for name in ("counts", "alone")
+        }
+        suggested = None if self.suggested is None else self.suggested._asdict()
+        return {**plain, **tables, "plan": plan, "suggested": suggested}
 
     def __str__(self) -> str:
         total = max(1, self.pairs * self.rows)
         lines = [f"{self.pairs:,} pairs × {self.rows:,} rows = {self.pairs * self.rows:,} candidates"]
+        if any(self.alone.values()):
+            lines.append(f"  {'':<44} {'':>16}  {'':>8}  {'by this filter alone':>20}")
         for reason, count in self.counts.items():
             if count:
-                lines.append(f"  {reason.text:<44} {count:>16,}  {count / total:>8.3%}")
+                line = f"  {reason.text:<44} {count:>16,}  {count / total:>8.3%}"
+                alone = self.alone.get(reason)
+                lines.append(line if alone is None else f"{line}  {alone:>20,}")
         facts = {
             "rows without an embedding": self.unusable,
             "anchors without a positive, or skipped": self.lone,
@@ -89,6 +103,8 @@ class MiningReport:
         }
         lines += [f"{count:,} {text}" for text, count in facts.items() if count]
         lines.append(f"{self.triplets:,} triplets")
+        if self.suggested is not None:
+            lines.append(f"suggested: {self.suggested}")
         if self.backend != "exact":
             lines.append(f"{self.backend} found {self.recall:.2%} of the nearest candidates, as measured")
         if self.plan is not None:
@@ -120,6 +136,7 @@ class Account:
         usable = classes >= 0
         self.rows = int(usable.sum())
         self.counts: Counter[Reason] = Counter({reason: 0 for reason in Reason})
+        self.alone: Counter[Reason] = Counter({reason: 0 for reason in FILTERS})
         self._of_class = _sizes([classes], usable)
         # |rows of the anchor's group or image| − |those of its class too|, by inclusion and exclusion
         self._of_same = np.zeros(len(classes), dtype=np.int64)
@@ -135,6 +152,7 @@ class Account:
         candidates: Int64[np.ndarray, "t m"],
         outside: Int64[np.ndarray, " t"] | int = 0,
         dropped: Bool[np.ndarray, " t"] | None = None,
+        alone: Bool[np.ndarray, "t m"] | None = None,
     ) -> None:
         """Count a block of pairs.
 
@@ -144,8 +162,14 @@ class Account:
             candidates: rows; −1 where there is none.
             outside: negatives of each pair that are not among the candidates.
             dropped: pairs that are left out whole.
+            alone: candidates that one filter alone refuses.
         """
         there = candidates >= 0
+        if alone is not None:
+            alone = alone & there if dropped is None else alone & there & ~dropped[:, None]
+            once = np.bincount(reasons[alone], minlength=len(Reason))
+            for reason in FILTERS:
+                self.alone[reason] += int(once[reason])
         outside = np.broadcast_to(outside, anchor.shape)
         if dropped is not None and dropped.any():
             self.counts[Reason.SHORT_PAIR] += int(dropped.sum()) * self.rows
@@ -169,37 +193,6 @@ def _sizes(columns: list[np.ndarray], usable: Bool[np.ndarray, " n"]) -> Int64[n
     """How many usable rows have the same numbers in all columns as each row, itself among them."""
     _, code = np.unique(np.stack(columns), axis=1, return_inverse=True)
     return np.bincount(code[usable], minlength=int(code.max(initial=-1)) + 1)[code]
-
-
-class ScoreSample:
-    """Scores that are evenly spaced among all that go by, up to 2²² of them, whatever the blocks.
-
-    Args:
-        total: how many scores will go by.
-
-    Example:
-        >>> sample = ScoreSample(4)
-        >>> sample.add(np.array([[1.0, 2.0]]))
-        >>> sample.add(np.array([[3.0, 4.0]]))
-        >>> sample.values.tolist()
-        [1.0, 2.0, 3.0, 4.0]
-    """
-
-    def __init__(self, total: int) -> None:
-        self._step = max(1, -(-total // _SAMPLED))
-        self._passed = 0
-        self._parts: list[np.ndarray] = []
-
-    def add(self, scores: Float[np.ndarray, "a m"]) -> None:
-        """Take some of a block of scores."""
-        first = -self._passed % self._step
-        self._parts.append(scores.ravel()[first :: self._step].astype(np.float32))
-        self._passed += scores.size
-
-    @property
-    def values(self) -> Float[np.ndarray, " s"]:
-        """float32 [s], in the order in which they went by."""
-        return np.concatenate([np.empty(0, np.float32), *self._parts])
 
 
 def quantiles(scores: Float[np.ndarray, " s"]) -> tuple[float, ...]:

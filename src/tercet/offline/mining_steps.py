@@ -15,9 +15,10 @@ from tercet.core.checks import Refusal
 from tercet.neighbors.nearest_search import Neighbors
 from tercet.offline.filters import Candidates, Limits, scores_of
 from tercet.offline.mined_triplets import MinedTriplets
-from tercet.offline.mining_report import Account, MiningReport, ScoreSample, quantiles
+from tercet.offline.mining_report import Account, MiningReport, quantiles
 from tercet.offline.pair_mining import Chosen, PairBlock, PairMiner, Rules
 from tercet.offline.positives import class_pairs, reference_scores, select_positives
+from tercet.offline.seen_scores import SeenScores
 from tercet.offline.verdicts import Verdicts, named
 from tercet.pairwise.budget import budget
 
@@ -88,7 +89,7 @@ def mined_block(
     found: Neighbors,
     is_cosine: bool,
     account: Account,
-    seen: ScoreSample,
+    seen: SeenScores,
 ) -> list[MinedPart]:
     """Choose the negatives of some pairs.
 
@@ -98,7 +99,7 @@ def mined_block(
         found: the nearest rows of other classes, a line for each anchor of the pairs, in rising order.
         is_cosine: whether a score is 1 − D, else −D.
         account: is added to.
-        seen: takes the scores of the candidates, once an anchor.
+        seen: takes the scores of the candidates.
     """
     _, of_anchor = np.unique(pairs.anchor, return_inverse=True)
     scores = scores_of(found.distances, is_cosine)
@@ -111,8 +112,10 @@ def mined_block(
         candidates = Candidates(found.rows[at], scores[at], found.distances[at] == 0)
         chosen = miner.mine(some, candidates)
         kept = ~chosen.short if miner.rules.on_short == "drop" else np.ones(len(at), dtype=bool)
-        account.add(some.anchor, chosen.reasons, candidates.rows, chosen.outside, ~kept)
-        parts.append(MinedPart(chosen._replace(reasons=chosen.reasons[:0].copy()), kept))
+        account.add(some.anchor, chosen.reasons, candidates.rows, chosen.outside, ~kept, chosen.alone)
+        seen.add_pairs(some.reference, candidates.scores)
+        done = {"reasons": chosen.reasons[:0].copy(), "alone": chosen.alone[:0].copy()}
+        parts.append(MinedPart(chosen._replace(**done), kept))
     return parts
 
 
@@ -124,7 +127,7 @@ def joined(
     n: int,
     asked: int,
     doubtful: Verdicts,
-    seen: ScoreSample,
+    seen: SeenScores,
     **searched: Any,
 ) -> MinedTriplets:
     """The blocks as one result, with its report.
@@ -168,8 +171,10 @@ def joined(
         drawn=sum(part.chosen.drawn for part in flat),
         counts=dict(account.counts),
         positive_scores=quantiles(pairs.own),
-        candidate_scores=quantiles(seen.values),
+        candidate_scores=quantiles(seen.candidates.values),
         negative_scores=quantiles(columns["scores"].ravel()),
+        alone=dict(account.alone),
+        suggested=seen.suggested(),
         **searched,
     )
     return MinedTriplets(

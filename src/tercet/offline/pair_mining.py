@@ -57,6 +57,7 @@ class Chosen(NamedTuple):
         reserve_scores: [t, r].
         reserve_ranks: [t, r].
         reasons: [t, m] of the candidates.
+        alone: [t, m] candidates that one filter alone refuses.
         outside: negatives drawn from outside of the candidates.
         short: [t] whether too few were found, before `on_short`.
         relaxed: how many were taken in spite of a filter.
@@ -70,6 +71,7 @@ class Chosen(NamedTuple):
     reserve_scores: Float[np.ndarray, "t r"]
     reserve_ranks: Int64[np.ndarray, "t r"]
     reasons: UInt8[np.ndarray, "t m"]
+    alone: Bool[np.ndarray, "t m"]
     outside: Int64[np.ndarray, " t"]
     short: Bool[np.ndarray, " t"]
     relaxed: int
@@ -131,7 +133,7 @@ class PairMiner:
             pairs: t pairs.
             candidates: of each pair's anchor, [t, m].
         """
-        reasons = self._judged(pairs, candidates)
+        reasons, times = self._judged(pairs, candidates)
         order, allowed = self._ordered(pairs, candidates, reasons)
         count, k = allowed.sum(1), self.rules.negatives
         to_draw = self._slots_to_draw(pairs)
@@ -167,19 +169,23 @@ class PairMiner:
             _at(candidates.scores, spare, np.nan).astype(np.float32),
             np.where(spare >= 0, spare + 1, 0),
             reasons,
+            times <= 1,
             outside,
             short,
             relaxed,
             int((empty & (rows >= 0)).sum()),
         )
 
-    def _judged(self, pairs: PairBlock, candidates: Candidates) -> UInt8[np.ndarray, "t m"]:
+    def _judged(
+        self, pairs: PairBlock, candidates: Candidates
+    ) -> tuple[UInt8[np.ndarray, "t m"], UInt8[np.ndarray, "t m"]]:
+        """The reason of each candidate so far, and how many filters refuse it before the teacher is asked."""
         there = candidates.rows >= 0
         anchors = np.broadcast_to(pairs.anchor[:, None], there.shape)
         aside = {}
         for reason, is_aside in self.set_aside.items():
             aside[reason] = there & is_aside(anchors, np.maximum(candidates.rows, 0))
-        reasons = judge(
+        reasons, times = judge(
             candidates,
             pairs.own,
             pairs.reference,
@@ -196,7 +202,7 @@ class PairMiner:
             at, _ = np.nonzero(allowed)
             near[allowed] = self.teacher(pairs.anchor[at], candidates.rows[allowed]) > most[at]
             refuse(reasons, near, Reason.TEACHER)
-        return reasons
+        return reasons, times
 
     def _ordered(
         self, pairs: PairBlock, candidates: Candidates, reasons: UInt8[np.ndarray, "t m"]
