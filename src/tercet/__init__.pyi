@@ -85,6 +85,8 @@ from .pairwise.relations import Graded as Graded
 from .pairwise.relations import SameLabel as SameLabel
 from .pairwise.relations import SharedLabel as SharedLabel
 from .reports.similarities import plot_similarities as plot_similarities
+from .reports.suspects import Suspects as Suspects
+from .reports.suspects import suspects as suspects
 from .training.distributed import gather as gather
 from .training.gradient_cache import cached_backward as cached_backward
 from .training.loader import MinedBatch as MinedBatch

@@ -50,6 +50,7 @@ _REALS_OF_MINING = """
 _MINED_FIELDS = """
     anchor positive positive_score negatives scores ranks reserve reserve_scores reserve_ranks suspects report
 """.split()
+_SUSPECT_FIELDS = "kind image other score own_score reason unread catalog".split()
 _VERDICT_FIELDS = "image other score own_score verdict".split()
 KIND_OF = {
     **dict.fromkeys(COUNTS, "count"),
@@ -662,6 +663,28 @@ def rows() -> dict[str, Row]:
             embeddings=POINTS,
             labels=LABELS,
         ),
+        "suspects": _row(
+            "suspects",
+            lambda found: (found.verdicts, found.of("label").reason, repr(found)),
+            {
+                "embeddings": "object",
+                "labels": "labels of rows",
+                "catalog": "object",
+                "test": "object",
+                "copy_share": "real",
+                "isolated": "real",
+                "distance": "choice",
+                "memory": "count",
+            },
+            dear=8,
+            embeddings=POINTS,
+            labels=LABELS,
+        ),
+        "Suspects": _row(
+            "Suspects", kinds=dict.fromkeys(_SUSPECT_FIELDS, "anything"), **dict.fromkeys(_SUSPECT_FIELDS[:6])
+        ),
+        "Suspects.of": _method(_suspects, "of", kind="label"),
+        "Suspects.write": Row(lambda: (_suspects().write, {"path": _new(".csv")}), kinds={"path": "target"}),
         "MinedTriplets": _row(
             "MinedTriplets",
             kinds=dict.fromkeys(_MINED_FIELDS, "anything"),
@@ -750,6 +773,11 @@ def _checked_labels(name: str) -> Row:
 
 def _verdicts() -> Any:
     return tercet.Verdicts(np.array([0]), np.array([2]), np.array([0.5]), np.array([0.1]), ["?"])
+
+
+def _suspects() -> Any:
+    catalog = tercet.scan_folder("photos")
+    return tercet.suspects(POINTS, catalog=catalog)
 
 
 def _embedder(images: Any) -> Any:

@@ -13,7 +13,7 @@ from tercet.data.io.atomic import fresh_target
 from tercet.data.io.tables import read_columns, write_columns
 from tercet.offline.verdicts import UNDECIDED, VERDICTS, Verdicts, as_verdicts
 
-__all__ = ["as_catalog", "read_verdicts", "write_verdicts"]
+__all__ = ["as_catalog", "read_verdicts", "verdict_columns", "write_verdicts"]
 
 _SUFFIXES = (".csv", ".parquet")
 
@@ -49,15 +49,28 @@ def write_verdicts(
         catalog = as_catalog(catalog)
         verdicts = as_verdicts(verdicts, len(catalog))
         target = fresh_target(path, overwrite, _SUFFIXES)
+    write_columns(verdict_columns(verdicts, catalog), target, overwrite)
+
+
+def verdict_columns(verdicts: Verdicts, catalog: Catalog) -> dict[str, Any]:
+    """The columns of the table of verdicts by name.
+
+    Args:
+        verdicts: rows of the catalog.
+        catalog: the images.
+    """
     names = np.asarray(catalog.classes, dtype=object)
     paths = np.asarray(catalog.paths, dtype=object)
     columns: dict[str, Any] = {}
     for name, rows in (("image", verdicts.image), ("other", verdicts.other)):
-        columns[name] = paths[rows]
-        columns["class" if name == "image" else "other_class"] = names[catalog.labels[rows]]
-    columns |= {"score": verdicts.score, "own_score": verdicts.own_score}
-    columns["verdict"] = np.asarray(verdicts.verdict, dtype=object)
-    write_columns({name: _strings(values) for name, values in columns.items()}, target, overwrite)
+        columns[name] = paths[rows].tolist()
+        columns["class" if name == "image" else "other_class"] = names[catalog.labels[rows]].tolist()
+    return {
+        **columns,
+        "score": verdicts.score,
+        "own_score": verdicts.own_score,
+        "verdict": list(verdicts.verdict),
+    }
 
 
 def read_verdicts(path: str | Path, catalog: Catalog) -> Verdicts:
@@ -108,7 +121,3 @@ def as_catalog(catalog: Any) -> Catalog:
     if not isinstance(catalog, Catalog):
         raise Refusal("catalog", type(catalog).__name__, "a Catalog, of scan_folder or read_catalog")
     return catalog
-
-
-def _strings(values: np.ndarray) -> Any:
-    return values.tolist() if values.dtype == object else values
