@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from tercet.core.indices import Triplets
 from tercet.data.catalog.catalog import Catalog, LeftOut
-from tercet.data.catalog.scan import IMAGE_SUFFIXES, scan_folder
+from tercet.data.catalog.scan import scan_folder
 from tercet.data.catalog.table import read_catalog
+from tercet.data.io.images import IMAGE_SUFFIXES
 from tercet.data.io.tables import sorted_classes
 from tercet.data.manifests.writing import write_manifest
 from tercet.data.shards.writing import write_shards

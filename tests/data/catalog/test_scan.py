@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet.data.catalog.catalog import LeftOut
-from tercet.data.catalog.scan import IMAGE_SUFFIXES, decodable, walk_images
-from tercet.data.io.images import MAX_PIXELS
+from tercet.data.catalog.scan import decodable, walk_images
+from tercet.data.io.images import IMAGE_SUFFIXES, MAX_PIXELS
 from tests.helpers import picture, tree
 
 

@@ -14,17 +14,12 @@ import numpy as np
 
 from tercet.core.checks import as_bool, as_int, as_path, as_strings, escaped, refusal
 from tercet.data.catalog.catalog import Catalog, LeftOut
-from tercet.data.io.images import MAX_PIXELS
+from tercet.data.io.images import IMAGE_SUFFIXES, MAX_PIXELS
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_FILES", "ambiguous_names", "decodable", "scan_folder", "walk_images"]
+__all__ = ["MAX_FILES", "ambiguous_names", "decodable", "scan_folder", "walk_images"]
 
 MAX_FILES = 10**8
 """The most files and folders that a scan visits by default: a link may lead to an entire disk."""
-
-IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .dib .gif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
-"""The file name suffixes of images for `scan_folder`, in lower case."""
 
 
 def scan_folder(

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from tercet.core.checks import escaped
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "MAX_BYTES",
     "MAX_PIXELS",
     "claimed_pixels",
@@ -26,6 +27,10 @@ __all__ = [
     "why_unreadable",
 ]
 
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .dib .gif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)
+"""The file name suffixes of images for `scan_folder`, in lower case."""
 MAX_PIXELS = 1 << 28
 """The most pixels of an image by default: 16384 × 16384, 805 MB of RGB."""
 MAX_BYTES = 1 << 30

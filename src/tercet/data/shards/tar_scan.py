@@ -12,7 +12,7 @@ import numpy as np
 
 from tercet.core.checks import Refusal
 from tercet.data.catalog.catalog import LeftOut
-from tercet.data.catalog.scan import IMAGE_SUFFIXES
+from tercet.data.io.images import IMAGE_SUFFIXES
 from tercet.data.io.positional import PositionalFile
 from tercet.data.shards.tar_index import DAMAGED, NUMBERS, TEXTS, UNKNOWN, ShardTable, sampled_headers
 from tercet.data.shards.tar_members import (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tercet.core.checks import as_int, escaped, refusal
-from tercet.data.catalog.scan import IMAGE_SUFFIXES
+from tercet.data.io.images import IMAGE_SUFFIXES
 from tercet.data.shards.tar_scan import class_in
 
 __all__ = [
