@@ -51,9 +51,16 @@ from .losses.softmax import ArcFace as ArcFace
 from .losses.softmax import CosFace as CosFace
 from .losses.softmax import NormalizedSoftmax as NormalizedSoftmax
 from .losses.triplet import TripletMargin as TripletMargin
+from .metrics.graded import ndcg as ndcg
 from .metrics.mining_stats import describe as describe
-from .metrics.retrieval import evaluate as evaluate
-from .metrics.retrieval import map_at_r as map_at_r
+from .metrics.pooled import global_average_precision as global_average_precision
+from .metrics.precision import map_at_r as map_at_r
+from .metrics.precision import mean_average_precision as mean_average_precision
+from .metrics.precision import mean_inp as mean_inp
+from .metrics.precision import mrr as mrr
+from .metrics.precision import r_precision as r_precision
+from .metrics.retrieval import cmc as cmc
+from .metrics.retrieval import precision_at_k as precision_at_k
 from .metrics.retrieval import recall_at_k as recall_at_k
 from .metrics.triplet_ranking import score_at_top_k as score_at_top_k
 from .metrics.triplet_ranking import similarity_precision as similarity_precision
@@ -84,6 +91,7 @@ from .pairwise.relations import CrossGroup as CrossGroup
 from .pairwise.relations import Graded as Graded
 from .pairwise.relations import SameLabel as SameLabel
 from .pairwise.relations import SharedLabel as SharedLabel
+from .reports.evaluation import evaluate as evaluate
 from .reports.similarities import plot_similarities as plot_similarities
 from .reports.suspects import Suspects as Suspects
 from .reports.suspects import suspects as suspects

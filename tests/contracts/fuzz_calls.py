@@ -202,7 +202,15 @@ def rows() -> dict[str, Row]:
     table |= {
         "describe": _row("describe", None, {**tensors, "ref": "columns"}, **batch, mined=MINED),
         "evaluate": _row("evaluate", str, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2]),
-        "map_at_r": _row("map_at_r", None, {"labels": "labels of rows"}, **batch),
+        **{
+            name: _row(name, None, {"labels": "labels of rows"}, **batch)
+            for name in ("map_at_r", "r_precision", "mrr", "mean_inp", "global_average_precision")
+        },
+        **{
+            name: _row(name, None, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2])
+            for name in ("precision_at_k", "mean_average_precision", "ndcg")
+        },
+        "cmc": _row("cmc", None, {"labels": "labels of rows", "k": "count"}, **batch, k=2),
         "recall_at_k": _row(
             "recall_at_k", None, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2]
         ),

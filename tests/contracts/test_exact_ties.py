@@ -10,7 +10,8 @@ import torch
 from tercet.losses.pair import Contrastive, MarginLoss
 from tercet.losses.triplet import TripletMargin
 from tercet.metrics.mining_stats import describe
-from tercet.metrics.retrieval import map_at_r, recall_at_k
+from tercet.metrics.precision import map_at_r
+from tercet.metrics.retrieval import recall_at_k
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.hard import EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
@@ -21,6 +22,7 @@ from tercet.pairwise.euclidean import centre_of, fast_entries, fast_tile
 from tests.contracts.heads import gradient_of
 from tests.contracts.miners import as_sets
 from tests.helpers import as_set
+from tests.oracles import figures
 from tests.oracles import triplets as reference
 
 DTYPES = [torch.float32, torch.float64]
@@ -140,12 +142,15 @@ def test_heads_decide_ties_that_rounding_blurs_as_miners_do(distance, rows, boun
 @pytest.mark.parametrize("distance", BATCHES)
 def test_metrics_rank_by_sums_of_squares(distance):
     x, d = BATCHES[distance], true_table(BATCHES[distance], distance).tolist()
-    sides = reference.relation(LABELS)
+    every = figures.ranked_ties(d, *reference.relation(LABELS))
+    found = [sum(m for m, _ in ties) for ties in every]
+    average = figures.mean(
+        figures.expected_precision_sum(ties, r) / r for ties, r in zip(every, found, strict=True)
+    )
+    recall = figures.mean(figures.chance_of_hit(ties, 1) for ties in every)
     for dtype in DTYPES:
-        values = reference.map_at_r(d, *sides)
-        assert map_at_r(x.to(dtype), LABELS, distance=distance) == pytest.approx(sum(values) / len(values))
-        found = reference.recall(d, *sides, 1)
-        assert recall_at_k(x.to(dtype), LABELS, distance=distance) == sum(found) / len(found)
+        assert map_at_r(x.to(dtype), LABELS, distance=distance) == pytest.approx(average, rel=1e-12)
+        assert recall_at_k(x.to(dtype), LABELS, distance=distance) == pytest.approx(recall, rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,6 +3,7 @@
 Adding a metric is adding a row to `METRICS`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,9 +13,13 @@ import pytest
 import torch
 
 from tercet.core.indices import References, Triplets
+from tercet.metrics.graded import ndcg
 from tercet.metrics.mining_stats import describe
-from tercet.metrics.retrieval import evaluate, map_at_r, recall_at_k
+from tercet.metrics.pooled import global_average_precision
+from tercet.metrics.precision import map_at_r, mean_average_precision, mean_inp, mrr, r_precision
+from tercet.metrics.retrieval import cmc, precision_at_k, recall_at_k
 from tercet.metrics.triplet_ranking import score_at_top_k, similarity_precision
+from tercet.reports.evaluation import evaluate
 from tests.helpers import grid, points
 from tests.oracles import figures
 from tests.oracles import triplets as reference
@@ -23,7 +28,7 @@ DISTANCES = ("euclidean", "squared_euclidean", "cosine", "dot", "hamming")
 HEIGHTS = (1, 7, 100)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """Embeddings, and what a metric may ask about them.
 
@@ -101,12 +106,18 @@ CASES = {
 # Above these sizes the engine goes through classes in order, and keeps shortlists.
 LARGE = {
     "ties of many rows": own(grid(520, 3), torch.arange(520) % 130),
-    "few classes of many rows": own(points(520), torch.arange(520) % 3),
+    # In float64, as the loop: of 520 distances some are equal in float32 alone.
+    "few classes of many rows": own(points(520).double(), torch.arange(520) % 3),
 }
 PLAIN = CASES["P × K, shuffled"]
 
 
-@dataclass(frozen=True)
+@functools.cache  # by the case itself: loops over 520 × 520 distances are made once
+def measured(case, distance):
+    return reference.distances(distance, case.x, None if case.ref is None else case.y), case.sides
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
     """A metric.
 
@@ -124,15 +135,19 @@ class Row:
     rel: float = 1e-12
 
     def expected(self, case, distance="euclidean"):
-        y = None if case.ref is None else case.y
-        return self.loop(case, reference.distances(distance, case.x, y), case.sides)
+        return self.loop(case, *measured(case, distance))
 
     def heights(self):
         return [{}, *({"tile_rows": height} for height in HEIGHTS if self.tiled)]
 
 
 def score_figures(score, name="value"):
-    return {name: float(score), "queries": score.queries, "left out": score.left_out}
+    return {
+        name: float(score),
+        f"{name}, queries": score.queries,
+        f"{name}, left out": score.left_out,
+        f"{name}, tied": score.tied,
+    }
 
 
 def triplet_figures(score):
@@ -144,21 +159,104 @@ def triplet_figures(score):
     }
 
 
-def of_queries(values, case, name="value"):
-    return {name: figures.mean(values), "queries": len(values), "left out": len(case.x) - len(values)}
+def of_queries(values, touched, case, name="value"):
+    """What a score must say, from the value of each query with something to find, and whether ties decide."""
+    return {
+        name: figures.mean(values),
+        f"{name}, queries": len(values),
+        f"{name}, left out": len(case.x) - len(values),
+        f"{name}, tied": figures.mean(touched) if values else 0.0,
+    }
 
 
-def recall_row(*ks):
+def looped(case, d, sides, one, touched, name="value"):
+    """A figure of each query's ties, in a loop."""
+    ties = figures.ranked_ties(d, *sides)
+    return of_queries([one(each) for each in ties], [touched(each) for each in ties], case, name)
+
+
+def total(ties):
+    """R, and how many images there are."""
+    return sum(m for m, _ in ties), sum(m + n for m, n in ties)
+
+
+def cut_figure(of_cut, k):
+    """A figure of the first k results, k at most the images there are; None for R."""
+
+    def one(ties):
+        r, seen = total(ties)
+        return of_cut(ties, r if k is None else min(k, seen), r)
+
+    return one, lambda ties: figures.mixed_before(
+        ties, total(ties)[0] if k is None else min(k, total(ties)[1])
+    )
+
+
+def first_mixed(cut):
+    """Whether the first positive is tied with a negative, with fewer than cut results nearer."""
+
+    def touched(ties):
+        start = 0
+        for m, n in ties:
+            if m:
+                return bool(n) and start < min(cut, total(ties)[1])
+            start += n
+        return False
+
+    return touched
+
+
+def last_mixed(ties):
+    return bool([n for m, n in ties if m][-1])
+
+
+def hit(ties, cut, r):
+    return figures.chance_of_hit(ties, cut)
+
+
+def share(ties, cut, r):
+    return figures.expected_hits(ties, cut) / r
+
+
+def precise(ties, cut, r):
+    return figures.expected_hits(ties, cut) / cut
+
+
+def average(ties, cut, r):
+    return figures.expected_precision_sum(ties, cut) / r
+
+
+RECALL = {k: (cut_figure(hit, k)[0], first_mixed(k)) for k in (1, 2, 3, 5, 30, 1000)}
+R_PRECISION, MAP_AT_R = cut_figure(share, None), cut_figure(average, None)
+EVERY = 10**6
+
+
+def by_k(metric, ks, loops):
+    """A metric with several k, and a loop for each."""
+
     def call(case, **options):
-        scores = recall_at_k(case.x, case.labels, ks, ids=case.ids, ref=case.ref, **options)
+        scores = metric(case.x, case.labels, ks, ids=case.ids, ref=case.ref, **options)
         return {key: v for k in ks for key, v in score_figures(scores[k], f"k = {k}").items()}
 
     def loop(case, d, sides):
-        hits = figures.ranked_hits(d, *sides)
-        found = {k: of_queries(figures.recall(hits, k), case, f"k = {k}") for k in ks}
-        return {key: v for k in ks for key, v in found[k].items()}
+        found = [looped(case, d, sides, *loops[k], f"k = {k}") for k in ks]
+        return {key: v for each in found for key, v in each.items()}
 
     return Row(call, loop)
+
+
+def plain(metric, one, touched, **more):
+    """A metric without k."""
+    return Row(
+        lambda case, **options: score_figures(
+            metric(case.x, case.labels, ids=case.ids, ref=case.ref, **more, **options)
+        ),
+        lambda case, d, sides: looped(case, d, sides, one, touched),
+    )
+
+
+def recall_row(*ks):
+    return by_k(recall_at_k, ks, RECALL)
 
 
 def evaluation_row(*ks):
@@ -169,13 +267,49 @@ def evaluation_row(*ks):
         return {key: v for name, score in found.items() for key, v in score_figures(score, name).items()}
 
     def loop(case, d, sides):
-        hits = figures.ranked_hits(d, *sides)
-        values = {f"Recall@{k}": figures.recall(hits, k) for k in ks}
-        values |= {"R-precision": figures.r_precision(hits), "MAP@R": figures.map_at_r(hits)}
-        found = [of_queries(each, case, name) for name, each in values.items()]
+        loops = {f"Recall@{k}": RECALL[k] for k in ks} | {"R-precision": R_PRECISION, "MAP@R": MAP_AT_R}
+        found = [looped(case, d, sides, *pair, name) for name, pair in loops.items()]
         return {key: v for each in found for key, v in each.items()}
 
     return Row(call, loop)
+
+
+def curve(case, **options):
+    values = cmc(case.x, case.labels, 5, ids=case.ids, ref=case.ref, **options)
+    return {f"rank {k}": float(value) for k, value in enumerate(values, 1)}
+
+
+def curve_loop(case, d, sides):
+    ties = figures.ranked_ties(d, *sides)
+    return {
+        f"rank {k}": figures.mean(figures.chance_of_hit(each, min(k, total(each)[1])) for each in ties)
+        for k in range(1, 6)
+    }
+
+
+def pooled_loop(case, d, sides):
+    value, asked, touched = figures.pooled(d, *sides)
+    return {
+        "value": value,
+        "value, queries": asked,
+        "value, left out": len(case.x) - asked,
+        "value, tied": touched,
+    }
+
+
+def gain_figure(k, gain=lambda r: r):
+    def loop(case, d, sides):
+        every = figures.ranked_gains(d, *sides, lambda a, j: gain(1.0) if (a, j) in sides[0] else 0.0)
+        values = [figures.ndcg(ties, k) for ties in every]
+        touched = [figures.gains_differ(ties, k) for ties in every]
+        return of_queries(values, touched, case)
+
+    return Row(
+        lambda case, **options: score_figures(
+            ndcg(case.x, case.labels, k, ids=case.ids, ref=case.ref, gain="exponential", **options)
+        ),
+        loop,
+    )
 
 
 def list_row(k, with_groups):
@@ -229,12 +363,36 @@ def describe_loop(case, d, sides):
 METRICS = {
     "Recall@1": recall_row(1),
     "Recall@k": recall_row(1, 2, 5, 1000),
-    "MAP@R": Row(
-        lambda case, **options: score_figures(
-            map_at_r(case.x, case.labels, ids=case.ids, ref=case.ref, **options)
-        ),
-        lambda case, d, sides: of_queries(figures.map_at_r(figures.ranked_hits(d, *sides)), case),
+    "true recall": by_k(
+        lambda *given, **options: recall_at_k(*given, of="positives", **options),
+        (1, 3, 1000),
+        {k: cut_figure(share, k) for k in (1, 3, 1000)},
     ),
+    "Precision@k": by_k(precision_at_k, (1, 3, 30), {k: cut_figure(precise, k) for k in (1, 3, 30)}),
+    "CMC": Row(curve, curve_loop),
+    "R-precision": plain(r_precision, *R_PRECISION),
+    "MAP@R": plain(map_at_r, *MAP_AT_R),
+    "MAP": plain(mean_average_precision, *cut_figure(average, EVERY)),
+    "MAP, trapezoid": plain(
+        mean_average_precision,
+        lambda ties: figures.expected_precision_sum(ties, EVERY, trapezoid=True) / total(ties)[0],
+        cut_figure(average, EVERY)[1],
+        rule="trapezoid",
+    ),
+    "mAP@k over R": by_k(mean_average_precision, (1, 4), {k: cut_figure(average, k) for k in (1, 4)}),
+    "mAP@k over min(k, R)": by_k(
+        lambda *given, **options: mean_average_precision(*given, over="min(k, R)", **options),
+        (1, 4, 1000),
+        {
+            k: cut_figure(lambda ties, cut, r: figures.expected_precision_sum(ties, cut) / min(cut, r), k)
+            for k in (1, 4, 1000)
+        },
+    ),
+    "MRR": plain(mrr, figures.expected_first, first_mixed(EVERY)),
+    "mINP": plain(mean_inp, figures.expected_last, last_mixed),
+    "nDCG@3": gain_figure(3),
+    "nDCG@1000": gain_figure(1000),
+    "GAP": replace(plain(global_average_precision, None, None), loop=pooled_loop),
     "evaluate, k of 1": evaluation_row(1),
     "evaluate, several k": evaluation_row(1, 2, 5, 30, 1000),
     "similarity precision": Row(
@@ -343,9 +501,9 @@ def scaled(found, case, options):
 BY_HEIGHT, BY_PRECISION = equals_the_loop_at_every_tile_height, equals_the_loop_in_every_precision
 UNTOUCHED = leaves_the_embeddings_and_their_graph_alone
 WRONG = [
-    (BY_HEIGHT, lambda f, c, o: {**f, "queries": f["queries"] + (c.ids is not None)}),
+    (BY_HEIGHT, lambda f, c, o: {**f, "k = 1, queries": f["k = 1, queries"] + (c.ids is not None)}),
     (BY_HEIGHT, lambda f, c, o: {**f, "k = 1": f["k = 1"] + ("tile_rows" in o)}),
-    (BY_HEIGHT, lambda f, c, o: {**f, "left out": 0}),
+    (BY_HEIGHT, lambda f, c, o: {**f, "k = 1, left out": 0}),
     (BY_HEIGHT, lambda f, c, o: f if len(c.x) else {**f, "k = 1": 0.0}),
     (equals_the_loop_on_many_rows, lambda f, c, o: {**f, "k = 1": f["k = 1"] + 1 / 520}),
     (equals_the_loop_under_every_distance, lambda f, c, o: METRICS["Recall@1"].call(c)),

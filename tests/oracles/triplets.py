@@ -169,28 +169,3 @@ def contrastive_losses(d, positive, negative, margin=1.0, pos_margin=0.0):
     """Hadsell et al. 2006: ℓ of each positive and then of each negative pair, in the order given."""
     apart = [max(0.0, d[i][j] - pos_margin) ** 2 for i, j in positive]
     return apart + [max(0.0, margin - d[i][j]) ** 2 for i, j in negative]
-
-
-def ranked(d, positive, negative, a):
-    """The columns that query a retrieves, nearest first, ties to the lower column."""
-    return sorted((j for i, j in positive | negative if i == a), key=lambda j: (d[a][j], j))
-
-
-def recall(d, positive, negative, k):
-    """Recall@k of each query that has something to find."""
-    queries = sorted({i for i, _ in positive})
-    return [float(any((a, j) in positive for j in ranked(d, positive, negative, a)[:k])) for a in queries]
-
-
-def map_at_r(d, positive, negative):
-    """MAP@R (Musgrave et al. 2020) of each query that has something to find."""
-    values = []
-    for a in sorted({i for i, _ in positive}):
-        r = sum(i == a for i, _ in positive)
-        hits, total = 0, 0.0
-        for i, j in enumerate(ranked(d, positive, negative, a)[:r], start=1):
-            if (a, j) in positive:
-                hits += 1
-                total += hits / i
-        values.append(total / r)
-    return values

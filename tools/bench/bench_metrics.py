@@ -78,8 +78,10 @@ def product(x: Tensor, labels: Tensor) -> None:
 
 def sides() -> dict[str, dict[str, Callable[[Tensor, Tensor], Any]]]:
     """Ours and the peer's by the case; each gives its figures in the same order."""
-    from tercet.metrics.retrieval import evaluate, map_at_r, recall_at_k
+    from tercet.metrics.precision import map_at_r
+    from tercet.metrics.retrieval import recall_at_k
     from tercet.metrics.triplet_ranking import score_at_top_k, similarity_precision
+    from tercet.reports.evaluation import evaluate
 
     return {
         "Recall@1": {"tercet": lambda x, y: [recall_at_k(x, y)], PEER: calculator(BOTH[0])},

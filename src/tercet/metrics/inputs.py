@@ -19,7 +19,7 @@ from tercet.pairwise.distances import as_distance
 from tercet.pairwise.inputs import lack_of_data, tensor_of
 from tercet.pairwise.tiles import Pairwise
 
-__all__ = ["as_candidate_lists", "as_pairwise", "as_references", "as_triplet_rows"]
+__all__ = ["as_candidate_lists", "as_pairwise", "as_references", "as_triplet_rows", "numbered"]
 
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -133,7 +133,7 @@ def as_candidate_lists(
             expected = f"shape ({count},), one for each row"
             raise Refusal(argument, f"shape {array.shape}", expected)
         names.append(array)
-    codes = _numbered("groups", names).to(device)
+    codes = numbered("groups", names).to(device)
     return codes[:n], codes[n:]
 
 
@@ -148,10 +148,10 @@ def _classes(*labels: Any) -> tuple[Any, ...]:
             shown = type(each).__name__ if not array.ndim else f"shape {array.shape}"
             raise Refusal("labels", shown, "one label for each embedding")
         arrays.append(array)
-    return _numbered("labels", arrays).split([len(array) for array in arrays])
+    return numbered("labels", arrays).split([len(array) for array in arrays])
 
 
-def _numbered(argument: str, names: list[np.ndarray]) -> Int[Tensor, " n"]:
+def numbered(argument: str, names: list[np.ndarray]) -> Int[Tensor, " n"]:
     """The class numbers of several columns of names, one column after the other."""
     if not sum(len(each) for each in names):
         return torch.empty(0, dtype=torch.int64)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from typing import Any
 
-__all__ = ["Evaluation", "Score", "TripletScore"]
+import numpy as np
+
+__all__ = ["Score", "TripletScore"]
 
 
 class Score(float):
-    """A mean over queries that knows how many there were. It is a float wherever a float is wanted.
+    """A mean over queries that knows what it is a mean of. It is a float wherever a float is wanted.
 
     Args:
         value: the mean; NaN where no query was left.
         queries: how many queries the mean is over.
         left_out: how many were left out, having no other image of their class to find.
+        without_positives: how many have nothing to find: those that are left out, or that count as 0.
+        tied: the share of the queries whose value depends on the order of images that are equally far; it is
+            the expected value over these orders. Distances are compared in the precision of the embeddings:
+            far down a long ranking some are equal in float32 that float64 tells apart.
+        clipped: how many queries were compared with fewer images than the k that was asked for.
+        values: float64 [n], the value of each row that was given, NaN where it is not counted; None where
+            they are not kept.
 
     Example:
         >>> score = Score(0.5, queries=8, left_out=1)
@@ -23,15 +32,40 @@ class Score(float):
 
     queries: int
     left_out: int
+    without_positives: int
+    tied: float
+    clipped: int
+    values: np.ndarray | None
 
-    def __new__(cls, value: float, queries: int, left_out: int) -> Score:
+    def __new__(
+        cls,
+        value: float,
+        queries: int,
+        left_out: int,
+        without_positives: int | None = None,
+        tied: float = 0.0,
+        clipped: int = 0,
+        values: np.ndarray | None = None,
+    ) -> Score:
         self = super().__new__(cls, value)
         self.queries = queries
         self.left_out = left_out
+        self.without_positives = left_out if without_positives is None else without_positives
+        self.tied = tied
+        self.clipped = clipped
+        self.values = values
         return self
 
-    def __getnewargs__(self) -> tuple[float, int, int]:
-        return float(self), self.queries, self.left_out
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (
+            float(self),
+            self.queries,
+            self.left_out,
+            self.without_positives,
+            self.tied,
+            self.clipped,
+            self.values,
+        )
 
 
 class TripletScore(float):
@@ -62,44 +96,3 @@ class TripletScore(float):
 
     def __getnewargs__(self) -> tuple[float, int, int, int]:
         return float(self), self.correct, self.counted, self.triplets
-
-
-class Evaluation(Mapping[str, Score]):
-    """Figures of one evaluation by name, each a `Score`; printed, they are a table.
-
-    Args:
-        figures: the scores by name, all over the same queries, in the order in which they are shown.
-
-    Example:
-        >>> found = Evaluation({"Recall@1": Score(0.5, queries=8, left_out=1)})
-        >>> found["Recall@1"], list(found)
-        (0.5, ['Recall@1'])
-        >>> print(found)
-        Recall@1  0.500
-        8 queries, 1 left out: no other image of their class
-    """
-
-    def __init__(self, figures: Mapping[str, Score]) -> None:
-        self._figures = dict(figures)
-
-    def __getitem__(self, name: str) -> Score:
-        return self._figures[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._figures)
-
-    def __len__(self) -> int:
-        return len(self._figures)
-
-    def __repr__(self) -> str:
-        return f"Evaluation({self._figures})"
-
-    def __str__(self) -> str:
-        width = max(map(len, self._figures), default=0)
-        lines = [f"{name:<{width}}  {score:.3f}" for name, score in self._figures.items()]
-        for score in list(self._figures.values())[:1]:
-            left_out = (
-                f", {score.left_out:,} left out: no other image of their class" if score.left_out else ""
-            )
-            lines.append(f"{score.queries:,} queries{left_out}")
-        return "\n".join(lines)

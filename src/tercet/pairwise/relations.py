@@ -403,6 +403,11 @@ class Graded:
         Raises:
             ValueError: a function `relevance` that gives another shape, or numbers out of [0, 1].
         """
+        r = self._table(rows, columns)
+        return r >= self.positive, r <= self.negative
+
+    def _table(self, rows: Shaped[Tensor, "a c"], columns: Shaped[Tensor, "r c"]) -> Shaped[Tensor, "a r"]:
+        """r of each pair, checked where it is a function's."""
         relevance = self.relevance if callable(self.relevance) else _RELEVANCES[self.relevance]
         r = relevance(rows, columns)  # [a, r]
         if callable(self.relevance):
@@ -415,7 +420,7 @@ class Graded:
                 shown = "NaN" if bool(r.isnan().any()) else float(r[~inside][0])
                 expected = f"a function that gives numbers of shape {shape} from 0 to 1"
                 raise refusal("Graded", "relevance", shown, expected)
-        return r >= self.positive, r <= self.negative
+        return r
 
 
 def _refuse_label_numbers(caller: str, argument: str, labels: Shaped[Tensor, "n c"]) -> None:
