@@ -148,7 +148,7 @@ def test_case_a_cache_is_refused_after_an_image_changed(out, photos):
     assert said(out, photos) == "images (size or time of change)"
 
 
-def test_another_image_another_name(out, photos):
+def test_case_a_cache_is_not_checked_by_its_row_count_alone(out, photos):
     picture(photos / "b" / "9.png", 9)
     assert said(out, photos) == "paths of the images, images (size or time of change)"
     (photos / "b" / "9.png").unlink()

@@ -129,6 +129,7 @@ def check_same(chunks, make_model, make_head, miner=None, rtol=1e-9, plain_chunk
 @pytest.mark.parametrize("size", [1, 4, 5, 14, 100])
 @pytest.mark.parametrize(("head", "miner"), COMBINED)
 def test_the_gradients_are_those_of_the_batch_in_one_piece(head, miner, size):
+    """Case: a gradient cache with silently wrong gradients."""
     chunks, whole = chunked(size, IMAGES, LABELS), [(IMAGES, LABELS)]
     step, _, _ = check_same(chunks, network, HEADS[head], MINERS[miner], plain_chunks=whole)
     assert step.labels.tolist() == LABELS.tolist()

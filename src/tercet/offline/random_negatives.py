@@ -88,9 +88,11 @@ def draw_negatives(
             good = ~forbidden(anchor[todo], row) & (taken != row[:, None]).all(1)
             filled[todo[good], place] = row[good]
             todo = todo[~good]
-        for t in todo.tolist():  # almost every row is forbidden: list those that are not
-            rows = np.flatnonzero(~forbidden(np.full(n, anchor[t]), np.arange(n)))
-            rows = np.setdiff1d(rows, np.concatenate([filled[t], refused[t]]))
+        of, allowed = -1, np.empty(0, dtype=np.int64)
+        for t in todo.tolist():  # almost every row is forbidden: list those that are not, once an anchor
+            if anchor[t] != of:
+                of, allowed = anchor[t], np.flatnonzero(~forbidden(np.full(n, anchor[t]), np.arange(n)))
+            rows = np.setdiff1d(allowed, np.concatenate([filled[t], refused[t]])) if len(allowed) else allowed
             if len(rows):
                 filled[t, place] = rows[keyed_integers(key[t : t + 1], place, _TRIES, high=len(rows))[0]]
     return filled
