@@ -9,6 +9,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
+
+from tercet.pairwise import traced
 
 ROOT = Path(__file__).parents[2]
 BUILDS = shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()
@@ -71,6 +74,11 @@ def test_bad_numbers_are_refused_when_a_graph_is_run_and_some_calls_stand_outsid
     assert found.pop("the same triplets")
     assert set(found) == {"BatchHard, not complete", "BatchHard, 260 rows", "Histogram", "FastAP"}
     assert all(text.startswith("Unsupported") for text in found.values())
+
+
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch has no tag that says so")
+def test_checks_are_no_part_of_a_recorded_cuda_graph():
+    assert torch.Tag.cudagraph_unsafe in traced._checked._opoverload.tags
 
 
 @pytest.mark.campaign

@@ -42,10 +42,12 @@ __all__ = [
 ]
 
 
+# Sending an answer to the host is nothing that a recorded CUDA graph can repeat, so the graph is cut there.
+_TAGS: dict[str, Any] = {"tags": torch.Tag.cudagraph_unsafe} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 _SCHEMA = "(Tensor result, Tensor holds, str told, bool now) -> Tensor"
 
 
-@torch.library.custom_op("tercet::checked", mutates_args=(), schema=_SCHEMA)
+@torch.library.custom_op("tercet::checked", mutates_args=(), schema=_SCHEMA, **_TAGS)
 def _checked(result: Tensor, holds: Tensor, told: str, now: bool) -> Tensor:
     caller, argument, shown, expected, hint = told.split("\n")
     error = refusal(caller, argument, shown if now else "those of an earlier call", expected, hint)
