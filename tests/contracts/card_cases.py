@@ -103,11 +103,15 @@ def batch(n: int, dim: int = 128, k: int = 4) -> tuple[Tensor, Tensor]:
 
 
 def alike(found: Any, expected: Any) -> bool:
-    """Whether integers are equal and floats close, tensor by tensor."""
-    return len(found) == len(expected) and all(
-        torch.equal(a, b) if not a.is_floating_point() else torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-        for a, b in zip(found, expected, strict=True)
-    )
+    """Whether integers are equal and floats close, by the size of their tensor, tensor by tensor."""
+
+    def close(a: Tensor, b: Tensor) -> bool:
+        if not a.is_floating_point():
+            return torch.equal(a, b)
+        largest = max(1.0, float(b.abs().amax())) if b.numel() else 1.0
+        return torch.allclose(a, b, rtol=1e-4, atol=2e-6 * largest)
+
+    return len(found) == len(expected) and all(map(close, found, expected))
 
 
 def mined(
@@ -308,11 +312,17 @@ def minings() -> Iterator[tuple[str, Callable[[], Any], Tensor, Tensor, dict[str
                 yield f"{title}, {words}, {dtype}", make, x.to(dtype), labels, {}
 
 
+ALWAYS = (  # once found wrong
+    "BatchHard {'complete': True}, empty, euclidean",
+    "SemiHard {'negatives': 'all'}, collapsed, euclidean",
+)
+
+
 def matrix(every: int = 1) -> dict[str, Any]:
     """How many comparisons of every mining and head on hard batches were made, and those that differ."""
     tried, differ = 0, []
     for number, (title, make, x, labels, more) in enumerate(minings()):
-        if number % every:
+        if number % every and title not in ALWAYS:
             continue
         try:
             make()(x, labels, **more)

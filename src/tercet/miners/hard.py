@@ -94,7 +94,8 @@ class BatchHard(Miner):
         if self.complete and found.count < rows:
             shown = f"{rows - found.count} of {rows} rows lack one of them"
             raise refusal("BatchHard", *incomplete(shown))
-        if self.complete and found.anchor.device.type != "cpu" and not pairwise.is_surely_complete:
+        late = found.anchor.device.type != "cpu" and not pairwise.is_surely_complete
+        if self.complete and late and rows:
             every = torch.minimum(found.positive, found.negative).amin() >= 0  # −1 where there is none
             answer_later(every, refusal("BatchHard", *incomplete("those of an earlier call")))
             found = Triplets(found.anchor, found.positive.clamp(min=0), found.negative.clamp(min=0))

@@ -296,6 +296,8 @@ class KnownRows:
             return ((table < edges[1]).logical_and_(table > edges[0]),)
         # How far a key lies from the middle of the bounds' keys, less half of what is between these.
         squares = [v.square() if self._keys.form.root else v for v in (low, high)]
+        # A bound beyond all columns, as a margin of collapsed rows, would round away what lies at the other.
+        squares[1] = torch.minimum(squares[1], self._keys.beyond_all)
         side = self._keys.squares[self._numbers(rows), None]
         middle = torch.sub(side, squares[0] + squares[1], alpha=0.5)
         gap = (table - middle[:, :, None]).abs_().sub_((squares[1] - squares[0])[:, :, None], alpha=0.5)

@@ -79,6 +79,11 @@ class UniformKeys:
         return self.squares.amax()
 
     @functools.cached_property
+    def beyond_all(self) -> Float[Tensor, ""]:
+        """A square above that of any distance, which is at most 4 max ‖u‖²; what rounds it is within ε."""
+        return self.reach * 5
+
+    @functools.cached_property
     def error(self) -> Float[Tensor, ""]:
         """ε."""
         return self.reach * self._share
