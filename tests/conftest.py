@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import sys
 
 import jaxtyping
@@ -9,6 +10,12 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# A Ray that a test starts tells nobody of it, and lets nobody in without a token. Ray reads this on import.
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
 # By PEP 484 an int passes for a float: `margin=1` is no mistake.
 install_import_hook("tercet", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 

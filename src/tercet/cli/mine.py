@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,18 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from tercet.cli.options import CsvSafe, Output, Overwrite, PathPrefix, Quiet, path, refuse_input
+from tercet.cli.options import (
+    CsvSafe,
+    Engine,
+    Output,
+    Overwrite,
+    PathPrefix,
+    Processes,
+    Quiet,
+    Work,
+    path,
+    refuse_input,
+)
 from tercet.core.checks import Refusal, as_choice, border, escaped
 from tercet.data.manifests.writing import manifest_target, write_manifest
 
@@ -109,6 +121,9 @@ def mine(
         float | None,
         typer.Option(help="Of FAISS: the least measured share of the nearest candidates; else 0.95."),
     ] = None,
+    work: Work = None,
+    engine: Engine = "local",
+    processes: Processes = None,
     root: Annotated[
         Path | None, typer.Option(parser=path, help="The folder that the images' paths start from.")
     ] = None,
@@ -123,6 +138,7 @@ def mine(
     or is not, a negative; it is kept in the manifest.
     """
     from tercet.offline.embeddings import read_embeddings
+    from tercet.offline.engines import rank_of_environment
     from tercet.offline.hard_negatives import mine_hard_triplets
     from tercet.offline.mined_table import SUFFIXES, write_mined_table
 
@@ -134,7 +150,8 @@ def mine(
         raise typer.BadParameter("--path-prefix and --csv-safe are for --columns triplets")
     if wide and output.suffix not in SUFFIXES:
         raise Refusal("output", str(output), "a file ending in .parquet or .csv, for --columns wide")
-    if not wide:
+    writes = engine != "ranks" or rank_of_environment(os.environ)[0] == 0
+    if not wide and writes:  # another rank may start when the first has written already
         manifest_target(output, overwrite)
     refuse_input(output, source)
     embeddings = read_embeddings(source, root=root)
@@ -175,9 +192,14 @@ def mine(
         verdicts=said,
         groups=None if group is None else catalog.groups[group],
         memory=None if memory is None else memory << 20,
-        progress=not quiet,
+        work=work,
+        engine=engine,
+        processes=processes,
+        progress=writes and not quiet,
         **options,
     )
+    if not writes:
+        return
     if wide:
         write_mined_table(output, mined, catalog, overwrite=overwrite)
     else:

@@ -19,6 +19,7 @@ __all__ = [
     "ChunkSize",
     "ClassDepth",
     "CsvSafe",
+    "Engine",
     "Group",
     "LabelColumn",
     "Output",
@@ -26,11 +27,13 @@ __all__ = [
     "Overwrite",
     "PathColumn",
     "PathPrefix",
+    "Processes",
     "Quiet",
     "Root",
     "Seed",
     "Source",
     "Verify",
+    "Work",
     "opened_catalog",
     "path",
     "refuse_input",
@@ -77,6 +80,22 @@ CsvSafe = Annotated[
     ),
 ]
 ChunkSize = Annotated[int, typer.Option(help="Triplets drawn at a time; the result is the same.")]
+Work = Annotated[
+    Path | None,
+    typer.Option(
+        parser=path, help="A folder that keeps the search block by block, to go on after an interruption."
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="local: this process, and others with --processes; ranks: each process that torchrun or a SLURM "
+        "array starts; ray: the cluster at RAY_ADDRESS, or one that is started for this command."
+    ),
+]
+Processes = Annotated[
+    int | None, typer.Option(help="How many, of local (else 1) and ray (else as many as it has processors).")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was written before.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
 

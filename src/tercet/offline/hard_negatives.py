@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from tercet.core.checks import Refusal, as_bool, as_choice, as_float, as_int, as_seed, border
-from tercet.neighbors.nearest_search import NearestSearch, as_backend
+from tercet.neighbors.nearest_search import as_backend
+from tercet.offline.engines import as_engine, collection_search
 from tercet.offline.filters import Reason, as_limits
 from tercet.offline.mined_triplets import MinedTriplets
 from tercet.offline.mining_inputs import (
@@ -81,6 +83,9 @@ def mine_hard_triplets(
     memory: int | None = None,
     backend: str = "exact",
     min_recall: float | None = None,
+    work: str | Path | None = None,
+    engine: str = "local",
+    processes: int | None = None,
     progress: bool = False,
 ) -> MinedTriplets:
     """Hard negatives for every anchor and positive of a collection, from the nearest rows of other classes.
@@ -128,10 +133,16 @@ def mine_hard_triplets(
         shift: b of "simans"; None for 0.
         distance: a `Distance` or its name.
         seed: of everything that is drawn.
-        memory: bytes of the search above the inputs, as for `nearest`.
+        memory: bytes of the search above the inputs, as for `nearest`, in each process.
         backend: how candidates are searched, as for `nearest`. An index of FAISS finds most of the nearest
             rows, not all, and ranks are among those that it finds; distances and exclusions are exact.
         min_recall: of FAISS, as for `nearest`: the least measured share of the candidates.
+        work: a folder in which the exact search is kept block by block, so that it goes on after a kill, and
+            is not repeated where only filters, strategies or verdicts change. It may be deleted afterwards.
+        engine: who searches the blocks: "local", this process and others beside it; "ranks", every process
+            that torchrun or a SLURM array starts, each of which returns the result; or "ray", tasks of Ray.
+            All need a work folder that they can reach, and all give the same bits.
+        processes: how many, of "local" (1 if not given) and of "ray" (as many as it has processors).
         progress: tell what the run takes, on standard error, and show a bar of the exact search.
 
     Returns:
@@ -211,7 +222,9 @@ def mine_hard_triplets(
             memory=memory,
             backend=backend,
         )
+        executor = as_engine(work, engine, processes)
         search = {"distance": metric, "memory": memory, "backend": backend, "min_recall": min_recall}
+        search["engine"] = executor
         if as_bool(None, "progress", progress):
             print(plan, file=sys.stderr)
             search["progress"] = backend == "exact"
@@ -240,14 +253,12 @@ def mine_hard_triplets(
         search |= {f"{name}s": column for name, column in apart.items()}
         at_once = searched_at_once(depth, memory)
         anchors, is_cosine = np.unique(pairs.anchor), metric is as_distance(None, "cosine")
-        candidates = NearestSearch(
+        candidates = collection_search(
             x,
             k=depth,
             rows=anchors,
             labels=codes,
             exclude=["class", *apart],
-            nan="skip",
-            argument="embeddings",
             at_once=at_once,
             **search,
         )

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from tercet.core.checks import Refusal, as_choice, as_float, border
-from tercet.neighbors.nearest_search import NearestSearch
+from tercet.offline.engines import Engine, collection_search
 from tercet.offline.filters import scores_of
 from tercet.offline.mining_inputs import codes_of, matrix_of, usable_rows
 from tercet.pairwise.distances import Distance, as_distance
@@ -210,6 +210,7 @@ def find_suspects(
     distance: Distance,
     backend: str = "exact",
     min_recall: float | None = None,
+    engine: Engine | None = None,
     **search: Any,
 ) -> Verdicts:
     """`suspected_labels` of checked arguments: all that are listed.
@@ -221,18 +222,18 @@ def find_suspects(
         ids: image numbers, or None.
         distance: a `Distance`.
         backend, min_recall: of the search of other classes, as for `nearest`; a class is searched exactly.
+        engine: who searches; None for this process.
         search: memory and progress, as for `nearest`.
 
     Raises:
         ValueError: what the search refuses: a `Refusal`.
     """
     is_cosine = distance is as_distance(None, "cosine")
-    search |= {"labels": codes, "groups": groups, "ids": ids, "distance": distance, "nan": "skip"}
-    search |= {"argument": "embeddings"}
+    search |= {"labels": codes, "groups": groups, "ids": ids, "distance": distance, "engine": engine}
     aside = [name for name, values in (("group", groups), ("id", ids)) if values is not None]
-    own = NearestSearch(x, k=_VOTES, exclude=["self", "other classes", *aside], **search).found()
+    own = collection_search(x, k=_VOTES, exclude=["self", "other classes", *aside], **search).found()
     search |= {"backend": backend, "min_recall": min_recall}
-    far = NearestSearch(x, k=_LOOKED_AT, exclude=["class", *aside], **search).found()
+    far = collection_search(x, k=_LOOKED_AT, exclude=["class", *aside], **search).found()
     own_score = _mean(scores_of(own.distances, is_cosine))
     scores = scores_of(far.distances, is_cosine)
     kinds = np.where(far.rows >= 0, codes[far.rows], -1)

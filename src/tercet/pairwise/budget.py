@@ -176,6 +176,13 @@ class Budget:
     """Offline mining searches so many anchors at once as have so many candidates in all, 128 MiB: each search
     reads the whole collection, so few long ones cost less than many short ones."""
 
+    work_anchors: int
+    """Anchors of a block of a search that processes share: a block takes seconds, so a process that dies
+    costs little, and few blocks are left at the end for which some wait."""
+
+    work_columns: int
+    """Columns of such a block. Candidates of each block are kept, so fewer columns take more of the disk."""
+
     judged_candidates: int
     """Offline mining judges so many candidates of pairs at once; they take some 100 bytes each meanwhile."""
 
@@ -219,6 +226,8 @@ _CPU = Budget(
     mark_bytes=64,
     free_mark_bytes=2**16,
     found_candidates=11 * 2**20,
+    work_anchors=2**14,
+    work_columns=2**18,
     judged_candidates=2**21,
 )
 
