@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tercet.core.checks import border
+from tercet.core.checks import as_int, border
 from tercet.data.io.atomic import atomically, fresh_target
 from tercet.metrics.distributions import similarity_histograms
 
@@ -37,6 +37,7 @@ def plot_similarities(
         >>> plot_similarities("similarities.png", {"perfect": points}, [0, 0, 1, 1])
     """
     with border("plot_similarities"):
+        bins = as_int(None, "bins", bins, minimum=1)
         target = fresh_target(path, overwrite, (".png", ".pdf", ".svg"))
     # The object interface: no window, no global state of pyplot.
     from matplotlib.figure import Figure
