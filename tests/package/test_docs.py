@@ -26,7 +26,14 @@ def blocks(text):
 
 
 def commands(block):
-    return re.findall(r"^\$ (.*)$", block, flags=re.MULTILINE)
+    """(command, what it is said to print) of a console block."""
+    return re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, flags=re.MULTILINE)
+
+
+def said(text):
+    """Output without what differs from run to run: the seconds, and blanks at line ends."""
+    text = re.sub(r"(seconds\s+│\s+)[\d.]+", r"\1…", text)
+    return [line.rstrip() for line in text.strip().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +69,7 @@ def run(command, folder):
         words[0] = sys.executable
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks((DOCS / page).read_text())])
@@ -73,8 +81,10 @@ def test_the_code_of_a_page_runs(page, photos, tmp_path, monkeypatch):
     for language, text in blocks((DOCS / page).read_text()):
         if language == "python":
             exec(compile(text, page, "exec"), names)
-        for command in commands(text) if language == "console" else ():
-            run(command, tmp_path)
+        for command, expected in commands(text) if language == "console" else ():
+            printed = run(command, tmp_path)
+            if expected:
+                assert said(printed) == said(expected), command
 
 
 def test_a_wrong_block_is_seen():
@@ -82,7 +92,7 @@ def test_a_wrong_block_is_seen():
     (code, shell) = blocks(text)
     with pytest.raises(AssertionError):
         exec(code[1], {})
-    assert commands(shell[1]) == ["a b", "c"]
+    assert commands(shell[1]) == [("a b", "out\n"), ("c", "")]
 
 
 def loaded(name):

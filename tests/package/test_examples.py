@@ -81,10 +81,10 @@ def test_streaming_learns_and_uses_what_was_predicted(tmp_path):
 
 def test_resume_ends_with_the_weights_of_the_unbroken_run(tmp_path):
     printed = run("resume.py", folder=tmp_path)
-    readme = (EXAMPLES.parent / "README.md").read_text()
+    guide = (EXAMPLES.parent / "docs/guides/resume.md").read_text()
     lines = [line for line in printed.splitlines() if "stopped after" in line]
     assert len(lines) == 2
-    assert "\n".join(lines) in readme
+    assert "\n".join(lines) in guide
     for kind in ("stream", "index"):
         stopped = torch.load(tmp_path / f"out/resume/{kind}.pt", weights_only=True)
         assert (stopped["position"]["epoch"], stopped["position"]["step"]) == (1, 7)

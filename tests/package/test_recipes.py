@@ -1,4 +1,4 @@
-"""The recipes for several ranks, run as README says: two processes, each with its part of every step."""
+"""The recipes for several ranks, run as the guide says: two processes, each with its part of every step."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs/guides/ranks.md").read_text()
 RECIPES = ["torchrun", "lightning", "accelerate"]
 P, K, EPOCHS, COUNT = 5, 8, 2, 1797
 
@@ -25,8 +25,8 @@ def needs(name):
 
 
 def command_of(name):
-    """What README tells to type."""
-    (command,) = re.findall(rf"`((?:torchrun|python) [^`]*examples/ranks_{name}\.py)`", README)
+    """What the guide tells to type."""
+    (command,) = re.findall(rf"`((?:torchrun|python) [^`]*examples/ranks_{name}\.py)`", GUIDE)
     return command
 
 
@@ -122,7 +122,7 @@ def test_the_check_of_recipes_names_every_fault(results):
     assert any("images from step 23 on" in fault for fault in faults([rows[0], rows[0]], labels))
 
 
-# The settings that README warns of.
+# The settings that the guide warns of.
 
 LIGHTNING = """
 import lightning, torch, ranks_lightning, tercet
@@ -198,8 +198,8 @@ def test_accelerate_launch_on_a_cpu_starts_one_process(tmp_path):
     assert "Num processes: 1" in printed
 
 
-def test_readme_names_what_each_recipe_presumes():
-    section = README.partition("## Several ranks")[2].partition("\n## ")[0]
+def test_the_guide_names_what_each_recipe_presumes():
+    section = GUIDE.partition("\n## ")[0]
     said = ["rank=", "world_size=", "use_distributed_sampler=False", "prepare", "cpu=True"]
     places = [section.find(words) for words in said]
     assert min(places) >= 0, dict(zip(said, places, strict=True))
