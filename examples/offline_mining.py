@@ -1,8 +1,9 @@
 """Hard negatives of the whole collection, twice: embed, mine, train on the triplets, and again.
 
 The digits of scikit-learn, without three of the ten classes, are embedded by a network that has had one
-epoch of random batches. Its hardest safe negatives become a manifest; the network trains on that; a second
-round mines with what it has become. The report says why each candidate is, or is not, a negative.
+epoch of random batches. The network trains on hard negatives that are safe; a second round mines with what it
+has become. The report says why each candidate is, or is not, a negative, and the drift log how far the second
+round is from the first.
 
     python examples/offline_mining.py [--output out/offline_mining]
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations makes no network call
 
@@ -23,7 +26,7 @@ from torch.utils.data import DataLoader
 
 import tercet
 
-ROUNDS = 2
+ROUNDS, STEPS = 2, 53  # 53 batches are about a pass over the triplets of a round
 
 
 def as_given(image: np.ndarray) -> np.ndarray:
@@ -38,7 +41,7 @@ def figures(model: torch.nn.Module, catalog: tercet.Catalog, out: Path) -> str:
     return f"Recall@1 {found['Recall@1']:.3f}   MAP@R {found['MAP@R']:.3f}"
 
 
-def train(model: torch.nn.Module, batches: DataLoader, rate: float) -> None:
+def train(model: torch.nn.Module, batches: Iterable[Any], rate: float) -> None:
     """One pass over batches of images and, where there are any, their triplets."""
     head, miner = tercet.TripletMargin(margin=0.2), tercet.SemiHard(margin=0.2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
@@ -72,25 +75,34 @@ def main() -> None:
     train(model, DataLoader(tercet.ImageDataset(seen, transform), batch_sampler=sampler), 2e-3)
     print(f"{'after random batches':>20}: {figures(model, unseen, output / 'unseen.npy')}")
 
-    before: set[tuple[int, int]] = set()
+    def loader(triplets: tercet.Manifest) -> DataLoader:
+        sampler = tercet.AnchorSampler(triplets, anchors=24, images=96)
+        return DataLoader(tercet.TripletDataset(triplets, transform), batch_sampler=sampler)
+
+    remining = tercet.Remining(
+        model,
+        seen,
+        output / "rounds",
+        every=STEPS,
+        embedding={"transform": as_given},
+        mining={
+            "positives": "easiest",
+            "negatives": 2,
+            "max_quantile": 0.05,
+            "strategy": "random",
+            "ranks": (1, 30),
+        },
+        overwrite=True,
+    )
     for number in range(1, ROUNDS + 1):
-        out = output / "seen.npy"
-        embeddings = tercet.embed(model, seen, out, transform=as_given, workers=0, overwrite=True)
-        mined = tercet.mine_hard_triplets(
-            embeddings, positives="easiest", negatives=2, max_quantile=0.05, strategy="random", ranks=(1, 30)
-        )
-        print(f"\nround {number}\n{mined.report}")
-        pairs = set(zip(mined.triplets.anchor.tolist(), mined.triplets.negative.tolist(), strict=True))
-        if before:
-            print(f"{len(pairs - before) / len(pairs):.0%} of (anchor, negative) were not in the last round")
-        before = pairs
-        path = output / f"round{number}.parquet"
-        record = {"mining": mined.report.as_dict()}
-        tercet.write_manifest(path, mined.triplets, seen, overwrite=True, provenance=record)
-        manifest = tercet.read_manifest(path, root=output / "digits")
-        dataset = tercet.TripletDataset(manifest, transform)
-        sampler = tercet.AnchorSampler(manifest, anchors=24, images=96, seed=number)
-        train(model, DataLoader(dataset, batch_sampler=sampler), 1e-3)
+        train(model, remining.batches(loader), 3e-4)
+        print(f"\nround {number}\n{remining.report}")
+        drift = remining.drift[-1]
+        if drift["changed"] is not None:
+            print(
+                f"{drift['changed']:.0%} of (anchor, negative) were not in the last round, whose negatives' "
+                f"scores had changed by {drift['score_change']:+.3f}; {drift['stale']:.0%} were stale"
+            )
         print(f"{f'after round {number}':>20}: {figures(model, unseen, output / 'unseen.npy')}")
 
 

@@ -157,6 +157,10 @@ def test_each_round_is_mined_with_the_weights_of_its_step_and_trained_on_from_th
         assert listed(manifest.triplets) == whole
         assert manifest.provenance["mining"]["triplets"] == len(manifest)
     assert len({str(run.seen[at]) for at in range(len(run.seen))}) == len(run.seen)
+    x = embedded(catalog, run.weights[2 * EVERY], tmp_path)
+    seed = derive_key("remining", 0, 2)
+    assert run.remining.report == str(mine_hard_triplets(x, catalog.labels, seed=seed, **MINING).report)
+    assert Run(catalog, tmp_path / "other").remining.report == ""
     assert run.model[1].training  # modes are as before
 
 

@@ -61,8 +61,16 @@ def test_offline_mining_learns_in_two_rounds(tmp_path):
     assert len(figures_of) == 4
     assert figures_of[-1][1] > figures_of[0][1] + 0.1
     assert "of (anchor, negative) were not in the last round" in printed
-    manifest = read_manifest(tmp_path / "out/offline_mining/round2.parquet")
+    manifest = read_manifest(tmp_path / "out/offline_mining/rounds/000001.parquet")
     assert manifest.provenance["mining"]["triplets"] == len(manifest)
+    assert f"{len(manifest):,} triplets\n" in printed
+    run("offline_mining.py", folder=tmp_path)  # a second run replaces its own output
+
+
+def test_rounds_of_a_process_beside_training_come_one_round_later(tmp_path):
+    printed = run("remining_beside.py", folder=tmp_path)
+    assert printed in (EXAMPLES.parent / "docs/guides/remining.md").read_text("utf-8")
+    assert re.findall(r"step (\d+)\n", printed) == ["0", "40", "60"]
 
 
 def test_streaming_learns_and_uses_what_was_predicted(tmp_path):

@@ -95,6 +95,7 @@ class Remining:
     Attributes:
         step: how many batches were given.
         drift: the rows of the drift log.
+        report: what mining counted in the round that is trained on, as a table; empty before the first.
 
     Raises:
         ValueError: an argument out of range or of another kind, an unknown option of `embed` or
@@ -375,6 +376,11 @@ class Remining:
         if is_first_rank():
             self._folder.remove(state["asked"] + 1)
             self._folder.write_rows(self.drift)
+
+    @property
+    def report(self) -> str:
+        """What mining counted in the round that is trained on, as a table; empty before the first."""
+        return "" if self._round is None else self._round.facts["report"]
 
     def callback(self) -> Any:
         """A Lightning callback that logs each round's drift, for `Trainer(callbacks=[...])`.

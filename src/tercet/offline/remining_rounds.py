@@ -45,7 +45,7 @@ class Round(NamedTuple):
         number: of the round; weights of step `number` · `every` were embedded.
         turn: how many rounds were mined before it: another number where rounds were left out.
         pairs: the pairs, as they are trained on.
-        facts: under "drift" the row of the drift log, and under "mining" the report.
+        facts: under "drift" the row of the drift log, under "mining" and "report" what mining counted.
     """
 
     number: int
@@ -76,7 +76,7 @@ def write_round(folder: RoundFolder, found: Round, catalog: Catalog) -> None:
     """
     # Without the seconds, so that the same round has the same bytes.
     drift = {name: fact for name, fact in found.facts["drift"].items() if name != "seconds"}
-    provenance = {"strategy": "remining", **found.facts, "drift": drift}
+    provenance = {"strategy": "remining", "drift": drift, "mining": found.facts["mining"]}
     manifest = folder.file(found.number, "manifest")
     write_manifest(manifest, found.pairs.triplets, catalog, overwrite=True, provenance=provenance)
     facts = to_json({"number": found.number, "turn": found.turn, "facts": found.facts})
@@ -196,7 +196,7 @@ class RoundMiner(NamedTuple):
             pairs = joined(others, pairs)
             changed = _share_changed(before.pairs, pairs, len(self.catalog))
         if not len(pairs.triplets.anchor):
-            hint = f"the filters refuse all candidates of {mined.report.pairs} pairs"
+            hint = f"all candidates of {mined.report.pairs} pairs are refused; on_short='random' draws some"
             raise Refusal("mining", dict(self.mining), "options that leave a triplet", hint)
         row = {
             "round": number,
@@ -207,7 +207,8 @@ class RoundMiner(NamedTuple):
             **facts,
             "seconds": round(time.perf_counter() - started, 3),
         }
-        return Round(number, turn, pairs, {"drift": row, "mining": mined.report.as_dict()})
+        told = {"mining": mined.report.as_dict(), "report": str(mined.report)}
+        return Round(number, turn, pairs, {"drift": row, **told})
 
     def _embedded(self, rows: Int64[np.ndarray, " r"], number: int, before: Round | None) -> Any:
         """The newest embedding of each image: of this round for the rows, of earlier ones for the others."""
