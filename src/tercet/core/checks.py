@@ -442,7 +442,8 @@ def label_codes(caller: str | None, labels: Any, argument: str = "labels") -> tu
 
     Args:
         caller: the class or function that was called, for messages.
-        labels: [n] whole numbers, booleans or strings: a list, a numpy array or a CPU tensor.
+        labels: [n] whole numbers, booleans or strings: a list, a numpy array, a tensor, or what has them as
+            `labels`, such as a catalog.
         argument: the name of the argument, for messages.
 
     Returns:
@@ -456,6 +457,7 @@ def label_codes(caller: str | None, labels: Any, argument: str = "labels") -> tu
         >>> codes.tolist(), classes.tolist()
         ([1, 0, 1], ['ant', 'cat'])
     """
+    labels = getattr(labels, "labels", labels)  # of a catalog or a dataset
     array = as_array(caller, argument, labels, "whole numbers or strings, one for each image")
     if array.ndim != 1 or not array.size:
         raise refusal(
@@ -464,6 +466,10 @@ def label_codes(caller: str | None, labels: Any, argument: str = "labels") -> tu
     if array.dtype == object:
         items = array.tolist()
         kinds = {type(item) for item in items}
+        if type(None) in kinds:
+            missing = [row for row, item in enumerate(items) if item is None]
+            got = f"{len(missing)} missing, the first at row {missing[0]}"
+            raise refusal(caller, argument, got, "a label for each image", "drop these rows")
         if not any(all(issubclass(kind, one) for kind in kinds) for one in (str, (int, np.integer))):
             names = " and ".join(sorted(kind.__name__ for kind in kinds))
             raise refusal(caller, argument, names, "all whole numbers or all strings")

@@ -232,7 +232,8 @@ def row_number(caller: str, row: Any, length: int) -> int:
     try:
         number = operator.index(row)
     except Exception:  # of a tensor without data it is a RuntimeError
-        raise TypeError(f"{caller}: expected a row number, got {shown(row)}") from None
+        way = "; pass a sampler of batches as batch_sampler=" if isinstance(row, list) else ""
+        raise TypeError(f"{caller}: expected a row number, got {shown(row)}{way}") from None
     if not -length <= number < length:
         raise IndexError(f"{caller}: expected a row from 0 to {length - 1}, got {shown(number)}")
     return number % length

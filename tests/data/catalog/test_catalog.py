@@ -660,3 +660,21 @@ def test_what_is_no_catalog_is_refused_in_words(tmp_path, monkeypatch, writer):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     with pytest.raises(ValueError, match=rf"{writer}\(catalog=\['a'\]\): expected a Catalog, such as"):
         WRITERS[writer](["a"])
+
+
+def test_rows_slices_and_iteration():
+    catalog = Catalog(["a/1.png", "a/2.png", "b/3.png"], [0, 0, 1], ["a", "b"], {"camera": [7, 8, 9]})
+    assert catalog[-1] == ("b/3.png", 1)
+    assert list(catalog) == [("a/1.png", 0), ("a/2.png", 0), ("b/3.png", 1)]
+    for rows in (slice(1, None), [1, 2], np.array([False, True, True])):
+        part = catalog[rows]
+        assert (part.paths.tolist(), part.labels.tolist()) == (["a/2.png", "b/3.png"], [0, 1])
+        assert part.groups["camera"].tolist() == [8, 9]
+    with pytest.raises(IndexError, match=r"^Catalog: expected a row from 0 to 2, got 3$"):
+        catalog[3]
+
+
+def test_a_frame_for_pandas():
+    frame = Catalog(["a/1.png", "b/2.png"], [0, 1], ["ant", "bee"], {"camera": [7, 8]}).to_pandas()
+    assert frame.columns.tolist() == ["path", "label", "camera"]
+    assert frame.to_numpy().tolist() == [["a/1.png", "ant", 7], ["b/2.png", "bee", 8]]

@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tercet.core.randomness import KeyedRow
+from tercet.data.catalog.catalog import Catalog
+from tercet.data.datasets.image_dataset import ImageDataset
 from tercet.data.samplers import balanced_plan
 from tercet.data.samplers.pk import PKSampler
 from tercet.data.samplers.shuffled import ShuffledSampler
@@ -36,6 +38,8 @@ from tests.helpers import (
     refusal_of,
     stateful,
 )
+
+pytestmark = pytest.mark.filterwarnings("ignore:PKSampler.p=1.. a batch of one class")
 
 torch.set_num_threads(1)
 
@@ -620,3 +624,36 @@ def test_same_seed_same_batches_on_every_machine():
     assert zlib.crc32(batches.astype("<i8").tobytes()) == 789368928  # another number breaks every resume
     order = np.array(list(ShuffledSampler(1000, seed=5)))
     assert zlib.crc32(order.astype("<i8").tobytes()) == 110579647
+
+
+def test_a_catalog_or_a_dataset_stands_for_its_labels():
+    catalog = Catalog([f"{n}.png" for n in range(6)], [0, 0, 1, 1, 2, 2], ["a", "b", "c"])
+    batches = list(PKSampler(catalog.labels, p=2, k=2))
+    for source in (catalog, ImageDataset(catalog)):
+        assert list(PKSampler(source, p=2, k=2)) == batches
+
+
+def test_missing_labels_are_counted():
+    said = refusal_of(PKSampler, ["a", "a", None, "b", None, "b"], p=2, k=2)
+    found = "PKSampler(labels='2 missing, the first at row 2')"
+    assert said == f"{found}: expected a label for each image; drop these rows"
+
+
+def test_a_batch_of_one_class_has_no_negatives():
+    with pytest.warns(UserWarning, match=r"^PKSampler\(p=1\): a batch of one class has no negatives; "):
+        PKSampler([0, 0, 1, 1], p=1, k=2)
+    PKSampler([0, 0, 1, 1], p=1, k=2, world_size=2)  # all ranks together have two
+
+
+def test_the_repr_tells_what_was_asked_for():
+    shown = repr(PKSampler([0, 0, 1, 1], p=2, k=2, seed=3))
+    assert shown == "PKSampler(p=2, k=2, seed=3, world_size=1: 1 steps an epoch)"
+
+
+def test_as_a_sampler_of_rows_it_is_refused_with_the_way_out():
+    dataset = ImageDataset(Catalog(["1.png", "2.png"], [0, 0], ["a"]))
+    with pytest.raises(TypeError, match=r"; pass a sampler of batches as batch_sampler=$"):
+        dataset[[0, 1]]
+    assert repr(dataset) == "ImageDataset(2 images, 1 classes)"
+    assert dataset.labels.tolist() == dataset.targets.tolist() == [0, 0]
+    assert dataset.classes == ["a"]

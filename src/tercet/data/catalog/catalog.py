@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,8 @@ class Catalog:
         Catalog(2 images, 2 classes)
         >>> catalog.select([1]).paths.tolist()
         ['bee/1.png']
+        >>> catalog[:1], list(catalog)
+        (Catalog(1 images, 2 classes), [('ant/1.png', 0), ('bee/1.png', 1)])
     """
 
     paths: Any
@@ -113,6 +115,30 @@ class Catalog:
 
     def __len__(self) -> int:
         return self.paths.shape[0]
+
+    def __getitem__(self, rows: Any) -> Any:
+        """(path, label) of one image; of a slice, row numbers or a mask, the catalog that `select` gives.
+
+        Args:
+            rows: an int, a slice, int [m] or bool [n].
+
+        Returns:
+            (str, int), or a `Catalog`.
+
+        Raises:
+            IndexError: a number outside the catalog.
+            ValueError: row numbers or a mask that do not fit.
+        """
+        if isinstance(rows, slice):
+            return self.select(np.arange(len(self))[rows])
+        if np.ndim(rows):
+            return self.select(rows)
+        row = row_number("Catalog", rows, len(self))
+        return self.paths[row], int(self.labels[row])
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        """(path, label) of each image, in order."""
+        return zip(self.paths.tolist(), self.labels.tolist(), strict=True)
 
     def __repr__(self) -> str:
         tail = f", {len(self.left_out)} left out" if self.left_out else ""
@@ -183,6 +209,20 @@ class Catalog:
         groups = {name: values[index] for name, values in self.groups.items()}
         rows_of = {"paths": self.paths[index], "labels": self.labels[index], "groups": groups}
         return replace(self, **rows_of, left_out=())
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with the columns path, label (the name of the class) and the groups.
+
+        Returns:
+            The frame, a row an image; paths are relative to `root`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        import pandas
+
+        names = np.array(self.classes, dtype=object)[self.labels]
+        return pandas.DataFrame({"path": self.paths, "label": names, **self.groups})
 
     def write(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a table with columns path, label and the groups, which `read_catalog` and pandas read.

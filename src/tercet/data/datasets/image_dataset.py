@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tercet.core.checks import as_bool, as_int, refusal
 from tercet.core.indices import row_number
 from tercet.data.datasets.decoding import Decoded, Decoder, DecodingDataset
@@ -85,6 +87,25 @@ class ImageDataset(DecodingDataset):
 
     def __len__(self) -> int:
         return len(self.catalog)
+
+    def __repr__(self) -> str:
+        views = f", views={self.views}" if self.views > 1 else ""
+        return f"ImageDataset({len(self)} images, {len(self.classes)} classes{views})"
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each image, int64 [n]: what a sampler takes."""
+        return self.catalog.labels
+
+    @property
+    def targets(self) -> np.ndarray:
+        """`labels`, by torchvision's name."""
+        return self.catalog.labels
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names, by label."""
+        return self.catalog.classes
 
     def __getitem__(self, row: Any) -> tuple[Any, ...]:
         """The image at a row, and its label.

@@ -99,6 +99,9 @@ class PKSampler(EpochSampler):
         super().__init__(seed, rank, world_size)
         codes, names = label_codes("PKSampler", labels)
         self.p, self.k = as_batch_size("PKSampler", p, k)
+        if self.p * int(as_int("PKSampler", "world_size", world_size, minimum=1)) == 1:
+            way = "take p of at least 2, or a loss that needs none"
+            warnings.warn(f"PKSampler(p=1): a batch of one class has no negatives; {way}", stacklevel=2)
         self.supers_per_batch = self._checked_supers(super_labels, supers_per_batch)
         self._each = self.p // self.supers_per_batch  # classes of each super-label in a batch
         as_choice("PKSampler", "short_classes", short_classes, ("repeat", "skip", "error"))

@@ -112,6 +112,9 @@ class EpochIterator(ABC):
         self._moved()
 
 
+_SHOWN = ("n", "p", "k", "anchors", "images", "lanes", "seed", "world_size")  # of the settings, in a repr
+
+
 class Resumable(ABC):
     """Epochs that follow each other, and a position in them to save and restore.
 
@@ -129,6 +132,10 @@ class Resumable(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """How many items an epoch has: the positions in it are 0 to this number − 1."""
+
+    def __repr__(self) -> str:
+        shown = [f"{name}={self._settings[name]}" for name in _SHOWN if name in self._settings]
+        return f"{type(self).__name__}({', '.join(shown)}: {len(self):,} steps an epoch)"
 
     def set_epoch(self, epoch: int, step: int = 0) -> None:
         """Start the next iteration at (epoch, step); otherwise each iteration is the next epoch.
