@@ -36,8 +36,9 @@ LIBRARIES = {
     "typer": "cli",
     "rich": "cli",
     "lazy_loader": "root",
-    **dict.fromkeys(("albumentations", "cv2", "faiss", "lightning", "matplotlib", "pandas"), "where used"),
-    **dict.fromkeys(("pyarrow", "ray", "sklearn", "webdataset"), "where used"),
+    **dict.fromkeys(("albumentations", "cv2", "faiss", "jinja2", "lightning", "markupsafe"), "where used"),
+    **dict.fromkeys(("matplotlib", "openTSNE", "pandas", "pyarrow", "ray", "sklearn"), "where used"),
+    **dict.fromkeys(("webdataset",), "where used"),
 }
 """Third-party libraries by where they may be imported at module level."""
 

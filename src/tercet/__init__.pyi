@@ -92,6 +92,7 @@ from .pairwise.relations import Graded as Graded
 from .pairwise.relations import SameLabel as SameLabel
 from .pairwise.relations import SharedLabel as SharedLabel
 from .reports.evaluation import evaluate as evaluate
+from .reports.page import inspect as inspect
 from .reports.similarities import plot_similarities as plot_similarities
 from .reports.suspects import Suspects as Suspects
 from .reports.suspects import suspects as suspects

@@ -90,6 +90,7 @@ NAMES = [
     "evaluate",
     "gather",
     "global_average_precision",
+    "inspect",
     "map_at_r",
     "mean_average_precision",
     "mean_inp",

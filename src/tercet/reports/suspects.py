@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,16 @@ from tercet.core.checks import (
 from tercet.data.io.atomic import fresh_target
 from tercet.data.io.tables import write_columns
 from tercet.offline.mining_inputs import matrix_of, usable_rows
-from tercet.offline.neighbor_graph import neighbor_graph, own_scores, pair_scores
+from tercet.offline.neighbor_graph import NeighborGraph, neighbor_graph, own_scores, pair_scores
 from tercet.offline.verdict_table import as_catalog, verdict_columns
 from tercet.offline.verdicts import UNDECIDED, Verdicts, suspected_labels
 from tercet.reports.copies import copies, equal_files
 from tercet.reports.suspect_reasons import confused_rows, copy_rows, isolated_rows, label_reasons
 
-__all__ = ["KINDS", "Suspects", "suspects"]
+__all__ = ["DISTANCES", "KINDS", "Suspects", "class_names", "mask_of", "suspects", "suspects_among"]
 
 KINDS = ("label", "leak", "duplicate", "isolated", "confused")
-_DISTANCES = ("cosine", "euclidean", "squared_euclidean")
+DISTANCES = ("cosine", "euclidean", "squared_euclidean")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -171,7 +171,7 @@ def suspects(
         k = as_int(None, "k", k, 1)
         copy_share = as_float(None, "copy_share", copy_share, 0, 1)
         isolated = as_float(None, "isolated", isolated, 1)
-        distance = as_choice(None, "distance", distance, _DISTANCES)
+        distance = as_choice(None, "distance", distance, DISTANCES)
         catalog = getattr(embeddings, "catalog", None) if catalog is None else as_catalog(catalog)
         if labels is None and not hasattr(embeddings, "labels"):
             labels = getattr(catalog, "labels", None)
@@ -182,12 +182,50 @@ def suspects(
             raise Refusal("labels", f"{len(codes)} values", f"one for each of the {len(x)} embeddings")
         if catalog is not None and len(catalog) != len(x):
             raise Refusal("catalog", f"{len(catalog)} images", f"one for each of the {len(x)} embeddings")
-        tested = _mask_of(test, len(x))
-        usable = usable_rows(x)
-    names = [escaped(catalog.classes[value] if of_catalog and catalog else value) for value in values]
+        tested = mask_of(test, len(x))
+        names = class_names(values, catalog if of_catalog else None)
     search: dict[str, Any] = {"memory": memory, "progress": progress}
     graph = neighbor_graph(x, k, distance, **search)
-    votes = graph.votes(codes)
+    return suspects_among(x, codes, names, graph, catalog, tested, copy_share, isolated, distance, search)
+
+
+def class_names(values: np.ndarray, catalog: Any) -> list[str]:
+    """Names of classes.
+
+    Args:
+        values: the distinct labels: positions in the classes of a catalog, or names.
+        catalog: the catalog that they are positions of, or None.
+    """
+    return [str(value if catalog is None else catalog.classes[value]) for value in values.tolist()]
+
+
+def suspects_among(
+    x: Any,
+    codes: Int64[np.ndarray, " n"],
+    names: Sequence[str],
+    graph: NeighborGraph,
+    catalog: Any,
+    tested: Bool[np.ndarray, " n"],
+    copy_share: float,
+    isolated: float,
+    distance: str,
+    search: Mapping[str, Any],
+) -> Suspects:
+    """What `suspects` gives, of checked arguments and a graph that is there already.
+
+    Args:
+        x: [n, d].
+        codes: class numbers.
+        names: of the classes.
+        graph: the k-NN graph of x.
+        catalog: the images, or None.
+        tested: which images are test images.
+        copy_share: as for `suspects`.
+        isolated: as for `suspects`.
+        distance: as for `suspects`.
+        search: `memory` and `progress` of further searches.
+    """
+    names, usable, votes = [escaped(name) for name in names], usable_rows(x), graph.votes(codes)
     numbers, unread = (np.arange(len(x)), []) if catalog is None else equal_files(catalog)
     doubtful = suspected_labels(x, codes, distance=distance, **search)
     parts = [("label", doubtful.image, doubtful.other, label_reasons(doubtful, graph, votes, codes, names))]
@@ -200,7 +238,7 @@ def suspects(
     parts.append(("confused", *confused_rows(graph, votes, codes, names)))
     image, other = (np.concatenate([part[side] for part in parts]).astype(np.int64) for side in (1, 2))
     score = pair_scores(x, distance, image, other).astype(np.float64)
-    own = own_scores(x, distance, codes, image, memory)
+    own = own_scores(x, distance, codes, image, search["memory"])
     score[: len(doubtful.image)], own[: len(doubtful.image)] = doubtful.score, doubtful.own_score
     kinds = [kind for kind, rows, *_ in parts for _ in rows]
     return Suspects(
@@ -208,7 +246,16 @@ def suspects(
     )
 
 
-def _mask_of(test: Any, n: int) -> Bool[np.ndarray, " n"]:
+def mask_of(test: Any, n: int) -> Bool[np.ndarray, " n"]:
+    """Which of n images are test images.
+
+    Args:
+        test: a mask [n], row numbers, or None.
+        n: images.
+
+    Raises:
+        ValueError: another mask, or rows that do not exist.
+    """
     mask = np.zeros(n, dtype=bool)
     if test is None:
         return mask
