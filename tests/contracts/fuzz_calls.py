@@ -679,7 +679,7 @@ def rows() -> dict[str, Row]:
                 "embeddings": "object",
                 "labels": "labels of rows",
                 "catalog": "object",
-                "test": "object",
+                "test": "index",
                 "copy_share": "real",
                 "isolated": "real",
                 "distance": "choice",
@@ -692,7 +692,7 @@ def rows() -> dict[str, Row]:
         "Suspects": _row(
             "Suspects", kinds=dict.fromkeys(_SUSPECT_FIELDS, "anything"), **dict.fromkeys(_SUSPECT_FIELDS[:6])
         ),
-        "Suspects.of": _method(_suspects, "of", kind="label"),
+        "Suspects.of": _method(_suspects, "of", None, {"kind": "choice"}, kind="label"),
         "Suspects.write": Row(lambda: (_suspects().write, {"path": _new(".csv")}), kinds={"path": "target"}),
         "inspect": Row(
             lambda: (
@@ -706,7 +706,7 @@ def rows() -> dict[str, Row]:
                 "catalog": "object",
                 "mined": "object",
                 "verdicts": "object",
-                "test": "object",
+                "test": "index",
                 "images": "callable or None",
                 "most": "count",
                 "layout": "choice",

@@ -18,7 +18,7 @@ from tercet.offline.neighbor_graph import neighbor_graph
 from tercet.reports.map import layout_of
 from tercet.reports.page import inspect
 from tercet.reports.sprites import COLUMNS, sprites, thumbnail
-from tests.helpers import picture, refusal_of
+from tests.helpers import picture, refusal_of, unchecked
 
 
 def collection(folder, n=24, classes="abcd"):
@@ -218,6 +218,9 @@ def test_the_table_for_embedding_atlas(tmp_path):
         ({"mined": ([0], [1], [99])}, "inspect(mined='tuple'): expected MinedTriplets"),
         ({"mined": Triplets([0], [1], [99])}, "expected MinedTriplets, a Manifest of triplets or Triplets"),
         ({"mined": RandomPairs([0, 0, 1, 1], 3)}, "expected MinedTriplets, a Manifest of triplets or"),
+        ({"mined": np.datetime64("2026-01-01")}, "inspect(mined='datetime64'): expected MinedTriplets"),
+        ({"images": 3}, "inspect(images=3): expected a function of a row that gives its image"),
+        ({"title": None}, "inspect(title=None): expected a string"),
         ({"labels": [0]}, "inspect(labels='1 rows'): expected one for each of the 6 images"),
         ({"atlas": "a.csv"}, "a name ending in .parquet"),
     ],
@@ -227,7 +230,8 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch, options, sentence):
     catalog = Catalog([f"{i}.png" for i in range(6)], [0, 0, 0, 1, 1, 1], ["a", "b"])
     x = np.random.default_rng(0).normal(size=(6, 2))
     given = {"path": "page.html", "embeddings": x, "catalog": catalog, **options}
-    assert sentence in refusal_of(lambda: inspect(**given))
+    with unchecked():
+        assert sentence in refusal_of(lambda: inspect(**given))
     assert not list(tmp_path.iterdir())
 
 

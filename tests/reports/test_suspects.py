@@ -179,3 +179,8 @@ def test_what_does_not_fit_is_refused(options, sentence):
 def test_suspects_of_no_catalog_are_not_written(tmp_path):
     found = suspects(np.random.default_rng(0).normal(size=(6, 2)), [0, 1] * 3)
     assert "expected suspects of a catalog" in refusal_of(found.write, tmp_path / "s.csv")
+
+
+def test_another_kind_is_refused():
+    found = suspects(np.random.default_rng(0).normal(size=(6, 2)), [0, 1] * 3)
+    assert "Suspects.of(kind='labels'): expected one of 'label'" in refusal_of(found.of, "labels")

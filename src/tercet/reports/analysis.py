@@ -116,9 +116,12 @@ def triplets_of(mined: Any, n: int) -> ScoredTriplets:
     """
     expected = "MinedTriplets, a Manifest of triplets or Triplets of catalog rows"
     given = getattr(mined, "triplets", mined)
-    if not hasattr(given, "anchor") and hasattr(given, "__getitem__") and not isinstance(given, (str, tuple)):
-        step = max(1, -(-len(given) // _SCORED))
-        given = given[np.arange(0, len(given), step)]
+    is_sequence = all(hasattr(given, name) for name in ("__len__", "__getitem__"))
+    if is_sequence and not hasattr(given, "anchor") and not isinstance(given, (str, bytes, tuple, list)):
+        try:
+            given = given[np.arange(0, len(given), max(1, -(-len(given) // _SCORED)))]
+        except (TypeError, IndexError, KeyError, RuntimeError):  # an array without a length, a dict
+            raise Refusal("mined", type(mined).__name__, expected) from None
     if not all(hasattr(given, name) for name in ("anchor", "positive", "negative")) or hasattr(
         given, "label"
     ):

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tercet.core.checks import Refusal, as_bool, as_choice, as_int, border, escaped, label_codes
+from tercet.core.checks import Refusal, as_bool, as_choice, as_int, as_string, border, escaped, label_codes
 from tercet.data.io.atomic import atomically, fresh_target
 from tercet.data.io.images import read_image
 from tercet.offline.mining_inputs import matrix_of
@@ -105,6 +105,9 @@ def inspect(
         thumbnail = as_int(None, "thumbnail", thumbnail, 8, 512)
         distance = as_choice(None, "distance", distance, DISTANCES)
         embed_all = as_bool(None, "embed_all", embed_all)
+        title = as_string(None, "title", title)
+        if images is not None and not callable(images):
+            raise Refusal("images", images, "a function of a row that gives its image")
         if embeddings is None and mined is None:
             raise Refusal("embeddings", None, "embeddings, or mined= triplets")
         for source in (embeddings, mined):

@@ -84,7 +84,11 @@ class Suspects:
 
         Returns:
             `Suspects` of that kind alone, in the same order.
+
+        Raises:
+            ValueError: another word.
         """
+        kind = as_choice("Suspects.of", "kind", kind, KINDS)
         at = np.flatnonzero([each == kind for each in self.kind])
         image, other, score, own_score = (
             column[at] for column in (self.image, self.other, self.score, self.own_score)
