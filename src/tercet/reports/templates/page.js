@@ -55,7 +55,8 @@ function shot(row, options = {}) {
 }
 
 function figure(row, role) {
-  return el("figure", {}, shot(row), el("figcaption", {}, el("b", { text: shown(nameOf(row)), title: shown(nameOf(row)) }), el("span", { text: role })));
+  const name = shown(nameOf(row)), parts = name.split("/").flatMap((part, place) => (place ? ["/", el("wbr"), part] : [part]));
+  return el("figure", {}, shot(row), el("figcaption", {}, el("b", { title: name }, ...parts), el("span", { text: role })));
 }
 
 function openFull(row) {
