@@ -265,3 +265,21 @@ def test_tsne_without_its_library_is_refused_with_the_way_out(tmp_path, monkeypa
     said = refusal_of(lambda: inspect(tmp_path / "page.html", x, catalog=catalog, layout="tsne"))
     assert said.startswith("inspect(layout='tsne'): expected openTSNE: pip install")
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("x", "labels"),
+    [
+        (np.full((4, 3), np.nan), [0, 0, 1, 1]),
+        (np.zeros((6, 3)), [0, 0, 0, 1, 1, 1]),
+        (np.arange(3.0).reshape(1, 3), [0]),
+        (np.eye(4), [0, 0, 0, 0]),
+        (np.eye(4), [0, 1, 2, 3]),
+    ],
+    ids=["NaN", "all the same", "one image", "one class", "classes of one image"],
+)
+def test_poor_collections_have_a_page_too(tmp_path, x, labels):
+    catalog = Catalog([f"{row}.png" for row in range(len(x))], labels, list("abcd"), root=tmp_path)
+    inspect(tmp_path / "page.html", x, catalog=catalog, atlas=tmp_path / "atlas.parquet")
+    assert len(data_of(tmp_path / "page.html")["paths"]) == len(x)
+    assert pq.read_table(tmp_path / "atlas.parquet").num_rows == len(x)

@@ -184,3 +184,11 @@ def test_suspects_of_no_catalog_are_not_written(tmp_path):
 def test_another_kind_is_refused():
     found = suspects(np.random.default_rng(0).normal(size=(6, 2)), [0, 1] * 3)
     assert "Suspects.of(kind='labels'): expected one of 'label'" in refusal_of(found.of, "labels")
+
+
+def test_only_images_of_their_class_come_after_doubtful_labels():
+    x = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [0.3], [0.15]])
+    found = suspects(x, list("aaabbbbc"), distance="euclidean", k=3).of("label")
+    assert (found.image[0], found.image[-1]) == (6, 7)
+    assert "it is the only one of its class" in found.reason[-1]
+    assert "none of them is of its own class" in found.reason[0]

@@ -49,7 +49,9 @@ def write_atlas(
         return {"bytes": content, "path": catalog.paths[row]}
 
     n = len(catalog)
-    places = np.frombuffer(base64.b64decode(data["map"]["places"]), "<u2").reshape(n, 2) / 65535
+    places = np.zeros((n, 2))
+    if data["map"] is not None:
+        places = np.frombuffer(base64.b64decode(data["map"]["places"]), "<u2").reshape(n, 2) / 65535
     neighbors = [
         {"ids": rows[rows >= 0].tolist(), "distances": lengths[rows >= 0].tolist()}
         for rows, lengths in zip(found.graph.rows, found.graph.lengths, strict=True)

@@ -28,15 +28,19 @@ def label_reasons(
     """
     kinds = graph.classes(codes)
     against = (graph.mutual & (kinds != codes[:, None])).sum(1)
+    size = np.bincount(codes)
     ranks, found = graph.own_rank(codes), (graph.rows >= 0).sum(1)
     reasons = []
     for i, j in zip(doubtful.image.tolist(), doubtful.other.tolist(), strict=True):
         share = _share_of(graph, kinds[i], int(codes[j]), i)
         rank = f"its nearest image of its own class is number {ranks[i]}"
+        none = (
+            "it is the only one of its class" if size[codes[i]] == 1 else "none of them is of its own class"
+        )
         reasons.append(
             f"looks like {names[codes[j]]!r}: {share:.0%} of the vote of its {found[i]} nearest images, "
             f"{votes.own[i]:.0%} for its own class {names[codes[i]]!r}; "
-            f"{rank if ranks[i] else 'none of them is of its own class'}; "
+            f"{rank if ranks[i] else none}; "
             f"{against[i]} of other classes have it among their nearest too"
         )
     return reasons

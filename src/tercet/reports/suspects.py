@@ -27,7 +27,7 @@ from tercet.data.io.tables import write_columns
 from tercet.offline.mining_inputs import matrix_of, usable_rows
 from tercet.offline.neighbor_graph import NeighborGraph, neighbor_graph, own_scores, pair_scores
 from tercet.offline.verdict_table import as_catalog, verdict_columns
-from tercet.offline.verdicts import UNDECIDED, Verdicts, suspected_labels
+from tercet.offline.verdicts import UNDECIDED, Verdicts, joined, suspected_labels
 from tercet.reports.copies import copies, equal_files
 from tercet.reports.suspect_reasons import confused_rows, copy_rows, isolated_rows, label_reasons
 
@@ -137,13 +137,13 @@ def suspects(
 ) -> Suspects:
     """Images that look wrong, from one exact k-NN graph, each with its reason in words.
 
-    A doubtful label is one of `suspected_labels`; its reason adds the leave-one-out vote of the k nearest
-    images, each weighted by 1 / (l + m), how many of them are mutual neighbours of another class, and the
-    rank of the nearest image of its own class. Here l is a length and m, the scale, its median over the
-    nearest images. Two images are one picture where their files have the same bytes, or where
-    l ≤ `copy_share` · m: a leak where one of them is a test image and one is not, else a duplicate. An image
-    is isolated where its nearest is farther than `isolated` · m. Two classes are confused where the vote
-    takes two images or more of one for the other.
+    A doubtful label is one of `suspected_labels`, the only images of their classes last; its reason adds the
+    leave-one-out vote of the k nearest images, each weighted by 1 / (l + m), how many of them are mutual
+    neighbours of another class, and the rank of the nearest image of its own class. Here l is a length and m,
+    the scale, its median over the nearest images. Two images are one picture where their files have the same
+    bytes, or where l ≤ `copy_share` · m: a leak where one of them is a test image and one is not, else a
+    duplicate. An image is isolated where its nearest is farther than `isolated` · m. Two classes are confused
+    where the vote takes two images or more of one for the other.
 
     Args:
         embeddings: [n, d]: numpy, a memory map, a tensor, or `Embeddings`. Rows of NaN are left out.
@@ -232,6 +232,7 @@ def suspects_among(
     names, usable, votes = [escaped(name) for name in names], usable_rows(x), graph.votes(codes)
     numbers, unread = (np.arange(len(x)), []) if catalog is None else equal_files(catalog)
     doubtful = suspected_labels(x, codes, distance=distance, **search)
+    doubtful = joined(*(_at(doubtful, np.isinf(doubtful.own_score) == alone) for alone in (False, True)))
     parts = [("label", doubtful.image, doubtful.other, label_reasons(doubtful, graph, votes, codes, names))]
     for kind, leaks in (("leak", True), ("duplicate", False)):
         found = copies(graph, copy_share, numbers, tested, leaks=leaks)
@@ -248,6 +249,11 @@ def suspects_among(
     return Suspects(
         kinds, image, other, score, own, [each for part in parts for each in part[3]], unread, catalog
     )
+
+
+def _at(verdicts: Verdicts, kept: Bool[np.ndarray, " v"]) -> Verdicts:
+    image, other, score, own = (column[kept] for column in verdicts[:4])
+    return Verdicts(image, other, score, own, [UNDECIDED] * len(image))
 
 
 def mask_of(test: Any, n: int) -> Bool[np.ndarray, " n"]:
