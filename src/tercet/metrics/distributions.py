@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float64
 
 from tercet.core.checks import as_int, label_codes, refusal
+from tercet.metrics.inputs import unit_rows
 from tercet.pairwise.budget import budget
 
-__all__ = ["similarity_histograms"]
+__all__ = ["probability_exceeding", "similarity_histograms"]
 
 
 def similarity_histograms(
@@ -38,14 +39,11 @@ def similarity_histograms(
     """
     bins = as_int("similarity_histograms", "bins", bins, minimum=1)
     caller = "similarity_histograms"
-    rows = torch.as_tensor(embeddings).detach().cpu().double()
+    rows = unit_rows(caller, embeddings)
     classes = torch.from_numpy(label_codes(caller, labels)[0])
-    if rows.ndim != 2 or classes.shape != rows.shape[:1]:
+    if classes.shape != rows.shape[:1]:
         shapes = f"embeddings {tuple(rows.shape)}, labels {tuple(classes.shape)}"
         raise refusal(caller, "embeddings, labels", shapes, "shapes [n, d] and [n]")
-    if not rows.isfinite().all():
-        raise refusal(caller, "embeddings", "NaN or infinite values", "finite embeddings")
-    rows = torch.nn.functional.normalize(rows)
     counts = torch.zeros(2, bins, dtype=torch.float64)
     height = max(1, budget(rows.device).tile_bytes // (8 * len(rows)))
     for start in range(0, len(rows), height):
@@ -56,3 +54,27 @@ def similarity_histograms(
             counts[i] += torch.histc(tile[chosen].clamp(-1, 1), bins, -1, 1)
     positive, negative = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     return positive, negative
+
+
+def probability_exceeding(positive: Float64[np.ndarray, " b"], negative: Float64[np.ndarray, " b"]) -> float:
+    """P(a negative pair is in the bin of a positive pair or above it), the histogram loss's own figure.
+
+    Σ_r h⁻_r Σ_{q ≤ r} h⁺_q
+
+    Args:
+        positive: [b], of the positive pairs, from `similarity_histograms`.
+        negative: [b], of the negative pairs.
+
+    Returns:
+        A float; NaN where there are no pairs of either kind.
+
+    Example:
+        >>> probability_exceeding(np.array([0.0, 0.5, 0.5]), np.array([0.5, 0.5, 0.0]))
+        0.25
+
+    Reference:
+        Ustinova & Lempitsky, "Learning deep embeddings with histogram loss", 2016.
+    """
+    if not positive.any() or not negative.any():
+        return float("nan")
+    return float(negative @ positive.cumsum())

@@ -10,16 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from tercet.core.checks import Refusal, as_array, border, label_codes, with_length
+from tercet.core.checks import Refusal, as_array, border, label_codes, refusal, with_length
 from tercet.core.indices import References
 from tercet.pairwise.distances import as_distance
 from tercet.pairwise.inputs import lack_of_data, tensor_of
 from tercet.pairwise.tiles import Pairwise
 
-__all__ = ["as_candidate_lists", "as_pairwise", "as_references", "as_triplet_rows", "numbered"]
+__all__ = [
+    "as_candidate_lists",
+    "as_pairwise",
+    "as_references",
+    "as_triplet_rows",
+    "finite_rows",
+    "numbered",
+    "unit_rows",
+]
 
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -67,6 +75,34 @@ def as_references(ref: Any) -> References | None:
     if not isinstance(ref, References):
         raise Refusal("ref", type(ref).__name__, "References(embeddings, labels, ids)")
     return References(tensor_of(ref.embeddings), ref.labels, tensor_of(ref.ids))
+
+
+def finite_rows(caller: str, embeddings: Any) -> tuple[Float64[Tensor, "m d"], Bool[np.ndarray, " n"]]:
+    """The finite rows of embeddings in float64 on the host, and which of all rows they are.
+
+    Raises:
+        ValueError: no matrix of numbers.
+    """
+    try:
+        rows = torch.as_tensor(tensor_of(embeddings)).detach().cpu().double()
+    except Exception as error:  # strings, ragged lists, tensors without data
+        raise refusal(caller, "embeddings", type(embeddings).__name__, "numbers [n, d]", str(error)) from None
+    if rows.ndim != 2:
+        raise refusal(caller, "embeddings", f"shape {tuple(rows.shape)}", "shape [n, d]")
+    kept = rows.isfinite().all(1)
+    return (rows if bool(kept.all()) else rows[kept]), kept.numpy()
+
+
+def unit_rows(caller: str, embeddings: Any) -> Float64[Tensor, "n d"]:
+    """Embeddings as unit vectors in float64 on the host.
+
+    Raises:
+        ValueError: no matrix of numbers, or rows that are not finite.
+    """
+    rows, kept = finite_rows(caller, embeddings)
+    if not kept.all():
+        raise refusal(caller, "embeddings", "NaN or infinite values", "finite embeddings")
+    return torch.nn.functional.normalize(rows)
 
 
 def as_triplet_rows(triplets: Any, n: int, r: int, device: torch.device) -> tuple[Int[Tensor, " t"], ...]:

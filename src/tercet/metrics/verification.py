@@ -1,0 +1,231 @@
+"""Verification: are two images of one class? Figures of all pairs, exact, in bounded memory.
+
+The similarities of positive pairs are sorted; those of negative pairs stream past them, and only how many lie
+above each positive is kept. So ROC, AUC, EER and TAR@FAR are exact, and no list of negatives is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tercet.core.checks import as_float, label_codes, refusal
+from tercet.metrics.inputs import unit_rows
+from tercet.pairwise.budget import budget
+
+__all__ = ["Verification", "verification"]
+
+_MOST = 2**25  # positive pairs, whose similarities are held
+_RATES = (0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How well a threshold on the similarity tells positive pairs from negative ones.
+
+    Args:
+        auc: the area under the ROC: P(positive > negative) + ½ P(positive = negative).
+        eer: the error rate where as many positives are rejected as negatives are accepted.
+        tar: TAR@FAR by FAR: the largest share of positives accepted by a threshold that accepts at most
+            that share of negatives. FNMR@FMR is 1 less it.
+        p_exceeds: P(negative ≥ positive), what the histogram loss estimates.
+        positives: how many positive pairs there are.
+        negatives: how many negative pairs.
+        curve: float64 [m, 2], FAR and TAR along the ROC, some thousand points of it.
+        by_class: for `auc` and each TAR, the sum over the positives of each class, and their number [c, 2].
+
+    Example:
+        >>> found = Verification(0.9, 0.1, {0.01: 0.75}, 0.1, 40, 5000)
+        >>> print(found)
+        ROC-AUC       0.900
+        EER           0.100
+        TAR@FAR=0.01  0.750
+        40 positive and 5,000 negative pairs
+        >>> found.fnmr
+        {0.01: 0.25}
+    """
+
+    auc: float
+    eer: float
+    tar: Mapping[float, float]
+    p_exceeds: float
+    positives: int
+    negatives: int
+    curve: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)), repr=False)
+    by_class: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def fnmr(self) -> dict[float, float]:
+        """FNMR@FMR by FMR: the share of positives that is rejected."""
+        return {rate: 1 - share for rate, share in self.tar.items()}
+
+    def figures(self) -> dict[str, float]:
+        """The figures by name.
+
+        Returns:
+            A dict of floats.
+        """
+        tar = {f"TAR@FAR={rate:g}": share for rate, share in self.tar.items()}
+        return {"ROC-AUC": self.auc, "EER": self.eer, **tar}
+
+    def __str__(self) -> str:
+        named = self.figures()
+        width = max(map(len, named))
+        lines = [f"{name:<{width}}  {value:.3f}" for name, value in named.items()]
+        return "\n".join([*lines, f"{self.positives:,} positive and {self.negatives:,} negative pairs"])
+
+
+@torch.no_grad()
+def verification(embeddings: Any, labels: Any, far: float | Iterable[float] | None = None) -> Verification:
+    """ROC-AUC, EER, TAR@FAR and FNMR@FMR by the cosine similarity over all pairs of images, each pair once.
+
+    TAR(θ) = P(s ≥ θ | positive), FAR(θ) = P(s ≥ θ | negative), TAR@FAR=f = max {TAR(θ) : FAR(θ) ≤ f}
+
+    The EER is where the ROC, with lines between its points, meets FAR = 1 − TAR. Similarities are computed in
+    float64 and compared as multiples of 2⁻²⁴, so that equal pairs are equal. The positive similarities are
+    sorted and held, at most 2²⁵ of them; negatives stream past them. Both take about n² d operations.
+
+    Args:
+        embeddings: float [n, d] of any length, torch or numpy.
+        labels: [n] whole numbers, bools or strings.
+        far: false accept rates, one or several; None for those of 0.1, 0.01, … 1e-6 that there are enough
+            negative pairs for.
+
+    Returns:
+        A `Verification`; figures are NaN where there are no pairs of either kind.
+
+    Raises:
+        ValueError: a rate f for which there are fewer than 10/f negative pairs, more positive pairs than are
+            held, or embeddings that are not finite.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.9]])
+        >>> print(verification(x, [0, 0, 1, 1], far=[]))
+        ROC-AUC  0.750
+        EER      0.500
+        2 positive and 4 negative pairs
+
+    Reference:
+        Phillips, Moon, Rizvi & Rauss, "The FERET evaluation methodology for face-recognition algorithms",
+        2000.
+    """
+    caller = "verification"
+    rows = unit_rows(caller, embeddings)
+    codes = torch.from_numpy(label_codes(caller, labels)[0]) if len(rows) else torch.zeros(0).long()
+    if codes.shape != rows.shape[:1]:
+        raise refusal(caller, "labels", f"shape {tuple(codes.shape)}", f"shape ({len(rows)},)")
+    order = codes.argsort(stable=True)
+    rows, codes = rows[order], codes[order]
+    sizes = torch.bincount(codes) if len(codes) else codes
+    positives = int((sizes * (sizes - 1)).sum()) // 2
+    negatives = len(rows) * (len(rows) - 1) // 2 - positives
+    rates = _rates(caller, far, negatives)
+    if positives > _MOST:
+        hint = "take a sample of the images of each class"
+        raise refusal(caller, "labels", f"{positives} positive pairs", f"at most {_MOST}", hint)
+    similar, of_class = _positive_similarities(rows, sizes)
+    marks, which = np.unique(similar, return_inverse=True)
+    above, upto = _past(rows, codes, marks)
+    if not positives or not negatives:
+        nothing = dict.fromkeys(rates, math.nan)
+        return Verification(math.nan, math.nan, nothing, math.nan, positives, negatives)
+    rest = negatives - upto
+    beats = (rest + (upto - above) / 2) / negatives  # of each mark, P(negative below it) + ½ P(equal)
+    held = np.bincount(which, minlength=len(marks))
+    accepted = held[::-1].cumsum()[::-1] / positives  # TAR at each mark
+    tar, by_class = {}, {"ROC-AUC": _class_sums(beats[which], of_class)}
+    for rate in rates:
+        allowed = upto <= rate * negatives
+        tar[rate] = float(accepted[allowed].max(initial=0.0))
+        by_class[f"TAR@FAR={rate:g}"] = _class_sums(allowed[which].astype(np.float64), of_class)
+    curve = _roc(above / negatives, upto / negatives, accepted)
+    return Verification(
+        float(beats[which].mean()),
+        _equal_error(curve),
+        tar,
+        float((upto[which] / negatives).mean()),
+        positives,
+        negatives,
+        curve[np.unique(np.linspace(0, len(curve) - 1, 4000).round().astype(int))],
+        by_class,
+    )
+
+
+def _rates(caller: str, far: Any, negatives: int) -> list[float]:
+    if far is None:
+        return [rate for rate in _RATES if negatives >= 10 / rate]
+    rates = [as_float(caller, "far", each, 0, 1) for each in (far if isinstance(far, Iterable) else [far])]
+    for rate in rates:
+        if not rate or negatives < 10 / rate:
+            expected = f"a rate of at least {10 / max(negatives, 1):.3g}"
+            hint = f"10/FAR negative pairs are needed, and there are {negatives:,}"
+            raise refusal(caller, "far", rate, expected, hint)
+    return rates
+
+
+def _rounded(similar: Float[Tensor, "a r"]) -> Float[Tensor, "a r"]:
+    """Multiples of 2⁻²⁴, as whole numbers in float32: a product's last bits tell nothing."""
+    return (similar * 2**24).round_().float()
+
+
+def _positive_similarities(
+    rows: Float[Tensor, "n d"], sizes: Int[Tensor, " c"]
+) -> tuple[Float[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """The similarity and the class of each positive pair; rows are in class order."""
+    parts, classes, start = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)], 0
+    for number, size in enumerate(sizes.tolist()):
+        own = rows[start : start + size]
+        height = max(1, budget(rows.device).tile_bytes // (8 * max(1, size)))
+        for first in range(0, size, height):
+            tile = own[first : first + height] @ own[first:].T  # [a, size − first]
+            later = torch.ones_like(tile, dtype=torch.bool).triu(1)
+            parts.append(_rounded(tile)[later].numpy())
+            classes.append(np.full(len(parts[-1]), number))
+        start += size
+    return np.concatenate(parts), np.concatenate(classes)
+
+
+def _past(
+    rows: Float[Tensor, "n d"], codes: Int[Tensor, " n"], marks: Float[np.ndarray, " m"]
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """How many negative pairs are above each mark, and how many at it or above."""
+    above, upto = np.zeros(len(marks), np.int64), np.zeros(len(marks), np.int64)
+    start = 0
+    while start < len(rows) and len(marks):
+        stop = start + max(1, budget(rows.device).tile_bytes // (8 * (len(rows) - start)))
+        tile = _rounded(rows[start:stop] @ rows[start:].T)  # [a, n − start]
+        values = np.sort(tile[codes[start:stop, None] < codes[start:]].numpy())
+        above += len(values) - np.searchsorted(values, marks, "right")
+        upto += len(values) - np.searchsorted(values, marks, "left")
+        start = stop
+    return above, upto
+
+
+def _class_sums(values: Float[np.ndarray, " p"], of_class: Int[np.ndarray, " p"]) -> Float[np.ndarray, "c 2"]:
+    """The sum and the number of the values of each class that has any."""
+    found = np.stack([np.bincount(of_class, values), np.bincount(of_class)], 1)
+    return found[found[:, 1] > 0]
+
+
+def _roc(
+    above: Float[np.ndarray, " m"], upto: Float[np.ndarray, " m"], accepted: Float[np.ndarray, " m"]
+) -> Float[np.ndarray, "l 2"]:
+    """The points (FAR, TAR) of the ROC from (0, 0) to (1, 1): before and at each mark, from the highest."""
+    before = np.concatenate([accepted[1:], [0.0]])  # TAR just above each mark
+    points = np.stack([np.stack([above, before], 1), np.stack([upto, accepted], 1)], 1)[::-1]  # [m, 2, 2]
+    return np.concatenate([[[0.0, 0.0]], points.reshape(-1, 2), [[1.0, 1.0]]])
+
+
+def _equal_error(curve: Float[np.ndarray, "l 2"]) -> float:
+    """Where the ROC meets FAR = 1 − TAR."""
+    gap = curve[:, 0] + curve[:, 1] - 1  # rises from −1 to 1
+    i = int(np.argmax(gap >= 0))
+    share = -gap[i - 1] / (gap[i] - gap[i - 1])
+    return float(curve[i - 1, 0] + share * (curve[i, 0] - curve[i - 1, 0]))

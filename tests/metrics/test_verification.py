@@ -1,0 +1,106 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from tercet.metrics.verification import Verification, verification
+from tercet.pairwise.budget import override
+from tests.helpers import points, refusal_of
+
+
+def pairs_of(x, labels):
+    """The cosine of each positive and of each negative pair, in a loop, in steps of 2⁻²⁴."""
+    sides = [], []
+    for i, p in enumerate(x):
+        for j in range(i + 1, len(x)):
+            q, lengths = x[j], math.hypot(*p) * math.hypot(*x[j])
+            s = sum(a * b for a, b in zip(p, q, strict=True)) / lengths if lengths else 0.0
+            sides[labels[i] != labels[j]].append(round(s * 2**24) / 2**24)
+    return sides
+
+
+def by_loop(positive, negative, rates):
+    """AUC, P(negative ≥ positive), TAR by FAR, from every pair of pairs and every threshold."""
+    wins = sum((p > n) + (p == n) / 2 for p in positive for n in negative)
+    exceeds = sum(n >= p for p in positive for n in negative)
+    total = len(positive) * len(negative)
+    tar = {}
+    for rate in rates:
+        shares = [0.0]
+        for threshold in positive:
+            if sum(n >= threshold for n in negative) <= rate * len(negative):
+                shares.append(sum(p >= threshold for p in positive) / len(positive))
+        tar[rate] = max(shares)
+    return wins / total, exceeds / total, tar
+
+
+COLUMNS = st.lists(st.tuples(*[st.integers(-2, 2)] * 2), min_size=2, max_size=14)
+
+
+@settings(deadline=None, max_examples=80)
+@given(COLUMNS, st.data(), st.sampled_from([1, 2**23]))
+def test_figures_equal_a_loop_over_pairs_of_pairs(x, data, tile):
+    labels = data.draw(st.lists(st.integers(0, 2), min_size=len(x), max_size=len(x)))
+    positive, negative = pairs_of(x, labels)
+    rates = [0.9] if len(negative) >= 12 else []
+    with override(tile_bytes=tile):
+        found = verification(np.array(x, dtype=np.float64), labels, rates)
+    assert (found.positives, found.negatives) == (len(positive), len(negative))
+    if not positive or not negative:
+        assert math.isnan(found.auc)
+        return
+    auc, exceeds, tar = by_loop(positive, negative, rates)
+    truth = [1] * len(positive) + [0] * len(negative)
+    assert found.auc == pytest.approx(auc, rel=1e-12)
+    assert found.auc == pytest.approx(roc_auc_score(truth, positive + negative), rel=1e-12)
+    assert found.p_exceeds == pytest.approx(exceeds, rel=1e-12)
+    assert found.tar == pytest.approx(tar)
+    area = np.trapezoid(found.curve[:, 1], found.curve[:, 0])
+    assert area == pytest.approx(auc, rel=1e-9)
+    assert lies_on(found.curve, found.eer, 1 - found.eer)
+
+
+def lies_on(curve, x, y):
+    """Whether a point lies on a line between two neighbours of a curve."""
+    for p, q in pairwise(curve):
+        along = np.clip(np.dot((x, y) - p, q - p) / max(np.dot(q - p, q - p), 1e-300), 0, 1)
+        if np.abs(p + along * (q - p) - (x, y)).max() < 1e-9:
+            return True
+    return False
+
+
+def test_collapsed_embeddings_tell_nothing():
+    found = verification(torch.ones(8, 3), [0, 0, 1, 1, 2, 2, 3, 3])
+    assert (found.auc, found.eer, found.p_exceeds) == (0.5, 0.5, 1.0)
+
+
+def test_classes_add_up_to_the_figures():
+    found = verification(points(40), torch.arange(40) % 5, far=[0.1, 0.5])
+    for name, value in found.figures().items():
+        if name != "EER":
+            sums, counts = found.by_class[name].sum(0)
+            assert sums / counts == pytest.approx(value)
+    assert found.fnmr == {rate: 1 - share for rate, share in found.tar.items()}
+    assert isinstance(found, Verification)
+
+
+def test_a_rate_that_too_few_negatives_can_tell_is_refused():
+    x, labels = points(10), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert verification(x, labels).tar.keys() == set()  # 40 negatives are too few for 0.1
+    said = refusal_of(verification, x, labels, 0.1)
+    assert said.startswith("verification(far=0.1): expected a rate of at least 0.25; 10/FAR negative pairs")
+    assert list(verification(x, labels, 0.25).tar) == [0.25]
+    assert "finite" in refusal_of(verification, points(2).index_fill_(0, torch.tensor([0]), math.inf), [0, 0])
+
+
+@pytest.mark.campaign
+def test_large_collections_take_the_memory_of_a_tile():
+    x, labels = points(20_000, 32), torch.arange(20_000) // 8
+    found = verification(x, labels)
+    assert found.negatives == 20_000 * 19_999 // 2 - found.positives
+    assert found.auc == pytest.approx(0.5, abs=0.01)
