@@ -51,6 +51,9 @@ from .losses.softmax import ArcFace as ArcFace
 from .losses.softmax import CosFace as CosFace
 from .losses.softmax import NormalizedSoftmax as NormalizedSoftmax
 from .losses.triplet import TripletMargin as TripletMargin
+from .metrics.clustering import clustering as clustering
+from .metrics.episodes import few_shot as few_shot
+from .metrics.geometry import geometry as geometry
 from .metrics.graded import ndcg as ndcg
 from .metrics.mining_stats import describe as describe
 from .metrics.pooled import global_average_precision as global_average_precision
@@ -64,6 +67,7 @@ from .metrics.retrieval import precision_at_k as precision_at_k
 from .metrics.retrieval import recall_at_k as recall_at_k
 from .metrics.triplet_ranking import score_at_top_k as score_at_top_k
 from .metrics.triplet_ranking import similarity_precision as similarity_precision
+from .metrics.verification import verification as verification
 from .miners.base import Miner as Miner
 from .miners.batch_all import BatchAll as BatchAll
 from .miners.distance_weighted import DistanceWeighted as DistanceWeighted

@@ -201,7 +201,13 @@ def rows() -> dict[str, Row]:
         table[f"{name}.forward"] = Row(lambda head=head: (head.forward, dict(batch)), kinds=proxies)
     table |= {
         "describe": _row("describe", None, {**tensors, "ref": "columns"}, **batch, mined=MINED),
-        "evaluate": _row("evaluate", str, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2]),
+        "evaluate": _row(
+            "evaluate",
+            str,
+            {"labels": "labels of rows", "k": "counts", "figures": "choice"},
+            **batch,
+            k=[1, 2],
+        ),
         **{
             name: _row(name, None, {"labels": "labels of rows"}, **batch)
             for name in ("map_at_r", "r_precision", "mrr", "mean_inp", "global_average_precision")
@@ -210,6 +216,31 @@ def rows() -> dict[str, Row]:
             name: _row(name, None, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2])
             for name in ("precision_at_k", "mean_average_precision", "ndcg")
         },
+        "verification": _row(
+            "verification", str, {"labels": "labels of rows"}, embeddings=POINTS, labels=LABELS, far=0.5
+        ),
+        "clustering": _row(
+            "clustering",
+            str,
+            {"labels": "labels of rows", "clusters": "count", "restarts": "count"},
+            embeddings=POINTS,
+            labels=LABELS,
+            clusters=2,
+            restarts=1,
+        ),
+        "geometry": _row(
+            "geometry", str, {"labels": "labels of rows"}, embeddings=POINTS, labels=LABELS, k=1
+        ),
+        "few_shot": _row(
+            "few_shot",
+            None,
+            {"labels": "labels of rows", **dict.fromkeys(("ways", "shots", "queries", "episodes"), "count")},
+            embeddings=POINTS,
+            labels=LABELS,
+            ways=2,
+            queries=1,
+            episodes=2,
+        ),
         "cmc": _row("cmc", None, {"labels": "labels of rows", "k": "count"}, **batch, k=2),
         "recall_at_k": _row(
             "recall_at_k", None, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2]

@@ -15,6 +15,7 @@ import typer
 
 from tercet.cli import make_triplets
 from tercet.cli.embed import embed
+from tercet.cli.evaluate import evaluate
 from tercet.cli.inspect import inspect
 from tercet.cli.mine import mine
 from tercet.cli.shards import index_shards, make_shards
@@ -41,6 +42,7 @@ def main() -> None:
     app.command("index-shards")(index_shards)
     app.command("embed")(embed)
     app.command("mine")(mine)
+    app.command("evaluate")(evaluate)
     app.command("inspect")(inspect)
     run(app)
 

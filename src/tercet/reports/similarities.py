@@ -12,7 +12,7 @@ from tercet.core.checks import as_int, border
 from tercet.data.io.atomic import atomically, fresh_target
 from tercet.metrics.distributions import similarity_histograms
 
-__all__ = ["plot_similarities"]
+__all__ = ["draw_similarities", "plot_similarities"]
 
 
 def plot_similarities(
@@ -44,17 +44,22 @@ def plot_similarities(
 
     figure = Figure(figsize=(5 * len(embeddings), 3.2), layout="constrained")
     panels = figure.subplots(1, len(embeddings), sharex=True, squeeze=False)[0]
-    edges = np.linspace(-1, 1, bins + 1)
     for panel, (title, points) in zip(panels, embeddings.items(), strict=True):
         positive, negative = similarity_histograms(points, labels, bins)
         both = positive.any() and negative.any()
         overlap = f"{np.minimum(positive, negative).sum():.2f}" if both else "none to measure"
-        panel.stairs(negative, edges, fill=True, alpha=0.6, color="tab:orange", label="different class")
-        panel.stairs(positive, edges, fill=True, alpha=0.6, color="tab:blue", label="same class")
+        draw_similarities(panel, positive, negative)
         panel.set_title(f"{title}: overlap {overlap}", parse_math=False)  # a name with two $ is no formula
-        panel.set_xlabel("cosine similarity")
-        panel.set_yticks([])
     panels[0].set_ylabel("share of pairs")
     panels[0].legend(loc="upper left", frameon=False)
     with atomically(target, overwrite) as unfinished:
         figure.savefig(unfinished, dpi=120, format=target.suffix[1:])
+
+
+def draw_similarities(panel: Any, positive: np.ndarray, negative: np.ndarray) -> None:
+    """Draw two histograms over [−1, 1] into a panel."""
+    edges = np.linspace(-1, 1, len(positive) + 1)
+    panel.stairs(negative, edges, fill=True, alpha=0.6, color="tab:orange", label="different class")
+    panel.stairs(positive, edges, fill=True, alpha=0.6, color="tab:blue", label="same class")
+    panel.set_xlabel("cosine similarity")
+    panel.set_yticks([])

@@ -1,0 +1,164 @@
+"""`tercet evaluate`: the figures of embeddings as a table, JSON and a picture; two models side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tercet.cli.options import Overwrite, Quiet, path
+from tercet.core.checks import Refusal, border, escaped
+
+__all__ = ["app", "evaluate"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@border("evaluate")
+def evaluate(
+    source: Annotated[
+        Path, typer.Argument(parser=path, help="Embeddings that `tercet embed` has written, ending in .npy.")
+    ],
+    compare: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="Embeddings of the same images by another model: which is better?"),
+    ] = None,
+    figures: Annotated[
+        list[str],
+        typer.Option(
+            help="retrieval, ranking, verification, similarities, clustering, geometry or few-shot; may be "
+            "repeated."
+        ),
+    ] = ["retrieval"],  # noqa: B006
+    k: Annotated[list[int], typer.Option("-k", "--k", help="Ranks of Recall@k; may be repeated.")] = [  # noqa: B006
+        1,
+        2,
+        4,
+        8,
+    ],
+    group: Annotated[
+        str | None, typer.Option(help="A column of the catalog, such as the camera: see --exclude.")
+    ] = None,
+    exclude: Annotated[
+        str | None,
+        typer.Option(
+            help="With --group: 'group positives', images of the query's class and group are not found (the "
+            "default), or 'group', no image of its group is."
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A class of junk, which does not count; may be repeated.")
+    ] = None,
+    distractors: Annotated[
+        list[str] | None, typer.Option(help="A class that nobody is to find; may be repeated.")
+    ] = None,
+    no_positives: Annotated[
+        str, typer.Option(help="A query with nothing to find: skip, or zero to count it as 0.")
+    ] = "skip",
+    distance: Annotated[str, typer.Option(help="cosine, euclidean, squared_euclidean or dot.")] = "cosine",
+    seed: Annotated[int, typer.Option(help="Another seed draws other intervals.")] = 0,
+    worst: Annotated[int, typer.Option(help="Show so many of the worst classes.")] = 0,
+    json: Annotated[Path | None, typer.Option(parser=path, help="Write the figures into this .json.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="Draw ROC, CMC, recall and similarities: .png, .pdf or .svg."),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(parser=path, help="The folder that the images' paths start from.")
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate embeddings: figures with 95 % intervals, each image searched among all others.
+
+    Images that do not decode are left out and counted.
+    """
+    from tercet.offline.embeddings import read_embeddings
+    from tercet.reports.evaluation import evaluate as evaluated
+
+    first = read_embeddings(source, root=root)
+    catalog = first.catalog
+    if group is not None and group not in catalog.groups:
+        raise Refusal("group", group, f"one of the catalog's columns: {', '.join(catalog.groups) or 'none'}")
+    names = np.asarray(catalog.classes, dtype=object)[catalog.labels]
+    for option, labels in (("ignore", ignore), ("distractors", distractors)):
+        for label in labels or []:
+            if label not in catalog.classes:
+                raise Refusal(option, label, "a class of the catalog")
+    wanted = [*figures, *(("curves", "verification", "similarities") if plot else ())]
+    models = [first]
+    if compare is not None:
+        second = read_embeddings(compare)
+        if second.catalog.fingerprint != catalog.fingerprint:
+            raise Refusal("compare", str(compare), "embeddings of the same images, in the same order")
+        models.append(second)
+    kept = np.ones(len(names), bool)
+    for model in models:
+        kept[model.unreadable] = False
+    options: dict[str, Any] = {"ignore": ignore or None, "distractors": distractors or None}
+    options |= {"groups": None if group is None else np.asarray(catalog.groups[group])[kept]}
+    options |= {"exclude": exclude, "no_positives": no_positives, "distance": distance, "seed": seed}
+    found = [
+        evaluated(
+            model.array[kept].astype(np.float32, copy=False),
+            names[kept],
+            k,
+            figures=list(dict.fromkeys(wanted)),
+            **options,
+        )
+        for model in models
+    ]
+    if json is not None:
+        found[0].write(json, overwrite=overwrite)
+    if plot is not None:
+        found[0].plot(plot, overwrite=overwrite)
+    if quiet:
+        return
+    console = Console()
+    console.print(_table(found, [source, *([compare] if compare else [])]))
+    for note in found[0].notes():
+        typer.echo(escaped(note))
+    if not kept.all():
+        typer.echo(f"{int((~kept).sum()):,} images left out: they do not decode")
+    if worst:
+        console.print(_worst(found[0], worst))
+
+
+def _table(found: list[Any], sources: list[Path]) -> Table:
+    """A line for each figure; of two models, the difference and its p too."""
+    table = Table("figure")
+    for head in [
+        *(escaped(source.name) for source in sources),
+        *(["difference", "p"] if len(found) > 1 else []),
+    ]:
+        table.add_column(Text(head), justify="right")
+    differences = found[0].compare(found[1]) if len(found) > 1 else {}
+    for name in found[0]:
+        cells = [_figure(model, name) for model in found]
+        if len(found) > 1:
+            one = differences.get(name)
+            cells += ["", ""] if one is None else [f"{one.value:+.3f} {one.interval}", f"{one.p:.2g}"]
+        table.add_row(Text(name), *map(Text, cells))
+    return table
+
+
+def _figure(found: Any, name: str) -> str:
+    interval = found.intervals.get(name)
+    return f"{found[name]:.3f}" + (f" {interval}" if interval else "")
+
+
+def _worst(found: Any, count: int) -> Table:
+    """The classes whose queries fare worst by the first figure that is a mean over queries."""
+    name = next(iter(found))
+    table = Table("class", name, "queries")
+    for label, (mean, queries) in list(found.by_class(name).items())[:count]:
+        table.add_row(Text(escaped(label)), f"{mean:.3f}", f"{queries:,}")
+    return table
+
+
+app.command()(evaluate)

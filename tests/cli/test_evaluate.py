@@ -1,0 +1,82 @@
+"""`tercet evaluate`: its table, JSON, picture, and two models side by side."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tercet import embed, evaluate, scan_folder
+from tests.helpers import picture
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Embeddings of 40 pictures of five classes by two models; one picture does not decode."""
+    import torch
+
+    for row in range(40):
+        picture(tmp_path / "photos" / "abcde"[row % 5] / f"{row:02d}.png", row)
+    (tmp_path / "photos" / "e" / "39.png").write_bytes(b"no picture")
+    monkeypatch.chdir(tmp_path)
+    catalog, rng = scan_folder("photos"), np.random.default_rng(0)
+    centers = rng.normal(size=(5, 8))
+    for name, noise in (("good", 0.5), ("bad", 3.0)):
+        x = (centers[catalog.labels] + noise * rng.normal(size=(40, 8))).astype(np.float32)
+
+        def model(images, x=x):
+            return torch.from_numpy(x[: len(images)])
+
+        embed(model, catalog, f"{name}.npy", size=4, batch_size=40, workers=0)
+    return tmp_path
+
+
+def cells(out):
+    """A table without its lines."""
+    return re.sub(r"[\s┃━┏┳┓┡╇┩]+", " ", out)
+
+
+def test_the_table_is_that_of_evaluate(tercet, here):
+    from tercet import read_embeddings
+
+    code, out, err = tercet("evaluate", "good.npy", "--k", 1, "--k", 3, "--worst", 2)
+    assert code == 0, err
+    found = read_embeddings("good.npy")
+    kept = np.setdiff1d(np.arange(40), found.unreadable)
+    expected = evaluate(found.array[kept], found.labels[kept], (1, 3), distance="cosine")
+    for name in expected:
+        assert f"{name} {expected[name]:.3f} {expected.intervals[name]}" in out
+    assert "39 queries" in out
+    assert "1 images left out: they do not decode" in out
+    assert "class Recall@1 queries" in cells(out)
+
+
+def test_json_and_a_picture(tercet, here):
+    words = ("--json", "x.json", "--plot", "x.png", "--figures", "retrieval", "--figures", "clustering")
+    code, _, err = tercet("evaluate", "good.npy", *words)
+    assert code == 0, err
+    figures = json.loads((here / "x.json").read_text("utf-8"))["figures"]
+    assert {"Recall@1", "NMI", "ROC-AUC"} <= set(figures)
+    assert (here / "x.png").stat().st_size > 5000
+    code, _, err = tercet("evaluate", "good.npy", *words)
+    assert (code, "x.json" in err) == (1, True), err
+    assert tercet("evaluate", "good.npy", *words, "--overwrite", "--quiet") == (0, "", "")
+
+
+def test_two_models_side_by_side(tercet, here):
+    code, out, err = tercet("evaluate", "good.npy", "--compare", "bad.npy", "--distance", "euclidean")
+    assert code == 0, err
+    assert "figure good.npy bad.npy difference p" in cells(out)
+    assert "Recall@1" in out
+
+
+def test_what_does_not_fit_is_refused(tercet, here):
+    for words, said in (
+        (("--group", "camera"), "evaluate(group='camera'): expected one of the catalog's columns: none"),
+        (("--ignore", "z"), "evaluate(ignore='z'): expected a class of the catalog"),
+        (("--figures", "rank"), "evaluate(figures='rank'): expected one of"),
+        (("--plot", "x.txt"), "x.txt"),
+        (("--exclude", "group"), "evaluate(exclude='group'): expected groups= beside it"),
+    ):
+        code, _, err = tercet("evaluate", "good.npy", *words)
+        assert (code, said in err) == (1, True), err

@@ -1,0 +1,124 @@
+import json
+import math
+
+import pytest
+import torch
+
+from tercet.core.indices import References
+from tercet.metrics.clustering import clustering
+from tercet.metrics.geometry import geometry
+from tercet.metrics.intervals import class_intervals, class_sums
+from tercet.metrics.precision import map_at_r, mean_average_precision
+from tercet.metrics.retrieval import cmc, precision_at_k, recall_at_k
+from tercet.metrics.verification import verification
+from tercet.reports.evaluation import evaluate
+from tercet.reports.families import FIGURES
+from tests.helpers import points, refusal_of
+
+X, LABELS = points(120, 6) + 2 * points(12, 6, seed=1).repeat_interleave(10, 0), torch.arange(120) // 10
+
+
+def test_each_figure_is_that_of_its_own_function():
+    found = evaluate(X, LABELS, (1, 5), figures=("retrieval", "ranking", "verification"))
+    assert found["Recall@5"] == recall_at_k(X, LABELS, 5)
+    assert found["MAP@R"] == map_at_r(X, LABELS)
+    assert found["Precision@5"] == precision_at_k(X, LABELS, 5)
+    assert found["MAP, trapezoid"] == mean_average_precision(X, LABELS, rule="trapezoid")
+    assert found["mAP@5 over min(k, R)"] == mean_average_precision(X, LABELS, 5, over="min(k, R)")
+    assert found["ROC-AUC"] == verification(X, LABELS).auc
+
+
+def test_all_families_at_once():
+    labels = [f"class {v}" for v in (torch.arange(120) // 20).tolist()]
+    found = evaluate(X, labels, 1, figures=FIGURES)
+    assert found["AMI"] == clustering(X, labels).ami
+    assert found["hubness"] == geometry(X, labels).hubness
+    assert found.curves["cmc"] == pytest.approx(cmc(X, labels, 50))
+    assert 0 < found["5-way 1-shot accuracy"] <= 1
+    assert 0 <= found["overlap of similarities"] <= 1
+    assert found["P(negative ≥ positive)"] == pytest.approx(1 - found["ROC-AUC"], abs=0.02)
+    said = str(found)
+    assert "k-means, 6 clusters, best of 10 restarts" in said
+    assert "few-shot: 600 episodes" in said
+    assert "positive and" in said
+
+
+def test_intervals_are_of_classes_and_printed():
+    found = evaluate(X, LABELS, 1)
+    sums, counts = class_sums(recall_at_k(X, LABELS).values, LABELS.numpy())
+    expected = class_intervals(sums[:, None], counts[:, None])[0]
+    assert found.intervals["Recall@1"] == pytest.approx(expected)
+    assert f"Recall@1     {found['Recall@1']:.3f} {expected}" in str(found)
+    assert found.intervals["Recall@1"].low <= found["Recall@1"] <= found.intervals["Recall@1"].high
+    pairs = evaluate(X, LABELS, figures="verification")
+    assert pairs.intervals["ROC-AUC"].low <= pairs["ROC-AUC"] <= pairs.intervals["ROC-AUC"].high
+
+
+def test_another_seed_is_another_interval_and_the_same_seed_the_same():
+    a, b, c = (evaluate(X, LABELS, 1, seed=seed).intervals for seed in (0, 0, 1))
+    assert a == b != c
+
+
+def test_classes_groups_and_sizes():
+    cameras = torch.arange(120) % 3
+    found = evaluate(X, LABELS, 1)
+    values = found.of_rows("MAP@R")
+    assert found.macro("MAP@R") == pytest.approx(values.mean())  # classes of one size
+    assert found.by_group("MAP@R", cameras)[2][0] == pytest.approx(values[cameras == 2].mean())
+    worst = next(iter(found.by_class("MAP@R").values()))[0]
+    assert found.worst("MAP@R", 0.1) == worst
+    assert list(found.by_size("MAP@R")) == ["9–16"]
+    assert "name='MAP'" in refusal_of(found.macro, "MAP")
+
+
+def test_two_models_are_compared_over_the_same_classes():
+    good, bad = evaluate(X, LABELS, 1), evaluate(X + 2 * points(120, 6, seed=9), LABELS, 1)
+    one = good.compare(bad)["Recall@1"]
+    assert one.value == pytest.approx(good["Recall@1"] - bad["Recall@1"])
+    assert one.interval.low > 0
+    assert one.p < 0.01
+    assert "other rows or classes" in refusal_of(good.compare, evaluate(X[:60], LABELS[:60], 1))
+
+
+def test_json_holds_figures_intervals_counts_and_choices():
+    labels = LABELS.clone()
+    labels[:3] = torch.arange(100, 103)
+    found = json.loads(evaluate(X, labels, (1, 200), groups=[0] * 120, exclude="group").to_json())
+    assert found["figures"]["Recall@1"]["value"] is None  # nothing of another group
+    assert found["figures"]["Recall@1"]["left_out"] == 120
+    assert found["choices"]["exclude"] == "group"
+    found = json.loads(evaluate(X, labels, (1, 200), distance="cosine").to_json())
+    figure = found["figures"]["Recall@200"]
+    assert (figure["queries"], figure["left_out"], figure["clipped"]) == (117, 3, 120)
+    assert figure["interval"] == [1.0, 1.0]
+    assert found["choices"]["distance"] == "cosine"
+    assert any("3 left out" in note for note in found["notes"])
+
+
+def test_a_gallery_and_its_protocol():
+    ref = References(X[60:], LABELS[60:] - 6)
+    found = evaluate(X[:60] - 1, LABELS[:60], 1, ref=ref, groups=([0] * 60, [1] * 60), ignore=5)
+    assert found["Recall@1"].queries == 50
+    assert found.choices["gallery"] == "60 references"
+
+
+def test_unknown_families_are_refused():
+    assert "did you mean 'ranking'" in refusal_of(evaluate, X, LABELS, figures="rankin")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_curves_are_drawn_and_not_drawn_over(tmp_path, suffix):
+    found = evaluate(X, LABELS, figures=("retrieval", "curves", "verification", "similarities"))
+    target = tmp_path / f"curves{suffix}"
+    found.plot(target)
+    assert target.stat().st_size > 5000
+    assert "curves" in refusal_of(found.plot, target)
+    found.plot(target, overwrite=True)
+    assert "evaluate with figures=" in refusal_of(evaluate(X, LABELS).plot, tmp_path / "none.png")
+
+
+def test_collapsed_embeddings_say_so():
+    found = evaluate(torch.ones(20, 3), torch.arange(20) // 2, 1)
+    assert found["Recall@1"] == pytest.approx(1 / 19)
+    assert "Recall@1 of 100.0% of them depends on ties" in str(found)
+    assert not math.isnan(found.intervals["Recall@1"].low)
