@@ -1,11 +1,14 @@
 import math
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, ndcg_score
 
 from tercet.core.indices import References
 from tercet.metrics import ranks
@@ -218,6 +221,25 @@ def test_graded_relevance_equals_a_loop_over_its_gains():
     assert scores[100].clipped == 24
 
 
+def test_figures_equal_those_of_scikit_learn():
+    x, labels = points(40, 5).double(), torch.arange(40) % 4
+    similar = -torch.cdist(x, x).numpy()
+    relevant = (labels[:, None] == labels).numpy()
+    average, gains = [], []
+    for a in range(40):
+        others = np.arange(40) != a
+        average.append(average_precision_score(relevant[a, others], similar[a, others]))
+        gains.append(ndcg_score(relevant[a : a + 1, others], similar[a : a + 1, others], k=7))
+    assert mean_average_precision(x, labels) == pytest.approx(np.mean(average))
+    assert ndcg(x, labels, 7) == pytest.approx(np.mean(gains))
+    d = torch.cdist(grid(40), grid(40), compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    tied = [  # with ties, which both average
+        ndcg_score(relevant[a : a + 1, np.arange(40) != a], -d[a : a + 1, np.arange(40) != a], k=7)
+        for a in range(40)
+    ]
+    assert ndcg(grid(40), labels, 7) == pytest.approx(np.mean(tied))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -366,3 +388,21 @@ def test_an_evaluation_searches_once(monkeypatch):
 def test_evaluate_refuses_what_is_no_depth(k):
     with unchecked(), pytest.raises(ValueError, match=r"^evaluate\(k="):
         evaluate(*BATCHES["balanced"], k)
+
+
+@pytest.mark.campaign
+def test_200_000_queries_take_bounded_memory():
+    """In a process of its own: the peak above the inputs, and a figure that chance gives."""
+    code = """
+import resource, torch, tercet
+torch.set_num_threads(1)
+x, labels = torch.randn(200_000, 128, generator=torch.Generator().manual_seed(0)), torch.arange(200_000) // 8
+tercet.evaluate(x[:2000], labels[:2000])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = tercet.evaluate(x, labels)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, float(found["Recall@1"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    mib, recall = map(float, done.stdout.split())
+    assert mib < 500
+    assert recall < 0.01

@@ -12,7 +12,7 @@ from tercet.core.checks import as_int, label_codes, refusal
 from tercet.metrics.inputs import unit_rows
 from tercet.pairwise.budget import budget
 
-__all__ = ["probability_exceeding", "similarity_histograms"]
+__all__ = ["similarity_histograms"]
 
 
 def similarity_histograms(
@@ -54,27 +54,3 @@ def similarity_histograms(
             counts[i] += torch.histc(tile[chosen].clamp(-1, 1), bins, -1, 1)
     positive, negative = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     return positive, negative
-
-
-def probability_exceeding(positive: Float64[np.ndarray, " b"], negative: Float64[np.ndarray, " b"]) -> float:
-    """P(a negative pair is in the bin of a positive pair or above it), the histogram loss's own figure.
-
-    Σ_r h⁻_r Σ_{q ≤ r} h⁺_q
-
-    Args:
-        positive: [b], of the positive pairs, from `similarity_histograms`.
-        negative: [b], of the negative pairs.
-
-    Returns:
-        A float; NaN where there are no pairs of either kind.
-
-    Example:
-        >>> probability_exceeding(np.array([0.0, 0.5, 0.5]), np.array([0.5, 0.5, 0.0]))
-        0.25
-
-    Reference:
-        Ustinova & Lempitsky, "Learning deep embeddings with histogram loss", 2016.
-    """
-    if not positive.any() or not negative.any():
-        return float("nan")
-    return float(negative @ positive.cumsum())

@@ -44,9 +44,10 @@ class Verification:
     Example:
         >>> found = Verification(0.9, 0.1, {0.01: 0.75}, 0.1, 40, 5000)
         >>> print(found)
-        ROC-AUC       0.900
-        EER           0.100
-        TAR@FAR=0.01  0.750
+        ROC-AUC                 0.900
+        EER                     0.100
+        TAR@FAR=0.01            0.750
+        P(negative ≥ positive)  0.100
         40 positive and 5,000 negative pairs
         >>> found.fnmr
         {0.01: 0.25}
@@ -73,7 +74,8 @@ class Verification:
             A dict of floats.
         """
         tar = {f"TAR@FAR={rate:g}": share for rate, share in self.tar.items()}
-        return {"ROC-AUC": self.auc, "EER": self.eer, **tar}
+        exceeds = {"P(negative ≥ positive)": self.p_exceeds}
+        return {"ROC-AUC": self.auc, "EER": self.eer, **tar, **exceeds}
 
     def __str__(self) -> str:
         named = self.figures()
@@ -108,8 +110,9 @@ def verification(embeddings: Any, labels: Any, far: float | Iterable[float] | No
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.9]])
         >>> print(verification(x, [0, 0, 1, 1], far=[]))
-        ROC-AUC  0.750
-        EER      0.500
+        ROC-AUC                 0.750
+        EER                     0.500
+        P(negative ≥ positive)  0.250
         2 positive and 4 negative pairs
 
     Reference:
@@ -140,7 +143,9 @@ def verification(embeddings: Any, labels: Any, far: float | Iterable[float] | No
     beats = (rest + (upto - above) / 2) / negatives  # of each mark, P(negative below it) + ½ P(equal)
     held = np.bincount(which, minlength=len(marks))
     accepted = held[::-1].cumsum()[::-1] / positives  # TAR at each mark
+    exceeds = upto[which] / negatives
     tar, by_class = {}, {"ROC-AUC": _class_sums(beats[which], of_class)}
+    by_class["P(negative ≥ positive)"] = _class_sums(exceeds, of_class)
     for rate in rates:
         allowed = upto <= rate * negatives
         tar[rate] = float(accepted[allowed].max(initial=0.0))
@@ -150,7 +155,7 @@ def verification(embeddings: Any, labels: Any, far: float | Iterable[float] | No
         float(beats[which].mean()),
         _equal_error(curve),
         tar,
-        float((upto[which] / negatives).mean()),
+        float(exceeds.mean()),
         positives,
         negatives,
         curve[np.unique(np.linspace(0, len(curve) - 1, 4000).round().astype(int))],

@@ -63,13 +63,13 @@ def _roc(panel: Any, points: np.ndarray) -> None:
 def _cmc(panel: Any, values: np.ndarray) -> None:
     panel.plot(np.arange(1, len(values) + 1), values, color="tab:blue")
     panel.set(xlim=(1, len(values)), ylim=(min(0.95 * values.min(), 0.98), 1.005), title="CMC")
-    panel.set(xlabel="rank k", ylabel="queries with a positive among the first k")
+    panel.set(xlabel="rank k", ylabel="queries with a hit")
 
 
 def _recall(panel: Any, values: np.ndarray) -> None:
     panel.plot(np.arange(1, len(values) + 1), values, color="tab:blue")
     panel.set(xlim=(1, len(values)), ylim=(0, 1.02), title="Recall")
-    panel.set(xlabel="rank k", ylabel="share of positives among the first k")
+    panel.set(xlabel="rank k", ylabel="share of positives found")
 
 
 def _similarities(panel: Any, both: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tercet.metrics import figures as named
 from tercet.metrics.clustering import clustering
-from tercet.metrics.distributions import probability_exceeding, similarity_histograms
+from tercet.metrics.distributions import similarity_histograms
 from tercet.metrics.episodes import few_shot
 from tercet.metrics.figures import measured
 from tercet.metrics.geometry import geometry
@@ -84,7 +84,6 @@ def other_figures(
     if "similarities" in chosen:
         both = np.stack(similarity_histograms(embeddings, labels))
         found["overlap of similarities"] = float(both.min(0).sum()) if both.any(1).all() else math.nan
-        found["P(negative ≥ positive)"] = probability_exceeding(*both)
         curves["similarities"] = both
     if "clustering" in chosen:
         clusters = clustering(embeddings, labels, seed=seed)
