@@ -33,6 +33,7 @@ from torch import Tensor
 import tercet
 
 HEADS = ["triplets", "MAP@R", "spread", "images a step", "triplets a step", "time of mining"]
+DRIFT = "round from_step mined_anchors changed stale score_change replaced unreplaced".split()
 SAFE = {"max_quantile": 0.05, "strategy": "random", "ranks": (1, 50), "on_short": "random"}
 PAIRS = {"positives": 10, "negatives": 3, "reserve": 6}  # of 19 positives the one in the middle
 
@@ -165,46 +166,26 @@ def main() -> None:
     print(apart)
 
     untrained: list[float] = []
-    found: dict[str, list[tuple[float, Run]]] = {}
-    drift = []
+    scores: dict[str, list[float]] = {name: [] for name in ARMS}
+    last: dict[str, Run] = {}
     for seed in range(options.seeds):
         torch.manual_seed(seed)
         untrained.append(score(SmallNet(), unseen, unseen_labels))
         for name, arm in ARMS.items():
-            start, run = time.perf_counter(), Run(arm, catalog, x, seed, options)
-            run.train()
-            found.setdefault(name, []).append((score(run.model, unseen, unseen_labels), run))
-            took = time.perf_counter() - start
-            print(f"seed {seed}  {name:<40}MAP@R {found[name][-1][0]:.4f}  {took:.0f} s", flush=True)
-            if seed == 0 and name == "re-mined, safe, in four parts":
-                drift = run.remining.drift if run.remining else []
+            last[name] = Run(arm, catalog, x, seed, options)
+            last[name].train()
+            scores[name].append(score(last[name].model, unseen, unseen_labels))
+            print(f"seed {seed}  {name:<40}MAP@R {scores[name][-1]:.4f}", flush=True)
 
     rows = [["untrained", f"{statistics.mean(untrained):.4f}", spread(untrained), "", "", ""]]
-    for name, of_seeds in found.items():
-        scores, runs = [one for one, _ in of_seeds], [run for _, run in of_seeds]
-        means = [
-            statistics.mean(statistics.mean(getattr(run, kind)) for run in runs)
-            for kind in ("embedded", "listed")
-        ]
-        mining = statistics.mean(run.share for run in runs)
-        shown = [f"{statistics.mean(scores):.4f}", spread(scores), *(f"{each:.0f}" for each in means)]
-        rows.append([name, *shown, f"{mining:.0%}" if mining else ""])
+    for name, run in last.items():
+        counts = [f"{statistics.mean(some):.0f}" for some in (run.embedded, run.listed)]
+        shown = [f"{statistics.mean(scores[name]):.4f}", spread(scores[name]), *counts]
+        rows.append([name, *shown, f"{run.share:.0%}" if run.remining else ""])
     shown = Table(*HEADS)
     for row in rows:
         shown.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(shown)
-    kinds = (
-        "round",
-        "from_step",
-        "mined_anchors",
-        "changed",
-        "stale",
-        "score_change",
-        "replaced",
-        "unreplaced",
-    )
-    lines = [["" if row[kind] is None else f"{row[kind]:.3g}" for kind in kinds] for row in drift]
-    print(table(kinds, lines, left=0))
     if options.markdown:
         given = [each for each in sys.argv[1:] if each != str(options.tree)]
         command = shlex.join(["python", "tools/bench/bench_remining.py", "TREE", *given])
@@ -214,12 +195,18 @@ def main() -> None:
             f"scaled and shifted at random; rounds every {options.every} steps; the hinge of margin {MARGIN} "
             "over the triplets of each batch. In lists, each anchor has one positive, the tenth by distance "
             "or a random one, and three negatives. *Safe* ones are drawn from ranks 1 to 50 among those "
-            "farther than 95 % of positives, and at random where there are none. Means, and as spread the "
-            "largest less the smallest."
+            "farther than 95 % of positives, and at random where there are none. MAP@R is the mean, spread "
+            "the largest less the smallest; what follows is of the last seed."
         )
+        in_parts = last["re-mined, safe, in four parts"].remining
+        log = [[_shown(row[kind]) for kind in DRIFT] for row in (in_parts.drift if in_parts else [])]
         text = f"## Re-mining\n\n{about}\n\n{table(HEADS, rows)}"
-        text += f"\n\nThe drift log of *in four parts*, seed 0:\n\n{table(kinds, lines, left=0)}"
+        text += f"\n\nThe drift log of *in four parts*:\n\n{table(DRIFT, log, left=0)}"
         write_section(options.markdown, "remining", text)
+
+
+def _shown(fact: float | None) -> str:
+    return "" if fact is None else f"{fact:.3f}" if isinstance(fact, float) else f"{fact:,}"
 
 
 if __name__ == "__main__":
