@@ -35,6 +35,9 @@ _INSTALLED = tuple(
 )  # and this library
 
 
+_LIBRARIES = {"site-packages", "dist-packages"}
+
+
 class Fingerprint(NamedTuple):
     """Digests of a callable, SHA-256 in hexadecimal.
 
@@ -214,7 +217,7 @@ class _Walk:
         elif isinstance(value, functools.partial):
             self._visit_all("partial", value.func, value.args, value.keywords)
         elif hasattr(value, "__qualname__") and _is_installed(value):
-            self._feed("installed", value.__module__, value.__qualname__)
+            self._feed("installed", getattr(value, "__module__", None), value.__qualname__)
             within = [cell.cell_contents for cell in _filled(value)]  # a decorator's, or what a method is of
             within += [getattr(value, "__self__", None), getattr(value, "__wrapped__", None)]
             self._visit_all(*(one for one in within if not _is_installed(one)))
@@ -274,14 +277,19 @@ def _is_installed(value: Any) -> bool:
     """Whether something is, or is of, Python's own code, an installed library or this one."""
     if isinstance(value, types.FunctionType):
         place = value.__code__.co_filename
-        return place.startswith((*_INSTALLED, "<frozen ", "<@beartype"))
+        return place.startswith(("<frozen ", "<@beartype")) or _is_of_library(place)
     if isinstance(value, types.ModuleType):
         return True
     name = getattr(value, "__module__", None) if callable(value) else type(value).__module__
     if name == "__main__":
         return False
     place = getattr(sys.modules.get(name or "builtins"), "__file__", None)
-    return place is None or place.startswith(_INSTALLED)
+    return place is None or _is_of_library(place)
+
+
+def _is_of_library(place: str) -> bool:
+    """Whether a file is of Python, of an installed library, also one of another environment, or of tercet."""
+    return place.startswith(_INSTALLED) or not _LIBRARIES.isdisjoint(Path(place).parts)
 
 
 def _filled(function: Any) -> list[Any]:

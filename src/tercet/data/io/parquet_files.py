@@ -94,7 +94,10 @@ def opened_parquet(path: str | Path, dictionaries: Iterable[str] = ()) -> Iterat
         if checked and _crc_but(file, place) != crc:
             raise pa.ArrowInvalid("its checksum does not fit: it was changed or damaged")
         file.seek(0)
-        source = pa.PythonFile(file, "r")
+        # By its descriptor: threads of Arrow that read a Python file hold its bytes for a moment longer than
+        # the caller waits, and letting go of them while the interpreter ends aborts the process.
+        named = f"/proc/self/fd/{file.fileno()}"
+        source = pa.OSFile(named) if os.path.exists(named) else pa.PythonFile(file, "r")
         metadata = pq.read_metadata(source)
         _refuse_impossible_sizes(metadata, before.st_size)
         options: Any = {"metadata": metadata, "page_checksum_verification": True}
