@@ -104,7 +104,8 @@ def names(folder):
 
 def contents(folder):
     """The bytes of each file of a folder, by name."""
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    files = {str(file.relative_to(folder)): file for file in folder.rglob("*")}
+    return {name: file.read_bytes() if file.is_file() else None for name, file in files.items()}
 
 
 def tree(top, *names):

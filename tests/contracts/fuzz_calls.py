@@ -629,6 +629,8 @@ def rows() -> dict[str, Row]:
                 "dtype": "choice",
                 "precision": "choice",
                 "compile": "dear flag",
+                "engine": "choice",
+                "processes": "count",
                 "views": "object",
                 "key": "text",
             },

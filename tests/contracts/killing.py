@@ -101,9 +101,11 @@ def run(command: list[str]) -> None:
         scan_folder(command[1]).write(command[2], overwrite="--overwrite" in command)
         return
     from tercet.cli.app import main
+    from tercet.pairwise.budget import override
 
     sys.argv = ["tercet", *command]
-    main()
+    with override(work_anchors=3, work_columns=4):  # several blocks of a few images
+        main()
 
 
 def count_calls(command: list[str], report: Path) -> None:
@@ -219,6 +221,6 @@ if __name__ == "__main__":
     from tercet.data.manifests import manifest  # noqa: F401
     from tercet.data.manifests import writing as manifest_writing  # noqa: F401
     from tercet.data.shards import writing as shard_writing  # noqa: F401
-    from tercet.offline import embed, model_files  # noqa: F401
+    from tercet.offline import embed, hard_negatives, model_files  # noqa: F401
 
     print(json.dumps(campaign(json.loads(sys.argv[1]))))

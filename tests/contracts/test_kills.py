@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tercet import embed, scan_folder
 from tercet.data.manifests.formats import FORMATS
 from tests.contracts import killing
 
@@ -55,6 +56,8 @@ def others():
     yield case("embed", *embed)
     yield case("embed again", *embed, "--normalize", "--overwrite", before=embed)
     yield case("embed with other labels", *embed[:-2], "--class-depth", "2", before=embed)
+    mine = ["mine", "{}/x.npy", "{}/t.csv", "--work", "{}/work", "--overwrite", "--quiet"]
+    yield case("mine", *mine, given="embedded")
     for suffix in (".csv", ".parquet"):
         yield case(f"catalog{suffix}", "catalog", "photos", "{}/c" + suffix, "--overwrite")
 
@@ -83,6 +86,9 @@ def place(tmp_path_factory):
         image.parent.mkdir(parents=True, exist_ok=True)
         image.write_bytes(b"P5 2 1 255 " + bytes([number, 9]) if number != 3 else b"none")
     (folder / "models_of_kills.py").write_text(MODEL)
+    (folder / "embedded").mkdir()
+    catalog = scan_folder(folder / "pictures", class_depth=1)
+    embed(lambda images: images.mean((2, 3)), catalog, folder / "embedded" / "x.npy", size=4, key="1")
     (folder / "tars").mkdir()
     for shard in range(3):
         with tarfile.open(folder / "tars" / f"s-{shard}.tar", "w") as tar:
@@ -113,6 +119,15 @@ def test_the_next_run_after_a_kill_at_any_step_or_at_random_ends_well(place, tmp
     assert found["killed"] > 5
 
 
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", ["embed", "mine"])
+def test_the_run_after_each_of_fifteen_random_kills_gives_the_same_bytes(place, tmp_path, name):
+    (chosen,) = (one.values[0] for one in others() if one.id == name)
+    found = kill(place, tmp_path, chosen, steps=0, calls=15)
+    assert found["failed"] == []
+    assert found["killed"] == 15
+
+
 def test_the_next_run_after_a_kill_ends_well(place, tmp_path):
     """Of the campaign above, a split in the midst of its renamings."""
     (chosen,) = (one.values[0] for one in manifests() if one.id == "split.csv")
@@ -124,6 +139,14 @@ def test_the_next_run_after_embed_was_killed_ends_well(place, tmp_path):
     """Of the campaign too, a sample of the steps of the file system."""
     (chosen,) = (one.values[0] for one in others() if one.id == "embed again")
     found = kill(place, tmp_path, {**chosen, "every": 6}, steps=100, calls=2)
+    assert found["failed"] == []
+    assert found["killed"] > 5
+
+
+def test_the_next_run_after_mine_was_killed_ends_well(place, tmp_path):
+    """Of the campaign too: blocks that were done are kept, and the manifest is that of an undisturbed run."""
+    (chosen,) = (one.values[0] for one in others() if one.id == "mine")
+    found = kill(place, tmp_path, {**chosen, "every": 5}, steps=100, calls=2)
     assert found["failed"] == []
     assert found["killed"] > 5
 

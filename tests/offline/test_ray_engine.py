@@ -1,12 +1,7 @@
-"""Ray's tasks and actors give what one process gives, also where a worker is killed.
+"""Ray's tasks give what one process gives, also where a worker is killed."""
 
-The tests start a Ray of their own, of two processors, without dashboard; `conftest` turns its usage
-statistics off and its token authentication on.
-"""
-
-import logging
 import os
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
@@ -16,37 +11,14 @@ from tests.helpers import names, refusal_of
 from tests.offline.dying import DyingDistance
 from tests.offline.test_work import check_equal, collection, mined
 
-ROOT = Path(__file__).parents[2]
-NO_RAY = 'Ray is not installed; pip install "tercet[ray]" runs these tests'
-
 
 def test_without_ray_its_engine_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     x, labels = collection()
     said = refusal_of(mined, tmp_path / "work", x, labels, engine="ray")
     start = "mine_hard_triplets(engine='ray'): expected an installed Ray; pip install \"tercet[ray]\" ("
     assert said.startswith(start)
     assert names(tmp_path) == []
-
-
-@pytest.fixture(scope="module")
-def ray(tmp_path_factory):
-    """A Ray of two processors, started here."""
-    ray = pytest.importorskip("ray", reason=NO_RAY)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", paths)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=100 * 2**20,
-        )
-        yield ray
-        ray.shutdown()
 
 
 @pytest.mark.parametrize("processes", [None, 1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,11 +13,13 @@ from rich.text import Text
 
 from tercet.cli.options import (
     ClassDepth,
+    Engine,
     Group,
     LabelColumn,
     OutsideRoot,
     Overwrite,
     PathColumn,
+    Processes,
     Quiet,
     Root,
     opened_catalog,
@@ -96,6 +99,8 @@ def embed(
     group: Group = None,
     path_column: PathColumn = "path",
     label_column: LabelColumn = "label",
+    engine: Engine = "local",
+    processes: Processes = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -106,6 +111,7 @@ def embed(
     interrupted run.
     """
     from tercet.offline.embed import embed as embedded
+    from tercet.offline.engines import rank_of_environment
     from tercet.offline.model_files import load_model, made_by_name
 
     started = time.perf_counter()
@@ -114,7 +120,9 @@ def embed(
     options: dict[str, Any] = {"size": size, "batch_size": batch_size, "workers": workers, "device": place}
     options |= {"dtype": dtype, "precision": precision, "compile": compile, "views": views}
     options |= {"normalize": normalize, "hash": hash, "key": key, "part_size": part_size}
-    loaded = load_model(model, place)
+    options |= {"engine": engine, "processes": processes}
+    quiet = quiet or (engine == "ranks" and rank_of_environment(os.environ)[0] > 0)
+    loaded = load_model(model, "cpu" if engine == "ray" else place)  # actors move it to their own device
     how: Any = transform
     if ":" in transform:
         how = made_by_name("transform", transform, "a function that returns a transform")

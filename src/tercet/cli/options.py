@@ -89,12 +89,15 @@ Work = Annotated[
 Engine = Annotated[
     str,
     typer.Option(
-        help="local: this process, and others with --processes; ranks: each process that torchrun or a SLURM "
-        "array starts; ray: the cluster at RAY_ADDRESS, or one that is started for this command."
+        help="local: this process; ranks: each process that torchrun or a SLURM array starts; ray: the "
+        "cluster at RAY_ADDRESS, or one that is started for this command."
     ),
 ]
 Processes = Annotated[
-    int | None, typer.Option(help="How many, of local (else 1) and ray (else as many as it has processors).")
+    int | None,
+    typer.Option(
+        help="How many, of ray (else as many as it has processors), and of local where it mines (else 1)."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was written before.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]

@@ -25,27 +25,26 @@ from tercet.core.checks import (
     shown,
 )
 from tercet.data.catalog.catalog import Catalog, refuse_unwritable
-from tercet.data.io.atomic import remove_leftovers
-from tercet.offline.embedding_cache import Parts, differing, digests_of, images_digest, key_of, parts_of
+from tercet.offline.embedding_cache import images_digest, key_of
+from tercet.offline.embedding_parts import HOW, Parts, parts_of
+from tercet.offline.embedding_plan import HINT, claims_of, is_there, noted_in, planning, prepare
+from tercet.offline.embedding_work import EmbeddingWork, fill
 from tercet.offline.embeddings import (
     Embeddings,
-    catalog_facts,
     files_of,
     publish,
     read_embeddings,
-    read_facts,
-    rewrite_catalog,
 )
+from tercet.offline.engines import ENGINES, rank_of_environment
 from tercet.offline.fingerprints import modules_within
-from tercet.offline.image_batches import ImageBatches, as_transform, loaded
-from tercet.offline.model_run import PRECISIONS, ModelRun, as_views, device_of_modules, evaluating, fill
+from tercet.offline.image_batches import as_transform
+from tercet.offline.model_run import PRECISIONS, as_views, device_of_modules
+from tercet.offline.ray_embedding import embed_with_ray
 from tercet.pairwise.inputs import device_of
 
 __all__ = ["embed"]
 
 _CALLER = "embed"
-_HINT = "overwrite=True or --overwrite makes all anew"
-_HOW = ("batch_size", "device", "compile")  # what decides the last bits, so an unfinished run has to keep it
 
 
 def embed(
@@ -67,6 +66,8 @@ def embed(
     key: str = "",
     part_size: int = 4096,
     overwrite: bool = False,
+    engine: str = "local",
+    processes: int | None = None,
     progress: bool = False,
 ) -> Embeddings:
     """The embeddings of all images of a collection, in a file that is made once.
@@ -81,7 +82,7 @@ def embed(
     content, the version of tercet. Batch size, workers, device and `compile` are not compared, as they change
     the last bits at most. Other labels or groups of the same images replace the catalog alone.
 
-    A run that was killed is resumed by the same call, from its last whole part: every batch holds the same
+    A run that was killed is resumed by the same call, with its whole parts: every batch holds the same
     images wherever the run began, so the files are those of an undisturbed run, to the bit, if the model
     computes the same twice.
 
@@ -112,12 +113,20 @@ def embed(
             times of change, which a copy may not keep.
         key: a text of yours that is compared too, and stands for what cannot be told of a model or transform,
             such as a service behind a function.
-        part_size: about how many images are embedded between two savings.
+        part_size: about how many images are embedded between two savings; a run that goes on keeps the parts
+            that it was begun with.
         overwrite: make the embeddings anew, whatever is there, and replace it.
+        engine: who embeds: "local", this process; "ranks", every process that torchrun or a SLURM array
+            starts with this call, which share the parts through the folder of `out`, and each of which
+            returns the embeddings; or "ray", a pool of actors of Ray (`pip install "tercet[ray]"`), each on a
+            GPU if `device` is "cuda", on nodes that all see the images and the folder. All give the same
+            bits, if the model computes the same in each process.
+        processes: of "ray", how many actors; None for one on each processor or GPU.
         progress: show a progress bar with rate and time left.
 
     Returns:
-        The embeddings, mapped from the file; `computed` tells how many this call has embedded.
+        The embeddings, mapped from the file; `computed` tells how many this call has embedded, in this
+        process or by Ray.
 
     Raises:
         ValueError: an option out of range, embeddings of other things or another file at `out`, another run
@@ -163,48 +172,89 @@ differs: weights; overwrite=True or --overwrite makes all anew
         }
         flags = {"compile": compile, "hash": hash, "overwrite": overwrite, "progress": progress}
         compile, hash, overwrite, progress = (as_bool(None, name, flag) for name, flag in flags.items())
-        modules = modules_within(model)
-        place = device_of_modules(modules) if device is None else device_of(_CALLER, device)
-        seen, kind = as_views(views), np.dtype(dtype)
-        plan = {
-            "key": key_of(data, model, transform, seen, options, hash),
-            "overwrite": overwrite,
-            "batch_size": batch_size,
-            "device": place.type,
-            "compile": compile,
-        }
+        way = as_choice(None, "engine", engine, ENGINES)
+        processes = _as_processes(way, processes)
+        rank, world = rank_of_environment(os.environ) if way == "ranks" else (0, 1)
+        if way == "ranks" and overwrite:
+            hint = "remove the files before the ranks start"
+            raise Refusal("overwrite", True, "False, as one rank would replace what another has made", hint)
+        place, seen, kind = _as_place(way, model, device), as_views(views), np.dtype(dtype)
+        made = key_of(data, model, transform, seen, options, hash)
+        settings = (model, seen, place, precision, normalize, kind, compile, made)
+        task = EmbeddingWork(data, transform, batch_size, workers, *settings)
+        plan = {"key": made, "overwrite": overwrite, "batch_size": batch_size, "device": place.type}
+        plan |= {"compile": compile, "height": -(-part_size // batch_size) * batch_size}
         if not os.access(target.parent, os.W_OK):
             return _read_only(target, plan, catalog)
-        with parts_of(target, kind) as parts:
-            begun = _prepare(target, parts, plan, catalog)
+        with parts_of(target, kind, len(catalog), shared=way == "ranks") as parts:
+            with planning(target):
+                begun = prepare(target, parts, plan, catalog)
             if begun is None:
                 return _opened(target, catalog, 0)
-            batches = ImageBatches(_CALLER, data, transform, batch_size)
-            compiled = torch.compile(model) if compile else model
-            run = ModelRun(compiled, seen, place, precision, normalize, kind, lambda row: str(data.file(row)))
-            first = parts.rows
             try:
-                with evaluating(modules), _bar(progress, len(catalog), first) as advance:
-                    stream = loaded(batches, -(-first // batch_size), workers, place.type == "cuda")
-                    fill(parts, run, stream, -(-part_size // batch_size), advance)
+                with _bar(progress, len(catalog), parts.rows) as advance:
+                    if way == "ray":
+                        computed = embed_with_ray(task, parts, processes, advance)
+                    else:
+                        claims = claims_of(target, parts, plan, catalog, rank, world)
+                        computed = fill(task, parts, claims, advance)
             finally:
-                after = _left_by_running(model, transform, seen, plan["key"])
-                if after != begun.get("after", {}):
-                    begun = {**begun, "after": after}
-                    parts.note(begun)
-            if not parts.width:
-                reason = parts.done[0].unreadable[0][1]
-                parts.clear()
-                raise Refusal("data", data, "at least one image that decodes", f"of the first: {reason}")
-            if images_digest(data) != plan["key"]["images"]:
+                with planning(target):
+                    begun = noted_in(parts, begun, task.left_by_running())
+            if images_digest(data) != made["images"]:
                 text = f"embed(out={str(out)!r}): images were changed meanwhile, so a later call is refused"
-                warnings.warn(escaped(f"{text}; {_HINT}"), UserWarning, stacklevel=2)
-            made = {name: plan[name] for name in _HOW} | {"torch": str(torch.__version__)}
-            made |= {"model": _said(model), "transform": _said(transform), "views": _said(views)}
-            facts = {"kind": "embeddings", "key": begun["key"], "after": after, "made": made}
-            publish(target, parts, catalog, facts, overwrite)
-            parts.clear()
-            return _opened(target, catalog, len(catalog) - first)
+                warnings.warn(escaped(f"{text}; {HINT}"), UserWarning, stacklevel=2)
+            with planning(target):
+                if world == 1 or not is_there(target, plan, catalog, rewrite=False):
+                    _publish(target, parts, begun, task, catalog, views)
+                parts.clear()
+            return _opened(target, catalog, computed)
+
+
+def _as_processes(engine: str, processes: Any) -> int | None:
+    """How many actors of Ray, or None."""
+    if processes is None:
+        return None
+    if engine != "ray":
+        expected = "None, or engine='ray', of which it is the number of actors"
+        raise Refusal("processes", processes, expected, "workers= are processes that decode")
+    return as_int(None, "processes", processes, 1, 1 << 10)
+
+
+def _as_place(engine: str, model: Any, device: Any) -> torch.device:
+    """Where to embed; with Ray the machine that asks may not have such a device."""
+    if device is None:
+        return device_of_modules(modules_within(model))
+    if engine != "ray":
+        return device_of(_CALLER, device)
+    try:
+        return torch.device(torch.device(device).type)  # Ray tells each actor which one
+    except (RuntimeError, TypeError) as error:
+        said = str(error).partition("\n")[0]
+        raise Refusal("device", device, 'a device, such as "cpu" or "cuda"', said) from None
+
+
+def _publish(
+    target: Path,
+    parts: Parts,
+    begun: Mapping[str, Any],
+    task: EmbeddingWork,
+    catalog: Catalog,
+    views: Any,
+) -> None:
+    """Put the parts together, with the facts of the run beside them.
+
+    Raises:
+        ValueError: no image decodes, or the parts have different widths.
+    """
+    if not parts.width:
+        reason = parts.done[0].unreadable[0][1]
+        parts.clear()
+        raise Refusal("data", task.data, "at least one image that decodes", f"of the first: {reason}")
+    made = {name: begun[name] for name in HOW} | {"torch": str(torch.__version__)}
+    made |= {"model": _said(task.model), "transform": _said(task.transform), "views": _said(views)}
+    facts = {"kind": "embeddings", "key": begun["key"], "after": begun["after"]}
+    publish(target, parts, catalog, {**facts, "made": made}, begun["overwrite"])
 
 
 def _target(out: Any) -> Path:
@@ -249,79 +299,11 @@ def _said(value: Any) -> str:
     return name if " at 0x" in text or isinstance(value, nn.Module) else text
 
 
-def _left_by_running(model: Any, transform: Any, views: Any, key: Mapping[str, Any]) -> dict[str, Any]:
-    """Digests that are others once the model has run: some models keep what they computed, as Swin does."""
-    try:
-        found = digests_of(model, transform, views, key["key"])
-    except ValueError:  # it keeps something that cannot be told
-        return {}
-    return {name: one for name, one in found.items() if one != key[name]}
-
-
-def _is_there(target: Path, plan: Mapping[str, Any], catalog: Catalog, rewrite: bool) -> bool:
-    """Whether the embeddings are there already, of the key of the plan; their catalog is brought up to date.
-
-    Raises:
-        ValueError: what is there is of another key, or of another program.
-    """
-    array, _, sidecar = files_of(target)
-    there = [file for file in files_of(target) if os.path.lexists(file)]
-    if not there or plan["overwrite"]:
-        return False
-    if array not in there or sidecar not in there:
-        hint = f"{there[0].name} is there, and embed has not written it with these names; {_HINT}"
-        raise Refusal("out", str(target), "new files, or those of an earlier call", hint)
-    facts = read_facts(target, sidecar)
-    _refuse_other_key(target, facts, plan["key"], "embeddings")
-    if rewrite and facts["catalog"] != catalog_facts(catalog, target):
-        rewrite_catalog(target, catalog, facts)
-    return True
-
-
 def _read_only(target: Path, plan: Mapping[str, Any], catalog: Catalog) -> Embeddings:
     """The embeddings of a folder that may not be written, where they are there."""
-    if not _is_there(target, plan, catalog, rewrite=False):
+    if not is_there(target, plan, catalog, rewrite=False):
         raise Refusal("out", str(target), "a folder that may be written")
     return _opened(target, catalog, 0)
-
-
-def _prepare(target: Path, parts: Parts, plan: Mapping[str, Any], catalog: Catalog) -> dict[str, Any] | None:
-    """The plan of the run that the parts are ready for; None where the embeddings are there already.
-
-    An unfinished run of the same plan is resumed. With `overwrite` it is if it was begun with it: so the same
-    call goes on, wherever it was killed.
-
-    Raises:
-        ValueError: what is there, or an unfinished run, is of another key.
-    """
-    remove_leftovers(target.parent)
-    if _is_there(target, plan, catalog, rewrite=True):
-        parts.clear()
-        return None
-    begun = parts.plan()
-    how = [name for name in _HOW if begun.get(name) != plan[name]]
-    other = _differing(begun, plan["key"]) if begun else ""
-    if begun and not other and not how and begun.get("overwrite") in (True, plan["overwrite"]):
-        parts.resume()
-        return begun
-    if begun and not plan["overwrite"] and parts.exist():
-        _refuse_other_key(target, begun, plan["key"], "an unfinished run")
-        hint = f"with {begun.get(how[0])!r} the unfinished run goes on; {_HINT}"
-        raise Refusal(how[0], plan[how[0]], f"that of an unfinished run, {begun.get(how[0])!r}", hint)
-    parts.begin(plan)
-    return dict(plan)
-
-
-def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """How a key differs from that of a run, before or after its model had run, whichever is nearer."""
-    before = there.get("key", {})
-    return min((differing(key, here) for key in (before, {**before, **there.get("after", {})})), key=len)
-
-
-def _refuse_other_key(target: Path, there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
-    if other := _differing(there, here):
-        expected = f"{what} of the same model, images and options"
-        raise Refusal("out", str(target), expected, f"what differs: {other}; {_HINT}")
 
 
 def _opened(target: Path, catalog: Catalog, computed: int) -> Embeddings:

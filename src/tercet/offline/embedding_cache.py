@@ -1,28 +1,21 @@
-"""The key of embeddings, what they were made of; and the parts of an unfinished run, which can go on."""
+"""The key of embeddings: what they were made of, and how two keys differ, in words."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from tercet.core.checks import Refusal, shown
-from tercet.data.io.atomic import atomically, lock_file, locked, remove_leftovers
-from tercet.data.io.checked_json import JsonRecord, to_json
 from tercet.data.io.images import file_content
-from tercet.data.io.positional import open_plain
 from tercet.offline.fingerprints import Fingerprint, fingerprint
 
-__all__ = ["FIELDS", "Part", "Parts", "differing", "digests_of", "images_digest", "key_of", "parts_of"]
+__all__ = ["FIELDS", "differing", "digests_of", "images_digest", "key_of"]
 
 FIELDS = {
     "version": "version of tercet",
@@ -40,8 +33,6 @@ FIELDS = {
 }
 """What embeddings depend on, in the words of messages."""
 _READABLE = ("version", "normalize", "precision", "dtype", "key")  # not digests
-_PLAN, _SUFFIX = "plan.json", ".part"
-_MOST_HEAD = 1 << 28  # bytes of the JSON of a part
 
 
 def key_of(
@@ -161,143 +152,3 @@ def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         lacks = ", of which no digest was kept" if name == "content" and name not in there else ""
         said.append(FIELDS[name] + values + lacks)
     return ", ".join(said)
-
-
-class Part(NamedTuple):
-    """Embeddings of a run of rows, on disk.
-
-    Args:
-        file: where they are.
-        start: the first row.
-        count: how many rows there are.
-        width: how many numbers a row has; 0 where no image of the part decodes, and then none is stored.
-        unreadable: row and reason of those that do not decode.
-        offset: where in the file the numbers begin.
-    """
-
-    file: Path
-    start: int
-    count: int
-    width: int
-    unreadable: list[tuple[int, str]]
-    offset: int
-
-    def numbers(self, dtype: np.dtype) -> np.ndarray:
-        """The embeddings [count, width]."""
-        with open_plain(self.file) as file:
-            file.seek(self.offset)
-            return np.frombuffer(file.read(), dtype).reshape(self.count, self.width)
-
-
-class Parts:
-    """The parts of one run in a folder of their own, each whole or not there.
-
-    Args:
-        folder: the folder, hidden beside the output.
-        dtype: of the numbers.
-
-    Attributes:
-        done: the parts from row 0 on, without a gap.
-    """
-
-    def __init__(self, folder: Path, dtype: np.dtype) -> None:
-        self.folder, self.dtype = folder, dtype
-        self.done: list[Part] = []
-
-    @property
-    def rows(self) -> int:
-        """How many rows are done."""
-        return self.done[-1].start + self.done[-1].count if self.done else 0
-
-    @property
-    def width(self) -> int:
-        """The dimension of the embeddings; 0 as long as no image has been embedded."""
-        return max((part.width for part in self.done), default=0)
-
-    def plan(self) -> dict[str, Any]:
-        """What the run of the parts that lie there was asked for; {} without any."""
-        try:
-            return JsonRecord.read(self.folder / _PLAN).fields
-        except (ValueError, OSError):  # killed before it was written, or damaged
-            return {}
-
-    def exist(self) -> bool:
-        """Whether there is a part of any run."""
-        return any(self.folder.glob(f"*{_SUFFIX}"))
-
-    def resume(self) -> None:
-        """Find the parts that are whole; a damaged one, and what follows it, is made again."""
-        remove_leftovers(self.folder)
-        self.done = []
-        for file in sorted(self.folder.glob(f"*{_SUFFIX}")):
-            part = self._read(file)
-            if part is None or part.start != self.rows or part.width not in (0, self.width or part.width):
-                break
-            self.done.append(part)
-
-    def begin(self, plan: Mapping[str, Any]) -> None:
-        """Remove what lies there and begin a run."""
-        self.clear()
-        self.folder.mkdir(exist_ok=True)
-        self.done = []
-        self.note(plan)
-
-    def note(self, plan: Mapping[str, Any]) -> None:
-        """Write the plan down."""
-        with atomically(self.folder / _PLAN) as unfinished:
-            unfinished.write_text(to_json(plan), "utf-8")
-
-    def add(self, start: int, numbers: np.ndarray, unreadable: list[tuple[int, str]]) -> None:
-        """Keep the embeddings [count, width] of the next rows."""
-        content = np.ascontiguousarray(numbers, self.dtype).tobytes()
-        facts = {"start": start, "count": len(numbers), "width": numbers.shape[1]}
-        facts |= {"rows": [row for row, _ in unreadable], "reasons": [reason for _, reason in unreadable]}
-        head = to_json({**facts, "sum": zlib.crc32(content)}).encode() + b"\n"
-        file = self.folder / f"{start:012}{_SUFFIX}"
-        with atomically(file) as unfinished:
-            unfinished.write_bytes(head + content)
-        self.done.append(Part(file, start, len(numbers), numbers.shape[1], unreadable, len(head)))
-
-    def clear(self) -> None:
-        """Remove the folder and what tercet made in it."""
-        if not self.folder.is_dir():
-            return
-        (self.folder / _PLAN).unlink(missing_ok=True)  # first: without it no part counts
-        remove_leftovers(self.folder)
-        for file in self.folder.glob(f"*{_SUFFIX}"):
-            file.unlink(missing_ok=True)
-        self.folder.rmdir()
-
-    def _read(self, file: Path) -> Part | None:
-        try:
-            with open_plain(file) as opened:
-                head = opened.readline(_MOST_HEAD)
-                facts = JsonRecord(head, file)
-                start, count, width = (facts.integer(name) for name in ("start", "count", "width"))
-                unreadable = list(zip(facts.integers("rows"), facts.strings("reasons"), strict=True))
-                content = opened.read()
-        except (ValueError, OSError):
-            return None
-        whole = len(content) == count * width * self.dtype.itemsize and zlib.crc32(content) == facts.integer(
-            "sum"
-        )
-        return Part(file, start, count, width, unreadable, len(head)) if whole and count else None
-
-
-@contextmanager
-def parts_of(target: Path, dtype: np.dtype) -> Iterator[Parts]:
-    """The parts of unfinished runs for `target`, which no other run touches in the block.
-
-    Raises:
-        ValueError: another run writes it now.
-        OSError: the name of the folder is taken by a link or by a file.
-    """
-    folder = target.with_name(f".{target.name}.parts")
-    with locked(lock_file(target.parent, target.name), wait=False) as held:
-        if not held:
-            raise Refusal("out", str(target), "a file that no other run is writing", "wait for it to end")
-        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
-            raise FileExistsError(
-                f"{str(folder)!r}: expected a folder that tercet made there, or none; move it away"
-            )
-        yield Parts(folder, dtype)

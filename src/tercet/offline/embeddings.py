@@ -20,7 +20,7 @@ from tercet.data.io.checked_json import JsonRecord, to_json
 from tercet.data.io.journal import read_consistently
 from tercet.data.io.positional import NpyFile, PositionalFile
 from tercet.data.io.tables import fill_table, read_columns
-from tercet.offline.embedding_cache import Part, Parts
+from tercet.offline.embedding_parts import Part, Parts
 
 __all__ = [
     "Embeddings",

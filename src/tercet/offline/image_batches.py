@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -142,28 +142,28 @@ class ImageBatches(Dataset):
         return self._data.read(rows) if hasattr(self._data, "read") else [None] * len(rows)
 
 
-def loaded(batches: ImageBatches, first: int, workers: int, pinned: bool) -> Iterator[ImageBatch]:
-    """The batches from number `first` on, read ahead by worker processes.
+def loaded(batches: ImageBatches, numbers: Iterable[int], workers: int, pinned: bool) -> Iterator[ImageBatch]:
+    """Some of the batches in this order, read ahead by worker processes.
 
     Args:
         batches: the batches.
-        first: where to begin.
+        numbers: which; each number is asked for when its batch is read.
         workers: how many processes; 0 for this one.
         pinned: whether images are copied to pinned memory, for a device that reads from there.
 
     Example:
         >>> from tercet.data.catalog.catalog import Catalog
         >>> batches = ImageBatches("embed", Catalog(["missing.jpg"] * 3, [0] * 3, ["ant"]), None, 2)
-        >>> [batch.unreadable[0][0] for batch in loaded(batches, 1, 0, False)]
+        >>> [batch.unreadable[0][0] for batch in loaded(batches, [1], 0, False)]
         [2]
     """
     if not workers:
-        yield from (batches[number] for number in range(first, len(batches)))
+        yield from (batches[number] for number in numbers)
         return
     loader = DataLoader(
         _Carried(batches),
         batch_size=None,
-        sampler=range(first, len(batches)),
+        sampler=numbers,
         num_workers=workers,
         pin_memory=pinned,
         collate_fn=_as_it_is,

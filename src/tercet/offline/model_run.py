@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from tercet.core.checks import Refusal, as_choice, escaped
-from tercet.offline.embedding_cache import Parts
-from tercet.offline.image_batches import ImageBatch
 from tercet.pairwise.distances import cosine
 
-__all__ = ["PRECISIONS", "ModelRun", "as_views", "device_of_modules", "evaluating", "fill"]
+__all__ = ["PRECISIONS", "ModelRun", "as_views", "device_of_modules", "evaluating"]
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -189,42 +186,3 @@ def _refuse_other_shape(found: Any, count: int, width: int) -> None:
         raise Refusal("model", f"it gives {str(found.dtype).removeprefix('torch.')} {shape}", expected, hint)
     if width not in (0, shape[1]):
         raise Refusal("model", f"it gives {shape}", f"{width} numbers an image, as of earlier ones")
-
-
-def fill(
-    parts: Parts, run: ModelRun, stream: Iterable[ImageBatch], batches: int, advance: Callable[[int], Any]
-) -> None:
-    """Embed all batches, and add so many batches at a time to the parts.
-
-    Args:
-        parts: the parts; the stream begins where they end.
-        run: the model.
-        stream: the batches.
-        batches: how many make a part.
-        advance: called with the number of images after each batch.
-
-    Raises:
-        ValueError: as `ModelRun.embedded`.
-    """
-    held: list[tuple[ImageBatch, Any]] = []
-    width = parts.width
-    for batch in stream:
-        numbers = run.embedded(batch.images, batch.rows, width) if batch.rows else None
-        width = width if numbers is None else numbers.shape[1]
-        held.append((batch, numbers))
-        if len(held) == batches:
-            _add(parts, held, width)
-            held = []
-        advance(len(batch.rows) + len(batch.unreadable))
-    if held:
-        _add(parts, held, width)
-
-
-def _add(parts: Parts, held: list[tuple[ImageBatch, Any]], width: int) -> None:
-    start = parts.rows
-    count = sum(len(batch.rows) + len(batch.unreadable) for batch, _ in held)
-    block: Float[np.ndarray, "count width"] = np.full((count, width), np.nan, parts.dtype)
-    for batch, numbers in held:
-        if batch.rows:
-            block[np.array(batch.rows) - start] = numbers
-    parts.add(start, block, [item for batch, _ in held for item in batch.unreadable])

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tercet.core.checks import Refusal
+from tercet.core.checks import Refusal, border
 from tercet.data.io.atomic import lock_file, locked
 from tercet.offline.work import SearchWork
 
@@ -98,6 +98,6 @@ def search_with_ray(work: SearchWork, processes: int | None, done: Callable[[int
 
 def _search(work: SearchWork, number: int) -> None:
     """Search a block, unless it is done by now, as where the task of a worker that died is repeated."""
-    with locked(lock_file(work.folder, work.names[number])):
+    with border("mine_hard_triplets"), locked(lock_file(work.folder, work.names[number])):
         if not work.is_done(number):
             work.compute(number)

@@ -294,12 +294,13 @@ def lock_file(folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, wait: bool = True, shared: bool = False) -> Iterator[bool]:
     """Hold a lock while the block runs; the system takes it from a process that dies.
 
     Args:
         path: the file that stands for the lock; it is created, and removed when the block ends.
         wait: wait for the process or thread that holds it.
+        shared: hold it beside others that share it, and keep out those that do not.
 
     Yields:
         Whether it is held: False only without `wait`, where another holds it.
@@ -312,23 +313,24 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         ...     print(held, again)
         True False
     """
-    descriptor = acquire(path, wait)
+    descriptor = acquire(path, wait, shared)
     try:
         yield descriptor is not None
     finally:
         if descriptor is not None:
-            path.unlink(
-                missing_ok=True
-            )  # while held: whoever opened it meanwhile sees this and creates another
+            # While held alone: whoever opened it meanwhile sees this and creates another. Of those that
+            # share it, the last one gets it alone.
+            if not shared or try_lock(descriptor, wait=False) is not False:
+                path.unlink(missing_ok=True)
             release_lock(descriptor)
 
 
-def acquire(path: Path, wait: bool) -> int | None:
+def acquire(path: Path, wait: bool, shared: bool = False) -> int | None:
     """The descriptor of the lock file once its lock is held; None where another holds it."""
     while True:
         descriptor = open_lock_file(path)
         try:
-            held = try_lock(descriptor, wait)
+            held = try_lock(descriptor, wait, shared)
             if held is not False and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
                 return descriptor
         except FileNotFoundError:  # removed since it was opened
@@ -365,12 +367,12 @@ def open_lock_file(path: Path) -> int:
     raise not_ours(path)
 
 
-def try_lock(descriptor: int, wait: bool) -> bool | None:
+def try_lock(descriptor: int, wait: bool, shared: bool = False) -> bool | None:
     """Lock an open file. Whether the lock is held now; None where the file system has no locks."""
     if fcntl is None:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
