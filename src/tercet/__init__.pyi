@@ -107,5 +107,6 @@ from .training.loader import MiningLoader as MiningLoader
 from .training.memory import CrossBatchMemory as CrossBatchMemory
 from .training.models import DeepRankingNet as DeepRankingNet
 from .training.models import EmbeddingHead as EmbeddingHead
+from .training.monitor import Monitor as Monitor
 
 __version__: str

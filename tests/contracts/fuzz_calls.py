@@ -606,6 +606,29 @@ def rows() -> dict[str, Row]:
             "set_epoch",
             epoch=0,
         ),
+        "Monitor": _row(
+            "Monitor",
+            lambda monitor: monitor(POINTS, LABELS, MINED),
+            {
+                "to": "target",
+                **dict.fromkeys(("collapse", "active", "growth"), "real"),
+                "patience": "count",
+                "table": "flag",
+            },
+        ),
+        "Monitor.__call__": _method(
+            tercet.Monitor,
+            "__call__",
+            None,
+            {**tensors, "ref": "columns", "loss": "loss"},
+            **batch,
+            mined=MINED,
+        ),
+        "Monitor.load_state_dict": _method(
+            tercet.Monitor, "load_state_dict", state=tercet.Monitor().state_dict()
+        ),
+        "Monitor.callback": _method(tercet.Monitor, "callback"),
+        "Monitor.close": _method(tercet.Monitor, "close"),
         "gather": _row("gather", None, {**tensors, "embeddings": "points"}, **batch),
         "plot_similarities": Row(
             lambda: (

@@ -169,6 +169,21 @@ KINDS = {
     """
         ),
     ),
+    "loss": Kind(
+        pool(
+            r"""
+    'abc'; b'3'; True; torch.tensor(True); torch.ones(2); torch.tensor(1j); []; [3]; {}; 1j; object();
+    Unreadable(); nested(2000); lambda: 3; np.array([1, 2]); torch.ones(0)
+    """
+        ),
+        pool(
+            r"""
+    math.nan; math.inf; 3; torch.ones(1, 1); torch.tensor(3); np.array(0.5); np.float16(0.5); 10**5000;
+    torch.tensor(math.nan); torch.tensor(0.5, device='meta'); torch.ones(1).to_sparse(); quantized(1);
+    torch.nested.nested_tensor([torch.ones(1)]); Decimal('snan')
+    """
+        ),
+    ),
     "flag": Kind(
         pool(
             r"""

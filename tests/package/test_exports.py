@@ -49,6 +49,7 @@ NAMES = [
     "MinedTriplets",
     "Miner",
     "MiningLoader",
+    "Monitor",
     "MultiSimilarity",
     "MultiSimilarityMiner",
     "NPair",

@@ -20,7 +20,7 @@ from tercet.pairwise.tiles import tile_height
 from tercet.pairwise.torch_modes import widest_float
 from tercet.pairwise.transfer import SentDown
 
-__all__ = ["LateFigures", "describe", "describe_later"]
+__all__ = ["LateFigures", "describe", "describe_later", "described"]
 
 
 @torch.no_grad()
@@ -78,8 +78,31 @@ def describe(
         collapse 0.111
     """
     margin = math.nan if margin is None else as_float("describe", "margin", margin)
-    metric = as_distance("describe", distance)
-    with border("describe"):
+    return described("describe", embeddings, labels, mined, margin, as_distance("describe", distance), ref)
+
+
+@torch.no_grad()
+def described(
+    caller: str,
+    embeddings: Shaped[Tensor, "n d"],
+    labels: Shaped[Tensor, "n *c"],
+    mined: Any,
+    margin: float,
+    metric: Distance,
+    ref: References | None,
+) -> dict[str, float]:
+    """`describe` for another public function.
+
+    Args:
+        caller: its name, for refusals.
+        embeddings, labels, mined, ref: as for `describe`.
+        margin: m, in units of the distance; NaN for none.
+        metric: the distance.
+
+    Raises:
+        ValueError: as `describe`.
+    """
+    with border(caller):
         inputs, checks = unchecked_features(embeddings, metric, ref)
         x, y = inputs[0], inputs[-1]
         if x.device.type != "cpu":
@@ -87,15 +110,15 @@ def describe(
         else:
             check_finite(checks)
             checks = []
-    classes = label_rows("describe", "labels", labels, len(x), x.device)
-    with border("describe"):
+    classes = label_rows(caller, "labels", labels, len(x), x.device)
+    with border(caller):
         rows = mined_rows(mined, len(x), len(y), x.device)
     numbers = _numbers(metric, embeddings, inputs, classes, rows, margin)
     # Read at once, with the checks that an accelerator has not answered yet.
     finite = [all_hold(checks).to(numbers[0])] if checks else []
     read = torch.stack([*finite, *numbers]).tolist()
     if not all(read[: len(finite)]):
-        with border("describe"):
+        with border(caller):
             check_finite(checks)
     return _named(len(x), _count(rows), *read[len(finite) :])
 

@@ -1,1 +1,1 @@
-"""Around the training loop: loader, memory, gradient cache, ranks, models."""
+"""Around the training loop: loader, memory, gradient cache, ranks, models, monitor."""
