@@ -43,6 +43,12 @@ CHOICES = """
     reduction fallback negatives_from short_classes on_short layout unreadable on_unreadable damaged
     by negative check_finite
 """.split()
+_PROTOCOL = {
+    **dict.fromkeys(("exclude", "no_positives", "of", "rule", "over", "gain", "figures"), "choice"),
+    **dict.fromkeys(("ignore", "distractors", "relevance", "far"), "anything"),
+    **dict.fromkeys(("restarts", "clusters", "ways", "shots", "queries", "episodes"), "count"),
+    "labels": "labels of rows",
+}
 _REALS_OF_MINING = """
     relative_margin max_score min_score max_quantile teacher_margin suspects uniform temperature
     sharpness shift min_recall
@@ -204,25 +210,23 @@ def rows() -> dict[str, Row]:
         "evaluate": _row(
             "evaluate",
             str,
-            {"labels": "labels of rows", "k": "counts", "figures": "choice"},
+            {**_PROTOCOL, "k": "counts"},
             **batch,
             k=[1, 2],
         ),
         **{
-            name: _row(name, None, {"labels": "labels of rows"}, **batch)
+            name: _row(name, None, _PROTOCOL, **batch)
             for name in ("map_at_r", "r_precision", "mrr", "mean_inp", "global_average_precision")
         },
         **{
-            name: _row(name, None, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2])
-            for name in ("precision_at_k", "mean_average_precision", "ndcg")
+            name: _row(name, None, {**_PROTOCOL, "k": "counts"}, **batch, k=[1, 2])
+            for name in ("recall_at_k", "precision_at_k", "mean_average_precision", "ndcg")
         },
-        "verification": _row(
-            "verification", str, {"labels": "labels of rows"}, embeddings=POINTS, labels=LABELS, far=0.5
-        ),
+        "verification": _row("verification", str, _PROTOCOL, embeddings=POINTS, labels=LABELS, far=0.5),
         "clustering": _row(
             "clustering",
             str,
-            {"labels": "labels of rows", "clusters": "count", "restarts": "count"},
+            _PROTOCOL,
             embeddings=POINTS,
             labels=LABELS,
             clusters=2,
@@ -234,17 +238,14 @@ def rows() -> dict[str, Row]:
         "few_shot": _row(
             "few_shot",
             None,
-            {"labels": "labels of rows", **dict.fromkeys(("ways", "shots", "queries", "episodes"), "count")},
+            _PROTOCOL,
             embeddings=POINTS,
             labels=LABELS,
             ways=2,
             queries=1,
             episodes=2,
         ),
-        "cmc": _row("cmc", None, {"labels": "labels of rows", "k": "count"}, **batch, k=2),
-        "recall_at_k": _row(
-            "recall_at_k", None, {"labels": "labels of rows", "k": "counts"}, **batch, k=[1, 2]
-        ),
+        "cmc": _row("cmc", None, {**_PROTOCOL, "k": "count"}, **batch, k=2),
         "nearest": _row(
             "nearest",
             None,

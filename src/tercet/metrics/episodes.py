@@ -57,7 +57,7 @@ def few_shot(
     """
     caller = "few_shot"
     ways, shots, queries, episodes = (
-        as_int(caller, name, value, minimum=1)
+        as_int(caller, name, value, 1, 2**20)
         for name, value in (("ways", ways), ("shots", shots), ("queries", queries), ("episodes", episodes))
     )
     key = derive_key("few-shot", as_seed(caller, seed))

@@ -84,9 +84,14 @@ def finite_rows(caller: str, embeddings: Any) -> tuple[Float64[Tensor, "m d"], B
         ValueError: no matrix of numbers.
     """
     try:
-        rows = torch.as_tensor(tensor_of(embeddings)).detach().cpu().double()
-    except Exception as error:  # strings, ragged lists, tensors without data
+        given = torch.as_tensor(tensor_of(embeddings)).detach()
+    except Exception as error:  # strings, ragged lists
         raise refusal(caller, "embeddings", type(embeddings).__name__, "numbers [n, d]", str(error)) from None
+    if lacking := lack_of_data(given):
+        raise refusal(caller, "embeddings", lacking, "a dense tensor with data")
+    if given.is_complex():
+        raise refusal(caller, "embeddings", str(given.dtype), "real numbers [n, d]")
+    rows = given.cpu().double()
     if rows.ndim != 2:
         raise refusal(caller, "embeddings", f"shape {tuple(rows.shape)}", "shape [n, d]")
     kept = rows.isfinite().all(1)

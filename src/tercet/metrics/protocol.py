@@ -125,8 +125,8 @@ def _listed(argument: str, values: Any) -> np.ndarray:
     """The labels that are meant: one, several, or none."""
     several = isinstance(values, Iterable) and not isinstance(values, str) and getattr(values, "ndim", 1)
     array = as_array(None, argument, [] if values is None else values if several else [values], "labels")
-    if array.ndim != 1:
-        raise Refusal(argument, f"shape {array.shape}", "a label, or several")
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "biuUTO"):
+        raise Refusal(argument, f"{array.dtype} of shape {array.shape}", "a label, or several")
     return array
 
 

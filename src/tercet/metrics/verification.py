@@ -166,7 +166,8 @@ def verification(embeddings: Any, labels: Any, far: float | Iterable[float] | No
 def _rates(caller: str, far: Any, negatives: int) -> list[float]:
     if far is None:
         return [rate for rate in _RATES if negatives >= 10 / rate]
-    rates = [as_float(caller, "far", each, 0, 1) for each in (far if isinstance(far, Iterable) else [far])]
+    several = isinstance(far, Iterable) and getattr(far, "ndim", 1) > 0 and not isinstance(far, str)
+    rates = [as_float(caller, "far", each, 0, 1) for each in (far if several else [far])]
     for rate in rates:
         if not rate or negatives < 10 / rate:
             expected = f"a rate of at least {10 / max(negatives, 1):.3g}"
