@@ -35,15 +35,17 @@ import tercet
 HEADS = ["triplets", "MAP@R", "spread", "images a step", "triplets a step", "time of mining"]
 DRIFT = "round from_step mined_anchors changed stale score_change replaced unreplaced".split()
 SAFE = {"max_quantile": 0.05, "strategy": "random", "ranks": (1, 50), "on_short": "random"}
+SEMI_HARD = {"strategy": "semi-hard", "on_short": "random"}
 PAIRS = {"positives": 10, "negatives": 3, "reserve": 6}  # of 19 positives the one in the middle
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "semi-hard in the batch": None,
     "random": {},
     "re-mined, hardest": {"mining": PAIRS},
+    "re-mined, semi-hard": {"mining": {**PAIRS, **SEMI_HARD}},
     "re-mined, safe": {"mining": {**PAIRS, **SAFE}},
     "re-mined, safe, a quarter random": {"mining": {**PAIRS, **SAFE, "uniform": 0.25}},
-    "re-mined, safe, in four parts": {"mining": {**PAIRS, **SAFE}, "parts": 4},
+    "re-mined, semi-hard, in four parts": {"mining": {**PAIRS, **SEMI_HARD}, "parts": 4},
     "re-mined, safe, semi-hard in the batch": {"mining": {**PAIRS, **SAFE}, "semi_hard": True},
 }
 """None for batches of P × K, {} for random triplets, else options of `Remining`."""
@@ -194,11 +196,12 @@ def main() -> None:
             f"each arm and seed, {options.seeds} seeds, of at most {options.p * options.k} images, turned, "
             f"scaled and shifted at random; rounds every {options.every} steps; the hinge of margin {MARGIN} "
             "over the triplets of each batch. In lists, each anchor has one positive, the tenth by distance "
-            "or a random one, and three negatives. *Safe* ones are drawn from ranks 1 to 50 among those "
-            "farther than 95 % of positives, and at random where there are none. MAP@R is the mean, spread "
-            "the largest less the smallest; what follows is of the last seed."
+            "or a random one, and three negatives. Re-mined *semi-hard* ones are the hardest that are "
+            "farther than the positive, *safe* ones drawn from ranks 1 to 50 and farther than 95 % of "
+            "positives, both at random where there are none. MAP@R is the mean, spread the largest less the "
+            "smallest; what follows is of the last seed."
         )
-        in_parts = last["re-mined, safe, in four parts"].remining
+        in_parts = last["re-mined, semi-hard, in four parts"].remining
         log = [[_shown(row[kind]) for kind in DRIFT] for row in (in_parts.drift if in_parts else [])]
         text = f"## Re-mining\n\n{about}\n\n{table(HEADS, rows)}"
         text += f"\n\nThe drift log of *in four parts*:\n\n{table(DRIFT, log, left=0)}"
