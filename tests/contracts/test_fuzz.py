@@ -35,11 +35,11 @@ BY_POSITION = (
 )
 FILES = ("source", "target", "folder or None")  # kinds of arguments whose file a sentence may name instead
 OPTIONS = ("count", "real", "flag", "choice")  # kinds that are read whatever the other arguments are
-# Methods that only our own code calls, with what it has checked, or that take nothing.
+# Methods that only our own code calls, with what it has checked, or that take nothing; a class of warnings.
 INNER = """
     between few listed loss_of losses_of of_all of_mined parts select extra_repr key sides of pairs check
     provenance state_dict reset left_out_counts pin_memory as_pairs unreadable
-    entries prepare tile paired
+    entries prepare tile paired Alarm
 """.split()
 
 
