@@ -411,6 +411,7 @@ def rows() -> dict[str, Row]:
         ),
         "Catalog.file": _method(lambda: tercet.scan_folder("photos"), "file", row=0),
         "Catalog.select": _method(lambda: tercet.scan_folder("photos"), "select", len, rows=[0, 1]),
+        "Catalog.to_pandas": _method(lambda: tercet.scan_folder("photos"), "to_pandas", len),
         "Catalog.write": Row(
             lambda: (tercet.scan_folder("photos").write, {"path": _new(".csv")}),
             kinds={"path": "target"},

@@ -168,6 +168,7 @@ def test_every_public_name_has_a_row_and_every_method_too(table):
         value = getattr(tercet, name)
         for method, function in vars(value).items() if isinstance(value, type) else ():
             ours = callable(function) and not method.startswith("_") and method not in INNER
+            ours = ours and not isinstance(function, type)  # such as the class of a warning
             if ours and f"{name}.{method}" not in table:
                 missing.append(f"{name}.{method}")
     assert not missing

@@ -85,7 +85,7 @@ CASES = {
         r"PKSampler\(labels='<Tensor>'\): expected whole numbers or strings",
     ),
     "super-labels on meta": (
-        lambda: tercet.PKSampler(Y, 1, 2, super_labels=Y.to("meta")),
+        lambda: tercet.PKSampler(Y, 2, 2, super_labels=Y.to("meta")),
         r"PKSampler\(super_labels='<Tensor>'\)",
     ),
     "row numbers that numpy makes no array of": (

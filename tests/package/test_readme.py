@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 def figures(text):
     """Each named figure of a table that `evaluate` prints."""
     return {
-        name: float(value) for name, value in re.findall(r"^(\S+) +(\d\.\d{3})$", text, flags=re.MULTILINE)
+        name: float(value) for name, value in re.findall(r"^(\S+) +(\d\.\d{3}) \[", text, flags=re.MULTILINE)
     }
 
 
