@@ -420,7 +420,7 @@ ONE_EACH = "one label for each of 1 or more images"
         ([1, "a"], "int and str", ONE_KIND),
         (("a", 1.5), "float and str", ONE_KIND),
         ([True, "a"], "bool and str", ONE_KIND),
-        (["a", None], "NoneType and str", ONE_KIND),
+        (["a", None], "1 missing, the first at row 1", "a label for each image; drop these rows"),
         (np.array(["a", math.nan], dtype=object), "float and str", ONE_KIND),
         (np.array([1, 2.0], dtype=object), "float and int", ONE_KIND),
         ([["a"], ["a", "b"]], "list", ONE_KIND),

@@ -53,7 +53,7 @@ def made(name, distance, labels, height=None, padded=False):
     table = table if form.root else table / form.scale
     positive, negative = pairwise.sides(slice(0, len(x)))
     away = table.masked_fill(~positive, torch.inf), table.masked_fill(~negative, torch.inf)
-    return KnownPositives(pairwise, form, columns, counts), *away
+    return KnownPositives(pairwise, form, columns, counts, room=1 + MORE), *away
 
 
 def found(search):

@@ -39,9 +39,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_a_wheel_from_the_sdist_holds_the_package_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {"tercet/__init__.pyi", "tercet/py.typed", "tercet/cli/app.py"} <= set(names)
-    sources = {
-        f"tercet/{path.relative_to(ROOT / 'src/tercet').as_posix()}" for path in ROOT.rglob("src/**/*.py")
-    }
+    sources = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "tercet").rglob("*.py")}
     assert sources <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"tercet"}
 

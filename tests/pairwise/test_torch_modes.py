@@ -1,3 +1,4 @@
+import jaxtyping
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -37,7 +38,10 @@ def images():
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("miner", MINERS, ids=lambda miner: type(miner).__name__)
-def test_a_compiled_step_mines_what_a_plain_one_does(miner, backend):
+def test_a_compiled_step_mines_what_a_plain_one_does(miner, backend, monkeypatch):
+    # The check of annotations, which only tests install, is no code that the compiler can trace.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
     def step(x):
         embeddings = torch.nn.functional.normalize(x * 2 + 1)
         return embeddings, miner(embeddings, LABELS)
