@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -226,6 +228,10 @@ def test_a_stage_after_to_tuple_is_told_where_it_belongs(tmp_path, stage, name):
         f"{name}(samples='tuple'): expected raw samples, which are dicts; "
         "put this stage before decode() and to_tuple()"
     )
+    del data
+    with warnings.catch_warnings():  # webdataset leaves the tar open where a stage raises
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.mark.parametrize(
