@@ -139,7 +139,7 @@ def test_every_choice_of_protocol_equals_a_loop(batch, exclude, ignore, distract
     if exclude:
         options |= {"exclude": exclude, "groups": (groups, other_groups) if gallery else groups}
     if gallery:
-        held = torch.tensor(other_ids) if with_ids else None
+        held = torch.tensor(other_ids, dtype=torch.int64) if with_ids else None
         points = torch.tensor(y, dtype=torch.float32).view(-1, 2)
         options["ref"] = References(points, np.array(others, dtype=np.int64), held)
     points = torch.tensor(x, dtype=torch.float32)

@@ -28,7 +28,12 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, torch.dty
 # Of a class body what Python or ABC put there, besides what decides nothing.
 _NOT_CODE = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "_abc_impl"}
 _NOT_CODE |= {"__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__", "__slotnames__"}
-_OF_ANY_MODULE = frozenset(vars(nn.Module())) | {"_is_torch_compile", "_compiled_call_impl"}
+# Also what torch.compile notes on a module, the last of them where Lightning is loaded.
+_OF_ANY_MODULE = frozenset(vars(nn.Module())) | {
+    "_is_torch_compile",
+    "_compiled_call_impl",
+    "_compile_kwargs",
+}
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _INSTALLED = tuple(
     path + os.sep for path in (*_INSTALLED, str(Path(__file__).parents[1]))
