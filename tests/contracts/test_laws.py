@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -137,6 +138,13 @@ def of_proxies(kind, **options):
     return Subject(make, "head", ("cosine",), proxies=True, without=no_columns)
 
 
+def ranked(metric, *, without=(), **options):
+    def make(s):
+        return partial(metric, **options, distance=s.distance, tile_rows=s.tile_rows)
+
+    return Subject(make, "metric", ties=True, without=without)
+
+
 FAR = "a far class changes nothing"
 SUBJECTS = {
     "BatchAll": miner(tercet.BatchAll, margin="1"),
@@ -195,19 +203,17 @@ SUBJECTS = {
     "ArcFace": of_proxies(tercet.ArcFace),
     "CosFace": of_proxies(tercet.CosFace),
     "SoftTriple": of_proxies(tercet.SoftTriple, centers=2),
-    "recall_at_k": Subject(
-        lambda s: partial(tercet.recall_at_k, k=(1, 2, 4), distance=s.distance, tile_rows=s.tile_rows),
-        "metric",
-        ties=True,
-    ),
-    "evaluate": Subject(
-        lambda s: partial(tercet.evaluate, k=(1, 2, 4), distance=s.distance, tile_rows=s.tile_rows),
-        "metric",
-        ties=True,
-    ),
-    "map_at_r": Subject(
-        lambda s: partial(tercet.map_at_r, distance=s.distance, tile_rows=s.tile_rows), "metric", ties=True
-    ),
+    "recall_at_k": ranked(tercet.recall_at_k, k=(1, 2, 4)),
+    "evaluate": ranked(tercet.evaluate, k=(1, 2, 4)),
+    "map_at_r": ranked(tercet.map_at_r),
+    "precision_at_k": ranked(tercet.precision_at_k, k=(1, 2, 4), without=(FAR,)),  # where k is clipped
+    "r_precision": ranked(tercet.r_precision),
+    "mean_average_precision": ranked(tercet.mean_average_precision),
+    "mrr": ranked(tercet.mrr),
+    "ndcg": ranked(tercet.ndcg, k=(1, 4)),
+    "cmc": ranked(tercet.cmc, k=4),
+    "mean_inp": ranked(tercet.mean_inp),
+    "global_average_precision": ranked(tercet.global_average_precision),
     "similarity_precision": Subject(
         lambda s: partial(tercet.similarity_precision, distance=s.distance), "metric"
     ),
@@ -259,7 +265,9 @@ def outcome(subject: Subject, setting: Setting, batch: Batch, mined: Any = None)
     if function == "score_at_top_k":
         return {"figure": float(call(x, batch.triplets, **more))}
     found = call(x, batch.labels, **more)
-    return {str(k): float(v) for k, v in (found if isinstance(found, Mapping) else {1: found}).items()}
+    if not isinstance(found, Mapping):
+        found = dict(enumerate(np.ravel(found)))
+    return {str(k): float(v) for k, v in found.items()}
 
 
 def agree(one: dict[str, Any], other: dict[str, Any], rounding: float = 0.0) -> None:
@@ -577,10 +585,8 @@ def test_every_miner_head_and_metric_is_in_the_table():
     text = " ".join(repr(subject.make(Setting("cosine"))) for subject in SUBJECTS.values())
     homes = ("tercet.losses.", "tercet.miners.", "tercet.metrics.")
     modules = {name: getattr(tercet, name).__module__ for name in tercet.__all__}
-    # A miner without a rule; figures of all pairs, of clusters or of episodes, and curves, which are no tiles
-    # of ranks, and those that share their ranks with the metrics of the table.
-    others = {"Miner", "verification", "clustering", "geometry", "few_shot", "cmc", "ndcg", "mean_inp", "mrr"}
-    others |= {"precision_at_k", "r_precision", "mean_average_precision", "global_average_precision"}
+    # A miner without a rule; figures of all pairs, of clusters and of episodes, which rank no columns.
+    others = {"Miner", "verification", "clustering", "geometry", "few_shot"}
     public = {name for name, home in modules.items() if home.startswith(homes)} - others
     assert len(public) > 25
     assert {name for name in public if name not in table and f"function {name} " not in text} == set()

@@ -457,7 +457,8 @@ def label_codes(caller: str | None, labels: Any, argument: str = "labels") -> tu
         >>> codes.tolist(), classes.tolist()
         ([1, 0, 1], ['ant', 'cat'])
     """
-    labels = getattr(labels, "labels", labels)  # of a catalog or a dataset
+    if argument == "labels":
+        labels = getattr(labels, "labels", labels)  # of a catalog or a dataset
     array = as_array(caller, argument, labels, "whole numbers or strings, one for each image")
     if array.ndim != 1 or not array.size:
         raise refusal(

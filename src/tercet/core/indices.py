@@ -218,8 +218,14 @@ class PairSequence(Protocol):
         ...
 
 
-def row_number(caller: str, row: Any, length: int) -> int:
+def row_number(caller: str, row: Any, length: int, hint: str = "") -> int:
     """One row of a sequence of `length`; negative ones count from the end.
+
+    Args:
+        caller: the class or method that was called, for messages.
+        row: a whole number.
+        length: how many rows there are.
+        hint: what to do where a list of rows comes instead; empty for nothing to say.
 
     Raises:
         TypeError: not a whole number.
@@ -232,7 +238,7 @@ def row_number(caller: str, row: Any, length: int) -> int:
     try:
         number = operator.index(row)
     except Exception:  # of a tensor without data it is a RuntimeError
-        way = "; pass a sampler of batches as batch_sampler=" if isinstance(row, list) else ""
+        way = f"; {hint}" if hint and isinstance(row, list) else ""
         raise TypeError(f"{caller}: expected a row number, got {shown(row)}{way}") from None
     if not -length <= number < length:
         raise IndexError(f"{caller}: expected a row from 0 to {length - 1}, got {shown(number)}")

@@ -42,7 +42,7 @@ from tercet.pairwise.inputs import (
 )
 from tercet.pairwise.mined import mined_rows
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
-from tercet.pairwise.tiles import Pairwise, Tile, tile_height
+from tercet.pairwise.tiles import Pairwise, tile_height
 from tercet.pairwise.torch_modes import full_precision, outside_graph, roundoff
 from tercet.pairwise.traced import is_traced
 
@@ -58,6 +58,11 @@ class Head(nn.Module, ABC):
     _tuples = "pairs"  # what a list consists of, for error messages
     _listing: str | None = None  # how to list all tuples, where reduction="none" takes a list only
     _sums_over_anchors: bool = True  # whether the losses of parts of the batch against all of it add up
+    # What a graph of `torch.compile` calls; None where a head cannot be traced. Of (tile of all rows, labels)
+    # the sum of its losses and how many the mean is over; of the features of anchors, positives and
+    # negatives, [t, k] each, the losses of these triplets.
+    _traced_sum: Callable[..., tuple[Float[Tensor, ""], Int[Tensor, ""]]] | None = None
+    _traced_losses: Callable[..., Float[Tensor, " t"]] | None = None
 
     def __init__(
         self,
@@ -130,23 +135,15 @@ class Head(nn.Module, ABC):
 
     def _is_traced(self, embeddings: Any) -> bool:
         """Whether `torch.compile` may trace a call without mined tuples, ids and references."""
-        known = type(self)._traced_sum is not Head._traced_sum and self.reduction != "none"
+        known = self._traced_sum is not None and self.reduction != "none"
         return known and is_traced(self._measured, self.relation, embeddings)
 
     def _is_traced_list(self, embeddings: Any, mined: Any) -> bool:
         """Whether `torch.compile` may trace a call with these mined tuples."""
-        known = type(self)._traced_losses is not Head._traced_losses and self.reduction != "none"
+        known = self._traced_losses is not None and self.reduction != "none"
         return (
             known and is_traced(self._measured, self.relation, embeddings) and is_one_a_row(mined, embeddings)
         )
-
-    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """The sum of the losses of a tile of all rows, with a graph, and how many the mean is over."""
-        raise NotImplementedError
-
-    def _traced_losses(self, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
-        """The losses of triplets whose members have these features, with a graph."""
-        raise NotImplementedError
 
     @outside_graph
     def _called(self, embeddings: Any, labels: Any, mined: Any, ids: Any, ref: Any) -> Float[Tensor, "..."]:

@@ -152,18 +152,15 @@ class Miner:
             ValueError: shapes, kinds or devices that do not fit together, or embeddings that are not finite.
                 Where a call does not wait, those are refused by the next call on that device, by name.
         """
-        plain = ids is None and ref is None
-        if torch.compiler.is_compiling() and plain and self._is_traced(embeddings, labels):
-            return self._traced(embeddings, labels)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling() and ids is None and ref is None:
+            traced = self._traced(embeddings, labels)
+            if traced is not None:
+                return traced
         return self._called(embeddings, labels, ids, ref, step)
 
-    def _is_traced(self, embeddings: Any, labels: Any) -> bool:
-        """Whether `torch.compile` may trace a call without ids and references."""
-        return False
-
-    def _traced(self, embeddings: Tensor, labels: Tensor) -> Triplets | Pairs:
-        """The tuples of a call that is traced."""
-        raise NotImplementedError
+    def _traced(self, embeddings: Any, labels: Any) -> Triplets | Pairs | None:
+        """The tuples of a call in a graph of `torch.compile`; None where it has to stay outside."""
+        return None
 
     @outside_graph
     @torch.no_grad()

@@ -101,12 +101,12 @@ class BatchHard(Miner):
             found = Triplets(found.anchor, found.positive.clamp(min=0), found.negative.clamp(min=0))
         return found
 
-    def _is_traced(self, embeddings: Any, labels: Any) -> bool:
+    def _traced(self, embeddings: Any, labels: Any) -> Triplets | None:
         known = self.complete and type(self) is BatchHard and isinstance(labels, Tensor)
-        known = known and is_traced(self.distance, self.relation, embeddings)
-        return known and 0 < len(embeddings) ** 2 <= budget(embeddings.device).traced_distances
-
-    def _traced(self, embeddings: Tensor, labels: Tensor) -> Triplets:
+        if not (known and is_traced(self.distance, self.relation, embeddings)):
+            return None
+        if not 0 < len(embeddings) ** 2 <= budget(embeddings.device).traced_distances:
+            return None
         return Triplets(*hardest_in_graph("BatchHard", self.distance, self.relation, embeddings, labels))
 
     def _known_rule(self, search: KnownPositives, found: Deferred) -> None:

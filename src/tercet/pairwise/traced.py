@@ -18,7 +18,6 @@ from torch import Tensor
 from tercet.core.checks import refusal
 from tercet.pairwise.closed_forms import ProductForm
 from tercet.pairwise.distances import (
-    Distance,
     Mahalanobis,
     cosine,
     dot,
@@ -105,9 +104,9 @@ def sides_in_graph(
     return labels, positive & other, negative & other
 
 
-def table_in_graph(distance: Distance, x: Float[Tensor, "n k"]) -> Float[Tensor, "n n"]:
-    """D of every row with every row, with a graph."""
-    form: Any = distance.form  # type: ignore[attr-defined]
+def table_in_graph(distance: Any, x: Float[Tensor, "n k"]) -> Float[Tensor, "n n"]:
+    """D of every row with every row, with a graph, by a distance that `is_traced`."""
+    form = distance.form
     if isinstance(form, ProductForm):
         return -(x @ x.T)
     u = form.space(x)

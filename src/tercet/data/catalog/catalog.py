@@ -218,11 +218,22 @@ class Catalog:
 
         Raises:
             ImportError: pandas is not installed.
-        """
-        import pandas
 
-        names = np.array(self.classes, dtype=object)[self.labels]
-        return pandas.DataFrame({"path": self.paths, "label": names, **self.groups})
+        Example:
+            >>> Catalog(["1.png", "2.png"], [0, 1], ["ant", "bee"]).to_pandas()["label"].tolist()
+            ['ant', 'bee']
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            said = "Catalog.to_pandas: expected an installed pandas; pip install pandas"
+            raise ImportError(said) from error
+
+        return pandas.DataFrame({"path": self.paths, "label": self._class_names(), **self.groups})
+
+    def _class_names(self) -> np.ndarray:
+        """The name of the class of each image, object [n]."""
+        return np.array(self.classes, dtype=object)[self.labels]
 
     def write(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a table with columns path, label and the groups, which `read_catalog` and pandas read.
@@ -259,9 +270,8 @@ def table_columns(catalog: Catalog, folder: Path) -> dict[str, Any]:
         ['photos/1.png', 'photos/2.png']
     """
     prefix = root_prefix(catalog, folder)
-    names = np.array(catalog.classes, dtype=object)[catalog.labels]
     located = [name if os.path.isabs(name) else prefix + name for name in catalog.paths]
-    return {"path": np.array(located, dtype=object), "label": names, **catalog.groups}
+    return {"path": np.array(located, dtype=object), "label": catalog._class_names(), **catalog.groups}
 
 
 def root_prefix(catalog: Catalog, folder: Path) -> str:

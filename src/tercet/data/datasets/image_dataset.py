@@ -125,7 +125,8 @@ class ImageDataset(DecodingDataset):
 
     def __getitems__(self, rows: list[Any]) -> list[tuple[Any, ...]]:
         """What a DataLoader asks for: the items of a batch, whose files are read together from shards."""
-        numbers = [row_number("ImageDataset", row, len(self)) for row in rows]
+        hint = "pass a sampler of batches as batch_sampler="
+        numbers = [row_number("ImageDataset", row, len(self), hint) for row in rows]
         keys = self._decoder.draws(rows, numbers)
         decoded = self._decoder.decoded(numbers, keys, repeats=True)
         items = [

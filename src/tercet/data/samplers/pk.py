@@ -99,7 +99,7 @@ class PKSampler(EpochSampler):
         super().__init__(seed, rank, world_size)
         codes, names = label_codes("PKSampler", labels)
         self.p, self.k = as_batch_size("PKSampler", p, k)
-        if self.p * int(as_int("PKSampler", "world_size", world_size, minimum=1)) == 1:
+        if self.p * self.world_size == 1:
             way = "take p of at least 2, or a loss that needs none"
             warnings.warn(f"PKSampler(p=1): a batch of one class has no negatives; {way}", stacklevel=2)
         self.supers_per_batch = self._checked_supers(super_labels, supers_per_batch)
