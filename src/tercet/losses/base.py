@@ -58,9 +58,9 @@ class Head(nn.Module, ABC):
     _tuples = "pairs"  # what a list consists of, for error messages
     _listing: str | None = None  # how to list all tuples, where reduction="none" takes a list only
     _sums_over_anchors: bool = True  # whether the losses of parts of the batch against all of it add up
-    # What a graph of `torch.compile` calls; None where a head cannot be traced. Of (tile of all rows, labels)
-    # the sum of its losses and how many the mean is over; of the features of anchors, positives and
-    # negatives, [t, k] each, the losses of these triplets.
+    # What a graph of `torch.compile` calls; None where a head cannot be traced. Of (tile of all rows, labels,
+    # features) the sum of its losses and how many the mean is over; of the features of anchors, positives
+    # and negatives, [t, k] each, the losses of these triplets.
     _traced_sum: Callable[..., tuple[Float[Tensor, ""], Int[Tensor, ""]]] | None = None
     _traced_losses: Callable[..., Float[Tensor, " t"]] | None = None
 
@@ -92,8 +92,7 @@ class Head(nn.Module, ABC):
         """The loss of the mined tuples, or of all.
 
         Without mined tuples, ids and references, a head with a named distance and a usual relation is traced
-        into the graph of `torch.compile`, but for `Histogram`, `FastAP`, `MarginLoss` with ν or classes, and
-        `soft` or `swap` of large batches; so is `TripletMargin` of as many triplets as rows, which
+        into the graph of `torch.compile`, but for `soft` or `swap` of large batches; so is `TripletMargin` of as many triplets as rows, which
         `BatchHard(complete=True)` gives. With `check_finite="later"` it raises what was wrong when the graph
         is run, on an accelerator at the next call. Any other call stays outside the graph.
 

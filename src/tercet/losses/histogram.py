@@ -21,7 +21,7 @@ from tercet.pairwise.accumulate import tiled_mean, tiled_sum
 from tercet.pairwise.distances import negative_cosine
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
-from tercet.pairwise.torch_modes import running_sums, widest_float, with_float64
+from tercet.pairwise.torch_modes import has_fixed_shapes, running_sums, widest_float, with_float64
 
 __all__ = ["FastAP", "Histogram"]
 
@@ -127,6 +127,13 @@ class Histogram(Head):
 
         return self._loss(parts, pairs.inputs)
 
+    def _traced_sum(self, tile: Tile, labels: Tensor, x: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The loss of all pairs, each counted in both orders."""
+        v, side, rounding = tile.distance, _sides(tile), _rounding(x)
+        cell, share = _cells(v.detach(), side, self.bins, rounding)
+        loss, derivatives = _overlap(with_float64(_counts_of_all, cell, share, self.bins))
+        return loss + _linear(v, cell, derivatives.to(v.dtype)), cell.new_ones(())
+
     def _loss(self, parts: _Parts, inputs: tuple[Tensor, ...], fold: int = 1) -> Float[Tensor, ""]:
         """L over parts of the pairs: −s of each, and 1 if positive, 2 if negative, 0 if neither.
 
@@ -148,11 +155,10 @@ class Histogram(Head):
             yield loss, nothing
             if not torch.is_grad_enabled():
                 return
-            derivatives = (fold * derivatives).to(inputs[0].dtype).flatten()
+            derivatives = (fold * derivatives).to(inputs[0].dtype)
             made_again = ((v, _cells(v, side, self.bins, rounding)[0]) for v, side in parts(*inputs))
             for v, cell in last if tiles == 1 else made_again:
-                linear = derivatives.index_select(0, cell.flatten()) @ v.flatten()
-                yield linear - linear.detach(), nothing  # 0 to the loss, its derivatives to the gradient
+                yield _linear(v, cell, derivatives), nothing
 
         return tiled_sum("Histogram", terms, *inputs)[0]
 
@@ -226,6 +232,13 @@ class FastAP(Head):
 
         return tiled_mean("FastAP", "mean", terms, *pairwise.inputs)
 
+    def _traced_sum(self, tile: Tile, labels: Tensor, x: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The sum over the rows that have a positive."""
+        asked = tile.positive.any(1)
+        apart = asked & tile.negative.any(1)
+        losses = 1 - _average_precision(tile.distance, _sides(tile), self.bins, _rounding(x))
+        return losses.masked_fill(~apart, 0.0).sum(dtype=widest_float(losses.device)), asked.sum()
+
     def _of_mined(self, inputs: tuple[Tensor, ...], labels: Tensor | None, mined: Any) -> Float[Tensor, ""]:
         """A refusal."""
         hint = "call it with embeddings and labels"
@@ -244,6 +257,14 @@ def _overlap(counts: Float[Tensor, "3 nodes"]) -> tuple[Float[Tensor, ""], Float
     derivatives[2, :-1] = -positive[:-1]
     bins_a_unit = (len(positive) - 1) / 2  # 1/Δ
     return (negative * running_sums(positive.flip(0), 0).flip(0)).sum(), derivatives / number * bins_a_unit
+
+
+def _linear(
+    v: Float[Tensor, "*shape"], cell: Int[Tensor, "*shape"], derivatives: Float[Tensor, "3 nodes"]
+) -> Float[Tensor, ""]:
+    """0, with the gradient that `derivatives` give to v, each that of its cell."""
+    linear = derivatives.flatten().index_select(0, cell.flatten()) @ v.flatten()
+    return linear - linear.detach()
 
 
 def _average_precision(
@@ -280,7 +301,7 @@ def _cells(
     """
     place = (v * (bins / 2)).add_(bins / 2).clamp_(0, bins)  # 1 + 10⁻⁷ is rounding: on the last node
     left = (place + rounding * bins / 2).floor_().clamp_(max=bins - 1)
-    if v.device.type != "cpu":  # the check of NaN may come later, and an index of NaN would end the process
+    if has_fixed_shapes(v):  # the check of NaN may come later, and an index of NaN would end the process
         left.nan_to_num_(0.0)
     share = (place - left).clamp_(min=0)
     return left.add_(side, alpha=bins + 1).long(), share

@@ -234,7 +234,7 @@ class NPair(Head):
             images = pairwise.ids[anchor], pairwise.column_ids[positive]
         return self._of_pairs(pairwise.inputs, anchor, positive, images)
 
-    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    def _traced_sum(self, tile: Tile, labels: Tensor, x: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The sum over the classes that have a pair; each stands where its first row is in their order."""
         ordered, order = self._classes(labels).sort(stable=True)
         chosen, first, second = _begins_pair(ordered), order[:-1], order[1:]

@@ -18,9 +18,10 @@ from tercet.pairwise.distances import Distance
 from tercet.pairwise.euclidean import gather_rows
 from tercet.pairwise.inputs import allocated, clamped_classes
 from tercet.pairwise.mined import is_remembered
-from tercet.pairwise.relations import Relation, SameLabel
+from tercet.pairwise.relations import Relation, SameLabel, SharedLabel
 from tercet.pairwise.tiles import Pairwise, Tile
 from tercet.pairwise.torch_modes import widest_float
+from tercet.pairwise.traced import checked
 
 __all__ = ["Contrastive", "MarginLoss"]
 
@@ -119,7 +120,7 @@ class Contrastive(Head):
             "Contrastive", self.reduction, losses, *inputs, one_graph=self._fits_one_graph(inputs, listed)
         )
 
-    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    def _traced_sum(self, tile: Tile, labels: Tensor, x: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The sum over all pairs."""
         losses = torch.where(tile.positive, self._apart(tile.distance), self._inside(tile.distance))
         return summed(Masked(losses, tile.positive | tile.negative), self.reduction)
@@ -293,14 +294,17 @@ class MarginLoss(Head):
         )
 
     def _is_traced(self, embeddings: Any) -> bool:
-        # The checks of class numbers, and ν, stand outside a graph.
-        return self.beta.ndim == 0 and not self.nu and super()._is_traced(embeddings)
+        classed = self.beta.ndim == 0 or type(self.relation) is not SharedLabel  # which has no classes
+        return classed and super()._is_traced(embeddings)
 
-    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """The sum over all pairs."""
-        beyond = tile.distance - self.beta.to(tile.distance)
+    def _traced_sum(self, tile: Tile, labels: Tensor, x: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The sum over all pairs, and what ν adds to their mean as often as that divides."""
+        bounds = self._bounds(labels, x)
+        beyond = tile.distance - bounds[:, None]
         losses = torch.relu(self.margin + torch.where(tile.positive, beyond, -beyond))
-        return summed(Masked(losses, tile.positive | tile.negative), self.reduction)
+        total, count = summed(Masked(losses, tile.positive | tile.negative), self.reduction)
+        pull = self._pulled(total.new_zeros(()), bounds)
+        return total + (pull if self.reduction == "sum" else pull * count.clamp(min=1)), count
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
@@ -321,6 +325,10 @@ class MarginLoss(Head):
             raise refusal("MarginLoss", "num_classes", len(self.beta), expected)
         expected = f"classes from 0 to {len(self.beta) - 1}"
         hint = f"num_classes={len(self.beta)} is how many β there are"
+        if torch.compiler.is_compiling():
+            within, told = classes.clamp(0, len(self.beta) - 1), ("MarginLoss", "labels", "others")
+            holds = (within == classes).all()
+            return self.beta.to(x)[checked(within, holds, self.check_finite, *told, expected, hint)]
         if classes.device.type != "cpu" and self.check_finite != "now":
             error = refusal("MarginLoss", "labels", "those of an earlier call", expected, hint)
             return self.beta.to(x)[clamped_classes(classes, len(self.beta), self.check_finite, error)]

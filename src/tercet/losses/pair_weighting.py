@@ -149,7 +149,7 @@ class LiftedStructure(ListwiseHead):
         weights = self._weights(tile, rows, columns, by_row, by_column, excess)
         return TileLoss(value, count, weights)
 
-    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    def _traced_sum(self, tile: Tile, labels: Tensor, x: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The sum over all positive pairs."""
         sums = log_sum(self.margin - tile.distance, tile.negative)
         excess = torch.relu(torch.logaddexp(sums[:, None], sums) + tile.distance)

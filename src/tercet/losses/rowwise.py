@@ -41,7 +41,7 @@ class ListwiseHead(Head):
         """The loss of rows against columns."""
         return self._loss_of(pairwise)
 
-    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    def _traced_sum(self, tile: Tile, labels: Tensor, x: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The sum of `_losses_of` the tile."""
         return summed(self._losses_of(tile), self.reduction)
 

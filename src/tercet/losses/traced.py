@@ -33,7 +33,7 @@ def traced_loss(head: Any, embeddings: Float[Tensor, "n d"], labels: Any) -> Flo
         x = head._measured.prepare(embeddings)
         labels, positive, negative = sides_in_graph(caller, head.relation, labels, x)
         tile = Tile(0, table_in_graph(head._measured, x), positive, negative)
-        total, count = head._traced_sum(tile, labels)
+        total, count = head._traced_sum(tile, labels, x)
         loss = total if head.reduction == "sum" else total / count.clamp(min=1)
         return finite(loss.to(x.dtype), x, caller, head.check_finite)
 

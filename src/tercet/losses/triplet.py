@@ -284,7 +284,7 @@ class TripletMargin(Head):
         d_ap, d_an = self.distance.paired(a, p), self.distance.paired(a, n)
         return self._loss(d_ap, torch.minimum(d_an, self.distance.paired(p, n)) if self.swap else d_an)
 
-    def _traced_sum(self, tile: Tile, labels: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    def _traced_sum(self, tile: Tile, labels: Tensor, x: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The sum over all triplets, and how many the mean is over."""
         d = tile.distance
         if not (self.soft or self.swap):
