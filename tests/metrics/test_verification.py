@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from tercet.core.indices import References
+from tercet.metrics.distributions import similarity_histograms
 from tercet.metrics.verification import Verification, verification
 from tercet.pairwise.budget import override
 from tests.helpers import points, refusal_of
+from tests.oracles.figures import compared_pairs
 
 
 def pairs_of(x, labels):
@@ -18,10 +21,14 @@ def pairs_of(x, labels):
     sides = [], []
     for i, p in enumerate(x):
         for j in range(i + 1, len(x)):
-            q, lengths = x[j], math.hypot(*p) * math.hypot(*x[j])
-            s = sum(a * b for a, b in zip(p, q, strict=True)) / lengths if lengths else 0.0
-            sides[labels[i] != labels[j]].append(round(s * 2**24) / 2**24)
+            sides[labels[i] != labels[j]].append(rounded_cosine(p, x[j]))
     return sides
+
+
+def rounded_cosine(p, q):
+    lengths = math.hypot(*p) * math.hypot(*q)
+    s = sum(a * b for a, b in zip(p, q, strict=True)) / lengths if lengths else 0.0
+    return round(s * 2**24) / 2**24
 
 
 def by_loop(positive, negative, rates):
@@ -63,6 +70,57 @@ def test_figures_equal_a_loop_over_pairs_of_pairs(x, data, tile):
     area = np.trapezoid(found.curve[:, 1], found.curve[:, 0])
     assert area == pytest.approx(auc, rel=1e-9)
     assert lies_on(found.curve, found.eer, 1 - found.eer)
+
+
+CLASSES, FEW = st.integers(0, 3), st.integers(0, 2)
+
+
+@settings(deadline=None, max_examples=150)
+@given(COLUMNS, COLUMNS, st.data(), st.sampled_from([1, 200, 2**23]))
+def test_pairs_under_a_protocol_equal_a_loop(x, y, data, tile):
+    def column(kind, count):
+        return data.draw(st.lists(kind, min_size=count, max_size=count))
+
+    with_gallery, with_ids, with_groups = (data.draw(st.booleans()) for _ in range(3))
+    y = y if with_gallery else x
+    labels, theirs = column(CLASSES, len(x)), column(CLASSES, len(y)) if with_gallery else None
+    ids, groups = None, None
+    if with_ids:
+        ids = column(st.integers(0, 9), len(x)), column(st.integers(0, 9), len(y))
+    if with_groups:
+        groups = column(FEW, len(x)), column(FEW, len(y))
+    if not with_gallery:
+        ids, groups = (each and (each[0], each[0]) for each in (ids, groups))
+    exclude = data.draw(st.sampled_from([None, "group positives", "group"])) if with_groups else None
+    junk, others = data.draw(st.sampled_from([([], []), ([0], []), ([], [0]), ([0], [1]), ([], [0, 1])]))
+    options = {"ignore": junk or None, "distractors": others or None, "exclude": exclude}
+    if ids is not None:
+        options["ids"] = torch.tensor(ids[0])
+    if groups is not None:
+        options["groups"] = groups if with_gallery else groups[0]
+    if with_gallery:
+        column_ids = None if ids is None else np.array(ids[1])
+        options["ref"] = References(np.array(y, dtype=np.float64), np.array(theirs), column_ids)
+    found = [
+        [rounded_cosine(x[i], y[j]) for i, j in side]
+        for side in compared_pairs(labels, theirs, ids, groups, exclude, junk, others)
+    ]
+    counts = np.zeros((2, 8))
+    for side, row in zip(found, counts, strict=True):
+        for s in side:
+            row[min(int((s + 1) * 4), 7)] += 1
+    rates = [0.9] if len(found[1]) >= 12 else []
+    with override(tile_bytes=tile):
+        result = verification(np.array(x, dtype=np.float64), labels, rates, **options)
+        histograms = similarity_histograms(np.array(x, dtype=np.float64), labels, 8, **options)
+    assert (result.positives, result.negatives) == tuple(map(len, found))
+    assert [h.sum() for h in histograms] == pytest.approx([float(bool(side)) for side in found])
+    if not any(abs(s * 4 - round(s * 4)) < 1e-6 for side in found for s in side):  # on no edge of a bin
+        assert np.stack(histograms) == pytest.approx(counts / counts.sum(1, keepdims=True).clip(1))
+    if all(found):
+        auc, exceeds, tar = by_loop(*found, rates)
+        assert (result.auc, result.p_exceeds) == pytest.approx((auc, exceeds), rel=1e-12)
+        assert result.tar == pytest.approx(tar)
 
 
 def lies_on(curve, x, y):

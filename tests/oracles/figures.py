@@ -228,6 +228,36 @@ def market(d, query, query_camera, identity, camera, trapezoid):
     return average, first, last
 
 
+def compared_pairs(labels, gallery, ids, groups, exclude, junk, distractors):
+    """(positive pairs, negative pairs) of rows and columns; without a gallery all pairs of the rows, once.
+
+    Args:
+        labels, gallery: the class of each row, and of each column or None.
+        ids, groups: (of the rows, of the columns) each, or None.
+        exclude: "group positives" or "group", which pairs of one group are left out.
+        junk, distractors: lists of labels.
+    """
+    columns = labels if gallery is None else gallery
+    sides = [], []
+    for i, own in enumerate(labels):
+        for j, other in enumerate(columns):
+            if own in junk or other in junk:
+                continue
+            if gallery is None:
+                if i >= j or (own in distractors and other in distractors):
+                    continue
+            elif own in distractors:
+                continue
+            if ids is not None and ids[0][i] == ids[1][j]:
+                continue
+            same = own == other and other not in distractors
+            alike = groups is not None and groups[0][i] == groups[1][j]
+            if alike and (same or exclude == "group"):
+                continue
+            sides[not same].append((i, j))
+    return sides
+
+
 def mean(values):
     """NaN of nothing."""
     values = list(values)

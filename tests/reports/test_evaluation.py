@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from tercet.metrics.verification import verification
 from tercet.reports.evaluation import evaluate
 from tercet.reports.families import FIGURES
 from tests.helpers import points, refusal_of
+from tests.oracles.figures import compared_pairs
 
 X, LABELS = points(120, 6) + 2 * points(12, 6, seed=1).repeat_interleave(10, 0), torch.arange(120) // 10
 
@@ -100,6 +102,51 @@ def test_a_gallery_and_its_protocol():
     found = evaluate(X[:60] - 1, LABELS[:60], 1, ref=ref, groups=([0] * 60, [1] * 60), ignore=5)
     assert found["Recall@1"].queries == 50
     assert found.choices["gallery"] == "60 references"
+
+
+def test_figures_of_pairs_know_the_gallery_and_its_protocol():
+    ref = References(X[60:], LABELS[60:] - 6)
+    cameras, rule = (torch.arange(60) % 2, torch.arange(60) % 3), {"ignore": 5, "distractors": 4}
+    found = evaluate(
+        X[:60], LABELS[:60], figures=("verification", "similarities"), ref=ref, groups=cameras, **rule
+    )
+    x, y = X[:60].double(), X[60:].double()
+    similar = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(y).T
+    positive, negative = compared_pairs(
+        LABELS[:60].tolist(), (LABELS[60:] - 6).tolist(), None, cameras, None, [5], [4]
+    )
+    sides = [[float(similar[pair]) for pair in side] for side in (positive, negative)]
+    wins = sum((p > n) + (p == n) / 2 for p in sides[0] for n in sides[1])
+    assert found["ROC-AUC"] == pytest.approx(wins / len(positive) / len(negative), rel=1e-5)
+    assert f"{len(positive):,} positive and {len(negative):,} negative pairs" in str(found)
+    both = [np.histogram(side, 100, (-1, 1))[0] / len(side) for side in sides]
+    assert found["overlap of similarities"] == pytest.approx(np.minimum(*both).sum(), abs=1e-9)
+    assert found["ROC-AUC"] != evaluate(X[:60], LABELS[:60], figures="verification")["ROC-AUC"]
+
+
+def test_figures_of_one_set_refuse_what_only_a_search_knows():
+    given = {
+        "ref": References(X, LABELS),
+        "groups": [0] * 120,
+        "distractors": 3,
+        "ids": torch.arange(120),
+    }
+    for family in ("clustering", "geometry", "few-shot"):
+        for argument, value in given.items():
+            said = refusal_of(evaluate, X, LABELS, figures=("retrieval", family), **{argument: value})
+            assert said.startswith(f"evaluate({argument}=")
+            assert f'None beside figures="{family}"' in said
+            assert "in a call of its own" in said
+
+
+def test_figures_of_one_set_leave_junk_out():
+    labels = torch.arange(120) // 20
+    kept = labels != 2
+    families = ("clustering", "geometry", "few-shot", "verification", "similarities")
+    for junk, names in ((2, labels), ("c2", [f"c{each}" for each in labels.tolist()])):
+        found = evaluate(X, names, figures=families, ignore=junk)
+        alone = evaluate(X[kept], labels[kept], figures=families)
+        assert found == pytest.approx(dict(alone))
 
 
 def test_unknown_families_are_refused():

@@ -8,15 +8,24 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from tercet.core.checks import as_int, label_codes, refusal
-from tercet.metrics.inputs import unit_rows
-from tercet.pairwise.budget import budget
+from tercet.core.checks import as_int, refusal
+from tercet.core.indices import References
+from tercet.metrics.compared import compared
 
 __all__ = ["similarity_histograms"]
 
 
 def similarity_histograms(
-    embeddings: Any, labels: Any, bins: int = 100
+    embeddings: Any,
+    labels: Any,
+    bins: int = 100,
+    *,
+    ids: Any = None,
+    ref: References | None = None,
+    groups: Any = None,
+    exclude: str | None = None,
+    ignore: Any = None,
+    distractors: Any = None,
 ) -> tuple[Float64[np.ndarray, " b"], Float64[np.ndarray, " b"]]:
     """The histograms of cosine similarity over all positive and all negative pairs, each pair once.
 
@@ -24,6 +33,16 @@ def similarity_histograms(
         embeddings: float [n, d] of any length, n ≥ 1; torch or numpy.
         labels: [n], whole numbers or strings.
         bins: b, the number of bins of equal width from −1 to 1.
+        ids: [n] integers, which image each row is; an image is no pair with itself.
+        ref: the gallery, torch or numpy: each query makes a pair with each of its images; None for the pairs
+            of the embeddings themselves.
+        groups: [n] whole numbers or strings, the camera or session of each image; with `ref` two such
+            columns, [n] and [r].
+        exclude: which pairs are left out, with `groups`: `"group positives"`, those of one class and one
+            group, the default; or `"group"`, all those of one group.
+        ignore: a label, or several, of junk: such images are in no pair.
+        distractors: a label, or several, of images of no class: they make negative pairs with all others, and
+            none with each other.
 
     Returns:
         Two float64 [b] that each sum to 1, or to 0 where there is no such pair. Memory is O(n), not O(n²).
@@ -37,20 +56,15 @@ def similarity_histograms(
         >>> positive.tolist(), negative.tolist()
         ([0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0])
     """
-    bins = as_int("similarity_histograms", "bins", bins, minimum=1)
     caller = "similarity_histograms"
-    rows = unit_rows(caller, embeddings)
-    classes = torch.from_numpy(label_codes(caller, labels)[0])
-    if classes.shape != rows.shape[:1]:
-        shapes = f"embeddings {tuple(rows.shape)}, labels {tuple(classes.shape)}"
-        raise refusal(caller, "embeddings, labels", shapes, "shapes [n, d] and [n]")
+    bins = as_int(caller, "bins", bins, minimum=1)
+    pairs = compared(caller, embeddings, labels, ids, ref, groups, exclude, ignore, distractors)
+    if not len(embeddings):
+        raise refusal(caller, "embeddings", "no rows", "one label for each of 1 or more images")
     counts = torch.zeros(2, bins, dtype=torch.float64)
-    height = max(1, budget(rows.device).tile_bytes // (8 * len(rows)))
-    for start in range(0, len(rows), height):
-        tile = rows[start : start + height] @ rows[start:].T  # [a, n − start]
-        later = torch.ones_like(tile, dtype=torch.bool).triu(1)
-        same = classes[start : start + height, None] == classes[start:]
-        for i, chosen in enumerate((later & same, later & ~same)):
-            counts[i] += torch.histc(tile[chosen].clamp(-1, 1), bins, -1, 1)
+    for block in pairs.blocks():
+        similar = block.similar.clamp_(-1, 1)
+        for i, side in enumerate((block.positive, block.negative)):
+            counts[i] += torch.histc(similar[side], bins, -1, 1)
     positive, negative = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     return positive, negative

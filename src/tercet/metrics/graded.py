@@ -161,7 +161,7 @@ def graded(
         ref=ref,
         tile_rows=tile_rows,
     )
-    return Queries(pairwise, np.arange(len(x)), len(x), zero)
+    return Queries(pairwise, np.arange(len(x)), np.arange(len(pairwise.column_labels)), len(x), zero)
 
 
 def discounted(queries: Queries, ks: list[int], exponential: bool) -> dict[str, Score]:

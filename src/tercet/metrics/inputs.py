@@ -77,7 +77,9 @@ def as_references(ref: Any) -> References | None:
     return References(tensor_of(ref.embeddings), ref.labels, tensor_of(ref.ids))
 
 
-def finite_rows(caller: str, embeddings: Any) -> tuple[Float64[Tensor, "m d"], Bool[np.ndarray, " n"]]:
+def finite_rows(
+    caller: str, embeddings: Any, argument: str = "embeddings"
+) -> tuple[Float64[Tensor, "m d"], Bool[np.ndarray, " n"]]:
     """The finite rows of embeddings in float64 on the host, and which of all rows they are.
 
     Raises:
@@ -86,27 +88,27 @@ def finite_rows(caller: str, embeddings: Any) -> tuple[Float64[Tensor, "m d"], B
     try:
         given = torch.as_tensor(tensor_of(embeddings)).detach()
     except Exception as error:  # strings, ragged lists
-        raise refusal(caller, "embeddings", type(embeddings).__name__, "numbers [n, d]", str(error)) from None
+        raise refusal(caller, argument, type(embeddings).__name__, "numbers [n, d]", str(error)) from None
     if lacking := lack_of_data(given):
-        raise refusal(caller, "embeddings", lacking, "a dense tensor with data")
+        raise refusal(caller, argument, lacking, "a dense tensor with data")
     if given.is_complex():
-        raise refusal(caller, "embeddings", str(given.dtype), "real numbers [n, d]")
+        raise refusal(caller, argument, str(given.dtype), "real numbers [n, d]")
     rows = given.cpu().double()
     if rows.ndim != 2:
-        raise refusal(caller, "embeddings", f"shape {tuple(rows.shape)}", "shape [n, d]")
+        raise refusal(caller, argument, f"shape {tuple(rows.shape)}", "shape [n, d]")
     kept = rows.isfinite().all(1)
     return (rows if bool(kept.all()) else rows[kept]), kept.numpy()
 
 
-def unit_rows(caller: str, embeddings: Any) -> Float64[Tensor, "n d"]:
+def unit_rows(caller: str, embeddings: Any, argument: str = "embeddings") -> Float64[Tensor, "n d"]:
     """Embeddings as unit vectors in float64 on the host.
 
     Raises:
         ValueError: no matrix of numbers, or rows that are not finite.
     """
-    rows, kept = finite_rows(caller, embeddings)
+    rows, kept = finite_rows(caller, embeddings, argument)
     if not kept.all():
-        raise refusal(caller, "embeddings", "NaN or infinite values", "finite embeddings")
+        raise refusal(caller, argument, "NaN or infinite values", "finite embeddings")
     return torch.nn.functional.normalize(rows)
 
 

@@ -33,12 +33,14 @@ class Queries(NamedTuple):
     Args:
         pairwise: the queries and the gallery.
         rows: int64 [q], the row of the given embeddings that each query is.
+        columns: int64 [r], the row of the given gallery that each column is.
         given: n, how many rows were given.
         zero: whether a query without positives counts as 0 and is not left out.
     """
 
     pairwise: Pairwise
     rows: Int[np.ndarray, " q"]
+    columns: Int[np.ndarray, " r"]
     given: int
     zero: bool
 
@@ -82,7 +84,7 @@ def opened(
     plain = as_pairwise(caller, embeddings, labels, ids, ref, distance, tile_rows)
     n, r = len(plain.labels), len(plain.column_labels)
     if groups is None and ignore is None and distractors is None:
-        return Queries(plain, np.arange(n), n, zero)
+        return Queries(plain, np.arange(n), np.arange(r), n, zero)
     with border(caller):
         x, ref = tensor_of(embeddings), as_references(ref)
         wanted = [_listed("ignore", ignore), _listed("distractors", distractors)]
@@ -106,7 +108,8 @@ def opened(
     pairwise = Pairwise(
         caller, x, own, distance=plain.distance, relation=relation, ids=ids, ref=ref, tile_rows=tile_rows
     )
-    return Queries(pairwise, asks.nonzero()[:, 0].numpy(), n, zero)
+    rows, columns = (each.nonzero()[:, 0].numpy() for each in (asks, kept))
+    return Queries(pairwise, rows, columns, n, zero)
 
 
 def _some(values: Any, kept: Bool[Tensor, " n"], device: torch.device) -> Any:

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tercet.core.checks import as_float, label_codes, refusal
-from tercet.metrics.inputs import unit_rows
-from tercet.pairwise.budget import budget
+from tercet.core.checks import as_float, refusal
+from tercet.core.indices import References
+from tercet.metrics.compared import ComparedPairs, compared
 
 __all__ = ["Verification", "verification"]
 
@@ -85,7 +85,18 @@ class Verification:
 
 
 @torch.no_grad()
-def verification(embeddings: Any, labels: Any, far: float | Iterable[float] | None = None) -> Verification:
+def verification(
+    embeddings: Any,
+    labels: Any,
+    far: float | Iterable[float] | None = None,
+    *,
+    ids: Any = None,
+    ref: References | None = None,
+    groups: Any = None,
+    exclude: str | None = None,
+    ignore: Any = None,
+    distractors: Any = None,
+) -> Verification:
     """ROC-AUC, EER, TAR@FAR and FNMR@FMR by the cosine similarity over all pairs of images, each pair once.
 
     TAR(θ) = P(s ≥ θ | positive), FAR(θ) = P(s ≥ θ | negative), TAR@FAR=f = max {TAR(θ) : FAR(θ) ≤ f}
@@ -99,6 +110,16 @@ def verification(embeddings: Any, labels: Any, far: float | Iterable[float] | No
         labels: [n] whole numbers, bools or strings.
         far: false accept rates, one or several; None for those of 0.1, 0.01, … 1e-6 that there are enough
             negative pairs for.
+        ids: [n] integers, which image each row is; an image is no pair with itself.
+        ref: the gallery, torch or numpy: each query makes a pair with each of its images; None for the pairs
+            of the embeddings themselves.
+        groups: [n] whole numbers or strings, the camera or session of each image; with `ref` two such
+            columns, [n] and [r].
+        exclude: which pairs are left out, with `groups`: `"group positives"`, those of one class and one
+            group, the default; or `"group"`, all those of one group.
+        ignore: a label, or several, of junk: such images are in no pair.
+        distractors: a label, or several, of images of no class: they make negative pairs with all others, and
+            none with each other.
 
     Returns:
         A `Verification`; figures are NaN where there are no pairs of either kind.
@@ -120,25 +141,18 @@ def verification(embeddings: Any, labels: Any, far: float | Iterable[float] | No
         2000.
     """
     caller = "verification"
-    rows = unit_rows(caller, embeddings)
-    codes = torch.from_numpy(label_codes(caller, labels)[0]) if len(rows) else torch.zeros(0).long()
-    if codes.shape != rows.shape[:1]:
-        raise refusal(caller, "labels", f"shape {tuple(codes.shape)}", f"shape ({len(rows)},)")
-    order = codes.argsort(stable=True)
-    rows, codes = rows[order], codes[order]
-    sizes = torch.bincount(codes) if len(codes) else codes
-    positives = int((sizes * (sizes - 1)).sum()) // 2
-    negatives = len(rows) * (len(rows) - 1) // 2 - positives
+    pairs = compared(caller, embeddings, labels, ids, ref, groups, exclude, ignore, distractors)
+    positives, negatives = pairs.counts()
     rates = _rates(caller, far, negatives)
     if positives > _MOST:
         hint = "take a sample of the images of each class"
         raise refusal(caller, "labels", f"{positives} positive pairs", f"at most {_MOST}", hint)
-    similar, of_class = _positive_similarities(rows, sizes)
-    marks, which = np.unique(similar, return_inverse=True)
-    above, upto = _past(rows, codes, marks)
     if not positives or not negatives:
         nothing = dict.fromkeys(rates, math.nan)
         return Verification(math.nan, math.nan, nothing, math.nan, positives, negatives)
+    similar, of_class = _positive_similarities(pairs)
+    marks, which = np.unique(similar, return_inverse=True)
+    above, upto = _past(pairs, marks)
     rest = negatives - upto
     beats = (rest + (upto - above) / 2) / negatives  # of each mark, P(negative below it) + ½ P(equal)
     held = np.bincount(which, minlength=len(marks))
@@ -182,35 +196,25 @@ def _rounded(similar: Float[Tensor, "a r"]) -> Float[Tensor, "a r"]:
 
 
 def _positive_similarities(
-    rows: Float[Tensor, "n d"], sizes: Int[Tensor, " c"]
+    pairs: ComparedPairs,
 ) -> tuple[Float[np.ndarray, " p"], Int[np.ndarray, " p"]]:
-    """The similarity and the class of each positive pair; rows are in class order."""
-    parts, classes, start = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)], 0
-    for number, size in enumerate(sizes.tolist()):
-        own = rows[start : start + size]
-        height = max(1, budget(rows.device).tile_bytes // (8 * max(1, size)))
-        for first in range(0, size, height):
-            tile = own[first : first + height] @ own[first:].T  # [a, size − first]
-            later = torch.ones_like(tile, dtype=torch.bool).triu(1)
-            parts.append(_rounded(tile)[later].numpy())
-            classes.append(np.full(len(parts[-1]), number))
-        start += size
+    """The similarity and the class of each positive pair."""
+    parts, classes = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+    for block in pairs.positives():
+        parts.append(_rounded(block.similar)[block.positive].numpy())
+        classes.append(np.full(len(parts[-1]), int(pairs.classes[block.rows.start])))
     return np.concatenate(parts), np.concatenate(classes)
 
 
 def _past(
-    rows: Float[Tensor, "n d"], codes: Int[Tensor, " n"], marks: Float[np.ndarray, " m"]
+    pairs: ComparedPairs, marks: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
     """How many negative pairs are above each mark, and how many at it or above."""
     above, upto = np.zeros(len(marks), np.int64), np.zeros(len(marks), np.int64)
-    start = 0
-    while start < len(rows) and len(marks):
-        stop = start + max(1, budget(rows.device).tile_bytes // (8 * (len(rows) - start)))
-        tile = _rounded(rows[start:stop] @ rows[start:].T)  # [a, n − start]
-        values = np.sort(tile[codes[start:stop, None] < codes[start:]].numpy())
+    for block in pairs.blocks():
+        values = np.sort(_rounded(block.similar)[block.negative].numpy())
         above += len(values) - np.searchsorted(values, marks, "right")
         upto += len(values) - np.searchsorted(values, marks, "left")
-        start = stop
     return above, upto
 
 

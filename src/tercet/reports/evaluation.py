@@ -327,7 +327,8 @@ def evaluate(
     """The figures of an embedding by one search, with 95 % intervals, as a table.
 
     By default Recall@k as in `recall_at_k`, R-precision and MAP@R, which cost about what one of them does. An
-    interval is of classes drawn with replacement, since queries of a class are no independent draws.
+    interval is of classes drawn with replacement, since queries of a class are no independent draws. Below
+    about 40 classes intervals are slightly narrow.
 
     Args:
         embeddings: [n, d], torch or numpy.
@@ -337,8 +338,11 @@ def evaluate(
             mAP@k, MAP, MRR and mINP; `"curves"`, CMC and recall to plot; and of the embeddings by
             themselves `"verification"`, `"similarities"`, `"clustering"`, `"geometry"`, `"few-shot"`.
         seed: of the intervals, of k-means and of few-shot episodes.
-        ids: [n] integers, which image each row is; an image never retrieves itself.
-        ref: the gallery, torch or numpy; None for the embeddings themselves.
+        ids: [n] integers, which image each row is; an image never retrieves itself, and is no pair with
+            itself.
+        ref: the gallery, torch or numpy; None for the embeddings themselves. Pairs are of queries and
+            gallery too; `"clustering"`, `"geometry"` and `"few-shot"` know none, nor ids, groups or
+            distractors, and refuse them.
         groups: [n] whole numbers or strings, the camera or session of each image; with `ref` two such
             columns, [n] and [r].
         exclude: what a query does not retrieve, with `groups`: `"group positives"`, images of its class and
@@ -349,15 +353,15 @@ def evaluate(
             negatives.
         no_positives: a query with nothing to find is left out (`"skip"`) and counted in the `Score`, or it
             is worth 0 (`"zero"`).
-        distance: a `Distance` or its name.
+        distance: a `Distance` or its name, of rankings; figures of pairs and clusters are of the cosine.
         tile_rows: queries compared at once; None for as many as fit the memory of a tile.
 
     Returns:
         An `Evaluation`: the figures by name; printed, a table; `to_json`, `plot`, `compare`, `by_class`.
 
     Raises:
-        ValueError: k below 1, an unknown family, labels of mixed kinds, embeddings that are NaN or
-            infinite, or shapes that do not fit.
+        ValueError: k below 1, an unknown family, an option that a family has no meaning for, labels of mixed
+            kinds, embeddings that are NaN or infinite, or shapes that do not fit.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [1.4], [2.5], [9.0], [9.5]])
@@ -377,22 +381,19 @@ def evaluate(
     chosen = as_strings(caller, "figures", figures)
     for each in chosen:
         as_choice(caller, "figures", each, FIGURES)
+    protocol: dict[str, Any] = {"ids": ids, "ref": ref, "groups": groups, "exclude": exclude}
+    protocol |= {"ignore": ignore, "distractors": distractors}
     queries = opened(
-        "evaluate",
+        caller,
         embeddings,
         labels,
-        ids,
-        ref,
-        groups,
-        exclude,
-        ignore,
-        distractors,
-        no_positives,
-        distance,
-        tile_rows,
+        **protocol,
+        no_positives=no_positives,
+        distance=distance,
+        tile_rows=tile_rows,
     )
     found, curves = ranked_figures(queries, chosen, ks)
-    notes, sums = other_figures(chosen, embeddings, labels, seed, found, curves)
+    notes, sums = other_figures(chosen, embeddings, labels, seed, protocol, queries.columns, found, curves)
     choices = {
         "figures": chosen,
         "distance": distance if isinstance(distance, str) else repr(distance),

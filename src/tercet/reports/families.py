@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
+from tercet.core.checks import refusal, with_length
 from tercet.metrics import figures as named
 from tercet.metrics.clustering import clustering
 from tercet.metrics.distributions import similarity_histograms
@@ -19,6 +24,7 @@ from tercet.metrics.verification import verification
 __all__ = ["FIGURES", "other_figures", "ranked_figures"]
 
 FIGURES = "retrieval ranking curves verification similarities clustering geometry few-shot".split()
+ONE_SET = {"clustering", "geometry", "few-shot"}  # figures of rows that are nobody's gallery
 CURVE = 50  # ranks of the CMC and of the recall curve
 
 
@@ -60,6 +66,8 @@ def other_figures(
     embeddings: Any,
     labels: Any,
     seed: int,
+    protocol: Mapping[str, Any],
+    kept: Int[np.ndarray, " r"],
     found: dict[str, float],
     curves: dict[str, np.ndarray],
 ) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -68,23 +76,31 @@ def other_figures(
     Args:
         chosen: names of families.
         embeddings, labels, seed: as for `evaluate`.
+        protocol: `ids`, `ref`, `groups`, `exclude`, `ignore` and `distractors` of `evaluate`.
+        kept: the rows that are no junk, where there is no `ref`.
         found: figures by name.
         curves: arrays by name.
 
     Returns:
         Lines for the table, and the sums of classes of figures that have such.
+
+    Raises:
+        ValueError: an option that a family has no meaning for.
     """
     notes, sums = [], {}
+    _refuse_protocol_of_one_set(chosen, protocol)
     if "verification" in chosen:
-        pairs = verification(embeddings, labels)
+        pairs = verification(embeddings, labels, **protocol)
         found |= pairs.figures()
         sums |= pairs.by_class
         curves["roc"] = pairs.curve
         notes.append(f"{pairs.positives:,} positive and {pairs.negatives:,} negative pairs, each once")
     if "similarities" in chosen:
-        both = np.stack(similarity_histograms(embeddings, labels))
+        both = np.stack(similarity_histograms(embeddings, labels, **protocol))
         found["overlap of similarities"] = float(both.min(0).sum()) if both.any(1).all() else math.nan
         curves["similarities"] = both
+    if protocol["ignore"] is not None and ONE_SET & set(chosen):
+        embeddings, labels = (_rows(each, kept) for each in (embeddings, labels))
     if "clustering" in chosen:
         clusters = clustering(embeddings, labels, seed=seed)
         found |= clusters.figures()
@@ -96,3 +112,19 @@ def other_figures(
         found["5-way 1-shot accuracy"] = float(score)
         notes.append(f"few-shot: {score.queries} episodes, {score.left_out} classes of fewer than 16 images")
     return notes, sums
+
+
+def _refuse_protocol_of_one_set(chosen: list[str], protocol: Mapping[str, Any]) -> None:
+    for family in chosen:
+        for argument in ("ids", "ref", "groups", "distractors"):
+            if family in ONE_SET and protocol[argument] is not None:
+                shown = "references" if argument == "ref" else with_length(protocol[argument])
+                expected = f'None beside figures="{family}", which compares no query with a gallery'
+                hint = f"evaluate {family!r} in a call of its own, of the rows that it is to be of"
+                raise refusal("evaluate", argument, shown, expected, hint)
+
+
+def _rows(values: Any, kept: Int[np.ndarray, " r"]) -> Any:
+    if isinstance(values, Tensor):
+        return values[torch.from_numpy(kept).to(values.device)]
+    return np.asarray(values)[kept]
