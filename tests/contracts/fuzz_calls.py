@@ -37,6 +37,7 @@ REALS = """
 """.split()
 FLAGS = """
     easy_margin plus_plus normalize soft swap overwrite progress verify describe return_rows
+    two_means of_triplets
     return_keys symmetric write_index csv_safe outside_root urls non_blocking hash complete
 """.split()
 CHOICES = """

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -135,6 +136,15 @@ def contrastive(given, **options):
     return reference.contrastive_losses(given.d, given.positive, given.negative, **options)
 
 
+def two_means(given, reduction, **options):
+    """The mean of the positive pairs and that of the negative ones."""
+    sides = (given.positive, []), ([], given.negative)
+    return sum(
+        reference.reduced(reference.contrastive_losses(given.d, *side, **options), reduction)
+        for side in sides
+    )
+
+
 def n_pair(given, **options):
     pairs = listwise.first_pairs(given.classes, given.positive)
     sizes = [[sum(v * v for v in row) for row in side] for side in (given.x, given.y)]
@@ -149,6 +159,19 @@ def margin_loss(given, margin, beta=None):
     betas = given.head.beta.detach().double()
     beta = [float(betas if betas.ndim == 0 else betas[c]) for c in given.classes]
     return listwise.margin(given.d, given.positive, given.negative, beta, margin)
+
+
+def margin_loss_of_triplets(given, **options):
+    """Of all triplets as two pairs each."""
+    triplets = reference.all_triplets(given.positive, given.negative)
+    given.positive, given.negative = [(a, p) for a, p, _ in triplets], [(a, n) for a, _, n in triplets]
+    return margin_loss(given, **options)
+
+
+def multi_similarity_at(given, base, **options):
+    """λ − D for s − λ."""
+    sides = set(given.positive), set(given.negative)
+    return listwise.multi_similarity(given.d, *sides, base=-base, at_0=0.0, **options)
 
 
 def of_histogram(loop):
@@ -199,6 +222,7 @@ PAIRED = {
     "hinge": replace(hinge(margin=0.2), satisfied={}),
     "squared hinge": replace(hinge(margin=0.5, power=2), satisfied={}),
     "soft": hinge(soft=True),
+    "soft, margin": hinge(margin=0.7, soft=True),
     "swap": replace(hinge(margin=0.2, swap=True), satisfied={}),
     "squared swap": replace(hinge(margin=0.5, power=2, swap=True), satisfied={}),
     "soft swap": hinge(soft=True, swap=True),
@@ -208,8 +232,37 @@ PAIRED = {
     "contrastive, slack": Row(
         Contrastive, contrastive, {"margin": 3.0, "pos_margin": 0.5}, reduction="mean_active", satisfied={}
     ),
+    "contrastive, hinge": Row(
+        Contrastive,
+        contrastive,
+        {"margin": 3.0, "pos_margin": 0.5, "power": 1},
+        reduction="mean_active",
+        satisfied={},
+    ),
+    "contrastive, two means": Row(
+        partial(Contrastive, two_means=True),
+        two_means,
+        {"margin": 3.0, "pos_margin": 0.2, "reduction": "mean"},
+        reduction=None,
+        satisfied={},
+    ),
+    "contrastive, two active means": Row(
+        partial(Contrastive, two_means=True),
+        two_means,
+        {"margin": 3.0, "pos_margin": 1.0, "power": 1, "reduction": "mean_active"},
+        reduction=None,
+        satisfied={},
+    ),
     "margin loss": Row(
         MarginLoss, margin_loss, {"margin": 0.7, "beta": 2.0}, reduction="mean_active", satisfied={}
+    ),
+    "margin loss, triplets": Row(
+        partial(MarginLoss, of_triplets=True),
+        margin_loss_of_triplets,
+        {"margin": 0.7, "beta": 2.0},
+        reduction="mean_active",
+        lists="triplets",
+        satisfied={},
     ),
     "margin loss, β a class": Row(
         margins_of_classes, margin_loss, {"margin": 0.3}, reduction="mean_active", satisfied={"margin": 0.1}
@@ -220,10 +273,16 @@ PAIRED = {
     "multi-similarity, wide": at_cosines(
         MultiSimilarity, listwise.multi_similarity, alpha=1.0, beta=5.0, base=0.1
     ),
+    "multi-similarity, distances": Row(
+        partial(MultiSimilarity, distance="euclidean"),
+        multi_similarity_at,
+        {"alpha": 1.0, "beta": 2.0, "base": 1.5},
+    ),
     "circle": replace(at_cosines(Circle, listwise.circle), smooth=False),
     "circle, faces": replace(at_cosines(Circle, listwise.circle, m=0.25, gamma=256.0), smooth=False),
     "lifted": Row(LiftedStructure, lifted, satisfied={}),
     "lifted, far": Row(LiftedStructure, lifted, {"margin": 3.0}, satisfied={}),
+    "lifted, slack": Row(LiftedStructure, lifted, {"margin": 3.0, "pos_margin": 0.4}, satisfied={}),
     "N-pair": Row(NPair, n_pair, {}, "dot"),
     "N-pair, L2": Row(NPair, n_pair, {"l2": 0.3}, "dot"),
     "histogram": counted(Histogram, reference_histogram.histogram_loss, 100, "pairs"),

@@ -264,8 +264,12 @@ def test_options_show_when_printed():
     assert repr(InfoNCE()) == "InfoNCE(temperature=0.07, distance=cosine, reduction='mean')"
     assert repr(SupCon(distance="dot")) == "SupCon(temperature=0.1, distance=dot, reduction='mean')"
     assert repr(NPair(0.02)) == "NPair(l2=0.02, reduction='mean')"
-    assert repr(LiftedStructure()) == "LiftedStructure(margin=1, distance=euclidean, reduction='mean')"
-    assert repr(MultiSimilarity()) == "MultiSimilarity(alpha=2, beta=50, base=0.5, reduction='mean')"
+    assert (
+        repr(LiftedStructure())
+        == "LiftedStructure(margin=1, pos_margin=0, distance=euclidean, reduction='mean')"
+    )
+    shown = "MultiSimilarity(alpha=2, beta=50, base=0.5, distance=cosine, reduction='mean')"
+    assert repr(MultiSimilarity()) == shown
     assert repr(Circle(reduction="sum")) == "Circle(m=0.4, gamma=80, reduction='sum')"
 
 

@@ -264,7 +264,7 @@ def test_what_the_call_lacks_is_refused():
 
 
 def test_options_show_when_printed():
-    options = "one β, margin=0.2, nu=0, distance=euclidean, reduction='mean_active'"
+    options = "one β, margin=0.2, nu=0, of_triplets=False, distance=euclidean, reduction='mean_active'"
     assert repr(MarginLoss()) == f"MarginLoss({options})"
     assert "num_classes=5, margin=0.2, nu=0.1" in repr(MarginLoss(num_classes=5, nu=0.1))
 

@@ -267,10 +267,6 @@ def test_a_large_sum_of_hinges_keeps_its_digits():
 
 
 def test_options_that_contradict_each_other_are_refused():
-    with pytest.raises(
-        ValueError, match=r"TripletMargin\(margin=0.2\): expected no margin with soft=True; leave one"
-    ):
-        TripletMargin(0.2, soft=True)
     with pytest.raises(ValueError, match=r"TripletMargin\(power=2\): expected 1 with soft=True; leave one"):
         TripletMargin(power=2, soft=True)
     with pytest.raises(ValueError, match=r"TripletMargin\(power=3\): expected a whole number from 1 to 2"):

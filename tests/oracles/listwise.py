@@ -60,7 +60,7 @@ def first_pairs(labels, pairs):
     return chosen
 
 
-def lifted(d, positive, negative, margin=1.0, own=True):
+def lifted(d, positive, negative, margin=1.0, own=True, pos_margin=0.0):
     """Song et al. 2016: ½ h(log(Σ_k exp(α − D_ik) + Σ_l exp(α − D_jl)) + D_ij)² of each positive pair."""
     losses = []
     for i, j in sorted(positive):
@@ -70,16 +70,16 @@ def lifted(d, positive, negative, margin=1.0, own=True):
         else:
             terms += [margin - d[k][j] for k, column in negative if column == j]
         total = sum(math.exp(v) for v in terms)
-        losses.append(max(0.0, math.log(total) + d[i][j]) ** 2 / 2 if total else 0.0)
+        losses.append(max(0.0, math.log(total) + d[i][j] - pos_margin) ** 2 / 2 if total else 0.0)
     return losses
 
 
-def multi_similarity(d, positive, negative, alpha=2.0, beta=50.0, base=0.5):
-    """Wang et al. 2019: of every row; d is the cosine distance."""
+def multi_similarity(d, positive, negative, alpha=2.0, beta=50.0, base=0.5, at_0=1.0):
+    """Wang et al. 2019: of every row; a distance d is the similarity `at_0` − d."""
     losses = []
     for a in range(len(d) if d and d[0] else 0):
-        near = log1p_sum([-alpha * (1 - d[a][p] - base) for p in of_row(positive, a)])
-        far = log1p_sum([beta * (1 - d[a][n] - base) for n in of_row(negative, a)])
+        near = log1p_sum([-alpha * (at_0 - d[a][p] - base) for p in of_row(positive, a)])
+        far = log1p_sum([beta * (at_0 - d[a][n] - base) for n in of_row(negative, a)])
         losses.append(near / alpha + far / beta)
     return losses
 

@@ -155,17 +155,18 @@ def reduced(losses, reduction):
     return sum(losses) / len(counted) if counted else 0.0
 
 
-def triplet_losses(d, triplets, margin=0.2, power=1, soft=False, between=None):
+def triplet_losses(d, triplets, margin=None, power=1, soft=False, between=None):
     """ℓ of each triplet; `between` holds the columns' distances to each other and asks for the swap."""
-    losses = []
+    losses, margin = [], (0.0 if soft else 0.2) if margin is None else margin
     for a, p, n in triplets:
         d_an = d[a][n] if between is None else min(d[a][n], between[p][n])
         z = d[a][p] - d_an
-        losses.append(math.log1p(math.exp(z)) if soft else max(0.0, z + margin) ** power)
+        z += margin
+        losses.append(math.log1p(math.exp(z)) if soft else max(0.0, z) ** power)
     return losses
 
 
-def contrastive_losses(d, positive, negative, margin=1.0, pos_margin=0.0):
+def contrastive_losses(d, positive, negative, margin=1.0, pos_margin=0.0, power=2):
     """Hadsell et al. 2006: ℓ of each positive and then of each negative pair, in the order given."""
-    apart = [max(0.0, d[i][j] - pos_margin) ** 2 for i, j in positive]
-    return apart + [max(0.0, margin - d[i][j]) ** 2 for i, j in negative]
+    apart = [max(0.0, d[i][j] - pos_margin) ** power for i, j in positive]
+    return apart + [max(0.0, margin - d[i][j]) ** power for i, j in negative]

@@ -108,7 +108,7 @@ NEAR, FAR = 1.2, 1.4  # margins of pairs that cut both the positives and the neg
 SOFT_ST = sentence.BatchHardSoftMarginTripletLoss(None).batch_hard_triplet_soft_margin_loss
 NOT_SQUARED = (
     "theirs is h(D − α⁺) and h(α − D), not squared, and adds the mean of active positives to that of active "
-    "negatives; ours is the paper's D² and h(α − D)², one mean"
+    "negatives; ours is the paper's D² and h(α − D)², one mean; power=1, two_means=True is theirs"
 )
 
 MINERS: dict[str, Case] = {
@@ -167,11 +167,17 @@ HEADS: dict[str, Case] = {
     "soft margin, all triplets": Case(
         plain(tercet.TripletMargin(soft=True), triplet(margin=0, smooth_loss=True)), "loss"
     ),
+    "soft margin with a margin, all triplets": Case(
+        plain(tercet.TripletMargin(MARGIN, soft=True), triplet(margin=MARGIN, smooth_loss=True)), "loss"
+    ),
     "hinge with swap, all triplets": Case(
         plain(tercet.TripletMargin(MARGIN, swap=True), triplet(margin=MARGIN, swap=True)), "loss"
     ),
     "contrastive": Case(
         plain(tercet.Contrastive(), losses.ContrastiveLoss(distance=raw())), "loss", NOT_SQUARED
+    ),
+    "contrastive, hinges of two means": Case(
+        plain(tercet.Contrastive(power=1, two_means=True), losses.ContrastiveLoss(distance=raw())), "loss"
     ),
     "N-pair": Case(
         plain(
@@ -183,14 +189,29 @@ HEADS: dict[str, Case] = {
     # The peer computes the bin of a similarity, and its share, from float32.
     "histogram": Case(plain(tercet.Histogram(100), losses.HistogramLoss(n_bins=100)), "loss", "", 1e-5),
     "multi-similarity loss": Case(plain(tercet.MultiSimilarity(), losses.MultiSimilarityLoss()), "loss"),
+    "multi-similarity loss, distances": Case(
+        plain(
+            tercet.MultiSimilarity(2.0, 5.0, 1.2, distance="euclidean"),
+            losses.MultiSimilarityLoss(2, 5, 1.2, distance=raw()),
+        ),
+        "loss",
+    ),
     "lifted structure": Case(
         plain(tercet.LiftedStructure(), losses.LiftedStructureLoss(distance=raw())), "loss"
+    ),
+    "lifted structure, slack": Case(
+        plain(tercet.LiftedStructure(1.0, 0.3), losses.LiftedStructureLoss(1, 0.3, distance=raw())), "loss"
+    ),
+    "margin loss, triplets": Case(
+        plain(tercet.MarginLoss(of_triplets=True), losses.MarginLoss(learn_beta=True, distance=raw())),
+        "loss",
     ),
     "margin loss": Case(
         plain(tercet.MarginLoss(), losses.MarginLoss(learn_beta=True, distance=raw())),
         "loss",
-        "without mined pairs ours takes every pair once, theirs the two pairs of every triplet; equal on "
-        "mined triplets. With a β for each class, their ν pulls at each listed anchor, ours at each row",
+        "without mined pairs ours takes every pair once, theirs the two pairs of every triplet, as "
+        "of_triplets=True does; equal on mined triplets. With a β for each class, their ν pulls at each "
+        "listed anchor, ours at each row",
     ),
     "SupCon": Case(plain(tercet.SupCon(), losses.SupConLoss()), "loss"),
     "InfoNCE": Case(plain(tercet.InfoNCE(), losses.NTXentLoss()), "loss"),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tercet.core.checks import as_float, as_int, refusal
+from tercet.core.checks import as_bool, as_float, as_int, refusal
 from tercet.losses.base import Head, distinct, pairs_of, reduced
 from tercet.losses.rowwise import MinedPairs
-from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
+from tercet.losses.tile_gradients import TileLoss, is_one_tile, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked, summed
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.euclidean import gather_rows
@@ -29,11 +29,12 @@ __all__ = ["Contrastive", "MarginLoss"]
 class Contrastive(Head):
     """The contrastive loss: how far positives are apart, and how far negatives are inside a margin, squared.
 
-    ℓ = h(D(a,p) − α⁺)² for a positive pair, h(α − D(a,n))² for a negative pair, h(z) = max(0, z)
+    ℓ = h(D(a,p) − α⁺)^power for a positive pair, h(α − D(a,n))^power for a negative pair, h(z) = max(0, z)
 
-    With α⁺ = 0 it is the loss of the paper. Pairs are ordered, rows against columns: where the columns are
-    the batch, (i, j) and (j, i) are two pairs, which makes a difference to `"sum"` alone. From mined triplets
-    each distinct pair (a, p) and (a, n) counts once; mined pairs count as often as they are listed.
+    With α⁺ = 0 and power 2 it is the loss of the paper. Pairs are ordered, rows against columns: where the
+    columns are the batch, (i, j) and (j, i) are two pairs, which makes a difference to `"sum"` alone. From
+    mined triplets each distinct pair (a, p) and (a, n) counts once; mined pairs count as often as they are
+    listed.
 
     Embeddings are not normalised, save by `"cosine"`: a margin of 1 is meant for unit vectors, whose
     distances reach 2.
@@ -44,6 +45,9 @@ class Contrastive(Head):
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, or a `Distance` with a gradient, such as `Mahalanobis`. The loss squares D, so
             `"squared_euclidean"` gives ‖x − y‖⁴.
+        power: 2, or 1 for the hinge itself.
+        two_means: True for the mean over positive pairs plus the mean over negative pairs, so that the many
+            negatives do not outweigh the positives; each is `"mean_active"` or `"mean"`.
         relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean_active"` for the mean over the pairs with ℓ > 0, positive and negative together,
@@ -81,21 +85,38 @@ class Contrastive(Head):
         pos_margin: float = 0.0,
         *,
         distance: Distance | str = "euclidean",
+        power: int = 2,
+        two_means: bool = False,
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean_active",
         tile_rows: int | None = None,
         check_finite: str = "later",
     ) -> None:
         super().__init__(distance, relation, reduction, tile_rows, check_finite)
-        self.margin = as_float("Contrastive", "margin", margin)
-        self.pos_margin = as_float("Contrastive", "pos_margin", pos_margin)
+        caller = "Contrastive"
+        self.margin = as_float(caller, "margin", margin)
+        self.pos_margin = as_float(caller, "pos_margin", pos_margin)
+        self.power = as_int(caller, "power", power, minimum=1, maximum=2)
+        self.two_means = as_bool(caller, "two_means", two_means)
+        if self.two_means and self.reduction in ("sum", "none"):
+            hint = "leave one of the two away"
+            raise refusal(caller, "two_means", True, f"False with reduction={reduction!r}", hint)
 
     def _of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
         """The loss of all pairs."""
-        symmetric = pairwise.is_symmetric
-        return loss_from_pair_gradients(
-            "Contrastive", pairwise, self.reduction, self._loss_of, symmetric=symmetric
-        )
+        return self._of_tiles(pairwise, pairwise.is_symmetric)
+
+    def _of_tiles(self, compared: Pairwise | MinedPairs, symmetric: bool = False) -> Float[Tensor, ""]:
+        """The loss of rows against columns; of several tiles, two means take a walk each."""
+
+        def of(reduction: str, loss_of: Callable[[Tile, bool], TileLoss]) -> Float[Tensor, ""]:
+            return loss_from_pair_gradients("Contrastive", compared, reduction, loss_of, symmetric=symmetric)
+
+        if not self.two_means:
+            return of(self.reduction, self._loss_of)
+        if is_one_tile(compared):
+            return of("sum", self._means_of)
+        return of(self.reduction, self._apart_of) + of(self.reduction, self._inside_of)
 
     def _of_mined(
         self, inputs: tuple[Tensor, ...], labels: Tensor | None, mined: Any
@@ -105,40 +126,85 @@ class Contrastive(Head):
         pairs = pairs_of(rows)
         if len(rows) == 3 and self._fits_marks(inputs, mined):
             # Marks in a table are distinct, and an accelerator is not read to count them.
-            marked = MinedPairs(inputs, rows, self.distance, self.tile_rows)
-            return loss_from_pair_gradients("Contrastive", marked, self.reduction, self._loss_of)
+            return self._of_tiles(MinedPairs(inputs, rows, self.distance, self.tile_rows))
         if len(rows) == 3:
             pairs = tuple(distinct(*side, len(inputs[-1])) for side in pairs)
+        sides = tuple(zip(pairs, (self._apart, self._inside), strict=True))
 
-        def losses(*inputs: Tensor) -> Iterator[Tensor]:
-            for side, loss in zip(pairs, (self._apart, self._inside), strict=True):
-                for i, j in self._chunks(inputs[0], inputs[-1], *side):
-                    yield loss(*self._listed_distances(inputs[0], inputs[-1], i, j))
+        def of(*sides: Any) -> Float[Tensor, "..."]:
+            def losses(*inputs: Tensor) -> Iterator[Tensor]:
+                for side, loss in sides:
+                    for i, j in self._chunks(inputs[0], inputs[-1], *side):
+                        yield loss(*self._listed_distances(inputs[0], inputs[-1], i, j))
 
-        listed = tuple(column for side in pairs for column in side)
-        return reduced(
-            "Contrastive", self.reduction, losses, *inputs, one_graph=self._fits_one_graph(inputs, listed)
-        )
+            listed = tuple(column for side, _ in sides for column in side)
+            whole = self._fits_one_graph(inputs, listed)
+            return reduced("Contrastive", self.reduction, losses, *inputs, one_graph=whole)
+
+        return of(sides[0]) + of(sides[1]) if self.two_means else of(*sides)
 
     def _traced_sum(self, tile: Tile, labels: Tensor, x: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """The sum over all pairs."""
-        losses = torch.where(tile.positive, self._apart(tile.distance), self._inside(tile.distance))
-        return summed(Masked(losses, tile.positive | tile.negative), self.reduction)
+        """The sum over all pairs, or the two means."""
+        apart, inside = self._apart(tile.distance), self._inside(tile.distance)
+        if not self.two_means:
+            losses = Masked(torch.where(tile.positive, apart, inside), tile.positive | tile.negative)
+            return summed(losses, self.reduction)
+        sides = ((apart, tile.positive), (inside, tile.negative))
+        means = (summed(Masked(*side), self.reduction) for side in sides)
+        total = sum(value / count.clamp(min=1) for value, count in means)
+        return total, torch.ones((), dtype=torch.int64, device=apart.device)  # type: ignore[return-value]
 
     def _loss_of(self, tile: Tile, wanted: bool) -> TileLoss:
-        """All pairs of a tile. Each loss is a square, so its derivative is twice what is squared."""
-        if tile.error is not None:  # which pairs are active is decided as by a miner
-            near = [(tile.distance - bound).abs_() <= tile.error for bound in (self.pos_margin, self.margin)]
-            tile.resolve(near[0].logical_and_(tile.positive).logical_or_(near[1].logical_and_(tile.negative)))
-        # As bytes: a product with bools takes four times as long.
-        positive, negative = tile.positive.view(torch.uint8), tile.negative.view(torch.uint8)
-        apart = (tile.distance - self.pos_margin).relu_().mul_(positive)  # [a, r]
-        inside = (self.margin - tile.distance).relu_().mul_(negative)
+        """All pairs of a tile."""
+        apart, inside = self._excesses(tile)
         excess = apart.sub_(inside)
         if self.reduction == "mean_active":
             count = excess.count_nonzero()
         else:
-            count = positive.sum() + negative.sum()
+            count = tile.positive.sum() + tile.negative.sum()
+        return self._powered(excess, count, wanted)
+
+    def _apart_of(self, tile: Tile, wanted: bool) -> TileLoss:
+        """The positive pairs of a tile."""
+        apart, _ = self._excesses(tile)
+        return self._powered(apart, self._count(apart, tile.positive), wanted)
+
+    def _inside_of(self, tile: Tile, wanted: bool) -> TileLoss:
+        """The negative pairs of a tile."""
+        _, inside = self._excesses(tile)
+        return self._powered(inside.neg_(), self._count(inside, tile.negative), wanted)
+
+    def _means_of(self, tile: Tile, wanted: bool) -> TileLoss:
+        """Both means of a tile that has all pairs."""
+        apart, inside = self._excesses(tile)
+        value = torch.zeros((), dtype=widest_float(apart.device), device=apart.device)
+        slopes = []
+        for excess, side in ((apart, tile.positive), (inside.neg_(), tile.negative)):
+            share = self._count(excess, side).clamp(min=1)
+            of_side = self._powered(excess, share, wanted)
+            value = value + of_side.value / share
+            if of_side.pair_gradients is not None:
+                slopes.append(of_side.pair_gradients.div_(share))
+        return TileLoss(value, torch.ones_like(share), slopes[0].add_(slopes[1]) if wanted else None)
+
+    def _excesses(self, tile: Tile) -> tuple[Float[Tensor, "a r"], Float[Tensor, "a r"]]:
+        """How far positives are apart and negatives inside, 0 for all other pairs."""
+        if tile.error is not None:  # which pairs are active is decided as by a miner
+            near = [(tile.distance - bound).abs_() <= tile.error for bound in (self.pos_margin, self.margin)]
+            tile.resolve(near[0].logical_and_(tile.positive).logical_or_(near[1].logical_and_(tile.negative)))
+        # As bytes: a product with bools takes four times as long.
+        apart = (tile.distance - self.pos_margin).relu_().mul_(tile.positive.view(torch.uint8))  # [a, r]
+        return apart, (self.margin - tile.distance).relu_().mul_(tile.negative.view(torch.uint8))
+
+    def _count(self, excess: Float[Tensor, "a r"], side: Bool[Tensor, "a r"]) -> Int[Tensor, ""]:
+        """How many pairs of a side the mean is over."""
+        return excess.count_nonzero() if self.reduction == "mean_active" else side.sum()
+
+    def _powered(self, excess: Float[Tensor, "a r"], count: Int[Tensor, ""], wanted: bool) -> TileLoss:
+        """Σ |excess|^power, and its derivative by the distances, of which excess rises or falls by one."""
+        if self.power == 1:
+            value = excess.abs().sum(dtype=widest_float(excess.device))
+            return TileLoss(value, count, excess.sign_() if wanted else None)
         value = torch.linalg.vecdot(excess, excess).sum(dtype=widest_float(excess.device))
         return TileLoss(value, count, excess.mul_(2) if wanted else None)
 
@@ -148,10 +214,10 @@ class Contrastive(Head):
         return known and inputs[0].device.type != "cpu" and self.reduction != "none"
 
     def _apart(self, d_ap: Float[Tensor, "*u"]) -> Float[Tensor, "*u"]:
-        return torch.relu(d_ap - self.pos_margin).square()
+        return torch.relu(d_ap - self.pos_margin) ** self.power
 
     def _inside(self, d_an: Float[Tensor, "*v"]) -> Float[Tensor, "*v"]:
-        return torch.relu(self.margin - d_an).square()
+        return torch.relu(self.margin - d_an) ** self.power
 
 
 class MarginLoss(Head):
@@ -175,6 +241,9 @@ class MarginLoss(Head):
             `mined` too; None for a single β. With `CrossGroup` the class is the identity.
         nu: ν, at least 0, the weight of the term that makes β smaller. With ν above 0, `reduction="none"` is
             refused, and `reduction="sum"` refuses columns from `gather`, where each rank would add the term.
+        of_triplets: True to count a pair once for each triplet that it is in: a positive pair as often as its
+            anchor has negatives, a negative one as often as it has positives. So all triplets are averaged,
+            as if `mined` listed them. Read only without `mined`.
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
         relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
@@ -217,6 +286,7 @@ class MarginLoss(Head):
         *,
         num_classes: int | None = None,
         nu: float = 0.0,
+        of_triplets: bool = False,
         distance: Distance | str = "euclidean",
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean_active",
@@ -227,6 +297,7 @@ class MarginLoss(Head):
         caller = "MarginLoss"
         self.margin = as_float(caller, "margin", margin, minimum=0)
         self.nu = as_float(caller, "nu", nu, minimum=0)
+        self.of_triplets = as_bool(caller, "of_triplets", of_triplets)
         if self.nu and self.reduction == "none":
             hint = "leave one of the two away"
             raise refusal(caller, "nu", nu, '0 with reduction="none", for it is no pair\'s loss', hint)
@@ -246,25 +317,26 @@ class MarginLoss(Head):
 
         def loss_of(tile: Tile, wanted: bool) -> TileLoss:
             rows = slice(tile.start, tile.start + len(tile.distance))
-            positive, negative = tile.positive.view(torch.int8), tile.negative.view(torch.int8)
-            sign = positive - negative
+            sign = tile.positive.view(torch.int8) - tile.negative.view(torch.int8)
 
             def excess() -> Tensor:
                 return (tile.distance - bounds[rows, None]).mul_(sign).add_(self.margin)
 
             if tile.error is not None:  # which pairs are active is decided as by a list
                 tile.resolve((excess().abs_() <= tile.error).logical_and_(sign != 0))
-            losses = excess().relu_().mul_(sign.abs())
+            times = self._times(tile)
+            losses = excess().relu_().mul_(times)
             active = losses > 0
-            count = active.sum() if self.reduction == "mean_active" else positive.sum() + negative.sum()
+            counts = times * active if self.of_triplets else active
+            count = (counts if self.reduction == "mean_active" else times).sum()
             value = losses.sum(dtype=widest_float(losses.device))
             if not wanted:
                 return TileLoss(value, count, None)
-            pair_gradients = torch.mul(sign, active, out=losses)
+            pair_gradients = torch.mul(sign * times if self.of_triplets else sign, active, out=losses)
             by_bound[rows] = -pair_gradients.sum(1)
             return TileLoss(value, count, pair_gradients)
 
-        symmetric = self.beta.ndim == 0 and pairwise.is_symmetric
+        symmetric = self.beta.ndim == 0 and pairwise.is_symmetric and not self.of_triplets
         extra = bounds, by_bound
         loss = loss_from_pair_gradients("MarginLoss", pairwise, self.reduction, loss_of, symmetric, extra)
         return self._pulled(loss, bounds)
@@ -302,9 +374,18 @@ class MarginLoss(Head):
         bounds = self._bounds(labels, x)
         beyond = tile.distance - bounds[:, None]
         losses = torch.relu(self.margin + torch.where(tile.positive, beyond, -beyond))
-        total, count = summed(Masked(losses, tile.positive | tile.negative), self.reduction)
+        times = self._times(tile)
+        total = (losses * times).sum(dtype=widest_float(losses.device))
+        count = (times * (losses.detach() > 0) if self.reduction == "mean_active" else times).sum()
         pull = self._pulled(total.new_zeros(()), bounds)
         return total + (pull if self.reduction == "sum" else pull * count.clamp(min=1)), count
+
+    def _times(self, tile: Tile) -> Int[Tensor, "a r"]:
+        """How often each pair counts; 0 where it is none."""
+        if not self.of_triplets:
+            return tile.positive.view(torch.int8) + tile.negative.view(torch.int8)
+        positives, negatives = tile.positive.sum(1, keepdim=True), tile.negative.sum(1, keepdim=True)
+        return tile.positive * negatives + tile.negative * positives
 
     def extra_repr(self) -> str:
         """The options, for `print`."""

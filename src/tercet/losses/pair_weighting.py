@@ -16,7 +16,8 @@ from tercet.losses.log_sums import log_sum
 from tercet.losses.rowwise import ListwiseHead, MinedPairs
 from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked, counted_losses, once_differentiable, summed, tiled_mean
-from tercet.pairwise.distances import Distance
+from tercet.pairwise.closed_forms import ProductForm
+from tercet.pairwise.distances import Distance, form_of
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile
@@ -28,15 +29,17 @@ __all__ = ["Circle", "LiftedStructure", "MultiSimilarity"]
 class LiftedStructure(ListwiseHead):
     """The lifted structure loss: the distance of each positive pair against all negatives of both its ends.
 
-    ℓ_ij = ½ h(J_ij)², J_ij = log( Σ_k exp(α − D_ik) + Σ_l exp(α − D_jl) ) + D_ij, h(z) = max(0, z)
+    ℓ_ij = ½ h(J_ij)², J_ij = log( Σ_k exp(α − D_ik) + Σ_l exp(α − D_jl) ) + D_ij − α⁺, h(z) = max(0, z)
 
-    k and l are the negatives of i and of j. Each sum belongs to one row, so the loss takes O(N²). With
-    references j is a column, and l are the rows that it is a negative of; these sums need all rows, so
-    columns from `gather` are refused. A pair without any negative loses 0. Pairs are ordered: where the
-    columns are the batch, (i, j) and (j, i) are two pairs, which makes a difference to `"sum"` alone.
+    With α⁺ = 0 it is the loss of the paper. k and l are the negatives of i and of j. Each sum belongs to one
+    row, so the loss takes O(N²). With references j is a column, and l are the rows that it is a negative of;
+    these sums need all rows, so columns from `gather` are refused. A pair without any negative loses 0. Pairs
+    are ordered: where the columns are the batch, (i, j) and (j, i) are two pairs, which makes a difference to
+    `"sum"` alone.
 
     Args:
         margin: α, in units of the distance.
+        pos_margin: α⁺, in units of the distance, by which a positive is taken to be nearer than it is.
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
         relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
@@ -73,6 +76,7 @@ class LiftedStructure(ListwiseHead):
     def __init__(
         self,
         margin: float = 1.0,
+        pos_margin: float = 0.0,
         *,
         distance: Distance | str = "euclidean",
         relation: Relation = SameLabel(),  # noqa: B008
@@ -82,6 +86,7 @@ class LiftedStructure(ListwiseHead):
     ) -> None:
         super().__init__(distance, relation, reduction, tile_rows, check_finite)
         self.margin = as_float("LiftedStructure", "margin", margin)
+        self.pos_margin = as_float("LiftedStructure", "pos_margin", pos_margin)
 
     def _loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns, in three passes over the tiles: sums, pairs, gradients.
@@ -152,7 +157,7 @@ class LiftedStructure(ListwiseHead):
     def _traced_sum(self, tile: Tile, labels: Tensor, x: Tensor) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The sum over all positive pairs."""
         sums = log_sum(self.margin - tile.distance, tile.negative)
-        excess = torch.relu(torch.logaddexp(sums[:, None], sums) + tile.distance)
+        excess = torch.relu(torch.logaddexp(sums[:, None], sums) + self._slackened(tile.distance))
         return summed(Masked(excess.square() / 2, tile.positive), self.reduction)
 
     def _log_sums(
@@ -174,7 +179,7 @@ class LiftedStructure(ListwiseHead):
     ) -> tuple[Int[Tensor, " u"], Int[Tensor, " u"], Float[Tensor, " u"]]:
         """The row, the column and h(J) of each positive pair of a tile."""
         i, j = true_places(tile.positive)
-        d = tile.distance[i, j]
+        d = self._slackened(tile.distance[i, j])
         i = i + tile.start
         return i, j, torch.relu(torch.logaddexp(rows[i], columns[j]) + d)
 
@@ -183,7 +188,11 @@ class LiftedStructure(ListwiseHead):
     ) -> Float[Tensor, "a r"]:
         """h(J) of each positive pair in its place of the tile; 0 elsewhere."""
         sums = torch.logaddexp(rows[tile.start : tile.start + len(tile.distance), None], columns)
-        return torch.relu(sums + tile.distance).masked_fill(~tile.positive, 0.0)
+        return torch.relu(sums + self._slackened(tile.distance)).masked_fill(~tile.positive, 0.0)
+
+    def _slackened(self, d: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """D − α⁺."""
+        return d - self.pos_margin if self.pos_margin else d
 
     @torch.no_grad()
     def _weights(
@@ -213,13 +222,16 @@ class MultiSimilarity(ListwiseHead):
 
     ℓ_a = (1/α) log(1 + Σ_p exp(−α (s_ap − λ))) + (1/β) log(1 + Σ_n exp(β (s_an − λ)))
 
-    s is the cosine similarity. The paper mines pairs first (`MultiSimilarityMiner`); without `mined` the loss
-    is that of all pairs. From a list, each distinct pair counts once.
+    s is the similarity: 1 − D for `"cosine"`, as in the paper, and x·y for `"dot"`. Of any other distance λ
+    is a distance too, and λ − D stands for s − λ. The paper mines pairs first (`MultiSimilarityMiner`);
+    without `mined` the loss is that of all pairs. From a list, each distinct pair counts once.
 
     Args:
         alpha: α, above 0, the scale of positives.
         beta: β, above 0, the scale of negatives.
-        base: λ, a similarity.
+        base: λ, a similarity; a distance where `distance` is neither `"cosine"` nor `"dot"`.
+        distance: D: `"cosine"` 1 − cos(x, y), `"dot"` −x·y, `"euclidean"` ‖x − y‖, `"squared_euclidean"`
+            ‖x − y‖², or a `Distance` with a gradient, such as `Mahalanobis`.
         relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean"` over all rows of the batch, as in the paper, `"mean_active"` over those with
@@ -254,19 +266,21 @@ class MultiSimilarity(ListwiseHead):
         beta: float = 50.0,
         base: float = 0.5,
         *,
+        distance: Distance | str = "cosine",
         relation: Relation = SameLabel(),  # noqa: B008
         reduction: str = "mean",
         tile_rows: int | None = None,
         check_finite: str = "later",
     ) -> None:
-        super().__init__("cosine", relation, reduction, tile_rows, check_finite)
+        super().__init__(distance, relation, reduction, tile_rows, check_finite)
         self.alpha = as_float("MultiSimilarity", "alpha", alpha, above=0)
         self.beta = as_float("MultiSimilarity", "beta", beta, above=0)
         self.base = as_float("MultiSimilarity", "base", base)
 
     def _losses_of(self, tile: Tile) -> Float[Tensor, " a"]:
         """ℓ of each row."""
-        above = -self.base - tile.distance  # [a, r], s − λ
+        base = -self.base if isinstance(form_of(self._measured), ProductForm) else self.base
+        above = base - tile.distance  # [a, r], s − λ
         positive = softplus(log_sum(-self.alpha * above, tile.positive)) / self.alpha
         # In place, since neither the positives' gradient nor anything below needs `above` itself.
         return positive + softplus(log_sum(above.mul_(self.beta), tile.negative)) / self.beta

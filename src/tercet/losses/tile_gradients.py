@@ -22,7 +22,7 @@ from tercet.pairwise.budget import budget
 from tercet.pairwise.tiles import Tile
 from tercet.pairwise.torch_modes import full_precision, widest_float
 
-__all__ = ["TileLoss", "differentiated", "loss_from_pair_gradients"]
+__all__ = ["TileLoss", "differentiated", "is_one_tile", "loss_from_pair_gradients"]
 
 
 class TileLoss(NamedTuple):
@@ -62,11 +62,8 @@ def loss_from_pair_gradients(
     """
     columns = compared.inputs[-1]
     inputs = compared.inputs if extra is None else (*compared.inputs, extra[0])
-    if compared.given_tile_rows is None:
-        compared = copy(compared)  # the caller's own keeps its height
-        sizes = budget(columns.device)
-        height = max(sizes.head_tile_rows, sizes.head_tile_numbers // max(1, len(columns)))
-        compared.tile_rows = min(compared.tile_rows, height)
+    compared = copy(compared)  # the caller's own keeps its height
+    compared.tile_rows = _height(compared)
     sought = [torch.is_grad_enabled() and v.requires_grad for v in inputs]
     wanted = any(sought[: len(compared.inputs)])
     value = count = None
@@ -90,6 +87,20 @@ def loss_from_pair_gradients(
         value = columns.new_zeros((), dtype=widest_float(columns.device))
         count = columns.new_zeros((), dtype=torch.int64)
     return with_gradient(caller, reduction, value, count, gradients if any(sought) else [], inputs)
+
+
+def is_one_tile(compared: Compared) -> bool:
+    """Whether `loss_of` is called with a tile of all rows."""
+    return _height(compared) >= len(compared.inputs[0])
+
+
+def _height(compared: Compared) -> int:
+    """The rows of a tile, over which a head makes several passes."""
+    if compared.given_tile_rows is not None:
+        return compared.tile_rows
+    columns, sizes = compared.inputs[-1], budget(compared.inputs[-1].device)
+    height = max(sizes.head_tile_rows, sizes.head_tile_numbers // max(1, len(columns)))
+    return min(compared.tile_rows, height)
 
 
 def differentiated(

@@ -30,7 +30,7 @@ __all__ = ["TripletMargin"]
 class TripletMargin(Head):
     """The triplet loss: how far each negative falls short of being m farther than the positive.
 
-    ℓ = h(D(a,p) − D(a,n) + m)^power, h(z) = max(0, z); with `soft`, ℓ = log(1 + exp(D(a,p) − D(a,n)))
+    ℓ = h(D(a,p) − D(a,n) + m)^power, h(z) = max(0, z); with `soft`, ℓ = log(1 + exp(D(a,p) − D(a,n) + m))
 
     The hinge h is taken for each triplet, and then averaged. Without `mined`, the loss is that of all
     triplets, exactly, and no list of them is made: the plain hinge takes O(N²) for a few positives an anchor
@@ -40,7 +40,7 @@ class TripletMargin(Head):
     Embeddings are not normalised, save by `"cosine"`: a margin of 0.2 is meant for unit vectors.
 
     Args:
-        margin: m, at least 0, in units of the distance; None for 0.2. With `soft` there is no margin: None.
+        margin: m, at least 0, in units of the distance; None for 0.2, and for 0 with `soft`.
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖² (FaceNet, Deep Ranking), `"cosine"`
             1 − cos(x, y), `"dot"` −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
         power: 1, or 2 for the squared hinge. With `soft` it is 1.
@@ -102,13 +102,10 @@ class TripletMargin(Head):
         super().__init__(distance, relation, reduction, tile_rows, check_finite)
         caller = "TripletMargin"
         self.soft, self.swap = as_bool(caller, "soft", soft), as_bool(caller, "swap", swap)
-        if soft and margin is not None:
-            raise refusal(caller, "margin", margin, "no margin with soft=True", "leave one of the two away")
         if soft and power != 1:
             raise refusal(caller, "power", power, "1 with soft=True", "leave one of the two away")
-        self.margin = (
-            0.0 if soft else 0.2 if margin is None else as_float(caller, "margin", margin, minimum=0)
-        )
+        default = 0.0 if self.soft else 0.2
+        self.margin = default if margin is None else as_float(caller, "margin", margin, minimum=0)
         self.power = as_int(caller, "power", power, minimum=1, maximum=2)
 
     def _of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
@@ -226,7 +223,7 @@ class TripletMargin(Head):
 
     def _loss(self, d_ap: Tensor, d_an: Tensor) -> Tensor:
         if self.soft:
-            return softplus(d_ap - d_an)
+            return softplus(d_ap + self.margin - d_an)
         return torch.relu(d_ap + self.margin - d_an) ** self.power
 
     def _loss_of_all(self, most: int | None, tile: Tile, wanted: bool) -> TileLoss:
