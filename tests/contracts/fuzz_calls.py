@@ -465,7 +465,20 @@ def rows() -> dict[str, Row]:
         ),
         "ReservoirTriplets.triplets": _method(_reservoir, "triplets", n=3),
         "train_validation_split": _row("train_validation_split", labels=LABELS, fraction=0.5),
-        "PKSampler": _row("PKSampler", _deal, {"epoch_length": "epoch length"}, labels=LABELS, p=2, k=2),
+        "PKSampler": _row(
+            "PKSampler",
+            _deal,
+            {
+                "epoch_length": "epoch length",
+                "short_supers": "choice",
+                "pure_groups": "groups",
+                "confusion_share": "real",
+                **dict.fromkeys(("class_weights", "group_shares", "confusion", "spread_pairs"), "anything"),
+            },
+            labels=LABELS,
+            p=2,
+            k=2,
+        ),
         "ShuffledSampler": _row(
             "ShuffledSampler", lambda s: (len(s), s.state_at(0, 0), next(iter(s), None)), {"n": "size"}, n=N
         ),

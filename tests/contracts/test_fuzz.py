@@ -243,7 +243,7 @@ def test_the_checker_sees_what_a_call_does_wrong(call: Callable[..., Any], said,
 
 
 def test_the_sample_reaches_every_kind_of_value_and_callable(table):
-    some = list(cases(table, 20_000, seed=0))
+    some = list(cases(table, 60_000, seed=0))
     assert some[:100] == list(cases(table, 100, seed=0))
     called = Counter(case.name for case in some)
     named = {name for name, row in table.items() if arguments(row.make()[0])}

@@ -250,17 +250,23 @@ def as_seed(caller: str | None, seed: Any) -> int:
     return number
 
 
-def as_batch_size(caller: str | None, p: Any, k: Any) -> tuple[int, int]:
+def as_batch_size(caller: str | None, p: Any, k: Any, *, least: int = 2) -> tuple[int, int]:
     """p and k as ints, refused unless a batch of p classes with k images each has at most 2²⁴ images.
 
+    Args:
+        caller: the class or function that was called, for messages.
+        p: classes in a batch.
+        k: images of each.
+        least: the least k.
+
     Raises:
-        ValueError: not whole numbers of at least 1 and 2, or too many images.
+        ValueError: not whole numbers of at least 1 and `least`, or too many images.
 
     Example:
         >>> as_batch_size("PKSampler", 16, 4)
         (16, 4)
     """
-    p, k = as_int(caller, "p", p, 1), as_int(caller, "k", k, 2)
+    p, k = as_int(caller, "p", p, 1), as_int(caller, "k", k, least)
     if p * k > 1 << 24:
         raise refusal(caller, "p, k", f"{p} · {k}", f"at most {1 << 24} images in a batch")
     return p, k

@@ -461,7 +461,7 @@ def test_case_a_million_images_of_50_000_classes():
     ("arguments", "said"),
     [
         ({"p": 0}, "PKSampler(p=0): expected a whole number of at least 1"),
-        ({"k": 1}, "PKSampler(k=1): expected a whole number of at least 2"),
+        ({"k": 0}, "PKSampler(k=0): expected a whole number of at least 1"),
         ({"seed": -1}, "PKSampler(seed=-1): expected a whole number of at least 0"),
         ({"rank": 2, "world_size": 2}, "PKSampler(rank=2): expected a whole number from 0 to 1"),
         ({"epoch_length": 0}, "PKSampler(epoch_length=0): expected a whole number of at least 1"),
@@ -535,7 +535,7 @@ def test_super_labels_of_too_few_classes():
     sampler, said = warned(NAMES, **arguments)
     assert said == [
         "PKSampler(k=2): left out 1 class (4 images): 1 in a super-label of fewer than 3 such classes, "
-        "such as 'class 6'; lower p or drop them from the labels"
+        "such as 'class 6'; lower p, drop them from the labels or pass short_supers=\"repeat\""
     ]
     assert sampler.left_out == {"class 6": 4}
     assert not faults([[batch] for batch in epoch_of(sampler, 0)], NAMES, 6, 2, 0)[0]

@@ -7,11 +7,11 @@ of a key.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Float, Int, UInt64
 
-from tercet.core.randomness import derive_key, keyed_bits
+from tercet.core.randomness import derive_key, keyed_bits, keyed_uniform
 
-__all__ = ["assign", "occurrences", "water_fill"]
+__all__ = ["assign", "every_pair", "occurrences", "water_fill", "weighted_fill"]
 
 # How many rounds of swaps. Two items meet in some number of batches, which differs from that of a random
 # assignment by a factor of at most S in S batches; each round divides the difference by 4. So log₄ S rounds
@@ -68,6 +68,51 @@ def water_fill(
     return least + extra
 
 
+def weighted_fill(
+    weights: Float[np.ndarray, " i"], batches: int, width: int, key: int | None
+) -> Int[np.ndarray, " i"]:
+    """How many batches each item is in, in proportion to its weight, at most all of them.
+
+        count_i = min(level · weight_i, batches), rounded up or down
+
+    Args:
+        weights: [i] numbers above 0, at least `width` of them.
+        batches: the number of batches.
+        width: the number of items in a batch.
+        key: draws which counts are rounded up; None rounds all of them down.
+
+    Returns:
+        int64 [i], each at most `batches`; batches · width in sum with a key.
+
+    Example:
+        >>> weighted_fill(np.array([3.0, 2.0, 1.0]), 6, 2, key=0).tolist()
+        [6, 4, 2]
+    """
+    order = np.argsort(-weights, kind="stable")
+    ranked = weights[order]
+    rest = np.cumsum(ranked[::-1])[::-1]  # [i] the weight of an item and of all lighter ones
+    full = np.arange(len(ranked))
+    heaviest = int(((width - full) * ranked <= rest).argmax())  # items that are in each batch
+    quota = np.full(len(ranked), float(batches))
+    quota[heaviest:] = ranked[heaviest:] * ((width - heaviest) * batches / rest[heaviest])
+    whole = np.floor(quota + 1e-9 * batches)
+    counts = np.empty(len(weights), dtype=np.int64)
+    counts[order] = whole
+    if key is None:
+        return counts
+    # Systematic sampling: each is rounded up with the probability of its fraction, and the sum is exact.
+    fraction = np.zeros(len(weights))
+    fraction[order] = np.maximum(0, quota - whole)
+    mixed = _shuffled(np.zeros(len(weights), dtype=np.int64), derive_key("round", key))
+    missing = batches * width - int(whole.sum())
+    reached = np.cumsum(fraction[mixed])
+    reached *= missing / max(reached[-1], 1e-300)
+    reached[-1] = missing
+    passed = np.floor(np.minimum(reached, missing) + keyed_uniform(derive_key("offset", key))[0])
+    counts[mixed] += np.diff(passed, prepend=0).astype(np.int64)
+    return counts
+
+
 def assign(
     counts: Int[np.ndarray, " i"],
     group: Int[np.ndarray, " i"],
@@ -118,6 +163,60 @@ def assign(
         _swap(plan, order[even], order[even + 1], derive_key("trade", r, key))
     tags = keyed_bits(derive_key("places", key), np.arange(plan.size)).reshape(plan.shape)  # [b, w]
     return _by_tag(plan, tags >> np.uint64(32)).astype(np.int64)
+
+
+def every_pair(items: int, steps: int, ranks: int, key: int) -> Int[np.ndarray, "s w"]:
+    """Batches of two items, such that any two items meet equally often, to within one.
+
+    The rounds of a tournament (the circle method): in a round each item is in one pair, and after the last
+    round each pair has met once. A pair that has an item in common with its step waits for the next one.
+
+    Args:
+        items: the number of items, at least 2 · ranks.
+        steps: the number of steps.
+        ranks: batches in a step.
+        key: names the order of the items in each tournament, and that of the steps.
+
+    Returns:
+        int64 [steps, 2 · ranks], distinct within a step.
+
+    Example:
+        >>> every_pair(3, 3, 1, key=0).tolist()
+        [[1, 2], [0, 1], [2, 0]]
+    """
+    places = items + items % 2  # of an odd number, the item paired with nobody rests
+    turn = np.arange(places - 1)[:, None]  # [rounds, 1]
+    apart = np.arange(1, places // 2)
+    ones = np.concatenate([turn, (turn + apart) % (places - 1)], axis=1).ravel()
+    others = np.concatenate([np.full_like(turn, places - 1), (turn - apart) % (places - 1)], axis=1).ravel()
+    games = np.stack([ones, others], axis=1)  # [all pairs, 2]
+    games = games[(games < items).all(axis=1)]
+    tournaments = -(-(steps + 1) * ranks // len(games)) + 1
+    group = np.zeros(items, dtype=np.int64)
+    names = [_shuffled(group, derive_key("tournament", t, key)) for t in range(tournaments)]
+    waiting = np.concatenate([names[t][games] for t in range(tournaments)])
+    if ranks == 1:
+        plan = waiting[:steps]
+    else:
+        plan = np.array(_disjoint(waiting.tolist(), steps, ranks)).reshape(steps, -1)
+    return plan[_shuffled(np.zeros(steps, dtype=np.int64), derive_key("steps", key))]
+
+
+def _disjoint(pairs: list[list[int]], steps: int, ranks: int) -> list[list[int]]:
+    """Steps of `ranks` pairs without a common item, each of the first pairs that go together."""
+    plan, waiting, following = [], [], iter(pairs)
+    for _ in range(steps):
+        step: list[int] = []
+        later = []
+        while len(step) < 2 * ranks:
+            pair = waiting.pop(0) if waiting else next(following)
+            if step and (pair[0] in step or pair[1] in step):
+                later.append(pair)
+            else:
+                step += pair
+        waiting = later + waiting
+        plan.append(step)
+    return plan
 
 
 def occurrences(plan: Int[np.ndarray, "b w"]) -> Int[np.ndarray, "b w"]:

@@ -7,11 +7,29 @@ import zlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
-from tercet.core.checks import as_batch_size, as_choice, as_int, label_codes, refusal
+from tercet.core.checks import (
+    as_batch_size,
+    as_bool,
+    as_choice,
+    as_float,
+    as_int,
+    label_codes,
+    refusal,
+)
 from tercet.core.randomness import KeyedRow, derive_key, keyed_bits, permute
-from tercet.data.samplers.balanced_plan import assign, occurrences, water_fill
+from tercet.data.samplers.balanced_plan import occurrences
+from tercet.data.samplers.class_plan import ClassPlan, Mixing
+from tercet.data.samplers.class_table import (
+    ClassRules,
+    ClassTable,
+    Labels,
+    labels_within,
+    numbers_of,
+    supers_of_classes,
+)
+from tercet.data.samplers.near_classes import class_directions, near_items
 from tercet.data.samplers.resumable import EpochSampler
 
 __all__ = ["PKSampler"]
@@ -40,7 +58,10 @@ class PKSampler(EpochSampler):
     With super-labels, coarser labels of which each has several classes, a batch takes `supers_per_batch` of
     them and q = p / supers_per_batch classes of each. A super-label is in at least max(max_c m_c,
     ⌈Σ_c m_c / q⌉) batches, with c over its classes, and S follows from these numbers as it does from m_c
-    above.
+    above. With `pure_groups` each step takes its classes and images from one group, on all ranks.
+
+    With `confusion`, the classes that a model finds alike meet more often: they are hard negatives of each
+    other. Each class is in as many batches as without it.
 
     The batches are a function of (seed, epoch, step). So training resumes at any batch (see `state_at`), the
     number of workers changes nothing, and each rank takes its slice of the same plan.
@@ -48,7 +69,8 @@ class PKSampler(EpochSampler):
     Args:
         labels: [n] one for each image: whole numbers or strings, a list, an array or a CPU tensor.
         p: classes in a batch, on each rank.
-        k: images of each class in a batch, at least 2.
+        k: images of each class in a batch, at least 2; "all" takes all of them, so that batches differ in
+            size. A batch of k=1 has no positive pair: it is for heads with class centers.
         seed: a whole number of at least 0; the same seed gives the same batches, on any machine.
         epoch_length: "every_image" draws each image at least once an epoch, "every_label" each class, all
             ranks together. A whole number is the number of batches of each rank; the classes are spread
@@ -56,10 +78,27 @@ class PKSampler(EpochSampler):
         short_classes: what happens to a class of fewer than k images: its images are repeated in the batch as
             evenly as possible ("repeat"), it is left out ("skip"), or that is an error ("error"). "repeat"
             leaves out a class of one image, which gives no positive pair. A warning counts what is left out.
+        class_weights: how often each class is drawn, in proportion: numbers above 0, a dict by label (1 for
+            labels it lacks) or an array with one for each label in sorted order. A class is in each batch at
+            most once. An epoch is as long as it takes the lightest class to get its m_c batches; a whole
+            number for `epoch_length` bounds it.
         super_labels: [n] a coarser label for each image, the same for all images of a class; None for none.
             A super-label with fewer than p / supers_per_batch usable classes is left out with its classes,
-            and with "error" it is an error.
+            and with short_classes="error" it is an error; see `short_supers`.
         supers_per_batch: super-labels in a batch, on each rank; a divisor of p.
+        short_supers: "repeat" keeps a super-label of too few classes, and repeats them in the batch as evenly
+            as possible: such a class has several times k images there, others each time while it has any.
+        spread_pairs: True lets any two super-labels meet in equally many batches, to within one; with
+            supers_per_batch=2. Otherwise they meet by chance.
+        pure_groups: [n] a group of each image, as its camera, data set or language; None for none. Each step
+            is of one group. A class of several groups is drawn from each by itself.
+        group_shares: the share of the steps of each group, in proportion: a dict by group, or an array with
+            one for each group in sorted order; None for what each group's images need.
+        confusion: where a model sees the images, or the classes: [n, d] an embedding for each image, of which
+            class means are taken, or [c, d] a vector for each label in sorted order. Classes whose vectors
+            have a large cosine are near. Finding the nearest takes c² · d operations, once.
+        confusion_share: the share of the classes of a batch (of each super-label in it) that are near each
+            other, above 0 and at most 1; at least two classes.
         rank: the part of each step that this process takes, from 0.
         world_size: the number of processes. The p · world_size classes of a step are distinct.
 
@@ -86,30 +125,44 @@ class PKSampler(EpochSampler):
         self,
         labels: Any,
         p: int,
-        k: int,
+        k: int | str,
         *,
         seed: int = 0,
         epoch_length: int | str = "every_image",
         short_classes: str = "repeat",
+        class_weights: Any = None,
         super_labels: Any = None,
         supers_per_batch: int = 1,
+        short_supers: str = "skip",
+        spread_pairs: bool = False,
+        pure_groups: Any = None,
+        group_shares: Any = None,
+        confusion: Any = None,
+        confusion_share: float = 0.5,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         super().__init__(seed, rank, world_size)
         codes, names = label_codes("PKSampler", labels)
-        self.p, self.k = as_batch_size("PKSampler", p, k)
-        if self.p * self.world_size == 1:
-            way = "take p of at least 2, or a loss that needs none"
-            warnings.warn(f"PKSampler(p=1): a batch of one class has no negatives; {way}", stacklevel=2)
-        self.supers_per_batch = self._checked_supers(super_labels, supers_per_batch)
-        self._each = self.p // self.supers_per_batch  # classes of each super-label in a batch
+        given = Labels(codes, names.tolist())
+        self._set_batch(p, k)
         as_choice("PKSampler", "short_classes", short_classes, ("repeat", "skip", "error"))
         epoch_length = _checked_length(epoch_length)
-        super_of = None if super_labels is None else _super_of_class(super_labels, codes, names)
-        self._index_classes(codes, names, super_of, short_classes)
-        self._length = self._size_epoch(epoch_length)
-        self._block = max(1, BLOCK_ROWS // (self.p * self.k))
+        rules = self._rules(short_classes, super_labels, supers_per_batch, short_supers, pure_groups)
+        within = given
+        if super_labels is not None:
+            within = supers_of_classes(given, super_labels)
+        elif pure_groups is not None:
+            within = labels_within(given, pure_groups)
+        self._table = ClassTable(within, rules)
+        self.left_out = self._table.left_out
+        self._demand, steps = self._least_turns(epoch_length)
+        mixing = self._mixing(
+            given, within, rules, spread_pairs, class_weights, group_shares, confusion, confusion_share
+        )
+        self._class_plan = ClassPlan(self._table, rules, self._demand, steps, mixing)
+        self._length = self._class_plan.length
+        self._block = max(1, BLOCK_ROWS // (self.p * (1 if isinstance(self.k, str) else self.k)))
         self._plan: tuple[int, np.ndarray, np.ndarray] | None = None  # of the epoch that was asked for last
         self._settings = {
             "p": self.p,
@@ -119,112 +172,105 @@ class PKSampler(EpochSampler):
             "short_classes": short_classes,
             "supers_per_batch": self.supers_per_batch,
             "world_size": self.world_size,
-            "labels": zlib.crc32(codes.astype("<i8").tobytes()),
-            "super_labels": 0 if super_of is None else zlib.crc32(super_of.astype("<i8").tobytes()),
+            "labels": _checksum(codes),
+            "super_labels": 0 if super_labels is None else _checksum(within.supers),
         }
+        # What is not asked for is no setting, so that states saved before there was such a choice go on.
+        choices = {
+            "short_supers": short_supers if short_supers != "skip" else None,
+            "spread_pairs": int(mixing.spread_pairs) or None,
+            "pure_groups": None if pure_groups is None else _checksum(within.codes, within.supers),
+            "weights": None if mixing.weights is None else _checksum(mixing.weights),
+            "confusion": None if mixing.neighbors is None else _checksum(mixing.neighbors, mixing.near),
+        }
+        self._settings |= {name: value for name, value in choices.items() if value is not None}
 
-    def _checked_supers(self, super_labels: Any, supers_per_batch: Any) -> int:
-        """`supers_per_batch`, refused where it does not divide p, or where there are no super-labels."""
+    def _set_batch(self, p: Any, k: Any) -> None:
+        """Take p and k; warn where no pair of a batch could be positive, or negative."""
+        self.k: int | str
+        if isinstance(k, str):
+            self.k = as_choice("PKSampler", "k", k, ("all",))
+            self.p = as_int("PKSampler", "p", p, 1, 1 << 24)
+        else:
+            self.p, self.k = as_batch_size("PKSampler", p, k, least=1)
+        if self.k == 1:
+            way = "take k of at least 2, or a head with class centers (ProxyAnchor, ArcFace, …)"
+            warnings.warn(f"PKSampler(k=1): a batch has no positive pair; {way}", stacklevel=3)
+        if self.p * self.world_size == 1:
+            way = "take p of at least 2, or a loss that needs none"
+            warnings.warn(f"PKSampler(p=1): a batch of one class has no negatives; {way}", stacklevel=3)
+
+    def _rules(
+        self, short_classes: str, super_labels: Any, supers_per_batch: Any, short_supers: Any, groups: Any
+    ) -> ClassRules:
+        """How many classes, super-labels and groups a step has; refused where they do not go together."""
         number = as_int("PKSampler", "supers_per_batch", supers_per_batch, 1)
         if self.p % number:
             raise refusal("PKSampler", "supers_per_batch", supers_per_batch, f"a divisor of p={self.p}")
         if super_labels is None and number > 1:
             raise refusal("PKSampler", "supers_per_batch", supers_per_batch, "super_labels beside it")
-        return number
+        as_choice("PKSampler", "short_supers", short_supers, ("skip", "repeat"))
+        if super_labels is None and short_supers == "repeat":
+            raise refusal("PKSampler", "short_supers", short_supers, "super_labels beside it")
+        if super_labels is not None and groups is not None:
+            hint = "give pairs of super-label and group as pure_groups, if a batch is to be of one of both"
+            raise refusal("PKSampler", "pure_groups", "<groups>", "no super_labels beside it", hint)
+        self.supers_per_batch = number
+        step = (self.p, self.k, short_classes, self.world_size)
+        if super_labels is not None:
+            items, each = number * self.world_size, self.p // number
+            return ClassRules(*step, "supers_per_batch", items, "super-label", each, short_supers)
+        if groups is not None:
+            return ClassRules(*step, "p", 1, "group", self.p * self.world_size, "skip")
+        return ClassRules(*step, "p", self.p * self.world_size, "class", 1, "skip")
 
-    def _index_classes(
-        self, codes: np.ndarray, names: np.ndarray, super_of: np.ndarray | None, short_classes: str
-    ) -> None:
-        """Find which classes batches are drawn from, and where the rows of each are."""
-        sizes = np.bincount(codes)
-        usable = self._usable(sizes, names, super_of, short_classes)
-        unusable = names[~usable].tolist(), sizes[~usable].tolist()
-        self.left_out: dict[Any, int] = dict(zip(*unusable, strict=True))
-        self._members = np.argsort(codes, kind="stable")  # [n] rows, class after class
-        # [c] of the c usable classes: the number among all, the images, the place of the first in `_members`,
-        # and the super-label.
-        self._numbers = np.flatnonzero(usable)
-        self._sizes = sizes[usable]
-        self._first = (np.cumsum(sizes) - sizes)[usable]
-        self._super = None if super_of is None else np.unique(super_of[usable], return_inverse=True)[1]
+    def _least_turns(self, epoch_length: int | str) -> tuple[Int[np.ndarray, " c"], int | None]:
+        """The least number of batches of each class, and the number of steps where it is given."""
+        sizes = self._table.sizes
+        if epoch_length == "every_image" and not isinstance(self.k, str):
+            return -(-sizes // self.k), None
+        if isinstance(epoch_length, str):
+            return np.ones(len(sizes), dtype=np.int64), None
+        return np.zeros(len(sizes), dtype=np.int64), epoch_length
 
-    def _usable(
-        self, sizes: np.ndarray, names: np.ndarray, super_of: np.ndarray | None, mode: str
-    ) -> Bool[np.ndarray, " all"]:
-        """Which classes batches are drawn from; a warning or an error names the others."""
-        least = 2 if mode == "repeat" else self.k
-        short, thin = sizes < least, np.zeros(len(sizes), dtype=bool)
-        if super_of is not None:
-            thin = ~short & (np.bincount(super_of, weights=~short) < self._each)[super_of]
-        usable = ~(short | thin)
-        causes = [(short, f"of fewer than {least} images")]
-        causes += [(thin, f"in a super-label of fewer than {self._each} such classes")]
-        why = [f"{m.sum()} {cause}, such as {names[m].tolist()[0]!r}" for m, cause in causes if m.any()]
-        lost = f"{_number((~usable).sum(), 'class')} ({_number(sizes[~usable].sum(), 'image')}): "
-        lost += ", ".join(why)
-        if why and mode == "error":
-            hint = 'drop them from the labels or pass short_classes="repeat" or "skip"'
-            raise ValueError(f'PKSampler(k={self.k}, short_classes="error"): found {lost}; {hint}')
-        self._require_enough(sizes, usable, super_of, least)
-        if why:
-            hint = "lower p or drop them from the labels"
-            if short.any():
-                hint = "add images (a positive pair takes 2) or drop them from the labels"
-            if mode == "skip" and (sizes[short] > 1).any():
-                hint = 'pass short_classes="repeat" to keep those of 2 images or more'
-            warnings.warn(f"PKSampler(k={self.k}): left out {lost}; {hint}", stacklevel=4)
-        return usable
-
-    def _require_enough(
-        self, sizes: np.ndarray, usable: np.ndarray, super_of: np.ndarray | None, least: int
-    ) -> None:
-        """Refuse fewer classes, or super-labels, than a step has distinct ones."""
-        argument, per_rank = "p", self.p
-        have, unit, quality = usable.sum(), "class", f"{least} images or more"
-        if super_of is not None:
-            argument, per_rank = "supers_per_batch", self.supers_per_batch
-            have, unit = np.unique(super_of[usable]).size, "super-label"
-            quality = f"{_number(self._each, 'class')} of {quality}"
-        need = per_rank * self.world_size
-        if have >= need:
-            return
-        ranks, step, ways = "", "", [f"lower {argument}"] if per_rank > 1 or super_of is None else []
-        if super_of is not None and self._each > 1:
-            ways.append(f"lower p={self.p} for fewer classes of each super-label")
-        if self.world_size > 1:
-            ranks, step = f", world_size={self.world_size}", f", and a step needs {need}"
-            ways.append("lower world_size")
-        if super_of is None and (sizes > 1).sum() >= need:
-            ways.append('pass short_classes="repeat"')
-        raise ValueError(
-            f"PKSampler({argument}={per_rank}{ranks}): only {_number(have, unit)} "
-            f"{'has' if have == 1 else 'have'} {quality}{step}; {' or '.join(ways)}"
-        )
-
-    def _size_epoch(self, epoch_length: int | str) -> int:
-        """The number of steps; sets in how many of them each class and each super-label has to be.
-
-        Each step has `_width` distinct items: classes, or super-labels where there are such. Item i is in at
-        least `_demand[i]` steps.
-        """
-        if epoch_length == "every_image":
-            self._class_demand = -(-self._sizes // self.k)  # [c]
-        else:
-            self._class_demand = np.full(len(self._sizes), int(epoch_length == "every_label"))
-        self._demand, self._width = self._class_demand, self.p * self.world_size
-        if self._super is not None:
-            # A class is at most once in a batch, and a batch has `_each` classes of a super-label.
-            total = np.bincount(self._super, weights=self._class_demand).astype(np.int64)
-            self._demand = -(-total // self._each)
-            np.maximum.at(self._demand, self._super, self._class_demand)
-            self._width = self.supers_per_batch * self.world_size
-        if isinstance(epoch_length, int):
-            most = (1 << 32) // self._width  # the plan of an epoch is in memory, 16 bytes a place
-            if epoch_length > most:
-                expected = f"at most {most} steps of this width"
-                raise refusal("PKSampler", "epoch_length", epoch_length, expected)
-            return epoch_length
-        return max(int(self._demand.max()), -(-int(self._demand.sum()) // self._width))
+    def _mixing(
+        self,
+        given: Labels,
+        within: Labels,
+        rules: ClassRules,
+        spread_pairs: Any,
+        class_weights: Any,
+        group_shares: Any,
+        confusion: Any,
+        confusion_share: Any,
+    ) -> Mixing:
+        """How classes are mixed; refused where the arguments do not go together."""
+        table = self._table
+        spreads = as_bool("PKSampler", "spread_pairs", spread_pairs)
+        if spreads and (rules.unit != "super-label" or self.supers_per_batch != 2):
+            expected = "super_labels and supers_per_batch=2 beside it"
+            raise refusal("PKSampler", "spread_pairs", spread_pairs, expected)
+        weights = None
+        if group_shares is not None:
+            if rules.unit != "group":
+                raise refusal("PKSampler", "group_shares", "<shares>", "pure_groups beside it")
+            weights = numbers_of("group_shares", group_shares, within.super_names, table.super_names, None)
+        if class_weights is not None:
+            if rules.unit != "class":
+                expected = "no super_labels or pure_groups beside it"
+                raise refusal("PKSampler", "class_weights", "<weights>", expected)
+            weights = numbers_of("class_weights", class_weights, given.names, table.names, 1.0)
+        share = as_float("PKSampler", "confusion_share", confusion_share, 0, 1, above=0)
+        if confusion is None:
+            return Mixing(weights, spreads)
+        together = rules.each if rules.unit == "super-label" else self.p
+        if together < 2 or rules.short_supers == "repeat":
+            expected = 'at least two classes of each super-label in a batch, and short_supers="skip"'
+            raise refusal("PKSampler", "confusion", "<vectors>", expected)
+        near = min(together, max(2, round(share * together)))
+        directions = class_directions(confusion, given, within)[table.numbers]
+        group = np.zeros(len(directions), dtype=np.int64) if table.supers is None else table.supers
+        return Mixing(weights, spreads, near, near_items(directions, group, near))
 
     def batch(self, epoch: int, step: int) -> list[KeyedRow]:
         """The batch at `step` of `epoch`, as iterating yields it: p · k rows, those of a class side by side.
@@ -244,11 +290,16 @@ class PKSampler(EpochSampler):
 
     def _items(self, epoch: int, start: int, stop: int) -> list[list[KeyedRow]]:
         classes, rounds = (part[start:stop].ravel() for part in self._planned(epoch))
-        drawn = self._drawn(epoch, classes, rounds)
-        rows, views = (part.reshape(stop - start, -1).tolist() for part in drawn)
+        if isinstance(self.k, str):
+            rows, views, sizes = self._whole(epoch, classes, rounds)
+            ends = np.cumsum(sizes.reshape(stop - start, -1).sum(axis=1))[:-1]
+            parts = [[part.tolist() for part in np.split(values, ends)] for values in (rows, views)]
+        else:
+            drawn = self._drawn(epoch, classes, rounds)
+            parts = [part.reshape(stop - start, -1).tolist() for part in drawn]
         return [
             [KeyedRow(row, epoch, view) for row, view in zip(*batch, strict=True)]
-            for batch in zip(rows, views, strict=True)
+            for batch in zip(*parts, strict=True)
         ]
 
     def _drawn(
@@ -260,37 +311,34 @@ class PKSampler(EpochSampler):
         again. After n / gcd(n, k) rounds, k / gcd(n, k) passes over the order end together with a round; the
         next cycle of rounds has another order.
         """
-        n = self._sizes[classes]
-        common = np.gcd(n, self.k)
+        table, k = self._table, int(self.k)
+        n = table.sizes[classes]
+        common = np.gcd(n, k)
         cycle, round_ = np.divmod(rounds, n // common)
-        pass_, place = np.divmod(round_[:, None] * self.k + np.arange(self.k), n[:, None])  # [b, k]
-        key = keyed_bits(derive_key("PKSampler rows", self.seed, epoch), self._numbers[classes], cycle)
-        place = permute(place.ravel(), np.repeat(n, self.k), np.repeat(key, self.k)).reshape(place.shape)
-        rows = self._members[self._first[classes][:, None] + place]
-        return rows, (cycle * (self.k // common))[:, None] + pass_
+        pass_, place = np.divmod(round_[:, None] * k + np.arange(k), n[:, None])  # [b, k]
+        key = keyed_bits(derive_key("PKSampler rows", self.seed, epoch), table.numbers[classes], cycle)
+        place = permute(place.ravel(), np.repeat(n, k), np.repeat(key, k)).reshape(place.shape)
+        rows = table.members[table.first[classes][:, None] + place]
+        return rows, (cycle * (k // common))[:, None] + pass_
+
+    def _whole(
+        self, epoch: int, classes: Int[np.ndarray, " b"], rounds: Int[np.ndarray, " b"]
+    ) -> tuple[Int[np.ndarray, " r"], Int[np.ndarray, " r"], Int[np.ndarray, " b"]]:
+        """All rows of each class in a keyed order, how often each came before, and the classes' sizes."""
+        table = self._table
+        n = table.sizes[classes]
+        key = keyed_bits(derive_key("PKSampler rows", self.seed, epoch), table.numbers[classes], rounds)
+        place = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+        place = permute(place, np.repeat(n, n), np.repeat(key, n))
+        return table.members[np.repeat(table.first[classes], n) + place], np.repeat(rounds, n), n
 
     def _planned(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """This rank's classes in each step of an epoch, and the round of each class: two int [S, p]."""
         if self._plan is None or self._plan[0] != epoch:
-            classes = self._plan_epoch(derive_key("PKSampler plan", self.seed, epoch))
+            classes = self._class_plan.epoch(derive_key("PKSampler plan", self.seed, epoch))
             mine = slice(self.rank * self.p, (self.rank + 1) * self.p)
             self._plan = epoch, classes[:, mine].copy(), occurrences(classes)[:, mine].copy()
         return self._plan[1:]
-
-    def _plan_epoch(self, key: int) -> Int[np.ndarray, "S w"]:
-        """The classes in each step, those of rank 0 first."""
-        steps, group = np.array([len(self)]), np.zeros(len(self._demand), dtype=np.int64)
-        counts = water_fill(self._demand, group, steps, self._width, key)
-        plan = assign(counts, group, steps, self._width, key)
-        if self._super is None:
-            return plan
-        # Each step has super-labels. In the same way, each appearance of a super-label gets `_each` of its
-        # classes: its appearances are the batches, and its classes the items.
-        key = derive_key("classes", key)
-        class_counts = water_fill(self._class_demand, self._super, counts, self._each, key)
-        assigned = assign(class_counts, self._super, counts, self._each, key)
-        first = np.cumsum(counts) - counts  # of each super-label, in `assigned`
-        return assigned[first[plan] + occurrences(plan)].reshape(len(self), -1)
 
 
 def _checked_length(epoch_length: Any) -> int | str:
@@ -299,27 +347,10 @@ def _checked_length(epoch_length: Any) -> int | str:
     return as_int("PKSampler", "epoch_length", epoch_length, 1)
 
 
-def _number(count: Any, noun: str) -> str:
-    """The count and its noun: 1 class, 3 classes, 2 images."""
-    plural = "es" if noun.endswith("s") else "s"
-    return f"{count} {noun}{plural if count != 1 else ''}"
-
-
-def _super_of_class(super_labels: Any, codes: np.ndarray, names: np.ndarray) -> Int[np.ndarray, " all"]:
-    """The super-label of each class; refused where images of one class have several."""
-    super_codes, super_names = label_codes("PKSampler", super_labels, "super_labels")
-    if len(super_codes) != len(codes):
-        got = f"{len(super_codes)} super-labels"
-        raise refusal("PKSampler", "super_labels", got, f"one for each of the {len(codes)} images")
-    super_of = np.zeros(len(names), dtype=np.int64)
-    super_of[codes] = super_codes
-    astray = np.flatnonzero(super_of[codes] != super_codes)
-    if astray.size:
-        row = astray[0]
-        name, one = names.tolist()[codes[row]], super_names.tolist()[super_codes[row]]
-        other = super_names.tolist()[super_of[codes[row]]]
-        raise ValueError(
-            f"PKSampler(super_labels=...): class {name!r} has images in super-labels {one!r} and {other!r}; "
-            "give each class one super-label"
-        )
-    return super_of
+def _checksum(*values: Any) -> int:
+    """A checksum of arrays of numbers, the same on every machine."""
+    found = 0
+    for value in values:
+        array = np.asarray(value)
+        found = zlib.crc32(array.astype("<f8" if array.dtype.kind == "f" else "<i8").tobytes(), found)
+    return found
