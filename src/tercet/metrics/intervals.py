@@ -95,8 +95,8 @@ def class_intervals(
 
     Percentiles of the resampled means, a little farther out than `level`: at Φ(√(C/(C − 1)) t) for the
     quantile t of Student's distribution with C − 1 degrees of freedom, since percentiles of few classes are
-    too narrow. Below about 40 classes they remain slightly narrow: over nine kinds of simulated data sets 95 %
-    intervals held the true value in 92.8 to 96.3 % of them, 94.4 % on average.
+    too narrow. Below about 40 classes they remain slightly narrow: over nine kinds of simulated data sets
+    95 % intervals held the true value in 92.8 to 96.3 % of them, 94.4 % on average.
 
     Args:
         sums: [c, f], a number for each class and figure.
