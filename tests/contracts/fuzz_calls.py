@@ -33,7 +33,7 @@ COUNTS = """
 """.split()
 REALS = """
     margin scale alpha beta gamma m base temperature epsilon cutoff nonzero_loss_cutoff nu l2 la tau
-    cap gap out_of_class fraction least pos_margin neg_margin
+    cap gap out_of_class fraction least pos_margin neg_margin label_smoothing
 """.split()
 FLAGS = """
     easy_margin plus_plus normalize soft swap overwrite progress verify describe return_rows
@@ -65,6 +65,8 @@ KIND_OF = {
     **dict.fromkeys(FLAGS, "flag"),
     **dict.fromkeys(CHOICES, "choice"),
     **{name: name for name in "distance relation embeddings ids ref mined index row state".split()},
+    "weight": "weights",
+    "class_weight": "class weights",
     "labels": "labels",
     "groups": "groups",
     "super_labels": "groups",
@@ -189,7 +191,7 @@ def rows() -> dict[str, Row]:
     batch = {"embeddings": POINTS, "labels": LABELS}
     reference = tercet.References(POINTS, LABELS, torch.arange(N))
     tensors = {"labels": "tensor labels"}
-    proxies = {"labels": "class numbers", "mined": "anything", "ids": "anything", "ref": "anything"}
+    proxies = {"labels": "class numbers", "ids": "anything", "ref": "anything"}
     table: dict[str, Row] = {}
     for name, options in MINERS.items():
         table[name] = _row(name, _mine, {"negatives": "choice"} if name == "SemiHard" else None, **options)
@@ -206,6 +208,16 @@ def rows() -> dict[str, Row]:
         table[name] = _row(name, _train, **SIZES)
         head = getattr(tercet, name)(**SIZES)
         table[f"{name}.forward"] = Row(lambda head=head: (head.forward, dict(batch)), kinds=proxies)
+        table[f"{name}.logits"] = Row(
+            lambda head=head: (head.logits, {"embeddings": POINTS}), kinds={"embeddings": "points"}
+        )
+        table[f"{name}.add_classes"] = _method(
+            lambda name=name: getattr(tercet, name)(**SIZES),
+            "add_classes",
+            None,
+            {"embeddings": "new proxies"},
+            n=1,
+        )
     table |= {
         "describe": _row("describe", None, {**tensors, "ref": "columns"}, **batch, mined=MINED),
         "evaluate": _row(

@@ -480,6 +480,39 @@ KINDS = {
         ),
         _ODD_POINTS,
     ),
+    "weights": Kind(
+        (
+            *_BROKEN,
+            *_OTHER_LENGTH,
+            *pool(
+                r"""
+    [1.0] * N; torch.full((N,), -1.0); torch.full((N,), math.nan); torch.full((N,), math.inf);
+    torch.ones(N, 1); torch.ones(N) * 1j; torch.tensor(1.0); torch.ones(N).to_sparse(); quantized(N);
+    torch.full((N,), 1e300, dtype=torch.float64)
+    """
+            ),
+        ),
+        pool(r"""np.ones(N); torch.ones(N).bool(); torch.arange(N); torch.ones(N).half(); torch.zeros(N)"""),
+    ),
+    "class weights": Kind(
+        (
+            *_BROKEN,
+            *pool(
+                r"""
+    [1.0] * 5; [1, 1, 1, -1]; [1, 1, 1, math.nan]; ['a'] * 4; [None] * 4; torch.ones(4, 1);
+    torch.ones(4) * 1j; torch.ones(4).to_sparse(); quantized(4); 1.0; [[1.0]] * 4; np.full(4, None);
+    [1, 1, 1, math.inf]; [10**400] * 4
+    """
+            ),
+        ),
+        pool(
+            r"""[1, 2, 3, 4]; np.ones(4); torch.ones(4).bool(); torch.ones(4, requires_grad=True); (0,) * 4"""
+        ),
+    ),
+    "new proxies": Kind(
+        (*_BROKEN, *_NO_POINTS, *pool(r"""torch.ones(2, 4); torch.ones(0, 4); torch.ones(1, 3)""")),
+        pool(r"""torch.ones(1, 4); torch.ones(10, 4); torch.zeros(1, 4)"""),
+    ),
     "anything": Kind((), (*_BROKEN, *pool(r"""3; True; []; torch.ones(2); ''"""))),
     "object": Kind((*_BROKEN, *pool(r"""3; True; []; torch.ones(2); ''; int"""))),
 }

@@ -296,17 +296,26 @@ PROXIED = {
     "ProxyNCA, cold": against_proxies(ProxyNCA, proxy.proxy_nca, temperature=0.2),
     "ProxyNCA++": against_proxies(ProxyNCA, proxy.proxy_nca, plus_plus=True),
     "ProxyNCA++, warm": against_proxies(ProxyNCA, proxy.proxy_nca, plus_plus=True, temperature=2.0),
+    "ProxyNCA++, smoothed": against_proxies(
+        ProxyNCA, proxy.proxy_nca, plus_plus=True, temperature=0.5, label_smoothing=0.1
+    ),
     "ProxyAnchor": against_proxies(ProxyAnchor, proxy.proxy_anchor),
     "ProxyAnchor, soft": against_proxies(ProxyAnchor, proxy.proxy_anchor, margin=0.3, alpha=2.0),
     "NormalizedSoftmax": against_proxies(NormalizedSoftmax, proxy.normalized_softmax),
     "NormalizedSoftmax, warm": against_proxies(NormalizedSoftmax, proxy.normalized_softmax, temperature=1.5),
+    "NormalizedSoftmax, smoothed": against_proxies(
+        NormalizedSoftmax, proxy.normalized_softmax, label_smoothing=0.2
+    ),
     "ArcFace": against_proxies(ArcFace, proxy.arc_face),
     "ArcFace, wide": against_proxies(ArcFace, proxy.arc_face, margin=1.2, scale=3.0),
     "ArcFace, easy": against_proxies(ArcFace, proxy.arc_face, scale=8.0, easy_margin=True),
+    "ArcFace, smoothed": against_proxies(ArcFace, proxy.arc_face, scale=8.0, label_smoothing=0.1),
     "CosFace": against_proxies(CosFace, proxy.cos_face),
     "CosFace, soft": against_proxies(CosFace, proxy.cos_face, margin=0.1, scale=4.0),
+    "CosFace, smoothed": against_proxies(CosFace, proxy.cos_face, scale=8.0, label_smoothing=0.1),
     "SoftTriple": against_proxies(SoftTriple, proxy.soft_triple, centers=3),
     "SoftTriple, one center": against_proxies(SoftTriple, proxy.soft_triple, centers=1),
+    "SoftTriple, smoothed": against_proxies(SoftTriple, proxy.soft_triple, centers=3, label_smoothing=0.3),
     "SoftTriple, free": against_proxies(SoftTriple, proxy.soft_triple, centers=2, la=5.0, gamma=0.5, tau=0.0),
 }
 HEADS = PAIRED | PROXIED

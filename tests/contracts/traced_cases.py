@@ -129,6 +129,11 @@ def refusals() -> dict[str, str]:
     never = torch.compile(type(head)(4, 128, check_finite="never"), backend="aot_eager", fullgraph=True)
     found["ArcFace, never"] = refused(lambda: never(spoiled, labels).ndim)
     torch.compiler.reset()
+    weighted, weight = torch.compile(head, backend="aot_eager", fullgraph=True), torch.arange(16.0)
+    near = abs(weighted(x, labels, weight=weight) - head(x, labels, weight=weight)) < 1e-4
+    found["ArcFace, weights"] = refused(lambda: bool(near))
+    found["ArcFace, weight −1"] = refused(lambda: weighted(x, labels, weight=weight - 1))
+    torch.compiler.reset()
     miner, listing = tercet.BatchHard(complete=True), tercet.TripletMargin()
     mine = torch.compile(miner, backend="aot_eager", fullgraph=True)
     found["BatchHard"] = refused(lambda: mine(x, labels).count)

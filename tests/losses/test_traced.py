@@ -70,6 +70,9 @@ def test_bad_numbers_are_refused_when_a_graph_is_run_and_some_calls_stand_outsid
     text = "ValueError: MarginLoss(labels='others'): expected classes from 0 to 3; num_classes=4 is how"
     assert found.pop("MarginLoss, classes, class 4").startswith(text)
     assert found.pop("ArcFace, never") == "passed: 0"
+    assert found.pop("ArcFace, weights") == "passed: True"
+    text = "ValueError: ArcFace(weight='others'): expected 16 finite numbers of at least 0"
+    assert found.pop("ArcFace, weight −1") == text
     assert found.pop("BatchHard") == "passed: 16"
     text = f"ValueError: BatchHard(embeddings='not finite'): {finite} model gives"
     assert found.pop("BatchHard, NaN") == text

@@ -110,6 +110,28 @@ def test_a_head_equals_the_peers(name):
 
 
 @every_batch
+@pytest.mark.parametrize("case", ["normalised softmax", "ArcFace", "CosFace", "SoftTriple"])
+def test_mined_rows_weigh_in_a_head_with_proxies_what_they_weigh_in_theirs(case, name):
+    """Theirs divides by the rows and the largest count, ours by the sum of the counts."""
+    x, labels = batch(name, torch.float64)
+    ours, theirs = (side.double() for side in CASES[case].make(len(SIZES[name]), x.shape[1]).values())
+    mined = tercet.BatchHard()(x, labels)
+    counts = torch.cat(mined).bincount(minlength=len(x)).double()
+    value, gradient = loss_and_gradient(ours, x, labels, mined)
+    expected, expected_gradient = loss_and_gradient(theirs, x, labels, mined)
+    share = counts.sum() / (counts.max() * len(x))
+    torch.testing.assert_close(value * share, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient * share, expected_gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["normalised softmax", "ArcFace", "CosFace"])
+def test_logits_of_a_head_with_proxies_are_theirs(case):
+    x, _ = batch("P × K", torch.float64)
+    ours, theirs = (side.double() for side in CASES[case].make(12, x.shape[1]).values())
+    torch.testing.assert_close(ours.logits(x), theirs.get_logits(x))
+
+
+@every_batch
 @pytest.mark.parametrize("case", SAME_MINERS)
 def test_a_miner_finds_what_the_peers_finds(case, name):
     for peer in list(CASES[case].make(2, 2))[1:]:

@@ -1,205 +1,21 @@
-"""Losses against proxies: learned points that stand for classes. Embeddings are not compared with each other.
-
-A head compares directions alone: embeddings and proxies are divided by their lengths. Give proxies a
-learning rate of their own, 10 to 100 times the model's; `ProxyHead` says why. The heads that are a softmax
-over one proxy for each class are in `losses/softmax`.
-"""
+"""Losses against proxies with equations of their own; those of a softmax alone are in `losses/softmax`."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, softplus
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import softplus
 
-from tercet.core.checks import as_bool, as_float, as_int, as_seed, refusal
-from tercet.core.indices import References
-from tercet.core.randomness import derive_key
+from tercet.core.checks import as_bool, as_float, as_int, refusal
+from tercet.losses.proxy_head import ProxyHead
 from tercet.pairwise.closed_forms import products
-from tercet.pairwise.distances import cosine
 from tercet.pairwise.euclidean import distances_within
-from tercet.pairwise.inputs import (
-    allocated,
-    as_time,
-    check_at,
-    clamped_classes,
-    lack_of_data,
-    unchecked_features,
-)
-from tercet.pairwise.relations import whole_numbers
-from tercet.pairwise.torch_modes import outside_graph
-from tercet.pairwise.traced import checked, finite
 
-__all__ = ["ProxyAnchor", "ProxyHead", "ProxyNCA", "SoftTriple"]
-
-
-class ProxyHead(nn.Module, ABC):
-    """The loss of a batch against the parameter `proxies`: the checks that all heads with proxies share.
-
-    A head adds its options and `_loss`, its equation over unit vectors.
-
-    Proxies start with length 1. Their directions alone count, so a step turns a proxy by the step divided by
-    its length, and the gradient is proportional to 1/length too: at one learning rate, longer proxies learn
-    more slowly. Measured with all seven heads, two seeds, a small network and 100 classes of handwritten
-    digits side by side, d = 32: MAP@R after 150 steps of Adam, the model at 10⁻³, was on average
-
-    | rate of the proxies             | 10⁻³ | 10⁻² | 10⁻¹ |
-    |---------------------------------|------|------|------|
-    | from length 1                   | 0.34 | 0.42 | 0.46 |
-    | from √d, as normal numbers have | 0.31 | 0.35 | 0.44 |
-
-    SGD with momentum at 10⁻² for both gave 0.30 and 0.25. There the scale of 64 of `ArcFace` and `CosFace`
-    asks for a rate of 10⁻³.
-
-    Args:
-        num_classes: how many classes there are.
-        dim: d, the dimension of the embeddings.
-        seed: names the first proxies, which are random directions of length 1.
-        per_class: proxies of a class; those of class c are the rows from c · `per_class` on.
-        check_finite: when embeddings and labels are looked at: "now", "later" or "never".
-
-    Raises:
-        ValueError: an option out of range.
-    """
-
-    def __init__(
-        self, num_classes: int, dim: int, seed: int, per_class: int = 1, check_finite: str = "later"
-    ) -> None:
-        super().__init__()
-        caller = type(self).__name__
-        self.num_classes = as_int(caller, "num_classes", num_classes, minimum=2)
-        self.dim = as_int(caller, "dim", dim, minimum=1)
-        self.check_finite = as_time(caller, check_finite)
-        generator = torch.Generator("cpu").manual_seed(derive_key("proxies", as_seed(caller, seed)))
-        shape = (self.num_classes * per_class, self.dim)
-        with allocated(caller, num_classes=shape[0], dim=self.dim):
-            directions = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
-            self.proxies = nn.Parameter(torch.empty(shape).copy_(normalize(directions)))
-
-    @abstractmethod
-    def _loss(
-        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
-    ) -> Float[Tensor, ""]:
-        """The loss of one or more unit vectors against unit proxies."""
-
-    def forward(
-        self,
-        embeddings: Shaped[Tensor, "n d"],
-        labels: Shaped[Tensor, "n *c"] | None = None,
-        mined: Any = None,
-        *,
-        ids: Shaped[Tensor, " n"] | None = None,
-        ref: References | None = None,
-    ) -> Float[Tensor, ""]:
-        """The loss of the batch.
-
-        `torch.compile` traces the call into its graph, where what is wrong with embeddings and class numbers
-        is raised when the graph is run. It waits for an accelerator with
-        `check_finite="now"` alone. The loss can be differentiated twice.
-
-        Args:
-            embeddings: [n, d] floats of any precision; only their directions count.
-            labels: [n] integers or bools, class numbers from 0 to `num_classes` − 1.
-            mined: None, since embeddings are compared with proxies, not with each other.
-            ids: [n] integers, checked and not used, for the same reason.
-            ref: None, for the same reason.
-
-        Returns:
-            A scalar in float32 (float64 for float64 embeddings): 0, with a graph whose gradient is 0, where
-            the batch is empty.
-
-        Raises:
-            ValueError: no labels, a label that is no class number, ids of another shape or kind, mined rows
-                or references, NaN or infinite embeddings, or those of another dimension or device than the
-                proxies.
-        """
-        plain = mined is None and ref is None and ids is None and isinstance(labels, Tensor)
-        if torch.compiler.is_compiling() and plain and labels.ndim == 1 and self._is_traced(embeddings):  # type: ignore[union-attr]
-            return self._traced(embeddings, labels)  # type: ignore[arg-type]
-        return self._called(embeddings, labels, mined, ids, ref)
-
-    def _is_traced(self, embeddings: Any) -> bool:
-        """Whether `torch.compile` may trace the call."""
-        floats = isinstance(embeddings, Tensor) and embeddings.ndim == 2 and embeddings.is_floating_point()
-        return floats and embeddings.shape[1] == self.dim and len(embeddings) > 0
-
-    def _traced(self, embeddings: Tensor, labels: Tensor) -> Float[Tensor, ""]:
-        """The loss, in a graph that is traced."""
-        caller, time = type(self).__name__, self.check_finite
-        with torch.autocast(embeddings.device.type, enabled=False):
-            x = cosine.prepare(embeddings)
-            there = whole_numbers(caller, "labels", labels, len(x), x.device)
-            within = there.clamp(0, self.num_classes - 1)
-            loss = self._loss(x, cosine.prepare(self.proxies.to(x.dtype)), within)
-        loss = finite(loss, x, caller, time)
-        holds, (expected, hint) = (within == there).all(), self._class_numbers()
-        return checked(loss, holds, time, caller, "labels", "others", expected, hint)
-
-    def _class_numbers(self) -> tuple[str, str]:
-        """What is expected of labels, and a hint."""
-        expected = f"class numbers from 0 to {self.num_classes - 1}, as num_classes says"
-        return expected, "torch.unique(all_labels, return_inverse=True) numbers classes"
-
-    @outside_graph
-    def _called(self, embeddings: Any, labels: Any, mined: Any, ids: Any, ref: Any) -> Float[Tensor, ""]:
-        caller = type(self).__name__
-        for argument, value in (("mined", mined), ("ref", ref)):
-            if value is not None:
-                expected = "None: embeddings meet proxies, not each other"
-                hint = "call it with embeddings and labels"
-                raise refusal(caller, argument, type(value).__name__, expected, hint)
-        if labels is None:
-            raise refusal(caller, "labels", None, "labels")
-        (x,), checks = unchecked_features(embeddings, cosine)
-        check_at(self.check_finite, checks, caller)
-        if x.shape[1] != self.dim:
-            raise refusal(
-                caller, "embeddings", f"{x.shape[1]} dimensions", f"{self.dim}, as the proxies have"
-            )
-        if x.device != self.proxies.device:
-            expected = f"the proxies' device {self.proxies.device}"
-            raise refusal(caller, "embeddings", str(x.device), expected, "move the head with .to(device)")
-        if isinstance(labels, Tensor) and not lack_of_data(labels) and labels.ndim > 1:
-            expected = f"shape ({len(x)},), a class number for each embedding"
-            hint = "take a head with relation= for several labels a row"
-            raise refusal(caller, "labels", f"shape {tuple(labels.shape)}", expected, hint)
-        there = whole_numbers(caller, "labels", labels, len(x), x.device)
-        if ids is not None:
-            whole_numbers(caller, "ids", ids, len(x), x.device)
-        labels = self._checked_classes(labels, there)
-        with torch.autocast(x.device.type, enabled=False):
-            proxies = cosine.prepare(self.proxies.to(x.dtype))
-            return self._loss(x, proxies, labels) if len(x) else (x.sum() + proxies.sum()) * 0
-
-    def _checked_classes(self, labels: Tensor, there: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Labels on the device of the proxies, from 0 to `num_classes` − 1.
-
-        Args:
-            labels: [n], as they were given; on the host they are checked there, without a read.
-            there: [n], on the device of the proxies.
-        """
-        caller = type(self).__name__
-        here = labels.long() if labels.device.type == "cpu" else there
-        expected, hint = self._class_numbers()
-        if here.device.type != "cpu" and self.check_finite != "now":
-            error = refusal(caller, "labels", "those of an earlier call", expected, hint)
-            return clamped_classes(there, self.num_classes, self.check_finite, error)
-        least, most = torch.stack(here.aminmax()).tolist() if len(here) else (0, 0)
-        if least < 0 or most >= self.num_classes:
-            outside = here[(here < 0) | (here >= self.num_classes)]
-            raise refusal(caller, "labels", int(outside[0]), expected, hint)
-        return there
-
-    def extra_repr(self) -> str:
-        """The options, for `print`."""
-        options = {name: value for name, value in vars(self).items() if name[0] != "_" and name != "training"}
-        if self.check_finite == "later":
-            del options["check_finite"]
-        return ", ".join(f"{name}={value}" for name, value in options.items())
+__all__ = ["ProxyAnchor", "ProxyNCA", "SoftTriple"]
 
 
 class ProxyNCA(ProxyHead):
@@ -215,6 +31,11 @@ class ProxyNCA(ProxyHead):
         dim: d, the dimension of the embeddings [n, d].
         plus_plus: True for ProxyNCA++.
         temperature: T, above 0, in units of the squared distance; None for 1, or for 1/9 with `plus_plus`.
+        label_smoothing: ε, from 0 to 1: the target of a row is 1 − ε for its class, and ε/C more for each.
+            With `plus_plus` alone, since the loss is no softmax otherwise.
+        class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
+            equally much.
+        reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -223,7 +44,7 @@ class ProxyNCA(ProxyHead):
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
-        batch.
+        batch; with `reduction="none"` [n].
 
     Raises:
         ValueError: an option out of range; when called, what `forward` lists.
@@ -247,24 +68,46 @@ class ProxyNCA(ProxyHead):
         *,
         plus_plus: bool = False,
         temperature: float | None = None,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        reduction: str = "mean",
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
-        super().__init__(num_classes, dim, seed, check_finite=check_finite)
+        super().__init__(
+            num_classes,
+            dim,
+            seed,
+            label_smoothing=label_smoothing,
+            class_weight=class_weight,
+            reduction=reduction,
+            check_finite=check_finite,
+        )
         self.plus_plus = as_bool("ProxyNCA", "plus_plus", plus_plus)
         if temperature is None:
             temperature = 1 / 9 if plus_plus else 1.0
         self.temperature = as_float("ProxyNCA", "temperature", temperature, above=0)
+        if self.label_smoothing and not self.plus_plus:
+            expected = "0, since without the class's own proxy in its sum the loss is no softmax"
+            raise refusal("ProxyNCA", "label_smoothing", label_smoothing, expected, "pass plus_plus=True")
+
+    def _scores(self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"]) -> Float[Tensor, "n p"]:
+        """2/T − D/T."""
+        return products(x, proxies * (2 / self.temperature))
 
     def _loss(
-        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
-    ) -> Float[Tensor, ""]:
-        nearness = products(x, proxies * (2 / self.temperature))  # −D/T + 2/T, [n, p]
+        self,
+        x: Float[Tensor, "n d"],
+        proxies: Float[Tensor, "p d"],
+        labels: Int[Tensor, " n"],
+        weights: Float[Tensor, " n"] | None,
+    ) -> Float[Tensor, "..."]:
+        nearness = self._scores(x, proxies)
         if self.plus_plus:
-            return cross_entropy(nearness, labels)
+            return self._cross_entropy(nearness, labels, weights)
         own = labels[:, None]
         others = nearness.scatter(1, own, -math.inf).logsumexp(1)
-        return (others - nearness.gather(1, own)[:, 0]).mean()
+        return self._reduced(others - nearness.gather(1, own)[:, 0], weights)
 
 
 class ProxyAnchor(ProxyHead):
@@ -281,6 +124,10 @@ class ProxyAnchor(ProxyHead):
         dim: d, the dimension of the embeddings [n, d].
         margin: δ, in units of the cosine.
         alpha: α, above 0, the scale.
+        class_weight: [num_classes] numbers of at least 0, how much the proxy of each class counts; None for
+            equally much.
+        reduction: `"mean"`, L; `"sum"`, the two sums without their divisors; `"none"`, the terms of both sums
+            proxy by proxy, since the loss is one of proxies and not of rows.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -289,7 +136,7 @@ class ProxyAnchor(ProxyHead):
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
-        batch.
+        batch; with `reduction="none"` [num_classes].
 
     Raises:
         ValueError: an option out of range; when called, what `forward` lists.
@@ -312,21 +159,57 @@ class ProxyAnchor(ProxyHead):
         *,
         margin: float = 0.1,
         alpha: float = 32.0,
+        class_weight: Any = None,
+        reduction: str = "mean",
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
-        super().__init__(num_classes, dim, seed, check_finite=check_finite)
+        super().__init__(
+            num_classes,
+            dim,
+            seed,
+            class_weight=class_weight,
+            reduction=reduction,
+            check_finite=check_finite,
+        )
         self.margin = as_float("ProxyAnchor", "margin", margin)
         self.alpha = as_float("ProxyAnchor", "alpha", alpha, above=0)
 
+    _per_row = False
+
+    def _scores(self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"]) -> Float[Tensor, "n p"]:
+        """α s."""
+        return products(x, proxies * self.alpha)
+
     def _loss(
-        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
-    ) -> Float[Tensor, ""]:
-        s, own, shift = products(x, proxies * self.alpha), labels[:, None], self.margin * self.alpha  # α s
-        pulled, present = _log_sums(shift - s.gather(1, own)[:, 0], labels, len(proxies))  # [p]
+        self,
+        x: Float[Tensor, "n d"],
+        proxies: Float[Tensor, "p d"],
+        labels: Int[Tensor, " n"],
+        weights: Float[Tensor, " n"] | None,
+    ) -> Float[Tensor, "..."]:
+        s, own, shift = self._scores(x, proxies), labels[:, None], self.margin * self.alpha
+        pulls = shift - s.gather(1, own)[:, 0]
         # Not −∞: the derivative of a sum over nothing but −∞ is NaN.
-        pushed = s.scatter(1, own, torch.finfo(s.dtype).min).logsumexp(0) + shift
-        return softplus(pulled).sum() / present + softplus(pushed).mean()
+        lowest = torch.finfo(s.dtype).min
+        if weights is not None:  # a row that weighs w is w equal rows: log w more in each sum
+            more = weights.log().clamp(min=lowest)
+            s, pulls = s + more[:, None], pulls + more
+        pulled, present = _log_sums(pulls, labels, len(proxies), weights)  # [p]
+        pushed = softplus(s.scatter(1, own, lowest).logsumexp(0) + shift)
+        pulled = softplus(pulled)
+        shares = self.class_weight
+        if shares is not None:
+            shares = shares.to(s)
+            pulled, pushed = pulled * shares, pushed * shares
+        if self.reduction != "mean":
+            return pulled + pushed if self.reduction == "none" else pulled.sum() + pushed.sum()
+        if shares is None:
+            count = present.sum()
+            return pulled.sum() / (count if weights is None else count.clamp(min=1)) + pushed.mean()
+        least = torch.finfo(s.dtype).tiny
+        counts = [(shares * present).sum(), shares.sum()]
+        return pulled.sum() / counts[0].clamp(min=least) + pushed.sum() / counts[1].clamp(min=least)
 
 
 class SoftTriple(ProxyHead):
@@ -346,6 +229,10 @@ class SoftTriple(ProxyHead):
         gamma: γ, above 0, in units of the cosine: the smaller, the more the nearest center decides alone.
         margin: δ, in units of the cosine.
         tau: τ, at least 0, the weight of the last term.
+        label_smoothing: ε, from 0 to 1: the target of a row is 1 − ε for its class, and ε/C more for each.
+        class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
+            equally much.
+        reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
         seed: a whole number from 0, which decides the first centers: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -354,7 +241,7 @@ class SoftTriple(ProxyHead):
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
-        batch.
+        batch; with `reduction="none"` [n].
 
     Raises:
         ValueError: an option out of range; when called, what `forward` lists.
@@ -380,6 +267,9 @@ class SoftTriple(ProxyHead):
         gamma: float = 0.1,
         margin: float = 0.01,
         tau: float = 0.2,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        reduction: str = "mean",
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
@@ -388,21 +278,32 @@ class SoftTriple(ProxyHead):
             dim,
             seed,
             as_int("SoftTriple", "centers", centers, minimum=1),
+            label_smoothing=label_smoothing,
+            class_weight=class_weight,
+            reduction=reduction,
             check_finite=check_finite,
         )
-        self.centers = len(self.proxies) // self.num_classes
+        self.centers = self._per_class
         self.la = as_float("SoftTriple", "la", la, above=0)
         self.gamma = as_float("SoftTriple", "gamma", gamma, above=0)
         self.margin = as_float("SoftTriple", "margin", margin)
         self.tau = as_float("SoftTriple", "tau", tau, minimum=0)
 
-    def _loss(
-        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
-    ) -> Float[Tensor, ""]:
+    def _scores(self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"]) -> Float[Tensor, "n c"]:
+        """λ S."""
         near = products(x, proxies / self.gamma).unflatten(1, (self.num_classes, self.centers))  # [n, C, K]
-        s = (near.softmax(2) * near).sum(2) * (self.gamma * self.la)  # [n, C], λ S
+        return (near.softmax(2) * near).sum(2) * (self.gamma * self.la)
+
+    def _loss(
+        self,
+        x: Float[Tensor, "n d"],
+        proxies: Float[Tensor, "p d"],
+        labels: Int[Tensor, " n"],
+        weights: Float[Tensor, " n"] | None,
+    ) -> Float[Tensor, "..."]:
+        s = self._scores(x, proxies)
         s = s.scatter_add(1, labels[:, None], s.new_full((len(s), 1), -self.margin * self.la))
-        loss = cross_entropy(s, labels)
+        loss = self._cross_entropy(s, labels, weights)
         if self.tau == 0 or self.centers == 1:
             return loss
         w = proxies.unflatten(0, (self.num_classes, self.centers))  # [C, K, d]
@@ -411,10 +312,18 @@ class SoftTriple(ProxyHead):
 
 
 def _log_sums(
-    values: Float[Tensor, " n"], labels: Int[Tensor, " n"], count: int
-) -> tuple[Float[Tensor, " p"], Int[Tensor, ""]]:
-    """log Σ exp of the values of each class, −∞ where there are none, and how many classes have any."""
-    most = values.new_full((count,), -math.inf).scatter_reduce(0, labels, values.detach(), "amax")
-    sums = values.new_zeros(count).index_add(0, labels, torch.exp(values - most[labels]))
+    values: Float[Tensor, " n"], labels: Int[Tensor, " n"], count: int, weights: Tensor | None
+) -> tuple[Float[Tensor, " p"], Bool[Tensor, " p"]]:
+    """log Σ exp of the values of each class, −∞ where there are none, and which classes have any.
+
+    Values whose weight is 0 are none.
+    """
+    shown = values.detach()
+    if weights is not None:
+        values, shown = (v.masked_fill(weights == 0, -math.inf) for v in (values, shown))
+    most = values.new_full((count,), -math.inf).scatter_reduce(0, labels, shown, "amax")
+    # Of a class of weight 0, −∞ less the lowest number, and not −∞ − −∞, which is NaN.
+    top = most if weights is None else most.clamp(min=torch.finfo(values.dtype).min)
+    sums = values.new_zeros(count).index_add(0, labels, torch.exp(values - top[labels]))
     absent = sums == 0  # not log 0: its second derivative is NaN
-    return most + torch.log(sums.masked_fill(absent, 1.0)), (~absent).sum()
+    return most + torch.log(sums.masked_fill(absent, 1.0)), ~absent

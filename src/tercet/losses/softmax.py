@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from tercet.core.checks import as_bool, as_float
-from tercet.losses.proxy import ProxyHead
+from tercet.losses.softmax_head import SoftmaxHead
 from tercet.pairwise.closed_forms import products
 
 __all__ = ["ArcFace", "CosFace", "NormalizedSoftmax"]
 
 
-class NormalizedSoftmax(ProxyHead):
+class NormalizedSoftmax(SoftmaxHead):
     """The normalised softmax loss: the cross-entropy of the classes, by the cosine to their proxies.
 
     ℓ = −log(exp(s_y/T) / Σ_c exp(s_c/T)), s_c = cos(x, p_c)
@@ -26,6 +25,10 @@ class NormalizedSoftmax(ProxyHead):
         num_classes: C, the number of classes, each with one proxy; labels are from 0 to C − 1.
         dim: d, the dimension of the embeddings [n, d].
         temperature: T, above 0, in units of the cosine.
+        label_smoothing: ε, from 0 to 1: the target of a row is 1 − ε for its class, and ε/C more for each.
+        class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
+            equally much.
+        reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -34,7 +37,7 @@ class NormalizedSoftmax(ProxyHead):
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
-        batch.
+        batch; with `reduction="none"` [n].
 
     Raises:
         ValueError: an option out of range; when called, what `forward` lists.
@@ -55,19 +58,47 @@ class NormalizedSoftmax(ProxyHead):
         dim: int,
         *,
         temperature: float = 0.05,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        reduction: str = "mean",
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
-        super().__init__(num_classes, dim, seed, check_finite=check_finite)
+        super().__init__(
+            num_classes,
+            dim,
+            seed,
+            label_smoothing=label_smoothing,
+            class_weight=class_weight,
+            reduction=reduction,
+            check_finite=check_finite,
+        )
         self.temperature = as_float("NormalizedSoftmax", "temperature", temperature, above=0)
 
-    def _loss(
-        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
-    ) -> Float[Tensor, ""]:
-        return cross_entropy(products(x, proxies / self.temperature), labels)
+    def _scores(self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"]) -> Float[Tensor, "n p"]:
+        """s/T."""
+        return products(x, proxies / self.temperature)
+
+    def _with_margin(
+        self,
+        scores: Float[Tensor, "n c"],
+        x: Float[Tensor, "n d"],
+        proxies: Float[Tensor, "p d"],
+        labels: Int[Tensor, " n"],
+    ) -> Float[Tensor, "n c"]:
+        return scores  # there is none
+
+    def _own(
+        self,
+        own: Float[Tensor, "n 1"],
+        x: Float[Tensor, "n d"],
+        proxies: Float[Tensor, "p d"],
+        labels: Int[Tensor, " n"],
+    ) -> Float[Tensor, "n 1"]:
+        return own
 
 
-class ArcFace(ProxyHead):
+class ArcFace(SoftmaxHead):
     """The ArcFace loss: a softmax over classes, with a margin m added to the angle to the own proxy.
 
     ℓ = −log(exp(σ ψ(θ_y)) / (exp(σ ψ(θ_y)) + Σ_{c≠y} exp(σ cos θ_c))), ψ(θ) = cos(θ + m)
@@ -84,6 +115,10 @@ class ArcFace(ProxyHead):
         margin: m, in radians, from 0 to π.
         scale: σ, above 0.
         easy_margin: True to add the margin to acute angles only.
+        label_smoothing: ε, from 0 to 1: the target of a row is 1 − ε for its class, and ε/C more for each.
+        class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
+            equally much.
+        reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -92,7 +127,7 @@ class ArcFace(ProxyHead):
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
-        batch.
+        batch; with `reduction="none"` [n].
 
     Raises:
         ValueError: an option out of range; when called, what `forward` lists.
@@ -115,26 +150,42 @@ class ArcFace(ProxyHead):
         margin: float = 0.5,
         scale: float = 64.0,
         easy_margin: bool = False,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        reduction: str = "mean",
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
-        super().__init__(num_classes, dim, seed, check_finite=check_finite)
+        super().__init__(
+            num_classes,
+            dim,
+            seed,
+            label_smoothing=label_smoothing,
+            class_weight=class_weight,
+            reduction=reduction,
+            check_finite=check_finite,
+        )
         self.margin = as_float("ArcFace", "margin", margin, minimum=0, maximum=math.pi)
         self.scale = as_float("ArcFace", "scale", scale, above=0)
         self.easy_margin = as_bool("ArcFace", "easy_margin", easy_margin)
 
-    def _loss(
-        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
-    ) -> Float[Tensor, ""]:
-        s = products(x, proxies * self.scale)  # [n, p], σ cos θ
-        own = s.gather(1, labels[:, None])
+    def _scores(self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"]) -> Float[Tensor, "n p"]:
+        """σ cos θ."""
+        return products(x, proxies * self.scale)
+
+    def _own(
+        self,
+        own: Float[Tensor, "n 1"],
+        x: Float[Tensor, "n d"],
+        proxies: Float[Tensor, "p d"],
+        labels: Int[Tensor, " n"],
+    ) -> Float[Tensor, "n 1"]:
+        """σ ψ(θ)."""
 
         def turned(own: Tensor, x: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
             return self._turned(own, x, proxies[labels])
 
-        return cross_entropy(
-            s.scatter(1, labels[:, None], _WithDerivative.apply(turned, own, x, proxies)), labels
-        )
+        return _WithDerivative.apply(turned, own, x, proxies)
 
     def _turned(
         self, own: Float[Tensor, "n 1"], x: Float[Tensor, "n d"], proxies: Float[Tensor, "n d"]
@@ -173,7 +224,7 @@ class _WithDerivative(torch.autograd.Function):
         return None, grad * derivative, *(None for _ in given[1:])
 
 
-class CosFace(ProxyHead):
+class CosFace(SoftmaxHead):
     """The CosFace loss: a softmax over classes, with a margin m taken off the cosine to the own proxy.
 
     ℓ = −log(exp(σ(s_y − m)) / (exp(σ(s_y − m)) + Σ_{c≠y} exp(σ s_c))), s_c = cos(x, p_c)
@@ -183,6 +234,10 @@ class CosFace(ProxyHead):
         dim: d, the dimension of the embeddings [n, d].
         margin: m, in units of the cosine.
         scale: σ, above 0.
+        label_smoothing: ε, from 0 to 1: the target of a row is 1 − ε for its class, and ε/C more for each.
+        class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
+            equally much.
+        reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -191,7 +246,7 @@ class CosFace(ProxyHead):
 
     Returns:
         From the call `head(embeddings, labels)`, whose arguments `forward` lists: a scalar, 0 for an empty
-        batch.
+        batch; with `reduction="none"` [n].
 
     Raises:
         ValueError: an option out of range; when called, what `forward` lists.
@@ -214,16 +269,43 @@ class CosFace(ProxyHead):
         *,
         margin: float = 0.35,
         scale: float = 64.0,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        reduction: str = "mean",
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
-        super().__init__(num_classes, dim, seed, check_finite=check_finite)
+        super().__init__(
+            num_classes,
+            dim,
+            seed,
+            label_smoothing=label_smoothing,
+            class_weight=class_weight,
+            reduction=reduction,
+            check_finite=check_finite,
+        )
         self.margin = as_float("CosFace", "margin", margin)
         self.scale = as_float("CosFace", "scale", scale, above=0)
 
-    def _loss(
-        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
-    ) -> Float[Tensor, ""]:
-        s = products(x, proxies * self.scale)  # [n, p], σ cos θ
-        margin = s.new_full((len(s), 1), -self.margin * self.scale)
-        return cross_entropy(s.scatter_add(1, labels[:, None], margin), labels)
+    def _scores(self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"]) -> Float[Tensor, "n p"]:
+        """σ cos θ."""
+        return products(x, proxies * self.scale)
+
+    def _with_margin(
+        self,
+        scores: Float[Tensor, "n c"],
+        x: Float[Tensor, "n d"],
+        proxies: Float[Tensor, "p d"],
+        labels: Int[Tensor, " n"],
+    ) -> Float[Tensor, "n c"]:
+        less = scores.new_full((len(scores), 1), -self.margin * self.scale)
+        return scores.scatter_add(1, labels[:, None], less)
+
+    def _own(
+        self,
+        own: Float[Tensor, "n 1"],
+        x: Float[Tensor, "n d"],
+        proxies: Float[Tensor, "p d"],
+        labels: Int[Tensor, " n"],
+    ) -> Float[Tensor, "n 1"]:
+        return own - self.margin * self.scale
