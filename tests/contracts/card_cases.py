@@ -84,6 +84,10 @@ MINED: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "PairMargin, Contrastive": (lambda: tercet.PairMargin(1.2, 1.4), lambda: tercet.Contrastive()),
     "PairMargin, InfoNCE": (lambda: tercet.PairMargin(1.2, 1.4), lambda: tercet.InfoNCE()),
     "MultiSimilarity": (lambda: tercet.MultiSimilarityMiner(), lambda: tercet.MultiSimilarity()),
+    "MultiSimilarity, TripletMargin": (
+        lambda: tercet.MultiSimilarityMiner(),
+        lambda: tercet.TripletMargin(0.4),
+    ),
 }
 LARGE = {"difference_numbers": 0, "dense_share": 0}
 """Sizes with which small tables are measured as large ones are: by products, and a few columns of each row by

@@ -88,10 +88,13 @@ class Row:
 
     def everything(self, labels, ref=None, ids=None, says=reference.same_label):
         """The list of all tuples."""
+        return self.lists_of_all(labels, ref, ids, says)[0]
+
+    def lists_of_all(self, labels, ref=None, ids=None, says=reference.same_label):
+        """Each list of which the loss is that of all tuples."""
         sides = reference.relation(labels, ref and ref.labels, ids, ref and ref.ids, says)
-        if self.lists == "triplets":
-            return as_triplets(reference.all_triplets(*sides))
-        return as_pairs(*sides)
+        triplets = [as_triplets(reference.all_triplets(*sides))] if self.lists == "triplets" else []
+        return [*triplets, as_pairs(*sides)]
 
 
 def as_pairs(positive, negative):

@@ -111,8 +111,8 @@ def identical_images_and_collapsed_embeddings_have_a_finite_gradient(row):
         x, labels = BATCHES[batch]
         for v in (x, x.float(), torch.zeros_like(x)):
             check_finite(row.head(), v, labels)
-            if row.lists:
-                check_finite(row.head(), v, labels, mined=row.everything(labels))
+            for mined in row.lists_of_all(labels) if row.lists else ():
+                check_finite(row.head(), v, labels, mined=mined)
 
 
 def is_0_with_gradient_0_when_satisfied(row):
@@ -246,16 +246,14 @@ def the_list_of_all_gives_the_loss_of_all(row):
     ref = References(points(7, seed=4), torch.arange(7) % 3)
     for call in ({}, {"ref": ref}) if row.lists else ():
         for head in row.heights(None, 3):
-            mined = row.everything(labels, **call)
-            check_alike(
-                gradient_of(head, x, labels, mined=mined, **call), gradient_of(head, x, labels, **call)
-            )
+            expected = gradient_of(head, x, labels, **call)
+            for mined in row.lists_of_all(labels, **call):
+                check_alike(gradient_of(head, x, labels, mined=mined, **call), expected)
 
 
 def an_empty_list_is_0_with_a_graph(row):
     x, labels = BATCHES["P × K"]
-    lists = [(NOBODY,) * 3] if row.lists == "triplets" else [(NOBODY,) * 3, (NOBODY,) * 4]
-    for mined in lists if row.lists else ():
+    for mined in ((NOBODY,) * 3, (NOBODY,) * 4) if row.lists else ():
         check_zero(row.head(), x, labels, mined=mined)
         check_zero(row.head(), x[:0], labels[:0], mined=mined)
         check_zero(row.head(), x, labels, mined=mined, ref=References(x[:0], labels[:0]))

@@ -17,6 +17,7 @@ from tests.contracts.heads import (
     BATCHES,
     DISTANCES,
     HEADS,
+    Largest,
     check_equal,
     check_gradient,
     check_zero,
@@ -221,6 +222,56 @@ def test_the_mean_over_active_triplets_is_over_those_that_batch_all_finds(margin
     total = TripletMargin(margin, reduction="sum")(x, labels)
     torch.testing.assert_close(TripletMargin(margin)(x, labels), total / mined.count)
     torch.testing.assert_close(TripletMargin(margin, reduction="mean")(x, labels, mined), total / mined.count)
+
+
+def some_pairs(columns, share, seed=0):
+    """Pairs of ten rows of four classes, drawn with repetition, in no order."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = torch.arange(10), torch.arange(columns)
+    same = rows[:, None] % 4 == columns % 4
+    sides = [(mask & (rows[:, None] != columns)).nonzero() for mask in (same, ~same)]
+    drawn = [side[torch.randint(len(side), (int(share * len(side)),), generator=generator)] for side in sides]
+    return Pairs(*drawn[0].T, *drawn[1].T)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", TRIPLETS)
+@settings(max_examples=20, deadline=None)
+@given(
+    columns=st.sampled_from([None, 3, 17]),
+    share=st.sampled_from([0.1, 0.7, 2.0]),
+    height=st.sampled_from([None, 3]),
+    few=st.sampled_from([0, 32]),
+    seed=st.integers(0, 9),
+)
+def test_pairs_give_the_loss_of_the_triplets_that_they_join_to(
+    name, reduction, columns, share, height, few, seed
+):
+    x, mined = points(10, seed=1), some_pairs(columns or 10, share, seed)
+    ref = None if columns is None else References(points(columns, seed=2), torch.arange(columns) % 4)
+    triplets = reference.joined(*(index.tolist() for index in mined))
+    options = {key: value for key, value in HEADS[name].options.items() if key != "swap"}
+    y = x if ref is None else ref.embeddings
+    between = reference.distances("euclidean", y) if "swap" in name else None
+    d = reference.distances("euclidean", x, y)
+    losses = reference.triplet_losses(d, triplets, between=between, **options)
+    head = HEADS[name].head(reduction=reduction, tile_rows=height)
+    with override(positive_passes=few):
+        loss, grad = gradient_of(head, x, None, mined=mined, ref=ref)
+    check_equal(loss, reference.reduced(losses, reduction))
+    listed = Triplets(*torch.tensor(triplets, dtype=torch.int64).view(-1, 3).T)
+    torch.testing.assert_close(grad, gradient_of(head, x, None, mined=listed, ref=ref)[1])
+    one_by_one = HEADS[name].head(reduction="none", tile_rows=height)(x, mined=mined, ref=ref)
+    torch.testing.assert_close(one_by_one, torch.tensor(losses, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", TRIPLETS)
+def test_no_list_of_the_triplets_of_pairs_is_made(name):
+    x, labels = points(64, dtype=torch.float32), torch.arange(64) % 4
+    mined = Pairs(*HEADS[name].lists_of_all(labels)[1])  # 64 · 15 · 48 triplets
+    with Largest() as largest:
+        HEADS[name].head(tile_rows=8).float()(x.requires_grad_(), labels, mined).backward()
+    assert largest.numbers <= 64 * 64  # a mark for each possible pair
 
 
 @pytest.mark.parametrize("name", TRIPLETS)

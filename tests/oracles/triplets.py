@@ -66,6 +66,12 @@ def all_triplets(positive, negative):
     return sorted((a, p, n) for a, p in positive for b, n in negative if a == b)
 
 
+def joined(pos_anchor, positive, neg_anchor, negative):
+    """Every (a, p) with every (a, n) of two lists of pairs: (a, p, n), sorted, each once."""
+    pulled, pushed = set(zip(pos_anchor, positive, strict=True)), set(zip(neg_anchor, negative, strict=True))
+    return all_triplets(pulled, pushed)
+
+
 def batch_all(d, positive, negative, margin=None):
     """Hermans et al. 2017: every triplet, or every one that violates the margin."""
     triplets = all_triplets(positive, negative)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tercet
+from tests.helpers import double_points as points
 
 losses = pytest.importorskip("pytorch_metric_learning.losses", reason="the bench extra is not installed")
 miners = pytest.importorskip("pytorch_metric_learning.miners", reason="the bench extra is not installed")
@@ -85,6 +86,23 @@ def test_their_loss_takes_what_our_miner_found(loss, miner, name):
     x, labels = batch(name, torch.float64)
     ours, theirs = MINERS[miner]
     check_same((OF_TRIPLETS | OF_PAIRS)[loss], x, labels, ours(x, labels), theirs(x, labels))
+
+
+@pytest.mark.parametrize("options", [{}, {"swap": True}, {"smooth_loss": True}], ids=str)
+def test_pairs_into_our_hinge_are_their_join_of_pairs(options):
+    x, labels = points(256, 16), torch.arange(256) % 64
+    x = torch.nn.functional.normalize(x + points(64, 16, seed=1)[labels])
+    mined = tercet.MultiSimilarityMiner()(x, labels)
+    theirs = triplet(margin=0.2, **options)
+    soft = "smooth_loss" in options
+    ours = tercet.TripletMargin(None if soft else 0.2, soft=soft, swap="swap" in options)
+    value, gradient = loss_and_gradient(ours, x, labels, mined)
+    if soft:  # their margin stands inside the softplus
+        theirs = triplet(margin=0.0, **options)
+    expected, expected_gradient = loss_and_gradient(theirs, x, labels, mined)
+    assert expected_gradient.abs().max() > 0
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
 
 
 @every_batch

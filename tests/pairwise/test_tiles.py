@@ -211,14 +211,6 @@ def test_what_is_no_list_of_rows_is_refused(mined, text):
         mined_rows(mined, 3, 2, torch.device("cpu"))
 
 
-def test_pairs_are_refused_where_triplets_are_wanted():
-    with (
-        pytest.raises(ValueError, match=r"mined='Pairs of 4'\): expected Triplets \(three index tensors\)$"),
-        border("Head"),
-    ):
-        mined_rows(Pairs(*rows([0], [1], [0], [1])), 2, 2, torch.device("cpu"), kinds=(3,))
-
-
 BOTH = Pairs(*(torch.tensor(each) for each in ([0, 2, 1], [1, 3, 4], [3, 2, 2], [0, 0, 3])))  # (2, 3) twice
 
 

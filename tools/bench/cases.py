@@ -289,6 +289,13 @@ STEPS: dict[str, Case] = {
         "both",
         largest=2048,
     ),
+    "multi-similarity, mined + hinge": Case(
+        plain(
+            Mined(tercet.MultiSimilarityMiner(), tercet.TripletMargin(MARGIN)),
+            Mined(miners.MultiSimilarityMiner(), triplet(margin=MARGIN)),
+        ),
+        "both",
+    ),
     "multi-similarity, mined + loss": Case(
         plain(
             Mined(tercet.MultiSimilarityMiner(), tercet.MultiSimilarity()),

@@ -93,8 +93,9 @@ class Head(nn.Module, ABC):
 
         Without mined tuples, ids and references, a head with a named distance and a usual relation is traced
         into the graph of `torch.compile`, but for `soft` or `swap` of large batches; so is `TripletMargin` of
-        as many triplets as rows, which `BatchHard(complete=True)` gives. With `check_finite="later"` it raises what was wrong when the graph
-        is run, on an accelerator at the next call. Any other call stays outside the graph.
+        as many triplets as rows, which `BatchHard(complete=True)` gives. With `check_finite="later"` it
+        raises what was wrong when the graph is run, on an accelerator at the next call. Any other call stays
+        outside the graph.
 
         It does not wait for an accelerator, where labels are on the host and mined tuples come from a miner
         of this library, unchanged; other tuples that are on the accelerator are read once, to check them.
@@ -213,11 +214,9 @@ class Head(nn.Module, ABC):
         if self.check_finite != "never":
             checks.clear()
 
-    def _listed(
-        self, inputs: tuple[Float[Tensor, "_ k"], ...], mined: Any, kinds: tuple[int, ...] = (3, 4)
-    ) -> tuple[Int[Tensor, " _"], ...]:
+    def _listed(self, inputs: tuple[Float[Tensor, "_ k"], ...], mined: Any) -> tuple[Int[Tensor, " _"], ...]:
         """A list as row numbers."""
-        return mined_rows(mined, len(inputs[0]), len(inputs[-1]), inputs[0].device, kinds)
+        return mined_rows(mined, len(inputs[0]), len(inputs[-1]), inputs[0].device)
 
     def _fits_one_graph(self, inputs: tuple[Tensor, ...], rows: tuple[Int[Tensor, " _"], ...]) -> bool:
         """True if one autograd graph over the whole list is cheaper than accumulating it in chunks."""

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tercet.losses.base import Head, pairs_of, reduced
+from tercet.losses.base import Head, distinct, pairs_of, reduced
 from tercet.losses.tile_gradients import differentiated, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked, summed
 from tercet.pairwise.distances import Distance, cosine, negative_cosine
-from tercet.pairwise.tiles import Pairwise, Tile, tile_height
+from tercet.pairwise.tiles import PairTile, Pairwise, Tile, pairs_of_tiles, tile_height
 
 __all__ = ["ListwiseHead", "MinedPairs"]
 
@@ -152,3 +152,18 @@ class MinedPairs:
         x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
         for rows in self.spans():
             yield Tile(rows.start, self.distance.tile(x[rows], y), *self.sides(rows))
+
+    def positive_pairs(self, *inputs: Float[Tensor, "_ k"]) -> Iterator[PairTile]:
+        """Listed positive pairs × columns, by anchor and then by positive; `inputs` as in `tiles`."""
+        x, y = (inputs or self.inputs)[0], (inputs or self.inputs)[-1]
+        return pairs_of_tiles(self.spans(), self.sides, lambda i: self.distance.tile(x[i], y), self.tile_rows)
+
+    def triplets(self) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"], Int[Tensor, " t"]]:
+        """Every positive pair with every negative pair of its anchor, by anchor, positive and negative."""
+        columns = len(self.inputs[-1])
+        (a, p), (b, n) = (distinct(*side, columns) for side in self._pairs)
+        first, last = torch.searchsorted(b, a), torch.searchsorted(b, a, right=True)
+        pair = torch.arange(len(a), device=a.device).repeat_interleave(last - first)
+        before = (last - first).cumsum(0) - (last - first)
+        place = torch.arange(len(pair), device=a.device) + (first - before)[pair]
+        return a[pair], p[pair], n[place]

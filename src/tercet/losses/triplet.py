@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 
 from tercet.core.checks import as_bool, as_float, as_int, refusal
 from tercet.losses.base import Head, reduced
+from tercet.losses.rowwise import MinedPairs
 from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked, summed, tiled_mean
 from tercet.pairwise.budget import budget
@@ -35,7 +36,8 @@ class TripletMargin(Head):
     The hinge h is taken for each triplet, and then averaged. Without `mined`, the loss is that of all
     triplets, exactly, and no list of them is made: the plain hinge takes O(N²) for a few positives an anchor
     and never more than O(N² log N), `soft` and `swap` O(number of triplets), each in the memory of a few
-    tiles.
+    tiles. From `Pairs` the triplets are each positive pair with each negative pair of its anchor, every
+    distinct pair once. They are summed in the same way, and listed for `reduction="none"` alone.
 
     Embeddings are not normalised, save by `"cosine"`: a margin of 0.2 is meant for unit vectors.
 
@@ -51,7 +53,8 @@ class TripletMargin(Head):
         relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean_active"` for the mean over the triplets with ℓ > 0, `"mean"` over all triplets,
-            `"sum"`, or `"none"` for one loss for each mined triplet.
+            `"sum"`, or `"none"` for one loss for each mined triplet, of `Pairs` by anchor, positive and
+            negative.
         tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
             It changes the result by rounding alone.
         check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
@@ -108,8 +111,8 @@ class TripletMargin(Head):
         self.margin = default if margin is None else as_float(caller, "margin", margin, minimum=0)
         self.power = as_int(caller, "power", power, minimum=1, maximum=2)
 
-    def _of_all(self, pairwise: Pairwise) -> Float[Tensor, ""]:
-        """The loss of all triplets."""
+    def _of_all(self, pairwise: Pairwise | MinedPairs) -> Float[Tensor, ""]:
+        """The loss of all triplets, or of all that are joined of listed pairs."""
         most = pairwise.most_positives
         if not self.swap:
             loss_of = partial(self._loss_of_all, most)
@@ -166,7 +169,7 @@ class TripletMargin(Head):
         every = (tile.positive.sum(1) * tile.negative.sum(1)).sum()
         return TileLoss(value, active if self.reduction == "mean_active" else every, by_distance)
 
-    def _of_all_swapped(self, pairwise: Pairwise, most: int) -> Float[Tensor, ""]:
+    def _of_all_swapped(self, pairwise: Pairwise | MinedPairs, most: int) -> Float[Tensor, ""]:
         """The loss of all triplets with `swap`, positive by positive, in shapes that the host knows.
 
         Args:
@@ -196,16 +199,20 @@ class TripletMargin(Head):
     def _of_mined(
         self, inputs: tuple[Tensor, ...], labels: Tensor | None, mined: Any
     ) -> Float[Tensor, "..."]:
-        """The loss of listed triplets."""
-        rows = self._listed(inputs, mined, kinds=(3,))
+        """The loss of listed triplets, or of the triplets that listed pairs join to."""
+        rows = self._listed(inputs, mined)
+        if len(rows) == 4:
+            pairs = MinedPairs(inputs, rows, self.distance, self.tile_rows)
+            if self.reduction != "none":
+                return self._of_all(pairs)
+            rows = pairs.triplets()
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for a, p, n in self._chunks(inputs[0], inputs[-1], *rows, tables=not self.swap):
                 yield self._losses(inputs[0], inputs[-1], a, p, n)
 
-        return reduced(
-            "TripletMargin", self.reduction, losses, *inputs, one_graph=self._fits_one_graph(inputs, rows)
-        )
+        whole = self._fits_one_graph(inputs, rows)
+        return reduced("TripletMargin", self.reduction, losses, *inputs, one_graph=whole)
 
     def _losses(self, x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
         d_ap, d_an = self._listed_distances(x, y, a, p, n)
@@ -222,9 +229,8 @@ class TripletMargin(Head):
         return self._loss(pairs.d_ap[:, None], d_an.masked_fill(~pairs.negative, math.inf))
 
     def _loss(self, d_ap: Tensor, d_an: Tensor) -> Tensor:
-        if self.soft:
-            return softplus(d_ap + self.margin - d_an)
-        return torch.relu(d_ap + self.margin - d_an) ** self.power
+        z = (d_ap + self.margin if self.margin else d_ap) - d_an  # on an accelerator each sum is a launch
+        return softplus(z) if self.soft else torch.relu(z) ** self.power
 
     def _loss_of_all(self, most: int | None, tile: Tile, wanted: bool) -> TileLoss:
         """All triplets of a tile: Σ ℓ(t − D(a,n)), t = D(a,p) + m, over positives and negatives.
@@ -301,8 +307,7 @@ class TripletMargin(Head):
             losses = z.relu_()
             return losses, z.sign()
         pulls = z.relu_()
-        losses = pulls.square()
-        return losses, pulls.mul_(2)
+        return pulls.square(), pulls.mul_(2)
 
     def _by_positive(self, t: Float[Tensor, "a q"], d: Float[Tensor, "a r"]) -> tuple[Tensor, ...]:
         """Σ ℓ, how many ℓ > 0, and ∂/∂D of positives [a, q] and of negatives [a, r], positive by positive."""

@@ -17,9 +17,7 @@ from tercet.pairwise.inputs import lack_of_data
 __all__ = ["is_remembered", "mined_rows", "remember"]
 
 
-def mined_rows(
-    mined: Any, rows: int, columns: int, device: torch.device, kinds: tuple[int, ...] = (3, 4)
-) -> tuple[Int[Tensor, " _"], ...]:
+def mined_rows(mined: Any, rows: int, columns: int, device: torch.device) -> tuple[Int[Tensor, " _"], ...]:
     """The index tensors of triplets or pairs as int64 on `device`, checked to name rows that exist.
 
     Args:
@@ -27,7 +25,6 @@ def mined_rows(
         rows: the number of rows, of which anchors are.
         columns: the number of columns, of which positives and negatives are.
         device: where the embeddings are.
-        kinds: 3 where triplets are accepted, 4 where pairs are.
 
     Returns:
         The same three or four tensors.
@@ -37,9 +34,9 @@ def mined_rows(
             positive and as negative. Checking that reads an accelerator once, where the tensors are on it
             and are not what a miner gave.
     """
-    if not isinstance(mined, (tuple, list)) or len(mined) not in kinds:
-        names = {3: "Triplets (three index tensors)", 4: "Pairs (four index tensors)"}
-        raise Refusal("mined", with_length(mined), " or ".join(names[kind] for kind in kinds))
+    if not isinstance(mined, (tuple, list)) or len(mined) not in (3, 4):
+        expected = "Triplets (three index tensors) or Pairs (four index tensors)"
+        raise Refusal("mined", with_length(mined), expected)
     try:
         out = [torch.as_tensor(index) for index in mined]
     except Exception:  # strings, None, ragged lists

@@ -8,7 +8,7 @@ triplet.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ __all__ = [
     "PairTile",
     "Pairwise",
     "Tile",
+    "pairs_of_tiles",
     "tile_height",
 ]
 
@@ -369,18 +370,33 @@ class Pairwise:
         Args:
             inputs: features to measure instead of `self.inputs`, fast and with a gradient, as in `tiles`.
         """
-        measure = self._measure(*inputs)
-        for rows in self.spans():
-            is_positive, negative = self.sides(rows)
-            anchors, columns = true_places(is_positive)
-            parts = zip(anchors.split(self.tile_rows), columns.split(self.tile_rows), strict=True)
-            for anchor, positive in parts:
-                if not len(anchor):  # `split` gives one empty part of an empty tensor
-                    continue
-                once, again = torch.unique_consecutive(anchor, return_inverse=True)
-                d_an = measure(rows.start + once)[again]  # [c, r]
-                d_ap = d_an.gather(1, positive[:, None])[:, 0]
-                yield PairTile(anchor + rows.start, positive, d_ap, d_an, negative[anchor])
+        return pairs_of_tiles(self.spans(), self.sides, self._measure(*inputs), self.tile_rows)
+
+
+def pairs_of_tiles(
+    spans: Iterable[slice],
+    sides: Callable[[slice], tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]],
+    measure: Callable[[Any], Float[Tensor, "a r"]],
+    height: int,
+) -> Iterator[PairTile]:
+    """Positive pairs × columns, by anchor and then by positive.
+
+    Args:
+        spans: the anchors, some at a time.
+        sides: which columns are positive and which negative for some anchors.
+        measure: the distances of some anchors to all columns.
+        height: the most pairs of a tile.
+    """
+    for rows in spans:
+        is_positive, negative = sides(rows)
+        anchors, columns = true_places(is_positive)
+        for anchor, positive in zip(anchors.split(height), columns.split(height), strict=True):
+            if not len(anchor):  # `split` gives one empty part of an empty tensor
+                continue
+            once, again = torch.unique_consecutive(anchor, return_inverse=True)
+            d_an = measure(rows.start + once)[again]  # [c, r]
+            d_ap = d_an.gather(1, positive[:, None])[:, 0]
+            yield PairTile(anchor + rows.start, positive, d_ap, d_an, negative[anchor])
 
 
 def tile_height(width: int, like: Tensor, tile_rows: int | None) -> int:
