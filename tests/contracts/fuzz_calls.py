@@ -34,6 +34,7 @@ COUNTS = """
 REALS = """
     margin scale alpha beta gamma m base temperature epsilon cutoff nonzero_loss_cutoff nu l2 la tau
     cap gap out_of_class fraction least pos_margin neg_margin label_smoothing
+    pos_temperature rank_temperature balance
 """.split()
 FLAGS = """
     easy_margin plus_plus normalize soft swap overwrite progress verify describe return_rows
@@ -170,14 +171,20 @@ HEADS = {
     "Circle": {},
     "Contrastive": {},
     "FastAP": {},
+    "GeneralizedLifted": {},
     "Histogram": {},
     "InfoNCE": {},
     "LiftedStructure": {},
     "MarginLoss": {},
     "MultiSimilarity": {},
+    "NCA": {},
     "NPair": {},
+    "RankedList": {},
+    "RecallSurrogate": {},
+    "SmoothAP": {},
     "SupCon": {},
     "TripletMargin": {"margin": 0.2},
+    "TupletMargin": {},
 }
 PROXIES = ("ArcFace", "CosFace", "NormalizedSoftmax", "ProxyAnchor", "ProxyNCA", "SoftTriple")
 SIZES = {"num_classes": 4, "dim": 4}
@@ -201,7 +208,8 @@ def rows() -> dict[str, Row]:
     table["BatchAll.count"] = _method(lambda: tercet.BatchAll(0.2), "count", None, tensors, **batch)
     for name, options in HEADS.items():
         listed = name in ("Contrastive", "TripletMargin", "MarginLoss", "Circle")
-        table[name] = _row(name, _train_listed if listed else _train, {"power": "count"}, **options)
+        kinds = {"power": "count", "k": "counts"}
+        table[name] = _row(name, _train_listed if listed else _train, kinds, **options)
         head = getattr(tercet, name)(**options)
         table[f"{name}.forward"] = Row(lambda head=head: (head.forward, dict(batch)), kinds=tensors)
     for name in PROXIES:

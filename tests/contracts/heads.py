@@ -10,16 +10,24 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tercet.core.indices import Pairs, Triplets
+from tercet.losses.angles import TupletMargin
 from tercet.losses.histogram import FastAP, Histogram
-from tercet.losses.listwise import InfoNCE, NPair, SupCon
+from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
 from tercet.losses.pair import Contrastive, MarginLoss
-from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity
+from tercet.losses.pair_weighting import (
+    Circle,
+    GeneralizedLifted,
+    LiftedStructure,
+    MultiSimilarity,
+    RankedList,
+)
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
+from tercet.losses.ranking import RecallSurrogate, SmoothAP
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.triplet import TripletMargin
 from tests.helpers import double_points as points
 from tests.oracles import histogram as reference_histogram
-from tests.oracles import listwise, proxy
+from tests.oracles import listwise, proxy, ranking
 from tests.oracles import triplets as reference
 
 BATCHES = {
@@ -177,6 +185,20 @@ def multi_similarity_at(given, base, **options):
     return listwise.multi_similarity(given.d, *sides, base=-base, at_0=0.0, **options)
 
 
+def tuplet_margin(given, **options):
+    """By angles of unit vectors, which tell small ones as precisely as large ones."""
+
+    def angle(u, v):
+        if not any(u) or not any(v):
+            return math.pi / 2 if any(u) or any(v) else 0.0
+        u, v = ([c / math.hypot(*each) for c in each] for each in (u, v))
+        apart, along = (math.hypot(*(a + sign * b for a, b in zip(u, v, strict=True))) for sign in (-1, 1))
+        return 2 * math.atan2(apart, along)
+
+    angles = [[angle(u, v) for v in given.y] for u in given.x]
+    return listwise.tuplet_margin(angles, set(given.positive), set(given.negative), **options)
+
+
 def of_histogram(loop):
     return lambda given, **options: loop(
         given.d, set(given.positive), set(given.negative), unordered=given.own, **options
@@ -288,6 +310,30 @@ PAIRED = {
     "lifted, slack": Row(LiftedStructure, lifted, {"margin": 3.0, "pos_margin": 0.4}, satisfied={}),
     "N-pair": Row(NPair, n_pair, {}, "dot"),
     "N-pair, L2": Row(NPair, n_pair, {"l2": 0.3}, "dot"),
+    "NCA": Row(NCA, of_pairs(listwise.nca), {}, "squared_euclidean"),
+    "NCA, warm": Row(NCA, of_pairs(listwise.nca), {"temperature": 5.0}, "squared_euclidean"),
+    "generalized lifted": Row(GeneralizedLifted, of_pairs(listwise.generalized_lifted), satisfied={}),
+    "generalized lifted, slack": Row(
+        GeneralizedLifted,
+        of_pairs(listwise.generalized_lifted),
+        {"margin": 2.0, "pos_margin": 0.5},
+        satisfied={},
+    ),
+    "ranked list": Row(RankedList, of_pairs(listwise.ranked_list), {"alpha": 3.0}, satisfied={"alpha": 1.2}),
+    "ranked list, weighted": Row(
+        RankedList,
+        of_pairs(listwise.ranked_list),
+        {"margin": 1.5, "alpha": 3.0, "temperature": 2.0, "pos_temperature": 1.0, "balance": 0.2},
+        satisfied={},
+    ),
+    "tuplet margin": Row(TupletMargin, tuplet_margin, {}, "cosine"),
+    "tuplet margin, wide": Row(TupletMargin, tuplet_margin, {"margin": 0.5, "scale": 5.0}, "cosine"),
+    "SmoothAP": at_cosines(SmoothAP, ranking.smooth_ap, rank_temperature=0.1),
+    "SmoothAP, soft": at_cosines(SmoothAP, ranking.smooth_ap, rank_temperature=0.5),
+    "Recall@k": at_cosines(RecallSurrogate, ranking.recall_surrogate, rank_temperature=0.1),
+    "Recall@k, two": at_cosines(
+        RecallSurrogate, ranking.recall_surrogate, k=[1, 3], temperature=0.5, rank_temperature=0.3
+    ),
     "histogram": counted(Histogram, reference_histogram.histogram_loss, 100, "pairs"),
     "histogram, 7 bins": counted(Histogram, reference_histogram.histogram_loss, 7, "pairs"),
     "histogram, 1 bin": counted(Histogram, reference_histogram.histogram_loss, 1, "pairs"),

@@ -127,6 +127,10 @@ def at_cosines(kind, *, lists="pairs", without=(), relation=True, **options):
     return Subject(make, "head", ("cosine",), lists=lists, without=without)
 
 
+def of_distances(kind, **options):
+    return Subject(lambda s: kind(**options, **s.options), "head", lists="pairs", without=(FAR,))
+
+
 def of_proxies(kind, **options):
     def make(s):
         head = kind(5, 3, **options)
@@ -191,6 +195,13 @@ SUBJECTS = {
     "InfoNCE": at_cosines(tercet.InfoNCE),
     "SupCon": at_cosines(tercet.SupCon),
     "MultiSimilarity": at_cosines(tercet.MultiSimilarity),
+    "MultiSimilarity, distances": of_distances(tercet.MultiSimilarity, beta=5.0, base=1.3),
+    "NCA": of_distances(tercet.NCA, temperature=2.0),
+    "GeneralizedLifted": of_distances(tercet.GeneralizedLifted),
+    "RankedList": of_distances(tercet.RankedList, margin=0.9, alpha=2.3, temperature=1.0),
+    "TupletMargin": at_cosines(tercet.TupletMargin, scale=8.0),
+    "SmoothAP": at_cosines(tercet.SmoothAP, rank_temperature=0.2),
+    "RecallSurrogate": at_cosines(tercet.RecallSurrogate, k=[1, 2], rank_temperature=0.2),
     "Circle": at_cosines(tercet.Circle, gamma=8.0),
     "NPair": replace(
         at_cosines(tercet.NPair), distances=("dot",), without=("permutation", FAR)

@@ -8,8 +8,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.losses.listwise import InfoNCE, NPair, SupCon
-from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity
+from tercet.losses.angles import TupletMargin
+from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
+from tercet.losses.pair_weighting import (
+    Circle,
+    GeneralizedLifted,
+    LiftedStructure,
+    MultiSimilarity,
+    RankedList,
+)
+from tercet.losses.ranking import RecallSurrogate, SmoothAP
 from tercet.miners.hard import BatchHard
 from tercet.pairwise.distances import Mahalanobis, cosine, euclidean
 from tests.contracts.heads import (
@@ -27,9 +35,15 @@ from tests.helpers import unchecked
 from tests.oracles import listwise as loops
 from tests.oracles import triplets as reference
 
-LISTWISE = (InfoNCE, SupCon, MultiSimilarity, Circle, LiftedStructure, NPair)
+RANKED = (SmoothAP, RecallSurrogate)
+LISTWISE = (
+    *(InfoNCE, SupCon, NCA, MultiSimilarity, Circle, LiftedStructure, GeneralizedLifted, RankedList, NPair),
+    *(TupletMargin, SmoothAP, RecallSurrogate),
+)
 NAMES = [name for name in HEADS if HEADS[name].make in LISTWISE]
-WITH_DISTANCE = [name for name in NAMES if HEADS[name].make in (InfoNCE, SupCon, LiftedStructure)]
+WITH_DISTANCE = [
+    name for name in NAMES if HEADS[name].make not in (NPair, Circle, MultiSimilarity, TupletMargin)
+]
 OF_TUPLES = [name for name in NAMES if HEADS[name].make is not NPair]
 REDUCTIONS = ["mean_active", "mean", "sum"]
 every_head = pytest.mark.parametrize("name", NAMES)

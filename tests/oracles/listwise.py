@@ -101,3 +101,50 @@ def margin(d, positive, negative, beta, alpha=0.2):
     """Wu et al. 2017: of positive and then negative pairs, lists or sets; `beta` gives that of each row."""
     near = [max(0.0, alpha + (d[i][j] - beta[i])) for i, j in sorted(positive)]
     return near + [max(0.0, alpha - (d[i][j] - beta[i])) for i, j in sorted(negative)]
+
+
+def nca(d, positive, negative, temperature=1.0):
+    """Goldberger et al. 2004: −log of the probability that a drawn neighbour is a positive."""
+    losses = []
+    for a in sorted({i for i, _ in positive}):
+        weights = {j: math.exp(-d[a][j] / temperature) for j in of_row(positive | negative, a)}
+        losses.append(-math.log(sum(weights[p] for p in of_row(positive, a)) / sum(weights.values())))
+    return losses
+
+
+def generalized_lifted(d, positive, negative, margin=1.0, pos_margin=0.0):
+    """Hermans et al. 2017, eq. 6: h(log Σ exp(D_ap − α⁺) + log Σ exp(α − D_an)) of rows with both."""
+    losses = []
+    for a in range(len(d)):
+        ps, ns = of_row(positive, a), of_row(negative, a)
+        if ps and ns:
+            far = math.log(sum(math.exp(d[a][p] - pos_margin) for p in ps))
+            near = math.log(sum(math.exp(margin - d[a][n]) for n in ns))
+            losses.append(max(0.0, far + near))
+    return losses
+
+
+def ranked_list(
+    d, positive, negative, margin=0.4, alpha=1.2, temperature=10.0, pos_temperature=0.0, balance=0.5
+):
+    """Wang et al. 2019: of every row, both weighted means of how far its pairs violate."""
+
+    def mean(excesses, t):
+        excesses = [z for z in excesses if z > 0]
+        weights = [math.exp(t * z) for z in excesses]
+        return sum(w * z for w, z in zip(weights, excesses, strict=True)) / sum(weights) if weights else 0.0
+
+    return [
+        (1 - balance) * mean([d[a][p] - (alpha - margin) for p in of_row(positive, a)], pos_temperature)
+        + balance * mean([alpha - d[a][n] for n in of_row(negative, a)], temperature)
+        for a in range(len(d))
+    ]
+
+
+def tuplet_margin(angles, positive, negative, margin=0.1, scale=64.0):
+    """Yu & Tao 2019: of each (a, p), by the angles of each row with each column."""
+    losses = []
+    for a, p in sorted(positive):
+        relaxed = math.cos(angles[a][p] - margin)
+        losses.append(log1p_sum([scale * (math.cos(angles[a][n]) - relaxed) for n in of_row(negative, a)]))
+    return losses

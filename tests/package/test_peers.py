@@ -124,7 +124,24 @@ def test_a_head_equals_the_peers(name):
     case = CASES[name]
     for peer in list(case.make(2, 2))[1:]:
         assert max(farthest(case, peer, torch.float64)) <= case.tolerance
-        assert max(farthest(case, peer, torch.float32)) <= SINGLE
+        assert max(farthest(case, peer, torch.float32)) <= max(SINGLE, case.tolerance)
+
+
+def test_smooth_ap_equals_the_peers_where_that_is_right():
+    """Classes sorted and as many as images of each; the peer ranks an anchor among its own positives."""
+    x = torch.nn.functional.normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).double())
+    labels = torch.arange(4).repeat_interleave(4)
+    ours = loss_and_gradient(
+        lambda x, labels, mined: tercet.SmoothAP()(x, labels, ref=tercet.References(x, labels)), x, labels
+    )
+    theirs = loss_and_gradient(losses.SmoothAPLoss(), x, labels)
+    for u, v in zip(ours, theirs, strict=True):  # theirs adds up in float32
+        torch.testing.assert_close(u, v, rtol=1e-5, atol=1e-6, check_dtype=False)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    shuffled = loss_and_gradient(losses.SmoothAPLoss(), x[order], labels[order])[0]
+    assert abs(shuffled - theirs[0]) > 0.005  # another figure of the same images
+    right = tercet.SmoothAP()(x[order], labels[order])
+    torch.testing.assert_close(right, tercet.SmoothAP()(x, labels))
 
 
 @every_batch

@@ -11,10 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tercet.core.indices import References
 from tercet.losses.histogram import FastAP, Histogram
-from tercet.losses.listwise import InfoNCE, NPair, SupCon
+from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
 from tercet.losses.pair import Contrastive, MarginLoss
-from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity
+from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity, RankedList
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
+from tercet.losses.ranking import SmoothAP
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.triplet import TripletMargin
 from tercet.miners.batch_all import BatchAll
@@ -36,6 +37,9 @@ HEADS = {
     "contrastive": lambda **more: Contrastive(3.0, **more),
 }
 SUMMED = {
+    "NCA": NCA,
+    "SmoothAP": SmoothAP,
+    "ranked list": RankedList,
     "InfoNCE": InfoNCE,
     "SupCon": SupCon,
     "multi-similarity": MultiSimilarity,

@@ -110,7 +110,7 @@ def lines() -> Iterator[list[str]]:
                 yield [name, peer, "", "", "", "", same, "; ".join(filter(None, [what, case.differs]))]
                 continue
             double, single = (farthest(case, peer, dtype) for dtype in (torch.float64, torch.float32))
-            same = max(double) <= case.tolerance and max(single) <= SINGLE
+            same = max(double) <= case.tolerance and max(single) <= max(SINGLE, case.tolerance)
             shown = [f"{v:.0e}" for v in (*double, *single)]
             yield [name, peer, *shown, "yes" if same else "no", case.differs]
 

@@ -189,6 +189,25 @@ HEADS: dict[str, Case] = {
     # The peer computes the bin of a similarity, and its share, from float32.
     "histogram": Case(plain(tercet.Histogram(100), losses.HistogramLoss(n_bins=100)), "loss", "", 1e-5),
     "multi-similarity loss": Case(plain(tercet.MultiSimilarity(), losses.MultiSimilarityLoss()), "loss"),
+    "NCA": Case(
+        plain(tercet.NCA(), losses.NCALoss(distance=raw(2), reducer=reducers.MeanReducer())),
+        "loss",
+    ),
+    "generalized lifted": Case(
+        plain(tercet.GeneralizedLifted(), losses.GeneralizedLiftedStructureLoss(distance=raw())), "loss"
+    ),
+    # Theirs adds 10⁻⁵ for each column below the line.
+    "ranked list": Case(
+        plain(tercet.RankedList(temperature=5.0), losses.RankedListLoss(0.4, 5, distance=raw())),
+        "loss",
+        "",
+        1e-3,
+    ),
+    "tuplet margin": Case(
+        plain(tercet.TupletMargin(), losses.TupletMarginLoss(margin=math.degrees(0.1))),
+        "loss",
+        largest=2048,
+    ),
     "multi-similarity loss, distances": Case(
         plain(
             tercet.MultiSimilarity(2.0, 5.0, 1.2, distance="euclidean"),

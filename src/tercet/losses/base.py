@@ -92,10 +92,10 @@ class Head(nn.Module, ABC):
         """The loss of the mined tuples, or of all.
 
         Without mined tuples, ids and references, a head with a named distance and a usual relation is traced
-        into the graph of `torch.compile`, but for `soft` or `swap` of large batches; so is `TripletMargin` of
-        as many triplets as rows, which `BatchHard(complete=True)` gives. With `check_finite="later"` it
-        raises what was wrong when the graph is run, on an accelerator at the next call. Any other call stays
-        outside the graph.
+        into the graph of `torch.compile`, but for `soft`, `swap`, `SmoothAP` and `RecallSurrogate` of large
+        batches; so is `TripletMargin` of as many triplets as rows, which `BatchHard(complete=True)` gives.
+        With `check_finite="later"` it raises what was wrong when the graph is run, on an accelerator at the
+        next call. Any other call stays outside the graph.
 
         It does not wait for an accelerator, where labels are on the host and mined tuples come from a miner
         of this library, unchanged; other tuples that are on the accelerator are read once, to check them.

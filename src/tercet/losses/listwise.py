@@ -1,4 +1,4 @@
-"""Heads with a softmax over a row, a positive against all negatives: InfoNCE, SupCon and N-pair."""
+"""Heads with a softmax over a row, a positive against all negatives: InfoNCE, SupCon, NCA and N-pair."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 from tercet.pairwise.torch_modes import has_fixed_shapes
 
-__all__ = ["InfoNCE", "NPair", "SupCon"]
+__all__ = ["NCA", "InfoNCE", "NPair", "SupCon"]
 
 
 class InfoNCE(ListwiseHead):
@@ -151,6 +151,66 @@ class SupCon(ListwiseHead):
         everyone = log_sum(logits, tile.positive | tile.negative)
         mean = (logits * tile.positive).sum(1) / count.clamp(min=1)
         return counted_losses(everyone - mean, count > 0, self.reduction)
+
+
+class NCA(ListwiseHead):
+    """The loss of neighbourhood components analysis: how seldom a random neighbour is a positive.
+
+    ℓ_a = −log Σ_{p ∈ P(a)} exp(−D_ap/τ) / Σ_{j ∈ A(a)} exp(−D_aj/τ)
+
+    P(a) are the positives of a, A(a) its positives and negatives. An anchor draws one column as its
+    neighbour, and the fraction is the probability that this is a positive one: one near positive suffices,
+    where `SupCon` asks for all of them. With `Mahalanobis` it learns the linear map of the paper.
+
+    Args:
+        temperature: τ, above 0, in units of the distance; the paper takes 1.
+        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
+            −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
+        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
+            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
+        reduction: `"mean"` over the anchors that have a positive, `"mean_active"` over those with ℓ > 0,
+            `"sum"`, or `"none"` for one loss for each anchor that has a positive.
+        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
+            It changes the result by rounding alone.
+        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
+            processor; an accelerator answers without being waited for, and the next call on it raises what
+            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
+
+    Returns:
+        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
+        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
+
+    Raises:
+        ValueError: an option out of range; when called, what `forward` lists.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> loss = NCA(reduction="none")(x, torch.tensor([0, 0, 1]))
+        >>> [round(v, 4) for v in loss.tolist()]  # log(1 + exp(1 − 4)), log(1 + exp(1 − 1))
+        [0.0486, 0.6931]
+
+    Reference:
+        Goldberger, Roweis, Hinton & Salakhutdinov, "Neighbourhood components analysis", 2004.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        *,
+        distance: Distance | str = "squared_euclidean",
+        relation: Relation = SameLabel(),  # noqa: B008
+        reduction: str = "mean",
+        tile_rows: int | None = None,
+        check_finite: str = "later",
+    ) -> None:
+        super().__init__(distance, relation, reduction, tile_rows, check_finite)
+        self.temperature = as_float("NCA", "temperature", temperature, above=0)
+
+    def _losses_of(self, tile: Tile) -> Float[Tensor, " u"] | Masked:
+        """ℓ of each anchor that has a positive."""
+        logits = tile.distance * (-1 / self.temperature)  # [a, r]
+        odds = log_sum(logits, tile.negative) - log_sum(logits, tile.positive)
+        return counted_losses(softplus(odds), tile.positive.any(1), self.reduction)
 
 
 class NPair(Head):

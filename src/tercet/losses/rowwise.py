@@ -51,11 +51,15 @@ class ListwiseHead(Head):
         """The loss of the pairs of a list."""
         return self._loss_of(MinedPairs(inputs, self._listed(inputs, mined), self._measured, self.tile_rows))
 
+    def _losses_among(self, compared: Pairwise | MinedPairs) -> Callable[[Tile], Tensor | Masked]:
+        """`_losses_of`, for tiles of these rows and columns."""
+        return self._losses_of
+
     def _loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
         """The loss of rows against columns, whose positives come from labels or from a list."""
-        caller = type(self).__name__
+        caller, losses_of = type(self).__name__, self._losses_among(compared)
         if self.reduction != "none":
-            loss_of = partial(differentiated, self._losses_of, self.reduction)
+            loss_of = partial(differentiated, losses_of, self.reduction)
             return loss_from_pair_gradients(caller, compared, self.reduction, loss_of)
 
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
@@ -64,7 +68,7 @@ class ListwiseHead(Head):
                 d = compared.distance.tile(inputs[0], inputs[-1])  # [n, 0]
                 tiles = [Tile(0, d, *compared.sides(slice(0, len(d))))]
             for tile in tiles:
-                part = self._losses_of(tile)
+                part = losses_of(tile)
                 assert isinstance(part, Tensor)  # one by one they are chosen, not masked
                 yield part
 

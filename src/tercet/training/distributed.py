@@ -57,8 +57,8 @@ def gather(
     gradient of (1/R) Σ_r ℓ_r. Whether that is the gradient of one process with the whole batch depends on the
     head and its reduction:
 
-    - `"sum"`: yes, if the loss is multiplied by `world_size()`, with `TripletMargin`, `Contrastive`,
-      `MarginLoss`, `InfoNCE`, `SupCon`, `MultiSimilarity` and `Circle`, whose losses are sums over anchors.
+    - `"sum"`: yes, if the loss is multiplied by `world_size()`, with every head whose loss is a sum over
+      anchors: all but those below.
     - `"mean"`, and `FastAP`: yes, as it is, if all ranks have equally many of what the mean is over
       (triplets, pairs, or rows); otherwise it is the mean of the ranks' means.
     - `"mean_active"`: no, since ranks differ in how many losses are above 0. For that mean, and any over
