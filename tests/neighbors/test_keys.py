@@ -1,4 +1,3 @@
-import math
 from itertools import product
 
 import pytest
@@ -7,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet.neighbors import keys as keys_module
-from tercet.neighbors.keys import ExactDistances, RankKeys, shortlist, square_bound
+from tercet.neighbors.keys import ExactDistances, RankKeys, square_bound
 from tercet.pairwise.differences import by_differences
 from tercet.pairwise.distances import Mahalanobis, as_distance, cosine
 from tests.helpers import lowered
@@ -129,17 +128,6 @@ def test_the_bound_holds(kind):
     gap = (product.double() - by_differences(x, x).double() ** 2).abs()
     assert (gap <= error[:, None]).all()
     assert (error < 1e-2 * (xx + yy.max())).all()
-
-
-@pytest.mark.parametrize("group", [1, 4, 16])
-@pytest.mark.parametrize("count", [1, 3, 70])
-def test_a_shortlist_holds_the_smallest(group, count):
-    keys = torch.randint(0, 40, (9, 64), generator=torch.Generator().manual_seed(0)).float()
-    keys[0] = math.inf
-    values, at = shortlist(keys, count, group)
-    sorted_keys = torch.nn.functional.pad(keys.sort(1).values, (0, max(0, count - 64)), value=math.inf)
-    assert torch.equal(values, sorted_keys[:, :count])
-    assert torch.equal(keys.gather(1, at)[values < math.inf], values[values < math.inf])
 
 
 def check_lowered(distance, x, bits, cut, shrink=1.0):

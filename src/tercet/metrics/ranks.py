@@ -14,18 +14,26 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
+from tercet.metrics.first_ranks import (
+    FirstKeys,
+    Placed,
+    decisive_table,
+    first_keys,
+    first_places,
+    identities,
+    longer_places,
+    places_in_rows,
+)
 from tercet.neighbors.blocks import Candidates, RowBlock, split_rows
 from tercet.neighbors.exact import ExactSearch
-from tercet.neighbors.keys import shortlist
 from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import Places, kept_where, true_places
 from tercet.pairwise.tiles import Pairwise
 
-__all__ = ["BEYOND", "Placed", "RankedBlock", "all_places", "kept_candidates", "ranked_blocks"]
+__all__ = ["BEYOND", "RankedBlock", "all_places", "kept_candidates", "ranked_blocks"]
 
 BEYOND = 2**40  # negatives before a positive that is deeper than was looked
 
@@ -53,14 +61,6 @@ class RankedBlock(NamedTuple):
     nearest: Float[Tensor, " a"] | None = None
 
 
-class Placed(NamedTuple):
-    """Positives of a block one by one: place in the block, negatives before, negatives tied; int64 [t]."""
-
-    at: Int[Tensor, " t"]
-    before: Int[Tensor, " t"]
-    tied: Int[Tensor, " t"]
-
-
 def ranked_blocks(
     pairwise: Pairwise, depth: int | None = None, to_r: bool = False, nearest: bool = False
 ) -> Iterator[RankedBlock]:
@@ -84,20 +84,83 @@ def ranked_blocks(
         [[0, 0], [0, 0], [-1, -1], [1, 1]] [[0, 1], [1, 1], [0, 0], [0, 0]]
     """
     search, width = ExactSearch(pairwise), _most_positives(pairwise)
+    if depth is not None:
+        yield from _first_blocks(pairwise, search, width, depth, to_r, nearest)
+        return
     for block in search.blocks():
-        found = block.positive.sum(1)
-        seen = found + block.negative.sum(1) + (len(block.columns) - block.negative.shape[1])
-        least = None
-        if depth is None:
-            if nearest:
-                least = _least(search, kept_candidates(block, copied=True))
-            placed = all_places(search, block, block.negatives(consume=True), *_positives(block))
-        else:
-            limit = min(max(depth, int(found.max()) if to_r else 0), len(block.columns))
-            candidates = kept_candidates(block)
-            placed = _first_places(pairwise, search, candidates, limit)
-            least = _least(search, candidates) if nearest else None
-        yield RankedBlock(block.rows, found, seen, *_in_order(placed, len(found), width), least)
+        least = _least(search, kept_candidates(block, copied=True)) if nearest else None
+        placed = all_places(search, block, block.negatives(consume=True), *_positives(block))
+        sizes = _sizes(block)
+        yield RankedBlock(block.rows, *sizes, *_in_order(placed, len(block.rows), width), least)
+
+
+class _Part(NamedTuple):
+    """A block of keys, of which so much is left: its first keys, and what its keys had to settle.
+
+    Args:
+        first: the least keys of the rows; inf where a row is settled.
+        found, seen, nearest: as of `RankedBlock`.
+        settled: positives of the settled rows.
+    """
+
+    first: FirstKeys
+    found: Int[Tensor, " a"]
+    seen: Int[Tensor, " a"]
+    nearest: Float[Tensor, " a"] | None
+    settled: Placed | None
+
+
+def _first_blocks(
+    pairwise: Pairwise, search: ExactSearch, width: int, depth: int, to_r: bool, nearest: bool
+) -> Iterator[RankedBlock]:
+    """`ranked_blocks` for the first results: blocks of keys are wide and low, so several make one."""
+    most, held, parts = budget(pairwise.labels.device).gathered_keys, 0, []
+    for block in search.blocks():
+        found, seen = _sizes(block)
+        depths = (found if to_r else torch.zeros_like(found)).clamp(min=depth, max=len(block.columns))
+        candidates = kept_candidates(block)
+        first, needed = first_keys(search, candidates, depths)
+        settled = None
+        if bool(needed.any()):
+            settled = longer_places(pairwise, search, candidates, depths, needed)
+            first.keys[needed > 0] = math.inf
+        least = _least(search, candidates) if nearest else None
+        numbers = first.keys.numel() + len(found) * width
+        if parts and held + numbers > most:
+            yield _ranked(pairwise, search, width, parts)
+            parts, held = [], 0
+        parts.append(_Part(first, found, seen, least, settled))
+        held += numbers
+    if parts:
+        yield _ranked(pairwise, search, width, parts)
+
+
+def _ranked(pairwise: Pairwise, search: ExactSearch, width: int, parts: list[_Part]) -> RankedBlock:
+    """What some parts have placed, as one block."""
+    widest = max(part.first.keys.shape[1] for part in parts)
+    first = FirstKeys(
+        *(torch.cat(each) for each in zip(*(part.first.widened(widest) for part in parts), strict=True))
+    )
+    placed, start = [first_places(pairwise, search, first)], 0
+    for part in parts:
+        if part.settled is not None:
+            placed.append(part.settled._replace(at=part.settled.at + start))
+        start += len(part.found)
+    placed = Placed(*(torch.cat(each) for each in zip(*placed, strict=True)))
+    least = [part.nearest for part in parts if part.nearest is not None]
+    return RankedBlock(
+        first.rows,
+        torch.cat([part.found for part in parts]),
+        torch.cat([part.seen for part in parts]),
+        *_in_order(placed, len(first.rows), width),
+        torch.cat(least) if least else None,
+    )
+
+
+def _sizes(block: RowBlock) -> tuple[Int[Tensor, " a"], Int[Tensor, " a"]]:
+    """How many images each query has to find, and how many it is compared with."""
+    found = block.positive.sum(1)
+    return found, found + block.negative.sum(1) + (len(block.columns) - block.negative.shape[1])
 
 
 def kept_candidates(block: RowBlock, copied: bool = False) -> Candidates:
@@ -114,7 +177,7 @@ def kept_candidates(block: RowBlock, copied: bool = False) -> Candidates:
 
 def _most_positives(pairwise: Pairwise) -> int:
     """At least as many positives as any query has: a width of all blocks, so that no sum depends on one."""
-    labels = _identities(pairwise.column_labels)
+    labels = identities(pairwise.column_labels)
     if not len(labels):
         return 0
     _, counts = labels.unique(return_counts=True)
@@ -136,14 +199,16 @@ def _least(search: ExactSearch, candidates: Candidates) -> Float[Tensor, " a"]:
 def _in_order(placed: Placed, count: int, width: int) -> tuple[Int[Tensor, "a w"], Int[Tensor, "a w"]]:
     """`before` and `tied` of a block, each row in the order of its positives."""
     at, before, tied = placed
-    order = (2 * before + (tied > 0)).argsort(stable=True)  # those before a tie come before those in it
-    order = order[at[order].argsort(stable=True)]
-    at = at[order]
-    held = torch.bincount(at, minlength=count)
-    nth = torch.arange(len(at), device=at.device) - (held.cumsum(0) - held)[at]
+    rank = 2 * before + (tied > 0)  # those before a tie come before those in it
+    same, later = at[1:] == at[:-1], at[1:] > at[:-1]
+    if not bool((later | (same & (rank[1:] >= rank[:-1]))).all()):
+        order = rank.argsort(stable=True)
+        order = order[at[order].argsort(stable=True)]
+        at, before, tied = at[order], before[order], tied[order]
+    nth = places_in_rows(at, count)
     tables = at.new_full((count, width), BEYOND), at.new_zeros((count, width))
     for table, values in zip(tables, (before, tied), strict=True):
-        table[at, nth] = values[order]
+        table[at, nth] = values
     return tables
 
 
@@ -175,7 +240,7 @@ def all_places(
     total = int(between.sum())
     if budget(keys.device).dense_share * total > len(rows) * len(names):
         for (some,) in split_rows(2 * len(names), torch.arange(len(rows), device=at.device)):
-            table = _table(search, rows[some], keys[some], names)
+            table = decisive_table(search, rows[some], keys[some], names)
             values = table.masked_fill_(keys[some][:, : len(names)] == math.inf, math.inf).sort(dim=1).values
             (mine,) = ((at >= some[0]) & (at <= some[-1])).nonzero(as_tuple=True)
             if len(mine):
@@ -193,140 +258,8 @@ def _ranks_of(
     values: Float[Tensor, "a w"], at: Int[Tensor, " t"], low: Float[Tensor, " t"], high: Float[Tensor, " t"]
 ) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
     """How many of the sorted values of its row are below `low`, and how many up to `high`, of each item."""
-    held = torch.bincount(at, minlength=len(values))
-    nth = torch.arange(len(at), device=at.device) - (held.cumsum(0) - held)[at]
-    marks = values.new_zeros((2, len(values), int(held.max())))  # [2, a, q]
+    nth = places_in_rows(at, len(values))
+    marks = values.new_zeros((2, len(values), int(nth.max()) + 1))  # [2, a, q]
     marks[0, at, nth], marks[1, at, nth] = low, high
     found = torch.searchsorted(values, marks[0]), torch.searchsorted(values, marks[1], right=True)
     return found[0][at, nth], found[1][at, nth]
-
-
-def _first_places(pairwise: Pairwise, search: ExactSearch, others: Candidates, depth: int) -> Placed:
-    """The positives with fewer than `depth` candidates strictly nearer; uses up the candidates.
-
-    A shortlist of the least keys is enough for almost every row. The others have many columns that may be
-    among the first: a list that holds them all is made, or the whole row is compared where they are too many.
-    """
-    if not depth:
-        return Placed(*(others.rows[:0],) * 3)
-    count, share = depth + 2 + depth // 16, budget(others.keys.device).dense_share
-    hits, joined, needed = _listed(pairwise, search, others, depth, count)
-    (left,) = (needed > 0).nonzero(as_tuple=True)
-    hits[left] = False
-    found = [_placed(hits, joined, depth)]
-    for (some,) in split_rows(2 * others.keys.shape[1], left):
-        most = int(needed[some].max())
-        if share * most > len(others.columns):
-            hits, joined = _compared(pairwise, search, others.take(some))
-        else:
-            hits, joined, _ = _listed(pairwise, search, others.take(some), depth, most)
-        at, before, tied = _placed(hits, joined, depth)
-        found.append(Placed(some[at], before, tied))
-    return Placed(*(torch.cat(each) for each in zip(*found, strict=True)))
-
-
-def _listed(
-    pairwise: Pairwise, search: ExactSearch, others: Candidates, depth: int, count: int
-) -> tuple[Bool[Tensor, "a s"], Bool[Tensor, "a s"], Int[Tensor, " a"]]:
-    """The first results of each row from its `count` least keys.
-
-    Returns:
-        [a, s] whether each result is a positive, and whether it is as near as the one before, known where
-        that matters; [a] how many keys it takes where they are too few, else 0.
-    """
-    rows, keys, columns, _ = others
-    error = 2 * search.keys.error[rows, None]  # two keys farther apart are in their true order
-    values, at = _smallest(keys, count)
-    listed = columns[at.clamp_(max=len(columns) - 1)]
-    hits = _is_positive(pairwise, rows, listed) & (values < math.inf)
-    joined = torch.zeros_like(hits)
-    bound = values[:, depth - 1 : depth] + error  # no column of a larger key can be among the first
-    short = (values[:, -1] <= bound[:, 0]) & (values[:, -1] < math.inf) & (count < len(columns))
-    needed = torch.zeros_like(rows)
-    if bool(short.any()):
-        needed[short] = 1 + (keys[short] <= bound[short]).sum(1)
-    close = (values[:, 1:] - values[:, :-1] <= error) & (values[:, 1:] < math.inf)
-    decisive = close & (hits[:, 1:] != hits[:, :-1]) & (values[:, :-1] <= bound) & ~short[:, None]
-    if bool(decisive.any()):
-        run = pad(~close, (1, 0), value=True).flatten().cumsum(0).view_as(hits) - 1  # of close keys
-        mixed = run.new_zeros(run.numel(), dtype=torch.bool)
-        mixed[run[:, 1:][decisive]] = True
-        i, j = true_places(mixed[run])
-        if budget(keys.device).dense_share * len(i) > len(rows) * len(columns):
-            every = torch.arange(len(columns), device=rows.device)
-            distance = search.exact.table(rows, every)[i, listed[i, j]]
-        else:
-            distance = search.distances(rows[i], listed[i, j])
-        order = distance.argsort(stable=True)
-        order = order[run[i, j][order].argsort(stable=True)]
-        hits[i, j] = hits[i[order], j[order]]
-        distance, of_run = distance[order], run[i, j]
-        joined[i[1:], j[1:]] = (distance[1:] == distance[:-1]) & (of_run[1:] == of_run[:-1])
-    return hits, joined, needed
-
-
-def _compared(
-    pairwise: Pairwise, search: ExactSearch, others: Candidates
-) -> tuple[Bool[Tensor, "a r"], Bool[Tensor, "a r"]]:
-    """All results of each row, by differences: whether each is a positive, and as near as the one before."""
-    rows, keys, columns, _ = others
-    distance = _table(search, rows, keys, columns)
-    distance = torch.where(keys[:, : len(columns)] == math.inf, math.inf, distance)
-    distance, nearest = distance.sort(dim=1)
-    real = distance < math.inf
-    hits = _is_positive(pairwise, rows, columns[nearest]) & real
-    return hits, pad((distance[:, 1:] == distance[:, :-1]) & real[:, 1:], (1, 0))
-
-
-def _placed(hits: Bool[Tensor, "a s"], joined: Bool[Tensor, "a s"], depth: int) -> Placed:
-    """The positives of ranked results with fewer than `depth` results strictly nearer."""
-    count = hits.cumsum(1)  # [a, s]
-    at, j = true_places(hits)
-    start, before, tied = j, j - count[at, j] + 1, torch.zeros_like(j)
-    if bool(joined.any()):
-        place = torch.arange(hits.shape[1], device=at.device).expand_as(hits)
-        first = place.masked_fill(joined, 0).cummax(1).values
-        last = place.masked_fill(pad(joined[:, 1:], (0, 1)), hits.shape[1])  # of each run of equal distances
-        last = last.flip(1).cummin(1).values.flip(1)
-        start, end = first[at, j], last[at, j]
-        ahead = count[at, start] - hits[at, start].long()  # positives before the run
-        before = start - ahead
-        tied = 1 + end - start - (count[at, end] - ahead)
-    kept = start < depth
-    return Placed(at[kept], before[kept], tied[kept])
-
-
-def _is_positive(
-    pairwise: Pairwise, rows: Int[Tensor, " a"], columns: Int[Tensor, "a s"]
-) -> Bool[Tensor, "a s"]:
-    """Whether listed columns, which are positives or negatives, are of the class of their row."""
-    own, theirs = _identities(pairwise.labels), _identities(pairwise.column_labels)
-    return theirs[columns] == own[rows, None]
-
-
-def _identities(labels: Int[Tensor, "n *g"]) -> Int[Tensor, " n"]:
-    """The class of each row; where groups stand beside it, a candidate of the class is of another group."""
-    return labels if labels.ndim == 1 else labels[:, 0]
-
-
-def _table(
-    search: ExactSearch, rows: Int[Tensor, " a"], keys: Float[Tensor, "a w"], columns: Int[Tensor, " r"]
-) -> Float[Tensor, "a r"]:
-    """The distances that decide, [a, r]: the keys themselves where they have no error."""
-    if bool(search.keys.error.any()):
-        return search.exact.table(rows, columns)
-    return keys[:, : len(columns)].clone()
-
-
-def _smallest(keys: Float[Tensor, "a w"], count: int) -> tuple[Float[Tensor, "a s"], Int[Tensor, "a s"]]:
-    """The `count` smallest keys of each row in rising order, inf where there are fewer, and their places."""
-    width = keys.shape[1]
-    # Groups of √(width / count) columns: a shortlist then reads as many least keys as members of groups.
-    group = 2 ** max(0, round(math.log2(width / count) / 2))
-    while width % group:
-        group //= 2
-    if group > 1:
-        return shortlist(keys, count, group)
-    values, at = keys.topk(min(count, width), dim=1, largest=False)
-    missing = count - values.shape[1]
-    return pad(values, (0, missing), value=math.inf), pad(at, (0, missing))

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from tercet.neighbors.above import first_of_rows, least_above, write_least
 from tercet.neighbors.blocks import Candidates, RowBlock, split_rows
-from tercet.neighbors.keys import ExactDistances, RankKeys, class_keys, first_above, shortlist
+from tercet.neighbors.keys import ExactDistances, RankKeys, class_keys, first_above
+from tercet.neighbors.shortlists import shortlist
 from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import Places, below_bound, kept_above, row_argmin, true_places
 from tercet.pairwise.tiles import Pairwise
@@ -295,10 +296,8 @@ class ExactSearch:
 
     def hardest(self, extremes: tuple[Candidates, ...]) -> tuple[Int[Tensor, " a"], Int[Tensor, " a"]]:
         """Of `extremes`, the farthest positive and the nearest negative of each row; −1 where none is."""
-        if len(extremes) == 1:
-            positive, negative = self.first(extremes[0]).chunk(2)
-        else:
-            positive, negative = (self.first(each) for each in extremes)
+        one = len(extremes) == 1
+        positive, negative = self.first(extremes[0]).chunk(2) if one else map(self.first, extremes)
         return positive, negative
 
     def _resolve(

@@ -52,7 +52,6 @@ __all__ = [
     "class_keys",
     "first_above",
     "product_error",
-    "shortlist",
     "square_bound",
     "square_error",
     "square_share",
@@ -301,38 +300,6 @@ def class_keys(pairwise: Pairwise) -> tuple[Int[Tensor, " n"], Int[Tensor, " r"]
         if not bool((one[image] == both).all()):
             return None
     return rows, columns
-
-
-def shortlist(
-    keys: Float[Tensor, "a w"], count: int, group: int
-) -> tuple[Float[Tensor, "a s"], Int[Tensor, "a s"]]:
-    """The `count` smallest keys of each row in rising order, and their places; inf where there are fewer.
-
-    They lie in those `count` groups of columns whose least key is smallest, so one pass for the minima of
-    groups is all that reads every key.
-
-    Args:
-        keys: [a, w].
-        count: how many.
-        group: columns in a group, a divisor of w; another number means 1.
-
-    Example:
-        >>> shortlist(torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 2, group=2)
-        (tensor([[1., 2.]]), tensor([[1, 3]]))
-    """
-    a, w = keys.shape
-    if w % group:
-        group = 1
-    groups = w // group
-    # Group g is the columns g, g + groups, …: then the minimum runs over whole lines of memory.
-    least = keys.view(a, group, groups).amin(1) if group > 1 else keys  # [a, groups]
-    found = least.topk(min(count, groups), dim=1, largest=False).indices
-    inside = torch.arange(group, device=keys.device) * groups
-    at = (found[:, :, None] + inside).view(a, -1)  # [a, count · group]
-    values = keys.gather(1, at)
-    values, order = values.topk(min(count, at.shape[1]), dim=1, largest=False)
-    missing = count - values.shape[1]
-    return pad(values, (0, missing), value=math.inf), pad(at.gather(1, order), (0, missing))
 
 
 def first_above(

@@ -91,6 +91,11 @@ class Budget:
     """The longer shortlist is skipped where it is more than one column in so many: then the whole row is
     compared exactly at once, as it is after a longer shortlist that leaves it ambiguous."""
 
+    sampled_share: int
+    """The least keys of rows are looked for below a limit that one key in so many promises; 0 for by groups
+    alone. CPU: with 4 and 16 the sample and what is below the limit take longer together. Accelerator: 0,
+    since what is below the limit has no fixed shape."""
+
     sorted_bounds: int
     """Where rows have more bounds than this on average, their rank keys are sorted once and each bound is
     found by bisection; fewer bounds take a pass over the keys each."""
@@ -204,6 +209,7 @@ _CPU = Budget(
     product_rows=256,
     longer_shortlist=8,
     shortlist_share=4,
+    sampled_share=8,
     sorted_bounds=32,
     dense_share=8,
     gathered_numbers=2**20,
@@ -249,6 +255,7 @@ def accelerator(free_bytes: int) -> Budget:
         masked_numbers=_UNLIMITED,
         product_rows=4096,
         argmin_columns=_UNLIMITED,
+        sampled_share=0,
         gathered_numbers=2**24,
         gathered_keys=2**24,
         summed_numbers=2**22,
