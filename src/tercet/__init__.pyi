@@ -35,6 +35,10 @@ from .data.triplets.relevance import TableRelevance as TableRelevance
 from .data.triplets.relevance import TeacherRelevance as TeacherRelevance
 from .data.triplets.reservoir import ReservoirTriplets as ReservoirTriplets
 from .losses.angles import TupletMargin as TupletMargin
+from .losses.angular_margins import AdaFace as AdaFace
+from .losses.angular_margins import CurricularFace as CurricularFace
+from .losses.angular_margins import SphereFace as SphereFace
+from .losses.cosine_regression import P2SGrad as P2SGrad
 from .losses.histogram import FastAP as FastAP
 from .losses.histogram import Histogram as Histogram
 from .losses.listwise import NCA as NCA
@@ -56,6 +60,7 @@ from .losses.ranking import SmoothAP as SmoothAP
 from .losses.softmax import ArcFace as ArcFace
 from .losses.softmax import CosFace as CosFace
 from .losses.softmax import NormalizedSoftmax as NormalizedSoftmax
+from .losses.sub_centers import SubCenterArcFace as SubCenterArcFace
 from .losses.triplet import TripletMargin as TripletMargin
 from .metrics.clustering import clustering as clustering
 from .metrics.episodes import few_shot as few_shot

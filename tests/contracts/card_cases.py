@@ -66,8 +66,13 @@ HEADS: dict[str, Callable[[int], Any]] = {
     "ArcFace": lambda classes: tercet.ArcFace(classes, 128),
     "CosFace": lambda classes: tercet.CosFace(classes, 128),
     "SoftTriple": lambda classes: tercet.SoftTriple(classes, 128),
+    "SubCenterArcFace": lambda classes: tercet.SubCenterArcFace(classes, 128),
+    "SphereFace": lambda classes: tercet.SphereFace(classes, 128),
+    "AdaFace": lambda classes: tercet.AdaFace(classes, 128),
+    "CurricularFace": lambda classes: tercet.CurricularFace(classes, 128),
+    "P2SGrad": lambda classes: tercet.P2SGrad(classes, 128),
 }
-PROXIED = ("ProxyNCA", "ProxyAnchor", "NormalizedSoftmax", "ArcFace", "CosFace", "SoftTriple")
+PROXIED = tuple(HEADS)[list(HEADS).index("ProxyNCA") :]
 
 
 MINED: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {

@@ -29,11 +29,11 @@ COUNTS = """
     label_columns embedding_size channels filters backbone_features positives negatives limit count
     capacity tries every warmup buffer images_per_shard workers ranks image_bytes lanes steps bins
     centers skip views max_open chunk_size class_depth images max_files max_pixels in_features out_features
-    supers_per_batch total n batch_size part_size
+    sub_centers supers_per_batch total n batch_size part_size
 """.split()
 REALS = """
     margin scale alpha beta gamma m base temperature epsilon cutoff nonzero_loss_cutoff nu l2 la tau
-    cap gap out_of_class fraction least pos_margin neg_margin label_smoothing
+    cap gap out_of_class fraction least pos_margin neg_margin label_smoothing h momentum
     pos_temperature rank_temperature balance
 """.split()
 FLAGS = """
@@ -186,7 +186,10 @@ HEADS = {
     "TripletMargin": {"margin": 0.2},
     "TupletMargin": {},
 }
-PROXIES = ("ArcFace", "CosFace", "NormalizedSoftmax", "ProxyAnchor", "ProxyNCA", "SoftTriple")
+PROXIES = """
+    AdaFace ArcFace CosFace CurricularFace NormalizedSoftmax P2SGrad ProxyAnchor ProxyNCA SoftTriple
+    SphereFace SubCenterArcFace
+""".split()
 SIZES = {"num_classes": 4, "dim": 4}
 
 
@@ -213,7 +216,7 @@ def rows() -> dict[str, Row]:
         head = getattr(tercet, name)(**options)
         table[f"{name}.forward"] = Row(lambda head=head: (head.forward, dict(batch)), kinds=tensors)
     for name in PROXIES:
-        table[name] = _row(name, _train, **SIZES)
+        table[name] = _row(name, _train, {"margin": "count"} if name == "SphereFace" else None, **SIZES)
         head = getattr(tercet, name)(**SIZES)
         table[f"{name}.forward"] = Row(lambda head=head: (head.forward, dict(batch)), kinds=proxies)
         table[f"{name}.logits"] = Row(
@@ -226,6 +229,10 @@ def rows() -> dict[str, Row]:
             {"embeddings": "new proxies"},
             n=1,
         )
+    head = tercet.SubCenterArcFace(**SIZES)
+    table["SubCenterArcFace.outliers"] = Row(
+        lambda: (head.outliers, dict(batch)), kinds={"labels": "class numbers", "angle": "real"}
+    )
     table |= {
         "describe": _row("describe", None, {**tensors, "ref": "columns"}, **batch, mined=MINED),
         "evaluate": _row(

@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tercet.core.indices import Pairs, Triplets
 from tercet.losses.angles import TupletMargin
+from tercet.losses.angular_margins import AdaFace, CurricularFace, SphereFace
+from tercet.losses.cosine_regression import P2SGrad
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
 from tercet.losses.pair import Contrastive, MarginLoss
@@ -24,6 +26,7 @@ from tercet.losses.pair_weighting import (
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
 from tercet.losses.ranking import RecallSurrogate, SmoothAP
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
+from tercet.losses.sub_centers import SubCenterArcFace
 from tercet.losses.triplet import TripletMargin
 from tests.helpers import double_points as points
 from tests.oracles import histogram as reference_histogram
@@ -222,9 +225,16 @@ def margins_of_classes(**options):
     return head
 
 
-def proxied(kind):
-    """A head for four classes in four dimensions."""
-    return lambda **options: kind(4, 4, **options)
+def proxied(kind, **state):
+    """A head for four classes in four dimensions; one with a state is in evaluation mode, where it stays."""
+
+    def make(num_classes=4, dim=4, **options):
+        head = kind(num_classes, dim, **options)
+        for name, value in state.items():
+            getattr(head, name).copy_(torch.tensor(value))
+        return head.eval() if state else head
+
+    return make
 
 
 def hinge(**options):
@@ -241,6 +251,17 @@ def counted(make, loop, bins, lists):
 
 def against_proxies(kind, loop, **options):
     return Row(proxied(kind), of_proxies(loop), options, reduction=None, lists="")
+
+
+def by_quality(**options):
+    loop = of_proxies(partial(proxy.ada_face, mean=2.0, deviation=0.75))
+    make = proxied(AdaFace, statistics=[2.0, 0.75], batches=9)
+    return Row(make, loop, options, reduction=None, lists="", smooth=False)
+
+
+def by_progress(t, **options):
+    loop = of_proxies(partial(proxy.curricular_face, t=t))
+    return Row(proxied(CurricularFace, t=t), loop, options, reduction=None, lists="")
 
 
 PAIRED = {
@@ -362,6 +383,18 @@ PROXIED = {
     "CosFace": against_proxies(CosFace, proxy.cos_face),
     "CosFace, soft": against_proxies(CosFace, proxy.cos_face, margin=0.1, scale=4.0),
     "CosFace, smoothed": against_proxies(CosFace, proxy.cos_face, scale=8.0, label_smoothing=0.1),
+    "sub-centers": against_proxies(SubCenterArcFace, proxy.sub_center, scale=16.0),
+    "sub-centers, two": against_proxies(
+        SubCenterArcFace, proxy.sub_center, sub_centers=2, margin=1.2, scale=3.0
+    ),
+    "SphereFace": against_proxies(SphereFace, proxy.sphere_face),
+    "SphereFace, m = 3": against_proxies(SphereFace, proxy.sphere_face, margin=3, scale=2.0),
+    "SphereFace, smoothed": against_proxies(SphereFace, proxy.sphere_face, margin=2, label_smoothing=0.1),
+    "AdaFace": by_quality(),
+    "AdaFace, sharp": by_quality(margin=0.7, scale=8.0, h=1.0, label_smoothing=0.1),
+    "CurricularFace": by_progress(0.25, scale=16.0),
+    "CurricularFace, late": by_progress(0.875, scale=4.0, margin=0.8, label_smoothing=0.2),
+    "P2SGrad": against_proxies(P2SGrad, proxy.p2s_grad),
     "SoftTriple": against_proxies(SoftTriple, proxy.soft_triple, centers=3),
     "SoftTriple, one center": against_proxies(SoftTriple, proxy.soft_triple, centers=1),
     "SoftTriple, smoothed": against_proxies(SoftTriple, proxy.soft_triple, centers=3, label_smoothing=0.3),

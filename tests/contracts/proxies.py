@@ -15,8 +15,7 @@ BATCHES = {
 
 
 def make(name, dtype=torch.float64, num_classes=4, dim=4, **more):
-    kind = type(HEADS[name].head())
-    return kind(num_classes, dim, **{**HEADS[name].options, **more}).to(dtype)
+    return HEADS[name].make(num_classes, dim, **{**HEADS[name].options, **more}).to(dtype)
 
 
 def expected_of(name, head, x, labels):

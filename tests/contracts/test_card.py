@@ -59,6 +59,11 @@ CEILINGS: dict[str, list[tuple[int, int]]] = {
     "ArcFace": [(0, 69), (0, 69), (0, 69)],
     "CosFace": [(0, 46), (0, 46), (0, 46)],
     "SoftTriple": [(0, 73), (0, 73), (0, 73)],
+    "SubCenterArcFace": [(0, 91), (0, 91), (0, 91)],
+    "SphereFace": [(0, 94), (0, 94), (0, 94)],
+    "AdaFace": [(0, 97), (0, 97), (0, 97)],
+    "CurricularFace": [(0, 84), (0, 84), (0, 84)],
+    "P2SGrad": [(0, 49), (0, 49), (0, 49)],
 }
 
 

@@ -131,7 +131,7 @@ def of_distances(kind, **options):
     return Subject(lambda s: kind(**options, **s.options), "head", lists="pairs", without=(FAR,))
 
 
-def of_proxies(kind, **options):
+def of_proxies(kind, *, without=(), **options):
     def make(s):
         head = kind(5, 3, **options)
         with torch.no_grad():
@@ -139,7 +139,7 @@ def of_proxies(kind, **options):
         return head.to(s.dtype)
 
     no_columns = ("references are the batch", "tile height", "subclass is class")
-    return Subject(make, "head", ("cosine",), proxies=True, without=no_columns)
+    return Subject(make, "head", ("cosine",), proxies=True, without=(*no_columns, *without))
 
 
 def ranked(metric, *, without=(), **options):
@@ -214,6 +214,11 @@ SUBJECTS = {
     "ArcFace": of_proxies(tercet.ArcFace),
     "CosFace": of_proxies(tercet.CosFace),
     "SoftTriple": of_proxies(tercet.SoftTriple, centers=2),
+    "SubCenterArcFace": of_proxies(tercet.SubCenterArcFace, sub_centers=2),
+    "SphereFace": of_proxies(tercet.SphereFace, without=("scaling with the margin",)),  # lengths count
+    "AdaFace": of_proxies(tercet.AdaFace, without=("scaling with the margin",)),
+    "CurricularFace": of_proxies(tercet.CurricularFace),
+    "P2SGrad": of_proxies(tercet.P2SGrad),
     "recall_at_k": ranked(tercet.recall_at_k, k=(1, 2, 4)),
     "evaluate": ranked(tercet.evaluate, k=(1, 2, 4)),
     "map_at_r": ranked(tercet.map_at_r),

@@ -7,6 +7,7 @@ python -m tests.contracts.traced_cases refusals
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import warnings
@@ -50,12 +51,16 @@ def is_plain(
 ) -> bool:
     """Whether a step in one graph has the loss and the gradients that it has outside."""
 
+    saved = [copy.deepcopy(module.state_dict()) for module in modules]
+
     def result(call: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        for module in modules:
+        for module, state in zip(modules, saved, strict=True):  # a step may change what a head knows
+            module.load_state_dict(state)
             module.zero_grad()
         loss = call(x)
         loss.backward()
-        return [loss.detach(), *(v.grad.clone() for module in modules for v in module.parameters())]
+        known = [v.clone().double() for module in modules for v in module.buffers()]
+        return [loss.detach(), *known, *(v.grad.clone() for module in modules for v in module.parameters())]
 
     expected = result(step)
     with override(**sizes):

@@ -43,7 +43,7 @@ def test_a_head_equals_the_loop_for_any_labels_and_lengths(labels, size, seed, n
     check_equal(head(x, labels), expected_of(name, head, x, labels))
 
 
-@every_head
+@pytest.mark.parametrize("name", [name for name, row in HEADS.items() if row.smooth])
 def test_both_derivatives_are_those_of_finite_differences(name):
     head = make(name)
     for batch in ("all classes", "some classes", "one class only"):
@@ -79,7 +79,8 @@ def test_zero_and_coincident_points_and_proxies_have_a_finite_gradient(name):
     loss, grad = gradient_of(head, x, labels)
     assert torch.isfinite(loss)
     assert torch.isfinite(grad).all()
-    assert torch.equal(grad[0], torch.zeros(4, dtype=torch.float64))
+    if "SphereFace" not in name:  # whose scores grow with the length
+        assert torch.equal(grad[0], torch.zeros(4, dtype=torch.float64))
     with torch.no_grad():
         head.proxies[1:] = head.proxies[0]
     check_equal(head(x, labels), expected_of(name, head, x, labels))
@@ -134,7 +135,7 @@ def test_classes_renumbered_with_their_proxies_give_the_same_loss(name):
     torch.testing.assert_close(renumbered(x, order[labels]), head(x, labels))
 
 
-@every_head
+@pytest.mark.parametrize("name", [name for name in HEADS if name[:3] not in ("Sph", "Ada")])
 def test_the_length_of_embeddings_and_proxies_counts_for_nothing(name):
     x, labels = BATCHES["all classes"]
     head = make(name)
@@ -322,7 +323,9 @@ def test_proxies_are_made_on_the_default_device_in_the_default_precision():
 def test_the_state_is_the_proxies_and_restores_the_loss(name):
     x, labels = BATCHES["all classes"]
     head, other = make(name), make(name, seed=5)
-    assert list(head.state_dict()) == ["proxies"]
+    buffers = [name for name, _ in head.named_buffers() if name != "class_weight"]
+    assert sorted(head.state_dict()) == sorted(["proxies", *buffers])
+    assert not buffers or "Ada" in name or "Curricular" in name
     assert head(x, labels) != other(x, labels)
     other.load_state_dict(head.state_dict())
     assert torch.equal(head(x, labels), other(x, labels))

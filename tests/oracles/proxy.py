@@ -123,3 +123,99 @@ def soft_triple(
             for t in range(s + 1, centers):
                 apart += math.dist(unit(those[s]), unit(those[t]))
     return mean(losses) + (tau * apart / (len(classes) * centers * (centers - 1)) if centers > 1 else 0.0)
+
+
+def with_own(x, labels, proxies, own, scale, label_smoothing, others=None):
+    """The mean cross-entropy of scaled cosines, of which the own one is what `own(row number, θ)` gives."""
+    losses = []
+    for i, (v, y) in enumerate(zip(x, labels, strict=True)):
+        cosines = [cosine(v, p) for p in proxies]
+        turned = own(i, math.acos(min(1.0, max(-1.0, cosines[y]))))
+        logits = [scale * (others(s, turned) if others else s) for s in cosines]
+        logits[y] = scale * turned
+        losses.append(cross_entropy(logits, y, label_smoothing))
+    return mean(losses)
+
+
+def angular(theta, margin):
+    """ψ of ArcFace."""
+    return (
+        math.cos(theta + margin) if theta <= math.pi - margin else math.cos(theta) - margin * math.sin(margin)
+    )
+
+
+def sub_center(x, labels, proxies, sub_centers=3, margin=0.5, scale=64.0, label_smoothing=0.0):
+    """Deng et al. 2020."""
+    classes = [proxies[i : i + sub_centers] for i in range(0, len(proxies), sub_centers)]
+    losses = []
+    for v, y in zip(x, labels, strict=True):
+        cosines = [max(cosine(v, w) for w in those) for those in classes]
+        logits = [scale * s for s in cosines]
+        logits[y] = scale * angular(math.acos(min(1.0, max(-1.0, cosines[y]))), margin)
+        losses.append(cross_entropy(logits, y, label_smoothing))
+    return mean(losses)
+
+
+def outliers(x, labels, proxies, sub_centers, angle):
+    """The rows far from the dominant center of their class, and that center's row of each class, or −1."""
+    dominant = []
+    for c in range(len(proxies) // sub_centers):
+        votes = [0] * sub_centers
+        for v, y in zip(x, labels, strict=True):
+            if y == c:
+                near = [cosine(v, proxies[c * sub_centers + k]) for k in range(sub_centers)]
+                votes[near.index(max(near))] += 1
+        dominant.append(c * sub_centers + votes.index(max(votes)) if any(votes) else -1)
+    far = [
+        i
+        for i, (v, y) in enumerate(zip(x, labels, strict=True))
+        if math.acos(min(1.0, max(-1.0, cosine(v, proxies[dominant[y]])))) > angle
+    ]
+    return far, dominant
+
+
+def sphere_face(x, labels, proxies, margin=4, scale=1.0, label_smoothing=0.0):
+    """Liu et al. 2017."""
+    losses = []
+    for v, y in zip(x, labels, strict=True):
+        length = scale * math.sqrt(sum(u * u for u in v))
+        logits = [length * cosine(v, p) for p in proxies]
+        theta = math.acos(min(1.0, max(-1.0, cosine(v, proxies[y]))))
+        k = next(k for k in range(margin) if theta <= (k + 1) * math.pi / margin + 1e-15)
+        logits[y] = length * ((-1) ** k * math.cos(margin * theta) - 2 * k)
+        losses.append(cross_entropy(logits, y, label_smoothing))
+    return mean(losses)
+
+
+def ada_face(x, labels, proxies, mean, deviation, margin=0.4, scale=64.0, h=1 / 3, label_smoothing=0.0):
+    """Kim et al. 2022, with the mean and deviation of lengths that are known."""
+
+    def own(i, theta):
+        length = math.sqrt(sum(u * u for u in x[i]))
+        z = min(1.0, max(-1.0, h * (length - mean) / (deviation + 1e-3)))
+        return math.cos(min(math.pi, max(0.0, theta - margin * z))) - (margin * z + margin)
+
+    return with_own(x, labels, proxies, own, scale, label_smoothing)
+
+
+def curricular_face(x, labels, proxies, t, margin=0.5, scale=64.0, label_smoothing=0.0):
+    """Huang et al. 2020, with the t that is known."""
+    return with_own(
+        x,
+        labels,
+        proxies,
+        lambda i, theta: angular(theta, margin),
+        scale,
+        label_smoothing,
+        lambda s, own: s * (t + s) if s > own else s,
+    )
+
+
+def p2s_grad(x, labels, proxies):
+    """Zhang et al. 2019: half the squares, whose gradient by a cosine is the difference."""
+    return mean(
+        [
+            sum((cosine(v, p) - (c == y)) ** 2 for c, p in enumerate(proxies)) / 2
+            for v, y in zip(x, labels, strict=True)
+        ]
+    )

@@ -129,6 +129,11 @@ NAMES = [
     "write_mined_table",
     "write_shards",
     "write_verdicts",
+    "AdaFace",
+    "CurricularFace",
+    "SphereFace",
+    "P2SGrad",
+    "SubCenterArcFace",
 ]
 
 

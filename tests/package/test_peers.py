@@ -145,7 +145,7 @@ def test_smooth_ap_equals_the_peers_where_that_is_right():
 
 
 @every_batch
-@pytest.mark.parametrize("case", ["normalised softmax", "ArcFace", "CosFace", "SoftTriple"])
+@pytest.mark.parametrize("case", ["normalised softmax", "ArcFace", "CosFace", "SoftTriple", "SphereFace"])
 def test_mined_rows_weigh_in_a_head_with_proxies_what_they_weigh_in_theirs(case, name):
     """Theirs divides by the rows and the largest count, ours by the sum of the counts."""
     x, labels = batch(name, torch.float64)
@@ -159,7 +159,29 @@ def test_mined_rows_weigh_in_a_head_with_proxies_what_they_weigh_in_theirs(case,
     torch.testing.assert_close(gradient * share, expected_gradient, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", ["normalised softmax", "ArcFace", "CosFace"])
+@every_batch
+def test_p2s_grad_is_theirs_times_half_the_classes(name):
+    x, labels = batch(name, torch.float64)
+    ours, theirs = (side.double() for side in CASES["P2SGrad"].make(len(SIZES[name]), x.shape[1]).values())
+    found, expected = (loss_and_gradient(side, x, labels) for side in (ours, theirs))
+    for one, other in zip(found, expected, strict=True):
+        # They divide their weights by a length to which 10⁻⁷ is added.
+        torch.testing.assert_close(one * 2 / len(SIZES[name]), other, rtol=1e-5, atol=1e-8)
+
+
+def test_outliers_of_sub_centers_are_theirs():
+    x, labels = batch("P × K", torch.float64)
+    ours, theirs = (side.double() for side in CASES["sub-center ArcFace"].make(12, x.shape[1]).values())
+    rows, dominant = ours.outliers(x, labels)
+    others, centers = theirs.get_outliers(x, labels)
+    assert 0 < len(rows) < len(x)
+    assert rows.tolist() == sorted(others.tolist())
+    torch.testing.assert_close(ours.proxies[dominant], centers.T)
+
+
+@pytest.mark.parametrize(
+    "case", ["normalised softmax", "ArcFace", "CosFace", "sub-center ArcFace", "SphereFace"]
+)
 def test_logits_of_a_head_with_proxies_are_theirs(case):
     x, _ = batch("P × K", torch.float64)
     ours, theirs = (side.double() for side in CASES[case].make(12, x.shape[1]).values())

@@ -7,6 +7,7 @@ what it returns is a loss or tuples of row numbers. Heads with proxies start fro
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,12 @@ def of_list(miner: Any) -> Side:
     return lambda embeddings, labels: [
         torch.as_tensor(rows) for rows in miner._sample(embeddings, labels=labels.tolist())
     ]
+
+
+def sphere_face(classes: int, dim: int) -> losses.SphereFaceLoss:
+    """Theirs, without what it makes numpy warn of."""
+    with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):
+        return losses.SphereFaceLoss(classes, dim)
 
 
 MARGIN = 0.2
@@ -265,6 +272,24 @@ HEADS: dict[str, Case] = {
         "loss",
     ),
     "CosFace": Case(with_proxies(tercet.CosFace, losses.CosFaceLoss, "W", True), "loss"),
+    "sub-center ArcFace": Case(
+        with_proxies(
+            tercet.SubCenterArcFace,
+            lambda c, d: losses.SubCenterArcFaceLoss(
+                num_classes=c, embedding_size=d, margin=math.degrees(0.5)
+            ),
+            "W",
+            True,
+        ),
+        "loss",
+    ),
+    "SphereFace": Case(with_proxies(tercet.SphereFace, sphere_face, "W", True), "loss"),
+    "P2SGrad": Case(
+        with_proxies(tercet.P2SGrad, lambda c, d: losses.P2SGradLoss(d, c), "weight", True),
+        "loss",
+        "theirs is the mean of squares over the C classes, 2/C of ours, of which the gradient by a cosine is "
+        "the paper's",
+    ),
     # The pull between the centers is an option here, and there a regulariser of one's own.
     "SoftTriple": Case(
         with_proxies(lambda c, d: tercet.SoftTriple(c, d, tau=0), losses.SoftTripleLoss, "fc", True), "loss"

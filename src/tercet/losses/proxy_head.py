@@ -71,6 +71,7 @@ class ProxyHead(nn.Module, ABC):
         ValueError: an option out of range.
     """
 
+    class_weight: Tensor | None
     _measured: Distance = cosine  # `dot` of a head to which the lengths of embeddings count
     _per_row: bool = True  # whether the losses are those of rows
 
@@ -266,7 +267,8 @@ class ProxyHead(nn.Module, ABC):
         if x.device != self.proxies.device:
             expected = f"the proxies' device {self.proxies.device}"
             raise refusal(caller, "embeddings", str(x.device), expected, "move the head with .to(device)")
-        return x
+        # Rows that need no preparation are still those of inference mode, which no graph may keep.
+        return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
 
     @outside_graph
     def _called(
@@ -280,14 +282,9 @@ class ProxyHead(nn.Module, ABC):
         if labels is None:
             raise refusal(caller, "labels", None, "labels")
         x = self._features(embeddings)
-        if isinstance(labels, Tensor) and not lack_of_data(labels) and labels.ndim > 1:
-            expected = f"shape ({len(x)},), a class number for each embedding"
-            hint = "take a head with relation= for several labels a row"
-            raise refusal(caller, "labels", f"shape {tuple(labels.shape)}", expected, hint)
-        there = whole_numbers(caller, "labels", labels, len(x), x.device)
         if ids is not None:
             whole_numbers(caller, "ids", ids, len(x), x.device)
-        labels = self._checked_classes(labels, there)
+        labels = self._classes(labels, len(x))
         given = weight
         if weight is not None:
             given = as_weights(caller, "weight", weight, len(x), "each embedding", x, self.check_finite)
@@ -342,14 +339,19 @@ class ProxyHead(nn.Module, ABC):
             return total
         return total / weights.sum().clamp(min=torch.finfo(total.dtype).tiny)
 
-    def _checked_classes(self, labels: Tensor, there: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def _classes(self, labels: Any, n: int) -> Int[Tensor, " n"]:
         """Labels on the device of the proxies, from 0 to `num_classes` − 1.
 
         Args:
             labels: [n], as they were given; on the host they are checked there, without a read.
-            there: [n], on the device of the proxies.
+            n: how many there are.
         """
         caller = type(self).__name__
+        if isinstance(labels, Tensor) and not lack_of_data(labels) and labels.ndim > 1:
+            expected = f"shape ({n},), a class number for each embedding"
+            hint = "take a head with relation= for several labels a row"
+            raise refusal(caller, "labels", f"shape {tuple(labels.shape)}", expected, hint)
+        there = whole_numbers(caller, "labels", labels, n, self.proxies.device)
         here = labels.long() if labels.device.type == "cpu" else there
         expected, hint = self._class_numbers()
         if here.device.type != "cpu" and self.check_finite != "now":

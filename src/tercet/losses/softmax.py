@@ -13,7 +13,7 @@ from tercet.core.checks import as_bool, as_float
 from tercet.losses.softmax_head import SoftmaxHead
 from tercet.pairwise.closed_forms import products
 
-__all__ = ["ArcFace", "CosFace", "NormalizedSoftmax"]
+__all__ = ["ArcFace", "CosFace", "NormalizedSoftmax", "WithDerivative", "cosine_and_sine"]
 
 
 class NormalizedSoftmax(SoftmaxHead):
@@ -165,8 +165,8 @@ class ArcFace(SoftmaxHead):
             reduction=reduction,
             check_finite=check_finite,
         )
-        self.margin = as_float("ArcFace", "margin", margin, minimum=0, maximum=math.pi)
-        self.scale = as_float("ArcFace", "scale", scale, above=0)
+        self.margin = as_float(type(self).__name__, "margin", margin, minimum=0, maximum=math.pi)
+        self.scale = as_float(type(self).__name__, "scale", scale, above=0)
         self.easy_margin = as_bool("ArcFace", "easy_margin", easy_margin)
 
     def _scores(self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"]) -> Float[Tensor, "n p"]:
@@ -183,18 +183,22 @@ class ArcFace(SoftmaxHead):
         """σ ψ(θ)."""
 
         def turned(own: Tensor, x: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
-            return self._turned(own, x, proxies[labels])
+            return self._turned(own, x, self._own_proxies(x, proxies, labels))
 
-        return _WithDerivative.apply(turned, own, x, proxies)
+        return WithDerivative.apply(turned, own, x, proxies)
+
+    def _own_proxies(
+        self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n d"]:
+        """Of each row the proxy of its class."""
+        return proxies[labels]
 
     def _turned(
         self, own: Float[Tensor, "n 1"], x: Float[Tensor, "n d"], proxies: Float[Tensor, "n d"]
     ) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n 1"]]:
         """σ ψ(θ), and dψ/d cos θ = cos m + sin m · cos θ / sin θ, of σ cos θ and the own proxies."""
-        cosine = own / self.scale
-        sine = torch.addcmul(proxies, cosine, x, value=-1).norm(dim=1, keepdim=True)
-        none = sine <= 4 * torch.finfo(sine.dtype).eps  # where θ is rounding, the derivative's finite part
-        derivative = cosine / sine.masked_fill(none, math.inf) * math.sin(self.margin) + math.cos(self.margin)
+        cosine, sine, slope = cosine_and_sine(own / self.scale, x, proxies)
+        derivative = slope * math.sin(self.margin) + math.cos(self.margin)
         turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
         last, step = -math.cos(self.margin), self.margin * math.sin(self.margin)
         if self.easy_margin:
@@ -203,7 +207,16 @@ class ArcFace(SoftmaxHead):
         return self.scale * torch.where(near, turned, cosine - step), torch.where(near, derivative, 1.0)
 
 
-class _WithDerivative(torch.autograd.Function):
+def cosine_and_sine(
+    cosine: Float[Tensor, "n 1"], x: Float[Tensor, "n d"], proxies: Float[Tensor, "n d"]
+) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n 1"], Float[Tensor, "n 1"]]:
+    """cos θ, sin θ and cos θ / sin θ of rows and their proxies; the last is 0 where θ is rounding."""
+    sine = torch.addcmul(proxies, cosine, x, value=-1).norm(dim=1, keepdim=True)
+    none = sine <= 4 * torch.finfo(sine.dtype).eps  # the finite part of a derivative by cos θ
+    return cosine, sine, cosine / sine.masked_fill(none, math.inf)
+
+
+class WithDerivative(torch.autograd.Function):
     """A function of `own` and of other tensors, that gives its value and its derivative by `own`.
 
     The other tensors are constants to the first derivative; the second is that of the derivative, by all.
