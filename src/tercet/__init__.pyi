@@ -102,6 +102,9 @@ from .offline.verdict_table import write_verdicts as write_verdicts
 from .offline.verdicts import Verdicts as Verdicts
 from .offline.verdicts import suspected_labels as suspected_labels
 from .pairwise.distances import Mahalanobis as Mahalanobis
+from .pairwise.pair_relations import Ignore as Ignore
+from .pairwise.pair_relations import PairFunction as PairFunction
+from .pairwise.pair_relations import PairTable as PairTable
 from .pairwise.relations import CrossGroup as CrossGroup
 from .pairwise.relations import Graded as Graded
 from .pairwise.relations import SameLabel as SameLabel

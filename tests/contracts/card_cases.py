@@ -319,7 +319,12 @@ def minings() -> Iterator[tuple[str, Callable[[], Any], Tensor, Tensor, dict[str
             yield f"{title}, {words}, references", make, x, labels, {"ids": ids, "ref": ref}
             plain = tercet.References(ref.embeddings, ref.labels)
             yield f"{title}, {words}, references without ids", make, x, labels, {"ref": plain}
-            for relation in (tercet.SharedLabel(), tercet.CrossGroup(), tercet.Graded(0.6, 0.4, "depth")):
+            for relation in (
+                tercet.SharedLabel(),
+                tercet.CrossGroup(),
+                tercet.Graded(0.6, 0.4, "depth"),
+                tercet.Ignore("same"),
+            ):
                 related = lambda k=kind, o=options, r=relation: k(**o, relation=r)  # noqa: E731
                 marks = several.clamp(max=1) if isinstance(relation, tercet.SharedLabel) else several
                 yield f"{title}, {words}, {relation}", related, x, marks, {}

@@ -317,6 +317,20 @@ def rows() -> dict[str, Row]:
         "Miner": _row("Miner"),
         "CrossGroup": _row("CrossGroup"),
         "SameLabel": _row("SameLabel"),
+        "Ignore": _row(
+            "Ignore",
+            kinds={"negatives": "choice", "positives": "choice"},
+            negatives="same",
+            positives="other",
+        ),
+        "PairTable": _row(
+            "PairTable",
+            kinds=dict.fromkeys(("positive", "negative"), "object"),
+            positive=~torch.eye(N).bool(),
+        ),
+        "PairFunction": _row(
+            "PairFunction", kinds={"function": "callable"}, function=tercet.SameLabel().sides
+        ),
         "SharedLabel": _row("SharedLabel"),
         "Graded": _row(
             "Graded",
@@ -880,7 +894,7 @@ def rows() -> dict[str, Row]:
         )
         if hasattr(getattr(tercet, name), "batch"):
             table[f"{name}.batch"] = _method(make, "batch", dear=dear, epoch=0, step=0)
-    for name in ("SameLabel", "SharedLabel", "CrossGroup", "Graded"):
+    for name in ("SameLabel", "SharedLabel", "CrossGroup", "Graded", "Ignore", "PairTable", "PairFunction"):
         table[f"{name}.check"] = _checked_labels(name)
     return table
 
@@ -894,13 +908,21 @@ class _Stateful(list):
 
 def _checked_labels(name: str) -> Row:
     """How a relation reads labels; the other arguments only our own code gives."""
-    relation = tercet.Graded(0.5, 0.1) if name == "Graded" else getattr(tercet, name)()
-    several = name != "SameLabel"
+    made = {
+        "Graded": lambda: tercet.Graded(0.5, 0.1),
+        "Ignore": lambda: tercet.Ignore(negatives="same"),
+        "PairTable": lambda: tercet.PairTable(torch.eye(N).bool()),
+        "PairFunction": lambda: tercet.PairFunction(tercet.SameLabel().sides),
+    }
+    relation = made.get(name, getattr(tercet, name))()
+    several = name not in ("SameLabel", "PairTable", "PairFunction")
 
     def check(labels: Any) -> torch.Tensor:
         return relation.check(name, "labels", labels, N, torch.device("cpu"))
 
     kinds = {"labels": "several labels" if several else "tensor labels"}
+    if name == "PairFunction":
+        kinds = {"labels": "one or several labels"}
     return Row(lambda: (check, {"labels": torch.ones(N, 2).long() if several else LABELS}), kinds=kinds)
 
 

@@ -216,6 +216,7 @@ KINDS = {
         _ODD_LABELS,
     ),
     "groups": Kind((*_BROKEN[1:], *_NO_LABELS, *_OTHER_LENGTH), _ODD_LABELS),
+    "one or several labels": Kind((*_BROKEN, *_NO_LABELS[6:], *_OTHER_LENGTH), _ODD_LABELS),
     "several labels": Kind(
         (
             *_BROKEN,

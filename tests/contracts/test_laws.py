@@ -20,6 +20,7 @@ from torch import Tensor
 import tercet
 from tercet.core.indices import References, Triplets
 from tercet.pairwise.distances import Mahalanobis, as_distance
+from tercet.pairwise.pair_relations import Ignore
 from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
 
 F64, F32 = torch.float64, torch.float32
@@ -565,8 +566,10 @@ def case_of(seed: int, law: str, name: str) -> Case:
     ]
     distance, relation = draw(*names), SameLabel()
     if rule.relations and subject.kind != "metric" and not subject.proxies:
-        relation = draw(SameLabel(), SameLabel(), CrossGroup(), SharedLabel(), Graded(1.0, 0.0, "depth"))
-    if name == "NPair" and isinstance(relation, (SharedLabel, Graded)):  # by which a row has no class
+        relation = draw(
+            SameLabel(), SameLabel(), CrossGroup(), SharedLabel(), Graded(1.0, 0.0, "depth"), Ignore("same")
+        )
+    if name == "NPair" and isinstance(relation, (SharedLabel, Graded, Ignore)):  # by which a row has no class
         relation = SameLabel()
     with_ref = rule.refs and not subject.proxies and draw(True, False)
     batch = batch_of(g, distance, relation, floats, draw(2, 3, 4), with_ref)

@@ -7,6 +7,7 @@ from tercet.core.indices import References
 from tercet.losses.histogram import Histogram
 from tercet.losses.listwise import NPair
 from tercet.losses.pair import MarginLoss
+from tercet.pairwise.pair_relations import Ignore, PairTable
 from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
 from tests.contracts.heads import PAIRED, PROXIED, check_alike, check_equal, gradient_of
 from tests.helpers import double_points as points
@@ -21,6 +22,9 @@ def ahead(a, b):
 # By name: the relation, what it says of two rows of labels, and the labels of ten rows and of seven columns.
 TAGS = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0], [0, 0, 1], [1, 1, 1]])
 VIEWS = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 0], [1, 1], [1, 2], [2, 0], [2, 0], [3, 1], [2, 1]])
+TABLE = torch.rand(10, 10, generator=torch.Generator().manual_seed(5))
+TABLE = (TABLE + TABLE.T) / 2
+ROWS = torch.arange(10)
 RELATIONS = {
     "same label": (SameLabel(), reference.same_label, VIEWS[:, 0]),
     "shared label": (
@@ -43,7 +47,15 @@ RELATIONS = {
         VIEWS,
     ),
 }
-CLASSLESS = ["shared label", "graded", "graded, one way"]
+RELATIONS |= {
+    "ignored negatives": (Ignore("same"), lambda a, b: (a[0] == b[0], a[0] != b[0] and a[1] != b[1]), VIEWS),
+    "a table": (
+        PairTable(TABLE > 0.5, TABLE < 0.3),
+        lambda a, b: (TABLE[a, b] > 0.5, TABLE[a, b] < 0.3),
+        ROWS,
+    ),
+}
+CLASSLESS = ["shared label", "graded", "graded, one way", "ignored negatives", "a table"]
 
 
 def takes(name, relation):

@@ -1,12 +1,16 @@
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tercet.core.checks import promised
 from tercet.core.indices import References
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.hard import BatchHard
 from tercet.pairwise.distances import euclidean
+from tercet.pairwise.pair_relations import Ignore, PairFunction, PairTable
 from tercet.pairwise.relations import CrossGroup, Graded, Relation, SameLabel, SharedLabel, as_relation
 from tercet.pairwise.tiles import Pairwise
 from tests.helpers import jaccard, unchecked
@@ -34,14 +38,41 @@ RELATIONS = {
         ),
     ),
 }
+TABLE = torch.rand(3, 3, generator=torch.Generator().manual_seed(5))
+RELATIONS |= {
+    "ignored negatives": (Ignore("same"), lambda a, b: (a[0] == b[0], a[0] != b[0] and a[1] != b[1])),
+    "two data sets": (Ignore("other"), lambda a, b: (a[0] == b[0], a[0] != b[0] and a[1] == b[1])),
+    "ignored positives": (
+        Ignore(positives="same"),
+        lambda a, b: (a[0] == b[0] and a[1] != b[1], a[0] != b[0]),
+    ),
+    "ignored of both": (
+        Ignore("same", "other", CrossGroup()),
+        lambda a, b: (a[0] == b[0] and a[1] != b[1] and a[2] == b[2], a[0] != b[0] and a[2] != b[2]),
+    ),
+    "ignored of tags": (
+        Ignore("same", relation=SharedLabel()),
+        lambda a, b: (jaccard(a[:2], b[:2]) > 0, jaccard(a[:2], b[:2]) == 0 and a[2] != b[2]),
+    ),
+    "a table": (PairTable(TABLE > 0.6), lambda a, b: (bool(TABLE[a, b] > 0.6), bool(TABLE[a, b] <= 0.6))),
+    "two tables": (
+        PairTable(TABLE > 0.6, TABLE < 0.3),
+        lambda a, b: (bool(TABLE[a, b] > 0.6), bool(TABLE[a, b] < 0.3)),
+    ),
+    "a function of pairs": (
+        PairFunction(lambda a, b: (a[:, None, 0] < b[:, 0], a[:, None, 0] > b[:, 0])),
+        lambda a, b: (a[0] < b[0], a[0] > b[0]),
+    ),
+}
 every_relation = pytest.mark.parametrize("name", RELATIONS)
 
 
 def labels_for(name, n, seed=0):
-    labels = torch.randint(0, 3, (n, 2), generator=torch.Generator().manual_seed(seed))
-    if name in ("shared", "overlap"):
+    wide = 3 if name in ("ignored of both", "ignored of tags") else 2
+    labels = torch.randint(0, 3, (n, wide), generator=torch.Generator().manual_seed(seed))
+    if name in ("shared", "overlap", "ignored of tags"):
         labels = labels.clamp(max=1)  # one column a label
-    return labels[:, 0] if name == "same" else labels
+    return labels[:, 0] if name in ("same", "a table", "two tables") else labels
 
 
 @pytest.mark.parametrize("name", RELATIONS)
@@ -163,3 +194,79 @@ def test_thresholds_and_relations_that_make_no_sense_are_refused():
         with pytest.raises(ValueError, match=r"Miner\(relation=.*\): expected a relation: SameLabel\(\)"):
             as_relation("Miner", wrong)
     assert isinstance(SharedLabel(), Relation)
+
+
+# Pairs that are neither, tables and functions.
+
+
+def test_a_relation_is_symmetric_where_it_says_so():
+    for name, (relation, _) in RELATIONS.items():
+        if promised(relation, "is_symmetric", "sides"):
+            labels = relation.check("test", "labels", labels_for(name, 12), 12, "cpu")
+            for side in relation.sides(labels, labels):
+                assert torch.equal(side, side.T)
+    assert not PairTable(TABLE > 0.6).is_symmetric
+    assert PairTable(torch.eye(3).bool()).is_symmetric
+
+    class OneWay(SameLabel):
+        def sides(self, rows, columns):
+            return rows[:, None] == columns, rows[:, None] < columns
+
+    assert not Ignore("same", relation=OneWay()).is_symmetric
+
+
+def test_groups_are_a_case_of_ignored_positives():
+    labels = labels_for("cross group", 30)
+    for ours, groups in zip(
+        Ignore(positives="same").sides(labels, labels), CrossGroup().sides(labels, labels), strict=True
+    ):
+        assert torch.equal(ours, groups)
+    assert torch.equal(Ignore(positives="same").key(labels), labels[:, 0])
+    assert Ignore("same").key(labels) is None  # rows of unequal keys would be negatives
+
+
+def test_labels_of_ignored_pairs_are_refused_with_a_sentence():
+    check_refused(
+        r"labels='shape \(3,\)'\): expected shape \(3, c\), labels and the number", Ignore("same"), Y
+    )
+    check_refused(r"shape \(3, 1\)'\): expected shape \(3, c \+ 1\), labels and", Ignore("same"), Y[:, None])
+    check_refused("expected row numbers of the table, from 0 to 1", PairTable(torch.eye(2).bool()), Y)
+    for given, said in (
+        ((ALL, ALL), "one whose sides exclude each other"),
+        ((ALL, ALL[:2]), r"two bool tensors of shape \(3, 3\)"),
+        ((ALL, ALL.int()), "expected one that gives two bool tensors"),
+        (None, "two bool tensors of shape"),
+    ):
+        relation = PairFunction(lambda a, b, given=given: given)
+        with unchecked(), pytest.raises(ValueError, match=said):
+            BatchAll(relation=relation)(torch.eye(3), Y)
+
+
+Y, ALL = torch.arange(3), torch.ones(3, 3).bool()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: Ignore(),
+            "Ignore(negatives=None): expected which negatives or positives are neither; as nega",
+        ),
+        (lambda: Ignore("all"), "Ignore(negatives='all'): expected one of 'same', 'other'"),
+        (lambda: Ignore("same", relation=3), "Ignore(relation=3): expected a relation"),
+        (
+            lambda: PairTable(ALL[:2]),
+            "PairTable(positive='torch.bool (2, 3)'): expected a square tensor",
+        ),
+        (lambda: PairTable(ALL.int()), "PairTable(positive='torch.int32 (3, 3)'): expected a square tensor"),
+        (lambda: PairTable(ALL, ALL[:2, :2]), "(2, 2)'): expected bools of the shape of positive"),
+        (
+            lambda: PairTable(ALL, ALL),
+            "PairTable(negative='pair (0, 0)'): expected no pair that is",
+        ),
+        (lambda: PairFunction(3), "PairFunction(function=3): expected a function of two label tensors"),
+    ],
+)
+def test_what_is_no_relation_is_refused(make, said):
+    with unchecked(), pytest.raises(ValueError, match=re.escape(said)):
+        make()
