@@ -231,13 +231,13 @@ def test_labels_of_ignored_pairs_are_refused_with_a_sentence():
     )
     check_refused(r"shape \(3, 1\)'\): expected shape \(3, c \+ 1\), labels and", Ignore("same"), Y[:, None])
     check_refused("expected row numbers of the table, from 0 to 1", PairTable(torch.eye(2).bool()), Y)
-    for given, said in (
+    for sides, said in (
         ((ALL, ALL), "one whose sides exclude each other"),
         ((ALL, ALL[:2]), r"two bool tensors of shape \(3, 3\)"),
         ((ALL, ALL.int()), "expected one that gives two bool tensors"),
         (None, "two bool tensors of shape"),
     ):
-        relation = PairFunction(lambda a, b, given=given: given)
+        relation = PairFunction(lambda a, b, sides=sides: sides)
         with unchecked(), pytest.raises(ValueError, match=said):
             BatchAll(relation=relation)(torch.eye(3), Y)
 
