@@ -82,6 +82,7 @@ from .metrics.verification import verification as verification
 from .miners.base import Miner as Miner
 from .miners.batch_all import BatchAll as BatchAll
 from .miners.distance_weighted import DistanceWeighted as DistanceWeighted
+from .miners.easy_hard import EasyHard as EasyHard
 from .miners.hard import BatchHard as BatchHard
 from .miners.hard import EasyPositive as EasyPositive
 from .miners.hard import HardestN as HardestN

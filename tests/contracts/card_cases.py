@@ -35,6 +35,13 @@ MINERS: dict[str, Callable[[], Any]] = {
     "SemiHard, easiest": lambda: tercet.SemiHard(margin=0.2, fallback="easiest"),
     "EasyPositive": lambda: tercet.EasyPositive(),
     "EasyPositive, hard": lambda: tercet.EasyPositive("hard"),
+    "EasyHard": lambda: tercet.EasyHard(negative_k=2),
+    "EasyHard, easy negatives": lambda: tercet.EasyHard("hard", "easy"),
+    "EasyHard, semi-hard positives": lambda: tercet.EasyHard("semi_hard", "hard"),
+    "EasyHard, ranges": lambda: tercet.EasyHard(
+        "hard", "hard", positive_range=(1.0, 1.35), negative_range=(1.2, 1.5)
+    ),
+    "EasyHard, all": lambda: tercet.EasyHard("hard", "all"),
     "HardestN": lambda: tercet.HardestN(k=3),
     "DistanceWeighted": lambda: tercet.DistanceWeighted(),
     "MultiSimilarityMiner": lambda: tercet.MultiSimilarityMiner(),
@@ -282,6 +289,19 @@ RULES: list[tuple[str, dict[str, Any]]] = [
     ("SemiHard", {"fallback": "easiest"}),
     ("EasyPositive", {}),
     ("EasyPositive", {"negative": "hard"}),
+    ("EasyHard", {}),
+    ("EasyHard", {"positives": "semi_hard", "negatives": "easy", "negative_k": 2, "margin": 0.4}),
+    ("EasyHard", {"positives": "hard", "negative_k": 2, "margin": 0.4}),
+    (
+        "EasyHard",
+        {
+            "positives": "all",
+            "negatives": "hard",
+            "positive_range": (0.5, 1.5),
+            "negative_range": (0.3, None),
+        },
+    ),
+    ("EasyHard", {"positive_k": 2, "negatives": "all", "negative_range": (None, 1.2)}),
     ("HardestN", {}),
     ("HardestN", {"k": 3, "skip": 1}),
     ("MultiSimilarityMiner", {}),

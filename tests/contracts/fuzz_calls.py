@@ -161,6 +161,7 @@ MINERS = {
     "BatchAll": {"margin": 0.2},
     "BatchHard": {},
     "DistanceWeighted": {},
+    "EasyHard": {"negatives": "hard", "negative_k": 2, "negative_range": (0.1, None)},
     "EasyPositive": {},
     "HardestN": {"k": 2},
     "MultiSimilarityMiner": {},

@@ -5,6 +5,7 @@ import torch
 
 from tercet.core.indices import Triplets
 from tercet.miners.batch_all import BatchAll
+from tercet.miners.easy_hard import EasyHard
 from tercet.miners.hard import BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tests.helpers import as_set, grid, points
@@ -28,6 +29,29 @@ TRIPLET_MINERS = {
     ),
     "easy positive": (EasyPositive, reference.easy_positive, {}),
     "easy positive, hard negative": (EasyPositive, reference.easy_positive, {"negative": "hard"}),
+    "easy-hard": (EasyHard, reference.easy_hard, {}),
+    "hard-easy": (EasyHard, reference.easy_hard, {"positives": "hard", "negatives": "easy"}),
+    "semi-hard positive": (
+        EasyHard,
+        reference.easy_hard,
+        {"positives": "semi_hard", "negatives": "hard", "negative_k": 2, "positive_k": 2, "margin": 0.8},
+    ),
+    "all-hard within ranges": (
+        EasyHard,
+        reference.easy_hard,
+        {"positives": "all", "negatives": "hard", "negative_k": 2, "positive_range": (0.3, 1.45)}
+        | {"negative_range": (0.25, None)},
+    ),
+    "two easy with all": (
+        EasyHard,
+        reference.easy_hard,
+        {"positives": "easy", "negatives": "all", "positive_k": 2, "negative_range": (None, 1.3)},
+    ),
+    "hard-semi-hard, several": (
+        EasyHard,
+        reference.easy_hard,
+        {"positives": "hard", "positive_k": 2, "negative_k": 3, "positive_range": (None, 1.4)},
+    ),
     "three hardest": (HardestN, reference.hardest_n, {"k": 3}),
     "hardest but two": (HardestN, reference.hardest_n, {"k": 2, "skip": 2}),
 }

@@ -13,6 +13,7 @@ from tercet.metrics.mining_stats import describe
 from tercet.metrics.precision import map_at_r
 from tercet.metrics.retrieval import recall_at_k
 from tercet.miners.batch_all import BatchAll
+from tercet.miners.easy_hard import EasyHard
 from tercet.miners.hard import EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tercet.pairwise.budget import override
@@ -72,6 +73,14 @@ def test_miners_decide_at_a_bound_as_whole_numbers_do(distance, dtype, bound):
             reference.semi_hard(d, *sides, bound, negatives="all"),
         ),
         (EasyPositive(**options), reference.easy_positive(d, *sides)),
+        (
+            EasyHard("hard", "hard", negative_k=2, negative_range=(bound, 2.0), **options),
+            reference.easy_hard(d, *sides, "hard", "hard", negative_k=2, negative_range=(bound, 2.0)),
+        ),
+        (
+            EasyHard("semi_hard", "easy", margin=bound, positive_range=(None, bound), **options),
+            reference.easy_hard(d, *sides, "semi_hard", "easy", margin=bound, positive_range=(None, bound)),
+        ),
         (HardestN(k=3, **options), reference.hardest_n(d, *sides, 3)),
     ):
         assert as_set(miner(x.to(dtype), LABELS)) == expected

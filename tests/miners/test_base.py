@@ -38,6 +38,7 @@ print(told("VmHWM") - before)
             "BatchHard()",
             "SemiHard()",
             "SemiHard(fallback='easiest')",
+            "EasyHard()",
             "EasyPositive()",
             "HardestN(3, skip=1)",
         ],

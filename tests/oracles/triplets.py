@@ -129,6 +129,52 @@ def hardest_n(d, positive, negative, k, skip=0):
     }
 
 
+def easy_hard(
+    d,
+    positive,
+    negative,
+    positives="easy",
+    negatives="semi_hard",
+    positive_k=1,
+    negative_k=1,
+    margin=None,
+    positive_range=None,
+    negative_range=None,
+):
+    """Every choice of positives with every choice of negatives, within ranges of distances."""
+
+    def allowed(side, bounds):
+        low, high = bounds or (None, None)
+        return {
+            (a, j) for a, j in side if (low is None or d[a][j] >= low) and (high is None or d[a][j] <= high)
+        }
+
+    def chosen(side, a, choice, k, nearest_is):
+        ordered = nearest(d, side, a, 1 if choice == nearest_is else -1)
+        return ordered if choice == "all" else ordered[:k]
+
+    positive, negative = allowed(positive, positive_range), allowed(negative, negative_range)
+    found = set()
+    for a in range(len(d)):
+        between = [
+            (p, n)
+            for p in nearest(d, positive, a, -1)
+            for n in nearest(d, negative, a)
+            if d[a][n] > d[a][p] and (margin is None or d[a][n] < d[a][p] + margin)
+        ]
+        if positives == "semi_hard":
+            for n in chosen(negative, a, negatives, negative_k, "hard"):
+                found |= {(a, p, n) for p in [p for p, m in between if m == n][:positive_k]}
+            continue
+        for p in chosen(positive, a, positives, positive_k, "easy"):
+            if negatives == "semi_hard":
+                ns = [n for q, n in between if q == p][:negative_k]
+            else:
+                ns = chosen(negative, a, negatives, negative_k, "hard")
+            found |= {(a, p, n) for n in ns}
+    return found
+
+
 def multi_similarity(d, positive, negative, epsilon):
     """Wang et al. 2019 on distances: (positive pairs, negative pairs)."""
     pulled = {(a, p) for a, p in positive if any(d[a][p] > d[a][j] - epsilon for i, j in negative if i == a)}

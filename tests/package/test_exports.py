@@ -28,6 +28,7 @@ NAMES = [
     "DeepRankingNet",
     "DeepRankingTriplets",
     "DistanceWeighted",
+    "EasyHard",
     "EasyPositive",
     "EmbeddingHead",
     "Embeddings",

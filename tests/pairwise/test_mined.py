@@ -10,6 +10,7 @@ from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.distance_weighted import DistanceWeighted
+from tercet.miners.easy_hard import EasyHard
 from tercet.miners.hard import BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tercet.pairwise import mined
@@ -21,6 +22,7 @@ MINERS = [
     BatchAll(),
     BatchHard(),
     SemiHard(),
+    EasyHard(),
     EasyPositive(),
     HardestN(),
     DistanceWeighted(),

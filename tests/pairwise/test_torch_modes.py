@@ -6,6 +6,7 @@ from torch.autograd import forward_ad
 from tercet.losses.triplet import TripletMargin
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.distance_weighted import DistanceWeighted
+from tercet.miners.easy_hard import EasyHard
 from tercet.miners.hard import BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
 from tercet.pairwise import torch_modes
@@ -18,6 +19,7 @@ MINERS = [
     BatchAll(max_count=20),
     BatchHard(),
     SemiHard(),
+    EasyHard(),
     EasyPositive(),
     HardestN(k=2),
     DistanceWeighted(),

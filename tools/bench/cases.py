@@ -88,8 +88,8 @@ def triplet(reducer: Any = None, **options: Any) -> losses.TripletMarginLoss:
     return losses.TripletMarginLoss(distance=raw(), reducer=reducer, **options)
 
 
-def easy_hard(positive: str, negative: str) -> miners.BatchEasyHardMiner:
-    return miners.BatchEasyHardMiner(pos_strategy=positive, neg_strategy=negative)
+def easy_hard(positive: str, negative: str, **more: Any) -> miners.BatchEasyHardMiner:
+    return miners.BatchEasyHardMiner(pos_strategy=positive, neg_strategy=negative, **more)
 
 
 def of_labels(call: Callable[[Tensor, Tensor], Tensor]) -> Side:
@@ -153,6 +153,20 @@ MINERS: dict[str, Case] = {
     ),
     "easy positive": Case(plain(tercet.EasyPositive(), easy_hard("easy", "semihard")), "miner"),
     "easy positive, hard": Case(plain(tercet.EasyPositive("hard"), easy_hard("easy", "hard")), "miner"),
+    "hard, easy negative": Case(plain(tercet.EasyHard("hard", "easy"), easy_hard("hard", "easy")), "miner"),
+    "hard, semi-hard negative": Case(
+        plain(tercet.EasyHard("hard", "semi_hard"), easy_hard("hard", "semihard")), "miner"
+    ),
+    "semi-hard positive, hard": Case(
+        plain(tercet.EasyHard("semi_hard", "hard"), easy_hard("semihard", "hard")), "miner"
+    ),
+    "hard within ranges": Case(
+        plain(
+            tercet.EasyHard("hard", "hard", positive_range=(1.0, FAR), negative_range=(NEAR, 2.0)),
+            easy_hard("hard", "hard", allowed_pos_range=(1.0, FAR), allowed_neg_range=(NEAR, 2.0)),
+        ),
+        "miner",
+    ),
     "distance-weighted": Case(
         plain(tercet.DistanceWeighted(), miners.DistanceWeightedMiner()),
         "miner",
