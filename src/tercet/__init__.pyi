@@ -34,10 +34,13 @@ from .data.triplets.relevance import FunctionRelevance as FunctionRelevance
 from .data.triplets.relevance import TableRelevance as TableRelevance
 from .data.triplets.relevance import TeacherRelevance as TeacherRelevance
 from .data.triplets.reservoir import ReservoirTriplets as ReservoirTriplets
+from .losses.angles import Angular as Angular
 from .losses.angles import TupletMargin as TupletMargin
 from .losses.angular_margins import AdaFace as AdaFace
 from .losses.angular_margins import CurricularFace as CurricularFace
 from .losses.angular_margins import SphereFace as SphereFace
+from .losses.composed import EmbeddingPenalty as EmbeddingPenalty
+from .losses.composed import Sum as Sum
 from .losses.cosine_regression import P2SGrad as P2SGrad
 from .losses.histogram import FastAP as FastAP
 from .losses.histogram import Histogram as Histogram
@@ -62,6 +65,8 @@ from .losses.softmax import CosFace as CosFace
 from .losses.softmax import NormalizedSoftmax as NormalizedSoftmax
 from .losses.sub_centers import SubCenterArcFace as SubCenterArcFace
 from .losses.triplet import TripletMargin as TripletMargin
+from .losses.variance import IntraPairVariance as IntraPairVariance
+from .losses.variance import VICReg as VICReg
 from .metrics.clustering import clustering as clustering
 from .metrics.episodes import few_shot as few_shot
 from .metrics.geometry import geometry as geometry
@@ -110,6 +115,7 @@ from .pairwise.relations import CrossGroup as CrossGroup
 from .pairwise.relations import Graded as Graded
 from .pairwise.relations import SameLabel as SameLabel
 from .pairwise.relations import SharedLabel as SharedLabel
+from .pairwise.signal_to_noise import SignalToNoise as SignalToNoise
 from .reports.evaluation import evaluate as evaluate
 from .reports.page import inspect as inspect
 from .reports.similarities import plot_similarities as plot_similarities

@@ -34,7 +34,8 @@ COUNTS = """
 REALS = """
     margin scale alpha beta gamma m base temperature epsilon cutoff nonzero_loss_cutoff nu l2 la tau
     cap gap out_of_class fraction least pos_margin neg_margin label_smoothing h momentum
-    pos_temperature rank_temperature balance
+    pos_temperature rank_temperature balance pos_epsilon neg_epsilon invariance variance covariance
+    length mean
 """.split()
 FLAGS = """
     easy_margin plus_plus normalize soft swap overwrite progress verify describe return_rows
@@ -169,12 +170,14 @@ MINERS = {
     "SemiHard": {"margin": 0.2},
 }
 HEADS = {
+    "Angular": {},
     "Circle": {},
     "Contrastive": {},
     "FastAP": {},
     "GeneralizedLifted": {},
     "Histogram": {},
     "InfoNCE": {},
+    "IntraPairVariance": {},
     "LiftedStructure": {},
     "MarginLoss": {},
     "MultiSimilarity": {},
@@ -186,6 +189,7 @@ HEADS = {
     "SupCon": {},
     "TripletMargin": {"margin": 0.2},
     "TupletMargin": {},
+    "VICReg": {},
 }
 PROXIES = """
     AdaFace ArcFace CosFace CurricularFace NormalizedSoftmax P2SGrad ProxyAnchor ProxyNCA SoftTriple
@@ -313,6 +317,21 @@ def rows() -> dict[str, Row]:
             {"embeddings": "points", "ref": "columns"},
             embeddings=POINTS,
             triplets=MINED,
+        ),
+        "SignalToNoise": _row("SignalToNoise"),
+        "EmbeddingPenalty": _row("EmbeddingPenalty", _train),
+        "EmbeddingPenalty.forward": _method(
+            tercet.EmbeddingPenalty, "forward", None, {"labels": "anything", "mined": "anything"}, **batch
+        ),
+        "Sum": _row(
+            "Sum",
+            _train,
+            {"heads": "anything", "weights": "anything"},
+            heads=[tercet.SupCon(), tercet.InfoNCE()],
+            weights=[1.0, 2.0],
+        ),
+        "Sum.forward": _method(
+            lambda: tercet.Sum([tercet.SupCon(), tercet.InfoNCE()]), "forward", None, tensors, **batch
         ),
         "Mahalanobis": _row("Mahalanobis", kinds={"L": "object"}, L=torch.eye(4)),
         "Miner": _row("Miner"),

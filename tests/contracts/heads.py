@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tercet.core.indices import Pairs, Triplets
-from tercet.losses.angles import TupletMargin
+from tercet.losses.angles import Angular, TupletMargin
 from tercet.losses.angular_margins import AdaFace, CurricularFace, SphereFace
 from tercet.losses.cosine_regression import P2SGrad
 from tercet.losses.histogram import FastAP, Histogram
@@ -28,9 +28,10 @@ from tercet.losses.ranking import RecallSurrogate, SmoothAP
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.sub_centers import SubCenterArcFace
 from tercet.losses.triplet import TripletMargin
+from tercet.losses.variance import IntraPairVariance, VICReg
 from tests.helpers import double_points as points
 from tests.oracles import histogram as reference_histogram
-from tests.oracles import listwise, proxy, ranking
+from tests.oracles import listwise, proxy, ranking, variance
 from tests.oracles import triplets as reference
 
 BATCHES = {
@@ -202,6 +203,15 @@ def tuplet_margin(given, **options):
     return listwise.tuplet_margin(angles, set(given.positive), set(given.negative), **options)
 
 
+def angular(given, **options):
+    cosines, between = ([[1 - v for v in row] for row in d] for d in (given.d, given.between()))
+    return listwise.angular(cosines, between, set(given.positive), set(given.negative), **options)
+
+
+def vicreg(given, **options):
+    return variance.vicreg(given.x, given.y, given.positive, **options)
+
+
 def of_histogram(loop):
     return lambda given, **options: loop(
         given.d, set(given.positive), set(given.negative), unordered=given.own, **options
@@ -349,6 +359,26 @@ PAIRED = {
     ),
     "tuplet margin": Row(TupletMargin, tuplet_margin, {}, "cosine"),
     "tuplet margin, wide": Row(TupletMargin, tuplet_margin, {"margin": 0.5, "scale": 5.0}, "cosine"),
+    "angular": Row(Angular, angular, {}, "cosine"),
+    "angular, wide": Row(Angular, angular, {"alpha": 1.1}, "cosine"),
+    "intra-pair variance": Row(
+        IntraPairVariance, of_pairs(variance.intra_pair_variance), {}, "cosine", reduction=None
+    ),
+    "intra-pair variance, wide": Row(
+        IntraPairVariance,
+        of_pairs(variance.intra_pair_variance),
+        {"pos_epsilon": 0.2, "neg_epsilon": 0.5},
+        "cosine",
+        reduction=None,
+    ),
+    "VICReg": Row(VICReg, vicreg, {}, "squared_euclidean", reduction=None),
+    "VICReg, even": Row(
+        VICReg,
+        vicreg,
+        {"invariance": 1.0, "variance": 2.0, "covariance": 3.0, "epsilon": 0.1},
+        "squared_euclidean",
+        reduction=None,
+    ),
     "SmoothAP": at_cosines(SmoothAP, ranking.smooth_ap, rank_temperature=0.1),
     "SmoothAP, soft": at_cosines(SmoothAP, ranking.smooth_ap, rank_temperature=0.5),
     "Recall@k": at_cosines(RecallSurrogate, ranking.recall_surrogate, rank_temperature=0.1),

@@ -14,6 +14,7 @@ from torch import nn
 from tercet.core.indices import References
 from tercet.losses.listwise import NPair
 from tercet.losses.triplet import TripletMargin
+from tercet.losses.variance import IntraPairVariance
 from tests.contracts.heads import (
     BATCHES,
     COINCIDENT,
@@ -88,7 +89,7 @@ def one_positive_pair_and_one_negative_pair_have_a_loss(row):
     x, labels = torch.tensor([[1.0, 0.1, 0, 0], [0.8, 0.8, 0, 0], [1.0, 0.8, 0, 0]]), torch.tensor([0, 0, 1])
     x = x.double()
     expected = row.expected(x, labels)
-    assert expected or row.make is NPair  # which has one pair then, and nothing to tell it from
+    assert expected or row.make in (NPair, IntraPairVariance)  # nothing to tell its one pair from
     for head in row.heights(None, 1):
         check_equal(head(x, labels), expected)
         check_finite(head, x, labels)
@@ -254,9 +255,13 @@ def the_list_of_all_gives_the_loss_of_all(row):
 def an_empty_list_is_0_with_a_graph(row):
     x, labels = BATCHES["P × K"]
     for mined in ((NOBODY,) * 3, (NOBODY,) * 4) if row.lists else ():
-        check_zero(row.head(), x, labels, mined=mined)
+        if spread := row.expected(x, labels, sides=(set(), set())):  # of the embeddings, whatever is listed
+            check_equal(row.head()(x, labels, mined), spread)
+            check_finite(row.head(), x, labels, mined=mined)
+        else:
+            check_zero(row.head(), x, labels, mined=mined)
+            check_zero(row.head(), x, labels, mined=mined, ref=References(x[:0], labels[:0]))
         check_zero(row.head(), x[:0], labels[:0], mined=mined)
-        check_zero(row.head(), x, labels, mined=mined, ref=References(x[:0], labels[:0]))
 
 
 def what_is_no_list_of_rows_of_the_batch_is_refused(row):

@@ -128,6 +128,12 @@ def at_cosines(kind, *, lists="pairs", without=(), relation=True, **options):
     return Subject(make, "head", ("cosine",), lists=lists, without=without)
 
 
+def sum_of_three(**options):
+    return tercet.Sum(
+        [kind(**options) for kind in (tercet.SupCon, tercet.InfoNCE, tercet.Angular)], [1, 2, 3]
+    )
+
+
 def of_distances(kind, **options):
     return Subject(lambda s: kind(**options, **s.options), "head", lists="pairs", without=(FAR,))
 
@@ -209,6 +215,10 @@ SUBJECTS = {
     "GeneralizedLifted": of_distances(tercet.GeneralizedLifted),
     "RankedList": of_distances(tercet.RankedList, margin=0.9, alpha=2.3, temperature=1.0),
     "TupletMargin": at_cosines(tercet.TupletMargin, scale=8.0),
+    "Angular": at_cosines(tercet.Angular),
+    "IntraPairVariance": at_cosines(tercet.IntraPairVariance, without=(FAR,)),
+    "VICReg": replace(at_cosines(tercet.VICReg, without=(FAR,)), distances=("squared_euclidean",)),
+    "Sum": at_cosines(sum_of_three),
     "SmoothAP": at_cosines(tercet.SmoothAP, rank_temperature=0.2),
     "RecallSurrogate": at_cosines(tercet.RecallSurrogate, k=[1, 2], rank_temperature=0.2),
     "Circle": at_cosines(tercet.Circle, gamma=8.0),

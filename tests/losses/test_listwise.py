@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.losses.angles import TupletMargin
+from tercet.losses.angles import Angular, TupletMargin
 from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
 from tercet.losses.pair_weighting import (
     Circle,
@@ -38,11 +38,11 @@ from tests.oracles import triplets as reference
 RANKED = (SmoothAP, RecallSurrogate)
 LISTWISE = (
     *(InfoNCE, SupCon, NCA, MultiSimilarity, Circle, LiftedStructure, GeneralizedLifted, RankedList, NPair),
-    *(TupletMargin, SmoothAP, RecallSurrogate),
+    *(TupletMargin, Angular, SmoothAP, RecallSurrogate),
 )
 NAMES = [name for name in HEADS if HEADS[name].make in LISTWISE]
 WITH_DISTANCE = [
-    name for name in NAMES if HEADS[name].make not in (NPair, Circle, MultiSimilarity, TupletMargin)
+    name for name in NAMES if HEADS[name].make not in (NPair, Circle, MultiSimilarity, TupletMargin, Angular)
 ]
 OF_TUPLES = [name for name in NAMES if HEADS[name].make is not NPair]
 REDUCTIONS = ["mean_active", "mean", "sum"]

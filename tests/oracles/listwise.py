@@ -148,3 +148,14 @@ def tuplet_margin(angles, positive, negative, margin=0.1, scale=64.0):
         relaxed = math.cos(angles[a][p] - margin)
         losses.append(log1p_sum([scale * (math.cos(angles[a][n]) - relaxed) for n in of_row(negative, a)]))
     return losses
+
+
+def angular(s, between, positive, negative, alpha=0.7):
+    """Wang et al. 2017, eq. 8: of each (a, p); `s` and `between` are cosines of rows and of columns."""
+    square = math.tan(alpha) ** 2
+    return [
+        log1p_sum(
+            [4 * square * (s[a][n] + between[p][n]) - 2 * (1 + square) * s[a][p] for n in of_row(negative, a)]
+        )
+        for a, p in sorted(positive)
+    ]

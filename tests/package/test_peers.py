@@ -188,6 +188,17 @@ def test_logits_of_a_head_with_proxies_are_theirs(case):
     torch.testing.assert_close(ours.logits(x), theirs.get_logits(x))
 
 
+def test_vicreg_of_two_views_equals_the_peers():
+    x, y = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x.requires_grad_()
+    y.requires_grad_()
+    ours = tercet.VICReg()(x, torch.arange(20), ref=tercet.References(y, torch.arange(20)))
+    theirs = losses.VICRegLoss()(x, ref_emb=y)
+    torch.testing.assert_close(ours, theirs)
+    for u, v in zip(torch.autograd.grad(ours, (x, y)), torch.autograd.grad(theirs, (x, y)), strict=True):
+        torch.testing.assert_close(u, v)
+
+
 @every_batch
 @pytest.mark.parametrize("case", SAME_MINERS)
 def test_a_miner_finds_what_the_peers_finds(case, name):

@@ -229,6 +229,24 @@ HEADS: dict[str, Case] = {
         "loss",
         largest=2048,
     ),
+    "angular": Case(
+        plain(tercet.Angular(math.radians(40)), losses.AngularLoss(40)),
+        "loss",
+        "theirs divides anchors and positives by their length, and negatives not: the value of unit vectors "
+        "is the same, the gradient is not; from a list, theirs takes all negatives, ours the listed ones",
+        largest=512,
+    ),
+    "intra-pair variance": Case(plain(tercet.IntraPairVariance(), losses.IntraPairVarianceLoss()), "loss"),
+    "contrastive, signal to noise": Case(
+        plain(
+            tercet.Contrastive(0.9, 0.1, distance=tercet.SignalToNoise(), power=1, two_means=True),
+            losses.SignalToNoiseRatioContrastiveLoss(
+                pos_margin=0.1, neg_margin=0.9, distance=distances.SNRDistance(normalize_embeddings=False)
+            ),
+        ),
+        "loss",
+        largest=512,
+    ),
     "multi-similarity loss, distances": Case(
         plain(
             tercet.MultiSimilarity(2.0, 5.0, 1.2, distance="euclidean"),

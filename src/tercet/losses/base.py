@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from tercet.core.checks import as_choice, as_int, refusal
 from tercet.core.indices import GatheredReferences, References
+from tercet.losses.tile_gradients import TileLoss
 from tercet.losses.traced import is_one_a_row, traced_list_loss, traced_loss
 from tercet.pairwise.accumulate import REDUCTIONS, Masked, once_differentiable, summed, tiled_mean
 from tercet.pairwise.budget import budget
@@ -42,7 +43,7 @@ from tercet.pairwise.inputs import (
 )
 from tercet.pairwise.mined import mined_rows
 from tercet.pairwise.relations import Relation, SameLabel, as_relation
-from tercet.pairwise.tiles import Pairwise, tile_height
+from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 from tercet.pairwise.torch_modes import full_precision, outside_graph, roundoff
 from tercet.pairwise.traced import is_traced
 
@@ -207,6 +208,10 @@ class Head(nn.Module, ABC):
             labels: of the rows, as they were given.
             mined: as it was given.
         """
+
+    def _loss_of_tile(self, pairwise: Pairwise) -> tuple[str, Callable[[Tile, bool], TileLoss]] | None:
+        """A reduction, and the loss of a tile of all rows, where the loss is a function of its distances."""
+        return None
 
     def _look(self, checks: list[FiniteCheck]) -> None:
         """Look at embeddings when `check_finite` says, and not once more if others share them."""

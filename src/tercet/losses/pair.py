@@ -106,6 +106,10 @@ class Contrastive(Head):
         """The loss of all pairs."""
         return self._of_tiles(pairwise, pairwise.is_symmetric)
 
+    def _loss_of_tile(self, pairwise: Pairwise) -> tuple[str, Callable[[Tile, bool], TileLoss]] | None:
+        """All pairs of the tile."""
+        return ("sum", self._means_of) if self.two_means else (self.reduction, self._loss_of)
+
     def _of_tiles(self, compared: Pairwise | MinedPairs, symmetric: bool = False) -> Float[Tensor, ""]:
         """The loss of rows against columns; of several tiles, two means take a walk each."""
 

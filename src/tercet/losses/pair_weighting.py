@@ -16,8 +16,7 @@ from tercet.losses.log_sums import log_sum
 from tercet.losses.rowwise import ListwiseHead, MinedPairs
 from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked, counted_losses, once_differentiable, summed, tiled_mean
-from tercet.pairwise.closed_forms import ProductForm
-from tercet.pairwise.distances import Distance, form_of
+from tercet.pairwise.distances import Distance, cosine, dot, negative_cosine
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile
@@ -343,11 +342,17 @@ class MultiSimilarity(ListwiseHead):
 
     def _losses_of(self, tile: Tile) -> Float[Tensor, " a"]:
         """ℓ of each row."""
-        base = -self.base if isinstance(form_of(self._measured), ProductForm) else self.base
-        above = base - tile.distance  # [a, r], s − λ
+        above = self._at_base - tile.distance  # [a, r], s − λ
         positive = softplus(log_sum(-self.alpha * above, tile.positive)) / self.alpha
         # In place, since neither the positives' gradient nor anything below needs `above` itself.
         return positive + softplus(log_sum(above.mul_(self.beta), tile.negative)) / self.beta
+
+    @property
+    def _at_base(self) -> float:
+        """The distance, as it is measured, of a pair at λ."""
+        if isinstance(self.distance, type(cosine)):
+            return (0 if self._measured is negative_cosine else 1) - self.base
+        return -self.base if isinstance(self.distance, type(dot)) else self.base
 
 
 class RankedList(ListwiseHead):

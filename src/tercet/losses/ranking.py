@@ -10,45 +10,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.core.checks import as_float, as_int, refusal
-from tercet.losses.rowwise import ListwiseHead, MinedPairs
+from tercet.losses.rowwise import ListwiseHead, MinedPairs, PositivePlaces
 from tercet.pairwise.accumulate import Masked, counted_losses
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance
-from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile, tile_height
-from tercet.pairwise.torch_modes import has_fixed_shapes
 
 __all__ = ["RecallSurrogate", "SmoothAP"]
-
-
-class _Ranked(NamedTuple):
-    """The positive pairs of a tile.
-
-    Args:
-        row: int64 [u], in rising order.
-        column: int64 [u].
-        real: bool [u], which are pairs, where each row has as many places; None where all are.
-        rows: how many rows there are.
-    """
-
-    row: Int[Tensor, " u"]
-    column: Int[Tensor, " u"]
-    real: Bool[Tensor, " u"] | None
-    rows: int
-
-    def sums(self, values: Float[Tensor, " u"]) -> Float[Tensor, " a"]:
-        """The sum of each row's values."""
-        if self.real is None:
-            return values.new_zeros(self.rows).index_add(0, self.row, values)
-        return values.masked_fill(~self.real, 0.0).view(self.rows, -1).sum(1)
 
 
 class _RankingHead(ListwiseHead):
@@ -64,7 +40,7 @@ class _RankingHead(ListwiseHead):
 
     def _losses_of(self, tile: Tile, most: int | None = None) -> Float[Tensor, " u"] | Masked:
         """ℓ of each anchor that has a positive; no row has more of them than `most`, where that is known."""
-        pairs = _positive_pairs(tile, most)
+        pairs = PositivePlaces.of(tile.positive, most)
         given = tile.distance, tile.positive, tile.negative, pairs.row, pairs.column
         if torch.compiler.is_compiling():
             ranks = _smooth_ranks(*given, self.rank_temperature)
@@ -78,7 +54,7 @@ class _RankingHead(ListwiseHead):
         self,
         positives: Float[Tensor, " u"],
         negatives: Float[Tensor, " u"],
-        pairs: _Ranked,
+        pairs: PositivePlaces,
         count: Int[Tensor, " a"],
     ) -> Float[Tensor, " a"]:
         """ℓ of each row.
@@ -162,7 +138,7 @@ class SmoothAP(_RankingHead):
         self,
         positives: Float[Tensor, " u"],
         negatives: Float[Tensor, " u"],
-        pairs: _Ranked,
+        pairs: PositivePlaces,
         count: Int[Tensor, " a"],
     ) -> Float[Tensor, " a"]:
         """1 − AP, as the mean share of the negatives in a rank: exactly 0 without negatives."""
@@ -238,7 +214,7 @@ class RecallSurrogate(_RankingHead):
         self,
         positives: Float[Tensor, " u"],
         negatives: Float[Tensor, " u"],
-        pairs: _Ranked,
+        pairs: PositivePlaces,
         count: Int[Tensor, " a"],
     ) -> Float[Tensor, " a"]:
         """1 less the mean recall."""
@@ -248,21 +224,6 @@ class RecallSurrogate(_RankingHead):
             found = pairs.sums(torch.sigmoid((k - rank) / self.temperature))
             recall = recall + found.clamp(max=k) / count.clamp(min=1, max=k)
         return 1 - recall / len(self.k)
-
-
-def _positive_pairs(tile: Tile, most: int | None) -> _Ranked:
-    """The positive pairs of a tile; as many for each row where shapes may not depend on the data."""
-    positive = tile.positive
-    a, r = positive.shape
-    if not has_fixed_shapes(tile.distance):
-        return _Ranked(*true_places(positive), None, a)
-    if torch.compiler.is_compiling():
-        most = r
-    elif most is None:
-        most = int(positive.sum(1).max()) if positive.numel() else 0
-    real, column = positive.float().topk(min(most, r), dim=1)  # [a, q]
-    row = torch.arange(a, device=positive.device)[:, None].expand_as(column)
-    return _Ranked(row.flatten(), column.flatten(), real.flatten() > 0, a)
 
 
 def _smooth_ranks(

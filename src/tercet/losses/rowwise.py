@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.losses.base import Head, distinct, pairs_of, reduced
-from tercet.losses.tile_gradients import differentiated, loss_from_pair_gradients
+from tercet.losses.tile_gradients import TileLoss, differentiated, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked, summed
 from tercet.pairwise.distances import Distance, cosine, negative_cosine
+from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import PairTile, Pairwise, Tile, pairs_of_tiles, tile_height
+from tercet.pairwise.torch_modes import has_fixed_shapes
 
-__all__ = ["ListwiseHead", "MinedPairs"]
+__all__ = ["ListwiseHead", "MinedPairs", "PositivePlaces"]
 
 
 class ListwiseHead(Head):
@@ -51,6 +53,10 @@ class ListwiseHead(Head):
         """The loss of the pairs of a list."""
         return self._loss_of(MinedPairs(inputs, self._listed(inputs, mined), self._measured, self.tile_rows))
 
+    def _loss_of_tile(self, pairwise: Pairwise) -> tuple[str, Callable[[Tile, bool], TileLoss]] | None:
+        """`_losses_of` the tile, differentiated."""
+        return self.reduction, partial(differentiated, self._losses_among(pairwise), self.reduction)
+
     def _losses_among(self, compared: Pairwise | MinedPairs) -> Callable[[Tile], Tensor | Masked]:
         """`_losses_of`, for tiles of these rows and columns."""
         return self._losses_of
@@ -73,6 +79,42 @@ class ListwiseHead(Head):
                 yield part
 
         return reduced(caller, "none", losses, *compared.inputs)
+
+
+class PositivePlaces(NamedTuple):
+    """The positive pairs of a tile; as many for each row where shapes may not depend on the data.
+
+    Args:
+        row: int64 [u], in rising order.
+        column: int64 [u].
+        real: bool [u], which are pairs, where each row has as many places; None where all are.
+        rows: how many rows there are.
+    """
+
+    row: Int[Tensor, " u"]
+    column: Int[Tensor, " u"]
+    real: Bool[Tensor, " u"] | None
+    rows: int
+
+    @staticmethod
+    def of(positive: Bool[Tensor, "a r"], most: int | None) -> PositivePlaces:
+        """The places where `positive` is true; no row has more than `most`, where that is known."""
+        a, r = positive.shape
+        if not has_fixed_shapes(positive):
+            return PositivePlaces(*true_places(positive), None, a)
+        if torch.compiler.is_compiling():
+            most = r
+        elif most is None:
+            most = int(positive.sum(1).max()) if positive.numel() else 0
+        real, column = positive.float().topk(min(most, r), dim=1)  # [a, q]
+        row = torch.arange(a, device=positive.device)[:, None].expand_as(column)
+        return PositivePlaces(row.flatten(), column.flatten(), real.flatten() > 0, a)
+
+    def sums(self, values: Float[Tensor, " u"]) -> Float[Tensor, " a"]:
+        """The sum of each row's values."""
+        if self.real is None:
+            return values.new_zeros(self.rows).index_add(0, self.row, values)
+        return values.masked_fill(~self.real, 0.0).view(self.rows, -1).sum(1)
 
 
 class MinedPairs:

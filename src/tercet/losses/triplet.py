@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from functools import partial
 from typing import Any
@@ -135,6 +135,11 @@ class TripletMargin(Head):
                 yield value, active if self.reduction == "mean_active" else pairs.negative.sum()
 
         return tiled_mean("TripletMargin", self.reduction, terms, *pairwise.inputs)
+
+    def _loss_of_tile(self, pairwise: Pairwise) -> tuple[str, Callable[[Tile, bool], TileLoss]] | None:
+        """All triplets of the tile, of its distances alone without `swap`."""
+        loss_of = partial(self._loss_of_all, pairwise.most_positives)
+        return None if self.swap else (self.reduction, loss_of)
 
     def _loss_of_all_swapped(self, most: int, tile: Tile, wanted: bool) -> TileLoss:
         """All triplets of a tile of all rows against themselves with `swap`, positive by positive.

@@ -26,13 +26,7 @@ from tercet.pairwise.known_labels import positive_pairs
 from tercet.pairwise.masked import true_places
 from tercet.pairwise.relations import Relation, SameLabel, whole_numbers
 
-__all__ = [
-    "PairTile",
-    "Pairwise",
-    "Tile",
-    "pairs_of_tiles",
-    "tile_height",
-]
+__all__ = ["PairTile", "Pairwise", "Tile", "tile_height"]
 
 
 class Tile(NamedTuple):
@@ -175,6 +169,11 @@ class Pairwise:
         self._versions: list[tuple[Tensor, int]] = []
         self._given = labels, others[0], given_ids, others[1] if ref is not None else given_ids
         self.given_tile_rows = tile_rows
+
+    @property
+    def given_embeddings(self) -> Shaped[Tensor, "n d"]:
+        """The embeddings of the rows as they were given."""
+        return self._embeddings
 
     @property
     def given_labels(self) -> Shaped[Tensor, "n *c"]:
