@@ -54,10 +54,10 @@ from .losses.pair_weighting import Circle as Circle
 from .losses.pair_weighting import GeneralizedLifted as GeneralizedLifted
 from .losses.pair_weighting import LiftedStructure as LiftedStructure
 from .losses.pair_weighting import MultiSimilarity as MultiSimilarity
-from .losses.pair_weighting import RankedList as RankedList
 from .losses.proxy import ProxyAnchor as ProxyAnchor
 from .losses.proxy import ProxyNCA as ProxyNCA
 from .losses.proxy import SoftTriple as SoftTriple
+from .losses.ranked_list import RankedList as RankedList
 from .losses.ranking import RecallSurrogate as RecallSurrogate
 from .losses.ranking import SmoothAP as SmoothAP
 from .losses.softmax import ArcFace as ArcFace

@@ -16,14 +16,9 @@ from tercet.losses.cosine_regression import P2SGrad
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
 from tercet.losses.pair import Contrastive, MarginLoss
-from tercet.losses.pair_weighting import (
-    Circle,
-    GeneralizedLifted,
-    LiftedStructure,
-    MultiSimilarity,
-    RankedList,
-)
+from tercet.losses.pair_weighting import Circle, GeneralizedLifted, LiftedStructure, MultiSimilarity
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
+from tercet.losses.ranked_list import RankedList
 from tercet.losses.ranking import RecallSurrogate, SmoothAP
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.sub_centers import SubCenterArcFace

@@ -11,7 +11,8 @@ from tercet.losses.composed import EmbeddingPenalty, Sum
 from tercet.losses.histogram import Histogram
 from tercet.losses.listwise import InfoNCE, NPair, SupCon
 from tercet.losses.pair import Contrastive, MarginLoss
-from tercet.losses.pair_weighting import LiftedStructure, RankedList
+from tercet.losses.pair_weighting import LiftedStructure
+from tercet.losses.ranked_list import RankedList
 from tercet.losses.softmax import CosFace
 from tercet.losses.triplet import TripletMargin
 from tercet.miners.hard import BatchHard

@@ -10,13 +10,8 @@ from torch import nn
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses.angles import Angular, TupletMargin
 from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
-from tercet.losses.pair_weighting import (
-    Circle,
-    GeneralizedLifted,
-    LiftedStructure,
-    MultiSimilarity,
-    RankedList,
-)
+from tercet.losses.pair_weighting import Circle, GeneralizedLifted, LiftedStructure, MultiSimilarity
+from tercet.losses.ranked_list import RankedList
 from tercet.losses.ranking import RecallSurrogate, SmoothAP
 from tercet.miners.hard import BatchHard
 from tercet.pairwise.distances import Mahalanobis, cosine, euclidean

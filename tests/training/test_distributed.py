@@ -13,8 +13,9 @@ from tercet.core.indices import References
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
 from tercet.losses.pair import Contrastive, MarginLoss
-from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity, RankedList
+from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
+from tercet.losses.ranked_list import RankedList
 from tercet.losses.ranking import SmoothAP
 from tercet.losses.softmax import ArcFace, CosFace, NormalizedSoftmax
 from tercet.losses.triplet import TripletMargin

@@ -1,4 +1,4 @@
-"""Heads that weight each pair by the others of its row: lifted, multi-similarity, ranked list and circle."""
+"""Heads that weight each pair by the other pairs of its row: lifted structure, multi-similarity, circle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -22,7 +22,7 @@ from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import Pairwise, Tile
 from tercet.pairwise.torch_modes import widest_float
 
-__all__ = ["Circle", "GeneralizedLifted", "LiftedStructure", "MultiSimilarity", "RankedList"]
+__all__ = ["Circle", "GeneralizedLifted", "LiftedStructure", "MultiSimilarity"]
 
 
 class LiftedStructure(ListwiseHead):
@@ -353,97 +353,6 @@ class MultiSimilarity(ListwiseHead):
         if isinstance(self.distance, type(cosine)):
             return (0 if self._measured is negative_cosine else 1) - self.base
         return -self.base if isinstance(self.distance, type(dot)) else self.base
-
-
-class RankedList(ListwiseHead):
-    """The ranked list loss: an anchor's positives within a sphere, its negatives outside a larger one.
-
-    ℓ_a = (1 − λ) Σ_p w_ap (D_ap − (α − m)) / Σ_p w_ap + λ Σ_n w_an (α − D_an) / Σ_n w_an,
-    w_ap = exp(T⁺ (D_ap − (α − m))), w_an = exp(T (α − D_an))
-
-    The sums are over the pairs that violate: positives with D > α − m, and negatives with D < α. Without one
-    the term is 0. The weights have a gradient too. Embeddings are not normalised, save by `"cosine"`: α and m
-    are meant for unit vectors.
-
-    Args:
-        margin: m, at least 0, in units of the distance: how far the spheres are apart.
-        alpha: α, in units of the distance: the radius outside of which negatives lose nothing.
-        temperature: T, at least 0, by which nearer negatives weigh more; 0 for equal weights.
-        pos_temperature: T⁺, at least 0, by which farther positives weigh more; the paper takes 0.
-        balance: λ, from 0 to 1, the share of the negatives.
-        distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
-            −x·y, or a `Distance` with a gradient, such as `Mahalanobis`.
-        relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
-            `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
-        reduction: `"mean"` over all rows of the batch, as in the paper, `"mean_active"` over those with
-            ℓ > 0, `"sum"`, or `"none"` for one loss for each row.
-        tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
-            It changes the result by rounding alone.
-        check_finite: when embeddings that are NaN, infinite or too large are refused. `"later"`: at once on a
-            processor; an accelerator answers without being waited for, and the next call on it raises what
-            was wrong. `"now"`: at once, and an accelerator is waited for. `"never"`: no check.
-
-    Returns:
-        From the call `head(embeddings, labels=None, mined=None, *, ids=None, ref=None)`, whose arguments
-        `forward` lists: a scalar, 0 where there is nothing to compare; or [t] losses with `reduction="none"`.
-
-    Raises:
-        ValueError: an option out of range; when called, what `forward` lists.
-
-    Example:
-        >>> x = torch.tensor([[0.0], [1.0], [1.1]])
-        >>> loss = RankedList(reduction="none")(x, torch.tensor([0, 0, 1]))  # ½ · 0.2 + ½ · 0.1, …
-        >>> [round(v, 4) for v in loss.tolist()]
-        [0.15, 0.65, 0.4655]
-
-    Reference:
-        Wang, Hua, Kodirov, Hu, Garnier & Robertson, "Ranked list loss for deep metric learning", 2019.
-    """
-
-    def __init__(
-        self,
-        margin: float = 0.4,
-        alpha: float = 1.2,
-        temperature: float = 10.0,
-        pos_temperature: float = 0.0,
-        balance: float = 0.5,
-        *,
-        distance: Distance | str = "euclidean",
-        relation: Relation = SameLabel(),  # noqa: B008
-        reduction: str = "mean",
-        tile_rows: int | None = None,
-        check_finite: str = "later",
-    ) -> None:
-        super().__init__(distance, relation, reduction, tile_rows, check_finite)
-        caller = "RankedList"
-        self.margin = as_float(caller, "margin", margin, minimum=0)
-        self.alpha = as_float(caller, "alpha", alpha)
-        self.temperature = as_float(caller, "temperature", temperature, minimum=0)
-        self.pos_temperature = as_float(caller, "pos_temperature", pos_temperature, minimum=0)
-        self.balance = as_float(caller, "balance", balance, minimum=0, maximum=1)
-
-    @property
-    def _measured(self) -> Distance:
-        """Of `cosine` itself, since α is no difference of two distances."""
-        return self.distance
-
-    def _losses_of(self, tile: Tile) -> Float[Tensor, " a"]:
-        """ℓ of each row."""
-        far = tile.distance - (self.alpha - self.margin)  # [a, r]
-        near = self.alpha - tile.distance
-        apart = _weighted_mean(far, tile.positive & (far > 0), self.pos_temperature)
-        inside = _weighted_mean(near, tile.negative & (near > 0), self.temperature)
-        return (1 - self.balance) * apart + self.balance * inside
-
-
-def _weighted_mean(
-    excess: Float[Tensor, "a r"], chosen: Bool[Tensor, "a r"], temperature: float
-) -> Float[Tensor, " a"]:
-    """Σ w z / Σ w, w = exp(T z), over the chosen entries z of each row; 0 where there are none."""
-    # Not −∞: a softmax of −∞ alone is NaN.
-    lowest = torch.finfo(excess.dtype).min
-    shares = torch.softmax((excess * temperature).masked_fill(~chosen, lowest), dim=1)
-    return (shares * excess).masked_fill(~chosen, 0.0).sum(1)
 
 
 class Circle(ListwiseHead):
