@@ -40,7 +40,7 @@ REALS = """
 FLAGS = """
     easy_margin plus_plus normalize soft swap overwrite progress verify describe return_rows
     two_means of_triplets
-    return_keys symmetric write_index csv_safe outside_root urls non_blocking hash complete
+    return_keys sharded symmetric write_index csv_safe outside_root urls non_blocking hash complete
 """.split()
 CHOICES = """
     reduction fallback negatives_from short_classes on_short layout unreadable on_unreadable damaged
@@ -68,6 +68,7 @@ KIND_OF = {
     **dict.fromkeys(CHOICES, "choice"),
     **{name: name for name in "distance relation embeddings ids ref mined index row state".split()},
     "weight": "weights",
+    "sample": "sample",
     "class_weight": "class weights",
     "labels": "labels",
     "groups": "groups",

@@ -510,6 +510,14 @@ KINDS = {
             r"""[1, 2, 3, 4]; np.ones(4); torch.ones(4).bool(); torch.ones(4, requires_grad=True); (0,) * 4"""
         ),
     ),
+    "sample": Kind(
+        (
+            *_BROKEN[1:3],
+            *_BROKEN[4:],
+            *pool("2.5; 0; -1; 0.0; -0.5; 1.5; True; math.inf; [1]; torch.ones(2); '1'"),
+        ),
+        pool("0.5; 1.0; 1; 3; 10**9; np.float32(0.25); np.int64(2); Fraction(1, 2); torch.tensor(0.5)"),
+    ),
     "new proxies": Kind(
         (*_BROKEN, *_NO_POINTS, *pool(r"""torch.ones(2, 4); torch.ones(0, 4); torch.ones(1, 3)""")),
         pool(r"""torch.ones(1, 4); torch.ones(10, 4); torch.zeros(1, 4)"""),

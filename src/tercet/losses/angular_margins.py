@@ -36,6 +36,11 @@ class SphereFace(SoftmaxHead):
         class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
             equally much.
         reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
+        sample: how many classes a step in training mode draws, a share such as 0.1 or a whole number: a row
+            is compared with these and the classes of the batch. `proxies` gets a sparse gradient then, which
+            `SparseAdam` and `SGD` take. None for all classes.
+        sharded: True to hold a part of the classes on each rank of torch.distributed, which all call the head
+            together: each with its own rows, for the loss of all. Keep the head out of DDP.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -72,6 +77,8 @@ class SphereFace(SoftmaxHead):
         label_smoothing: float = 0.0,
         class_weight: Any = None,
         reduction: str = "mean",
+        sample: float | None = None,
+        sharded: bool = False,
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
@@ -82,6 +89,8 @@ class SphereFace(SoftmaxHead):
             label_smoothing=label_smoothing,
             class_weight=class_weight,
             reduction=reduction,
+            sample=sample,
+            sharded=sharded,
             check_finite=check_finite,
         )
         self.margin = as_int("SphereFace", "margin", margin, minimum=1, maximum=64)
@@ -132,6 +141,11 @@ class AdaFace(SoftmaxHead):
         class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
             equally much.
         reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
+        sample: how many classes a step in training mode draws, a share such as 0.1 or a whole number: a row
+            is compared with these and the classes of the batch. `proxies` gets a sparse gradient then, which
+            `SparseAdam` and `SGD` take. None for all classes.
+        sharded: True to hold a part of the classes on each rank of torch.distributed, which all call the head
+            together: each with its own rows, for the loss of all. Keep the head out of DDP.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -174,6 +188,8 @@ class AdaFace(SoftmaxHead):
         label_smoothing: float = 0.0,
         class_weight: Any = None,
         reduction: str = "mean",
+        sample: float | None = None,
+        sharded: bool = False,
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
@@ -184,6 +200,8 @@ class AdaFace(SoftmaxHead):
             label_smoothing=label_smoothing,
             class_weight=class_weight,
             reduction=reduction,
+            sample=sample,
+            sharded=sharded,
             check_finite=check_finite,
         )
         self.margin = as_float("AdaFace", "margin", margin, minimum=0, maximum=math.pi / 2)
@@ -253,6 +271,11 @@ class CurricularFace(ArcFace):
         class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
             equally much.
         reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
+        sample: how many classes a step in training mode draws, a share such as 0.1 or a whole number: a row
+            is compared with these and the classes of the batch. `proxies` gets a sparse gradient then, which
+            `SparseAdam` and `SGD` take. None for all classes.
+        sharded: True to hold a part of the classes on each rank of torch.distributed, which all call the head
+            together: each with its own rows, for the loss of all. Keep the head out of DDP.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -292,6 +315,8 @@ class CurricularFace(ArcFace):
         label_smoothing: float = 0.0,
         class_weight: Any = None,
         reduction: str = "mean",
+        sample: float | None = None,
+        sharded: bool = False,
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
@@ -303,6 +328,8 @@ class CurricularFace(ArcFace):
             label_smoothing=label_smoothing,
             class_weight=class_weight,
             reduction=reduction,
+            sample=sample,
+            sharded=sharded,
             seed=seed,
             check_finite=check_finite,
         )

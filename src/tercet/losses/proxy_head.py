@@ -34,7 +34,13 @@ from tercet.pairwise.traced import checked, finite
 __all__ = ["ProxyHead"]
 
 _REDUCTIONS = ("mean", "sum", "none")
-_USUAL = {"check_finite": "later", "reduction": "mean", "label_smoothing": 0.0}  # not shown when printed
+_USUAL = {
+    "check_finite": "later",
+    "reduction": "mean",
+    "label_smoothing": 0.0,
+    "sample": None,
+    "sharded": False,
+}  # not shown when printed
 
 
 class ProxyHead(nn.Module, ABC):
@@ -66,6 +72,8 @@ class ProxyHead(nn.Module, ABC):
             equally much.
         reduction: "mean", weighted by the rows' weights, "sum", or "none" for the losses one by one.
         check_finite: when embeddings and labels are looked at: "now", "later" or "never".
+        held: the number r of this process and how many, R, share the classes: it holds the proxies of the
+            classes r, r + R, r + 2R, … in that order.
 
     Raises:
         ValueError: an option out of range.
@@ -86,6 +94,7 @@ class ProxyHead(nn.Module, ABC):
         class_weight: Any = None,
         reduction: str = "mean",
         check_finite: str = "later",
+        held: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__()
         caller = type(self).__name__
@@ -96,20 +105,28 @@ class ProxyHead(nn.Module, ABC):
         usual = isinstance(reduction, str) and reduction in _REDUCTIONS
         self.reduction = reduction if usual else as_choice(caller, "reduction", reduction, _REDUCTIONS)
         self.check_finite = as_time(caller, check_finite)
-        self._per_class, self._seed = per_class, as_seed(caller, seed)
+        self._per_class, self._seed, self._held = per_class, as_seed(caller, seed), held
         weights = None
         if class_weight is not None:
             weights = as_weights(caller, "class_weight", class_weight, self.num_classes, "num_classes")
         self.register_buffer("class_weight", weights, persistent=False)  # an option, not what was learned
         self.proxies = nn.Parameter(self._drawn(self.num_classes))
 
-    def _drawn(self, num_classes: int) -> Float[Tensor, "p d"]:
-        """The first proxies of so many classes, on the default device in the default precision."""
-        rows = num_classes * self._per_class
-        with allocated(type(self).__name__, num_classes=rows, dim=self.dim):
-            proxies = torch.empty(rows, self.dim)
-            for block, directions in first_proxies(self._seed, rows, self.dim):
-                proxies[block] = directions.to(proxies)
+    def _drawn(self, num_classes: int, first: int = 0) -> Float[Tensor, "p d"]:
+        """The first proxies of the classes held here from class `first` on, of so many in all.
+
+        They are on the default device in the default precision.
+        """
+        (rank, ranks), k = self._held, self._per_class
+        before = len(range(rank, first, ranks))
+        own = len(range(rank, num_classes, ranks)) - before
+        with allocated(type(self).__name__, num_classes=num_classes * k, dim=self.dim):
+            proxies = torch.empty(own * k, self.dim)
+            for block, directions in first_proxies(self._seed, num_classes * k, self.dim):
+                row = torch.arange(block.start, block.stop, device="cpu")
+                held = (row // k % ranks == rank) & (row // k >= first)
+                place = (row // k // ranks - before) * k + row % k
+                proxies[place[held].to(proxies.device)] = directions[held].to(proxies)
         return proxies
 
     @abstractmethod
@@ -214,7 +231,7 @@ class ProxyHead(nn.Module, ABC):
         caller, old = type(self).__name__, self.proxies
         total = self.num_classes + as_int(caller, "n", n, minimum=1)
         if embeddings is None:
-            new = self._drawn(total)[len(old) :]
+            new = self._drawn(total, self.num_classes)
         else:
             with border(caller):
                 (new,), checks = unchecked_features(embeddings, cosine)
@@ -222,6 +239,9 @@ class ProxyHead(nn.Module, ABC):
             if new.shape != (n * self._per_class, self.dim):
                 expected = f"({n * self._per_class}, {self.dim}), a direction for each new proxy"
                 raise refusal(caller, "embeddings", f"shape {tuple(new.shape)}", expected)
+            rank, ranks = self._held
+            here = torch.arange(self.num_classes, total) % ranks == rank
+            new = new.unflatten(0, (n, self._per_class))[here.to(new.device)].flatten(0, 1)
         self.proxies = nn.Parameter(torch.cat([old, new.to(old)]), old.requires_grad)
         self.num_classes = total
         if self.class_weight is not None:

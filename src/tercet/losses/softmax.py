@@ -29,6 +29,11 @@ class NormalizedSoftmax(SoftmaxHead):
         class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
             equally much.
         reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
+        sample: how many classes a step in training mode draws, a share such as 0.1 or a whole number: a row
+            is compared with these and the classes of the batch. `proxies` gets a sparse gradient then, which
+            `SparseAdam` and `SGD` take. None for all classes.
+        sharded: True to hold a part of the classes on each rank of torch.distributed, which all call the head
+            together: each with its own rows, for the loss of all. Keep the head out of DDP.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -61,6 +66,8 @@ class NormalizedSoftmax(SoftmaxHead):
         label_smoothing: float = 0.0,
         class_weight: Any = None,
         reduction: str = "mean",
+        sample: float | None = None,
+        sharded: bool = False,
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
@@ -71,6 +78,8 @@ class NormalizedSoftmax(SoftmaxHead):
             label_smoothing=label_smoothing,
             class_weight=class_weight,
             reduction=reduction,
+            sample=sample,
+            sharded=sharded,
             check_finite=check_finite,
         )
         self.temperature = as_float("NormalizedSoftmax", "temperature", temperature, above=0)
@@ -119,6 +128,11 @@ class ArcFace(SoftmaxHead):
         class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
             equally much.
         reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
+        sample: how many classes a step in training mode draws, a share such as 0.1 or a whole number: a row
+            is compared with these and the classes of the batch. `proxies` gets a sparse gradient then, which
+            `SparseAdam` and `SGD` take. None for all classes.
+        sharded: True to hold a part of the classes on each rank of torch.distributed, which all call the head
+            together: each with its own rows, for the loss of all. Keep the head out of DDP.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -153,6 +167,8 @@ class ArcFace(SoftmaxHead):
         label_smoothing: float = 0.0,
         class_weight: Any = None,
         reduction: str = "mean",
+        sample: float | None = None,
+        sharded: bool = False,
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
@@ -163,6 +179,8 @@ class ArcFace(SoftmaxHead):
             label_smoothing=label_smoothing,
             class_weight=class_weight,
             reduction=reduction,
+            sample=sample,
+            sharded=sharded,
             check_finite=check_finite,
         )
         self.margin = as_float(type(self).__name__, "margin", margin, minimum=0, maximum=math.pi)
@@ -251,6 +269,11 @@ class CosFace(SoftmaxHead):
         class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
             equally much.
         reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
+        sample: how many classes a step in training mode draws, a share such as 0.1 or a whole number: a row
+            is compared with these and the classes of the batch. `proxies` gets a sparse gradient then, which
+            `SparseAdam` and `SGD` take. None for all classes.
+        sharded: True to hold a part of the classes on each rank of torch.distributed, which all call the head
+            together: each with its own rows, for the loss of all. Keep the head out of DDP.
         seed: a whole number from 0, which decides the first proxies: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -285,6 +308,8 @@ class CosFace(SoftmaxHead):
         label_smoothing: float = 0.0,
         class_weight: Any = None,
         reduction: str = "mean",
+        sample: float | None = None,
+        sharded: bool = False,
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
@@ -295,6 +320,8 @@ class CosFace(SoftmaxHead):
             label_smoothing=label_smoothing,
             class_weight=class_weight,
             reduction=reduction,
+            sample=sample,
+            sharded=sharded,
             check_finite=check_finite,
         )
         self.margin = as_float("CosFace", "margin", margin)

@@ -37,6 +37,11 @@ class SubCenterArcFace(ArcFace):
         class_weight: [num_classes] numbers of at least 0, how much the rows of each class count; None for
             equally much.
         reduction: `"mean"`, weighted by the rows' weights, `"sum"`, or `"none"` for the losses one by one.
+        sample: how many classes a step in training mode draws, a share such as 0.1 or a whole number: a row
+            is compared with these and the classes of the batch. `proxies` gets a sparse gradient then, which
+            `SparseAdam` and `SGD` take. None for all classes.
+        sharded: True to hold a part of the classes on each rank of torch.distributed, which all call the head
+            together: each with its own rows, for the loss of all. Keep the head out of DDP.
         seed: a whole number from 0, which decides the first centers: random directions of length 1.
         check_finite: when embeddings that are NaN, infinite or too large, and labels out of range, are
             refused. `"later"`: an accelerator answers without being waited for, and the next call on it
@@ -75,6 +80,8 @@ class SubCenterArcFace(ArcFace):
         label_smoothing: float = 0.0,
         class_weight: Any = None,
         reduction: str = "mean",
+        sample: float | None = None,
+        sharded: bool = False,
         seed: int = 0,
         check_finite: str = "later",
     ) -> None:
@@ -87,6 +94,8 @@ class SubCenterArcFace(ArcFace):
             label_smoothing=label_smoothing,
             class_weight=class_weight,
             reduction=reduction,
+            sample=sample,
+            sharded=sharded,
             check_finite=check_finite,
         )
         self.sub_centers = self._per_class

@@ -12,15 +12,12 @@ from torch import Tensor
 from tercet.core.checks import refusal
 from tercet.core.indices import GatheredReferences, References
 from tercet.pairwise.accumulate import refuse_second_derivative
+from tercet.pairwise.collectives import gathered_rows, is_distributed
 from tercet.pairwise.relations import label_rows, whole_numbers
 
 __all__ = ["gather", "rank", "world_size"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
@@ -30,12 +27,12 @@ def rank() -> int:
         >>> rank(), world_size()
         (0, 1)
     """
-    return dist.get_rank() if _is_distributed() else 0
+    return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
     """The number of processes that train together; 1 where torch.distributed is not initialised."""
-    return dist.get_world_size() if _is_distributed() else 1
+    return dist.get_world_size() if is_distributed() else 1
 
 
 def gather(
@@ -103,14 +100,14 @@ def gather(
     labels = label_rows("gather", "labels", labels, n, device)
     if ids is not None:
         ids = whole_numbers("gather", "ids", ids, n, device)
-    if not _is_distributed():
+    if not is_distributed():
         ids = _ids_of_one_step(n, 0, device) if ids is None else ids
         return ids, References(embeddings, labels, ids)
     sizes = _sizes(embeddings, labels, ids is not None)
     if ids is None:
         ids = _ids_of_one_step(n, sum(sizes[: rank()]), device)
     several = labels if labels.ndim == 2 else labels[:, None]
-    integers = _all_gather(torch.cat([ids[:, None], several], dim=1), sizes)  # [N, 1 + c]
+    integers = gathered_rows(torch.cat([ids[:, None], several], dim=1), sizes)  # [N, 1 + c]
     every_label = integers[:, 1:] if labels.ndim == 2 else integers[:, 1]
     kind = GatheredReferences if len(sizes) > 1 else References
     return ids, kind(_AllGather.apply(embeddings, sizes), every_label, integers[:, 0])
@@ -144,22 +141,13 @@ def _kind(dim: int, dtype: int, width: int, with_ids: int, graph: int) -> str:
     return " ".join(words + ["with ids"] * with_ids + ["with graph"] * graph)
 
 
-def _all_gather(rows: Shaped[Tensor, "n c"], sizes: list[int]) -> Shaped[Tensor, "N c"]:
-    """The rows of all ranks, rank after rank: padded to the longest rank, exchanged, and cut."""
-    padded = rows.new_zeros(max(sizes), rows.shape[1])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-
 class _AllGather(torch.autograd.Function):
-    """`_all_gather` with a gradient: each rank gets the sum over all ranks of that of its own rows."""
+    """`gathered_rows` with a gradient: each rank gets the sum over all ranks of that of its own rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Any, sizes: Any) -> Any:
         ctx.sizes = sizes
-        return _all_gather(rows, sizes)
+        return gathered_rows(rows, sizes)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
