@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tercet.metrics.distributions import similarity_histograms
+from tercet.metrics.distributions import binned_similarities, overlap, similarity_histograms
 from tests.helpers import unchecked
 
 
@@ -42,3 +42,16 @@ def test_bad_input_is_refused():
         similarity_histograms(torch.zeros(0, 2), [])
     with pytest.raises(ValueError, match="a whole number of at least 1"):
         similarity_histograms(torch.eye(2), [0, 1], bins=0)
+
+
+def test_the_overlap_without_each_class_is_that_of_the_others():
+    rng = np.random.default_rng(1)
+    points, labels = rng.normal(size=(60, 3)) + 2 * np.eye(3)[np.arange(60) % 3], np.arange(60) // 10
+    protocol = dict.fromkeys(("ids", "ref", "groups", "exclude", "ignore", "distractors"))
+    value, without = overlap(binned_similarities(points, labels, 20, protocol))
+    assert value == pytest.approx(oracle(points, labels, 20).min(0).sum())
+    for c in range(6):
+        kept = labels != c
+        assert without[c] == pytest.approx(oracle(points[kept], labels[kept], 20).min(0).sum())
+    value, _ = overlap(binned_similarities(points[:6], np.arange(6), 20, protocol))
+    assert np.isnan(value)

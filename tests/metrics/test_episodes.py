@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from tercet.metrics.episodes import few_shot
+from tercet.metrics import episodes
+from tercet.metrics.episodes import few_shot, played
 from tests.helpers import points, refusal_of
 
 
@@ -33,3 +34,17 @@ def test_small_classes_are_counted_and_too_few_refused():
     assert few_shot(points(14), labels, ways=2, queries=5, episodes=3).left_out == 1
     said = refusal_of(few_shot, points(14), labels, ways=3, queries=5)
     assert said.startswith("few_shot(ways=3): expected at most 2, the classes with 6 images or more; lower")
+
+
+def test_episodes_without_a_class_are_those_that_did_not_draw_it(monkeypatch):
+    seen, one = [], episodes._episode
+
+    def watched(*args):
+        seen.append(one(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(episodes, "_episode", watched)
+    score, without = played(points(160, 4), np.arange(160) // 20, ways=3, episodes=40)
+    assert score == np.mean([value for value, _ in seen])
+    for c in range(8):
+        assert without[c] == pytest.approx(np.mean([value for value, drawn in seen if c not in drawn]))

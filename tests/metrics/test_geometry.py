@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tercet.metrics.geometry import geometry
+from tercet.metrics.geometry import geometry, shape_of
 from tests.helpers import points, refusal_of
 
 
@@ -56,3 +56,30 @@ def test_nothing_is_nan_and_odd_shapes_are_refused():
     assert math.isnan(geometry(points(4)).alignment)
     assert "labels" in refusal_of(geometry, points(4), [0, 0, 1])
     assert "shape" in refusal_of(geometry, points(4)[0])
+
+
+def test_figures_without_each_class_are_those_of_the_others():
+    x, labels = points(60, 5), np.arange(60) % 6
+    x[7], x[12] = x[1], x[0]
+    x[9] = math.nan
+    found, without = shape_of(x, labels, 4)
+    assert found == geometry(x, labels, k=4)
+    assert list(without) == list(found.figures())
+    finite = [i for i in range(60) if i != 9]
+    order = torch.cdist(x[finite].double(), x[finite].double()).fill_diagonal_(math.inf).argsort(1)
+    times = np.bincount(order[:, :4].flatten().numpy(), minlength=59)
+    for c in range(6):
+        others = geometry(x[labels != c], labels[labels != c], k=4)
+        for name in ("uniformity", "alignment", "rows of NaN"):
+            assert without[name][c] == pytest.approx(others.figures()[name]), name
+        assert without["effective rank"][c] == pytest.approx(others.effective_rank, abs=0.05)
+        kept = np.array([times[i] for i, row in enumerate(finite) if labels[row] != c], dtype=float)
+        off = kept - kept.mean()  # as often as in the whole collection
+        assert without["hubness"][c] == pytest.approx((off**3).mean() / (off**2).mean() ** 1.5)
+        tied = [row in (0, 12, 1, 7) for row in finite if labels[row] != c]
+        assert without["tied rows"][c] == pytest.approx(np.mean(tied))
+
+
+def test_without_labels_there_are_no_classes_to_leave_out():
+    assert shape_of(points(20), None)[1] == {}
+    assert shape_of(points(1), [0])[1] == {}

@@ -3,9 +3,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from tercet.metrics import breakdown
-from tercet.metrics.intervals import Interval, _student, class_intervals, class_sums, paired_difference
+from tercet.metrics.intervals import (
+    Interval,
+    _student,
+    class_intervals,
+    class_sums,
+    jackknife_interval,
+    paired_difference,
+)
 from tercet.metrics.retrieval import recall_at_k
 from tests.helpers import refusal_of, unchecked
 
@@ -46,6 +54,27 @@ def test_intervals_of_queries_alone_would_be_too_narrow():
 def test_the_quantile_of_student_is_that_of_the_table():
     for freedom, expected in ((4, -2.776), (10, -2.228), (59, -2.001), (10**6, -1.960)):
         assert _student(0.025, freedom) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_jackknife_of_a_mean_is_the_interval_of_student():
+    values = np.random.default_rng(4).normal(size=30)
+    without = (values.sum() - values) / 29
+    expected = stats.t.interval(0.95, 29, values.mean(), values.std(ddof=1) / math.sqrt(30))
+    assert jackknife_interval(values.mean(), without, share=False) == pytest.approx(expected, rel=1e-3)
+
+
+def test_shares_have_intervals_within_0_and_1_wider_towards_a_half():
+    without = 0.95 + np.linspace(-0.03, 0.03, 20)
+    low, high = jackknife_interval(0.95, without)
+    assert 0.95 - low > high - 0.95 > 0
+    assert high < 1
+    logits = np.log(without / (1 - without))
+    half = stats.t.ppf(0.975, 19) * math.sqrt(19 / 20 * ((logits - logits.mean()) ** 2).sum())
+    assert math.log(low / (1 - low)) == pytest.approx(math.log(19) - half, rel=1e-3)
+    assert jackknife_interval(1.0, np.ones(5)) == (1.0, 1.0)
+    assert jackknife_interval(0.99, np.array([1.0, 1.0, 0.97, 0.98])).high == 1.0  # on a plain scale
+    for undefined in (np.array([0.5]), np.array([0.5, math.nan]), np.array([0.5, math.inf])):
+        assert math.isnan(jackknife_interval(0.5, undefined).low)
 
 
 def test_one_class_has_no_interval():

@@ -8,8 +8,11 @@ import torch
 from tercet.core.indices import References
 from tercet.metrics.clustering import clustering
 from tercet.metrics.geometry import geometry
+from tercet.metrics.graded import ndcg
 from tercet.metrics.intervals import class_intervals, class_sums
+from tercet.metrics.pooled import global_average_precision, pooled
 from tercet.metrics.precision import map_at_r, mean_average_precision
+from tercet.metrics.protocol import opened
 from tercet.metrics.retrieval import cmc, precision_at_k, recall_at_k
 from tercet.metrics.verification import verification
 from tercet.reports.evaluation import evaluate
@@ -54,6 +57,83 @@ def test_intervals_are_of_classes_and_printed():
     assert found.intervals["Recall@1"].low <= found["Recall@1"] <= found.intervals["Recall@1"].high
     pairs = evaluate(X, LABELS, figures="verification")
     assert pairs.intervals["ROC-AUC"].low <= pairs["ROC-AUC"] <= pairs.intervals["ROC-AUC"].high
+
+
+def test_every_figure_has_an_interval_that_holds_it_or_says_why_it_has_none():
+    labels = torch.arange(120) // 20
+    found = evaluate(X, labels, 1, figures=FIGURES)
+    assert list(found.intervals) == list(found)
+    for name, value in found.items():
+        assert found.intervals[name].low <= value <= found.intervals[name].high, name
+    said = found.notes()
+    assert said[-2] == "intervals: 95 %, classes drawn with replacement"
+    assert said[-1].startswith("intervals of GAP, ROC-AUC, EER, TAR@FAR=0.1")
+    assert said[-1].endswith("5-way 1-shot accuracy: 95 %, jackknife over classes")
+    found = evaluate(X[:40], LABELS[:40] // 4, 1, figures=("retrieval", "verification"))
+    assert found["Recall@1"] == evaluate(X[:40], [0] * 40, 1)["Recall@1"]
+    assert math.isnan(found["ROC-AUC"])
+    assert "no interval of Recall@1, R-precision, MAP@R, ROC-AUC, EER" in found.notes()[-1]
+
+
+def test_ndcg_and_gap_are_those_of_their_functions():
+    found = evaluate(X, LABELS, (1, 5), figures=("ndcg", "gap"), distance="cosine")
+    assert list(found) == ["nDCG@1", "nDCG@5", "GAP"]
+    assert found["nDCG@5"] == ndcg(X, LABELS, 5, distance="cosine")
+    assert found["GAP"] == global_average_precision(X, LABELS, distance="cosine")
+    assert found.intervals["nDCG@5"].low < found["nDCG@5"] < found.intervals["nDCG@5"].high
+    names = [f"c{each}" for each in LABELS.tolist()]
+    rule = {"ignore": "c3", "distractors": "c1", "groups": torch.arange(120) % 2}
+    found = evaluate(X, names, 5, figures=("ndcg", "gap"), **rule)
+    assert found["nDCG@5"] == ndcg(X, names, 5, **rule)
+    assert found["GAP"] == global_average_precision(X, names, **rule)
+    assert found.intervals["GAP"].low < found["GAP"] < found.intervals["GAP"].high
+
+
+def test_graded_relevance_takes_rows_of_labels_which_are_classes_too():
+    rows = torch.stack([LABELS // 4, LABELS], 1)
+    for gain in ("linear", "exponential"):
+        found = evaluate(X, rows, 5, figures=("retrieval", "ndcg"), relevance="depth", gain=gain)
+        assert found["nDCG@5"] == ndcg(X, rows, 5, relevance="depth", gain=gain)
+        assert found["nDCG@5"] != evaluate(X, LABELS, 5, figures="ndcg", gain=gain)["nDCG@5"]
+        assert found["Recall@5"] == recall_at_k(X, LABELS, 5)
+        assert found.intervals["Recall@5"] == evaluate(X, LABELS, 5).intervals["Recall@5"]
+    assert found.choices["relevance"] == "depth"
+    ref = References(X[60:], rows[60:])
+    found = evaluate(X[:60], rows[:60], 5, figures=("retrieval", "ndcg"), relevance="depth", ref=ref)
+    assert found["nDCG@5"] == ndcg(X[:60], rows[:60], 5, relevance="depth", ref=ref)
+    assert found["Recall@5"].left_out == 60  # classes of the queries are none of the gallery
+    assert "figures=" in refusal_of(evaluate, X, rows, relevance="depth")
+    said = refusal_of(evaluate, X, rows, figures="ndcg", relevance="depth", ignore=3)
+    assert said.startswith("evaluate(ignore=3): expected None beside relevance=")
+
+
+def weighted_gap(distance, right, asks, weight):
+    """GAP of queries that are asked so many times each, one after the other; without ties."""
+    total, ahead, rank = 0.0, 0.0, 0.0
+    for q in np.argsort(distance):
+        rank += weight[q]
+        ahead += weight[q] * right[q]
+        total += weight[q] * right[q] * ahead / rank
+    return total / (weight * asks).sum()
+
+
+def test_the_interval_of_gap_comes_from_queries_that_are_asked_more_often():
+    rows, columns = slice(0, 120, 2), slice(1, 120, 2)  # of two images the nearest are no ties then
+    x, y, labels, theirs = X[rows], X[columns], LABELS[rows].clone(), LABELS[columns]
+    labels[:4] = torch.arange(100, 104)  # nothing to find
+    ref = References(y, theirs)
+    score, growth = pooled(opened("t", x, labels, None, ref, *[None] * 4, "skip", "euclidean", None))
+    distance, nearest = (each.numpy() for each in torch.cdist(x.double(), y.double()).min(1))
+    right = (theirs[nearest] == labels).numpy().astype(float)
+    asks = np.array([bool((theirs == label).any()) for label in labels])
+    assert score == pytest.approx(weighted_gap(distance, right, asks, np.ones(60)))
+    for q in range(60):
+        sides = []
+        for step in (1e-5, -1e-5):
+            weight = np.ones(60)
+            weight[q] += step
+            sides.append(weighted_gap(distance, right, asks, weight))
+        assert growth[q] == pytest.approx((sides[0] - sides[1]) / 2e-5, abs=1e-8)
 
 
 def test_another_seed_is_another_interval_and_the_same_seed_the_same():
@@ -169,3 +249,25 @@ def test_collapsed_embeddings_say_so():
     assert found["Recall@1"] == pytest.approx(1 / 19)
     assert "Recall@1 of 100.0% of them depends on ties" in str(found)
     assert not math.isnan(found.intervals["Recall@1"].low)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("classes", [40, 100])
+def test_intervals_of_figures_without_each_class_hold_their_mean_over_data_sets(classes):
+    """Of 200 data sets; NMI, for instance, is meant as its mean over data sets of so many classes."""
+    families = ("gap", "verification", "similarities", "clustering", "geometry", "few-shot")
+    values, intervals = [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        labels = np.repeat(np.arange(classes), rng.integers(16, 28, classes))
+        spread = rng.uniform(0.5, 1.2, classes)[labels, None]
+        centres = 1.2 * rng.normal(size=(classes, 8))[labels]
+        x = torch.from_numpy(centres + spread * rng.normal(size=(len(labels), 8))).float()
+        found = evaluate(x, labels, 1, figures=families, seed=seed)
+        values.append(dict(found))
+        if seed < 200:
+            intervals.append(found.intervals)
+    for name in set(intervals[0]) - {"tied rows", "rows of NaN"}:
+        truth = np.mean([each[name] for each in values])
+        held = sum(each[name].low <= truth <= each[name].high for each in intervals)
+        assert held >= 180, (name, held)  # 95 % of 200, less 3.3 standard deviations

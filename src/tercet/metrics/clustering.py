@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from tercet.core.checks import as_int, label_codes, refusal
 from tercet.metrics.inputs import unit_rows
 
-__all__ = ["Clustering", "clustering"]
+__all__ = ["Clustering", "clustered", "clustering"]
 
 
 class Clustering(NamedTuple):
@@ -88,6 +90,13 @@ def clustering(
         Manning, Raghavan & Schütze, "Introduction to information retrieval", 2008, chapter 16; Vinh, Epps &
         Bailey, "Information theoretic measures for clusterings comparison", 2010.
     """
+    return clustered(embeddings, labels, clusters, restarts, seed)[0]
+
+
+def clustered(
+    embeddings: Any, labels: Any, clusters: int | None, restarts: int, seed: int
+) -> tuple[Clustering, dict[str, Float[np.ndarray, " c"]]]:
+    """`clustering`, and each figure without each class, in the same clusters: k-means does not run again."""
     caller = "clustering"
     rows = unit_rows(caller, embeddings)
     codes, classes = label_codes(caller, labels)
@@ -100,15 +109,16 @@ def clustering(
     from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
     starts: Any = restarts  # scikit-learn's types know "auto" alone
-    found = KMeans(k, n_init=starts, random_state=seed).fit_predict(rows.numpy())
-    return Clustering(
-        float(normalized_mutual_info_score(codes, found)),
-        float(adjusted_mutual_info_score(codes, found)),
-        float(adjusted_rand_score(codes, found)),
-        _pair_f1(codes, found.astype(np.int64)),
+    assigned = KMeans(k, n_init=starts, random_state=seed).fit_predict(rows.numpy()).astype(np.int64)
+    found = Clustering(
+        float(normalized_mutual_info_score(codes, assigned)),
+        float(adjusted_mutual_info_score(codes, assigned)),
+        float(adjusted_rand_score(codes, assigned)),
+        _pair_f1(codes, assigned),
         k,
         restarts,
     )
+    return found, dict(zip(found.figures(), _without(codes, assigned, found.ami).T, strict=True))
 
 
 def _pair_f1(classes: Int[np.ndarray, " n"], clusters: Int[np.ndarray, " n"]) -> float:
@@ -119,3 +129,57 @@ def _pair_f1(classes: Int[np.ndarray, " n"], clusters: Int[np.ndarray, " n"]) ->
         for counts in map(np.bincount, (classes * width + clusters, classes, clusters))
     )
     return 2 * both / (own + theirs) if own + theirs else 1.0
+
+
+def _without(
+    classes: Int[np.ndarray, " n"], clusters: Int[np.ndarray, " n"], ami: float
+) -> Float[np.ndarray, "c 4"]:
+    """NMI, AMI, ARI and F1 of all classes but one, for each class.
+
+    Of images in classes of a, clusters of b and both of n: I = (Σ n ln n − Σ a ln a − Σ b ln b)/N + ln N. The
+    information that clusters at random share, which AMI subtracts, is kept as it is.
+
+    Args:
+        classes: int64 [n], from 0, none empty.
+        clusters: int64 [n].
+        ami: of all classes.
+    """
+    cells, n = np.unique(np.stack([classes, clusters]), axis=1, return_counts=True)
+    own, count = cells[0], np.bincount(classes)
+    size = np.bincount(clusters)[cells[1]]  # b, of the cluster of each cell
+
+    def rest(f: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        """Σ f(n), Σ f(a) and Σ f(b) without each class [c]."""
+        per_class = np.bincount(own, f(n)), f(count), np.bincount(own, f(size) - f(size - n))
+        whole = f(n).sum(), f(count).sum(), f(np.bincount(clusters)).sum()
+        return [total - part for total, part in zip(whole, per_class, strict=True)]
+
+    left = (len(classes) - count).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        both, a, b = (each / left for each in rest(_entropy_term))
+        shared, mean = both - a - b + np.log(left), np.log(left) - (a + b) / 2  # I, (H + H)/2
+        everything = _mutual_information(classes, clusters)
+        # AMI = (I − E)/(H − E): E from the figures of all classes.
+        expected = (everything[0] - ami * everything[1]) / (1 - ami) if ami != 1 else 0.0
+        nmi, adjusted = shared / mean, (shared - expected) / (mean - expected)
+        both, a, b = rest(lambda m: m * (m - 1.0))
+        chance = a * b / (left * (left - 1))
+        ari, f1 = (both - chance) / ((a + b) / 2 - chance), 2 * both / (a + b)
+    return np.stack([nmi, adjusted, ari, f1], 1)
+
+
+def _mutual_information(
+    classes: Int[np.ndarray, " n"], clusters: Int[np.ndarray, " n"]
+) -> tuple[float, float]:
+    """I of classes and clusters, and the mean of their entropies, in nats."""
+    n = len(classes)
+    cells = np.unique(np.stack([classes, clusters]), axis=1, return_counts=True)[1]
+    both, a, b = (
+        float(_entropy_term(each).sum()) / n for each in (cells, np.bincount(classes), np.bincount(clusters))
+    )
+    return both - a - b + math.log(n), math.log(n) - (a + b) / 2
+
+
+def _entropy_term(m: np.ndarray) -> np.ndarray:
+    """m ln m, 0 of 0."""
+    return m * np.log(np.maximum(m, 1))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 
 from tercet.core.checks import as_int, refusal
 from tercet.core.indices import References
+from tercet.metrics.binned_pairs import BinnedPairs
 from tercet.metrics.compared import compared
 
-__all__ = ["similarity_histograms"]
+__all__ = ["binned_similarities", "overlap", "similarity_histograms"]
 
 
 def similarity_histograms(
@@ -56,15 +57,45 @@ def similarity_histograms(
         >>> positive.tolist(), negative.tolist()
         ([0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0])
     """
+    protocol = {"ids": ids, "ref": ref, "groups": groups, "exclude": exclude}
+    protocol |= {"ignore": ignore, "distractors": distractors}
+    counts = binned_similarities(embeddings, labels, bins, protocol)
+    both = np.stack([counts.positive.sum(0).numpy(), counts.negatives.numpy()])
+    positive, negative = both / both.sum(1, keepdims=True).clip(1)
+    return positive, negative
+
+
+def overlap(counts: BinnedPairs) -> tuple[float, Float64[np.ndarray, " c"]]:
+    """Σ min(positive, negative) of two histograms that sum to 1, and the same without each class.
+
+    NaN where there are no pairs of either kind.
+    """
+    positive, negative = counts.positive.numpy(), counts.negative.numpy()
+    every = positive.sum(0), counts.negatives.numpy()
+    sides = [
+        np.concatenate([whole[None], whole - part])
+        for whole, part in zip(every, (positive, negative), strict=True)
+    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = [side / side.sum(1, keepdims=True) for side in sides]  # [1 + c, b], all and without a class
+    found = np.minimum(*shares).sum(1)
+    return float(found[0]), found[1:]
+
+
+def binned_similarities(embeddings: Any, labels: Any, bins: int, protocol: Mapping[str, Any]) -> BinnedPairs:
+    """The pairs of each class in bins of equal width from −1 to 1.
+
+    Args:
+        embeddings, labels, bins: as for `similarity_histograms`.
+        protocol: its other arguments.
+    """
     caller = "similarity_histograms"
     bins = as_int(caller, "bins", bins, minimum=1)
-    pairs = compared(caller, embeddings, labels, ids, ref, groups, exclude, ignore, distractors)
+    pairs = compared(caller, embeddings, labels, **protocol)
     if not len(embeddings):
         raise refusal(caller, "embeddings", "no rows", "one label for each of 1 or more images")
-    counts = torch.zeros(2, bins, dtype=torch.float64)
+    counts = BinnedPairs(pairs, bins)
     for block in pairs.blocks():
-        similar = block.similar.clamp_(-1, 1)
-        for i, side in enumerate((block.positive, block.negative)):
-            counts[i] += torch.histc(similar[side], bins, -1, 1)
-    positive, negative = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
-    return positive, negative
+        places = block.similar.add_(1).mul_(bins / 2).long().clamp_(0, bins - 1)
+        counts.add(block, places)
+    return counts

@@ -12,7 +12,7 @@ from tercet.core.randomness import derive_key, keyed_uniform
 from tercet.metrics.inputs import unit_rows
 from tercet.metrics.scores import Score
 
-__all__ = ["few_shot"]
+__all__ = ["few_shot", "played"]
 
 
 def few_shot(
@@ -55,6 +55,19 @@ def few_shot(
         Vinyals, Blundell, Lillicrap, Kavukcuoglu & Wierstra, "Matching networks for one shot learning", 2016;
         class means: Snell, Swersky & Zemel, "Prototypical networks for few-shot learning", 2017.
     """
+    return played(embeddings, labels, ways, shots, queries, episodes, seed)[0]
+
+
+def played(
+    embeddings: Any,
+    labels: Any,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    episodes: int = 600,
+    seed: int = 0,
+) -> tuple[Score, Float[np.ndarray, " c"]]:
+    """`few_shot`, and its value without each class that has images enough."""
     caller = "few_shot"
     ways, shots, queries, episodes = (
         as_int(caller, name, value, 1, 2**20)
@@ -71,10 +84,19 @@ def few_shot(
     if len(members) < ways:
         expected = f"at most {len(members)}, the classes with {shots + queries} images or more"
         raise refusal(caller, "ways", ways, expected, "lower ways, shots or queries")
-    values = np.array(
-        [_episode(rows, members, ways, shots, queries, key, episode) for episode in range(episodes)]
-    )
-    return Score(float(values.mean()), episodes, len(classes) - len(members), values=values)
+    found = [_episode(rows, members, ways, shots, queries, key, episode) for episode in range(episodes)]
+    values, drawn = np.array([value for value, _ in found]), np.stack([classes for _, classes in found])
+    score = Score(float(values.mean()), episodes, len(classes) - len(members), values=values)
+    return score, _without(values, drawn, len(members))
+
+
+def _without(
+    values: Float[np.ndarray, " e"], drawn: Int[np.ndarray, "e ways"], classes: int
+) -> Float[np.ndarray, " c"]:
+    """The mean over the episodes that a class is not in, for each class."""
+    sums = np.bincount(drawn.ravel(), values.repeat(drawn.shape[1]), classes)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (values.sum() - sums) / (len(values) - np.bincount(drawn.ravel(), minlength=classes))
 
 
 def _episode(
@@ -85,8 +107,8 @@ def _episode(
     queries: int,
     key: int,
     episode: int,
-) -> float:
-    """The accuracy of one episode."""
+) -> tuple[float, Int[np.ndarray, " ways"]]:
+    """The accuracy of one episode, and the classes that it drew."""
     drawn = np.argsort(keyed_uniform(key, episode, 0, np.arange(len(members))), kind="stable")[:ways]
     means, asked = [], []
     for number in drawn.tolist():
@@ -100,4 +122,4 @@ def _episode(
     least = distance.min(2, keepdims=True)
     near = distance <= least + 8 * np.finfo(np.float64).eps * (1 + np.abs(least))
     own = near[np.arange(ways), :, np.arange(ways)]  # [N, q]
-    return float((own / near.sum(2)).mean())
+    return float((own / near.sum(2)).mean()), drawn

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tercet.core.checks import as_int, border, label_codes, refusal
@@ -15,7 +15,7 @@ from tercet.metrics.inputs import finite_rows
 from tercet.neighbors.collection import nearest
 from tercet.pairwise.budget import budget
 
-__all__ = ["Geometry", "geometry"]
+__all__ = ["Geometry", "geometry", "shape_of"]
 
 
 class Geometry(NamedTuple):
@@ -90,57 +90,123 @@ def geometry(embeddings: Any, labels: Any = None, *, k: int = 10) -> Geometry:
         "Understanding contrastive representation learning through alignment and uniformity on the
         hypersphere", 2020; Radovanović, Nanopoulos & Ivanović, "Hubs in space", 2010.
     """
+    return shape_of(embeddings, labels, k)[0]
+
+
+def shape_of(
+    embeddings: Any, labels: Any, k: int = 10
+) -> tuple[Geometry, dict[str, Float[np.ndarray, " c"]]]:
+    """`geometry`, and each figure without each class; none without labels.
+
+    The neighbours that are counted, and the directions that the singular values are of, stay those of all
+    classes.
+    """
     k = as_int("geometry", "k", k, minimum=1)
     rows, kept = finite_rows("geometry", embeddings)
     lacking = 1 - len(rows) / max(1, len(kept))
+    every = np.arange(len(kept))
     if labels is not None and len(kept):
-        codes, _ = label_codes("geometry", labels)
-        if len(codes) != len(kept):
-            raise refusal("geometry", "labels", f"shape {codes.shape}", f"shape ({len(kept)},)")
-        codes = codes[kept]
-    else:
-        codes = np.arange(len(rows))
+        every, _ = label_codes("geometry", labels)
+        if len(every) != len(kept):
+            raise refusal("geometry", "labels", f"shape {every.shape}", f"shape ({len(kept)},)")
+    codes = every[kept]
     if len(rows) < 2:
         nan = math.nan
-        return Geometry(nan, nan, nan, nan, nan, lacking)
-    _, counts = np.unique(rows.numpy(), axis=0, return_counts=True)
+        return Geometry(nan, nan, nan, nan, nan, lacking), {}
+    _, which, counts = np.unique(rows.numpy(), axis=0, return_inverse=True, return_counts=True)
     units = torch.nn.functional.normalize(rows)
     with border("geometry"):
         found = nearest(rows, k=min(k, len(rows) - 1)).rows
     times = np.bincount(found.ravel(), minlength=len(rows)).astype(np.float64)
-    spread = times.std()
-    return Geometry(
-        _effective_rank(rows),
-        _uniformity(units),
-        _alignment(units, torch.from_numpy(codes)),
-        float(((times - times.mean()) ** 3).mean() / spread**3) if spread else 0.0,
-        float(counts[counts > 1].sum() / len(rows)),
-        lacking,
+    tied = (counts > 1)[which.reshape(-1)].astype(np.float64)
+    sums = ClassSums(codes, len(np.bincount(every)))
+    parts = (
+        _effective_rank(rows, sums),
+        _uniformity(units, torch.from_numpy(codes), sums),
+        _alignment(units, torch.from_numpy(codes), sums.classes),
+        _skewness(times, sums),
+        _mean(tied, sums),
+        _mean((~kept).astype(np.float64), ClassSums(every, sums.classes)),
     )
+    shape = Geometry(*(value for value, _ in parts))
+    without = [each for _, each in parts]
+    return shape, {} if labels is None else dict(zip(shape.figures(), without, strict=True))
 
 
-def _effective_rank(rows: Float[Tensor, "n d"]) -> float:
-    sigma = torch.linalg.eigvalsh(rows.T @ rows).clamp(min=0).sqrt()
-    total = float(sigma.sum())
-    if not total:
-        return math.nan
-    return float(torch.special.entr(sigma / total).sum().exp())
+class ClassSums(NamedTuple):
+    """Sums over the rows of each class, and of all rows.
+
+    Args:
+        codes: int64 [n], the class of each row.
+        classes: c, how many there are.
+    """
+
+    codes: Int[np.ndarray, " n"]
+    classes: int
+
+    def without(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " c"]:
+        """The sum of all rows but those of a class, for each class.
+
+        Args:
+            values: [n].
+        """
+        return values.sum() - np.bincount(self.codes, values, self.classes)
 
 
-def _uniformity(units: Float[Tensor, "n d"]) -> float:
-    total, n, start = 0.0, len(units), 0
+Parts = tuple[float, Float[np.ndarray, " c"]]  # a figure, and the figure without each class
+
+
+def _mean(values: Float[np.ndarray, " n"], sums: ClassSums) -> Parts:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(values.mean()), sums.without(values) / sums.without(np.ones_like(values))
+
+
+def _skewness(values: Float[np.ndarray, " n"], sums: ClassSums) -> Parts:
+    """mean (v − mean)³ / std³; 0 where all are equal."""
+    values = values - values.mean()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        m1, m2, m3 = (sums.without(values**i) / sums.without(np.ones_like(values)) for i in (1, 2, 3))
+        without = (m3 - 3 * m1 * m2 + 2 * m1**3) / (m2 - m1**2) ** 1.5
+    spread = values.std()
+    return (float((values**3).mean() / spread**3), without) if spread else (0.0, np.zeros(sums.classes))
+
+
+def _effective_rank(rows: Float[Tensor, "n d"], sums: ClassSums) -> Parts:
+    """Without a class its rows are taken from the variance along each direction."""
+    squares, directions = torch.linalg.eigh(rows.T @ rows)
+    along = (rows @ directions).square()  # [n, d]
+    of_class = torch.zeros(sums.classes, rows.shape[1], dtype=rows.dtype)
+    of_class.index_add_(0, torch.from_numpy(sums.codes), along)
+    every = torch.cat([squares[None], squares - of_class]).clamp(min=0).sqrt()  # [1 + c, d]
+    found = torch.special.entr(every / every.sum(1, keepdim=True)).sum(1).exp().numpy()
+    return float(found[0]), found[1:]
+
+
+def _uniformity(units: Float[Tensor, "n d"], codes: Int[Tensor, " n"], sums: ClassSums) -> Parts:
+    touching, within = (torch.zeros(len(units), dtype=units.dtype) for _ in range(2))
+    n, start = len(units), 0
     while start < n:
         stop = start + max(1, budget(units.device).tile_bytes // (8 * (n - start)))
         similar = units[start:stop] @ units[start:].T  # [a, n − start]
-        total += float((4 * similar - 4).exp_().triu(1).sum())  # −2 ‖u − v‖² = 4 u·v − 4
+        near = (4 * similar - 4).exp_().triu(1)  # −2 ‖u − v‖² = 4 u·v − 4
+        touching[start:stop] += near.sum(1)
+        touching[start:] += near.sum(0)
+        within[start:stop] += near.masked_fill_(codes[start:stop, None] != codes[start:], 0.0).sum(1)
         start = stop
-    return math.log(total / (n * (n - 1) / 2)) if total else -math.inf
+    total, left = float(touching.sum()) / 2, sums.without(np.ones(n))
+    # A class takes out the pairs that it is in; those within it touch it at both ends.
+    taken = np.bincount(sums.codes, (touching - within).numpy(), sums.classes)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        without = np.log((total - taken) / (left * (left - 1) / 2))
+    return (math.log(total / (n * (n - 1) / 2)) if total else -math.inf), without
 
 
-def _alignment(units: Float[Tensor, "n d"], codes: Tensor) -> float:
+def _alignment(units: Float[Tensor, "n d"], codes: Int[Tensor, " n"], classes: int) -> Parts:
     """The mean over positive pairs, by Σ_{i<j} ‖u_i − u_j‖² = m Σ ‖u‖² − ‖Σ u‖² of a class of m."""
-    sizes = torch.bincount(codes)
+    sizes = torch.bincount(codes, minlength=classes)
     squares = torch.zeros(len(sizes), dtype=units.dtype).index_add_(0, codes, units.square().sum(1))
     sums = torch.zeros(len(sizes), units.shape[1], dtype=units.dtype).index_add_(0, codes, units)
-    pairs = int((sizes * (sizes - 1)).sum()) // 2
-    return float((sizes * squares - sums.square().sum(1)).sum() / pairs) if pairs else math.nan
+    pairs = (sizes * (sizes - 1)) // 2
+    spread, total = (sizes * squares - sums.square().sum(1)), int(pairs.sum())
+    without = ((spread.sum() - spread) / (total - pairs)).numpy()
+    return (float(spread.sum() / total) if total else math.nan), without

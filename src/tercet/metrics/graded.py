@@ -27,7 +27,7 @@ from tercet.pairwise.relations import Graded
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import widest_float
 
-__all__ = ["ndcg"]
+__all__ = ["discounted", "graded", "ndcg"]
 
 
 @torch.no_grad()
@@ -115,7 +115,8 @@ def ndcg(
         )
     else:
         given = {"groups": groups, "exclude": exclude, "ignore": ignore, "distractors": distractors}
-        queries = graded(embeddings, labels, ids, ref, relevance, given, no_positives, distance, tile_rows)
+        how = (relevance, given, no_positives, distance, tile_rows)
+        queries = graded("ndcg", embeddings, labels, ids, ref, *how)
     return by_depth(discounted(queries, ks, exponential), ks, several)
 
 
@@ -131,6 +132,7 @@ class _Relevant(Graded):
 
 
 def graded(
+    caller: str,
     embeddings: Any,
     labels: Any,
     ids: Any,
@@ -141,9 +143,13 @@ def graded(
     distance: Any,
     tile_rows: Any,
 ) -> Queries:
-    """The queries of labels [n, c], by their relevance."""
-    zero = as_choice("ndcg", "no_positives", no_positives, ("skip", "zero")) == "zero"
-    with border("ndcg"):
+    """The queries of labels [n, c], by their relevance; arguments as for `ndcg`, after the caller's name.
+
+    Raises:
+        ValueError: one of `given` is not None, or shapes and kinds that do not fit.
+    """
+    zero = as_choice(caller, "no_positives", no_positives, ("skip", "zero")) == "zero"
+    with border(caller):
         for name, value in given.items():
             if value is not None:
                 raise Refusal(name, value, "None beside relevance=")
@@ -152,10 +158,10 @@ def graded(
         if ref is not None:
             ref = ref._replace(labels=tensor_of(ref.labels))
     pairwise = Pairwise(
-        "ndcg",
+        caller,
         x,
         tensor_of(labels),
-        distance=as_distance("ndcg", distance),
+        distance=as_distance(caller, distance),
         relation=relation,
         ids=tensor_of(ids),
         ref=ref,

@@ -26,6 +26,7 @@ __all__ = [
     "as_triplet_rows",
     "finite_rows",
     "numbered",
+    "rows_as_classes",
     "unit_rows",
 ]
 
@@ -75,6 +76,20 @@ def as_references(ref: Any) -> References | None:
     if not isinstance(ref, References):
         raise Refusal("ref", type(ref).__name__, "References(embeddings, labels, ids)")
     return References(tensor_of(ref.embeddings), ref.labels, tensor_of(ref.ids))
+
+
+def rows_as_classes(labels: Any, ref: References | None) -> tuple[Int[Tensor, " n"], References | None]:
+    """One class number for each row of labels [n, c], equal where the rows are; those of `ref` too.
+
+    Args:
+        labels: [n, c] whole numbers.
+        ref: with labels [r, c], or None.
+    """
+    rows = [
+        torch.as_tensor(tensor_of(each)).cpu() for each in (labels, *(() if ref is None else (ref.labels,)))
+    ]
+    codes = torch.cat(rows).unique(dim=0, return_inverse=True)[1].split([len(each) for each in rows])
+    return codes[0], None if ref is None else ref._replace(labels=codes[1])
 
 
 def finite_rows(

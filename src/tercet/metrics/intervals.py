@@ -2,7 +2,8 @@
 
 Queries of a class share positives and are no independent draws; classes are. So classes are drawn with
 replacement, each with all of its queries, and one matrix product of how often each is drawn with the sums and
-counts of the classes gives every resampled mean.
+counts of the classes gives every resampled mean. Figures of pairs, clusters and clouds are no means over
+queries: their intervals come from the figure without each class.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from jaxtyping import Float, Shaped
 from tercet.core.checks import as_float, as_int, as_seed, label_codes, refusal
 from tercet.core.randomness import derive_key, keyed_uniform
 
-__all__ = ["Difference", "Interval", "class_intervals", "class_sums", "paired_difference"]
+__all__ = [
+    "Difference",
+    "Interval",
+    "class_intervals",
+    "class_sums",
+    "jackknife_interval",
+    "paired_difference",
+]
 
 _DRAWS = 2**22  # classes drawn at once
 
@@ -129,6 +137,44 @@ def class_intervals(
     with np.errstate(invalid="ignore", divide="ignore"):
         means = drawn[:, :width] / drawn[:, width:]
     return _percentiles(means, classes, level)
+
+
+def jackknife_interval(value: float, without: Float[np.ndarray, " c"], share: bool = True) -> Interval:
+    """The 95 % interval of a figure that is no mean over queries, from the figure without each class.
+
+    θ ± t √((C − 1)/C Σ_c (θ₍c₎ − mean θ₍₎)²), θ₍c₎ the figure without class c, t of Student's distribution
+    with C − 1 degrees of freedom. Of a share, ln θ/(1 − θ) has this interval, so that it stays in [0, 1] and
+    is wider on the side of ½. Where classes matter only in pairs, as in the uniformity of a cloud that is the
+    same in all directions, it is up to √2 times too wide.
+
+    Args:
+        value: θ, the figure.
+        without: [c], θ₍c₎.
+        share: the figure is at least 0 and at most 1.
+
+    Returns:
+        An `Interval`, NaN of fewer than two classes, and where the figure is not defined without one of them.
+
+    Example:
+        >>> values = np.array([1.0, 2.0, 3.0, 6.0])  # of four classes, and their mean
+        >>> print(jackknife_interval(3.0, (values.sum() - values) / 3, share=False))
+        [-0.436, 6.436]
+
+    Reference:
+        Efron & Stein, "The jackknife estimate of variance", 1981.
+    """
+    classes = len(without)
+    if classes < 2 or not np.isfinite([value, *without]).all():
+        return Interval(math.nan, math.nan)
+    inside = share and min(value, without.min()) > 0 and max(value, without.max()) < 1
+    if inside:
+        value, without = math.log(value / (1 - value)), np.log(without / (1 - without))
+    variance = (classes - 1) / classes * float(((without - without.mean()) ** 2).sum())
+    half = -_student(0.025, classes - 1) * math.sqrt(variance)
+    low, high = value - half, value + half
+    if inside:
+        low, high = 1 / (1 + math.exp(-low)), 1 / (1 + math.exp(-high))
+    return Interval(max(low, 0.0), min(high, 1.0)) if share and 0 <= value <= 1 else Interval(low, high)
 
 
 def paired_difference(

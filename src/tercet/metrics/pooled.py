@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from tercet.core.indices import References
@@ -17,7 +17,7 @@ from tercet.metrics.ranks import ranked_blocks
 from tercet.metrics.scores import Score
 from tercet.pairwise.distances import Distance
 
-__all__ = ["global_average_precision"]
+__all__ = ["global_average_precision", "pooled"]
 
 
 @torch.no_grad()
@@ -89,11 +89,13 @@ def global_average_precision(
         distance,
         tile_rows,
     )
-    return pooled(queries)
+    return pooled(queries)[0]
 
 
-def pooled(queries: Queries) -> Score:
-    """GAP, its expected value over the orders of equally far images and of equally far answers.
+def pooled(queries: Queries) -> tuple[Score, Float[np.ndarray, " n"]]:
+    """GAP, and by how much it grows with how often each query is asked.
+
+    It is the expected value over the orders of equally far images and of equally far answers.
 
     Of t answers at one distance, right with the probabilities p_a, the one at place j is right with the mean
     probability, and the others before it add (j − 1)/(t − 1) of Σ_{a ≠ b} p_a p_b / t to what is expected.
@@ -115,19 +117,50 @@ def pooled(queries: Queries) -> Score:
     p = right[answers]
     sums = np.bincount(of, p, len(sizes))
     pairs = sums**2 - np.bincount(of, p * p, len(sizes))
-    place = np.arange(len(p)) - (np.cumsum(sizes) - sizes)[np.sort(of)]  # j − 1, in the order of distance
-    tie = np.sort(of)
+    order = np.argsort(of, kind="stable")
+    tie, place = of[order], np.arange(len(p))
     size, ahead = sizes[tie], (np.cumsum(sums) - sums)[tie]
+    earlier = place - (np.cumsum(sizes) - sizes)[tie]  # j − 1
     several = np.maximum(size - 1, 1)
-    value = (sums[tie] * (ahead + 1) + pairs[tie] * place / several) / size / (1 + np.arange(len(p)))
+    value = (sums[tie] * (ahead + 1) + pairs[tie] * earlier / several) / size / (1 + place)
     unsure = tied.copy()
     if len(p):
-        starts, by_tie = np.cumsum(sizes) - sizes, p[np.argsort(of, kind="stable")]
+        starts, by_tie = np.cumsum(sizes) - sizes, p[order]
         mixed = np.maximum.reduceat(by_tie, starts) > np.minimum.reduceat(by_tie, starts)
         unsure[answers] |= mixed[of]
-    return Score(
+    score = Score(
         float(value.sum() / total) if total else math.nan,
         total,
         count - total,
         tied=float(unsure[asks].mean()) if total else 0.0,
     )
+    growth = np.zeros(queries.given)
+    if total:
+        own = -float(score) * asks
+        own[answers] += _growth(p, of, order, sizes)
+        growth[queries.rows] = own / total
+    return score, growth
+
+
+def _growth(
+    p: Float[np.ndarray, " a"],
+    of: Int[np.ndarray, " a"],
+    order: Int[np.ndarray, " a"],
+    sizes: Int[np.ndarray, " t"],
+) -> Float[np.ndarray, " a"]:
+    """∂/∂w_q of Σ_i w_i p_i (w_i + Σ_{j<i} w_j p_j)/Σ_{j≤i} w_j at w = 1, the mean over the places of a tie.
+
+    Args:
+        p: the probability that each answer is right.
+        of: the tie that it is in, by distance.
+        order: the answers by distance.
+        sizes: how many answers each tie has.
+    """
+    tie = of[order]
+    mean = (np.bincount(of, p) / sizes)[tie]  # of the tie, at each place
+    rank = 1.0 + np.arange(len(p))
+    here = (1 + np.cumsum(mean) - mean) / rank  # P(i) of a right answer
+    later = np.cumsum((mean / rank)[::-1])[::-1] - mean / rank
+    lost = np.cumsum((mean * here / rank)[::-1])[::-1]
+    gained, lost = (np.bincount(tie, each) / sizes for each in (here + 1 / rank + later, lost))
+    return p * gained[of] - lost[of]

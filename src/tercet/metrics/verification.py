@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from tercet.core.checks import as_float, refusal
 from tercet.core.indices import References
 from tercet.metrics.compared import ComparedPairs, compared
+from tercet.metrics.roc_tables import RocTables
 
 __all__ = ["Verification", "verification"]
 
@@ -39,7 +40,7 @@ class Verification:
         positives: how many positive pairs there are.
         negatives: how many negative pairs.
         curve: float64 [m, 2], FAR and TAR along the ROC, some thousand points of it.
-        by_class: for `auc` and each TAR, the sum over the positives of each class, and their number [c, 2].
+        without: each figure without each class, float64 [c]: what its interval is made of.
 
     Example:
         >>> found = Verification(0.9, 0.1, {0.01: 0.75}, 0.1, 40, 5000)
@@ -60,7 +61,7 @@ class Verification:
     positives: int
     negatives: int
     curve: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)), repr=False)
-    by_class: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    without: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def fnmr(self) -> dict[float, float]:
@@ -150,31 +151,26 @@ def verification(
     if not positives or not negatives:
         nothing = dict.fromkeys(rates, math.nan)
         return Verification(math.nan, math.nan, nothing, math.nan, positives, negatives)
-    similar, of_class = _positive_similarities(pairs)
+    similar = _positive_similarities(pairs)
     marks, which = np.unique(similar, return_inverse=True)
-    above, upto = _past(pairs, marks)
+    tables = RocTables(pairs, similar)
+    above, upto = _past(pairs, marks, tables)
     rest = negatives - upto
     beats = (rest + (upto - above) / 2) / negatives  # of each mark, P(negative below it) + ½ P(equal)
     held = np.bincount(which, minlength=len(marks))
     accepted = held[::-1].cumsum()[::-1] / positives  # TAR at each mark
-    exceeds = upto[which] / negatives
-    tar, by_class = {}, {"ROC-AUC": _class_sums(beats[which], of_class)}
-    by_class["P(negative ≥ positive)"] = _class_sums(exceeds, of_class)
-    for rate in rates:
-        allowed = upto <= rate * negatives
-        tar[rate] = float(accepted[allowed].max(initial=0.0))
-        by_class[f"TAR@FAR={rate:g}"] = _class_sums(allowed[which].astype(np.float64), of_class)
+    tar = {rate: float(accepted[upto <= rate * negatives].max(initial=0.0)) for rate in rates}
     curve = _roc(above / negatives, upto / negatives, accepted)
-    return Verification(
-        float(beats[which].mean()),
+    found = Verification(
+        float(held @ beats / positives),
         _equal_error(curve),
         tar,
-        float(exceeds.mean()),
+        float(held @ (upto / negatives) / positives),
         positives,
         negatives,
         curve[np.unique(np.linspace(0, len(curve) - 1, 4000).round().astype(int))],
-        by_class,
     )
+    return replace(found, without=dict(zip(found.figures(), tables.without(rates).T, strict=True)))
 
 
 def _rates(caller: str, far: Any, negatives: int) -> list[float]:
@@ -195,33 +191,23 @@ def _rounded(similar: Float[Tensor, "a r"]) -> Float[Tensor, "a r"]:
     return (similar * 2**24).round_().float()
 
 
-def _positive_similarities(
-    pairs: ComparedPairs,
-) -> tuple[Float[np.ndarray, " p"], Int[np.ndarray, " p"]]:
-    """The similarity and the class of each positive pair."""
-    parts, classes = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
-    for block in pairs.positives():
-        parts.append(_rounded(block.similar)[block.positive].numpy())
-        classes.append(np.full(len(parts[-1]), int(pairs.classes[block.rows.start])))
-    return np.concatenate(parts), np.concatenate(classes)
+def _positive_similarities(pairs: ComparedPairs) -> Float[np.ndarray, " p"]:
+    """The similarity of each positive pair."""
+    return np.concatenate([_rounded(each.similar)[each.positive].numpy() for each in pairs.positives()])
 
 
 def _past(
-    pairs: ComparedPairs, marks: Float[np.ndarray, " m"]
+    pairs: ComparedPairs, marks: Float[np.ndarray, " m"], tables: RocTables
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-    """How many negative pairs are above each mark, and how many at it or above."""
+    """How many negative pairs are above each mark, and how many at it or above; all go into the tables."""
     above, upto = np.zeros(len(marks), np.int64), np.zeros(len(marks), np.int64)
     for block in pairs.blocks():
-        values = np.sort(_rounded(block.similar)[block.negative].numpy())
+        steps = _rounded(block.similar)
+        tables.add(block, steps)
+        values = np.sort(steps.masked_fill_(~block.negative, -math.inf).view(-1).numpy())
         above += len(values) - np.searchsorted(values, marks, "right")
         upto += len(values) - np.searchsorted(values, marks, "left")
     return above, upto
-
-
-def _class_sums(values: Float[np.ndarray, " p"], of_class: Int[np.ndarray, " p"]) -> Float[np.ndarray, "c 2"]:
-    """The sum and the number of the values of each class that has any."""
-    found = np.stack([np.bincount(of_class, values), np.bincount(of_class)], 1)
-    return found[found[:, 1] > 0]
 
 
 def _roc(

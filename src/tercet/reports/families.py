@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,30 +12,41 @@ from torch import Tensor
 
 from tercet.core.checks import refusal, with_length
 from tercet.metrics import figures as named
-from tercet.metrics.clustering import clustering
-from tercet.metrics.distributions import similarity_histograms
-from tercet.metrics.episodes import few_shot
+from tercet.metrics.clustering import clustered
+from tercet.metrics.distributions import binned_similarities, overlap
+from tercet.metrics.episodes import played
 from tercet.metrics.figures import measured
-from tercet.metrics.geometry import geometry
+from tercet.metrics.geometry import shape_of
+from tercet.metrics.graded import discounted
+from tercet.metrics.intervals import class_sums
+from tercet.metrics.pooled import pooled
 from tercet.metrics.protocol import Queries
 from tercet.metrics.verification import verification
 
-__all__ = ["FIGURES", "other_figures", "ranked_figures"]
+__all__ = ["FIGURES", "UNBOUNDED", "other_figures", "ranked_figures"]
 
-FIGURES = "retrieval ranking curves verification similarities clustering geometry few-shot".split()
+FIGURES = "retrieval ranking curves ndcg gap verification similarities clustering geometry few-shot".split()
 ONE_SET = {"clustering", "geometry", "few-shot"}  # figures of rows that are nobody's gallery
+UNBOUNDED = {"effective rank", "uniformity", "alignment", "hubness"}  # no shares, from 0 to 1
+BINS = 100  # of similarity
 CURVE = 50  # ranks of the CMC and of the recall curve
 
 
 def ranked_figures(
-    queries: Queries, chosen: list[str], ks: list[int]
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """The figures of rankings by name, and the curves, all from one search.
+    queries: Queries, graded: Queries, labels: Any, chosen: list[str], ks: list[int], gain: str
+) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The figures of rankings by name, and the curves, all but nDCG and GAP from one search.
 
     Args:
         queries: who is searched for whom.
+        graded: the same by relevance, for nDCG.
+        labels: [n], the class of each row.
         chosen: names of families.
         ks: ranks of Recall@k and its like.
+        gain: of nDCG.
+
+    Returns:
+        Figures, curves, and figures without each class, by name.
     """
     wanted, drawn = {}, {}
     if "retrieval" in chosen:
@@ -58,7 +68,15 @@ def ranked_figures(
         for name in ("cmc", "recall")
         if drawn
     }
-    return {name: scores[name] for name in wanted}, curves
+    found: dict[str, float] = {name: scores[name] for name in wanted}
+    without = {}
+    if "ndcg" in chosen:
+        found |= {f"nDCG@{k}": score for k, score in discounted(graded, ks, gain == "exponential").items()}
+    if "gap" in chosen:
+        found["GAP"], growth = pooled(queries)
+        of_class = class_sums(growth[queries.rows], _rows(labels, queries.rows))[0]
+        without["GAP"] = found["GAP"] - of_class  # to first order
+    return found, curves, without
 
 
 def other_figures(
@@ -82,36 +100,40 @@ def other_figures(
         curves: arrays by name.
 
     Returns:
-        Lines for the table, and the sums of classes of figures that have such.
+        Lines for the table, and figures without each class, by name.
 
     Raises:
         ValueError: an option that a family has no meaning for.
     """
-    notes, sums = [], {}
+    notes, without = [], {}
     _refuse_protocol_of_one_set(chosen, protocol)
     if "verification" in chosen:
         pairs = verification(embeddings, labels, **protocol)
         found |= pairs.figures()
-        sums |= pairs.by_class
+        without |= pairs.without
         curves["roc"] = pairs.curve
         notes.append(f"{pairs.positives:,} positive and {pairs.negatives:,} negative pairs, each once")
     if "similarities" in chosen:
-        both = np.stack(similarity_histograms(embeddings, labels, **protocol))
-        found["overlap of similarities"] = float(both.min(0).sum()) if both.any(1).all() else math.nan
-        curves["similarities"] = both
+        pairs = binned_similarities(embeddings, labels, BINS, protocol)
+        name, both = "overlap of similarities", np.stack([pairs.positive.sum(0), pairs.negatives])
+        found[name], without[name] = overlap(pairs)
+        curves["similarities"] = both / both.sum(1, keepdims=True).clip(1)
     if protocol["ignore"] is not None and ONE_SET & set(chosen):
         embeddings, labels = (_rows(each, kept) for each in (embeddings, labels))
     if "clustering" in chosen:
-        clusters = clustering(embeddings, labels, seed=seed)
+        clusters, of_classes = clustered(embeddings, labels, None, 10, seed)
         found |= clusters.figures()
+        without |= of_classes
         notes.append(f"k-means, {clusters.clusters} clusters, best of {clusters.restarts} restarts")
     if "geometry" in chosen:
-        found |= geometry(embeddings, labels).figures()
+        shape, of_classes = shape_of(embeddings, labels)
+        found |= shape.figures()
+        without |= of_classes
     if "few-shot" in chosen:
-        score = few_shot(embeddings, labels, seed=seed)
-        found["5-way 1-shot accuracy"] = float(score)
+        name, (score, of_classes) = "5-way 1-shot accuracy", played(embeddings, labels, seed=seed)
+        found[name], without[name] = float(score), of_classes
         notes.append(f"few-shot: {score.queries} episodes, {score.left_out} classes of fewer than 16 images")
-    return notes, sums
+    return notes, without
 
 
 def _refuse_protocol_of_one_set(chosen: list[str], protocol: Mapping[str, Any]) -> None:
