@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from tercet import embed, evaluate, scan_folder
+from tercet import embed, evaluate, global_average_precision, ndcg, scan_folder
 from tests.helpers import picture
 
 
@@ -61,6 +61,45 @@ def test_json_and_a_picture(tercet, here):
     code, _, err = tercet("evaluate", "good.npy", *words)
     assert (code, "x.json" in err) == (1, True), err
     assert tercet("evaluate", "good.npy", *words, "--overwrite", "--quiet") == (0, "", "")
+
+
+def test_a_model_and_a_folder_in_one_go(tercet, here):
+    (here / "mine.py").write_text("def factory():\n    return lambda images: images.mean((2, 3))\n")
+    words = ("photos", "--model", "mine:factory", "--size", 4, "--workers", 0, "--device", "cpu", "--k", 1)
+    code, out, err = tercet("evaluate", *words, "--keep", "kept.npy")
+    assert code == 0, err
+    assert "1 images left out: they do not decode" in out
+    assert tercet("evaluate", "kept.npy", "--k", 1)[1].splitlines()[4:] == out.splitlines()[4:]
+    code, again, err = tercet("evaluate", *words)
+    assert code == 0, err
+    assert again.splitlines()[4:] == out.splitlines()[4:]
+    assert sorted(file.name for file in here.glob("*.npy")) == ["bad.npy", "good.npy", "kept.npy"]
+    code, _, err = tercet("evaluate", "good.npy", "--size", 4)
+    assert (code, "--keep and the options of embedding are for --model" in err) == (2, True), err
+
+
+def test_graded_relevance_is_how_far_two_classes_share_their_folders(tercet, here):
+    import torch
+
+    for row in range(24):
+        picture(here / "tree" / "xxy"[row % 3] / "abc"[row % 3] / f"{row:02d}.png", row)
+    picture(here / "tree" / "z" / "1.png", 1)
+    catalog = scan_folder("tree")
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(25, 3)).astype(np.float32))
+    embed(lambda images: x[: len(images)], catalog, "tree.npy", size=4, batch_size=25)
+    words = ("--figures", "ndcg", "--figures", "gap", "--k", 3, "--relevance", "depth")
+    code, out, err = tercet("evaluate", "tree.npy", *words, "--gain", "exponential", "--worst", 1)
+    assert code == 0, err
+    rows = torch.tensor(
+        [{"x/a": [0, 0], "x/b": [0, 1], "y/c": [1, 2], "z": [2, 3]}[c] for c in catalog.classes]
+    )
+    rows = rows[torch.from_numpy(catalog.labels)]
+    expected = ndcg(x, rows, 3, relevance="depth", gain="exponential", distance="cosine")
+    assert f"nDCG@3 {expected:.3f}" in cells(out)
+    assert f"GAP {global_average_precision(x, catalog.labels, distance='cosine'):.3f}" in cells(out)
+    assert "class nDCG@3 queries" in cells(out)
+    code, _, err = tercet("evaluate", "tree.npy", *words[:-1], "overlap")
+    assert (code, "relevance='overlap'" in err) == (1, True), err
 
 
 def test_two_models_side_by_side(tercet, here):

@@ -1,11 +1,14 @@
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tercet.core.indices import References
+from tercet.data.catalog.scan import scan_folder
 from tercet.metrics.clustering import clustering
 from tercet.metrics.geometry import geometry
 from tercet.metrics.graded import ndcg
@@ -15,9 +18,11 @@ from tercet.metrics.precision import map_at_r, mean_average_precision
 from tercet.metrics.protocol import opened
 from tercet.metrics.retrieval import cmc, precision_at_k, recall_at_k
 from tercet.metrics.verification import verification
+from tercet.offline.embed import embed
+from tercet.offline.embeddings import read_embeddings
 from tercet.reports.evaluation import evaluate
 from tercet.reports.families import FIGURES
-from tests.helpers import points, refusal_of
+from tests.helpers import picture, points, refusal_of, unchecked
 from tests.oracles.figures import compared_pairs
 
 X, LABELS = points(120, 6) + 2 * points(12, 6, seed=1).repeat_interleave(10, 0), torch.arange(120) // 10
@@ -134,6 +139,64 @@ def test_the_interval_of_gap_comes_from_queries_that_are_asked_more_often():
             weight[q] += step
             sides.append(weighted_gap(distance, right, asks, weight))
         assert growth[q] == pytest.approx((sides[0] - sides[1]) / 2e-5, abs=1e-8)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """24 pictures of four classes, of which one does not decode."""
+    for row in range(24):
+        picture(tmp_path / "photos" / "abcd"[row % 4] / f"{row:02d}.png", row)
+    (tmp_path / "photos" / "d" / "23.png").write_bytes(b"no picture")
+    monkeypatch.chdir(tmp_path)
+    return scan_folder("photos")
+
+
+def brightness(images):
+    return images.flatten(2).sort(2).values[:, :, ::7].flatten(1)
+
+
+def test_a_model_and_a_catalog_give_what_embed_and_its_array_give(photos):
+    how = {"size": 8, "batch_size": 5}
+    found = evaluate(brightness, None, (1, 3), catalog=photos, embedding=how)
+    stored = embed(brightness, photos, "photos.npy", **how)
+    kept = np.setdiff1d(np.arange(24), stored.unreadable)
+    names = np.array(photos.classes)[photos.labels[kept]]
+    expected = evaluate(torch.from_numpy(stored.array[kept]), names, (1, 3))
+    assert len(kept) == 23
+    assert dict(found) == dict(expected)
+    assert found.intervals == expected.intervals
+    assert "1 images left out: they do not decode" in str(found)
+    assert dict(evaluate(read_embeddings("photos.npy"), k=(1, 3))) == dict(expected)
+    assert [file.name for file in Path().iterdir() if file.suffix == ".npy"] == ["photos.npy"]
+    kept_too = evaluate(brightness, None, (1, 3), catalog=photos, embedding=how, out="again.npy")
+    assert dict(kept_too) == dict(expected)
+    assert read_embeddings("again.npy").array[kept].tolist() == stored.array[kept].tolist()
+
+
+def test_columns_of_the_catalog_and_own_labels_lose_the_same_rows(photos):
+    camera = np.array([f"c{row % 3}" for row in range(24)], dtype=object)
+    with_camera = replace(photos, groups={"camera": camera})
+    how, ids = {"size": 8}, torch.arange(24)
+    found = evaluate(brightness, None, 1, catalog=with_camera, embedding=how, groups="camera", ids=ids)
+    stored = embed(brightness, photos, "photos.npy", **how)
+    kept = np.setdiff1d(np.arange(24), stored.unreadable)
+    array, labels = torch.from_numpy(stored.array[kept]), photos.labels[kept]
+    assert dict(found) == dict(evaluate(array, labels, 1, groups=camera[kept].astype(str)))
+    ref = References(array, labels, torch.from_numpy(kept))
+    found = evaluate(stored, photos.labels, 1, ref=ref, ids=ids, groups=(camera, camera[kept].astype(str)))
+    assert dict(found) == dict(evaluate(array, labels, 1, groups=camera[kept].astype(str)))
+    assert "one of the catalog's columns: none" in refusal_of(evaluate, stored, k=1, groups="camera")
+    assert "24, one for each image" in refusal_of(evaluate, stored, photos.labels[:5])
+
+
+def test_models_and_embeddings_are_not_mixed_up(photos):
+    assert "a Catalog or a ShardIndex beside a model" in refusal_of(evaluate, brightness)
+    assert "pass a model as the first argument" in refusal_of(evaluate, X, LABELS, catalog=photos)
+    assert "None beside embeddings" in refusal_of(evaluate, X, LABELS, out="x.npy")
+    assert "one label for each embedding" in refusal_of(evaluate, X)
+    with unchecked():
+        said = refusal_of(evaluate, brightness, catalog=photos, embedding=["size"])
+    assert "options of embed by name" in said
 
 
 def test_another_seed_is_another_interval_and_the_same_seed_the_same():

@@ -30,7 +30,7 @@ from tercet.cli.summary import SHOWN, finish, grid, tell_left_out
 from tercet.core.checks import Refusal, border, escaped
 from tercet.data.shards.index import ShardIndex
 
-__all__ = ["app", "embed"]
+__all__ = ["app", "embed", "first_device", "opened_images"]
 
 CALLER = "embed"
 
@@ -116,7 +116,7 @@ def embed(
 
     started = time.perf_counter()
     refuse_input(output, source)
-    place = _first_device() if device is None else device
+    place = first_device() if device is None else device
     options: dict[str, Any] = {"size": size, "batch_size": batch_size, "workers": workers, "device": place}
     options |= {"dtype": dtype, "precision": precision, "compile": compile, "views": views}
     options |= {"normalize": normalize, "hash": hash, "key": key, "part_size": part_size}
@@ -126,26 +126,9 @@ def embed(
     how: Any = transform
     if ":" in transform:
         how = made_by_name("transform", transform, "a function that returns a transform")
-    images: Any = None
-    if _is_of_tars(source):
-        given = [class_depth, root, outside_root, group, path_column != "path", label_column != "label"]
-        if any(given):
-            raise typer.BadParameter("of tars, --split alone says what is read")
-        images = ShardIndex(source, split=split, progress=not quiet)
-    elif split is not None:
-        raise typer.BadParameter("--split is for tars")
-    else:
-        images = opened_catalog(
-            source,
-            class_depth=class_depth,
-            root=root,
-            outside_root=outside_root,
-            columns=group or [],
-            path_column=path_column,
-            label_column=label_column,
-            verify=False,
-            quiet=quiet,
-        )
+    of_table = {"root": root, "outside_root": outside_root, "columns": group or []}
+    of_table |= {"path_column": path_column, "label_column": label_column}
+    images = opened_images(source, split=split, class_depth=class_depth, quiet=quiet, **of_table)
     try:
         found = embedded(
             loaded, images, output, transform=how, overwrite=overwrite, progress=not quiet, **options
@@ -157,7 +140,42 @@ def embed(
     _report(found, output, getattr(images, "catalog", images).left_out, time.perf_counter() - started, quiet)
 
 
-def _first_device() -> str:
+def opened_images(
+    source: Path,
+    *,
+    split: str | None,
+    class_depth: int | None,
+    root: Path | None,
+    outside_root: bool,
+    columns: list[str],
+    path_column: str,
+    label_column: str,
+    quiet: bool,
+) -> Any:
+    """The images of a folder, a table or tars: a `Catalog` or a `ShardIndex`.
+
+    Args:
+        source: the folder, the table or the tar.
+        split, class_depth, root, outside_root, columns, path_column, label_column, quiet: the options of the
+            same names; `columns` is `--group`.
+
+    Raises:
+        ValueError: no such source, or one without images.
+        typer.BadParameter: an option for another kind of source.
+    """
+    if _is_of_tars(source):
+        if any([class_depth, root, outside_root, columns, path_column != "path", label_column != "label"]):
+            raise typer.BadParameter("of tars, --split alone says what is read")
+        return ShardIndex(source, split=split, progress=not quiet)
+    if split is not None:
+        raise typer.BadParameter("--split is for tars")
+    of_table: dict[str, Any] = {"root": root, "outside_root": outside_root, "columns": columns}
+    of_table |= {"path_column": path_column, "label_column": label_column}
+    return opened_catalog(source, class_depth=class_depth, verify=False, quiet=quiet, **of_table)
+
+
+def first_device() -> str:
+    """The first accelerator, or the CPU."""
     import torch
 
     return (

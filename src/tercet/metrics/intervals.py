@@ -156,9 +156,9 @@ def jackknife_interval(value: float, without: Float[np.ndarray, " c"], share: bo
         An `Interval`, NaN of fewer than two classes, and where the figure is not defined without one of them.
 
     Example:
-        >>> values = np.array([1.0, 2.0, 3.0, 6.0])  # of four classes, and their mean
-        >>> print(jackknife_interval(3.0, (values.sum() - values) / 3, share=False))
-        [-0.436, 6.436]
+        >>> values = np.array([1.0, 2.0, 3.0, 6.0, 4.0, 2.0])  # of six classes, and their mean
+        >>> print(jackknife_interval(3.0, (values.sum() - values) / 5, share=False))
+        [1.125, 4.875]
 
     Reference:
         Efron & Stein, "The jackknife estimate of variance", 1981.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
 from tercet.core.checks import as_choice, as_strings, refusal
@@ -16,6 +16,7 @@ from tercet.metrics.figures import depths
 from tercet.metrics.graded import graded as graded_queries
 from tercet.metrics.inputs import rows_as_classes
 from tercet.metrics.protocol import opened
+from tercet.reports.evaluated_images import rows_of
 from tercet.reports.families import FIGURES, other_figures, ranked_figures
 from tercet.reports.figures_by_name import Evaluation
 
@@ -24,8 +25,8 @@ __all__ = ["Evaluation", "evaluate"]
 
 @torch.no_grad()
 def evaluate(
-    embeddings: Shaped[Tensor, "n d"] | Shaped[np.ndarray, "n d"],
-    labels: Any,
+    embeddings: Any,
+    labels: Any = None,
     k: int | Iterable[int] = (1, 2, 4, 8),
     *,
     figures: str | Iterable[str] = "retrieval",
@@ -41,6 +42,9 @@ def evaluate(
     relevance: Any = None,
     gain: str = "linear",
     tile_rows: int | None = None,
+    catalog: Any = None,
+    out: str | Path | None = None,
+    embedding: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """The figures of an embedding by one search, with 95 % intervals, as a table.
 
@@ -49,8 +53,10 @@ def evaluate(
     about 40 classes intervals are slightly narrow.
 
     Args:
-        embeddings: [n, d], torch or numpy.
-        labels: [n] integers, bools or strings: a tensor, an array or a list.
+        embeddings: [n, d], torch or numpy; `Embeddings`, as `embed` and `read_embeddings` give them; or a
+            model, with `catalog`.
+        labels: [n] integers, bools or strings: a tensor, an array or a list; None for the classes of
+            `Embeddings` or `catalog`.
         k: how many are retrieved; several numbers cost no more than one.
         figures: which families, one or several of `"retrieval"`; `"ranking"`, Precision@k, true recall,
             mAP@k, MAP, MRR and mINP; `"curves"`, CMC and recall to plot; `"ndcg"`, nDCG@k; `"gap"`, GAP; of
@@ -62,8 +68,8 @@ def evaluate(
         ref: the gallery, torch or numpy; None for the embeddings themselves. Pairs are of queries and
             gallery too; `"clustering"`, `"geometry"` and `"few-shot"` know none, nor ids, groups or
             distractors, and refuse them.
-        groups: [n] whole numbers or strings, the camera or session of each image; with `ref` two such
-            columns, [n] and [r].
+        groups: [n] whole numbers or strings, the camera or session of each image, or the name of a column of
+            the catalog; with `ref` two such columns, [n] and [r].
         exclude: what a query does not retrieve, with `groups`: `"group positives"`, images of its class and
             group, as benchmarks of re-identification have it, and the default; or `"group"`, all images of
             its group.
@@ -78,13 +84,18 @@ def evaluate(
             other figures and of intervals.
         gain: of nDCG, `"linear"` or `"exponential"`.
         tile_rows: queries compared at once; None for as many as fit the memory of a tile.
+        catalog: the images that a model embeds, a `Catalog` or a `ShardIndex`; those that do not decode are
+            left out and counted.
+        out: a .npy file to keep the embeddings of a model in, as `embed` does; None to keep none.
+        embedding: options of `embed` by name, such as {"size": 224, "batch_size": 256}.
 
     Returns:
         An `Evaluation`: the figures by name; printed, a table; `to_json`, `plot`, `compare`, `by_class`.
 
     Raises:
-        ValueError: k below 1, an unknown family, an option that a family has no meaning for, labels of mixed
-            kinds, embeddings that are NaN or infinite, or shapes that do not fit.
+        ValueError: a model without catalog, k below 1, an unknown family, an option that a family has no
+            meaning for, labels of mixed kinds, embeddings that are NaN or infinite, or shapes that do not
+            fit.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [1.4], [2.5], [9.0], [9.5]])
@@ -106,6 +117,8 @@ def evaluate(
         as_choice(caller, "figures", each, FIGURES)
     if relevance is not None and "ndcg" not in chosen:
         raise refusal(caller, "relevance", relevance, 'None, or figures=("retrieval", "ndcg", …)')
+    given = rows_of(embeddings, labels, catalog, out, embedding, ids, groups, ref is not None)
+    embeddings, labels, ids, groups, left_out = given
     gain, graded = as_choice(caller, "gain", gain, ("linear", "exponential")), None
     if relevance is not None:
         graded = graded_queries(
@@ -146,7 +159,7 @@ def evaluate(
         "gain": gain,
         "seed": seed,
     }
-    return Evaluation(found, _names(labels), without | more, notes, choices, curves, seed)
+    return Evaluation(found, _names(labels), without | more, left_out + notes, choices, curves, seed)
 
 
 def _names(labels: Any) -> np.ndarray:
