@@ -64,8 +64,22 @@ def test_json_and_a_picture(tercet, here):
 
 
 def test_a_model_and_a_folder_in_one_go(tercet, here):
-    (here / "mine.py").write_text("def factory():\n    return lambda images: images.mean((2, 3))\n")
-    words = ("photos", "--model", "mine:factory", "--size", 4, "--workers", 0, "--device", "cpu", "--k", 1)
+    (here / "brightness_model.py").write_text(
+        "def factory():\n    return lambda images: images.mean((2, 3))\n"
+    )
+    words = (
+        "photos",
+        "--model",
+        "brightness_model:factory",
+        "--size",
+        4,
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+        "--k",
+        1,
+    )
     code, out, err = tercet("evaluate", *words, "--keep", "kept.npy")
     assert code == 0, err
     assert "1 images left out: they do not decode" in out

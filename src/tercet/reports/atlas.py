@@ -25,9 +25,11 @@ def write_atlas(
     size: int,
     overwrite: bool,
 ) -> None:
-    """Write a Parquet table with id, x, y, image, path, class and neighbors.
+    """Write a Parquet table with row, x, y, image, path, class and neighbors.
 
-    An image is {bytes, path}, a PNG thumbnail, null where it does not decode; neighbors are {ids, distances}.
+    An image is {bytes, path}, a PNG thumbnail, null where it does not decode; neighbors are {ids, distances},
+    ids being rows of this table. Embedding Atlas asks for as many neighbours in every row, so images without
+    an embedding are left out; `row` is that of the catalog.
 
     Args:
         target: a path that `fresh_target` has returned.
@@ -48,21 +50,25 @@ def write_atlas(
         content = cv2.imencode(".png", cv2.cvtColor(small, cv2.COLOR_RGBA2BGRA))[1].tobytes()
         return {"bytes": content, "path": catalog.paths[row]}
 
-    n = len(catalog)
+    n, kept = len(catalog), np.flatnonzero(found.usable)
+    number = np.full(n + 1, -1)  # the last: no neighbour
+    number[kept] = np.arange(len(kept))
     places = np.zeros((n, 2))
     if data["map"] is not None:
         places = np.frombuffer(base64.b64decode(data["map"]["places"]), "<u2").reshape(n, 2) / 65535
+    near, lengths = (each[kept] for each in (found.graph.rows, found.graph.lengths))
+    width = int((near >= 0).sum(1).min(initial=near.shape[1]))
     neighbors = [
-        {"ids": rows[rows >= 0].tolist(), "distances": lengths[rows >= 0].tolist()}
-        for rows, lengths in zip(found.graph.rows, found.graph.lengths, strict=True)
+        {"ids": ids, "distances": distances}
+        for ids, distances in zip(number[near[:, :width]].tolist(), lengths[:, :width].tolist(), strict=True)
     ]
     columns = {
-        "id": np.arange(n),
-        "x": np.where(found.usable, places[:, 0], np.nan),
-        "y": np.where(found.usable, 1 - places[:, 1], np.nan),  # upwards there, downwards in pixels
-        "image": [picture(row) for row in range(n)],
-        "path": catalog.paths.tolist(),
-        "class": [data["classes"][code] for code in found.codes.tolist()],
+        "row": kept,
+        "x": places[kept, 0],
+        "y": 1 - places[kept, 1],  # upwards there, downwards in pixels
+        "image": [picture(row) for row in kept.tolist()],
+        "path": catalog.paths[kept].tolist(),
+        "class": [data["classes"][code] for code in found.codes[kept].tolist()],
         "neighbors": neighbors,
     }
     write_columns(columns, target, overwrite)
