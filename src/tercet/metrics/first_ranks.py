@@ -30,6 +30,8 @@ __all__ = [
     "first_keys",
     "first_places",
     "identities",
+    "is_short",
+    "keys_of_depth",
     "longer_places",
     "places_in_rows",
 ]
@@ -78,19 +80,26 @@ def first_keys(
     Returns:
         The keys, and [a] how many it takes where they are too few, else 0.
     """
-    if count is None:
-        most = int(depth.max())
-        count = most + 2 + most // 16
     rows, keys, columns, _ = others
+    count = keys_of_depth(depth) if count is None else count
     values, at = least_keys(keys, count)
     found = FirstKeys(rows, depth, values, columns[at.clamp_(max=len(columns) - 1)])
     needed = torch.zeros_like(rows)
-    if count < len(columns):
-        bound, last = _bound(search, found), values[:, -1]
-        short = (last <= bound[:, 0]) & (last < math.inf)
-        if bool(short.any()):
-            needed[short] = 1 + (keys[short] <= bound[short]).sum(1)
+    if count < len(columns) and bool((short := is_short(search, found)).any()):
+        needed[short] = 1 + (keys[short] <= _bound(search, found)[short]).sum(1)
     return found, needed
+
+
+def keys_of_depth(depth: Int[Tensor, " a"]) -> int:
+    """How many keys are enough for almost every row."""
+    most = int(depth.max())
+    return most + 2 + most // 16
+
+
+def is_short(search: ExactSearch, first: FirstKeys) -> Bool[Tensor, " a"]:
+    """Whether columns behind the last of a list may be among the first `depth`, if there are more."""
+    last = first.keys[:, -1]
+    return (last <= _bound(search, first)[:, 0]) & (last < math.inf)
 
 
 def _bound(search: ExactSearch, first: FirstKeys) -> Float[Tensor, "a 1"]:
@@ -135,17 +144,47 @@ def first_places(pairwise: Pairwise, search: ExactSearch, first: FirstKeys) -> P
     hits = _is_positive(pairwise, rows, listed) & (keys < math.inf)
     close = (keys[:, 1:] - keys[:, :-1] <= error) & (keys[:, 1:] < math.inf)
     decisive = close & (hits[:, 1:] != hits[:, :-1]) & (keys[:, :-1] <= _bound(search, first))
-    if not bool(decisive.any()):
-        return _placed(hits, None, first.depth)
+    (some,) = decisive.any(1).nonzero(as_tuple=True)
+    joined = None
+    if len(some):
+        hits[some], told = _told_apart(
+            search, rows[some], listed[some], hits[some], close[some], decisive[some]
+        )
+        if bool(told.any()):
+            joined = torch.zeros_like(hits)
+            joined[some] = told
+    return _placed(hits, joined, first.depth)
+
+
+def _told_apart(
+    search: ExactSearch,
+    rows: Int[Tensor, " a"],
+    listed: Int[Tensor, "a s"],
+    hits: Bool[Tensor, "a s"],
+    close: Bool[Tensor, "a s_1"],
+    decisive: Bool[Tensor, "a s_1"],
+) -> tuple[Bool[Tensor, "a s"], Bool[Tensor, "a s"]]:
+    """Results in the order of their distances, where keys are too close to tell.
+
+    Args:
+        search: the search of the rows.
+        rows: row numbers.
+        listed: columns in the order of their keys.
+        hits: whether each is a positive.
+        close: whether the key of each but the first is too close to the one before.
+        decisive: where that matters.
+
+    Returns:
+        Whether each is a positive, and as near as the one before, known where that matters.
+    """
     joined = torch.zeros_like(hits)
     run = pad(~close, (1, 0), value=True).flatten().cumsum(0).view_as(hits) - 1  # of close keys
     mixed = run.new_zeros(run.numel(), dtype=torch.bool)
     mixed[run[:, 1:][decisive]] = True
     i, j = true_places(mixed[run])
-    count = len(pairwise.column_labels)
-    if budget(keys.device).dense_share * len(i) > len(rows) * count:
-        every = torch.arange(count, device=rows.device)
-        distance = search.exact.table(rows, every)[i, listed[i, j]]
+    count = len(search.order[1])
+    if budget(rows.device).dense_share * len(i) > len(rows) * count:
+        distance = search.exact.table(rows, torch.arange(count, device=rows.device))[i, listed[i, j]]
     else:
         distance = search.distances(rows[i], listed[i, j])
     order = distance.argsort(stable=True)
@@ -153,7 +192,7 @@ def first_places(pairwise: Pairwise, search: ExactSearch, first: FirstKeys) -> P
     hits[i, j] = hits[i[order], j[order]]
     distance, of_run = distance[order], run[i, j]
     joined[i[1:], j[1:]] = (distance[1:] == distance[:-1]) & (of_run[1:] == of_run[:-1])
-    return _placed(hits, joined, first.depth)
+    return hits, joined
 
 
 def _compared(
@@ -180,20 +219,29 @@ def _placed(
         depth: of each row.
     """
     at, j = true_places(hits)
-    nth = places_in_rows(at, len(hits))  # positives before
-    start, before, tied = j, j - nth, torch.zeros_like(j)
-    if joined is not None and bool(joined.any()):
-        count = hits.cumsum(1)  # [a, s]
-        place = torch.arange(hits.shape[1], device=at.device).expand_as(hits)
-        first = place.masked_fill(joined, 0).cummax(1).values
-        last = place.masked_fill(pad(joined[:, 1:], (0, 1)), hits.shape[1])  # of each run of equal distances
-        last = last.flip(1).cummin(1).values.flip(1)
-        start, end = first[at, j], last[at, j]
-        ahead = count[at, start] - hits[at, start].long()  # positives before the run
-        before = start - ahead
-        tied = 1 + end - start - (count[at, end] - ahead)
+    before, tied = j - places_in_rows(at, len(hits)), torch.zeros_like(j)
+    start = j
+    if joined is not None and bool((some := joined.any(1)).any()):
+        start = j.clone()
+        (item,) = some[at].nonzero(as_tuple=True)
+        row, place = (some.cumsum(0) - 1)[at[item]], j[item]
+        start[item], before[item], tied[item] = _in_ties(hits[some], joined[some], row, place)
     kept = start < depth[at]
     return Placed(at[kept], before[kept], tied[kept])
+
+
+def _in_ties(
+    hits: Bool[Tensor, "a s"], joined: Bool[Tensor, "a s"], at: Int[Tensor, " t"], j: Int[Tensor, " t"]
+) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"], Int[Tensor, " t"]]:
+    """Of positives at places j of rows: where their ties start, the negatives before those, and in them."""
+    count = hits.cumsum(1)  # [a, s]
+    place = torch.arange(hits.shape[1], device=at.device).expand_as(hits)
+    first = place.masked_fill(joined, 0).cummax(1).values
+    last = place.masked_fill(pad(joined[:, 1:], (0, 1)), hits.shape[1])  # of each run of equal distances
+    last = last.flip(1).cummin(1).values.flip(1)
+    start, end = first[at, j], last[at, j]
+    ahead = count[at, start] - hits[at, start].long()  # positives before the run
+    return start, start - ahead, 1 + end - start - (count[at, end] - ahead)
 
 
 def places_in_rows(at: Int[Tensor, " t"], count: int) -> Int[Tensor, " t"]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.metrics.first_ranks import (
@@ -24,10 +24,13 @@ from tercet.metrics.first_ranks import (
     first_keys,
     first_places,
     identities,
+    is_short,
+    keys_of_depth,
     longer_places,
     places_in_rows,
 )
 from tercet.neighbors.blocks import Candidates, RowBlock, split_rows
+from tercet.neighbors.column_tiles import ColumnTiles
 from tercet.neighbors.exact import ExactSearch
 from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import Places, kept_where, true_places
@@ -90,7 +93,7 @@ def ranked_blocks(
     for block in search.blocks():
         least = _least(search, kept_candidates(block, copied=True)) if nearest else None
         placed = all_places(search, block, block.negatives(consume=True), *_positives(block))
-        sizes = _sizes(block)
+        sizes = _sizes(block.positive, block.negative, len(block.columns))
         yield RankedBlock(block.rows, *sizes, *_in_order(placed, len(block.rows), width), least)
 
 
@@ -106,8 +109,8 @@ class _Part(NamedTuple):
     first: FirstKeys
     found: Int[Tensor, " a"]
     seen: Int[Tensor, " a"]
-    nearest: Float[Tensor, " a"] | None
-    settled: Placed | None
+    nearest: Float[Tensor, " a"] | None = None
+    settled: Placed | None = None
 
 
 def _first_blocks(
@@ -115,24 +118,58 @@ def _first_blocks(
 ) -> Iterator[RankedBlock]:
     """`ranked_blocks` for the first results: blocks of keys are wide and low, so several make one."""
     most, held, parts = budget(pairwise.labels.device).gathered_keys, 0, []
-    for block in search.blocks():
-        found, seen = _sizes(block)
-        depths = (found if to_r else torch.zeros_like(found)).clamp(min=depth, max=len(block.columns))
-        candidates = kept_candidates(block)
-        first, needed = first_keys(search, candidates, depths)
-        settled = None
-        if bool(needed.any()):
-            settled = longer_places(pairwise, search, candidates, depths, needed)
-            first.keys[needed > 0] = math.inf
-        least = _least(search, candidates) if nearest else None
-        numbers = first.keys.numel() + len(found) * width
+    tiles = None if nearest else ColumnTiles.of(pairwise, search)
+    if tiles is None:
+        found = (_of_whole_rows(pairwise, search, block, depth, to_r, nearest) for block in search.blocks())
+    else:
+        found = _of_tiles(pairwise, search, tiles, depth, to_r)
+    for part in found:
+        numbers = part.first.keys.numel() + len(part.found) * width
         if parts and held + numbers > most:
             yield _ranked(pairwise, search, width, parts)
             parts, held = [], 0
-        parts.append(_Part(first, found, seen, least, settled))
+        parts.append(part)
         held += numbers
     if parts:
         yield _ranked(pairwise, search, width, parts)
+
+
+def _of_tiles(
+    pairwise: Pairwise, search: ExactSearch, tiles: ColumnTiles, depth: int, to_r: bool
+) -> Iterator[_Part]:
+    """Blocks of which only the least keys are kept, and all keys of the rows that were missed."""
+    for block in tiles.blocks():
+        found, seen = _sizes(block.positive, block.negative, len(search.order[1]))
+        depths = _depths(found, depth, to_r, len(search.order[1]))
+        keys, columns, missed = tiles.least(block, keys_of_depth(depths))
+        if not bool(missed.all()):
+            first = FirstKeys(block.rows, depths, keys, columns)
+            missed |= is_short(search, first)
+            if bool(missed.any()):
+                first, found, seen = FirstKeys(*(v[~missed] for v in first)), found[~missed], seen[~missed]
+            yield _Part(first, found, seen)
+        for whole in tiles.whole_rows(block, missed):
+            yield _of_whole_rows(pairwise, search, whole, depth, to_r, False)
+
+
+def _of_whole_rows(
+    pairwise: Pairwise, search: ExactSearch, block: RowBlock, depth: int, to_r: bool, nearest: bool
+) -> _Part:
+    """What is kept of a block of all keys; it is used up."""
+    found, seen = _sizes(block.positive, block.negative, len(block.columns))
+    depths = _depths(found, depth, to_r, len(block.columns))
+    candidates = kept_candidates(block)
+    first, needed = first_keys(search, candidates, depths)
+    settled = None
+    if bool(needed.any()):
+        settled = longer_places(pairwise, search, candidates, depths, needed)
+        first.keys[needed > 0] = math.inf
+    return _Part(first, found, seen, _least(search, candidates) if nearest else None, settled)
+
+
+def _depths(found: Int[Tensor, " a"], depth: int, to_r: bool, count: int) -> Int[Tensor, " a"]:
+    """How many results of each row are looked at."""
+    return (found if to_r else torch.zeros_like(found)).clamp(min=depth, max=count)
 
 
 def _ranked(pairwise: Pairwise, search: ExactSearch, width: int, parts: list[_Part]) -> RankedBlock:
@@ -157,10 +194,12 @@ def _ranked(pairwise: Pairwise, search: ExactSearch, width: int, parts: list[_Pa
     )
 
 
-def _sizes(block: RowBlock) -> tuple[Int[Tensor, " a"], Int[Tensor, " a"]]:
-    """How many images each query has to find, and how many it is compared with."""
-    found = block.positive.sum(1)
-    return found, found + block.negative.sum(1) + (len(block.columns) - block.negative.shape[1])
+def _sizes(
+    positive: Bool[Tensor, "a b"], negative: Bool[Tensor, "a b"], count: int
+) -> tuple[Int[Tensor, " a"], Int[Tensor, " a"]]:
+    """How many images each query has to find, and how many of `count` it is compared with."""
+    found = positive.sum(1)
+    return found, found + negative.sum(1) + (count - negative.shape[1])
 
 
 def kept_candidates(block: RowBlock, copied: bool = False) -> Candidates:

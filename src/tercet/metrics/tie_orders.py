@@ -71,7 +71,7 @@ def _zeros(block: RankedBlock) -> Float[Tensor, "a w"]:
 
 def share_within(block: RankedBlock, cut: Int[Tensor, " a"], of: Int[Tensor, " a"]) -> Float[Tensor, " a"]:
     """How many positives stand among the first `cut` results, as a share of `of`."""
-    value = _zeros(block) + (_ranks(block) <= cut[:, None])
+    value = (_ranks(block) <= cut[:, None]).to(widest_float(cut.device))
     t = _ties(block)
     if len(t.row):
         inside = (cut[t.row] - t.start).clamp(min=0).minimum(t.size)
@@ -106,17 +106,16 @@ def average_precision(
         trapezoid: take the mean of the precision at the positive and at the result before it, 1 before the
             first; without `cut`.
     """
-    ranks, value = _ranks(block), _zeros(block)
-    nth = torch.arange(1, ranks.shape[1] + 1, dtype=value.dtype, device=value.device)
-    value += nth / ranks
+    ranks, wide = _ranks(block), widest_float(block.before.device)
+    nth = torch.arange(1, ranks.shape[1] + 1, dtype=wide, device=ranks.device)
+    value = nth / ranks
     if trapezoid:
         earlier = torch.where(ranks > 1, (nth - 1) / (ranks - 1).clamp(min=1), 1)
         value = (value + earlier) / 2
     limit = block.found if cut is None else cut
-    value *= nth <= block.found[:, None] if cut is None else ranks <= limit[:, None]
+    value.masked_fill_(nth > block.found[:, None] if cut is None else ranks > limit[:, None], 0)
     t = _ties(block)
     if len(t.row):
-        wide = value.dtype
         start, size = t.start.to(wide), t.size.to(wide)
         places = size if cut is None else (cut[t.row] - t.start).clamp(min=0).minimum(t.size).to(wide)
         slope = (t.mates - 1) / (size - 1).clamp(min=1)

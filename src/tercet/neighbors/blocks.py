@@ -14,7 +14,7 @@ from torch import Tensor
 from tercet.pairwise.budget import budget
 from tercet.pairwise.masked import kept_where, signed_keys, true_places
 
-__all__ = ["Candidates", "RowBlock", "split_rows"]
+__all__ = ["Candidates", "RowBlock", "span_of", "split_rows"]
 
 
 class Candidates(NamedTuple):
@@ -136,6 +136,18 @@ class RowBlock(NamedTuple):
             return at, column
         some = having.some()[at]
         return at[some], column[some]
+
+
+def span_of(some: Int[Tensor, " a"], classes: Int[Tensor, " r"]) -> slice:
+    """Where the classes of some rows stand among all, both in rising order.
+
+    Example:
+        >>> span_of(torch.tensor([1, 3]), torch.tensor([0, 1, 1, 2, 3, 4]))
+        slice(1, 5, None)
+    """
+    first = torch.searchsorted(classes, some[:1])
+    last = torch.searchsorted(classes, some[-1:], right=True)
+    return slice(*torch.cat([first, last]).tolist())
 
 
 def split_rows(width: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:

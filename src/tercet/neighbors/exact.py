@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tercet.neighbors.above import first_of_rows, least_above, write_least
-from tercet.neighbors.blocks import Candidates, RowBlock, split_rows
+from tercet.neighbors.blocks import Candidates, RowBlock, span_of, split_rows
 from tercet.neighbors.keys import ExactDistances, RankKeys, class_keys, first_above
 from tercet.neighbors.shortlists import shortlist
 from tercet.pairwise.budget import budget
@@ -46,6 +46,8 @@ class ExactSearch:
         keys: the rank keys, with the error bound of each row.
         exact: the distances that decide.
         in_order: whether rows and columns stay in the order of their numbers.
+        order: the numbers of rows and of columns in the order in which they are taken.
+        labels: their classes in that order; None where `in_order`.
         complete: False: that every row has all that is asked for is known only to `FixedShapeSearch`.
 
     Example:
@@ -70,13 +72,13 @@ class ExactSearch:
         self.exact = ExactDistances(pairwise.distance, *inputs)
         self._x, self._y = self.exact.x, self.exact.y
         if classes is None:
-            self._labels = None
+            self.labels = None
             own = pairwise.own_column  # then the ids are the row numbers
             every = pairwise.ids if own and pairwise.ids is not None else torch.arange(n, device=device)
-            self._order = every, every if own else torch.arange(r, device=device)
+            self.order = every, every if own else torch.arange(r, device=device)
         else:
-            self._labels, self._order = zip(*(key.sort(stable=True) for key in classes), strict=True)
-        self.keys = RankKeys(pairwise.distance, self._x, self._y, None if self.in_order else self._order)
+            self.labels, self.order = zip(*(key.sort(stable=True) for key in classes), strict=True)
+        self.keys = RankKeys(pairwise.distance, self._x, self._y, None if self.in_order else self.order)
         # Groups of √r / 2 columns: a shortlist reads 2√r least keys of groups, and the members of a few.
         self._group = 2 ** max(0, round(math.log2(max(1, r)) / 2 - 1))
         self._width = -(-r // self._group) * self._group
@@ -95,7 +97,7 @@ class ExactSearch:
             return
         if self.in_order and self._height == n and r <= self._budget.argmin_columns:
             sides = self._pairwise.sides(slice(0, n))
-            yield RowBlock(self._order[0], self.keys.table(), self._order[1], slice(0, r), *sides)
+            yield RowBlock(self.order[0], self.keys.table(), self.order[1], slice(0, r), *sides)
             return
         buffer = self._x.new_empty((self._height, self._width))
         if r < self._width:
@@ -104,17 +106,14 @@ class ExactSearch:
             places = slice(start, min(start + self._height, n))
             keys = buffer[: places.stop - start]
             self.keys.table(places, out=keys[:, :r])
-            rows = self._order[0][places]
-            if self._labels is None:
+            rows = self.order[0][places]
+            if self.labels is None:
                 self._rows, self._first = rows, start
-                yield RowBlock(rows, keys, self._order[1], slice(0, r), *self._pairwise.sides(places))
+                yield RowBlock(rows, keys, self.order[1], slice(0, r), *self._pairwise.sides(places))
                 continue
-            own, labels = self._labels[0][places], self._labels[1]
-            first = torch.searchsorted(labels, own[:1])
-            last = torch.searchsorted(labels, own[-1:], right=True)
-            class_block = slice(*torch.cat([first, last]).tolist())
-            sides = self._pairwise.sides(rows, self._order[1][class_block])
-            yield RowBlock(rows, keys, self._order[1], class_block, *sides)
+            class_block = span_of(self.labels[0][places], self.labels[1])
+            sides = self._pairwise.sides(rows, self.order[1][class_block])
+            yield RowBlock(rows, keys, self.order[1], class_block, *sides)
 
     def distances(self, rows: Int[Tensor, " t"], columns: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
         """The exact distance of each row to its column."""
@@ -371,4 +370,4 @@ class ExactSearch:
 
     def _is_every(self, names: Int[Tensor, " a"]) -> bool:
         """Whether they are all rows, or all columns, so that each stands at the place of its number."""
-        return self.in_order and (names is self._order[0] or names is self._order[1])
+        return self.in_order and (names is self.order[0] or names is self.order[1])

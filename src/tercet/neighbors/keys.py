@@ -43,6 +43,7 @@ from tercet.core.checks import promised
 from tercet.pairwise.budget import budget
 from tercet.pairwise.closed_forms import EuclideanForm, ProductForm
 from tercet.pairwise.distances import Distance, exact, exact_pairs, form_of
+from tercet.pairwise.products import product_plus, product_side
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import full_precision, roundoff, widest_float
 
@@ -116,6 +117,25 @@ class RankKeys:
                 return torch.addmm(self._squares, u, self._v.T, alpha=-2, out=out)
             tile = self._distance.tile(u, self._v)
             return tile.clone() if out is None else out.copy_(tile)
+
+    def side(self, places: slice) -> Tensor:
+        """The rows at these places of the order, as `tile` takes them."""
+        u = self._u[places]
+        return u if self._form is None else product_side(u * -2.0)
+
+    def tile(self, side: Tensor, columns: slice | Int[Tensor, " c"], out: Tensor) -> Float[Tensor, "a c"]:
+        """The keys of a `side` to the columns at these places of the order, in `out` or in memory of its own.
+
+        Args:
+            side: [a, s].
+            columns: c places.
+            out: memory for as many numbers.
+        """
+        v = self._v[columns]
+        with full_precision(v.device):
+            if self._form is not None:
+                return product_plus(side, v, self._squares[columns], out)
+            return self._distance.tile(side, v)
 
     def of_distance(
         self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"] | None = None
