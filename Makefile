@@ -43,6 +43,7 @@ bench: .venv/bench/installed  ## figures beside the peers'; TREE=<alphabet/chara
 	.venv/bench/bin/python tools/bench/bench_offline.py $(PAGE)
 	.venv/bench/bin/python tools/bench/bench_wrong_labels.py $(if $(TREE),"$(TREE)") $(PAGE)
 	$(if $(TREE),.venv/bench/bin/python tools/bench/bench_learning.py "$(TREE)" $(PAGE))
+	$(if $(TREE),.venv/bench/bin/python tools/bench/bench_batches.py "$(TREE)" $(PAGE))
 	$(if $(TREE),.venv/bench/bin/python tools/bench/bench_remining.py "$(TREE)" $(PAGE))
 
 bench-gpu: .venv/bench/installed  ## the same figures on a CUDA card, with host reads; it needs a card

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import torch
 
 from tercet.data.manifests.manifest import read_manifest
@@ -141,3 +142,60 @@ def test_train_folder_without_such_a_folder_says_so(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
     assert "expected an existing folder" in done.stderr
+
+
+# What stands in an example's head is what it prints; numbers of training differ from machine to machine.
+
+PRINTED = {
+    "memory_and_gather.py": None,
+    "own_distance.py": None,
+    "own_miner.py": None,
+    "query_gallery.py": None,
+    "hf_datasets.py": "datasets",
+    "timm_backbone.py": "timm",
+}
+
+
+def without_numbers(text):
+    return [re.sub(r"\d+(\.\d+)?", "N", line.strip()) for line in text.strip().splitlines()]
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_an_example_prints_what_its_head_says(name, tmp_path):
+    if PRINTED[name]:
+        pytest.importorskip(PRINTED[name], reason="the example is about a library that is not installed")
+    source = (EXAMPLES / name).read_text("utf-8")
+    assert source.count("\n") <= 80
+    assert source.count("# %%") >= 3
+    said = re.search(r"^prints\n\n(.*?)\n\"\"\"", source, flags=re.MULTILINE | re.DOTALL).group(1)
+    printed = run(name, folder=tmp_path)
+    assert without_numbers(printed) == without_numbers(said)
+    if name in ("own_miner.py", "own_distance.py"):
+        assert printed.count("True") == said.count("True") > 0
+    if name == "memory_and_gather.py":
+        ranks, one = re.search(r"losses ([\d.]+), one process ([\d.]+)", printed).groups()
+        assert float(ranks) == pytest.approx(float(one), abs=0.002)
+    if name == "query_gallery.py":
+        left_in, left_out = map(float, re.findall(r"camera.*Recall@1 ([\d.]+)", printed))
+        assert left_in > left_out + 0.3
+
+
+def test_the_command_lists_the_examples_and_copies_them(tmp_path, tercet):
+    code, out, _ = tercet("examples")
+    assert code == 0
+    for file in EXAMPLES.glob("*.py"):
+        assert re.search(rf"(^| ){file.stem} \w", out)
+    code, out, _ = tercet("examples", "--output", tmp_path / "copies")
+    assert (code, out.split()[1:3]) == (0, ["examples", "in"])
+    copies = {file.name: file.read_bytes() for file in (tmp_path / "copies").iterdir()}
+    assert copies == {file.name: file.read_bytes() for file in EXAMPLES.glob("*.py")}
+    (tmp_path / "copies/resume.py").write_text("mine")
+    code, _, err = tercet("examples", "--output", tmp_path / "copies")
+    assert code == 1
+    assert "expected a folder without these files; pass --overwrite" in err
+    assert (tmp_path / "copies/resume.py").read_text() == "mine"
+    assert tercet("examples", "--output", tmp_path / "copies", "--overwrite")[0] == 0
+    assert (tmp_path / "copies/resume.py").read_bytes() == (EXAMPLES / "resume.py").read_bytes()
+    code, _, err = tercet("examples", "--output", tmp_path / "copies/resume.py")
+    assert code == 1
+    assert "expected a folder" in err

@@ -41,6 +41,8 @@ def test_a_wheel_from_the_sdist_holds_the_package_alone(wheel):
     assert {"tercet/__init__.pyi", "tercet/py.typed", "tercet/cli/app.py"} <= set(names)
     sources = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "tercet").rglob("*.py")}
     assert sources <= set(names)
+    examples = {f"tercet/examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
+    assert examples <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"tercet"}
 
 

@@ -16,6 +16,7 @@ import typer
 from tercet.cli import make_triplets
 from tercet.cli.embed import embed
 from tercet.cli.evaluate import evaluate
+from tercet.cli.examples import examples
 from tercet.cli.inspect import inspect
 from tercet.cli.mine import mine
 from tercet.cli.shards import index_shards, make_shards
@@ -44,6 +45,7 @@ def main() -> None:
     app.command("mine")(mine)
     app.command("evaluate")(evaluate)
     app.command("inspect")(inspect)
+    app.command("examples")(examples)
     run(app)
 
 
