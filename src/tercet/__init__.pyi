@@ -84,6 +84,7 @@ from .metrics.retrieval import recall_at_k as recall_at_k
 from .metrics.triplet_ranking import score_at_top_k as score_at_top_k
 from .metrics.triplet_ranking import similarity_precision as similarity_precision
 from .metrics.verification import verification as verification
+from .miners.angular import AngularMiner as AngularMiner
 from .miners.base import Miner as Miner
 from .miners.batch_all import BatchAll as BatchAll
 from .miners.distance_weighted import DistanceWeighted as DistanceWeighted
@@ -94,6 +95,8 @@ from .miners.hard import HardestN as HardestN
 from .miners.hard import SemiHard as SemiHard
 from .miners.pairs import MultiSimilarityMiner as MultiSimilarityMiner
 from .miners.pairs import PairMargin as PairMargin
+from .miners.whole_batch import HDC as HDC
+from .miners.whole_batch import UniformHistogram as UniformHistogram
 from .neighbors.collection import nearest as nearest
 from .neighbors.nearest_search import Neighbors as Neighbors
 from .offline.embed import embed as embed

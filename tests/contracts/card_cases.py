@@ -46,6 +46,9 @@ MINERS: dict[str, Callable[[], Any]] = {
     "DistanceWeighted": lambda: tercet.DistanceWeighted(),
     "MultiSimilarityMiner": lambda: tercet.MultiSimilarityMiner(),
     "PairMargin": lambda: tercet.PairMargin(1.2, 1.4),
+    "HDC": lambda: tercet.HDC(0.2),
+    "UniformHistogram": lambda: tercet.UniformHistogram(),
+    "AngularMiner": lambda: tercet.AngularMiner(0.5),
 }
 HEADS: dict[str, Callable[[int], Any]] = {
     "TripletMargin": lambda classes: tercet.TripletMargin(0.2),
@@ -280,6 +283,7 @@ def batches() -> dict[str, tuple[Tensor, Tensor]]:
     )
 
 
+IN_FLOAT64 = ("DistanceWeighted", "AngularMiner")
 RULES: list[tuple[str, dict[str, Any]]] = [
     ("BatchAll", {}),
     ("BatchAll", {"margin": 0.3}),
@@ -310,6 +314,10 @@ RULES: list[tuple[str, dict[str, Any]]] = [
     ("HardestN", {"k": 3, "skip": 1}),
     ("MultiSimilarityMiner", {}),
     ("PairMargin", {}),
+    ("BatchAll", {"margin": -0.1}),
+    ("HDC", {"share": 0.3}),
+    ("UniformHistogram", {"bins": 7, "neg_per_bin": 3}),
+    ("AngularMiner", {"angle": 0.6}),
     ("DistanceWeighted", {}),
     ("DistanceWeighted", {"max_count": 5}),
 ]
@@ -319,7 +327,7 @@ def minings() -> Iterator[tuple[str, Callable[[], Any], Tensor, Tensor, dict[str
     """Every rule over batches, distances, relations, ids, references and precisions, by a name."""
     for name, options in RULES:
         kind = getattr(tercet, name)
-        own = name == "DistanceWeighted"  # it has one distance
+        own = name in IN_FLOAT64  # they have one distance
         title = f"{name} {options}"
         for words, (x, labels) in batches().items():
             for distance in (
@@ -443,7 +451,7 @@ def single(every: int = 1) -> dict[str, Any]:
         tried = found["tried"]
         for n, (name, make) in product((64, 512), {**MINERS, **HEADS}.items()):
             x, labels = batch(n)
-            if name == "DistanceWeighted":
+            if name in IN_FLOAT64:
                 continue
             count = lambda m=make, k=n // 4: m(k)  # noqa: E731
             same = mined(make, x, labels)[1] if name in MINERS else trained(count, x, labels)[1]

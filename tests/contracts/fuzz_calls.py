@@ -29,13 +29,13 @@ COUNTS = """
     label_columns embedding_size channels filters backbone_features positives negatives limit count
     capacity tries every warmup buffer images_per_shard workers ranks image_bytes lanes steps bins
     centers skip views max_open chunk_size class_depth images max_files max_pixels in_features out_features
-    sub_centers supers_per_batch total n batch_size part_size
+    sub_centers supers_per_batch total n batch_size part_size positive_k negative_k pos_per_bin neg_per_bin
 """.split()
 REALS = """
     margin scale alpha beta gamma m base temperature epsilon cutoff nonzero_loss_cutoff nu l2 la tau
     cap gap out_of_class fraction least pos_margin neg_margin label_smoothing h momentum
     pos_temperature rank_temperature balance pos_epsilon neg_epsilon invariance variance covariance
-    length mean
+    length mean share angle
 """.split()
 FLAGS = """
     easy_margin plus_plus normalize soft swap overwrite progress verify describe return_rows
@@ -67,6 +67,7 @@ KIND_OF = {
     **dict.fromkeys(FLAGS, "flag"),
     **dict.fromkeys(CHOICES, "choice"),
     **{name: name for name in "distance relation embeddings ids ref mined index row state".split()},
+    **dict.fromkeys(("positive_range", "negative_range"), "range"),
     "weight": "weights",
     "sample": "sample",
     "class_weight": "class weights",
@@ -160,15 +161,18 @@ def _new(suffix: str = "") -> str:
 
 
 MINERS = {
+    "AngularMiner": {"angle": 0.4},
     "BatchAll": {"margin": 0.2},
     "BatchHard": {},
     "DistanceWeighted": {},
     "EasyHard": {"negatives": "hard", "negative_k": 2, "negative_range": (0.1, None)},
     "EasyPositive": {},
+    "HDC": {"share": 0.3},
     "HardestN": {"k": 2},
     "MultiSimilarityMiner": {},
     "PairMargin": {},
     "SemiHard": {"margin": 0.2},
+    "UniformHistogram": {"bins": 7},
 }
 HEADS = {
     "Angular": {},
@@ -209,8 +213,9 @@ def rows() -> dict[str, Row]:
     tensors = {"labels": "tensor labels"}
     proxies = {"labels": "class numbers", "ids": "anything", "ref": "anything"}
     table: dict[str, Row] = {}
+    chosen = dict.fromkeys(("positives", "negatives"), "choice")
     for name, options in MINERS.items():
-        table[name] = _row(name, _mine, {"negatives": "choice"} if name == "SemiHard" else None, **options)
+        table[name] = _row(name, _mine, chosen if name in ("SemiHard", "EasyHard") else None, **options)
         miner = getattr(tercet, name)(**options)
         table[f"{name}.__call__"] = _method(lambda miner=miner: miner, "__call__", None, tensors, **batch)
     table["Miner.pairwise"] = _method(tercet.BatchHard, "pairwise", None, tensors, **batch)

@@ -522,6 +522,10 @@ KINDS = {
         (*_BROKEN, *_NO_POINTS, *pool(r"""torch.ones(2, 4); torch.ones(0, 4); torch.ones(1, 3)""")),
         pool(r"""torch.ones(1, 4); torch.ones(10, 4); torch.zeros(1, 4)"""),
     ),
+    "range": Kind(
+        (*_BROKEN, *pool(r"""3; (1,); (1, 2, 3); (2, 1); ('a', 1); (None, math.nan); '12'; [1j, 2]""")),
+        pool(r"""(0.1, 1.0); [None, 2]; (0.5, None); (None, None)"""),
+    ),
     "anything": Kind((), (*_BROKEN, *pool(r"""3; True; []; torch.ones(2); ''"""))),
     "object": Kind((*_BROKEN, *pool(r"""3; True; []; torch.ones(2); ''; int"""))),
 }

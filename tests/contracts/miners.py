@@ -15,6 +15,7 @@ from tests.oracles import triplets as reference
 TRIPLET_MINERS = {
     "all": (BatchAll, reference.batch_all, {}),
     "all within a margin": (BatchAll, reference.batch_all, {"margin": 0.5}),
+    "all, far beyond": (BatchAll, reference.batch_all, {"margin": -0.4}),
     "hard": (BatchHard, reference.batch_hard, {}),
     "semi-hard": (SemiHard, reference.semi_hard, {}),
     "semi-hard, wide": (SemiHard, reference.semi_hard, {"margin": 1.0}),

@@ -16,6 +16,7 @@ from tercet.miners.batch_all import BatchAll
 from tercet.miners.easy_hard import EasyHard
 from tercet.miners.hard import EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
+from tercet.miners.whole_batch import HDC
 from tercet.pairwise.budget import override
 from tercet.pairwise.differences import pair_squares, squares_by_differences
 from tercet.pairwise.distances import as_distance, exact, exact_pairs
@@ -86,6 +87,7 @@ def test_miners_decide_at_a_bound_as_whole_numbers_do(distance, dtype, bound):
         assert as_set(miner(x.to(dtype), LABELS)) == expected
     for miner, expected in (
         (MultiSimilarityMiner(bound, **options), reference.multi_similarity(d, *sides, bound)),
+        (HDC(0.3, **options), reference.hardest_share(d, *sides, 0.3)),
         (PairMargin(bound, bound, **options), reference.pair_margin(d, *sides, bound, bound)),
     ):
         assert as_sets(miner(x.to(dtype), LABELS)) == expected

@@ -160,6 +160,7 @@ FAR = "a far class changes nothing"
 SUBJECTS = {
     "BatchAll": miner(tercet.BatchAll, margin="1"),
     "BatchAll, half": miner(tercet.BatchAll, margin="0.5"),
+    "BatchAll, below 0": miner(tercet.BatchAll, margin="-0.5"),
     "BatchAll, no margin": miner(tercet.BatchAll),
     "BatchHard": miner(tercet.BatchHard, ties=True),
     "SemiHard": miner(tercet.SemiHard, margin="1", ties=True),
@@ -182,6 +183,19 @@ SUBJECTS = {
     "MultiSimilarityMiner": miner(tercet.MultiSimilarityMiner, epsilon="1"),
     "MultiSimilarityMiner, strict": miner(tercet.MultiSimilarityMiner, epsilon="0"),
     "PairMargin": miner(tercet.PairMargin, pos_margin="1", neg_margin="2"),
+    # A share of all pairs, and bins over all distances, change with a class that comes. Where a share ends
+    # between (i, j) and (j, i), which are equally far, the row numbers choose.
+    "HDC": miner(tercet.HDC, share=0.3, ties=True, without=(FAR, "permutation")),
+    "UniformHistogram": miner(
+        tercet.UniformHistogram,
+        bins=4,
+        neg_per_bin=5,
+        # Which pair is drawn is a function of the rows' numbers and ids.
+        without=(FAR, "permutation", "ids are names", "references are the batch"),
+    ),
+    "AngularMiner": Subject(
+        lambda s: tercet.AngularMiner(0.6, relation=s.relation, tile_rows=s.tile_rows), "miner", ("cosine",)
+    ),
     "DistanceWeighted": Subject(
         lambda s: tercet.DistanceWeighted(relation=s.relation, tile_rows=s.tile_rows),
         "miner",

@@ -182,6 +182,42 @@ def multi_similarity(d, positive, negative, epsilon):
     return pulled, pushed
 
 
+def angular(x, positive, negative, angle):
+    """Wang et al. 2017: the triplets whose angle at the negative is above this, from centers."""
+
+    def unit(v):
+        size = math.sqrt(sum(u * u for u in v))
+        return [u / size if size else 0.0 for u in v]
+
+    x, found = [unit(v) for v in rows_of(x).tolist()], set()
+    for a, p, n in all_triplets(positive, negative):
+        center = [(u + v) / 2 for u, v in zip(x[a], x[p], strict=True)]
+        apart, away = distance("euclidean", x[a], x[p]), distance("euclidean", x[n], center)
+        if apart > 2 * away * math.tan(angle) + 1e-9:
+            found.add((a, p, n))
+    return found
+
+
+def hardest_share(d, positive, negative, share):
+    """Yuan et al. 2017: the farthest share of the positive pairs, and the nearest of the negative pairs."""
+    sides = []
+    for side, sign in ((positive, -1), (negative, 1)):
+        ordered = sorted(side, key=lambda pair: (sign * d[pair[0]][pair[1]], pair))
+        sides.append(set(ordered[: math.ceil(share * len(side))]))
+    return tuple(sides)
+
+
+def bins_of(d, side, bins):
+    """The pairs of each bin of equal width between the least and the largest distance of a side."""
+    if not side:
+        return []
+    numbers = [d[i][j] for i, j in side]
+    low, width, found = min(numbers), max(numbers) - min(numbers), [set() for _ in range(bins)]
+    for i, j in side:
+        found[min(bins - 1, int((d[i][j] - low) / width * bins)) if width else 0].add((i, j))
+    return found
+
+
 def pair_margin(d, positive, negative, pos_margin, neg_margin):
     """(positive pairs, negative pairs) that a contrastive loss is not 0 for."""
     return {(a, p) for a, p in positive if d[a][p] > pos_margin}, {

@@ -144,6 +144,9 @@ NAMES = [
     "SphereFace",
     "P2SGrad",
     "SubCenterArcFace",
+    "AngularMiner",
+    "HDC",
+    "UniformHistogram",
 ]
 
 

@@ -8,11 +8,13 @@ import torch
 from tercet.core.indices import Pairs, Triplets
 from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
+from tercet.miners.angular import AngularMiner
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.distance_weighted import DistanceWeighted
 from tercet.miners.easy_hard import EasyHard
 from tercet.miners.hard import BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
+from tercet.miners.whole_batch import HDC, UniformHistogram
 from tercet.pairwise import mined
 from tercet.pairwise.mined import is_remembered, mined_rows
 from tests.helpers import points
@@ -26,6 +28,9 @@ MINERS = [
     EasyPositive(),
     HardestN(),
     DistanceWeighted(),
+    AngularMiner(),
+    HDC(),
+    UniformHistogram(),
     MultiSimilarityMiner(),
     PairMargin(),
 ]

@@ -4,11 +4,13 @@ import torch
 from torch.autograd import forward_ad
 
 from tercet.losses.triplet import TripletMargin
+from tercet.miners.angular import AngularMiner
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.distance_weighted import DistanceWeighted
 from tercet.miners.easy_hard import EasyHard
 from tercet.miners.hard import BatchHard, EasyPositive, HardestN, SemiHard
 from tercet.miners.pairs import MultiSimilarityMiner, PairMargin
+from tercet.miners.whole_batch import HDC, UniformHistogram
 from tercet.pairwise import torch_modes
 from tercet.pairwise.torch_modes import outside_graph, product_precision, with_float64
 from tests.contracts.heads import HEADS
@@ -23,6 +25,9 @@ MINERS = [
     EasyPositive(),
     HardestN(k=2),
     DistanceWeighted(),
+    AngularMiner(),
+    HDC(),
+    UniformHistogram(),
     MultiSimilarityMiner(),
     PairMargin(),
 ]

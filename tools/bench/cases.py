@@ -167,6 +167,17 @@ MINERS: dict[str, Case] = {
         ),
         "miner",
     ),
+    "hardest half": Case(plain(tercet.HDC(), miners.HDCMiner()), "miner"),
+    "uniform histogram": Case(
+        plain(tercet.UniformHistogram(), miners.UniformHistogramMiner()),
+        "miner",
+        "both draw; a bin of theirs gives as many pairs, with repetition, ours each once",
+        largest=2048,
+    ),
+    # Theirs lists every triplet with its features.
+    "angular": Case(
+        plain(tercet.AngularMiner(), miners.AngularMiner(math.degrees(math.pi / 9))), "miner", largest=512
+    ),
     "distance-weighted": Case(
         plain(tercet.DistanceWeighted(), miners.DistanceWeightedMiner()),
         "miner",

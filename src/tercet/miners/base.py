@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,6 +234,16 @@ class Miner:
         """
         (columns,), in_order = mined(pairwise, rule, ordered=ordered, known=known)
         return self._drawn(columns or nothing(pairwise, 3), pairwise, step, in_order)
+
+    def _pairs(
+        self, found: Sequence[tuple[Tensor, ...]], pairwise: Pairwise, step: int, in_order: bool = True
+    ) -> Pairs:
+        """The positive and the negative pairs that a rule found, by anchor, or `max_count` of each."""
+        sides = [columns or nothing(pairwise, 2) for columns in found]
+        return Pairs(
+            *self._drawn(sides[0], pairwise, 2 * step, in_order),
+            *self._drawn(sides[1], pairwise, 2 * step + 1, in_order),
+        )
 
     def _drawn(
         self, columns: tuple[Tensor, ...], pairwise: Pairwise, step: int, in_order: bool = True

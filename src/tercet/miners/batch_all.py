@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from tercet.core.checks import as_float
 from tercet.core.indices import References, Triplets
-from tercet.miners.base import Miner, is_moderate, margin_of
+from tercet.miners.base import Miner, is_moderate
 from tercet.miners.collected import Deferred, KnownRule, Search, Tuples
 from tercet.miners.draws import batch_key, drawn_places
 from tercet.neighbors.blocks import RowBlock, split_rows
@@ -22,7 +23,7 @@ from tercet.pairwise.masked import true_places
 from tercet.pairwise.tiles import Pairwise
 from tercet.pairwise.torch_modes import outside_graph
 
-__all__ = ["BatchAll"]
+__all__ = ["BatchAll", "Part", "listed_parts"]
 
 
 class Part(NamedTuple):
@@ -52,7 +53,8 @@ class BatchAll(Miner):
     then the list is written once, into its final place, or `max_count` of them are drawn without it.
 
     Args:
-        margin: m, at least 0, in units of the distance; None for every triplet.
+        margin: m, in units of the distance; None for every triplet. Below 0 for those alone whose positive is
+            more than −m farther than the negative.
         distance: D: `"euclidean"` ‖x − y‖, `"squared_euclidean"` ‖x − y‖², `"cosine"` 1 − cos(x, y), `"dot"`
             −x·y, `"hamming"` the number of differing positions, or a `Distance`. Embeddings are not
             normalised, save by `"cosine"`.
@@ -93,7 +95,8 @@ class BatchAll(Miner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(margin=margin_of(self, self.margin))
+        if self.margin is not None:
+            self._set(margin=as_float("BatchAll", "margin", self.margin))
 
     @outside_graph
     @torch.no_grad()
@@ -130,32 +133,7 @@ class BatchAll(Miner):
         if pairwise.labels.device.type != "cpu":
             known = KnownRule(self._known_rule) if is_moderate(self.margin) else None
             return Triplets(*self._listed(pairwise, step, self._rule, known=known))
-        # The triplets of each (a, p) are counted first, then written to their places.
-        sizes, kept, room = [], [], budget(pairwise.labels.device).tile_bytes
-        for part in self._parts(pairwise):
-            sizes.append(int(part.wanted.sum()))
-            room -= sum(column.nbytes for column in part)
-            kept.append(part)
-            if room < 0:  # then all parts are made once more below
-                kept.clear()
-        total, places = sum(sizes), None
-        if self.max_count is not None and total > self.max_count:
-            key = batch_key("BatchAll", self.seed, step, pairwise)
-            places = drawn_places(self.max_count, total, key, pairwise.labels.device)
-        out = pairwise.labels.new_empty((3, total if places is None else len(places)), dtype=torch.int64)
-        first = done = 0
-        parts = kept if room >= 0 else self._parts(pairwise)
-        for size, part in zip(sizes, parts, strict=True):
-            if places is None:
-                pair, at = true_places(part.wanted)
-            else:
-                low, high = torch.searchsorted(places, places.new_tensor([first, first + size])).tolist()
-                pair, at = _ranked_places(part.wanted, places[low:high] - first)
-            sides = (part.anchor, pair), (part.positive, pair), (part.columns, at)
-            for row, (numbers, index) in zip(out, sides, strict=True):
-                torch.index_select(numbers, 0, index, out=row[done : done + len(index)])
-            first, done = first + size, done + len(pair)
-        return Triplets(*out)
+        return listed_parts(self, pairwise, step, self._parts)
 
     def _parts(self, pairwise: Pairwise) -> Iterator[Part]:
         """All (anchor, positive) with the columns wanted of each, some at a time, by anchor."""
@@ -174,7 +152,8 @@ class BatchAll(Miner):
     def _known_rule(self, search: KnownPositives, found: Deferred) -> None:
         margin = search.keys.scaled(cast(float, self.margin))
         for block in search.blocks():
-            wanted = block.only_positives(block.nearer_than(block.distances + margin))
+            bound = block.distances + margin
+            wanted = block.only_positives(block.nearer_than(bound if margin >= 0 else bound.clamp_(min=0)))
             found.add_places(wanted, block.start, block.positives, None)
 
     def _rule(self, search: Search, found: Tuples) -> None:
@@ -195,6 +174,45 @@ class BatchAll(Miner):
             some = negatives.take(i)
             bound = search.distances(some.rows, p) + self.margin
             yield Part(some.rows, p, block.columns, search.closer_than(some, bound))
+
+
+def listed_parts(
+    miner: Miner, pairwise: Pairwise, step: int, parts_of: Callable[[Pairwise], Iterator[Part]]
+) -> Triplets:
+    """The triplets of all parts, or `max_count` of them, on a processor.
+
+    Args:
+        miner: whose options decide the draw.
+        pairwise: rows and columns.
+        step: the number of the training step.
+        parts_of: makes the parts, by anchor; it is called twice where they take more than a tile.
+    """
+    # The triplets of each (a, p) are counted first, then written to their places.
+    sizes, kept, room = [], [], budget(pairwise.labels.device).tile_bytes
+    for part in parts_of(pairwise):
+        sizes.append(int(part.wanted.sum()))
+        room -= sum(column.nbytes for column in part)
+        kept.append(part)
+        if room < 0:  # then all parts are made once more below
+            kept.clear()
+    total, places = sum(sizes), None
+    if miner.max_count is not None and total > miner.max_count:
+        key = batch_key(type(miner).__name__, miner.seed, step, pairwise)
+        places = drawn_places(miner.max_count, total, key, pairwise.labels.device)
+    out = pairwise.labels.new_empty((3, total if places is None else len(places)), dtype=torch.int64)
+    first = done = 0
+    parts = kept if room >= 0 else parts_of(pairwise)
+    for size, part in zip(sizes, parts, strict=True):
+        if places is None:
+            pair, at = true_places(part.wanted)
+        else:
+            low, high = torch.searchsorted(places, places.new_tensor([first, first + size])).tolist()
+            pair, at = _ranked_places(part.wanted, places[low:high] - first)
+        sides = (part.anchor, pair), (part.positive, pair), (part.columns, at)
+        for row, (numbers, index) in zip(out, sides, strict=True):
+            torch.index_select(numbers, 0, index, out=row[done : done + len(index)])
+        first, done = first + size, done + len(pair)
+    return Triplets(*out)
 
 
 def _ranked_places(mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:

@@ -230,6 +230,7 @@ def mined(
     lists: int = 1,
     ordered: bool = True,
     known: KnownRule | None = None,
+    searches: bool = True,
 ) -> tuple[list[Columns], bool]:
     """Walk a rule over all rows.
 
@@ -239,6 +240,7 @@ def mined(
         lists: how many lists it fills.
         ordered: whether a processor may take the rows in class order.
         known: the same rule for batches whose positives the host knows; None where there is none.
+        searches: False for a rule that asks no search, and is given None for it.
 
     Returns:
         The columns of each list, and whether they come by anchor.
@@ -247,18 +249,18 @@ def mined(
         ValueError: embeddings that are not finite: of this call, or of an earlier one that did not wait.
     """
     if pairwise.labels.device.type == "cpu":
-        search = ExactSearch(pairwise, ordered)
-        found = [Collected(search) for _ in range(lists)]
-        rule(search, *found)
-        return [each.columns() for each in found], search.in_order
+        searched = ExactSearch(pairwise, ordered) if searches else None
+        found = [Collected(searched) for _ in range(lists)]
+        rule(searched, *found)
+        return [each.columns() for each in found], searched is None or searched.in_order
     first = [Deferred() for _ in range(lists)]
     search = None if known is None else search_known_positives(pairwise, *known[1:])
     if known is not None and search is not None:
         known.rule(search, *first)
     else:
-        search = FixedShapeSearch(pairwise)
+        search = FixedShapeSearch(pairwise) if searches else None
         rule(search, *first)
-    doubts, unread = search.doubts(), [each.counts() for each in first]
+    doubts, unread = search.doubts() if search else [], [each.counts() for each in first]
     if not doubts and not any(unread):
         check_finite_later(pairwise.checks, pairwise.caller)
         return [each.columns([]) for each in first], True
@@ -268,8 +270,8 @@ def mined(
     for (size, limit), bits in zip(sizes, left[len(doubts) :], strict=True):
         if not number_of(bits, size.dtype) <= limit:
             check_finite(pairwise.checks)
-    ambiguous, pairs = search.judged(left[: len(doubts)])
-    if not ambiguous:
+    ambiguous, pairs = search.judged(left[: len(doubts)]) if search else (0, 0)
+    if search is None or not ambiguous:
         return [each.columns(count) for each, count in zip(first, counts, strict=True)], True
     unsure = search.unsure
     (rows,) = torch.nonzero_static(unsure, size=ambiguous).unbind(1)

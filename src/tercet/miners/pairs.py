@@ -10,7 +10,7 @@ import torch
 
 from tercet.core.checks import as_float
 from tercet.core.indices import Pairs
-from tercet.miners.base import Miner, is_moderate, nothing
+from tercet.miners.base import Miner, is_moderate
 from tercet.miners.collected import Deferred, KnownRule, Search, Tuples, mined
 from tercet.neighbors.known_positives import KnownPositives
 from tercet.pairwise.distances import Distance
@@ -27,11 +27,7 @@ class _PairMiner(Miner):
     def select(self, pairwise: Pairwise, step: int) -> Pairs:
         known = KnownRule(self._known_rule, together=self._together) if is_moderate(*self._bounds()) else None
         found, in_order = mined(pairwise, self._rule, lists=2, ordered=False, known=known)
-        sides = [columns or nothing(pairwise, 2) for columns in found]
-        return Pairs(
-            *self._drawn(sides[0], pairwise, 2 * step, in_order),
-            *self._drawn(sides[1], pairwise, 2 * step + 1, in_order),
-        )
+        return self._pairs(found, pairwise, step, in_order)
 
     @abstractmethod
     def _rule(self, search: Search, positives: Tuples, negatives: Tuples) -> None:
