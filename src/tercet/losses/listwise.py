@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy, softplus
 
 from tercet.core.checks import as_float, promised, refusal
 from tercet.losses.base import Head, reduced
-from tercet.losses.log_sums import log_sum
-from tercet.losses.rowwise import ListwiseHead
+from tercet.losses.log_sums import log_sum, log_sum_and_shares
+from tercet.losses.rowwise import ListwiseHead, MinedPairs
+from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
 from tercet.pairwise.accumulate import Masked, counted_losses, summed
 from tercet.pairwise.closed_forms import products
 from tercet.pairwise.distances import Distance, dot
@@ -211,6 +212,27 @@ class NCA(ListwiseHead):
         logits = tile.distance * (-1 / self.temperature)  # [a, r]
         odds = log_sum(logits, tile.negative) - log_sum(logits, tile.positive)
         return counted_losses(softplus(odds), tile.positive.any(1), self.reduction)
+
+    def _loss_of(self, compared: Pairwise | MinedPairs) -> Float[Tensor, "..."]:
+        """The loss of rows against columns; on a processor without autograd, whose calls cost more."""
+        if self.reduction == "none" or compared.inputs[0].device.type != "cpu":
+            return super()._loss_of(compared)
+        return loss_from_pair_gradients("NCA", compared, self.reduction, self._differentiated)
+
+    def _differentiated(self, tile: Tile, wanted: bool) -> TileLoss:
+        """All anchors of a tile: ∂ℓ/∂logit is a share of the negatives less one of the positives."""
+        scale = -1 / self.temperature
+        logits = tile.distance * scale
+        far, slopes = log_sum_and_shares(logits, tile.negative)
+        near, shares = log_sum_and_shares(logits, tile.positive)
+        asked = tile.positive.any(1)
+        odds = (far - near).masked_fill_(~asked, -torch.inf)
+        losses = softplus(odds)
+        count = losses.count_nonzero() if self.reduction == "mean_active" else asked.sum()
+        value = losses.sum(dtype=torch.float64)
+        if not wanted:
+            return TileLoss(value, count, None)
+        return TileLoss(value, count, slopes.sub_(shares).mul_(odds.sigmoid_().mul_(scale)[:, None]))
 
 
 class NPair(Head):

@@ -11,7 +11,7 @@ from torch import Tensor
 from tercet.pairwise.masked import kept_where
 from tercet.pairwise.torch_modes import has_fixed_shapes
 
-__all__ = ["log_sum"]
+__all__ = ["log_sum", "log_sum_and_shares"]
 
 
 def log_sum(logits: Float[Tensor, "a r"], mask: Bool[Tensor, "a r"], dim: int = 1) -> Float[Tensor, " _"]:
@@ -27,6 +27,26 @@ def log_sum(logits: Float[Tensor, "a r"], mask: Bool[Tensor, "a r"], dim: int = 
     return torch.logsumexp(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=dim)
 
 
+def log_sum_and_shares(
+    logits: Float[Tensor, "a r"], mask: Bool[Tensor, "a r"]
+) -> tuple[Float[Tensor, " a"], Float[Tensor, "a r"]]:
+    """`log_sum` of each row and its gradient, which is the softmax of that part, on a processor.
+
+    Example:
+        >>> log_sum_and_shares(torch.tensor([[0.0, 5.0, 0.0]]), torch.tensor([[True, False, True]]))
+        (tensor([0.6931]), tensor([[0.5000, 0.0000, 0.5000]]))
+    """
+    kept = kept_where(mask, -logits, inplace=True).neg_()  # [a, r], −∞ where the mask is false
+    most = kept.amax(1)  # [a]
+    shares = torch.softmax(kept, 1)  # [a, r], NaN where a row has none
+    # The largest share is exp(most − log Σ exp), at least 1/r.
+    found = most - shares.amax(1).log_()
+    none = most == -torch.inf
+    if bool(none.any()):
+        shares[none], found[none] = 0.0, torch.finfo(logits.dtype).min
+    return found, shares
+
+
 class _LogSum(torch.autograd.Function):
     """By a softmax, one pass that is its own gradient, where `logsumexp` takes four and four in its backward.
 
@@ -36,15 +56,7 @@ class _LogSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Any, mask: Any) -> Any:
-        lowest = torch.finfo(logits.dtype).min
-        kept = kept_where(mask, -logits, inplace=True).neg_()  # [a, r], −∞ where the mask is false
-        most = kept.amax(1)  # [a]
-        shares = torch.softmax(kept, 1)  # [a, r], NaN where a row has none
-        # The largest share is exp(most − log Σ exp), at least 1/r.
-        found = most - shares.amax(1).log_()
-        none = most == -torch.inf
-        if bool(none.any()):
-            shares[none], found[none] = 0.0, lowest
+        found, shares = log_sum_and_shares(logits, mask)
         ctx.save_for_backward(logits, mask, shares)
         return found
 
