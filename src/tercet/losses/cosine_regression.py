@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from tercet.losses.proxy_head import ProxyHead
 from tercet.pairwise.closed_forms import products
@@ -41,7 +43,6 @@ class P2SGrad(ProxyHead):
         ValueError: an option out of range; when called, what `forward` lists.
 
     Example:
-        >>> import torch
         >>> head = P2SGrad(num_classes=2, dim=2)
         >>> _ = head.load_state_dict({"proxies": torch.eye(2)})
         >>> head(torch.tensor([[5.0, 0.0]]), torch.tensor([1])).item()  # both cosines are 1 off
@@ -82,5 +83,7 @@ class P2SGrad(ProxyHead):
         weights: Float[Tensor, " n"] | None,
     ) -> Float[Tensor, "..."]:
         s = self._scores(x, proxies)
-        off = s.scatter_add(1, labels[:, None], s.new_full((len(s), 1), -1.0))
-        return self._reduced(off.square().sum(1) / 2, weights)
+        target = torch.zeros_like(s).scatter_(1, labels[:, None], 1.0)
+        if weights is None and self.reduction == "mean":  # one operation, not four
+            return mse_loss(s, target) * (s.shape[1] / 2)
+        return self._reduced(mse_loss(s, target, reduction="none").sum(1) / 2, weights)

@@ -18,6 +18,8 @@ from tercet.pairwise.torch_modes import outside_graph
 
 __all__ = ["SubCenterArcFace"]
 
+_ROWS = 2**14  # that are compared with the centers of their classes at once
+
 
 class SubCenterArcFace(ArcFace):
     """The sub-center ArcFace loss: ArcFace, in which a class has several centers and its nearest one counts.
@@ -105,7 +107,7 @@ class SubCenterArcFace(ArcFace):
 
     def _scores(self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"]) -> Float[Tensor, "n c"]:
         """σ cos θ."""
-        return products(x, proxies * self.scale).unflatten(1, (-1, self.sub_centers)).amax(2)
+        return products(x, proxies * self.scale).unflatten(1, (-1, self.sub_centers)).max(2).values
 
     def _own_proxies(
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
@@ -117,8 +119,9 @@ class SubCenterArcFace(ArcFace):
         self, x: Float[Tensor, "n d"], proxies: Float[Tensor, "p d"], labels: Int[Tensor, " n"]
     ) -> Float[Tensor, "n k"]:
         """The cosines of each row to the centers of its class, without a graph to these."""
-        first, proxies = labels * self.sub_centers, proxies.detach()
-        return torch.stack([(x * proxies[first + k]).sum(1) for k in range(self.sub_centers)], dim=1)
+        centers = proxies.detach().unflatten(0, (-1, self.sub_centers))
+        parts = zip(x.split(_ROWS), labels.split(_ROWS), strict=True)
+        return torch.cat([torch.bmm(centers[y], v[:, :, None])[:, :, 0] for v, y in parts])
 
     @outside_graph
     @torch.no_grad()
