@@ -4,9 +4,10 @@ import json
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from tercet import embed, read_catalog, read_verdicts
+from tercet import embed, read_catalog, read_verdicts, write_shards
 from tercet.data.io.tables import read_columns
 from tests.helpers import picture
 
@@ -96,3 +97,27 @@ def test_what_does_not_fit_is_refused(tercet, here, words, code, sentence):
     assert ended == code
     assert sentence in re.sub(r"[│\s]+", " ", err)
     assert not (here / "page.html").exists()
+
+
+def test_images_are_read_from_shards(tercet, here):
+    catalog = read_catalog("t.csv")
+    write_shards("shards", catalog, k=2)
+    code, _, err = tercet("inspect", "x.npy", "-o", "files.html", "--embed-all")
+    assert code == 0, err
+    expected = data_of(here / "files.html")
+    (here / "photos").rename(here / "gone")
+    words = ("--embed-all", "--shards", "shards", "--atlas", "a.parquet")
+    code, _, err = tercet("inspect", "x.npy", "-o", "shards.html", *words)
+    assert code == 0, err
+    found = data_of(here / "shards.html")
+    assert found["cells"] == expected["cells"]
+    assert min(found["cells"]) == 0
+    pages = [(here / f"{each}.html").read_text() for each in ("files", "shards")]
+    sheets = [re.findall(r"data:image/webp;base64,[A-Za-z0-9+/=]+", page) for page in pages]
+    assert sheets[0] == sheets[1] != []
+    assert (found["root"], expected["root"]) == (None, "./")
+    assert all(row["image"] for row in pq.read_table("a.parquet").to_pylist())
+    (here / "gone").rename(here / "photos")
+    write_shards("half", catalog.select(range(12)), k=2)
+    code, _, err = tercet("inspect", "x.npy", "-o", "half.html", "--shards", "half")
+    assert (code, "shards of the images of the catalog" in err) == (1, True), err

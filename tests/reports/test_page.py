@@ -220,7 +220,10 @@ def test_the_table_for_embedding_atlas(tmp_path):
         ({"mined": Triplets([0], [1], [99])}, "expected MinedTriplets, a Manifest of triplets or Triplets"),
         ({"mined": RandomPairs([0, 0, 1, 1], 3)}, "expected MinedTriplets, a Manifest of triplets or"),
         ({"mined": np.datetime64("2026-01-01")}, "inspect(mined='datetime64'): expected MinedTriplets"),
-        ({"images": 3}, "inspect(images=3): expected a function of a row that gives its image"),
+        (
+            {"images": 3},
+            "inspect(images=3): expected a ShardIndex, or a function of a row that gives its image",
+        ),
         ({"title": None}, "inspect(title=None): expected a string"),
         ({"labels": [0]}, "inspect(labels='1 rows'): expected one for each of the 6 images"),
         ({"atlas": "a.csv"}, "a name ending in .parquet"),

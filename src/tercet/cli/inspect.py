@@ -53,6 +53,10 @@ def inspect(
         bool, typer.Option("--embed-all", help="Carry a thumbnail of every image, not of galleries alone.")
     ] = False,
     title: Annotated[str, typer.Option(help="Of the page.")] = "",
+    shards: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="Tar shards that hold the images: a folder of tars, or one tar."),
+    ] = None,
     root: Annotated[
         Path | None, typer.Option(parser=path, help="The folder that the images' paths start from.")
     ] = None,
@@ -67,6 +71,7 @@ def inspect(
     Exported marks are the table that `tercet mine --verdicts` reads. The page needs no network.
     """
     from tercet.data.manifests.manifest import read_manifest
+    from tercet.data.shards.index import ShardIndex
     from tercet.offline.embeddings import read_embeddings
     from tercet.offline.verdict_table import read_verdicts
     from tercet.reports.page import inspect as inspected
@@ -95,6 +100,7 @@ def inspect(
         output,
         found,
         mined=mined,
+        images=None if shards is None else ShardIndex(shards, progress=not quiet),
         verdicts=None if verdicts is None else read_verdicts(verdicts, catalog),
         atlas=atlas,
         most=most,

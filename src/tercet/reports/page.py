@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from tercet.core.checks import Refusal, as_bool, as_choice, as_int, as_string, border, escaped, label_codes
 from tercet.data.io.atomic import atomically, fresh_target
-from tercet.data.io.images import read_image
+from tercet.data.io.images import decode_image, read_image
 from tercet.offline.mining_inputs import matrix_of
 from tercet.offline.verdict_table import as_catalog
 from tercet.offline.verdicts import UNDECIDED, Verdicts, as_verdicts
@@ -41,7 +42,7 @@ def inspect(
     catalog: Any = None,
     test: Any = None,
     verdicts: Any = None,
-    images: Callable[[int], np.ndarray] | None = None,
+    images: Any = None,
     most: int = 120,
     k: int = 10,
     layout: str = "pca",
@@ -71,13 +72,14 @@ def inspect(
         catalog: the images; None for that of `Embeddings` or of the manifest.
         test: which images are test images, for leaks: bool [n], or row numbers.
         verdicts: `Verdicts` that are marked already.
-        images: a function of a row that gives its image, uint8 [h, w, 3]; None reads the catalog's files.
+        images: a `ShardIndex`, which images are read from; or a function of a row that gives its image,
+            uint8 [h, w, 3]; None reads the catalog's files.
         most: how many cards a gallery has.
         k: neighbours of each image in the graph that suspects and confusion come from.
         layout: "pca", or "tsne" with `pip install "tercet[report]"`.
         thumbnail: pixels of a thumbnail.
         embed_all: carry a thumbnail of every image; else of those in galleries, and others are read from
-            their files, by paths relative to the page.
+            their files, by paths relative to the page; images of shards are seen as thumbnails alone.
         title: of the page.
         distance: "cosine", "euclidean" or "squared_euclidean".
         atlas: also write a table for Embedding Atlas: .parquet with x, y, image, class and neighbors.
@@ -106,14 +108,13 @@ def inspect(
         distance = as_choice(None, "distance", distance, DISTANCES)
         embed_all = as_bool(None, "embed_all", embed_all)
         title = as_string(None, "title", title)
-        if images is not None and not callable(images):
-            raise Refusal("images", images, "a function of a row that gives its image")
         if embeddings is None and mined is None:
             raise Refusal("embeddings", None, "embeddings, or mined= triplets")
-        for source in (embeddings, mined):
+        for source in (embeddings, mined, images):
             catalog = getattr(source, "catalog", None) if catalog is None else catalog
         catalog = as_catalog(catalog)
         n = len(catalog)
+        read = _reader(images, catalog)
         said = None if verdicts is None else as_verdicts(verdicts, n)
         rows = None if mined is None else triplets_of(mined, n)
         tested = mask_of(test, n)
@@ -139,12 +140,15 @@ def inspect(
             names = class_names(values, catalog if labels is None else None)
             found = analysed(x, codes, k, distance, {"memory": memory, "progress": progress})
             data = views_of(found, names, rows, counts_of(mined), catalog, tested, most, layout)
-    read = images if images is not None else lambda row: read_image(catalog.file(row))
     shown = np.arange(n) if embed_all else _rows_shown(data["galleries"])
     thumbs = sprites(shown, n, read, thumbnail)
     data |= {"id": hashlib.sha256(f"{catalog.fingerprint} {title}".encode()).hexdigest()[:16]}
     data |= {"classes": names, "labels": codes.tolist(), "paths": catalog.paths.tolist()}
-    data |= {"root": _way(catalog.root, target.parent), "columns": COLUMNS, "marks": _marked(said)}
+    data |= {
+        "root": None if _of_shards(images) else _way(catalog.root, target.parent),
+        "columns": COLUMNS,
+        "marks": _marked(said),
+    }
     data["cells"] = thumbs.cell.tolist() if len(shown) == n else {int(i): int(thumbs.cell[i]) for i in shown}
     if thumbs.failed:
         origin["Images that do not decode"] = {catalog.paths[row]: why for row, why in thumbs.failed}
@@ -154,6 +158,31 @@ def inspect(
         unfinished.write_text(_rendered(title or "What mining sees", lead, data, thumbs.sheets), "utf-8")
     if table is not None and found is not None:
         write_atlas(table, found, data, catalog, read, thumbnail, overwrite)
+
+
+def _of_shards(images: Any) -> bool:
+    return hasattr(images, "tars") and hasattr(images, "read")
+
+
+def _reader(images: Any, catalog: Any) -> Callable[[int], np.ndarray]:
+    """Gives the image of a row; threads may call it."""
+    if images is None:
+        return lambda row: read_image(catalog.file(row))
+    if not _of_shards(images):
+        function: Any = images
+        if not callable(images):
+            raise Refusal("images", images, "a ShardIndex, or a function of a row that gives its image")
+        return function
+    if images.catalog.paths.tolist() != catalog.paths.tolist():
+        raise Refusal("images", images, "shards of the images of the catalog, in its order")
+    alone = Lock()
+
+    def read(row: int) -> np.ndarray:
+        with alone:
+            (content,) = images.read([row])
+        return decode_image(content, catalog.paths[row])
+
+    return read
 
 
 def _rendered(title: str, lead: str, data: dict[str, Any], sheets: Sequence[str]) -> str:

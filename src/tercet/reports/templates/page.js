@@ -44,7 +44,7 @@ function shot(row, options = {}) {
     box.style.backgroundSize = `${columns * 100}%`;
     const part = (index) => `${(index / (columns - 1)) * 100}%`;
     box.style.backgroundPosition = `${part(place % columns)} ${part(Math.floor(place / columns))}`;
-  } else {
+  } else if (DATA.root !== null) { // images of shards are no files
     const picture = el("img", { alt: "", loading: "lazy" });
     picture.addEventListener("error", () => picture.remove());
     picture.src = address(row);
@@ -61,9 +61,12 @@ function figure(row, role) {
 
 function openFull(row) {
   const box = $("full"), picture = el("img", { alt: shown(DATA.paths[row]) });
-  picture.addEventListener("error", () => picture.replaceWith(shot(row, { style: "width:240px;margin:0 auto 10px" })), { once: true });
-  picture.src = address(row);
-  box.replaceChildren(picture, el("b", { text: shown(nameOf(row)) }), el("p", { class: "note", text: shown(DATA.paths[row]) }),
+  const small = () => shot(row, { style: "width:240px;margin:0 auto 10px" });
+  if (DATA.root !== null) {
+    picture.addEventListener("error", () => picture.replaceWith(small()), { once: true });
+    picture.src = address(row);
+  }
+  box.replaceChildren(DATA.root === null ? small() : picture, el("b", { text: shown(nameOf(row)) }), el("p", { class: "note", text: shown(DATA.paths[row]) }),
     el("button", { type: "button", text: "Close", onclick: () => box.close() }));
   box.showModal();
 }
