@@ -5,6 +5,7 @@ import torch
 
 from tercet.neighbors.column_tiles import ColumnTiles
 from tercet.neighbors.exact import ExactSearch
+from tercet.pairwise import products
 from tercet.pairwise.budget import override
 from tercet.pairwise.distances import as_distance
 from tercet.pairwise.tiles import Pairwise
@@ -87,3 +88,19 @@ def test_no_tiles_of_small_batches_and_of_double_precision():
     assert opened(points(N).double(), torch.arange(N) % 4)[2] is None
     with override(sampled_share=0):
         assert opened(points(N), torch.arange(N) % 4)[2] is None
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("distance", ["euclidean", "squared_euclidean", "cosine"])
+def test_keys_of_a_tile_are_within_the_error_of_their_rows(monkeypatch, distance, wide):
+    monkeypatch.setattr(products, "_has_wide_units", lambda: wide)
+    x = points(N, d=64) * 10.0 ** torch.linspace(-2, 1, N)[:, None] + 3
+    _, search, _ = opened(x, torch.arange(N) % 80, distance)
+    keys, places = search.keys, slice(5, 70)
+    found = keys.tile(keys.side(places), keys.columns(slice(100, N)), x.new_empty(N * N))
+    rows, columns = search.order[0][places], search.order[1][100:]
+    u = search.exact.x.double()
+    u = u - u.float().mean(0)
+    true = torch.cdist(u[rows], u[columns]).square() - u[rows].square().sum(1, keepdim=True)
+    assert ((found.double() - true).abs() <= keys.error[rows, None]).all()
+    assert found.shape == (65, N - 100)

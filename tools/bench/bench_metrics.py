@@ -3,11 +3,12 @@
 
     python tools/bench/bench_metrics.py
     python tools/bench/bench_metrics.py --sizes 5000 --repeats 3
+    python tools/bench/bench_metrics.py --sizes 20000 --alone 200000
 
 The peer is pytorch-metric-learning's AccuracyCalculator with k="max_bin_count". It searches by FAISS where
 that is installed, else by its own search in batches. All sides and the product x @ x.T run by turns in one
-process; each peak is that of a process of its own. Both must give the same figures. `--markdown` puts the
-table into the results page.
+process; each peak is that of a process of its own. Both must give the same figures. `--alone` adds sizes at
+which `evaluate` runs once, without a peer. `--markdown` puts the table into the results page.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from itertools import product as product_of
 from multiprocessing import get_context
 from operator import itemgetter
 from pathlib import Path
@@ -34,6 +36,7 @@ BOTH = ("precision_at_1", "mean_average_precision_at_r")
 ROWS = 1024  # of a batch of the peer's search, and of the bare product
 TRIPLETS = 100_000
 DIM = 128
+ALL = "Recall@1 and MAP@R"
 OWN_SEARCH = "its own search in batches of 1,024 queries (FAISS is not installed)"
 ABOUT = """
 Seconds of the processor, medians of rounds in which all sides and the bare product `x @ x.T` run by turns
@@ -56,12 +59,15 @@ def calculator(*include: str) -> Callable[[Tensor, Tensor], dict[str, float]]:
     return lambda x, labels: peer.get_accuracy(x, labels)
 
 
-def with_faiss() -> bool:
+def with_faiss(threads: int | None = None) -> str:
+    """The peer's search by FAISS, in so many threads; empty where FAISS is not installed."""
     try:
-        import faiss  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import faiss  # pyright: ignore[reportMissingImports]
     except ImportError:
-        return False
-    return True
+        return ""
+    if threads is not None:
+        faiss.omp_set_num_threads(threads)
+    return f"IndexFlatL2 of FAISS {faiss.__version__}"
 
 
 def drawn(n: int) -> tuple[Tensor, ...]:
@@ -86,7 +92,7 @@ def sides() -> dict[str, dict[str, Callable[[Tensor, Tensor], Any]]]:
     return {
         "Recall@1": {"tercet": lambda x, y: [recall_at_k(x, y)], PEER: calculator(BOTH[0])},
         "MAP@R": {"tercet": lambda x, y: [map_at_r(x, y)], PEER: calculator(BOTH[1])},
-        "Recall@1 and MAP@R": {
+        ALL: {
             "tercet": lambda x, y: itemgetter("Recall@1", "MAP@R")(evaluate(x, y, 1)),
             PEER: calculator(*BOTH),
         },
@@ -102,6 +108,7 @@ def figures_of(out: Any) -> list[float]:
 def prepared(n: int, k: int, threads: int) -> tuple[Tensor, Tensor]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
+    with_faiss(threads)
     return batch(n, k, DIM, "cpu")
 
 
@@ -116,6 +123,14 @@ def peak(case: str, side: str, n: int, k: int, threads: int) -> float:
     before = held_mib()
     call(x, labels)
     return held_mib() - before
+
+
+def once(n: int, k: int, threads: int) -> float:
+    """Seconds of the processor of one call of ours."""
+    x, labels = prepared(n, k, threads)
+    start = time.process_time()
+    sides()[ALL]["tercet"](x, labels)
+    return time.process_time() - start
 
 
 def turns(n: int, k: int, threads: int, repeats: int) -> dict[tuple[str, str], tuple[float, list[float]]]:
@@ -149,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Metrics beside a peer and the bare product.")
     parser.add_argument("--sizes", type=int, nargs="+", default=[5000, 20_000], help="N")
     parser.add_argument("--k", type=int, nargs="+", default=[8, 100], help="images of a class")
+    parser.add_argument("--alone", type=int, nargs="*", default=[], help="N at which evaluate runs once")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--markdown", type=Path, help="the results page to write the section of")
@@ -172,10 +188,15 @@ def main() -> None:
                         slower.append(f"- {case}, N={n:,}, K={k}: {ours / theirs:.2f} × the time of the peer")
                 lines.append([*line, *[""] * (len(heads) - len(line))])
                 print(*(f"{field:>12}" for field in lines[-1]), flush=True)
+    for n, k in product_of(options.alone, options.k):
+        mib = apart(peak, ALL, "tercet", n, k, options.threads)
+        line = [ALL, f"{n:,}", str(k), f"{apart(once, n, k, options.threads):.3g}", "", f"{mib:.0f}"]
+        lines.append([*line, *[""] * (len(heads) - len(line))])
+        print(*(f"{field:>12}" for field in lines[-1]), flush=True)
     print("\n".join(slower) or "nowhere slower")
     if options.markdown:
         command = shlex.join(["python", "tools/bench/bench_metrics.py", *sys.argv[1:]])
-        search = "FAISS" if with_faiss() else OWN_SEARCH
+        search = with_faiss() or OWN_SEARCH
         text = [
             "## Metrics",
             f"{told()} Threads: {options.threads}. Regenerate with `{command}`.",

@@ -73,7 +73,9 @@ class ColumnTiles:
         self._numbers = search.exact.x.new_empty(self._height * self._width)
         self._mask = np.empty(self._height * self._width, bool)
         step = max(sizes.sampled_share, -(-self._count // sizes.sampled_columns))
-        self._sample = torch.arange(step // 2, self._count, step, device=device)
+        places = torch.arange(step // 2, self._count, step, device=device)
+        self._sampled = len(places)
+        self._samples = [self._keys.columns(some) for some in places.split(self._width)]
 
     @staticmethod
     def of(pairwise: Pairwise, search: ExactSearch) -> ColumnTiles | None:
@@ -101,15 +103,15 @@ class ColumnTiles:
         Returns:
             Keys in rising order, inf where there are fewer; columns; and [a] which rows were missed.
         """
-        if not promises(count, len(self._sample), self._count):
+        if not promises(count, self._sampled, self._count):
             return self._none(block, count)
         height, side = len(block.rows), self._keys.side(block.places)
         limit = self._limit(side, height, count)
-        most = height * most_promised(count, len(self._sample), self._count) + self._budget.gathered_keys
+        most = height * most_promised(count, self._sampled, self._count) + self._budget.gathered_keys
         allowed, found = block.positive | block.negative, []
         for start in range(0, self._count, self._width):
             columns = slice(start, min(start + self._width, self._count))
-            keys = self._keys.tile(side, columns, self._numbers)
+            keys = self._keys.tile(side, self._keys.columns(columns), self._numbers)
             _leave_out(keys, columns, block.class_block, allowed)
             numbers = keys.numpy()
             mask = self._mask[: numbers.size]
@@ -134,10 +136,11 @@ class ColumnTiles:
 
     def _limit(self, side: Tensor, height: int, count: int) -> np.ndarray:
         """The limit of each row, [a]. Its own column may be in the sample: there is room for a few."""
-        sample = self._numbers.new_empty(height, len(self._sample))
-        for start in range(0, len(self._sample), self._width):
-            places = self._sample[start : start + self._width]
-            sample[:, start : start + len(places)] = self._keys.tile(side, places, self._numbers)
+        sample, start = self._numbers.new_empty(height, self._sampled), 0
+        for columns in self._samples:
+            stop = start + len(columns[0])
+            sample[:, start:stop] = self._keys.tile(side, columns, self._numbers)
+            start = stop
         return promised_limit(sample.numpy(), count, self._count)
 
     def whole_rows(self, block: TiledRows, missed: Bool[Tensor, " a"]) -> Iterator[RowBlock]:

@@ -77,7 +77,9 @@ class ExactSearch:
             every = pairwise.ids if own and pairwise.ids is not None else torch.arange(n, device=device)
             self.order = every, every if own else torch.arange(r, device=device)
         else:
-            self.labels, self.order = zip(*(key.sort(stable=True) for key in classes), strict=True)
+            rows = classes[0].sort(stable=True)
+            columns = rows if classes[1] is classes[0] else classes[1].sort(stable=True)
+            self.labels, self.order = zip(rows, columns, strict=True)
         self.keys = RankKeys(pairwise.distance, self._x, self._y, None if self.in_order else self.order)
         # Groups of √r / 2 columns: a shortlist reads 2√r least keys of groups, and the members of a few.
         self._group = 2 ** max(0, round(math.log2(max(1, r)) / 2 - 1))

@@ -103,7 +103,9 @@ class RankKeys:
                 lengths = [torch.linalg.vector_norm(v, dim=1) for v in ((x,) if y is x else (x, y))]
                 self.error = product_error(lengths[0], lengths[-1].max(), x)
         if order is not None:
-            self._u, self._v = self._u[order[0]], self._v[order[1]]
+            same = self._v is self._u and order[0] is order[1]
+            self._u = self._u[order[0]]
+            self._v = self._u if same else self._v[order[1]]
             if self._form is not None:
                 self._squares = self._squares[order[1]]
 
@@ -123,19 +125,19 @@ class RankKeys:
         u = self._u[places]
         return u if self._form is None else product_side(u * -2.0)
 
-    def tile(self, side: Tensor, columns: slice | Int[Tensor, " c"], out: Tensor) -> Float[Tensor, "a c"]:
-        """The keys of a `side` to the columns at these places of the order, in `out` or in memory of its own.
+    def columns(
+        self, places: slice | Int[Tensor, " c"]
+    ) -> tuple[Float[Tensor, "c s"], Float[Tensor, " c"] | None]:
+        """The columns at these places of the order, as `tile` takes them."""
+        return self._v[places], None if self._form is None else self._squares[places]
 
-        Args:
-            side: [a, s].
-            columns: c places.
-            out: memory for as many numbers.
-        """
-        v = self._v[columns]
+    def tile(
+        self, side: Tensor, columns: tuple[Float[Tensor, "c s"], Float[Tensor, " c"] | None], out: Tensor
+    ) -> Float[Tensor, "a c"]:
+        """The keys of a `side` to `columns`, in memory of its own or in `out`, which has room for them."""
+        v, squares = columns
         with full_precision(v.device):
-            if self._form is not None:
-                return product_plus(side, v, self._squares[columns], out)
-            return self._distance.tile(side, v)
+            return self._distance.tile(side, v) if squares is None else product_plus(side, v, squares, out)
 
     def of_distance(
         self, distance: Float[Tensor, " a"], rows: Int[Tensor, " a"] | None = None
