@@ -229,6 +229,8 @@ def test_real_refuses_what_is_no_finite_number(value):
         (0, {"above": 0}, "a finite number above 0"),
         (0.5, {"above": 0.5}, "a finite number above 0.5"),
         (1.5, {"maximum": 1}, "a finite number of at most 1"),
+        (1.5, {"above": 0, "maximum": 1}, "a finite number above 0 and at most 1"),
+        (0, {"above": 0, "maximum": 1}, "a finite number above 0 and at most 1"),
         (1.5, {"minimum": 0.05, "maximum": 1}, "a finite number from 0.05 to 1"),
         (0.0, {"minimum": 1e-12}, "a finite number of at least 1e-12"),
         (math.inf, {"minimum": 0}, "a finite number of at least 0"),

@@ -115,7 +115,7 @@ def mine(
         int | None, typer.Option(help="MiB of the search above its inputs; if not given, 256.")
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="exact, or an index of FAISS: faiss-ivf or faiss-hnsw (tercet[faiss]).")
+        str, typer.Option(help="exact, or an index of FAISS: faiss-ivf or faiss-hnsw (the extra `faiss`).")
     ] = "exact",
     min_recall: Annotated[
         float | None,

@@ -289,8 +289,8 @@ def as_float(
         value: the value to check.
         minimum: the least number that is accepted.
         maximum: the greatest number that is accepted.
-        above: a number that `value` must exceed, for ranges such as (0, ∞); it stands alone, without
-            `minimum` and `maximum`.
+        above: a number that `value` must exceed, for ranges such as (0, ∞); it stands in place of
+            `minimum`.
 
     Raises:
         ValueError: not a finite number, or out of range.
@@ -303,7 +303,9 @@ def as_float(
         ValueError: InfoNCE(temperature=0): expected a finite number above 0
     """
     expected = "a finite number" if above is None else f"a finite number above {above:g}"
-    if minimum > -math.inf or maximum < math.inf:
+    if above is not None and maximum < math.inf:
+        expected += f" and at most {maximum:g}"
+    elif minimum > -math.inf or maximum < math.inf:
         low = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
         expected += f" {low}" if minimum > -math.inf else f" of at most {maximum:g}"
     if isinstance(value, (str, bytes, complex)) or _boolean(value):

@@ -260,7 +260,7 @@ class PKSampler(EpochSampler):
                 expected = "no super_labels or pure_groups beside it"
                 raise refusal("PKSampler", "class_weights", "<weights>", expected)
             weights = numbers_of("class_weights", class_weights, given.names, table.names, 1.0)
-        share = as_float("PKSampler", "confusion_share", confusion_share, 0, 1, above=0)
+        share = as_float("PKSampler", "confusion_share", confusion_share, maximum=1, above=0)
         if confusion is None:
             return Mixing(weights, spreads)
         together = rules.each if rules.unit == "super-label" else self.p
