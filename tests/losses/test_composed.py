@@ -150,7 +150,7 @@ def test_what_a_sum_cannot_be_of_is_refused():
         for heads in ([], 3, [1], ["SupCon"]):
             with pytest.raises(ValueError, match=r"Sum\(heads=.*\): expected a list of one head or more"):
                 Sum(heads)
-        for weights in ([], [1.0, 2.0], 3, "1"):
+        for weights in ([], [1.0, 2.0], 3, "1", {0: 1.0}, torch.tensor(1.0)):
             with pytest.raises(ValueError, match=r"Sum\(weights=.*\): expected 1 numbers, one for each head"):
                 Sum([SupCon()], weights)
     with pytest.raises(ValueError, match=r"Sum\(weights=nan\): expected a finite number"):

@@ -225,11 +225,28 @@ def test_groups_are_a_case_of_ignored_positives():
     assert Ignore("same").key(labels) is None  # rows of unequal keys would be negatives
 
 
+def test_a_function_gets_all_columns_but_the_number_to_ignore_by():
+    seen = []
+
+    def sides(rows, columns):
+        seen.append(rows.shape[1:])
+        same = rows[:, None, ..., 0] == columns[None, ..., 0] if rows.ndim > 1 else rows[:, None] == columns
+        return same, ~same
+
+    relation = Ignore("same", relation=PairFunction(sides))
+    for columns, expected in ((2, ()), (3, (2,))):
+        labels = relation.check("test", "labels", torch.zeros(3, columns).long(), 3, "cpu")
+        relation.sides(labels, labels)
+        assert seen.pop() == expected
+
+
 def test_labels_of_ignored_pairs_are_refused_with_a_sentence():
     check_refused(
         r"labels='shape \(3,\)'\): expected shape \(3, c\), labels and the number", Ignore("same"), Y
     )
     check_refused(r"shape \(3, 1\)'\): expected shape \(3, c \+ 1\), labels and", Ignore("same"), Y[:, None])
+    three = torch.stack([Y, Y, Y], dim=1)
+    check_refused("expected shape .*a relation that takes several labels a row", Ignore("same"), three)
     check_refused("expected row numbers of the table, from 0 to 1", PairTable(torch.eye(2).bool()), Y)
     for sides, said in (
         ((ALL, ALL), "one whose sides exclude each other"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 import torch
@@ -69,7 +69,11 @@ class Sum(nn.Module):
                 raise refusal("Sum", "heads", repr(head), 'heads with another reduction than "none"', hint)
         self.heads = nn.ModuleList(heads)
         given = [1.0] * len(heads) if weights is None else weights
-        if isinstance(given, (str, bytes)) or not hasattr(given, "__len__") or len(given) != len(heads):
+        try:
+            given = [] if isinstance(given, (str, bytes, Mapping, Set)) else list(given)
+        except TypeError:  # one number, also as a tensor without dimensions
+            given = []
+        if len(given) != len(heads):
             raise refusal("Sum", "weights", weights, f"{len(heads)} numbers, one for each head")
         self.weights = tuple(as_float("Sum", "weights", weight) for weight in given)
 

@@ -133,8 +133,8 @@ class Ignore:
         return positive, negative
 
     def _inner(self, labels: Int[Tensor, "n c1"]) -> Int[Tensor, "n *c"]:
-        """The labels for the other relation: [n] where it takes one a row."""
-        return labels[:, 0] if self._takes_one else labels[:, :-1]
+        """The labels for the other relation: [n] where it takes one a row and there is one."""
+        return labels[:, 0] if self._takes_one and labels.shape[1] == 2 else labels[:, :-1]
 
 
 @dataclass(frozen=True, eq=False)

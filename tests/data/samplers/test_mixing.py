@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import chain, combinations
 
@@ -88,6 +89,14 @@ def test_counts_in_proportion(weights, width, batches, key):
             (level, high) if np.minimum(level * weights, batches).sum() < batches * width else (low, level)
         )
     assert np.abs(counts - np.minimum(high * weights, batches)).max() < 1 + 1e-6
+
+
+def test_a_weight_near_zero_gets_no_batch_by_rounding():
+    weights = np.array([1e-12, 1.0, 1.0])
+    assert weighted_fill(weights, 10**9, 2, None)[0] == 0
+    assert weighted_fill(np.array([3.0, 2.0, 1.0]) / 7, 6 * 10**8, 2, None).tolist() == [6e8, 4e8, 2e8]
+    said = refusal_of(PKSampler, LABELS, 2, 2, class_weights={0: 1e-12})
+    assert "steps of this width; a whole number bounds an epoch" in said
 
 
 def test_rounding_favours_no_item():
@@ -287,6 +296,12 @@ def test_confusable_classes_within_super_labels_and_groups(world_size):
     assert max(near) < 2  # of three classes; by chance some 2.8 families
 
 
+def test_a_group_without_a_step_among_confusable_classes():
+    options = {"pure_groups": SUPERS, "group_shares": [1] + [1e-9] * 4, "epoch_length": 3}
+    sampler = PKSampler(LABELS, 2, 2, confusion=families(10, each=2), **options)
+    assert {SUPERS[row] for batch in plain_rows(sampler) for row in batch} == {"a"}
+
+
 # What does not go together.
 
 
@@ -300,6 +315,9 @@ def test_confusable_classes_within_super_labels_and_groups(world_size):
         ({"super_labels": SUPERS, "pure_groups": SUPERS}, "expected no super_labels beside it"),
         ({"super_labels": SUPERS, "class_weights": {0: 1}}, "expected no super_labels or pure_groups"),
         ({"class_weights": {0: 0}}, "PKSampler(class_weights=0): expected"),
+        ({"class_weights": {0: 1.7e308, 1: 1.7e308}}, "expected a finite number from 1e-100 to 1e+100"),
+        ({"class_weights": [math.nan] * 10}, "PKSampler(class_weights=nan): expected"),
+        ({"p": 1, "k": 99, "short_classes": "skip", "pure_groups": SUPERS}, "; give a group more classes or"),
         ({"class_weights": {99: 1}}, "PKSampler(class_weights=99): expected names among [0, 1, 2]"),
         ({"class_weights": [1, 2]}, "array of shape (2,)'): expected a dict, or 10 numbers"),
         ({"pure_groups": SUPERS, "group_shares": {"a": 1}}, "nothing for 'b'"),
@@ -309,7 +327,10 @@ def test_confusable_classes_within_super_labels_and_groups(world_size):
         ),
         ({"confusion": np.ones((3, 2))}, "expected an array of floats [47, d], one row an image, or [10, d]"),
         ({"confusion": np.full((10, 2), np.nan)}, "NaN or infinite numbers in 10 of 10 classes"),
-        ({"confusion": np.ones((10, 2)), "confusion_share": 0}, "PKSampler(confusion_share=0): expected"),
+        (
+            {"confusion": np.ones((10, 2)), "confusion_share": 0},
+            "expected a finite number above 0 of at most 1",
+        ),
         ({"p": 1, "confusion": np.ones((10, 2))}, "expected at least two classes"),
     ],
 )

@@ -95,7 +95,7 @@ def weighted_fill(
     heaviest = int(((width - full) * ranked <= rest).argmax())  # items that are in each batch
     quota = np.full(len(ranked), float(batches))
     quota[heaviest:] = ranked[heaviest:] * ((width - heaviest) * batches / rest[heaviest])
-    whole = np.floor(quota + 1e-9 * batches)
+    whole = np.floor(quota * (1 + 1e-10))  # a whole quota may come out a little below it
     counts = np.empty(len(weights), dtype=np.int64)
     counts[order] = whole
     if key is None:

@@ -73,7 +73,9 @@ class ClassPlan:
         most = (1 << 32) // (rules.items * rules.each)  # the plan of an epoch is in memory, 16 bytes a place
         self.length = self._fewest_steps(most) if epoch_length is None else epoch_length
         if self.length > most:
-            raise refusal("PKSampler", "epoch_length", self.length, f"at most {most} steps of this width")
+            expected = f"at most {most} steps of this width"
+            hint = "a whole number bounds an epoch that weights or pairs make long"
+            raise refusal("PKSampler", "epoch_length", self.length, expected, hint)
 
     def _fewest_steps(self, most: int) -> int:
         """The least number of steps that gives each item what it needs."""

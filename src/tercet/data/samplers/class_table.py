@@ -167,6 +167,7 @@ class ClassTable:
             ways.append("lower world_size")
         if supers is None and (sizes > 1).sum() >= rules.items:
             ways.append('pass short_classes="repeat"')
+        ways = ways or [f"give a {rules.unit} more classes or images"]
         raise ValueError(
             f"PKSampler({rules.argument}={per_rank}{ranks}): only {count_of(have, rules.unit)} "
             f"{'has' if have == 1 else 'have'} {quality}{step}; {' or '.join(ways)}"
@@ -254,6 +255,10 @@ def numbers_of(
                 "PKSampler", argument, f"array of shape {array.shape}", f"a dict, or {len(all_names)} numbers"
             )
         place = {name: n for n, name in enumerate(all_names)}
-        numbers = [array[place[name]] for name in names]
-    found = [as_float("PKSampler", argument, number, above=0) for number in numbers]
+        entries = array.tolist()
+        numbers = [entries[place[name]] for name in names]
+    for number in numbers:
+        as_float("PKSampler", argument, number, above=0)
+    # Within these bounds neither their sums nor their shares leave the range of floats.
+    found = [as_float("PKSampler", argument, number, 1e-100, 1e100) for number in numbers]
     return np.array(found, dtype=np.float64)

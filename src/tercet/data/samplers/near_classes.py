@@ -129,7 +129,7 @@ def assign_near(
             batch += deck.take(deck.first_unavoidable(must))
             batch += deck.take(deck.due_first(width - len(batch)))
             plan[step, rank] = batch
-    return plan.reshape(steps, -1)
+    return plan.reshape(steps, ranks * width)
 
 
 class _Deck:
