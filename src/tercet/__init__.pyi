@@ -48,8 +48,8 @@ from .losses.listwise import NCA as NCA
 from .losses.listwise import InfoNCE as InfoNCE
 from .losses.listwise import NPair as NPair
 from .losses.listwise import SupCon as SupCon
+from .losses.margin import MarginLoss as MarginLoss
 from .losses.pair import Contrastive as Contrastive
-from .losses.pair import MarginLoss as MarginLoss
 from .losses.pair_weighting import Circle as Circle
 from .losses.pair_weighting import GeneralizedLifted as GeneralizedLifted
 from .losses.pair_weighting import LiftedStructure as LiftedStructure

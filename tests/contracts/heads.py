@@ -15,7 +15,8 @@ from tercet.losses.angular_margins import AdaFace, CurricularFace, SphereFace
 from tercet.losses.cosine_regression import P2SGrad
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
-from tercet.losses.pair import Contrastive, MarginLoss
+from tercet.losses.margin import MarginLoss
+from tercet.losses.pair import Contrastive
 from tercet.losses.pair_weighting import Circle, GeneralizedLifted, LiftedStructure, MultiSimilarity
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
 from tercet.losses.ranked_list import RankedList
@@ -58,7 +59,8 @@ class Row:
         options: of the head and of the loop.
         distance: the one that the loop is shown.
         reduction: the usual one; None where there is none to choose.
-        lists: what it takes a list of: "triplets", "pairs", or "" for none.
+        lists: what it takes a list of: "triplets" that pairs are joined to, "triplets only" where pairs stay
+            pairs, "pairs", or "" for none.
         satisfied: options with which it can be 0; None where it cannot.
         smooth: whether its gradient is the derivative of its value.
     """
@@ -100,8 +102,8 @@ class Row:
     def lists_of_all(self, labels, ref=None, ids=None, says=reference.same_label):
         """Each list of which the loss is that of all tuples."""
         sides = reference.relation(labels, ref and ref.labels, ids, ref and ref.ids, says)
-        triplets = [as_triplets(reference.all_triplets(*sides))] if self.lists == "triplets" else []
-        return [*triplets, as_pairs(*sides)]
+        triplets = [as_triplets(reference.all_triplets(*sides))] if "triplets" in self.lists else []
+        return triplets if self.lists == "triplets only" else [*triplets, as_pairs(*sides)]
 
 
 def as_pairs(positive, negative):
@@ -178,6 +180,36 @@ def margin_loss_of_triplets(given, **options):
     return margin_loss(given, **options)
 
 
+def per_anchor(loop, anchors_of):
+    """The mean over anchors of the mean of each one's losses."""
+
+    def mean(given, **options):
+        own = {}
+        for a, loss in zip(anchors_of(given), loop(given, **options), strict=True):
+            own.setdefault(a, []).append(loss)
+        return sum(sum(losses) / len(losses) for losses in own.values()) / max(1, len(own))
+
+    return mean
+
+
+def anchors_of_triplets(given):
+    return [a for a, _, _ in reference.all_triplets(given.positive, given.negative)]
+
+
+def anchors_of_pairs(given):
+    return [a for a, _ in [*given.positive, *given.negative]]
+
+
+def anchors_of_both_pairs(given):
+    return 2 * anchors_of_triplets(given)
+
+
+def per_anchor_two_means(given, **options):
+    """Of the positive pairs, and of the negative ones."""
+    mean, sides = per_anchor(contrastive, anchors_of_pairs), ((given.positive, []), ([], given.negative))
+    return sum(mean(SimpleNamespace(d=given.d, positive=p, negative=n), **options) for p, n in sides)
+
+
 def multi_similarity_at(given, base, **options):
     """λ − D for s − λ."""
     sides = set(given.positive), set(given.negative)
@@ -246,6 +278,14 @@ def hinge(**options):
     return Row(TripletMargin, of_triplets, options, reduction="mean_active", lists="triplets")
 
 
+def by_anchor(kind, loop, anchors_of=anchors_of_pairs, fixed=None, **options):
+    """A row of which an anchor's losses are averaged first."""
+    make = partial(kind, reduction="mean_per_anchor", **fixed or {})
+    lists = "pairs" if anchors_of is anchors_of_pairs else "triplets"
+    lists += " only" if anchors_of is anchors_of_both_pairs else ""
+    return Row(make, per_anchor(loop, anchors_of), options, reduction=None, lists=lists)
+
+
 def at_cosines(make, loop, **options):
     return Row(make, of_pairs(loop), options, "cosine")
 
@@ -312,12 +352,33 @@ PAIRED = {
         margin_loss_of_triplets,
         {"margin": 0.7, "beta": 2.0},
         reduction="mean_active",
-        lists="triplets",
+        lists="triplets only",
         satisfied={},
     ),
     "margin loss, β a class": Row(
         margins_of_classes, margin_loss, {"margin": 0.3}, reduction="mean_active", satisfied={"margin": 0.1}
     ),
+    "hinge, by anchor": by_anchor(TripletMargin, of_triplets, anchors_of_triplets, margin=0.2),
+    "squared hinge, by anchor": by_anchor(
+        TripletMargin, of_triplets, anchors_of_triplets, margin=0.5, power=2
+    ),
+    "soft, by anchor": by_anchor(TripletMargin, of_triplets, anchors_of_triplets, soft=True),
+    "swap, by anchor": by_anchor(TripletMargin, of_triplets, anchors_of_triplets, margin=0.2, swap=True),
+    "contrastive, by anchor": by_anchor(Contrastive, contrastive, margin=3.0, pos_margin=0.5),
+    "contrastive, two means by anchor": replace(
+        by_anchor(Contrastive, contrastive, fixed={"two_means": True}, margin=3.0, power=1),
+        loop=per_anchor_two_means,
+    ),
+    "margin loss, by anchor": by_anchor(MarginLoss, margin_loss, margin=0.7, beta=2.0),
+    "margin loss, triplets by anchor": by_anchor(
+        MarginLoss,
+        margin_loss_of_triplets,
+        anchors_of_both_pairs,
+        fixed={"of_triplets": True},
+        margin=0.7,
+        beta=2.0,
+    ),
+    "margin loss, β a class by anchor": by_anchor(margins_of_classes, margin_loss, margin=0.3),
     "InfoNCE": at_cosines(InfoNCE, listwise.info_nce),
     "SupCon": at_cosines(SupCon, listwise.sup_con, temperature=0.5),
     "multi-similarity": at_cosines(MultiSimilarity, listwise.multi_similarity),

@@ -7,7 +7,8 @@ and float64, listed or not, whichever way they are computed.
 import pytest
 import torch
 
-from tercet.losses.pair import Contrastive, MarginLoss
+from tercet.losses.margin import MarginLoss
+from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.metrics.mining_stats import describe
 from tercet.metrics.precision import map_at_r

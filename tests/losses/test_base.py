@@ -6,7 +6,8 @@ import torch
 from tercet.core.indices import Pairs, References, Triplets
 from tercet.losses.base import rows_of_table
 from tercet.losses.histogram import Histogram
-from tercet.losses.pair import Contrastive, MarginLoss
+from tercet.losses.margin import MarginLoss
+from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.hard import BatchHard

@@ -10,7 +10,8 @@ from tercet.losses.angles import Angular
 from tercet.losses.composed import EmbeddingPenalty, Sum
 from tercet.losses.histogram import Histogram
 from tercet.losses.listwise import InfoNCE, NPair, SupCon
-from tercet.losses.pair import Contrastive, MarginLoss
+from tercet.losses.margin import MarginLoss
+from tercet.losses.pair import Contrastive
 from tercet.losses.pair_weighting import LiftedStructure
 from tercet.losses.ranked_list import RankedList
 from tercet.losses.softmax import CosFace

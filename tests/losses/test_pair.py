@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tercet.core.indices import Pairs, References, Triplets
-from tercet.losses.pair import MarginLoss
+from tercet.losses.margin import MarginLoss
 from tercet.miners.batch_all import BatchAll
 from tercet.miners.hard import BatchHard
 from tercet.pairwise.distances import Mahalanobis

@@ -6,7 +6,7 @@ import torch
 from tercet.core.indices import References
 from tercet.losses.histogram import Histogram
 from tercet.losses.listwise import NPair
-from tercet.losses.pair import MarginLoss
+from tercet.losses.margin import MarginLoss
 from tercet.pairwise.pair_relations import Ignore, PairTable
 from tercet.pairwise.relations import CrossGroup, Graded, SameLabel, SharedLabel
 from tests.contracts.heads import PAIRED, PROXIED, check_alike, check_equal, gradient_of

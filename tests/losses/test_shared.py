@@ -6,7 +6,7 @@ from torch import nn
 
 from tercet.core.indices import References
 from tercet.losses.listwise import InfoNCE
-from tercet.losses.pair import MarginLoss
+from tercet.losses.margin import MarginLoss
 from tercet.losses.pair_weighting import MultiSimilarity
 from tercet.losses.triplet import TripletMargin
 from tercet.miners.hard import BatchHard

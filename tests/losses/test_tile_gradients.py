@@ -6,7 +6,8 @@ from tercet.core.indices import References
 from tercet.losses import pair, tile_gradients, triplet
 from tercet.losses.distance_gradients import kind_of
 from tercet.losses.listwise import InfoNCE
-from tercet.losses.pair import Contrastive, MarginLoss
+from tercet.losses.margin import MarginLoss
+from tercet.losses.pair import Contrastive
 from tercet.losses.pair_weighting import MultiSimilarity
 from tercet.losses.softmax import ArcFace
 from tercet.losses.tile_gradients import TileLoss, differentiated, loss_from_pair_gradients

@@ -14,6 +14,7 @@ from tests.helpers import double_points as points
 
 losses = pytest.importorskip("pytorch_metric_learning.losses", reason="the bench extra is not installed")
 miners = pytest.importorskip("pytorch_metric_learning.miners", reason="the bench extra is not installed")
+reducers = pytest.importorskip("pytorch_metric_learning.reducers", reason="the bench extra is not installed")
 pytest.importorskip("sentence_transformers", reason="the bench extra is not installed")
 pytest.importorskip("oml", reason="make bench installs it without what it asks for")
 
@@ -118,6 +119,18 @@ def test_every_triplet_of_ours_is_their_own_enumeration(loss, name):
 def test_every_pair_of_ours_is_their_own_enumeration(loss, name):
     x, labels = batch(name, torch.float64)
     check_same(OF_PAIRS[loss], x, labels, tercet.PairMargin(-1.0, 3.0)(x, labels), None)
+
+
+@every_batch
+def test_a_mean_of_anchors_is_theirs_where_every_anchor_has_both(name):
+    x, labels = batch(name, torch.float64)
+    ours = tercet.Contrastive(1.0, power=1, two_means=True, reduction="mean_per_anchor")
+    theirs = losses.ContrastiveLoss(distance=raw(), reducer=reducers.PerAnchorReducer())
+    value, gradient = loss_and_gradient(ours, x, labels)
+    expected, expected_gradient = loss_and_gradient(theirs, x, labels)
+    assert expected_gradient.abs().max() > 0
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SAME_LOSSES)

@@ -8,7 +8,8 @@ import torch
 
 from tercet.losses.histogram import Histogram
 from tercet.losses.listwise import NPair
-from tercet.losses.pair import Contrastive, MarginLoss
+from tercet.losses.margin import MarginLoss
+from tercet.losses.pair import Contrastive
 from tercet.losses.triplet import TripletMargin
 from tercet.metrics.mining_stats import describe
 from tercet.miners.batch_all import BatchAll

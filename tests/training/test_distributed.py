@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tercet.core.indices import References
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
-from tercet.losses.pair import Contrastive, MarginLoss
+from tercet.losses.margin import MarginLoss
+from tercet.losses.pair import Contrastive
 from tercet.losses.pair_weighting import Circle, LiftedStructure, MultiSimilarity
 from tercet.losses.proxy import ProxyAnchor, ProxyNCA, SoftTriple
 from tercet.losses.ranked_list import RankedList

@@ -29,7 +29,7 @@ from tercet.core.checks import as_choice, as_int, refusal
 from tercet.core.indices import GatheredReferences, References
 from tercet.losses.tile_gradients import TileLoss
 from tercet.losses.traced import is_one_a_row, traced_list_loss, traced_loss
-from tercet.pairwise.accumulate import REDUCTIONS, Masked, once_differentiable, summed, tiled_mean
+from tercet.pairwise.accumulate import BY_ANCHOR, REDUCTIONS, Masked, once_differentiable, summed, tiled_mean
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance, as_distance, entries_of
 from tercet.pairwise.euclidean import gather_rows
@@ -47,7 +47,7 @@ from tercet.pairwise.tiles import Pairwise, Tile, tile_height
 from tercet.pairwise.torch_modes import full_precision, outside_graph, roundoff
 from tercet.pairwise.traced import is_traced
 
-__all__ = ["Head", "distinct", "empty_loss", "pairs_of", "reduced", "rows_of_table"]
+__all__ = ["Head", "anchor_shares", "distinct", "empty_loss", "pairs_of", "reduced", "rows_of_table"]
 
 
 class Head(nn.Module, ABC):
@@ -58,6 +58,7 @@ class Head(nn.Module, ABC):
 
     _tuples = "pairs"  # what a list consists of, for error messages
     _listing: str | None = None  # how to list all tuples, where reduction="none" takes a list only
+    _averages_by_anchor: bool = False  # whether an anchor has several losses, which can be averaged first
     _sums_over_anchors: bool = True  # whether the losses of parts of the batch against all of it add up
     # What a graph of `torch.compile` calls; None where a head cannot be traced. Of (tile of all rows, labels,
     # features) the sum of its losses and how many the mean is over; of the features of anchors, positives
@@ -77,7 +78,12 @@ class Head(nn.Module, ABC):
         caller = type(self).__name__
         self.distance = as_distance(caller, distance, gradient=True)
         self.relation = as_relation(caller, relation)
-        self.reduction = as_choice(caller, "reduction", reduction, REDUCTIONS)
+        if isinstance(reduction, str) and reduction == BY_ANCHOR and not self._averages_by_anchor:
+            expected = f"one of {', '.join(map(repr, REDUCTIONS))}"
+            hint = "TripletMargin, Contrastive and MarginLoss average the losses of an anchor first"
+            raise refusal(caller, "reduction", reduction, expected, hint)
+        choices = (*REDUCTIONS, BY_ANCHOR) if self._averages_by_anchor else REDUCTIONS
+        self.reduction = as_choice(caller, "reduction", reduction, choices)
         self.tile_rows = None if tile_rows is None else as_int(caller, "tile_rows", tile_rows, minimum=1)
         self.check_finite = as_time(caller, check_finite)
 
@@ -136,12 +142,12 @@ class Head(nn.Module, ABC):
 
     def _is_traced(self, embeddings: Any) -> bool:
         """Whether `torch.compile` may trace a call without mined tuples, ids and references."""
-        known = self._traced_sum is not None and self.reduction != "none"
+        known = self._traced_sum is not None and self.reduction not in ("none", BY_ANCHOR)
         return known and is_traced(self._measured, self.relation, embeddings)
 
     def _is_traced_list(self, embeddings: Any, mined: Any) -> bool:
         """Whether `torch.compile` may trace a call with these mined tuples."""
-        known = self._traced_losses is not None and self.reduction != "none"
+        known = self._traced_losses is not None and self.reduction not in ("none", BY_ANCHOR)
         return (
             known and is_traced(self._measured, self.relation, embeddings) and is_one_a_row(mined, embeddings)
         )
@@ -328,6 +334,22 @@ def reduced(
             yield summed(part, reduction)
 
     return tiled_mean(caller, reduction, terms, *inputs)
+
+
+def anchor_shares(x: Float[Tensor, "n k"], *anchors: Int[Tensor, " _"]) -> Float[Tensor, " n"]:
+    """What each loss of an anchor counts, so that their sum is the mean over anchors of each anchor's mean.
+
+    Args:
+        x: rows [n, k].
+        anchors: the rows of the listed losses.
+
+    Example:
+        >>> anchor_shares(torch.zeros(3, 1), torch.tensor([0, 2, 2]), torch.tensor([2, 2]))
+        tensor([0.5000, 0.5000, 0.1250])
+    """
+    every = torch.cat(anchors)
+    numbers = every.new_zeros(len(x)).index_add_(0, every, torch.ones_like(every))
+    return (numbers.clamp(min=1) * numbers.count_nonzero().clamp(min=1)).to(x.dtype).reciprocal_()
 
 
 def pairs_of(rows: Sequence[Int[Tensor, " _"]]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

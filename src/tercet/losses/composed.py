@@ -189,7 +189,9 @@ def _loss_of_table(pairwise: Pairwise, members: list[_Weighted], head: Any) -> F
         value = weights = None
         for weight, reduction, loss_of in members:
             part = loss_of(tile._replace(distance=tile.distance.clone()), wanted)
-            share = weight if reduction == "sum" else weight / part.count.clamp(min=1)
+            share: float | Tensor = weight
+            if reduction != "sum":  # in the precision of the value, which an int divided by would not have
+                share = part.value.new_full((), weight) / part.count.clamp(min=1)
             value = part.value * share if value is None else value + part.value * share
             if part.pair_gradients is not None:
                 weighted = part.pair_gradients.mul_(share)

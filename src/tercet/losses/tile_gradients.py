@@ -22,7 +22,7 @@ from tercet.pairwise.budget import budget
 from tercet.pairwise.tiles import Tile
 from tercet.pairwise.torch_modes import full_precision, widest_float
 
-__all__ = ["TileLoss", "differentiated", "is_one_tile", "loss_from_pair_gradients"]
+__all__ = ["TileLoss", "averaged_by_anchor", "differentiated", "is_one_tile", "loss_from_pair_gradients"]
 
 
 class TileLoss(NamedTuple):
@@ -87,6 +87,27 @@ def loss_from_pair_gradients(
         value = columns.new_zeros((), dtype=widest_float(columns.device))
         count = columns.new_zeros((), dtype=torch.int64)
     return with_gradient(caller, reduction, value, count, gradients if any(sought) else [], inputs)
+
+
+def averaged_by_anchor(
+    sums: Float[Tensor, " a"], numbers: Int[Tensor, " a"], pair_gradients: Float[Tensor, "a r"] | None
+) -> TileLoss:
+    """The mean of each anchor's own losses, of which the mean is over the anchors that have any.
+
+    Args:
+        sums: of each anchor's losses.
+        numbers: how many losses each anchor has.
+        pair_gradients: of the sums by each distance, which are written over; None where none are wanted.
+
+    Example:
+        >>> averaged_by_anchor(torch.tensor([6.0, 0.0, 1.0]), torch.tensor([3, 0, 2]), None)[:2]
+        (tensor(2.5000, dtype=torch.float64), tensor(2))
+    """
+    shares = numbers.clamp(min=1).to(sums.dtype).reciprocal_()  # [a]
+    value = (sums * shares).sum(dtype=widest_float(sums.device))
+    if pair_gradients is not None:
+        pair_gradients = pair_gradients.mul_(shares[:, None])
+    return TileLoss(value, numbers.count_nonzero(), pair_gradients)
 
 
 def is_one_tile(compared: Compared) -> bool:

@@ -9,21 +9,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from tercet.core.checks import as_bool, as_float, as_int, refusal
-from tercet.losses.base import Head, reduced
+from tercet.losses.base import Head, anchor_shares, reduced
+from tercet.losses.hinge_sums import ambiguous, by_bucket, triplets_of
 from tercet.losses.rowwise import MinedPairs
-from tercet.losses.tile_gradients import TileLoss, loss_from_pair_gradients
-from tercet.pairwise.accumulate import Masked, summed, tiled_mean
+from tercet.losses.tile_gradients import TileLoss, averaged_by_anchor, loss_from_pair_gradients
+from tercet.pairwise.accumulate import BY_ANCHOR, Masked, summed, tiled_mean
 from tercet.pairwise.budget import budget
 from tercet.pairwise.distances import Distance
 from tercet.pairwise.masked import kept_where, true_places
 from tercet.pairwise.relations import Relation, SameLabel
 from tercet.pairwise.tiles import PairTile, Pairwise, Tile
-from tercet.pairwise.torch_modes import has_fixed_shapes, running_sums, widest_float, with_float64
+from tercet.pairwise.torch_modes import has_fixed_shapes, widest_float, with_float64
 
 __all__ = ["TripletMargin"]
 
@@ -53,6 +54,7 @@ class TripletMargin(Head):
         relation: which columns are positive and which negative for a row, by the labels: `SameLabel()`,
             `SharedLabel()`, `CrossGroup()`, `Graded(positive, negative)`, or a `Relation`.
         reduction: `"mean_active"` for the mean over the triplets with ℓ > 0, `"mean"` over all triplets,
+            `"mean_per_anchor"` for the mean over the anchors that have a triplet of the mean of all theirs,
             `"sum"`, or `"none"` for one loss for each mined triplet, of `Pairs` by anchor, positive and
             negative.
         tile_rows: the anchors compared at once, at least 1; None for as many as fit one table of distances.
@@ -86,6 +88,7 @@ class TripletMargin(Head):
         descriptors with triplets and shallow convolutional neural networks", 2016 (swap).
     """
 
+    _averages_by_anchor = True
     _tuples = "triplets"
     _listing = "BatchAll()(embeddings, labels) to list every one"
 
@@ -129,12 +132,26 @@ class TripletMargin(Head):
             pairwise = copy(pairwise)
             pairwise.tile_rows = min(pairwise.tile_rows, max(triplets // r, 2 * n))
 
+        by_anchor = self.reduction == BY_ANCHOR
+        shares = self._shares(pairwise) if by_anchor else None
+
         def terms(*inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for pairs in pairwise.positive_pairs(*inputs):
-                value, active = summed(self._losses_of_pairs(pairs, inputs[-1]).flatten(), "mean_active")
+                losses = self._losses_of_pairs(pairs, inputs[-1])
+                if shares is not None:
+                    losses = losses * shares[pairs.anchor, None]
+                value, active = summed(losses.flatten(), "mean_active")
                 yield value, active if self.reduction == "mean_active" else pairs.negative.sum()
 
-        return tiled_mean("TripletMargin", self.reduction, terms, *pairwise.inputs)
+        reduction = "sum" if by_anchor else self.reduction
+        return tiled_mean("TripletMargin", reduction, terms, *pairwise.inputs)
+
+    def _shares(self, compared: Pairwise | MinedPairs) -> Float[Tensor, " n"]:
+        """What a triplet of each anchor counts in the mean over anchors of each anchor's mean."""
+        x = compared.inputs[0]
+        numbers = [triplets_of(*compared.sides(rows)) for rows in compared.spans()]
+        every = torch.cat([x.new_zeros(0, dtype=torch.int64), *numbers])
+        return (every.clamp(min=1) * every.count_nonzero().clamp(min=1)).to(x.dtype).reciprocal_()
 
     def _loss_of_tile(self, pairwise: Pairwise) -> tuple[str, Callable[[Tile, bool], TileLoss]] | None:
         """All triplets of the tile, of its distances alone without `swap`."""
@@ -155,13 +172,16 @@ class TripletMargin(Head):
         d = tile.distance
         has, p = tile.positive.float().topk(most, dim=1)  # [a, q]
         t = d.gather(1, p) + self.margin
-        wide = widest_float(d.device)
+        wide, numbers = widest_float(d.device), triplets_of(tile.positive, tile.negative)
+        shares = numbers.clamp(min=1).to(d.dtype).reciprocal_() if self.reduction == BY_ANCHOR else None
         value, active = d.new_zeros((), dtype=wide), p.new_zeros(())
         by_positive, by_distance = torch.zeros_like(t), torch.zeros_like(d) if wanted else None
         for i in range(most):
             d_pn = d[p[:, i]]  # [a, r]
             kept = (has[:, i, None] > 0) & tile.negative
             losses, pulls = self._pulled(t[:, i, None] - torch.minimum(d, d_pn).masked_fill_(~kept, math.inf))
+            if shares is not None:
+                losses, pulls = losses * shares[:, None], pulls * shares[:, None]
             value += losses.sum(dtype=wide)
             active += losses.count_nonzero()
             if by_distance is not None:
@@ -171,8 +191,9 @@ class TripletMargin(Head):
                 by_distance.index_put_((p[:, i],), -swapped, accumulate=True)
         if by_distance is not None:
             by_distance.scatter_add_(1, p, by_positive)
-        every = (tile.positive.sum(1) * tile.negative.sum(1)).sum()
-        return TileLoss(value, active if self.reduction == "mean_active" else every, by_distance)
+        if self.reduction != "mean_active":
+            active = numbers.sum() if shares is None else numbers.count_nonzero()
+        return TileLoss(value, active, by_distance)
 
     def _of_all_swapped(self, pairwise: Pairwise | MinedPairs, most: int) -> Float[Tensor, ""]:
         """The loss of all triplets with `swap`, positive by positive, in shapes that the host knows.
@@ -195,9 +216,12 @@ class TripletMargin(Head):
                     kept = (has[:, i, None] > 0) & negative
                     d_an = torch.minimum(d, d_pn).masked_fill(~kept, math.inf)
                     losses.append(self._loss(d.gather(1, p[:, i, None]), d_an))
-                value, active = summed(torch.stack(losses).flatten(), "mean_active")
-                every = (tile.positive.sum(1) * negative.sum(1)).sum()
-                yield value, active if self.reduction == "mean_active" else every
+                table, numbers = torch.stack(losses), triplets_of(tile.positive, negative)
+                if self.reduction == BY_ANCHOR:
+                    yield averaged_by_anchor(table.sum((0, 2)), numbers, None)[:2]
+                    continue
+                value, active = summed(table.flatten(), "mean_active")
+                yield value, active if self.reduction == "mean_active" else numbers.sum()
 
         return tiled_mean("TripletMargin", self.reduction, terms, *pairwise.inputs)
 
@@ -212,12 +236,17 @@ class TripletMargin(Head):
                 return self._of_all(pairs)
             rows = pairs.triplets()
 
+        by_anchor = self.reduction == BY_ANCHOR
+        shares = anchor_shares(inputs[0], rows[0]) if by_anchor else None
+
         def losses(*inputs: Tensor) -> Iterator[Tensor]:
             for a, p, n in self._chunks(inputs[0], inputs[-1], *rows, tables=not self.swap):
-                yield self._losses(inputs[0], inputs[-1], a, p, n)
+                part = self._losses(inputs[0], inputs[-1], a, p, n)
+                yield part if shares is None else part * shares[a]
 
         whole = self._fits_one_graph(inputs, rows)
-        return reduced("TripletMargin", self.reduction, losses, *inputs, one_graph=whole)
+        reduction = "sum" if by_anchor else self.reduction
+        return reduced("TripletMargin", reduction, losses, *inputs, one_graph=whole)
 
     def _losses(self, x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor) -> Float[Tensor, " t"]:
         d_ap, d_an = self._listed_distances(x, y, a, p, n)
@@ -249,7 +278,7 @@ class TripletMargin(Head):
             most = int(positives.max()) if read else tile.positive.shape[1]
         t, p = self._thresholds(tile, most)
         if tile.error is not None and not self.soft:  # which triplets are active is decided as by a miner
-            tile.resolve(_ambiguous(t, p, tile))
+            tile.resolve(ambiguous(t, p, tile))
             t, p = self._thresholds(tile, most)
         if has_fixed_shapes(tile.distance):
             d_an = tile.distance.masked_fill(~tile.negative, math.inf)  # [a, r]
@@ -259,9 +288,12 @@ class TripletMargin(Head):
         if self.soft or few:
             value, active, by_positive, by_negative = self._by_positive(t, d_an)
         else:
-            value, active, by_positive, by_negative = with_float64(_by_bucket, t, d_an, self.power)
+            value, active, by_positive, by_negative = with_float64(by_bucket, t, d_an, self.power)
+        pulls = by_negative.scatter_add_(1, p, by_positive) if wanted else None
+        if self.reduction == BY_ANCHOR:
+            return averaged_by_anchor(value.flatten(1).sum(1), positives * tile.negative.sum(1), pulls)
         count = active if self.reduction == "mean_active" else (positives * tile.negative.sum(1)).sum()
-        return TileLoss(value, count, by_negative.scatter_add_(1, p, by_positive) if wanted else None)
+        return TileLoss(value.sum(), count, pulls)
 
     def _thresholds(self, tile: Tile, most: int) -> tuple[Float[Tensor, "a q"], Int[Tensor, "a q"]]:
         """D(a,p) + m of each row's positives, falling, and their columns.
@@ -315,7 +347,7 @@ class TripletMargin(Head):
         return pulls.square(), pulls.mul_(2)
 
     def _by_positive(self, t: Float[Tensor, "a q"], d: Float[Tensor, "a r"]) -> tuple[Tensor, ...]:
-        """Σ ℓ, how many ℓ > 0, and ∂/∂D of positives [a, q] and of negatives [a, r], positive by positive."""
+        """Σ ℓ as [a, 1], how many ℓ > 0, ∂/∂D of positives [a, q] and negatives [a, r], by positive."""
         value = torch.zeros(len(d), dtype=widest_float(d.device), device=d.device)
         active = torch.zeros((), dtype=torch.int64, device=d.device)
         by_positive, by_negative, z = torch.zeros_like(t), torch.zeros_like(d), torch.empty_like(d)
@@ -330,58 +362,4 @@ class TripletMargin(Head):
                 count = losses.sign_().sum(1)  # where ℓ > 0, in an eighth of the time of `count_nonzero`
             active += count if count.ndim == 0 else count.sum(dtype=torch.int64)
             by_negative -= pulls
-        return value.sum(), active, by_positive, by_negative
-
-
-def _ambiguous(t: Float[Tensor, "a q"], p: Int[Tensor, "a q"], tile: Tile) -> Bool[Tensor, "a r"]:
-    """The positives and negatives whose errors let a triplet be on either side of the margin."""
-    assert tile.error is not None  # only a tile with an error is resolved
-    d, error, q = tile.distance, 2 * tile.error, t.shape[1]
-    ambiguous, positives = torch.zeros_like(tile.negative), torch.zeros_like(p, dtype=torch.bool)
-    if q <= budget(d.device).positive_passes:
-        for i in range(q):
-            near = ((d - t[:, i, None]).abs_() <= error).logical_and_(tile.negative)
-            ambiguous |= near
-            positives[:, i] = near.any(1)
-    else:
-        rising = t.flip(1)
-        first, last = torch.searchsorted(rising, d - error), torch.searchsorted(rising, d + error, right=True)
-        ambiguous = (first < last).logical_and_(tile.negative)
-        ends = torch.zeros(len(t), q + 1, dtype=torch.int64, device=t.device)
-        ends.scatter_add_(1, first, ambiguous.long()).scatter_add_(1, last, -ambiguous.long())
-        positives = (ends.cumsum(1)[:, :q] > 0).flip(1)
-    return ambiguous | torch.zeros_like(ambiguous).scatter_(1, p, positives).logical_and_(tile.positive)
-
-
-def _by_bucket(t: Float[Tensor, "a q"], d: Float[Tensor, "a r"], power: int) -> tuple[Tensor, ...]:
-    """`_by_positive` of a hinge, without a pass for each positive: O(r log q) an anchor.
-
-    The q thresholds t of an anchor cut its negatives into buckets, b = #{i : t_i ≤ d}. For a positive at t,
-    the k negatives nearer than t, with sums S1 of d and S2 of d²: Σ_n h(t − d_n) = k·t − S1 and
-    Σ_n h(t − d_n)² = k·t² − 2t·S1 + S2. The gradient by D(a,p) is k, or 2(k·t − S1); by D(a,n), minus the
-    number of positives beyond it, or −2 Σ (t − d_n) over those.
-    """
-    q = t.shape[1]
-    rising = t.flip(1)
-    bucket = torch.searchsorted(rising, d, right=True)  # [a, r]
-    far = bucket == q  # beyond every positive, or no negative at all
-    t, d64 = rising.double(), d.masked_fill(far, 0.0).double()
-
-    def below(v: Tensor) -> Tensor:
-        """For each threshold, the sum of v over the negatives nearer than it."""
-        sums = torch.zeros(len(v), q + 1, dtype=v.dtype, device=v.device)
-        return running_sums(sums.scatter_add_(1, bucket, v), 1)[:, :q]  # [a, q]
-
-    k, s1 = below(torch.ones_like(d64)), below(d64)
-    t.masked_fill_(k == 0, 0.0)
-    excess = k * t - s1
-    beyond = q - bucket  # [a, r]
-    if power == 1:
-        value, by_positive, by_negative = excess, k, -beyond
-    else:
-        falling = torch.cat([t, torch.zeros_like(t[:, :1])], dim=1).flip(1)
-        sums = running_sums(falling, 1).flip(1)  # [a, q + 1]
-        value = t * (excess - s1) + below(d64 * d64)
-        by_positive, by_negative = 2 * excess, -2 * (sums.gather(1, bucket) - beyond * d64)
-    by_positive = by_positive.flip(1).to(d.dtype)
-    return value.sum(), k.sum().long(), by_positive, by_negative.to(d.dtype)
+        return value[:, None], active, by_positive, by_negative

@@ -16,6 +16,7 @@ from tercet.core.checks import refusal
 from tercet.pairwise.torch_modes import full_precision, has_fixed_shapes, widest_float
 
 __all__ = [
+    "BY_ANCHOR",
     "REDUCTIONS",
     "Masked",
     "counted_losses",
@@ -29,6 +30,8 @@ __all__ = [
 
 REDUCTIONS = ("mean_active", "mean", "sum", "none")
 """How a head reduces its losses: mean of those above 0, mean of all, sum, or all of them as they are."""
+BY_ANCHOR = "mean_per_anchor"
+"""The mean over anchors of each anchor's mean: a reduction of heads of which an anchor has several losses."""
 
 
 def tiled_sum(

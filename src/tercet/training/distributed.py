@@ -57,7 +57,8 @@ def gather(
     - `"sum"`: yes, if the loss is multiplied by `world_size()`, with every head whose loss is a sum over
       anchors: all but those below.
     - `"mean"`, and `FastAP`: yes, as it is, if all ranks have equally many of what the mean is over
-      (triplets, pairs, or rows); otherwise it is the mean of the ranks' means.
+      (triplets, pairs, or rows); otherwise it is the mean of the ranks' means. So too `"mean_per_anchor"`,
+      of equally many anchors that have a loss.
     - `"mean_active"`: no, since ranks differ in how many losses are above 0. For that mean, and any over
       different numbers, use `"sum"`, multiply by `world_size()` and divide by the number of all ranks.
     - `LiftedStructure`, `NPair`, `Histogram`, `IntraPairVariance`, `VICReg`, and `MarginLoss` that sums with
