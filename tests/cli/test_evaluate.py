@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from tercet import embed, evaluate, global_average_precision, ndcg, scan_folder
+from tercet import embed, evaluate, global_average_precision, ndcg, read_embeddings, scan_folder
 from tests.helpers import picture
 
 
@@ -88,8 +88,33 @@ def test_a_model_and_a_folder_in_one_go(tercet, here):
     assert code == 0, err
     assert again.splitlines()[4:] == out.splitlines()[4:]
     assert sorted(file.name for file in here.glob("*.npy")) == ["bad.npy", "good.npy", "kept.npy"]
-    code, _, err = tercet("evaluate", "good.npy", "--size", 4)
-    assert (code, "--keep and the options of embedding are for --model" in err) == (2, True), err
+    for option in ("--size", "--class-depth"):
+        code, _, err = tercet("evaluate", "good.npy", option, 1)
+        assert (code, "--keep and the options of embedding are for --model" in err) == (2, True), err
+
+
+def test_cameras_of_a_folder(tercet, here):
+    for row in range(24):
+        picture(here / "seen" / "abc"[row % 3] / f"cam{row % 2}" / f"{row:02d}.png", row)
+    (here / "model_of_cameras.py").write_text(
+        "def factory():\n    return lambda images: images.mean((2, 3))\n"
+    )
+    words = ("--model", "model_of_cameras:factory", "--size", 4, "--workers", 0, "--device", "cpu")
+    code, _, err = tercet("embed", "seen", "seen.npy", *words, "--class-depth", 1, "--groups", 2)
+    assert code == 0, err
+    found = read_embeddings("seen.npy")
+    cameras = np.array([path.split("/")[1] for path in found.catalog.paths])
+    assert found.catalog.groups["group"].tolist() == cameras.tolist()
+    apart = evaluate(found, k=1, groups=cameras, distance="cosine")
+    whole = evaluate(found, k=1, distance="cosine")
+    assert apart["MAP@R"] != whole["MAP@R"]
+    code, out, err = tercet("evaluate", "seen.npy", "--group", "group", "--k", 1)
+    assert (code, f"MAP@R {apart['MAP@R']:.3f}" in cells(out)) == (0, True), (out, err)
+    code, out, err = tercet("evaluate", "seen", *words, "--class-depth", 1, "--k", 1)
+    assert (code, f"MAP@R {whole['MAP@R']:.3f}" in cells(out)) == (0, True), (out, err)
+    found.catalog.write("seen.csv")
+    code, _, err = tercet("embed", "seen.csv", "x.npy", *words, "--groups", 2)
+    assert (code, "--groups is for folders; of a table, --group names the column" in err) == (2, True), err
 
 
 def test_graded_relevance_is_how_far_two_classes_share_their_folders(tercet, here):
@@ -126,6 +151,7 @@ def test_two_models_side_by_side(tercet, here):
 def test_what_does_not_fit_is_refused(tercet, here):
     for words, said in (
         (("--group", "camera"), "evaluate(group='camera'): expected one of the catalog's columns: none"),
+        (("--group", "camera"), "; tercet embed keeps one, of a folder by --groups, of a table by --group"),
         (("--ignore", "z"), "evaluate(ignore='z'): expected a class of the catalog"),
         (("--figures", "rank"), "evaluate(figures='rank'): expected one of"),
         (("--plot", "x.txt"), "x.txt"),

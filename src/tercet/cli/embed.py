@@ -25,9 +25,11 @@ from tercet.cli.options import (
     opened_catalog,
     path,
     refuse_input,
+    with_groups,
 )
 from tercet.cli.summary import SHOWN, finish, grid, tell_left_out
 from tercet.core.checks import Refusal, border, escaped
+from tercet.data.catalog.catalog import Catalog
 from tercet.data.shards.index import ShardIndex
 
 __all__ = ["app", "embed", "first_device", "opened_images"]
@@ -93,6 +95,13 @@ def embed(
     split: Annotated[
         str | None, typer.Option(help="Which of the splits in the folder's info.json (tars).")
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the camera or session of each image as the column `group`: the level of the folder "
+            "that names it, or a regular expression with one group for the path (folders)."
+        ),
+    ] = None,
     class_depth: ClassDepth = None,
     root: Root = None,
     outside_root: OutsideRoot = False,
@@ -129,6 +138,10 @@ def embed(
     of_table = {"root": root, "outside_root": outside_root, "columns": group or []}
     of_table |= {"path_column": path_column, "label_column": label_column}
     images = opened_images(source, split=split, class_depth=class_depth, quiet=quiet, **of_table)
+    if groups is not None:
+        if not source.is_dir() or not isinstance(images, Catalog):
+            raise typer.BadParameter("--groups is for folders; of a table, --group names the column")
+        images, _ = with_groups(images, groups, of_folder=True)
     try:
         found = embedded(
             loaded, images, output, transform=how, overwrite=overwrite, progress=not quiet, **options

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tercet.cli.options import Overwrite, Quiet, path
+from tercet.cli.options import Overwrite, Quiet, no_column, path
 from tercet.core.checks import Refusal, border, escaped
 
 __all__ = ["app", "evaluate"]
@@ -46,6 +46,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="With --model: images at a time.")] = 64,
     workers: Annotated[int, typer.Option(help="With --model: processes that decode.")] = 4,
     device: Annotated[str | None, typer.Option(help="With --model: cpu, cuda, …")] = None,
+    class_depth: Annotated[
+        int | None, typer.Option(help="With --model: name classes by their first folders only (folders).")
+    ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(parser=path, help="Embeddings of the same images by another model: which is better?"),
@@ -116,15 +119,15 @@ def evaluate(
     how |= {"workers": workers, "device": device}
     if model is None:
         standard = {"transform": "resize", "size": None, "batch_size": 64, "workers": 4, "device": None}
-        if keep is not None or how != standard:
+        if keep is not None or class_depth is not None or how != standard:
             raise typer.BadParameter("--keep and the options of embedding are for --model")
         first = read_embeddings(source, root=root)
     else:
         columns = [] if group is None or source.is_dir() else [group]
-        first = _embedded(source, model, keep, root, columns, how, overwrite, quiet)
+        first = _embedded(source, model, keep, class_depth, root, columns, how, overwrite, quiet)
     catalog = first.catalog
     if group is not None and group not in catalog.groups:
-        raise Refusal("group", group, f"one of the catalog's columns: {', '.join(catalog.groups) or 'none'}")
+        raise no_column(group, catalog)
     names = np.asarray(catalog.classes, dtype=object)[catalog.labels]
     for option, labels in (("ignore", ignore), ("distractors", distractors)):
         for label in labels or []:
@@ -180,6 +183,7 @@ def _embedded(
     source: Path,
     model: str,
     keep: Path | None,
+    class_depth: int | None,
     root: Path | None,
     columns: list[str],
     how: dict[str, Any],
@@ -201,7 +205,7 @@ def _embedded(
         how = how | {"transform": named}
     of_table: dict[str, Any] = {"root": root, "outside_root": False, "columns": columns}
     of_table |= {"path_column": "path", "label_column": "label"}
-    images = opened_images(source, split=None, class_depth=None, quiet=quiet, **of_table)
+    images = opened_images(source, split=None, class_depth=class_depth, quiet=quiet, **of_table)
     with TemporaryDirectory(prefix="tercet-") as folder:
         out = Path(folder, "embeddings.npy") if keep is None else keep
         options = how | {"device": place, "progress": not quiet}

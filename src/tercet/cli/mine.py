@@ -19,6 +19,7 @@ from tercet.cli.options import (
     Processes,
     Quiet,
     Work,
+    no_column,
     path,
     refuse_input,
 )
@@ -157,7 +158,7 @@ def mine(
     embeddings = read_embeddings(source, root=root)
     catalog = embeddings.catalog
     if group is not None and group not in catalog.groups:
-        raise Refusal("group", group, f"one of the catalog's columns: {', '.join(catalog.groups) or 'none'}")
+        raise no_column(group, catalog)
     said = _read(verdicts, catalog)
     options: dict[str, Any] = {
         "negatives": negatives,

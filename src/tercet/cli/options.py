@@ -34,6 +34,7 @@ __all__ = [
     "Source",
     "Verify",
     "Work",
+    "no_column",
     "opened_catalog",
     "path",
     "refuse_input",
@@ -139,6 +140,14 @@ def opened_catalog(
     names = {"path_column": path_column, "label_column": label_column, "groups": columns}
     return read_catalog(
         source, root=root, outside_root=outside_root, verify=verify, progress=not quiet, **names
+    )
+
+
+def no_column(group: str, catalog: Catalog) -> Refusal:
+    """The refusal of a `--group` that the catalog of embeddings does not have."""
+    hint = "tercet embed keeps one, of a folder by --groups, of a table by --group"
+    return Refusal(
+        "group", group, f"one of the catalog's columns: {', '.join(catalog.groups) or 'none'}", hint
     )
 
 

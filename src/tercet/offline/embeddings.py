@@ -201,7 +201,8 @@ def read_embeddings(path: str | Path, *, root: str | Path | None = None, verify:
         target = as_path(None, "path", path)
         given = None if root is None else as_path(None, "root", root)
         if target.suffix != ".npy":
-            raise Refusal("path", str(path), "an array that embed has written, ending in .npy")
+            hint = "of images, make them first by embed, or tercet embed"
+            raise Refusal("path", str(path), "an array that embed has written, ending in .npy", hint)
         return read_consistently(files_of(target), lambda places: _opened(target, places, given, verify))
 
 
