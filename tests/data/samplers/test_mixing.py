@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections import Counter
 from itertools import chain, combinations
 
@@ -136,6 +137,16 @@ def test_any_two_super_labels_meet_equally_often(items, ranks):
         met = Counter(tuple(sorted(pair)) for pair in plan.reshape(-1, 2).tolist())
         times = [met[pair] for pair in combinations(range(items), 2)]
         assert max(times) - min(times) <= (1 if ranks == 1 else 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_few_steps_of_many_super_labels_list_a_few_pairs(ranks):
+    tracemalloc.start()
+    plan = every_pair(3000, 50, ranks, key=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len({tuple(sorted(pair)) for pair in plan.reshape(-1, 2).tolist()}) == 50 * ranks
+    assert peak < 3e6  # all 4,498,500 pairs take 72 MB
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -6,6 +6,9 @@ of a key.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
+
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
@@ -184,27 +187,37 @@ def every_pair(items: int, steps: int, ranks: int, key: int) -> Int[np.ndarray, 
         >>> every_pair(3, 3, 1, key=0).tolist()
         [[1, 2], [0, 1], [2, 0]]
     """
-    places = items + items % 2  # of an odd number, the item paired with nobody rests
-    turn = np.arange(places - 1)[:, None]  # [rounds, 1]
-    apart = np.arange(1, places // 2)
-    ones = np.concatenate([turn, (turn + apart) % (places - 1)], axis=1).ravel()
-    others = np.concatenate([np.full_like(turn, places - 1), (turn - apart) % (places - 1)], axis=1).ravel()
-    games = np.stack([ones, others], axis=1)  # [all pairs, 2]
-    games = games[(games < items).all(axis=1)]
-    tournaments = -(-(steps + 1) * ranks // len(games)) + 1
-    group = np.zeros(items, dtype=np.int64)
-    names = [_shuffled(group, derive_key("tournament", t, key)) for t in range(tournaments)]
-    waiting = np.concatenate([names[t][games] for t in range(tournaments)])
+    games = _games(items, steps * ranks, key)
     if ranks == 1:
-        plan = waiting[:steps]
+        parts, found = [], 0
+        while found < steps:
+            parts.append(next(games))
+            found += len(parts[-1])
+        plan = np.concatenate(parts)[:steps]
     else:
-        plan = np.array(_disjoint(waiting.tolist(), steps, ranks)).reshape(steps, -1)
+        plan = np.array(_disjoint(games, steps, ranks)).reshape(steps, -1)
     return plan[_shuffled(np.zeros(steps, dtype=np.int64), derive_key("steps", key))]
 
 
-def _disjoint(pairs: list[list[int]], steps: int, ranks: int) -> list[list[int]]:
+def _games(items: int, at_once: int, key: int) -> Iterator[Int[np.ndarray, "g 2"]]:
+    """The pairs of one tournament after the other, whole rounds of some `at_once` pairs at a time."""
+    places = items + items % 2  # of an odd number, the item paired with nobody rests
+    apart = np.arange(1, places // 2)
+    rounds = -(-at_once // (items // 2))
+    for tournament in count():
+        names = _shuffled(np.zeros(items, dtype=np.int64), derive_key("tournament", tournament, key))
+        for first in range(0, places - 1, rounds):
+            turn = np.arange(first, min(first + rounds, places - 1))[:, None]  # [rounds, 1]
+            ones = np.concatenate([turn, (turn + apart) % (places - 1)], axis=1).ravel()
+            last = np.full_like(turn, places - 1)
+            others = np.concatenate([last, (turn - apart) % (places - 1)], axis=1).ravel()
+            pairs = np.stack([ones, others], axis=1)
+            yield names[pairs[(pairs < items).all(axis=1)]]
+
+
+def _disjoint(games: Iterator[Int[np.ndarray, "g 2"]], steps: int, ranks: int) -> list[list[int]]:
     """Steps of `ranks` pairs without a common item, each of the first pairs that go together."""
-    plan, waiting, following = [], [], iter(pairs)
+    plan, waiting, following = [], [], (pair for some in games for pair in some.tolist())
     for _ in range(steps):
         step: list[int] = []
         later = []
