@@ -340,7 +340,7 @@ def test_a_group_without_a_step_among_confusable_classes():
         ({"confusion": np.full((10, 2), np.nan)}, "NaN or infinite numbers in 10 of 10 classes"),
         (
             {"confusion": np.ones((10, 2)), "confusion_share": 0},
-            "expected a finite number above 0 of at most 1",
+            "expected a finite number above 0 and at most 1",
         ),
         ({"p": 1, "confusion": np.ones((10, 2))}, "expected at least two classes"),
     ],
