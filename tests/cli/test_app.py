@@ -377,7 +377,7 @@ def test_a_tree_of_persons_and_cameras_is_noticed(tercet, people, tmp_path):
     assert (code, out) == (0, "")
     assert err.startswith("Warning: scan_folder(root=")
     assert (
-        "'p0/cam1' and 'p1/cam1' are two classes, and so with 1 other name; pass class_depth=1 (--class"
+        "'p0/cam1' and 'p1/cam1' are two classes, and likewise folders of 1 other name; pass class_depth=1 ("
         in err
     )
     assert tercet(*given, "--class-depth", 1) == (0, "", "")

@@ -228,7 +228,8 @@ class Evaluation(Mapping[str, float]):
             lines.append(f"intervals of {self._listed(self._without)}: 95 %, jackknife over classes")
         lacking = self._figures.keys() - self.intervals.keys()
         if lacking and self.labels is not None:
-            lines.append(f"no interval of {self._listed(lacking)}: not defined, or not without some class")
+            why = "not defined, or not when one of the classes is left out"
+            lines.append(f"no interval of {self._listed(lacking)}: {why}")
         return lines
 
     def _listed(self, names: Collection[str]) -> str:

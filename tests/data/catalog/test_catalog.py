@@ -99,8 +99,8 @@ def test_class_depth_cuts_the_name(tmp_path, depth, classes):
     [
         (
             ["train/bus/1.jpg", "train/car/1.jpg", "val/bus/2.jpg", "val/car/2.jpg", "val/tram/1.jpg"],
-            "scan_folder(root='photos'): 'train/bus' and 'val/bus' are two classes, and so "
-            "with 1 other name; "
+            "scan_folder(root='photos'): 'train/bus' and 'val/bus' are two classes, and likewise "
+            "folders of 1 other name; "
             "pass class_depth=1 (--class-depth 1) if a class is the folder above, as a person above cameras; "
             "scan one folder at a time if they are parts of one set, as train and val; "
             "pass class_depth=2 (--class-depth 2) if they are two",

@@ -201,7 +201,7 @@ def ambiguous_names(root: str | Path, classes: Sequence[tuple[str, ...]]) -> str
         return None
     first, second = ("/".join(folder) for folder in several[0][:2])
     more = len(several) - 1
-    others = f", and so with {more} other name{'s' * (more > 1)}" if more else ""
+    others = f", and likewise folders of {more} other name{'s' * (more > 1)}" if more else ""
     above, whole = max(map(len, several[0])) - 1, max(map(len, classes))
     return escaped(
         f"scan_folder(root={str(root)!r}): {first!r} and {second!r} are two classes{others}; "
