@@ -42,6 +42,7 @@ from .losses.angular_margins import SphereFace as SphereFace
 from .losses.composed import EmbeddingPenalty as EmbeddingPenalty
 from .losses.composed import Sum as Sum
 from .losses.cosine_regression import P2SGrad as P2SGrad
+from .losses.dynamic_margin import DynamicSoftMargin as DynamicSoftMargin
 from .losses.histogram import FastAP as FastAP
 from .losses.histogram import Histogram as Histogram
 from .losses.listwise import NCA as NCA

@@ -73,6 +73,7 @@ HEADS: dict[str, Callable[[int], Any]] = {
     "InfoNCE": lambda classes: tercet.InfoNCE(),
     "SupCon": lambda classes: tercet.SupCon(),
     "Histogram": lambda classes: tercet.Histogram(),
+    "DynamicSoftMargin": lambda classes: tercet.DynamicSoftMargin(),
     "FastAP": lambda classes: tercet.FastAP(),
     "ProxyNCA": lambda classes: tercet.ProxyNCA(classes, 128),
     "ProxyAnchor": lambda classes: tercet.ProxyAnchor(classes, 128),

@@ -35,7 +35,7 @@ REALS = """
     margin scale alpha beta gamma m base temperature epsilon cutoff nonzero_loss_cutoff nu l2 la tau
     cap gap out_of_class fraction least pos_margin neg_margin label_smoothing h momentum
     pos_temperature rank_temperature balance pos_epsilon neg_epsilon invariance variance covariance
-    length mean share angle
+    length mean share angle span
 """.split()
 FLAGS = """
     easy_margin plus_plus normalize soft swap overwrite progress verify describe return_rows
@@ -178,6 +178,7 @@ HEADS = {
     "Angular": {},
     "Circle": {},
     "Contrastive": {},
+    "DynamicSoftMargin": {},
     "FastAP": {},
     "GeneralizedLifted": {},
     "Histogram": {},

@@ -13,6 +13,7 @@ from tercet.core.indices import Pairs, Triplets
 from tercet.losses.angles import Angular, TupletMargin
 from tercet.losses.angular_margins import AdaFace, CurricularFace, SphereFace
 from tercet.losses.cosine_regression import P2SGrad
+from tercet.losses.dynamic_margin import DynamicSoftMargin
 from tercet.losses.histogram import FastAP, Histogram
 from tercet.losses.listwise import NCA, InfoNCE, NPair, SupCon
 from tercet.losses.margin import MarginLoss
@@ -26,8 +27,8 @@ from tercet.losses.sub_centers import SubCenterArcFace
 from tercet.losses.triplet import TripletMargin
 from tercet.losses.variance import IntraPairVariance, VICReg
 from tests.helpers import double_points as points
+from tests.oracles import dynamic_margin, listwise, proxy, ranking, variance
 from tests.oracles import histogram as reference_histogram
-from tests.oracles import listwise, proxy, ranking, variance
 from tests.oracles import triplets as reference
 
 BATCHES = {
@@ -262,6 +263,19 @@ def margins_of_classes(**options):
     return head
 
 
+def dynamic_margins(**options):
+    """A head in evaluation mode, whose histogram stays."""
+    head = DynamicSoftMargin(**options)
+    head.histogram.copy_(torch.arange(1.0, len(head.histogram) + 1) / 64)
+    return head.eval()
+
+
+def dynamic_soft_margin(given, bins, span=2.0):
+    triplets, histogram = reference.all_triplets(given.positive, given.negative), given.head.histogram
+    assert len(histogram) == bins + 1
+    return dynamic_margin.dynamic_soft_margin(given.d, triplets, histogram.tolist(), span)
+
+
 def proxied(kind, **state):
     """A head for four classes in four dimensions; one with a state is in evaluation mode, where it stays."""
 
@@ -444,6 +458,17 @@ PAIRED = {
     "histogram": counted(Histogram, reference_histogram.histogram_loss, 100, "pairs"),
     "histogram, 7 bins": counted(Histogram, reference_histogram.histogram_loss, 7, "pairs"),
     "histogram, 1 bin": counted(Histogram, reference_histogram.histogram_loss, 1, "pairs"),
+    "dynamic margin": Row(
+        dynamic_margins, dynamic_soft_margin, {"bins": 7}, reduction=None, lists="triplets", smooth=False
+    ),
+    "dynamic margin, wide": Row(
+        dynamic_margins,
+        dynamic_soft_margin,
+        {"bins": 9, "span": 5.0},
+        reduction=None,
+        lists="triplets",
+        smooth=False,
+    ),
     "FastAP": counted(FastAP, reference_histogram.fast_ap, 10, ""),
     "FastAP, 3 bins": counted(FastAP, reference_histogram.fast_ap, 3, ""),
 }

@@ -64,6 +64,7 @@ CEILINGS: dict[str, list[tuple[int, int]]] = {
     "InfoNCE": [(0, 56), (0, 56), (0, 56)],
     "SupCon": [(0, 62), (0, 62), (0, 62)],
     "Histogram": [(0, 85), (0, 85), (0, 85)],
+    "DynamicSoftMargin": [(4, 114), (4, 114), (4, 191)],
     "FastAP": [(0, 113), (0, 113), (0, 113)],
     "ProxyNCA": [(0, 55), (0, 55), (0, 55)],
     "ProxyAnchor": [(0, 81), (0, 81), (0, 81)],

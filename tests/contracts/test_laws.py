@@ -239,6 +239,9 @@ SUBJECTS = {
     "NPair": replace(
         at_cosines(tercet.NPair), distances=("dot",), without=("permutation", FAR)
     ),  # the first pair of a class
+    "DynamicSoftMargin": Subject(  # a class that comes changes the histogram
+        lambda s: tercet.DynamicSoftMargin(33, **s.options), "head", lists="triplets", without=(FAR,)
+    ),
     "Histogram": at_cosines(tercet.Histogram, bins=16),
     "FastAP": at_cosines(tercet.FastAP, lists=""),
     "ProxyNCA": of_proxies(tercet.ProxyNCA),

@@ -29,6 +29,7 @@ NAMES = [
     "DeepRankingNet",
     "DeepRankingTriplets",
     "DistanceWeighted",
+    "DynamicSoftMargin",
     "EasyHard",
     "EasyPositive",
     "EmbeddingHead",

@@ -133,6 +133,29 @@ def test_a_mean_of_anchors_is_theirs_where_every_anchor_has_both(name):
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
 
 
+@every_batch
+def test_a_dynamic_margin_is_theirs_at_one_histogram(name):
+    x, labels = batch(name, torch.float64)
+    head, theirs = tercet.DynamicSoftMargin(20).double(), losses.DynamicSoftMarginLoss(num_bins=20)
+
+    def ours(x, labels, mined):  # theirs divides by the length
+        return head(torch.nn.functional.normalize(x), labels, mined)
+
+    value, _ = loss_and_gradient(ours, x, labels)
+    expected, _ = loss_and_gradient(theirs, x, labels)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    assert head.histogram[-1] == 0  # theirs ends one node before
+    torch.testing.assert_close(head.histogram[:-1], theirs.hist_.detach())
+
+    still = losses.DynamicSoftMarginLoss(num_bins=20, momentum=0.0)
+    still.hist_ = head.eval().histogram[:-1].clone()
+    value, gradient = loss_and_gradient(ours, x, labels)
+    expected, expected_gradient = loss_and_gradient(still, x, labels)
+    assert expected_gradient.abs().max() > 0
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", SAME_LOSSES)
 def test_a_head_equals_the_peers(name):
     case = CASES[name]

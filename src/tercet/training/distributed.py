@@ -61,8 +61,8 @@ def gather(
       of equally many anchors that have a loss.
     - `"mean_active"`: no, since ranks differ in how many losses are above 0. For that mean, and any over
       different numbers, use `"sum"`, multiply by `world_size()` and divide by the number of all ranks.
-    - `LiftedStructure`, `NPair`, `Histogram`, `IntraPairVariance`, `VICReg`, and `MarginLoss` that sums with
-      `nu`: no. They refuse the columns of several ranks.
+    - `LiftedStructure`, `NPair`, `Histogram`, `DynamicSoftMargin`, `IntraPairVariance`, `VICReg`, and
+      `MarginLoss` that sums with `nu`: no. They refuse the columns of several ranks.
 
     With every head and reduction, the gradient is that of one process if each rank computes the loss of the
     whole batch, at R times the work. DDP's average is then right as it is, also for a head's own parameters:
