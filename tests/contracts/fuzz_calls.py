@@ -250,7 +250,7 @@ def rows() -> dict[str, Row]:
         "evaluate": _row(
             "evaluate",
             str,
-            {**_PROTOCOL, "k": "counts"},
+            {**_PROTOCOL, "k": "counts", **dict.fromkeys(("catalog", "out", "embedding"), "anything")},
             **batch,
             k=[1, 2],
         ),
