@@ -111,7 +111,7 @@ def _weighted_mean(
 def _weighted_mean_by_softmax(
     excess: Float[Tensor, "a r"], side: Bool[Tensor, "a r"], temperature: float
 ) -> Float[Tensor, " a"]:
-    others = ~(side & (excess > 0))
+    others = ~side | (excess <= 0)  # NaN is no such number, and stays
     # Not −∞: a softmax of −∞ alone is NaN.
     shares = torch.softmax((excess * temperature).masked_fill(others, torch.finfo(excess.dtype).min), dim=1)
     return (shares * excess).masked_fill(others, 0.0).sum(1)

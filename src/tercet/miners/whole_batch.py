@@ -20,7 +20,6 @@ from tercet.miners.base import Miner
 from tercet.miners.collected import Tuples, mined
 from tercet.miners.draws import batch_key
 from tercet.pairwise.tiles import Pairwise
-from tercet.pairwise.torch_modes import widest_float
 from tercet.pairwise.transfer import sent_up
 
 __all__ = ["HDC", "UniformHistogram"]
@@ -113,16 +112,17 @@ class HDC(_WholeBatch):
 
 def _first_share(d: Float[Tensor, "n r"], among: Bool[Tensor, "n r"], share: float) -> Bool[Tensor, "n r"]:
     """Which entries of a mask are the first share of them, by number and then by place."""
+    # Whole numbers, the same on every device: ⌈q · count⌉ for q in steps of 2⁻³⁰.
+    parts, whole = max(1, math.floor(share * (1 << 30))), 1 << 30
     if d.device.type == "cpu":
         numbers = d[among].numpy()
-        count = math.ceil(share * len(numbers))
+        count = -(-len(numbers) * parts // whole)
         if not count:
             return among
         wanted = torch.tensor(count)
         last = torch.from_numpy(np.partition(numbers, count - 1)[count - 1 : count])
     else:  # in shapes that the data do not change
-        wide = widest_float(d.device)
-        wanted = torch.ceil(among.sum().to(wide) * share).long()
+        wanted = -torch.div(-among.sum() * parts, whole, rounding_mode="floor")
         ordered = d.masked_fill(~among, math.inf).flatten().sort().values
         last = ordered.gather(0, (wanted - 1).clamp(min=0)[None])
     below, equal = (d < last) & among, (d == last) & among
