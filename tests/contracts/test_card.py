@@ -41,7 +41,7 @@ CEILINGS: dict[str, list[tuple[int, int]]] = {
     "PairMargin": [(1, 14), (1, 31), (1, 31)],
     "HDC": [(1, 64), (1, 64), (1, 64)],
     "UniformHistogram": [(1, 59), (1, 59), (1, 59)],
-    "AngularMiner": [(1, 34), (1, 34), (1, 54)],
+    "AngularMiner": [(1, 37), (1, 37), (1, 57)],
     "TripletMargin": [(0, 70), (0, 70), (0, 109)],
     "TripletMargin, soft": [(0, 70), (0, 70), (0, 109)],
     "TripletMargin, swap": [(0, 112), (0, 112), (0, 151)],

@@ -78,3 +78,10 @@ def test_at_most_max_count_are_drawn():
 def test_angles_that_mean_nothing_are_refused(angle, text):
     with pytest.raises(ValueError, match=rf"AngularMiner\(angle={angle}\): expected .*{text}"):
         AngularMiner(angle)
+
+
+def test_zero_rows_are_equal_to_each_other():
+    x, labels = points(12, 3, seed=1), torch.arange(12) % 3
+    assert AngularMiner(0.2)(torch.zeros(12, 3), labels).count == 0
+    x[6:] = 0
+    assert all(min(a, p) < 6 for a, p, _ in as_set(AngularMiner(0.2)(x, labels)))

@@ -103,7 +103,7 @@ class AngularMiner(Miner):
     def _parts(self, pairwise: Pairwise) -> Iterator[Part]:
         """All (anchor, positive) with the columns wanted of each, some at a time, by anchor."""
         # Products in float64 round so little that one bound serves for all: nearer to α is not above it.
-        units = [normalize(v.detach().double()) for v in pairwise.inputs]
+        units = [_units(v) for v in pairwise.inputs]
         x, y, r = units[0], units[-1], len(units[-1])
         rounding = 4 * (x.shape[1] + 8) * torch.finfo(torch.float64).eps
         rate = 2 * math.sin(self.angle) ** 2
@@ -132,6 +132,12 @@ def _positive_pairs(
     here = slice(*np.searchsorted(row, (start, start + len(is_positive))))
     at, positive = (sent_up(each[here], is_positive.device) for each in (row - start, column))
     return at, positive
+
+
+def _units(x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+    """Unit vectors; those of zero rows are equal to each other and √2 from all others."""
+    x = normalize(x.detach().double())
+    return torch.cat([x, ~x.any(1, keepdim=True)], dim=1)  # false and true become 0 and 1
 
 
 def _squares(x: Float[Tensor, "a k"], y: Float[Tensor, "r k"]) -> Float[Tensor, "a r"]:
