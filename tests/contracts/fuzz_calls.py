@@ -540,8 +540,10 @@ def rows() -> dict[str, Row]:
                 "epoch_length": "epoch length",
                 "short_supers": "choice",
                 "pure_groups": "groups",
-                "confusion_share": "real",
-                **dict.fromkeys(("class_weights", "group_shares", "confusion", "spread_pairs"), "anything"),
+                "spread_pairs": "anything",
+                **dict.fromkeys(
+                    ("class_weights", "group_shares", "confusion", "confusion_share"), "anything"
+                ),
             },
             labels=LABELS,
             p=2,

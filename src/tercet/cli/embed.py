@@ -66,7 +66,10 @@ def embed(
     ] = "resize",
     size: Annotated[int | None, typer.Option(help="Height and width for resize and crop; else 224.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
-    workers: Annotated[int, typer.Option(help="Processes that decode; 0 for none besides this one.")] = 4,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode; 0 for none besides this one; at most 4 if not given."),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, cuda:1, …; if not given, the first accelerator, or the CPU."),
@@ -126,7 +129,12 @@ def embed(
     started = time.perf_counter()
     refuse_input(output, source)
     place = first_device() if device is None else device
-    options: dict[str, Any] = {"size": size, "batch_size": batch_size, "workers": workers, "device": place}
+    options: dict[str, Any] = {
+        "size": size,
+        "batch_size": batch_size,
+        "workers": min(4, os.cpu_count() or 1) if workers is None else workers,
+        "device": place,
+    }
     options |= {"dtype": dtype, "precision": precision, "compile": compile, "views": views}
     options |= {"normalize": normalize, "hash": hash, "key": key, "part_size": part_size}
     options |= {"engine": engine, "processes": processes}

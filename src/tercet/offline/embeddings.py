@@ -77,6 +77,9 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.array)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.array, dtype=dtype, copy=copy)
+
     def __repr__(self) -> str:
         n, d = self.array.shape
         tail = f", {len(self.unreadable)} unreadable" if len(self.unreadable) else ""

@@ -342,6 +342,7 @@ def test_a_group_without_a_step_among_confusable_classes():
             {"confusion": np.ones((10, 2)), "confusion_share": 0},
             "expected a finite number above 0 and at most 1",
         ),
+        ({"confusion_share": 0.5}, "PKSampler(confusion_share=0.5): expected confusion beside it"),
         ({"p": 1, "confusion": np.ones((10, 2))}, "expected at least two classes"),
     ],
 )

@@ -98,7 +98,7 @@ class PKSampler(EpochSampler):
             class means are taken, or [c, d] a vector for each label in sorted order. Classes whose vectors
             have a large cosine are near. Finding the nearest takes c² · d operations, once.
         confusion_share: the share of the classes of a batch (of each super-label in it) that are near each
-            other, above 0 and at most 1; at least two classes.
+            other, above 0 and at most 1, half if not given; at least two classes.
         rank: the part of each step that this process takes, from 0.
         world_size: the number of processes. The p · world_size classes of a step are distinct.
 
@@ -138,7 +138,7 @@ class PKSampler(EpochSampler):
         pure_groups: Any = None,
         group_shares: Any = None,
         confusion: Any = None,
-        confusion_share: float = 0.5,
+        confusion_share: float | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -260,7 +260,11 @@ class PKSampler(EpochSampler):
                 expected = "no super_labels or pure_groups beside it"
                 raise refusal("PKSampler", "class_weights", "<weights>", expected)
             weights = numbers_of("class_weights", class_weights, given.names, table.names, 1.0)
-        share = as_float("PKSampler", "confusion_share", confusion_share, maximum=1, above=0)
+        share = 0.5
+        if confusion_share is not None:
+            share = as_float("PKSampler", "confusion_share", confusion_share, maximum=1, above=0)
+            if confusion is None:
+                raise refusal("PKSampler", "confusion_share", confusion_share, "confusion beside it")
         if confusion is None:
             return Mixing(weights, spreads)
         together = rules.each if rules.unit == "super-label" else self.p
