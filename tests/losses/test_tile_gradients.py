@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tercet.core.indices import References
-from tercet.losses import pair, tile_gradients, triplet
+from tercet.losses import margin, pair, tile_gradients, triplet
 from tercet.losses.distance_gradients import kind_of
 from tercet.losses.listwise import InfoNCE
 from tercet.losses.margin import MarginLoss
@@ -194,7 +194,7 @@ def test_no_slope_is_computed_where_nobody_wants_one(head, monkeypatch):
             found.append(super().__new__(cls, *args))
             return found[-1]
 
-    for module in (tile_gradients, pair, triplet):
+    for module in (tile_gradients, margin, pair, triplet):
         monkeypatch.setattr(module, "TileLoss", Watched)
     x, labels = points(9, 6), torch.arange(9) % 3
     head.requires_grad_(False)
