@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tercet.core.indices import Pairs, References, Triplets
+from tercet.core.indices import References, Triplets
 from tercet.losses.base import rows_of_table
 from tercet.losses.histogram import Histogram
 from tercet.losses.margin import MarginLoss
@@ -139,10 +139,6 @@ def test_any_three_index_tensors_are_triplets(library_form):
 
 def test_what_is_no_list_of_rows_of_the_batch_is_refused():
     x, rows = points(4), torch.tensor([0, 1])
-    with pytest.raises(
-        ValueError, match=r"TripletMargin\(mined='Pairs of 4'\): expected Triplets \(three index"
-    ):
-        TripletMargin()(x, mined=Pairs(rows, rows, rows, rows))
     with pytest.raises(ValueError, match=r"Contrastive\(mined='tuple of 2'\): expected Triplets .* or Pairs"):
         Contrastive()(x, mined=(rows, rows))
     for head in (TripletMargin(), Contrastive()):
