@@ -81,6 +81,16 @@ def test_a_sum_of_a_list_of_references_and_of_ids_is_the_sum_of_its_heads():
         )
 
 
+def test_a_list_needs_no_ids_beside_those_of_its_references():
+    x, y = points(6), points(8, seed=1)
+    labels, columns = torch.arange(6) // 2, torch.arange(8) // 2
+    ref = References(y, columns, torch.arange(8))
+    mined = BatchHard()(x, labels, ids=torch.arange(6) + 20, ref=ref)
+    heads = [TripletMargin(1.0), Contrastive(2.0), SupCon()]
+    alone = sum(head(x, labels, mined, ref=ref) for head in heads)
+    torch.testing.assert_close(Sum(heads)(x, labels, mined, ref=ref), alone)
+
+
 def test_a_sum_of_several_tiles_is_the_sum_of_its_heads():
     x, labels = BATCHES["uneven positives per anchor"]
     heads = [TripletMargin(1.0, tile_rows=2), Contrastive(2.0, tile_rows=2)]

@@ -119,7 +119,10 @@ class Sum(nn.Module):
             rows = embeddings, labels
         alone = set(range(len(self.heads)))
         for group in () if torch.compiler.is_compiling() or rows[1] is None else self._groups():
-            pairwise = _prepared(self.heads[group[0]], embeddings, labels, ids, ref)
+            columns = ref
+            if mined is not None and ids is None and ref is not None:
+                columns = ref._replace(ids=None)  # a list says itself which pairs count
+            pairwise = _prepared(self.heads[group[0]], embeddings, labels, ids, columns)
             joint = self._of_table(group, pairwise) if mined is None else []
             alone -= set(group)
             if joint:
