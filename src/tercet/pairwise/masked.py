@@ -204,20 +204,19 @@ def row_argmin(table: Float[Tensor, "a r"], error: Float[Tensor, " a"]) -> tuple
 def row_argmin_numpy(table: Tensor, error: Tensor) -> tuple[Tensor, Places]:
     """`row_argmin` by numpy."""
     numbers = table.numpy()
-    place = numbers.argmin(1)
-    first = numbers[np.arange(place.shape[0]), place]
+    rows, place = np.arange(len(numbers)), numbers.argmin(1)
+    first = numbers[rows, place]
     limit = first + 2 * error.numpy()
-    missing = first == np.inf
-    none = np.count_nonzero(missing)
-    if none:
-        place[missing], limit[missing] = -1, -np.inf
-    close = numbers <= limit[:, None]
+    # A second look without the first places is less than a comparison of all numbers and a list of the close.
+    numbers[rows, place] = np.inf
+    second = numbers[rows, numbers.argmin(1)]
+    numbers[rows, place] = first
+    place[first == np.inf] = -1
+    several = np.flatnonzero((second <= limit) & (second < np.inf))
     row, column = _NONE, _NONE
-    # Mostly the count says that no row has another.
-    if np.count_nonzero(close) > place.shape[0] - none:
-        row, column = flat_places(close)
-        several = (np.bincount(row, minlength=len(place)) > 1)[row]
-        row, column = row[several], column[several]
+    if len(several):
+        row, column = flat_places(numbers[several] <= limit[several, None])
+        row = several[row]
     return torch.from_numpy(place), (torch.from_numpy(row), torch.from_numpy(column))
 
 
