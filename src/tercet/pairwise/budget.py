@@ -40,6 +40,10 @@ class Budget:
     """Tables of at most so many numbers are masked by numpy, whose call costs a fifth of torch's; larger ones
     use all of torch's threads. CPU: where both take the same time. Accelerator: none."""
 
+    counted_numbers: int
+    """In tables of at most so many numbers those close to a row's least are counted before they are looked
+    for: mostly there are none. CPU: 256 × 256, above which the count takes as long as the look."""
+
     direct_numbers: int
     """Batches of at most so many distances are searched by exact distances alone. CPU: none, since rank keys
     are faster. Accelerator: 256 × 256, where the fewer launches outweigh the slower differences."""
@@ -206,6 +210,7 @@ _CPU = Budget(
     tile_bytes=8 * 2**20,
     block_bytes=2 * 2**20,
     numpy_numbers=2**19,
+    counted_numbers=1 << 16,
     direct_numbers=0,
     measured_more=7,
     listed_positives=32,
@@ -264,6 +269,7 @@ def accelerator(free_bytes: int) -> Budget:
         tile_bytes=tile_bytes,
         block_bytes=tile_bytes // 4,
         numpy_numbers=0,
+        counted_numbers=0,
         direct_numbers=2**16,
         masked_numbers=_UNLIMITED,
         product_rows=4096,

@@ -204,20 +204,32 @@ def row_argmin(table: Float[Tensor, "a r"], error: Float[Tensor, " a"]) -> tuple
 def row_argmin_numpy(table: Tensor, error: Tensor) -> tuple[Tensor, Places]:
     """`row_argmin` by numpy."""
     numbers = table.numpy()
-    rows, place = np.arange(len(numbers)), numbers.argmin(1)
-    first = numbers[rows, place]
+    place = numbers.argmin(1)
+    first = numbers[np.arange(place.shape[0]), place]
     limit = first + 2 * error.numpy()
-    # A second look without the first places is less than a comparison of all numbers and a list of the close.
+    missing = first == np.inf
+    none = np.count_nonzero(missing)
+    if none:
+        place[missing], limit[missing] = -1, -np.inf
+    row, column = _NONE, _NONE
+    # Of few numbers, mostly a count says that no row has another, which is a third of the look for them.
+    few = numbers.size <= budget(table.device).counted_numbers
+    if not few or np.count_nonzero(numbers <= limit[:, None]) > place.shape[0] - none:
+        several = _rows_of_several(numbers, place, limit)
+        if len(several):
+            row, column = flat_places(numbers[several] <= limit[several, None])
+            row = several[row]
+    return torch.from_numpy(place), (torch.from_numpy(row), torch.from_numpy(column))
+
+
+def _rows_of_several(numbers: np.ndarray, place: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """The rows that have a number up to the limit beside the one at `place`, by another look without it."""
+    rows = np.arange(len(numbers))
+    first = numbers[rows, place]
     numbers[rows, place] = np.inf
     second = numbers[rows, numbers.argmin(1)]
     numbers[rows, place] = first
-    place[first == np.inf] = -1
-    several = np.flatnonzero((second <= limit) & (second < np.inf))
-    row, column = _NONE, _NONE
-    if len(several):
-        row, column = flat_places(numbers[several] <= limit[several, None])
-        row = several[row]
-    return torch.from_numpy(place), (torch.from_numpy(row), torch.from_numpy(column))
+    return np.flatnonzero(second <= limit)
 
 
 def row_argmin_torch(table: Tensor, error: Tensor) -> tuple[Tensor, Places]:
