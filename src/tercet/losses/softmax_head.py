@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class SoftmaxHead(ProxyHead):
         if sample is not None:
             self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
+    @abstractmethod
     def _own(
         self,
         own: Float[Tensor, "n 1"],
@@ -70,7 +72,6 @@ class SoftmaxHead(ProxyHead):
         labels: Int[Tensor, " n"],
     ) -> Float[Tensor, "n 1"]:
         """The score of the row's own class, with its margin; of its score without."""
-        raise NotImplementedError
 
     def _others(self, scores: Float[Tensor, "n c"], own: Float[Tensor, "n 1"]) -> Float[Tensor, "n c"]:
         """The scores of other classes, in place of all, beside the own with its margin."""

@@ -58,7 +58,7 @@ class ClassPlan:
         epoch_length: int | None,
         mixing: Mixing,
     ) -> None:
-        self._rules, self._mixing, self._supers = rules, mixing, table.supers
+        self._rules, self._mixing = rules, mixing
         self._slot_class, self._is_fixed, turns = _slots(table, rules)
         self._slot_super = None if table.supers is None else table.supers[self._slot_class]
         self._slot_demand = np.where(self._is_fixed, 0, demand[self._slot_class])

@@ -156,11 +156,11 @@ class PKSampler(EpochSampler):
             within = labels_within(given, pure_groups)
         self._table = ClassTable(within, rules)
         self.left_out = self._table.left_out
-        self._demand, steps = self._least_turns(epoch_length)
+        demand, steps = self._least_turns(epoch_length)
         mixing = self._mixing(
             given, within, rules, spread_pairs, class_weights, group_shares, confusion, confusion_share
         )
-        self._class_plan = ClassPlan(self._table, rules, self._demand, steps, mixing)
+        self._class_plan = ClassPlan(self._table, rules, demand, steps, mixing)
         self._length = self._class_plan.length
         self._block = max(1, BLOCK_ROWS // (self.p * (1 if isinstance(self.k, str) else self.k)))
         self._plan: tuple[int, np.ndarray, np.ndarray] | None = None  # of the epoch that was asked for last
@@ -268,9 +268,12 @@ class PKSampler(EpochSampler):
         if confusion is None:
             return Mixing(weights, spreads)
         together = rules.each if rules.unit == "super-label" else self.p
-        if together < 2 or rules.short_supers == "repeat":
-            expected = 'at least two classes of each super-label in a batch, and short_supers="skip"'
-            raise refusal("PKSampler", "confusion", "<vectors>", expected)
+        if together < 2:
+            per = " of each super-label" if rules.unit == "super-label" else ""
+            expected = f"at least two classes{per} in a batch"
+            raise refusal("PKSampler", "confusion", "<vectors>", expected, "raise p")
+        if rules.short_supers == "repeat":
+            raise refusal("PKSampler", "confusion", "<vectors>", 'short_supers="skip" beside it')
         near = min(together, max(2, round(share * together)))
         directions = class_directions(confusion, given, within)[table.numbers]
         group = np.zeros(len(directions), dtype=np.int64) if table.supers is None else table.supers
